@@ -1,0 +1,89 @@
+"""Errors that a user can meet, each with one line of cause, one of remedy, and an exit code.
+
+    LvspecError
+    ├── UsageError             2    wrong flags, settings or files of settings
+    ├── PairError              3    the pair cannot be had, loaded or does not fit
+    ├── NoInputError           4    no such file, or nothing to read in the folder
+    ├── OutputError            5    the output cannot be written or is locked
+    ├── RegressionError        6    a benchmark got worse than the margin allows
+    └── VideoError             1    the file is there but cannot be read
+        ├── NotAVideoError          not a video at all, or a format that is refused
+        ├── NoVideoStreamError      audio or subtitles only
+        ├── EncryptedVideoError     protected content
+        ├── DamagedVideoError       no frame before the damage
+        ├── VideoLimitError         over the limits on canvas, frames or duration
+        └── DecodeTimeoutError      decoding took longer than --decode-timeout
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LvspecError(Exception):
+    """A failure that the user can act on: ``cause`` says what and where, ``remedy`` what to do."""
+
+    exit_code: ClassVar[int] = 1
+    kind: ClassVar[str] = "error"
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[LvspecError], tuple[str, str]]:
+        # The default forgets the remedy, and errors cross a process boundary.
+        return type(self), (self.cause, self.remedy)
+
+
+class UsageError(LvspecError):
+    exit_code = 2
+    kind = "usage"
+
+
+class PairError(LvspecError):
+    exit_code = 3
+    kind = "pair"
+
+
+class NoInputError(LvspecError):
+    exit_code = 4
+    kind = "no_input"
+
+
+class OutputError(LvspecError):
+    exit_code = 5
+    kind = "output"
+
+
+class RegressionError(LvspecError):
+    exit_code = 6
+    kind = "regression"
+
+
+class VideoError(LvspecError):
+    kind = "video"
+
+
+class NotAVideoError(VideoError):
+    kind = "not_a_video"
+
+
+class NoVideoStreamError(VideoError):
+    kind = "no_video_stream"
+
+
+class EncryptedVideoError(VideoError):
+    kind = "encrypted"
+
+
+class DamagedVideoError(VideoError):
+    kind = "damaged"
+
+
+class VideoLimitError(VideoError):
+    kind = "over_limit"
+
+
+class DecodeTimeoutError(VideoError):
+    kind = "decode_timeout"

@@ -1,0 +1,230 @@
+"""What crosses the seams between stages: frozen values, with shapes and units.
+
+    video file -> Clip -> Prompt -> prefill -> (draft -> verify -> accept)* -> Generation -> Record
+
+This module imports neither torch nor transformers, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+DecoderName = Literal["pyav", "decord"]
+TaskName = Literal["ask", "caption"]
+
+
+class Mode(StrEnum):
+    """How answers are decoded."""
+
+    LVSPEC = "lvspec"
+    EXACT = "exact"
+    AR = "ar"
+
+
+class TokenKind(StrEnum):
+    """Why a token stands in the output."""
+
+    EXACT = "exact"  # the draft's token is the target's own
+    FILLER = "filler"  # a loosely accepted visual-irrelevant token, or a tie at an anchor
+    SHIFT = "shift"  # a position-shifted token
+    TARGET = "target"  # the target's own: prefill, correction, bonus
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    REPETITION = "repetition"
+    INTERRUPTED = "interrupted"
+    ERROR = "error"
+
+
+class RelevanceName(StrEnum):
+    """Schemes that tell anchors from fillers (DESIGN.md, section 4)."""
+
+    ATTENTION = "attention"
+    SIMILARITY = "similarity"
+    LENS = "lens"
+    LEXICON = "lexicon"
+    PLAUSIBLE = "plausible"
+    RANDOM = "random"
+    NONE = "none"
+
+
+# --- video ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VideoLimits:
+    """Bounds that are checked before memory is taken."""
+
+    canvas_pixels: int = 8192 * 8192
+    sampled_frames: int = 2048
+    duration: float = 24 * 3600.0  # seconds
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """What was asked of one video. Times in seconds from the first frame of the chosen stream."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+    max_frames: int | None = None  # cap on the frames taken
+    fps: float | None = None  # frames taken per second of video
+    max_pixels: int | None = None  # cap on height * width of a frame that is kept
+    decoder: DecoderName = "pyav"
+    timeout: float | None = 120.0  # seconds of decoding before it is ended
+    limits: VideoLimits = field(default_factory=VideoLimits)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a stretch of one video, decoded once, as both models will see them."""
+
+    path: Path
+    frames: np.ndarray  # uint8 (frames, height, width, 3), RGB, upright
+    timestamps: tuple[float, ...]  # seconds from the stream's first frame, one a frame, ascending
+    frame_rate: float | None  # average frames per second of the source, None when unknown
+    duration: float | None  # seconds of the whole stream, None when unknown
+    start: float  # seconds, the stretch that was asked for
+    end: float | None  # seconds, None when the end of the stream is meant and its time unknown
+    source_width: int  # pixels, after rotation
+    source_height: int
+    frames_expected: int  # how many the request should have given
+    decoder: DecoderName  # which one gave the frames, after any fallback
+    decode_seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return int(self.frames.shape[2])
+
+    @property
+    def height(self) -> int:
+        return int(self.frames.shape[1])
+
+
+# --- prompt --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One model's inputs for one clip and one question.
+
+    Tokens ``[0, prefix_length)`` hold all of the video and are the same for every question
+    about the clip, so that their cache can be kept.
+    """
+
+    input_ids: Tensor  # long (1, length)
+    position_ids: Tensor  # long, the family's shape, (..., 1, length)
+    next_position: int  # position of the first generated token (the same on every axis)
+    video_mask: Tensor  # bool (length,), true at the video's tokens
+    prefix_length: int
+    video_inputs: Mapping[str, Tensor]  # what only prefill takes: pixels, grids, seconds per grid
+
+    @property
+    def length(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    @property
+    def visual_tokens(self) -> int:
+        return int(self.video_mask.sum())
+
+
+# --- decoding ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RuleSettings:
+    """Thresholds of the rule (DESIGN.md, section 4). Margins in nats; ``inf`` means no margin.
+
+    A draft token that is not the target's is kept when the target's log probability of it is at
+    most ``margin`` below that of its own token, where the margin falls from ``filler_margin``
+    (relevance 0) to ``anchor_margin`` (relevance at or above ``anchor_threshold``).
+    """
+
+    relevance: RelevanceName = RelevanceName.ATTENTION
+    anchor_threshold: float = 0.5
+    anchor_margin: float = 0.5
+    filler_margin: float = 2.0
+    shift_window: int = 2  # places; 0 turns shift off
+    max_loose_run: int = 3  # loose tokens in a row
+    max_loose_in_window: int = 6  # loose tokens among the last loose_window tokens
+    loose_window: int = 12
+    random_rate: float = 0.5  # relevance random: share of mismatches accepted
+    layers: tuple[int, ...] = (-1,)  # relevance from hidden states: which layers of the target
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How one answer is decoded."""
+
+    mode: Mode = Mode.LVSPEC
+    gamma: int = 8
+    rule: RuleSettings = field(default_factory=RuleSettings)
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0 is greedy; above it only in modes exact and ar
+    seed: int = 0
+    repetition_guard: bool = True
+
+
+@dataclass(frozen=True)
+class Round:
+    """One draft, one verification, one acceptance, and what it added to the output."""
+
+    tokens: tuple[int, ...]  # added to the output; its length is the accepted length
+    kinds: tuple[TokenKind, ...]  # one a token
+    drafted: tuple[int, ...] = ()  # the draft's tokens
+    target: tuple[int, ...] = ()  # the target's own token at each of gamma + 1 positions
+    relevance: tuple[float, ...] = ()  # one a drafted token
+    gap: tuple[float, ...] = ()  # nats from the target's token down to the drafted one
+    prefill: bool = False  # true for the token that prefill gives: it belongs to no round
+
+
+@dataclass(frozen=True)
+class DecodeStats:
+    """Counts and seconds of one answer (terms: DESIGN.md, section 2)."""
+
+    output_tokens: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted_exact: int = 0
+    accepted_filler: int = 0
+    accepted_shift: int = 0
+    gamma: int = 0
+    fallback: bool = False
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        return (self.output_tokens - 1) / self.rounds if self.rounds else None
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        accepted = self.accepted_exact + self.accepted_filler + self.accepted_shift
+        return accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        if self.decode_seconds <= 0 or self.output_tokens < 2:
+            return None
+        return (self.output_tokens - 1) / self.decode_seconds
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished answer. ``tokens`` holds the end token when there was one."""
+
+    tokens: tuple[int, ...]
+    kinds: tuple[TokenKind, ...]
+    finish_reason: FinishReason
+    stats: DecodeStats
