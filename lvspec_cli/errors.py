@@ -1,18 +1,18 @@
 """Errors that a user can meet, each with one line of cause, one of remedy, and an exit code.
 
-    LvspecError
-    ├── UsageError             2    wrong flags, settings or files of settings
-    ├── PairError              3    the pair cannot be had, loaded or does not fit
-    ├── NoInputError           4    no such file, or nothing to read in the folder
-    ├── OutputError            5    the output cannot be written or is locked
-    ├── RegressionError        6    a benchmark got worse than the margin allows
-    └── VideoError             1    the file is there but cannot be read
-        ├── NotAVideoError          not a video at all, or a format that is refused
-        ├── NoVideoStreamError      audio or subtitles only
-        ├── EncryptedVideoError     protected content
-        ├── DamagedVideoError       no frame before the damage
-        ├── VideoLimitError         over the limits on canvas, frames or duration
-        └── DecodeTimeoutError      decoding took longer than --decode-timeout
+LvspecError
+├── UsageError             2    wrong flags, settings or files of settings
+├── PairError              3    the pair cannot be had, loaded or does not fit
+├── NoInputError           4    no such file, or nothing to read in the folder
+├── OutputError            5    the output cannot be written or is locked
+├── RegressionError        6    a benchmark got worse than the margin allows
+└── VideoError             1    the file is there but cannot be read
+    ├── NotAVideoError          not a video at all, or a format that is refused
+    ├── NoVideoStreamError      audio or subtitles only
+    ├── EncryptedVideoError     protected content
+    ├── DamagedVideoError       no frame before the damage
+    ├── VideoLimitError         over the limits on canvas, frames or duration
+    └── DecodeTimeoutError      decoding took longer than --decode-timeout
 """
 
 from __future__ import annotations

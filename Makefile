@@ -1,0 +1,49 @@
+# `make demo` and `make test` are all the set-up there is. Each needs Python 3.11 or later and make.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for python in python3 python3.12 python3.13 python3.11 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+CLIP := lvspec_cli/demo/clips/clip_0001.mp4
+
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    install, then ask the bundled pair about a shipped clip"
+	@echo "make test    install, then run the tests"
+	@echo "make check   format, lint, types and tests, as continuous integration runs them"
+	@echo "make format  format and mend what the linter can"
+
+$(VENV)/made:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: pyproject.toml $(VENV)/made
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/made
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+demo: $(VENV)/installed
+	$(BIN)/lvspec ask $(CLIP) "Describe the video."
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy lvspec_cli tests
+	$(BIN)/python -m pytest -q
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
