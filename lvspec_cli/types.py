@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Le
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +58,14 @@ class RelevanceName(StrEnum):
     PLAUSIBLE = "plausible"
     RANDOM = "random"
     NONE = "none"
+
+
+class Looseness(StrEnum):
+    """Presets of the rule: ``balanced`` is the pair's own, ``strict`` is exact mode."""
+
+    STRICT = "strict"
+    BALANCED = "balanced"
+    LOOSE = "loose"
 
 
 # --- video ---------------------------------------------------------------------------------
@@ -148,18 +158,21 @@ class RuleSettings:
 
     A draft token that is not the target's is kept when the target's log probability of it is at
     most ``margin`` below that of its own token, where the margin falls from ``filler_margin``
-    (relevance 0) to ``anchor_margin`` (relevance at or above ``anchor_threshold``).
+    (relevance 0) to ``anchor_margin`` (relevance at or above ``anchor_threshold``). The ranges
+    hold for models.yaml and the command line alike.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     relevance: RelevanceName = RelevanceName.ATTENTION
     anchor_threshold: float = 0.5
-    anchor_margin: float = 0.5
-    filler_margin: float = 2.0
-    shift_window: int = 2  # places; 0 turns shift off
-    max_loose_run: int = 3  # loose tokens in a row
-    max_loose_in_window: int = 6  # loose tokens among the last loose_window tokens
-    loose_window: int = 12
-    random_rate: float = 0.5  # relevance random: share of mismatches accepted
+    anchor_margin: Annotated[float, Ge(0)] = 0.5
+    filler_margin: Annotated[float, Ge(0)] = 2.0
+    shift_window: Annotated[int, Ge(0), Le(16)] = 2  # places; 0 turns shift off
+    max_loose_run: Annotated[int, Ge(0)] = 3  # loose tokens in a row
+    max_loose_in_window: Annotated[int, Ge(0)] = 6  # loose tokens among the last loose_window tokens
+    loose_window: Annotated[int, Ge(1)] = 12
+    random_rate: Annotated[float, Ge(0), Le(1)] = 0.5  # relevance random: share of mismatches accepted
     layers: tuple[int, ...] = (-1,)  # relevance from hidden states: which layers of the target
 
 
