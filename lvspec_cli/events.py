@@ -1,0 +1,97 @@
+"""What the pipeline tells whoever listens, in order: values only, so that a view is a fold over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lvspec_cli.types import Round, TokenKind
+
+if TYPE_CHECKING:
+    from lvspec_cli.output.records import Record
+
+
+class Stage(StrEnum):
+    """Stages of one run, in the order in which they happen."""
+
+    DECODING = "decoding"
+    LOADING = "loading"
+    ENCODING = "encoding the video"
+    ANSWERING = "answering"
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class StageAdvanced:
+    """``done`` of ``total`` in the stage's own unit: frames, or a share of 1; total 0 when unknown."""
+
+    stage: Stage
+    done: float
+    total: float
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    stage: Stage
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ClipReady:
+    """What was taken from the video. Sizes in pixels, times in seconds."""
+
+    path: Path
+    duration: float | None
+    start: float
+    end: float | None
+    frames: int
+    frames_expected: int
+    width: int
+    height: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuestionStarted:
+    """``number`` counts from 1."""
+
+    number: int
+    count: int
+    question: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that one token completed, with the token's kind."""
+
+    text: str
+    kind: TokenKind
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """One round as it was accepted. ``seconds`` since the answer's first token."""
+
+    number: int
+    round: Round
+    pieces: tuple[Piece, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answered:
+    """``tail``: text that had not been shown when the answer ended (a character cut in its middle)."""
+
+    record: Record
+    tail: str = ""
+
+
+Event = StageStarted | StageAdvanced | StageFinished | ClipReady | QuestionStarted | RoundDone | Answered
+Listener = Callable[[Event], None]

@@ -1,0 +1,206 @@
+"""Records: one JSON object an answer, the same for every command (DESIGN.md, section 7)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from lvspec_cli import __version__
+from lvspec_cli.types import (
+    DecoderName,
+    DecodeSettings,
+    DecodeStats,
+    FinishReason,
+    Mode,
+    TaskName,
+)
+
+SCHEMA: Final = "lvspec.record.1"
+SAMPLE_BYTES = 64 * 1024
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Segment(_Part):
+    """Seconds from the stream's first frame; ``end`` is null where the end of the video is meant."""
+
+    start: float
+    end: float | None
+
+
+class Failure(_Part):
+    kind: str
+    message: str
+
+
+class Requested(_Part):
+    """What was asked of the video."""
+
+    frames: int | None
+    fps: float | None
+    max_pixels: int | None
+    decoder: DecoderName
+
+
+class Sampling(_Part):
+    """What was asked of the video and what was taken. Sizes in pixels, times in seconds."""
+
+    requested: Requested
+    frames_expected: int | None = None
+    decoded: int | None = None
+    timestamps: tuple[float, ...] | None = None
+    width: int | None = None
+    height: int | None = None
+    visual_tokens: int | None = None
+    oom_retries: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+class Stats(_Part):
+    """Counts and seconds of one answer (DESIGN.md, section 2)."""
+
+    output_tokens: int
+    rounds: int
+    drafted: int
+    accepted_exact: int
+    accepted_filler: int
+    accepted_shift: int
+    gamma: int
+    fallback: bool
+    mean_accepted_length: float | None
+    acceptance_rate: float | None
+    decode_video_s: float
+    prefill_s: float
+    decode_s: float
+    tokens_per_s: float | None
+
+
+class Record(_Part):
+    """One line of output. Absent facts are null."""
+
+    schema_: Literal["lvspec.record.1"] = Field(default=SCHEMA, alias="schema")
+    key: str
+    id: str
+    status: Literal["ok", "error"]
+    file_name: str
+    file_name_b64: str | None
+    segment: Segment
+    task: TaskName
+    system: str | None
+    prompt: str
+    text: str | None
+    error: Failure | None
+    finish_reason: FinishReason
+    pair: str
+    target: str
+    draft: str | None
+    mode: Mode
+    settings: dict[str, Any]
+    lossless: bool
+    sampling: Sampling
+    stats: Stats | None
+    audit: dict[str, Any] | None = None
+    version: str = __version__
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+def to_line(record: Record) -> str:
+    """One line of JSON without a line break. What could act on a terminal is written as \\uXXXX."""
+    text = json.dumps(record.model_dump(mode="json", by_alias=True), ensure_ascii=False, allow_nan=False)
+    return _ACTIVE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+# JSON itself escapes C0: these are DEL, C1, line separators, and marks that turn the direction of text.
+_ACTIVE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """What tells one file from another without reading all of it. ``sample`` is a digest in hex."""
+
+    name: bytes  # path relative to the input folder, as the file system has it
+    size: int  # bytes
+    sample: str
+
+
+def identify(path: Path, name: bytes) -> FileIdentity:
+    """Size, and a digest of the file's beginning, middle and end.
+
+    :raises OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        digest = hashlib.sha256()
+        for place in sorted({0, max(0, size // 2), max(0, size - SAMPLE_BYTES)}):
+            stream.seek(place)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return FileIdentity(name, size, digest.hexdigest())
+
+
+def key_of(identity: FileIdentity, facts: Mapping[str, Any]) -> str:
+    """A hash of the file's identity and of all that decides the answer, 32 hexadecimal digits.
+
+    :param facts: segment, prompt, pair, revisions, sampling, mode and settings, as JSON can hold them.
+    """
+    whole = {"name": identity.name.hex(), "size": identity.size, "sample": identity.sample, "facts": facts}
+    text = json.dumps(whole, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def encode_name(name: bytes) -> tuple[str, str | None]:
+    """``file_name`` and ``file_name_b64``: the second only where the name is not UTF-8."""
+    try:
+        return name.decode("utf-8"), None
+    except UnicodeDecodeError:
+        return name.decode("utf-8", "backslashreplace"), base64.b64encode(name).decode("ascii")
+
+
+def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
+    """Settings as JSON can hold them; the mode stands in the record itself."""
+    fields = _SETTINGS.dump_python(settings, mode="json")
+    if settings.mode is not Mode.LVSPEC:
+        del fields["rule"]
+    if settings.mode is Mode.AR:
+        del fields["gamma"]
+    del fields["mode"]
+    return _without_infinity(fields)
+
+
+_SETTINGS = TypeAdapter(DecodeSettings)
+
+
+def _without_infinity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinity(item) for key, item in value.items()}
+    return "Infinity" if value == float("inf") else value
+
+
+def stats_fields(stats: DecodeStats, decode_video_seconds: float) -> Stats:
+    """The record's stats of one answer."""
+    return Stats(
+        output_tokens=stats.output_tokens,
+        rounds=stats.rounds,
+        drafted=stats.drafted,
+        accepted_exact=stats.accepted_exact,
+        accepted_filler=stats.accepted_filler,
+        accepted_shift=stats.accepted_shift,
+        gamma=stats.gamma,
+        fallback=stats.fallback,
+        mean_accepted_length=stats.mean_accepted_length,
+        acceptance_rate=stats.acceptance_rate,
+        decode_video_s=decode_video_seconds,
+        prefill_s=stats.prefill_seconds,
+        decode_s=stats.decode_seconds,
+        tokens_per_s=stats.tokens_per_second,
+    )

@@ -1,0 +1,227 @@
+"""Pairs by name: the shipped models.yaml, then the user's own, checked with messages that name the key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.types import Looseness, RuleSettings
+
+PACKAGE = Path(__file__).parent
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    """A mapping of models.yaml: no key that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Section):
+    """Where one model is: exactly one of ``repo``, ``folder`` and ``bundled``."""
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    revision: str | None = None
+    folder: Path | None = None
+    bundled: Path | None = None
+    parameters: str | None = None  # as the list shows it, such as 7.6B
+    size: str | None = None  # of the weights' files, such as 15.2 GB
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if sum(place is not None for place in (self.repo, self.folder, self.bundled)) != 1:
+            raise ValueError("needs exactly one of repo, folder and bundled")
+        if self.revision is not None and self.repo is None:
+            raise ValueError("revision goes with repo only")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.repo or str(self.folder or self.bundled)
+
+    @property
+    def path(self) -> Path | None:
+        """The local folder, or None for a repository of the hub."""
+        return PACKAGE / self.bundled if self.bundled else self.folder
+
+
+class Defaults(Section):
+    """What holds where no flag says otherwise."""
+
+    frames: Annotated[int, Ge(1), Le(2048)] | None = None
+    fps: Annotated[float, Gt(0), Le(240)] | None = None
+    max_pixels: Annotated[int, Ge(784)] | None = None
+    gamma: Annotated[int, Ge(1), Le(64)] = 8
+    max_new_tokens: Annotated[int, Ge(1)] = 256
+
+
+class Rules(Section):
+    """The rule's settings under each looseness that has any."""
+
+    balanced: RuleSettings = RuleSettings()
+    loose: RuleSettings = RuleSettings(filler_margin=inf, max_loose_run=6, max_loose_in_window=9)
+
+
+class Pair(Section):
+    """One entry of models.yaml."""
+
+    about: str = ""
+    world: str | None = None  # all that the pair knows, where that is little
+    licence: str | None = None
+    target: Source
+    draft: Source
+    defaults: Defaults = Defaults()
+    rules: Rules = Rules()
+
+
+class ModelsFile(Section):
+    """A whole models.yaml."""
+
+    default: Name | None = None
+    pairs: dict[Name, Pair] = {}
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All pairs known here, and which one is taken when none is named."""
+
+    pairs: Mapping[str, Pair]
+    default: str
+
+    def pair(self, name: str | None) -> tuple[str, Pair]:
+        """The pair of that name, or the default.
+
+        :raises PairError: there is no such pair.
+        """
+        name = name or self.default
+        if name not in self.pairs:
+            known = ", ".join(self.pairs)
+            raise PairError(
+                f"there is no pair named {name!r}", f"choose one of {known}, or add it to a models.yaml"
+            )
+        return name, self.pairs[name]
+
+
+def load_registry(models: Path | None = None, environment: Mapping[str, str] = os.environ) -> Registry:
+    """The shipped pairs with the user's: from ``models``, else LVSPEC_MODELS, else the user's own file.
+
+    :raises UsageError: a file that is named is missing, or one is not what it should be.
+    """
+    shipped = read_models_file(shipped_models())
+    named = models or (Path(environment["LVSPEC_MODELS"]) if environment.get("LVSPEC_MODELS") else None)
+    own = user_models(environment)
+    users = read_models_file(named or own) if named or own.is_file() else ModelsFile()
+    registry = Registry({**shipped.pairs, **users.pairs}, users.default or shipped.default or "demo")
+    if registry.default not in registry.pairs:
+        raise UsageError(
+            f"{named or own}: default: there is no pair named {registry.default!r}", "name a pair of the file"
+        )
+    return registry
+
+
+def shipped_models() -> Path:
+    """models.yaml inside the installed package, or beside it in a checkout."""
+    inside = PACKAGE / "models.yaml"
+    return inside if inside.is_file() else PACKAGE.parent / "models.yaml"
+
+
+def user_models(environment: Mapping[str, str]) -> Path:
+    """Where the user's own models.yaml may be."""
+    base = environment.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "lvspec" / "models.yaml"
+
+
+def read_models_file(path: Path) -> ModelsFile:
+    """One models.yaml, checked; relative folders become relative to the file.
+
+    :raises UsageError: with the file, the line and the key that are wrong.
+    """
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        if node is not None:
+            _refuse_repeated_keys(node, path)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader) if node else {}
+        parsed = ModelsFile.model_validate(values)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror or error}", "name a models.yaml that can be read"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{_place(path, mark)}: {problem}", "mend the YAML") from error
+    except ValidationError as error:
+        raise UsageError(_explain(error, node, path), "the shipped models.yaml shows the form") from error
+    return parsed.model_copy(
+        update={"pairs": {name: _rooted(pair, path.parent) for name, pair in parsed.pairs.items()}}
+    )
+
+
+def rule_of(pair: Pair, looseness: Looseness) -> RuleSettings:
+    """The pair's rule under a looseness. Strict: no margin and no shift, which is exact mode."""
+    if looseness is Looseness.STRICT:
+        return replace(pair.rules.balanced, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
+    return pair.rules.loose if looseness is Looseness.LOOSE else pair.rules.balanced
+
+
+def _rooted(pair: Pair, base: Path) -> Pair:
+    def rooted(source: Source) -> Source:
+        if source.folder is None:
+            return source
+        return source.model_copy(update={"folder": base / source.folder.expanduser()})
+
+    return pair.model_copy(update={"target": rooted(pair.target), "draft": rooted(pair.draft)})
+
+
+def _place(path: Path, mark: Any) -> str:
+    return f"{path}, line {mark.line + 1}" if mark else str(path)
+
+
+def _explain(error: ValidationError, node: yaml.Node | None, path: Path) -> str:
+    first = error.errors(include_url=False)[0]
+    keys = [str(key) for key in first["loc"]]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        message = "there is no such key"
+    elif first["type"] == "missing":
+        message = "is missing"
+    return f"{_place(path, _mark(node, keys))}: {'.'.join(keys) or 'the file'}: {message}"
+
+
+def _mark(node: yaml.Node | None, keys: list[str]) -> Any:
+    """Where the value under ``keys`` stands, or the nearest mapping around it."""
+    mark = node.start_mark if node else None
+    for key in keys:
+        found = next((pair for pair in _items(node) if pair[0].value == key), None)
+        if found is None:
+            break
+        mark, node = found[0].start_mark, found[1]
+    return mark
+
+
+def _items(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        yield from node.value
+
+
+def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
+    seen = set()
+    for key, value in _items(node):
+        name = str(key.value)
+        if name in seen:
+            raise UsageError(
+                f"{_place(path, key.start_mark)}: {name}: stands there twice", "keep one of them"
+            )
+        seen.add(name)
+        _refuse_repeated_keys(value, path)

@@ -1,0 +1,65 @@
+"""Plain progress on stderr: a bar where that is a terminal, a line now and then where it is not."""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+from lvspec_cli.events import Event, Stage, StageAdvanced, StageFinished, StageStarted
+
+INTERVAL = 5.0  # seconds between two lines of the same stage
+
+
+class PlainProgress:
+    """Listens to stages; shares of anything else are shown with ``advance``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._bar: tqdm[None] | None = None
+        self._started = self._shown = time.monotonic()
+
+    def listen(self, event: Event) -> None:
+        match event:
+            case StageStarted(stage) if stage is not Stage.ANSWERING:
+                self.begin(stage.value)
+            case StageAdvanced(stage, done, total):
+                self.advance(stage.value, done, total)
+            case StageFinished(stage, seconds) if stage is not Stage.ANSWERING:
+                self.end(stage.value, seconds)
+
+    def begin(self, label: str) -> None:
+        """Starts the clock of a stage."""
+        self._started = self._shown = time.monotonic()
+        if self._stream.isatty():
+            self._bar = tqdm(
+                desc=label, file=self._stream, leave=False, bar_format=_form(0.0), dynamic_ncols=True
+            )
+
+    def advance(self, label: str, done: float, total: float) -> None:
+        """``done`` of ``total``, which may be 0 where it is unknown."""
+        if self._bar is not None:
+            self._bar.total, self._bar.n = total or None, min(done, total) if total else done
+            self._bar.bar_format = _form(total)
+            self._bar.refresh()
+        elif (now := time.monotonic()) - self._shown >= INTERVAL:
+            self._shown = now
+            meter = tqdm.format_meter(done, total, now - self._started, ncols=72, ascii=True, prefix=label)
+            print(meter, file=self._stream, flush=True)
+
+    def end(self, label: str, seconds: float) -> None:
+        """Closes the stage; one line stays where there is no terminal."""
+        self.close()
+        if not self._stream.isatty():
+            print(f"{label}: {seconds:.1f} s", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _form(total: float) -> str:
+    return "{desc} {percentage:3.0f}% {bar} {elapsed}" if total else "{desc} {elapsed}"

@@ -1,0 +1,154 @@
+"""The live view's picture: a View drawn into exactly the size it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
+from rich.text import Text
+
+from lvspec_cli.events import Piece, Stage
+from lvspec_cli.types import TokenKind
+from lvspec_cli.ui.escape import visible, visible_line
+from lvspec_cli.ui.state import StageView, View
+
+# Attributes beside the colours: the kinds stay apart without any colour.
+STYLES = {
+    TokenKind.EXACT: "green",
+    TokenKind.FILLER: "yellow underline",
+    TokenKind.SHIFT: "magenta italic underline",
+    TokenKind.TARGET: "bold",
+}
+LABELS = {
+    TokenKind.EXACT: "exact",
+    TokenKind.FILLER: "filler",
+    TokenKind.SHIFT: "shift",
+    TokenKind.TARGET: "the target's own",
+}
+BARS = "▁▂▃▄▅▆▇█"
+PLAIN_BARS = "12345678"
+FEW_ROWS = 12  # below this only the stages and the answer are drawn
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A View as a renderable. Never taller or wider than the options allow."""
+
+    view: View
+    fill: bool = True  # take the whole height, panel at the bottom
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        height = options.height or options.max_height
+        plain = options.ascii_only
+        head = [stages_line(self.view, plain)]
+        foot: list[Text] = []
+        if height >= FEW_ROWS:
+            head = [clip_line(self.view), *head, Text(), question_line(self.view)]
+            foot = [Text(), legend_line(self.view), *panel_lines(self.view, width, plain)]
+        room = max(1, height - len(head) - len(foot))
+        body = answer_text(self.view.pieces).wrap(console, width)[-room:]
+        blank = [Text()] * (room - len(body)) if self.fill else []
+        lines = [*head, *body, *blank, *foot][:height]
+        for index, line in enumerate(lines):
+            line.truncate(width, overflow="ellipsis")
+            if index:
+                yield Segment.line()
+            yield from line.render(console)
+
+
+def answer_text(pieces: Iterable[Piece]) -> Text:
+    """The answer, each token in the style of its kind."""
+    text = Text(no_wrap=False)
+    for piece in pieces:
+        text.append(visible(piece.text).expandtabs(4), STYLES[piece.kind])
+    return text
+
+
+def clip_line(view: View) -> Text:
+    """Name, length and what was taken."""
+    text = Text()
+    if view.clip is None:
+        return text.append("reading the video", "dim")
+    clip = view.clip
+    text.append(visible_line(clip.path.name), "bold")
+    facts = [
+        f"{clip.duration:.1f} s" if clip.duration is not None else "length unknown",
+        f"{clip.frames} frames of {clip.width}x{clip.height}",
+        view.pair,
+        f"{view.mode}, gamma {view.gamma}" if view.gamma else view.mode,
+    ]
+    return text.append("  " + ", ".join(facts), "dim")
+
+
+def stages_line(view: View, plain: bool) -> Text:
+    """Each stage: waiting, how far, or how long it took."""
+    text = Text()
+    for stage in Stage:
+        if text:
+            text.append("   ")
+        _append_stage(text, stage, view.stages.get(stage, StageView()), plain)
+    return text
+
+
+def _append_stage(text: Text, stage: Stage, now: StageView, plain: bool) -> None:
+    if now.seconds is not None:
+        text.append("+ " if plain else "✓ ", "green").append(stage.value).append(
+            f" {now.seconds:.1f} s", "dim"
+        )
+    elif now.running:
+        text.append("> " if plain else "● ", "yellow").append(stage.value, "bold")
+        if now.share is not None:
+            text.append(f" {now.share:.0%}", "bold")
+    else:
+        text.append("- " if plain else "○ ", "dim").append(stage.value, "dim")
+
+
+def question_line(view: View) -> Text:
+    """The question, with its number where there are several."""
+    if view.question is None:
+        return Text()
+    asked = view.question
+    number = f"{asked.number}/{asked.count} " if asked.count > 1 else ""
+    return Text(f"{number}{visible_line(asked.question)}", "bold cyan")
+
+
+def legend_line(view: View) -> Text:
+    """What the styles mean, with how many tokens there are of each."""
+    text = Text()
+    for kind, label in LABELS.items():
+        if text:
+            text.append("   ")
+        text.append(label, STYLES[kind]).append(f" {view.kinds.get(kind, 0)}")
+    return text
+
+
+def panel_lines(view: View, width: int, plain: bool) -> list[Text]:
+    """A rule, the three figures, and a bar a round for the last rounds' accepted lengths."""
+    rule = Text(("-" if plain else "─") * width, "dim")
+    figures = Text()
+    for value, label in (
+        (_figure(view.tokens_per_second, ".1f"), "tokens/s"),
+        (_figure(view.mean_accepted_length, ".2f"), "mean accepted length"),
+        (_figure(view.acceptance_rate, ".0%"), "acceptance rate"),
+    ):
+        if figures:
+            figures.append("   ")
+        figures.append(value, "bold").append(f" {label}", "dim")
+    rounds = Text(f"{len(view.lengths)} rounds ", "dim")
+    return [rule, figures, rounds.append(bars(view, max(0, width - len(rounds)), plain), "cyan")]
+
+
+def bars(view: View, width: int, plain: bool = False) -> str:
+    """The last rounds' accepted lengths as bars between 0 and gamma + 1."""
+    shapes = PLAIN_BARS if plain else BARS
+    most = max(view.gamma + 1, *view.lengths, 1) if view.lengths else 1
+    return "".join(
+        shapes[round(length / most * (len(shapes) - 1))] for length in view.lengths[-width:] if width
+    )
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

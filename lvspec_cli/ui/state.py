@@ -1,0 +1,114 @@
+"""What the live view shows, as a fold over the pipeline's events: no terminal, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from lvspec_cli.events import (
+    Answered,
+    ClipReady,
+    Event,
+    Piece,
+    QuestionStarted,
+    RoundDone,
+    Stage,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+)
+from lvspec_cli.types import TokenKind
+
+KEPT = (TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT)
+
+
+@dataclass(frozen=True)
+class StageView:
+    """``seconds`` once the stage is over, ``share`` (0 to 1) while it is known."""
+
+    running: bool = False
+    share: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """All that the live view shows of one run."""
+
+    pair: str
+    mode: str
+    gamma: int
+    stages: Mapping[Stage, StageView] = field(default_factory=lambda: MappingProxyType({}))
+    clip: ClipReady | None = None
+    question: QuestionStarted | None = None
+    pieces: tuple[Piece, ...] = ()
+    kinds: Mapping[TokenKind, int] = field(default_factory=lambda: MappingProxyType({}))
+    lengths: tuple[int, ...] = ()  # accepted length of each round of this answer
+    drafted: int = 0
+    seconds: float = 0.0  # since the answer's first token
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.kinds.values())
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return (self.tokens - 1) / self.seconds if self.seconds > 0 and self.tokens > 1 else None
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        return sum(self.lengths) / len(self.lengths) if self.lengths else None
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        return sum(self.kinds.get(kind, 0) for kind in KEPT) / self.drafted if self.drafted else None
+
+
+def fold(view: View, event: Event) -> View:
+    """The view after an event."""
+    match event:
+        case StageStarted(stage):
+            return _stage(view, stage, StageView(running=True))
+        case StageAdvanced(stage, done, total):
+            return _stage(
+                view, stage, StageView(running=True, share=min(done / total, 1.0) if total else None)
+            )
+        case StageFinished(stage, seconds):
+            before = view.stages.get(stage, StageView()).seconds or 0.0
+            return _stage(view, stage, StageView(seconds=before + seconds))
+        case ClipReady():
+            return replace(view, clip=event)
+        case QuestionStarted():
+            return replace(
+                view,
+                question=event,
+                pieces=(),
+                kinds=MappingProxyType({}),
+                lengths=(),
+                drafted=0,
+                seconds=0.0,
+            )
+        case RoundDone():
+            return _round(view, event)
+        case Answered(_, tail):
+            return replace(view, pieces=(*view.pieces, Piece(tail, TokenKind.TARGET))) if tail else view
+
+
+def _stage(view: View, stage: Stage, now: StageView) -> View:
+    return replace(view, stages=MappingProxyType({**view.stages, stage: now}))
+
+
+def _round(view: View, event: RoundDone) -> View:
+    done = event.round
+    kinds = dict(view.kinds)
+    for kind in done.kinds:
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return replace(
+        view,
+        pieces=view.pieces + event.pieces,
+        kinds=MappingProxyType(kinds),
+        lengths=view.lengths if done.prefill else (*view.lengths, len(done.tokens)),
+        drafted=view.drafted + len(done.drafted),
+        seconds=event.seconds,
+    )
