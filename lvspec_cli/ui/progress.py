@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -13,11 +13,12 @@ INTERVAL = 5.0  # seconds between two lines of the same stage
 
 
 class PlainProgress:
-    """Listens to stages; shares of anything else are shown with ``advance``."""
+    """Listens to stages. For work that has none: ``begin``, ``advance``, ``end``; silent until begun."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._bar: tqdm[None] | None = None
+        self._running = False
+        self._bar: tqdm[Any] | None = None
         self._started = self._shown = time.monotonic()
 
     def listen(self, event: Event) -> None:
@@ -31,6 +32,7 @@ class PlainProgress:
 
     def begin(self, label: str) -> None:
         """Starts the clock of a stage."""
+        self._running = True
         self._started = self._shown = time.monotonic()
         if self._stream.isatty():
             self._bar = tqdm(
@@ -43,7 +45,7 @@ class PlainProgress:
             self._bar.total, self._bar.n = total or None, min(done, total) if total else done
             self._bar.bar_format = _form(total)
             self._bar.refresh()
-        elif (now := time.monotonic()) - self._shown >= INTERVAL:
+        elif self._running and (now := time.monotonic()) - self._shown >= INTERVAL:
             self._shown = now
             meter = tqdm.format_meter(done, total, now - self._started, ncols=72, ascii=True, prefix=label)
             print(meter, file=self._stream, flush=True)
@@ -56,6 +58,7 @@ class PlainProgress:
 
     def close(self) -> None:
         """Takes the bar away."""
+        self._running = False
         if self._bar is not None:
             self._bar.close()
             self._bar = None

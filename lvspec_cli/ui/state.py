@@ -75,20 +75,11 @@ def fold(view: View, event: Event) -> View:
                 view, stage, StageView(running=True, share=min(done / total, 1.0) if total else None)
             )
         case StageFinished(stage, seconds):
-            before = view.stages.get(stage, StageView()).seconds or 0.0
-            return _stage(view, stage, StageView(seconds=before + seconds))
+            return _stage(view, stage, StageView(seconds=seconds))
         case ClipReady():
             return replace(view, clip=event)
         case QuestionStarted():
-            return replace(
-                view,
-                question=event,
-                pieces=(),
-                kinds=MappingProxyType({}),
-                lengths=(),
-                drafted=0,
-                seconds=0.0,
-            )
+            return View(view.pair, view.mode, view.gamma, view.stages, view.clip, event)
         case RoundDone():
             return _round(view, event)
         case Answered(_, tail):

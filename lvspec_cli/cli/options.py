@@ -1,0 +1,128 @@
+"""The flags of the commands, each said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lvspec_cli.types import DecoderName, Looseness, Mode, RelevanceName
+
+
+def complete_pair(incomplete: str) -> list[str]:
+    """Names of pairs for the shell. Silent where the files of pairs are wrong."""
+    from lvspec_cli.errors import LvspecError
+    from lvspec_cli.registry import load_registry
+
+    try:
+        return [name for name in load_registry().pairs if name.startswith(incomplete)]
+    except LvspecError:
+        return []
+
+
+PairName = Annotated[
+    str | None,
+    typer.Option(
+        "--pair", envvar="LVSPEC_PAIR", autocompletion=complete_pair, metavar="NAME",
+        help="The target and its draft; `lvspec models` lists them.",
+    ),
+]  # fmt: skip
+ModelsPath = Annotated[
+    Path | None,
+    typer.Option("--models", envvar="LVSPEC_MODELS", metavar="FILE", help="A models.yaml of your own."),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DataType = Annotated[DataTypeName, typer.Option("--dtype", help="What the models compute in.")]
+
+FrameCap = Annotated[
+    int | None, typer.Option("--frames", min=1, max=2048, metavar="N", help="Take at most N frames.")
+]
+FrameRate = Annotated[
+    float | None, typer.Option("--fps", max=240, metavar="F", help="Take F frames a second of video.")
+]
+Start = Annotated[
+    str | None, typer.Option("--start", metavar="TIME", help="Begin here: 90, 1:30 or 0:01:30.5.")
+]
+End = Annotated[str | None, typer.Option("--end", metavar="TIME", help="End here.")]
+MaxPixels = Annotated[
+    int | None, typer.Option("--max-pixels", min=784, metavar="N", help="Scale frames down to N pixels.")
+]
+Decoder = Annotated[DecoderName, typer.Option("--decoder", help="What reads the video.")]
+DecodeTimeout = Annotated[
+    float, typer.Option("--decode-timeout", metavar="SECONDS", help="End decoding after so long.")
+]
+
+ModeName = Annotated[
+    Mode,
+    typer.Option(
+        "--mode",
+        help="lvspec: loose speculative decoding; exact: the target's very tokens; ar: the target alone.",
+    ),
+]
+Gamma = Annotated[
+    int | None, typer.Option("--gamma", min=1, max=64, metavar="N", help="Tokens the draft proposes a round.")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, metavar="N", help="End the answer after N tokens.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option("--temperature", metavar="T", help="0 is greedy; above it in modes exact and ar only."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="For sampling and relevance random.")]
+
+LoosenessName = Annotated[
+    Looseness, typer.Option("--looseness", help="strict is exact mode, balanced the pair's own rule.")
+]
+Relevance = Annotated[
+    RelevanceName | None, typer.Option("--relevance", help="What tells visual tokens from the others.")
+]
+AnchorThreshold = Annotated[
+    float | None,
+    typer.Option("--anchor-threshold", metavar="X", help="Relevance from which a token is an anchor."),
+]
+AnchorMargin = Annotated[
+    float | None, typer.Option("--anchor-margin", metavar="NATS", help="Margin at an anchor.")
+]
+FillerMargin = Annotated[
+    float | None, typer.Option("--filler-margin", metavar="NATS", help="Margin at a filler; inf for none.")
+]
+ShiftWindow = Annotated[
+    int | None, typer.Option("--shift-window", metavar="N", help="Places a token may shift; 0 for none.")
+]
+MaxLooseRun = Annotated[
+    int | None, typer.Option("--max-loose-run", metavar="N", help="Loose tokens allowed in a row.")
+]
+MaxLooseInWindow = Annotated[
+    int | None, typer.Option("--max-loose-in-window", metavar="N", help="Loose tokens allowed in the window.")
+]
+LooseWindow = Annotated[
+    int | None, typer.Option("--loose-window", metavar="N", help="Length of that window in tokens.")
+]
+RandomRate = Annotated[
+    float | None, typer.Option("--random-rate", metavar="X", help="Share accepted by relevance random.")
+]
+Layers = Annotated[
+    list[int] | None,
+    typer.Option("--layer", metavar="N", help="Target layer that relevance reads; repeat for several."),
+]
+
+Questions = Annotated[
+    list[str] | None, typer.Option("--question", metavar="TEXT", help="A further question; repeat for more.")
+]
+QuestionFile = Annotated[
+    Path | None, typer.Option("--questions", metavar="FILE", help="Questions, one a line; - reads stdin.")
+]
+System = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="A system prompt, before the video.")
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one record a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer and errors only.")]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE", help="Write what each round drafted, wanted and kept."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]

@@ -1,0 +1,64 @@
+"""Questions from arguments, files and stdin."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lvspec_cli.errors import NoInputError, UsageError
+
+
+def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:
+    """All questions in order: the argument, each ``--question``, then the lines of ``--questions``.
+
+    ``-`` as a question is all of stdin, as a file its lines.
+
+    :raises UsageError: there is none, one is empty, or a text is not UTF-8.
+    :raises NoInputError: the file cannot be read.
+    """
+    given = [first, *more] if first is not None else list(more)
+    if given.count("-") + (file == Path("-")) > 1:
+        raise UsageError("stdin can be read only once", "use - for one question or for --questions")
+    questions = [_stdin() if question == "-" else question for question in given]
+    if file is not None:
+        text = _stdin() if file == Path("-") else _read(file)
+        questions += [line for line in text.splitlines() if line.strip()]
+    if not questions:
+        raise UsageError(
+            "there is no question", 'write one after the video: lvspec ask VIDEO "What happens?"'
+        )
+    return tuple(_checked(question) for question in questions)
+
+
+def _checked(question: str) -> str:
+    if not question.strip():
+        raise UsageError("a question is empty", "write what you want to know")
+    try:
+        question.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError("a question is not UTF-8 text", "write it in UTF-8") from None
+    return question.strip()
+
+
+def _stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("stdin is closed", "give the question as an argument")
+    return _decoded(sys.stdin.buffer.read(), "stdin")
+
+
+def _read(file: Path) -> str:
+    try:
+        return _decoded(file.read_bytes(), str(file))
+    except OSError as error:
+        raise NoInputError(
+            f"{file}: {error.strerror}", "name a text file with one question a line"
+        ) from error
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UsageError(f"{name}, line {line}: not UTF-8 text", "save the questions as UTF-8") from None

@@ -1,0 +1,84 @@
+"""How a command ends: a line of cause, a line of remedy, an exit code; a traceback only on request."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from lvspec_cli.cli.signals import Stop, stopping
+from lvspec_cli.errors import LvspecError, OutputError, UsageError
+from lvspec_cli.ui.escape import visible_line
+
+CLOSED_PIPE = 128 + 13  # as a program that SIGPIPE ends
+
+
+@contextmanager
+def reporting(debug: bool) -> Iterator[Stop]:
+    """Runs a command's body: what it raises becomes messages on stderr and an exit code."""
+    with stopping() as stop:
+        try:
+            if sys.stdout is None:
+                raise OutputError("standard output is closed", "send it to a file or a pipe")
+            yield stop
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(stop.exit_code) from None
+        except BrokenPipeError:
+            _silence_stdout()
+            raise typer.Exit(CLOSED_PIPE) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            raise typer.Exit(explain(error)) from None
+
+
+def write_out(text: str) -> None:
+    """Writes to stdout and flushes.
+
+    :raises BrokenPipeError: the reader has gone.
+    :raises OutputError: it cannot be written for another reason.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence_stdout()
+        raise OutputError(
+            f"cannot write to standard output: {error.strerror}", "make room, or send it elsewhere"
+        ) from error
+
+
+def explain(error: Exception) -> int:
+    """Says what failed and what to do; gives the exit code. Wrong usage takes one line, all else two."""
+    if not isinstance(error, LvspecError):
+        error = LvspecError(
+            f"{type(error).__name__}: {error}", "run it again with --debug, and report what it prints"
+        )
+    if isinstance(error, UsageError):
+        say(f"error: {error.cause}" + (f"; {error.remedy}" if error.remedy else ""))
+    else:
+        say(f"error: {error.cause}")
+        if error.remedy:
+            say(f"try: {error.remedy}")
+    return error.exit_code
+
+
+def say(text: str) -> None:
+    """One line on stderr, made safe for a terminal."""
+    if sys.stderr is not None:
+        sys.stderr.write(visible_line(text) + "\n")
+        sys.stderr.flush()
+
+
+def _silence_stdout() -> None:
+    """Python flushes stdout once more at its end; let that succeed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

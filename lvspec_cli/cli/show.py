@@ -1,0 +1,142 @@
+"""The three ways to show a run: a live view, text as it comes, records."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lvspec_cli.cli.reporting import say, write_out
+from lvspec_cli.events import Answered, ClipReady, Event, Listener, RoundDone
+from lvspec_cli.output.records import Record, to_line
+from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.types import Mode
+from lvspec_cli.ui.escape import visible
+from lvspec_cli.ui.progress import PlainProgress
+from lvspec_cli.ui.summary import answer_summary, clip_summary, world_note
+
+SEPARATOR = "---\n"
+
+
+def is_live(as_json: bool, quiet: bool) -> bool:
+    """Whether the live view is shown: both streams are a terminal that can do more than print."""
+    terminal = sys.stdout.isatty() and sys.stderr is not None and sys.stderr.isatty()
+    return terminal and not as_json and not quiet and os.environ.get("TERM", "dumb") != "dumb"
+
+
+@contextmanager
+def showing(request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[Listener]:
+    """A listener that shows the run; what stays is printed by the end of the block."""
+    if is_live(as_json, quiet):
+        with _live(request) as listen:
+            yield listen
+        return
+    show = _records if as_json else _StreamedText(request, quiet).listen
+    progress = None if quiet else PlainProgress(sys.stderr)
+
+    def listen_all(event: Event) -> None:
+        if progress:
+            progress.listen(event)
+        if isinstance(event, ClipReady) and not quiet:
+            _warn(event)
+        show(event)
+
+    try:
+        yield listen_all
+    finally:
+        if progress:
+            progress.close()
+
+
+def _records(event: Event) -> None:
+    if isinstance(event, Answered):
+        write_out(to_line(event.record) + "\n")
+
+
+class _StreamedText:
+    """The answers' text as it comes; a line of dashes between two answers."""
+
+    def __init__(self, request: AskRequest, quiet: bool) -> None:
+        self._request = request
+        self._quiet = quiet
+        self._answers = 0
+        self._open = False
+
+    def listen(self, event: Event) -> None:
+        match event:
+            case RoundDone(pieces=pieces):
+                if not self._open and self._answers:
+                    write_out(SEPARATOR)
+                self._open = True
+                write_out(visible("".join(piece.text for piece in pieces)))
+            case Answered(record, tail) if record.stats is not None:
+                write_out(visible(tail) + "\n")
+                self._open = False
+                self._answers += 1
+                if not self._quiet:
+                    _summarise([record], self._request, last=self._answers == len(self._request.questions))
+
+
+@contextmanager
+def _live(request: AskRequest) -> Iterator[Listener]:
+    from lvspec_cli.ui.live import live_view
+    from lvspec_cli.ui.state import View
+
+    seen: list[Event] = []
+    settings = request.settings
+    view = View(request.pair_name, settings.mode.value, 0 if settings.mode is Mode.AR else settings.gamma)
+    try:
+        with live_view(view) as listen:
+            yield _both(listen, seen.append)
+    finally:
+        _print_what_stays(request, seen)
+
+
+def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Listener:
+    def listen(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return listen
+
+
+def _print_what_stays(request: AskRequest, events: list[Event]) -> None:
+    """Every answer, and the text of one that was cut off at once."""
+    records = []
+    text = ""
+    for event in events:
+        match event:
+            case ClipReady():
+                _warn(event)
+            case RoundDone(pieces=pieces):
+                text += "".join(piece.text for piece in pieces)
+            case Answered(record):
+                if record.stats is not None:
+                    _print_answer(request, record)
+                    records.append(record)
+                text = ""
+    if text:
+        write_out(visible(text) + "\n")
+    _summarise(records[-1:], request, last=True)
+
+
+def _print_answer(request: AskRequest, record: Record) -> None:
+    several = len(request.questions) > 1
+    if several:
+        say(f"> {record.prompt}")
+    write_out(visible(record.text or "") + "\n" * (2 if several else 1))
+
+
+def _summarise(records: list[Record], request: AskRequest, *, last: bool) -> None:
+    for record in records:
+        say(answer_summary(record))
+        if last:
+            say(clip_summary(record))
+    if last and records and request.pair.world:
+        say(world_note(request.pair_name, request.pair.world))
+
+
+def _warn(clip: ClipReady) -> None:
+    for warning in clip.warnings:
+        say(f"warning: {warning}")
