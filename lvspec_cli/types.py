@@ -78,6 +78,7 @@ class VideoLimits:
     canvas_pixels: int = 8192 * 8192
     sampled_frames: int = 2048
     duration: float = 24 * 3600.0  # seconds
+    clip_bytes: int = 4 * 1024**3  # all the frames that are kept
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,19 @@ class VideoRequest:
     decoder: DecoderName = "pyav"
     timeout: float | None = 120.0  # seconds of decoding before it is ended
     limits: VideoLimits = field(default_factory=VideoLimits)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file's header says of the video stream that is read. Nothing here is promised to be true."""
+
+    path: Path
+    container: str  # FFmpeg's name of the format, such as ``matroska,webm``
+    codec: str
+    width: int  # pixels, as stored, before rotation
+    height: int
+    frame_rate: float | None  # average frames per second
+    duration: float | None  # seconds
 
 
 @dataclass(frozen=True)
@@ -147,6 +161,14 @@ class Prompt:
     @property
     def visual_tokens(self) -> int:
         return int(self.video_mask.sum())
+
+
+@dataclass(frozen=True)
+class PairPrompts:
+    """The same clip and question as the target and as the draft take them."""
+
+    target: Prompt
+    draft: Prompt | None  # none in mode ar
 
 
 # --- decoding ------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Models at the edge: loading, families, and one model with its cache."""

@@ -1,0 +1,64 @@
+"""Keys and values of one sequence, in memory that is set aside once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class KeyValueCache:
+    """What attention layers write to and read from: one sequence, every layer at the same length.
+
+    A pass writes its rows behind ``length`` and :meth:`advance` takes them in, so rolling back is
+    moving a number: nothing is copied and nothing depends on how a release of transformers crops.
+    Keys and values of a layer are ``(1, key heads, capacity, head size)``.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write a layer's rows ``(1, key heads, rows, head size)``; give all its keys and values so far.
+
+        The name and order of arguments are those that attention layers of transformers call.
+        """
+        if layer not in self._keys:
+            self._keys[layer] = self._blank(keys)
+            self._values[layer] = self._blank(values)
+        start, rows = self.length, keys.shape[2]
+        all_keys, all_values = self._keys[layer], self._values[layer]
+        all_keys.narrow(2, start, rows).copy_(keys)
+        all_values.narrow(2, start, rows).copy_(values)
+        return all_keys.narrow(2, 0, start + rows), all_values.narrow(2, 0, start + rows)
+
+    def advance(self, rows: int) -> None:
+        """Take in the rows that every layer has written."""
+        self.length += rows
+
+    def rollback(self, length: int) -> None:
+        """Forget everything from ``length`` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot roll back to {length}: the cache holds {self.length}")
+        self.length = length
+
+    def keys(self, layer: int, length: int) -> Tensor:
+        """The first ``length`` keys of a layer, ``(1, key heads, length, head size)``."""
+        return self._keys[layer].narrow(2, 0, length)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for ``capacity`` rows and keep what is there."""
+        if capacity <= self.capacity:
+            return
+        self.capacity = capacity
+        for store in (self._keys, self._values):
+            for layer, old in store.items():
+                store[layer] = self._blank(old)
+                store[layer].narrow(2, 0, self.length).copy_(old.narrow(2, 0, self.length))
+
+    def _blank(self, like: Tensor) -> Tensor:
+        batch, heads, _, size = like.shape
+        return like.new_zeros(batch, heads, self.capacity, size)

@@ -1,0 +1,178 @@
+"""One model and its cache: read a prompt, run tokens, roll back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.models.cache import KeyValueCache
+from lvspec_cli.models.families.base import Rotary
+from lvspec_cli.models.load import LoadedModel
+from lvspec_cli.types import Prompt
+
+_LENS_ROWS = 128  # rows of logits over the vocabulary at a time
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass over some tokens leaves behind."""
+
+    hidden: Tensor  # (1, rows, width), after the last normalisation
+    start: int  # cache length before the pass
+    rotary: Rotary
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)  # watched layers' inputs, (1, rows, width)
+
+    @property
+    def rows(self) -> int:
+        return self.hidden.shape[1]
+
+
+class Decoder:
+    """Runs one model over one clip: its prompt, then an answer's tokens, with rollback.
+
+    The language model's layers are called one by one: a step costs less than through the model's
+    own forward, positions and mask are given from outside, and nothing is kept on the model. Every
+    method expects :func:`torch.inference_mode`.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self.cache = KeyValueCache(0)
+        self._layers = tuple(loaded.family.layers(loaded.model))
+        self._rotary: Rotary | None = None  # of the answer's positions
+        self._prompt_length = 0
+        self._video: Tensor | None = None  # bool (prefix,), on the device
+
+    @property
+    def layer_count(self) -> int:
+        return len(self._layers)
+
+    @property
+    def answered(self) -> int:
+        """How many of the answer's tokens are in the cache."""
+        return self.cache.length - self._prompt_length
+
+    def encode(self, prompt: Prompt, watch: Collection[int] = ()) -> Pass:
+        """Run the prompt's prefix, video and all, into an empty cache.
+
+        ``watch`` names layers whose inputs are kept, counted from 0; the number of layers itself
+        is the last layer's output.
+        """
+        device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
+        length = prompt.prefix_length
+        self.cache.rollback(0)
+        self.cache.reserve(prompt.length)
+        self._video = prompt.video_mask[:length].to(device)
+        inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
+        ids = prompt.input_ids[:, :length].to(device)
+        embeddings = family.embed_video(model, ids, self._video, inputs)
+        rotary = family.rotary(model, embeddings, prompt.position_ids[..., :length].to(device))
+        return self._run(embeddings, rotary, watch)
+
+    def begin(self, prompt: Prompt, room: int) -> Pass:
+        """Go back to the prefix, run the rest of the prompt, make room for ``room`` tokens of answer."""
+        device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
+        start = prompt.prefix_length
+        self.cache.rollback(start)
+        self.cache.reserve(prompt.length + room)
+        embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
+        rotary = family.rotary(model, embeddings, prompt.position_ids[..., start:].to(device))
+        passed = self._run(embeddings, rotary)
+        self._prompt_length = self.cache.length
+        positions = family.answer_positions(prompt.next_position, room, device)
+        self._rotary = family.rotary(model, embeddings, positions)
+        return passed
+
+    def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
+        """Run answer tokens, long (rows,), behind what the cache holds."""
+        if self._rotary is None:
+            raise RuntimeError("begin() comes before forward()")
+        embeddings = self.loaded.family.embed(self.loaded.model, tokens.view(1, -1))
+        place, rows = self.answered, tokens.shape[0]
+        cosines, sines = self._rotary
+        rotary = (cosines.narrow(1, place, rows), sines.narrow(1, place, rows))
+        return self._run(embeddings, rotary, watch)
+
+    def rollback(self, answered: int) -> None:
+        """Keep ``answered`` tokens of the answer at most."""
+        self.cache.rollback(min(self.cache.length, self._prompt_length + answered))
+
+    def logits(self, passed: Pass, last: int) -> Tensor:
+        """Logits of the last rows of a pass, float32 (last, vocabulary)."""
+        return self.loaded.family.head(self.loaded.model, passed.hidden[0, -last:]).float()
+
+    # --- what relevance reads -----------------------------------------------------------
+
+    def video_attention(self, passed: Pass, layer: int, rows: int) -> Tensor:
+        """Share of attention that the first ``rows`` of a pass give the video, (heads, rows), 0 to 1.
+
+        The pass has to have watched ``layer``. Softmax over all keys as in the layer itself, from its
+        queries and the cached keys.
+        """
+        if self._video is None:
+            raise RuntimeError("encode() comes before video_attention()")
+        family, model = self.loaded.family, self.loaded.model
+        cosines, sines = passed.rotary
+        rotary = (cosines.narrow(1, 0, rows), sines.narrow(1, 0, rows))
+        queries = family.queries(model, layer, passed.inputs[layer].narrow(1, 0, rows), rotary)[0]
+        keys = self.cache.keys(layer, passed.start + rows)[0]
+        groups = queries.shape[0] // keys.shape[0]
+        grouped = queries.reshape(keys.shape[0], groups * rows, -1)
+        scores = grouped @ keys.transpose(1, 2) * family.attention_scale(model, layer)
+        scores = scores.view(-1, rows, keys.shape[1]).float()
+        if rows > 1:
+            scores = scores.masked_fill(~_causal(passed.start, rows, scores.device), float("-inf"))
+        weights = scores.softmax(dim=-1).narrow(2, 0, self._video.shape[0])
+        return weights @ self._video.float()
+
+    def video_states(self, passed: Pass, layer: int) -> Tensor:
+        """Hidden states of the video's tokens behind ``layer``, (video tokens, width).
+
+        ``passed`` is what :meth:`encode` gave; the last layer's states are normalised as the head
+        reads them.
+        """
+        return self.states(passed, layer)[0, self._video]
+
+    def states(self, passed: Pass, layer: int) -> Tensor:
+        """Hidden states behind ``layer``, (1, rows, width)."""
+        return passed.hidden if layer == self.layer_count - 1 else passed.inputs[layer + 1]
+
+    def lens(self, states: Tensor, *, normalise: bool) -> Tensor:
+        """Read states (n, width) through the head: highest probability of each token, (vocabulary,)."""
+        family, model = self.loaded.family, self.loaded.model
+        best = torch.zeros(self.loaded.vocabulary, device=states.device)
+        for rows in states.split(_LENS_ROWS):
+            read = family.norm(model, rows) if normalise else rows
+            chances = family.head(model, read).float().softmax(dim=-1)
+            best = torch.maximum(best, chances.amax(dim=0))
+        return best
+
+    def _run(self, embeddings: Tensor, rotary: Rotary, watch: Collection[int] = ()) -> Pass:
+        start, rows = self.cache.length, embeddings.shape[1]
+        # From an empty cache, or for one row, attention needs no mask.
+        mask = _causal(start, rows, embeddings.device).view(1, 1, rows, -1) if start and rows > 1 else None
+        hidden, inputs = embeddings, {}
+        for index, layer in enumerate(self._layers):
+            if index in watch:
+                inputs[index] = hidden
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        if len(self._layers) in watch:
+            inputs[len(self._layers)] = hidden
+        self.cache.advance(rows)
+        hidden = self.loaded.family.norm(self.loaded.model, hidden)
+        return Pass(hidden, start, rotary, inputs)
+
+
+def _causal(start: int, rows: int, device: torch.device) -> Tensor:
+    """True where a row may look: bool (rows, start + rows)."""
+    keys = torch.arange(start + rows, device=device)
+    return keys <= keys.narrow(0, start, rows).unsqueeze(1)

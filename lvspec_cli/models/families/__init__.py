@@ -1,0 +1,25 @@
+"""The families of Video-LLMs: one small file each, and the table that finds them."""
+
+from __future__ import annotations
+
+from lvspec_cli.errors import PairError
+from lvspec_cli.models.families.base import Family
+from lvspec_cli.models.families.llava_onevision import LlavaOnevision
+from lvspec_cli.models.families.qwen2_5_vl import Qwen2_5VL
+
+FAMILIES: dict[str, Family] = {
+    "qwen2_5_vl": Qwen2_5VL(),
+    "llava_onevision": LlavaOnevision(),
+}
+
+
+def family_of(model_type: str, source: str) -> Family:
+    """The family of a config's ``model_type``; PairError when there is none."""
+    try:
+        return FAMILIES[model_type]
+    except KeyError:
+        known = ", ".join(sorted(FAMILIES))
+        raise PairError(
+            f"{source} is a {model_type or 'nameless'} model, a family that is not supported",
+            f"choose a pair of one of these: {known}",
+        ) from None

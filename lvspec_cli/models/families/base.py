@@ -1,0 +1,92 @@
+"""What the engine has to know of a family of Video-LLMs, and what most of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (1, rows, head size)
+
+
+class Family:
+    """A family's differences; the engine is free of them.
+
+    The defaults fit models made of a video tower and a language model of Llama's shape
+    (``model.model.language_model`` with ``layers``, ``norm`` and ``rotary_emb``, and ``lm_head``).
+    A family says at least how its video enters: :meth:`video_embeddings`. Models with windowed
+    attention are refused when they are loaded.
+    """
+
+    model_type: str
+
+    # --- prompt -------------------------------------------------------------------------
+
+    def video_token(self, model: nn.Module) -> int:
+        """Id of the token that stands where the video's embeddings go."""
+        return int(model.config.video_token_id)  # type: ignore[union-attr, arg-type]
+
+    def position_ids(self, model: nn.Module, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
+        """Positions of a whole prompt: long, the family's shape, (..., 1, length)."""
+        return torch.arange(input_ids.shape[1]).view(1, -1)
+
+    def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
+        """Positions of ``count`` answer tokens from ``start``, in the family's shape."""
+        return torch.arange(start, start + count, device=device).view(1, -1)
+
+    # --- prefill ------------------------------------------------------------------------
+
+    def video_embeddings(self, model: nn.Module, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
+        """The video as the language model reads it, (count, width), one row a video token."""
+        raise NotImplementedError
+
+    def embed(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+        """Embeddings of tokens, (1, rows) -> (1, rows, width)."""
+        return self.language(model).embed_tokens(input_ids)
+
+    def embed_video(
+        self, model: nn.Module, input_ids: Tensor, video_mask: Tensor, video_inputs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Embeddings of a prompt's tokens with the video's in their place, (1, rows, width)."""
+        embeddings = self.embed(model, input_ids)
+        video = self.video_embeddings(model, video_inputs, int(video_mask.sum())).to(embeddings)
+        return embeddings.masked_scatter(video_mask.view(1, -1, 1), video)
+
+    # --- decoding -----------------------------------------------------------------------
+
+    def language(self, model: nn.Module) -> Any:
+        """The language model inside."""
+        return model.model.language_model  # type: ignore[union-attr]
+
+    def layers(self, model: nn.Module) -> Any:
+        """The language model's decoder layers, in order."""
+        return self.language(model).layers
+
+    def rotary(self, model: nn.Module, embeddings: Tensor, position_ids: Tensor) -> Rotary:
+        """Cosines and sines at positions, in the embeddings' type."""
+        return self.language(model).rotary_emb(embeddings, position_ids)
+
+    def norm(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        """The language model's last normalisation."""
+        return self.language(model).norm(hidden)
+
+    def head(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        """Logits of normalised hidden states, (..., width) -> (..., vocabulary)."""
+        return model.lm_head(hidden)  # type: ignore[operator]
+
+    def queries(self, model: nn.Module, layer: int, hidden: Tensor, rotary: Rotary) -> Tensor:
+        """Queries of a layer from its input (1, rows, width): (1, heads, rows, head size), rotated."""
+        block = self.layers(model)[layer]
+        attention = block.self_attn
+        rows = attention.q_proj(block.input_layernorm(hidden))
+        rows = rows.view(1, hidden.shape[1], -1, attention.head_dim).transpose(1, 2)
+        cosines, sines = (part.unsqueeze(1) for part in rotary)
+        half = rows.shape[-1] // 2
+        turned = torch.cat((-rows[..., half:], rows[..., :half]), dim=-1)
+        return rows * cosines + turned * sines
+
+    def attention_scale(self, model: nn.Module, layer: int) -> float:
+        """What a layer multiplies its attention scores by."""
+        return float(self.layers(model)[layer].self_attn.scaling)

@@ -1,0 +1,30 @@
+"""LLaVA-OneVision: pooled frames in a row, a newline token behind them, plain positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvspec_cli.models.families.base import Family
+
+
+class LlavaOnevision(Family):
+    model_type = "llava_onevision"
+
+    def video_embeddings(self, model: nn.Module, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
+        inner: Any = model.model
+        config: Any = model.config
+        outputs = inner.get_video_features(
+            video_inputs["pixel_values_videos"].to(inner.image_newline.dtype),
+            vision_feature_layer=config.vision_feature_layer,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            return_dict=True,
+        )
+        features = outputs.pooler_output.flatten(0, 1)
+        if len(features) == count - 1:
+            # Early releases of transformers 5 add the newline in the model's forward.
+            features = torch.cat((features, inner.image_newline[None].to(features)))
+        return features

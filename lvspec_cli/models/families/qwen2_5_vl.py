@@ -1,0 +1,49 @@
+"""Qwen2.5-VL: positions of three axes (time, height, width), time in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lvspec_cli.models.families.base import Family
+
+
+class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
+    model_type = "qwen2_5_vl"
+
+    def position_ids(self, model: nn.Module, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
+        """Positions (3, 1, length) of a prompt with one video.
+
+        The model's ``get_rope_index`` gives the same in transformers 5.23. In 5.17 it cuts the
+        seconds per grid to whole numbers, and half a second becomes none.
+        """
+        is_video = input_ids[0] == self.video_token(model)
+        before = int(is_video.nonzero()[0])
+        count = int(is_video.sum())
+        vision = model.config.vision_config  # type: ignore[union-attr]
+        merge = vision.spatial_merge_size  # type: ignore[union-attr]
+        grid = video_inputs["video_grid_thw"][0].tolist()
+        times, rows, columns = grid[0], grid[1] // merge, grid[2] // merge
+        interval = vision.tokens_per_second * video_inputs["second_per_grid_ts"][0]  # type: ignore[union-attr]
+        axes = torch.meshgrid(
+            (torch.arange(times) * interval.cpu()).long(),
+            torch.arange(rows),
+            torch.arange(columns),
+            indexing="ij",
+        )
+        video = torch.stack(axes).reshape(3, -1) + before
+        # Text goes on behind the larger side of a frame, whatever the video's length.
+        text = torch.arange(input_ids.shape[1] - before - count) + before + max(rows, columns)
+        head = torch.arange(before)
+        return torch.cat((head.expand(3, -1), video, text.expand(3, -1)), dim=1).unsqueeze(1)
+
+    def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
+        return torch.arange(start, start + count, device=device).expand(3, 1, -1)
+
+    def video_embeddings(self, model: nn.Module, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
+        outputs = model.model.get_video_features(  # type: ignore[union-attr, operator]
+            video_inputs["pixel_values_videos"], video_inputs["video_grid_thw"], return_dict=True
+        )
+        return torch.cat(tuple(outputs.pooler_output), dim=0)

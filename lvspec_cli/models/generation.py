@@ -1,0 +1,76 @@
+"""What a model's generation_config asks of every mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lvspec_cli.errors import PairError
+
+
+@dataclass(frozen=True)
+class GenerationRules:
+    """The part of a generation_config that decides which tokens come out.
+
+    Temperature, top-k and top-p are not part of it: greedy decoding ignores them, and for sampling
+    the user's temperature is the only one.
+    """
+
+    end_ids: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    suppressed: tuple[int, ...] = ()  # ids that never come
+    suppressed_first: tuple[int, ...] = ()  # ids that do not come as the first token
+    min_new_tokens: int = 0  # no end before so many tokens
+
+    def __post_init__(self) -> None:
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+
+
+# What would change greedy answers and is not carried out here, each with the values that ask for nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "bad_words_ids": (None,),
+    "sequence_bias": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "guidance_scale": (None, 1, 1.0),
+    "min_length": (None, 0),
+    "num_beams": (None, 1),
+    "watermarking_config": (None,),
+    "penalty_alpha": (None, 0, 0.0),
+    "stop_strings": (None,),
+}
+
+
+def read_generation(config: Any, source: str) -> GenerationRules:
+    """Read a transformers GenerationConfig; PairError on a setting that would be ignored silently."""
+    for name, harmless in _UNSUPPORTED.items():
+        value = getattr(config, name, None)
+        if value not in harmless:
+            raise PairError(
+                f"generation_config of {source} sets {name} = {value}, which is not supported",
+                f"remove {name} from its generation_config.json or choose another pair",
+            )
+    try:
+        return GenerationRules(
+            end_ids=_ids(config.eos_token_id),
+            repetition_penalty=float(getattr(config, "repetition_penalty", None) or 1.0),
+            suppressed=_ids(getattr(config, "suppress_tokens", None)),
+            suppressed_first=_ids(getattr(config, "begin_suppress_tokens", None)),
+            min_new_tokens=int(getattr(config, "min_new_tokens", None) or 0),
+        )
+    except (TypeError, ValueError) as error:
+        raise PairError(
+            f"generation_config of {source}: {error}", "correct its generation_config.json"
+        ) from error
+
+
+def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(int(item) for item in value)

@@ -1,0 +1,1 @@
+"""Loose speculative decoding: the rule, relevance, the draft and the loop."""

@@ -1,0 +1,86 @@
+"""What generation_config does to logits, row by row, as ``generate()`` would do it token by token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.models.generation import GenerationRules
+
+
+class LogitsRules:
+    """Applies a model's rules to the logits of an answer's next tokens.
+
+    Row i of a verification stands behind the answer so far and the first i drafted tokens, and is
+    treated so: the repetition penalty (Keskar et al. 2019, CTRL, section 4.1: positive logits are
+    divided by it, negative ones multiplied) counts the prompt, the answer and those i tokens.
+    """
+
+    def __init__(self, rules: GenerationRules, prompt_ids: Tensor, vocabulary: int) -> None:
+        device = prompt_ids.device
+        self._rules = rules
+        self._penalised = rules.repetition_penalty != 1.0
+        self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self._seen[prompt_ids] = True
+        self._ends = torch.tensor(rules.end_ids, dtype=torch.long, device=device)
+        self._never = torch.tensor(rules.suppressed, dtype=torch.long, device=device)
+        self._not_first = torch.tensor(rules.suppressed_first, dtype=torch.long, device=device)
+
+    def add(self, tokens: Tensor) -> None:
+        """Take tokens, long (n,), into the answer."""
+        if self._penalised:
+            self._seen[tokens] = True
+
+    def apply(self, logits: Tensor, drafted: Tensor, produced: int) -> Tensor:
+        """Logits (rows, vocabulary) after the rules; the input may be written to.
+
+        ``drafted``: long (rows - 1,), what the later rows stand behind. ``produced``: tokens of the
+        answer before the first row.
+        """
+        if self._penalised:
+            logits = penalise(logits, self._seen_by_row(drafted), self._rules.repetition_penalty)
+        if self._never.numel():
+            logits[:, self._never] = -torch.inf
+        if produced == 0 and self._not_first.numel():
+            logits[0, self._not_first] = -torch.inf
+        early = self._rules.min_new_tokens - produced
+        if early > 0:
+            logits[:early, self._ends] = -torch.inf
+        return logits
+
+    def drafting(self, vocabulary: int) -> DraftPenalty | None:
+        """The penalty for one round of a draft with ``vocabulary`` ids; None when there is none."""
+        if not self._penalised:
+            return None
+        return DraftPenalty(self._seen[:vocabulary].clone(), self._rules.repetition_penalty)
+
+    def _seen_by_row(self, drafted: Tensor) -> Tensor:
+        count = drafted.shape[0]
+        if not count:
+            return self._seen.unsqueeze(0)
+        # Counted, not set: a token drafted twice must not be cleared by its later place.
+        earlier = torch.ones(count + 1, count, dtype=torch.int32, device=drafted.device).tril(-1)
+        counts = torch.zeros(count + 1, self._seen.shape[0], dtype=torch.int32, device=drafted.device)
+        counts.scatter_add_(1, drafted.expand(count + 1, -1), earlier)
+        return self._seen | (counts > 0)
+
+
+class DraftPenalty:
+    """The target's repetition penalty within one round of the draft: a draft that ignores it is refused."""
+
+    def __init__(self, seen: Tensor, penalty: float) -> None:
+        self._seen = seen
+        self._penalty = penalty
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Logits (1, vocabulary) of the next token."""
+        return penalise(logits, self._seen, self._penalty)
+
+    def add(self, token: Tensor) -> None:
+        """Take in one drafted token, long (1,)."""
+        self._seen[token] = True
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make seen tokens less likely (Keskar et al. 2019). ``seen``: bool, broadcast over rows."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)

@@ -1,0 +1,173 @@
+"""How visual-relevant a position is: anchors and fillers, from what the target computed anyway.
+
+Every scheme gives scores from 0 (filler) to 1 (anchor), one a drafted token, as a tensor on the
+target's device, and asks for no forward pass of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.errors import UsageError
+from lvspec_cli.models.decoder import Decoder, Pass
+from lvspec_cli.models.words import TokenSets
+from lvspec_cli.types import RelevanceName, RuleSettings
+
+
+@dataclass(frozen=True)
+class VideoStates:
+    """What the video left behind at prefill, by layer (0 to layers - 1): (video tokens, width)."""
+
+    by_layer: Mapping[int, Tensor]
+
+
+class Relevance(Protocol):
+    """Scores the positions of a verification."""
+
+    watch: frozenset[int]  # layers whose inputs the verification has to keep
+
+    def score(self, passed: Pass, drafted: Tensor) -> Tensor | None:
+        """Scores (gamma,) of drafted tokens, long (gamma,); None: nothing is an anchor.
+
+        Row i of ``passed`` is the position that predicts token i.
+        """
+
+
+class Attention:
+    """Share of attention on the video's tokens from the position that predicts the token.
+
+    Largest over a layer's heads, mean over the chosen layers.
+    """
+
+    def __init__(self, target: Decoder, layers: tuple[int, ...]) -> None:
+        self._target = target
+        self.watch = frozenset(layers)
+
+    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+        rows = drafted.shape[0]
+        shares = [
+            self._target.video_attention(passed, layer, rows).amax(dim=0) for layer in sorted(self.watch)
+        ]
+        return torch.stack(shares).mean(dim=0)
+
+
+class Similarity:
+    """Highest cosine between the predicting position's hidden state and those of the video's tokens.
+
+    Cosines below 0 count as 0; mean over the chosen layers.
+    """
+
+    def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
+        self._target = target
+        self._video = {layer: _unit(video.by_layer[layer]) for layer in layers}
+        self.watch = frozenset(layer + 1 for layer in layers)
+
+    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+        rows = drafted.shape[0]
+        cosines = [
+            (_unit(self._target.states(passed, layer)[0, :rows]) @ video.T).amax(dim=1)
+            for layer, video in self._video.items()
+        ]
+        return torch.stack(cosines).mean(dim=0).float().clamp(0, 1)
+
+
+class Lens:
+    """How strongly the video's own positions, read through the target's head, predict the token.
+
+    Highest probability over the video's positions; mean over the chosen layers.
+    """
+
+    watch: frozenset[int] = frozenset()
+
+    def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
+        last = target.layer_count - 1
+        read = [target.lens(video.by_layer[layer], normalise=layer != last) for layer in layers]
+        self._chances = torch.stack(read).mean(dim=0)
+
+    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+        return self._chances[drafted]
+
+
+class Lexicon:
+    """A fixed list: function words are fillers, everything else is an anchor."""
+
+    watch: frozenset[int] = frozenset()
+
+    def __init__(self, words: TokenSets, vocabulary: int, device: torch.device) -> None:
+        self._anchors = torch.ones(vocabulary, device=device)
+        self._anchors[torch.tensor(sorted(words.function), dtype=torch.long, device=device)] = 0.0
+
+    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+        return self._anchors[drafted]
+
+
+class Random:
+    """The control: a die makes ``rate`` of the positions fillers, whatever they show."""
+
+    watch: frozenset[int] = frozenset()
+
+    def __init__(self, rate: float, seed: int, device: torch.device) -> None:
+        self._rate = rate
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+        luck = torch.rand(drafted.shape[0], generator=self._generator, device=drafted.device)
+        return (luck >= self._rate).float()
+
+
+class Plausible:
+    """The control: nothing is an anchor, the margin alone decides."""
+
+    watch: frozenset[int] = frozenset()
+
+    def score(self, passed: Pass, drafted: Tensor) -> None:
+        return None
+
+
+def relevance_for(
+    rule: RuleSettings, target: Decoder, words: TokenSets, video: VideoStates, seed: int
+) -> Relevance:
+    """The scheme that a rule names, made ready for one clip."""
+    layers = layers_of(rule, target.layer_count)
+    loaded = target.loaded
+    match rule.relevance:
+        case RelevanceName.ATTENTION:
+            return Attention(target, layers)
+        case RelevanceName.SIMILARITY:
+            return Similarity(target, layers, video)
+        case RelevanceName.LENS:
+            return Lens(target, layers, video)
+        case RelevanceName.LEXICON:
+            return Lexicon(words, loaded.vocabulary, loaded.device)
+        case RelevanceName.RANDOM:
+            return Random(rule.random_rate, seed, loaded.device)
+        case RelevanceName.PLAUSIBLE | RelevanceName.NONE:
+            return Plausible()
+
+
+def video_layers(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
+    """Layers whose states of the video prefill has to keep for a rule."""
+    if rule.relevance in (RelevanceName.SIMILARITY, RelevanceName.LENS):
+        return layers_of(rule, layer_count)
+    return ()
+
+
+def layers_of(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
+    """The rule's layers counted from the front, each once, in order; UsageError on one that is not there."""
+    for layer in rule.layers:
+        if not -layer_count <= layer < layer_count:
+            raise UsageError(
+                f"the target has {layer_count} layers, no layer {layer}", "choose others with layers"
+            )
+    if not rule.layers:
+        raise UsageError("relevance needs at least one layer", "name one with layers, -1 for the last")
+    return tuple(sorted({layer % layer_count for layer in rule.layers}))
+
+
+def _unit(states: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(states.float(), dim=-1)

@@ -1,0 +1,38 @@
+"""Counting while an answer is decoded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from lvspec_cli.types import DecodeStats, TokenKind
+
+
+class Tally:
+    """Rounds, drafted tokens and accepted ones by kind."""
+
+    def __init__(self) -> None:
+        self._rounds = 0
+        self._drafted = 0
+        self._kinds: Counter[TokenKind] = Counter()
+
+    def add(self, drafted: int, kinds: Iterable[TokenKind]) -> None:
+        """Count one round and the kinds of the tokens it added."""
+        self._rounds += 1
+        self._drafted += drafted
+        self._kinds.update(kinds)
+
+    def stats(
+        self, output_tokens: int, gamma: int, prefill_seconds: float, decode_seconds: float
+    ) -> DecodeStats:
+        return DecodeStats(
+            output_tokens=output_tokens,
+            rounds=self._rounds,
+            drafted=self._drafted,
+            accepted_exact=self._kinds[TokenKind.EXACT],
+            accepted_filler=self._kinds[TokenKind.FILLER],
+            accepted_shift=self._kinds[TokenKind.SHIFT],
+            gamma=gamma,
+            prefill_seconds=prefill_seconds,
+            decode_seconds=decode_seconds,
+        )

@@ -1,0 +1,167 @@
+"""The rule that accepts or rejects a proposal (DESIGN.md, section 4): values in, a verdict out.
+
+:func:`gather` reduces logits on their device to a few numbers a position, which cross to the host
+in one transfer; :func:`judge` decides on those numbers. Neither knows a model, a tokenizer or a
+terminal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.models.words import TokenSets
+from lvspec_cli.speculation.repetition import LOOSE_PERIOD, starts_loop
+from lvspec_cli.speculation.shift import is_shifted
+from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One proposal and what the target says about it."""
+
+    drafted: tuple[int, ...]  # gamma tokens
+    target: tuple[int, ...]  # the target's own token at each of gamma + 1 positions
+    gap: tuple[float, ...]  # nats from the target's token down to the drafted one, gamma
+    relevance: tuple[float, ...]  # 0 to 1, gamma; empty: the rule reads none
+
+
+@dataclass(frozen=True)
+class History:
+    """The end of the answer so far: as much as the rule looks back."""
+
+    tokens: tuple[int, ...] = ()
+    loose: tuple[bool, ...] = ()  # one a token: accepted, but not the target's own
+
+    def extended(self, tokens: Sequence[int], kinds: Sequence[TokenKind], window: int) -> History:
+        """The history after a round; ``window`` is the rule's ``loose_window``."""
+        loose = (*self.loose, *(kind in (TokenKind.FILLER, TokenKind.SHIFT) for kind in kinds))
+        return History((*self.tokens, *tokens)[-2 * LOOSE_PERIOD :], loose[-window:])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a round adds: the accepted prefix, then the target's own token unless the answer ended."""
+
+    accepted: int
+    tokens: tuple[int, ...]
+    kinds: tuple[TokenKind, ...]
+
+
+def gather(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Evidence:
+    """Reduce logits (gamma + 1, vocabulary) of drafted tokens, long (gamma,), in one transfer.
+
+    The gap is a difference of logits: log probabilities of one row share their normaliser.
+    """
+    gamma = drafted.shape[0]
+    best, target = logits.max(dim=-1)
+    if not gamma:
+        return Evidence((), tuple(target.tolist()), (), ())
+    gap = best[:gamma] - logits[:gamma].gather(1, drafted.unsqueeze(1)).squeeze(1)
+    parts = [target, drafted, gap] if relevance is None else [target, drafted, gap, relevance]
+    # Doubles hold every id exactly.
+    numbers = torch.cat([part.to(torch.float64) for part in parts]).tolist()
+    target_ids, numbers = numbers[: gamma + 1], numbers[gamma + 1 :]
+    columns = [tuple(numbers[start : start + gamma]) for start in range(0, len(numbers), gamma)]
+    return Evidence(
+        drafted=tuple(map(int, columns[0])),
+        target=tuple(map(int, target_ids)),
+        gap=columns[1],
+        relevance=columns[2] if len(columns) > 2 else (),
+    )
+
+
+def judge(evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History) -> Verdict:
+    """Accept the longest prefix of the proposal that the rule allows.
+
+    A verdict at i reads the proposal up to i + ``shift_window`` and no further. Raising any
+    relevance never lengthens the prefix. Without margins and shift only the target's own tokens
+    pass. The first token of an answer comes from prefill and is the target's own by construction.
+    """
+    rule = effective(rule)
+    tokens: list[int] = []
+    kinds: list[TokenKind] = []
+    for place, (token, own) in enumerate(zip(evidence.drafted, evidence.target, strict=False)):
+        if token == own:
+            kind: TokenKind | None = TokenKind.EXACT
+        else:
+            kind = _loose_kind(
+                place, evidence, rule, words, history.extended(tokens, kinds, rule.loose_window)
+            )
+        if kind is None:
+            break
+        tokens.append(token)
+        kinds.append(kind)
+        if token in words.ends:
+            return Verdict(len(tokens), tuple(tokens), tuple(kinds))
+    own = evidence.target[len(tokens)]
+    return Verdict(len(tokens), (*tokens, own), (*kinds, TokenKind.TARGET))
+
+
+def effective(rule: RuleSettings) -> RuleSettings:
+    """The settings that a relevance scheme leaves in force: what the controls mean.
+
+    ``none``: everything is an anchor, no ties, no shift, which is exact mode. ``random``: what the
+    die spares passes whatever the target thinks of it, the rest must match.
+    """
+    if rule.relevance is RelevanceName.NONE:
+        return replace(rule, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
+    if rule.relevance is RelevanceName.RANDOM:
+        return replace(rule, anchor_margin=0.0, filler_margin=math.inf, shift_window=0)
+    return rule
+
+
+def is_exact(rule: RuleSettings) -> bool:
+    """True when the rule can accept the target's own tokens only."""
+    rule = effective(rule)
+    return rule.anchor_margin <= 0 and rule.filler_margin <= 0 and rule.shift_window == 0
+
+
+def margin(relevance: float, rule: RuleSettings) -> float:
+    """Nats that a drafted token may lie below the target's own.
+
+    Falls in a straight line from ``filler_margin`` at relevance 0 to ``anchor_margin`` at
+    ``anchor_threshold``, and stays there; with an infinite ``filler_margin`` it is a step. It never
+    rises: a ``filler_margin`` below ``anchor_margin`` counts as equal to it.
+    """
+    if not relevance < rule.anchor_threshold:  # not-a-number is an anchor
+        return rule.anchor_margin
+    widest = max(rule.filler_margin, rule.anchor_margin)
+    if math.isinf(widest):
+        return widest
+    share = max(relevance, 0.0) / rule.anchor_threshold
+    return rule.anchor_margin + (widest - rule.anchor_margin) * (1 - share)
+
+
+def _loose_kind(
+    place: int, evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History
+) -> TokenKind | None:
+    """Why a token that is not the target's own may stay, or None. ``history`` ends right before it."""
+    token, own = evidence.drafted[place], evidence.target[place]
+    protected = words.ends | words.fixed
+    if token in protected or own in protected or _is_spent(history.loose, rule):
+        return None
+    if starts_loop(history.tokens, token):
+        return None
+    allowed = margin(evidence.relevance[place] if evidence.relevance else 0.0, rule)
+    # A margin of zero is no margin: not even a draw passes.
+    if allowed > 0 and evidence.gap[place] <= allowed:
+        return TokenKind.FILLER
+    if is_shifted(place, evidence.drafted, evidence.target, evidence.relevance, rule, words):
+        return TokenKind.SHIFT
+    return None
+
+
+def _is_spent(loose: Sequence[bool], rule: RuleSettings) -> bool:
+    """True when one more loose token would be too many in a row or in the window."""
+    run = 0
+    for flag in reversed(loose):
+        if not flag:
+            break
+        run += 1
+    recent = sum(loose[-(rule.loose_window - 1) :]) if rule.loose_window > 1 else 0
+    return run >= rule.max_loose_run or recent >= rule.max_loose_in_window
