@@ -1,0 +1,129 @@
+"""A video file opened by PyAV: under a whitelist, its default video stream, with nothing else in reach."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import Flags, InputContainer
+from av.error import FFmpegError
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from lvspec_cli.errors import EncryptedVideoError, NoVideoStreamError, VideoError, VideoLimitError
+from lvspec_cli.types import VideoInfo, VideoLimits
+from lvspec_cli.video.source import head_of, shown, unopenable
+
+# No playlist, no concatenation, no image pattern: formats that hold their own data. The sound-only ones are
+# here so that they get the message that fits.
+FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,gif,apng,flv,asf,ogg,mxf,nut,ivf,rm,dv,wtv,yuv4mpegpipe,"
+    "mp3,wav,flac,aac,aiff,caf,w64,amr"
+)
+_PROTOCOLS = "none"  # there is no such protocol: the file comes through our own reader
+_BUFFER_BYTES = 1 << 18
+_MAX_THREADS = 8  # of FFmpeg: each holds frames at full size
+_NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+
+
+@contextmanager
+def open_video(
+    file: io.FileIO, path: Path, limits: VideoLimits
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and the video stream that is read; ``path`` only serves the messages."""
+    head = head_of(file)
+    options = {"max_pixels": str(limits.canvas_pixels)}
+    rules = {"format_whitelist": FORMATS, "protocol_whitelist": _PROTOCOLS}
+    try:
+        container = av.open(
+            file,
+            "r",
+            options=options,
+            container_options=rules,
+            metadata_errors="replace",
+            buffer_size=_BUFFER_BYTES,
+        )
+    except (FFmpegError, ValueError) as error:
+        raise unopenable(head, path) from error
+    with container:
+        # Invented times would hide that a container has none.
+        container.flags &= ~int(Flags.gen_pts.value)
+        stream = _default_stream(container, path)
+        for other in container.streams:
+            if other is not stream and hasattr(other, "discard"):  # PyAV 15 reads and drops them
+                other.discard = Discard.all
+        check_canvas(stream.width, stream.height, limits, path)
+        stream.thread_type = "AUTO"
+        stream.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)
+        stream.codec_context.options = options
+        yield container, stream
+
+
+def describe(container: InputContainer, stream: VideoStream, path: Path) -> VideoInfo:
+    """What the header says, None where it says nothing that can be."""
+    return VideoInfo(
+        path=path,
+        container=container.format.name,
+        codec=stream.codec_context.name,
+        width=stream.width,
+        height=stream.height,
+        frame_rate=_positive(stream.average_rate),
+        duration=stream_duration(container, stream) or file_duration(container),
+    )
+
+
+def stream_duration(container: InputContainer, stream: VideoStream) -> float | None:
+    """Seconds that the header gives the stream, or the file where it has no other stream."""
+    if stream.duration and stream.time_base:
+        return _positive(stream.duration * stream.time_base)
+    tag = next((text for key, text in stream.metadata.items() if key.upper().startswith("DURATION")), "")
+    try:
+        hours, minutes, seconds = tag.split(":")
+        return _positive(3600 * int(hours) + 60 * int(minutes) + float(seconds))
+    except ValueError:
+        return file_duration(container) if len(container.streams) == 1 else None
+
+
+def file_duration(container: InputContainer) -> float | None:
+    """Seconds that the header gives the file."""
+    return _positive(Fraction(container.duration, av.time_base)) if container.duration else None
+
+
+def check_canvas(width: int, height: int, limits: VideoLimits, path: Path) -> None:
+    if width * height > limits.canvas_pixels:
+        raise VideoLimitError(
+            f"frames of {width}x{height} pixels, the limit is {limits.canvas_pixels} pixels: {shown(path)}",
+            "scale the video down first",
+        )
+
+
+def is_encrypted(stream: VideoStream, packet: av.Packet[VideoStream]) -> bool:
+    """By the key's name in Matroska, by the packets' side data in MP4 (which PyAV 15 does not show)."""
+    has_side_data = getattr(packet, "has_sidedata", lambda name: False)
+    return "enc_key_id" in stream.metadata or has_side_data("encryption_info")
+
+
+def encrypted(path: Path) -> EncryptedVideoError:
+    return EncryptedVideoError(f"the video is encrypted: {shown(path)}", "use a copy without protection")
+
+
+def _default_stream(container: InputContainer, path: Path) -> VideoStream:
+    moving = [s for s in container.streams.video if not s.disposition & _NOT_MOVING]
+    if not moving:
+        what = "sound only" if container.streams.audio else "no video stream"
+        raise NoVideoStreamError(f"{what}: {shown(path)}", "give a file with moving pictures")
+    stream = next((s for s in moving if s.disposition & Disposition.default), moving[0])
+    if stream.codec_context is None:
+        raise VideoError(
+            f"its codec is unknown or protected: {shown(path)}", "convert it to H.264 in MP4 first"
+        )
+    return stream
+
+
+def _positive(value: float | Fraction | None) -> float | None:
+    return float(value) if value is not None and value > 0 else None

@@ -1,0 +1,55 @@
+"""The entry to video: what was asked of one file becomes a Clip."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from lvspec_cli.types import Clip, VideoRequest
+from lvspec_cli.video.child import Child, decoding_child
+from lvspec_cli.video.messages import Finished, Job, Opened
+from lvspec_cli.video.sample import check_request
+
+
+def read_clip(request: VideoRequest, *, progress: Callable[[int, int], None] | None = None) -> Clip:
+    """Decode the frames that ``request`` asks for, in a child process.
+
+    ``progress`` is called with the frames read so far and the frames expected. With neither ``fps`` nor
+    ``max_frames`` 2 frames a second are taken, evenly spread 128 at most; without ``max_pixels`` a frame
+    has at most 602,112. Raises UsageError, NoInputError and VideoError with its kinds.
+    """
+    began = time.monotonic()
+    check_request(request)
+    with decoding_child(Job("read", request)) as child:
+        opened: Opened = child.receive()
+        frames, times, finished = _receive_frames(child, opened, progress or (lambda done, expected: None))
+    return Clip(
+        path=request.path,
+        frames=frames,
+        timestamps=tuple(times),
+        frame_rate=finished.frame_rate,
+        duration=finished.duration,
+        start=request.start or 0.0,
+        end=request.end if request.end is not None else finished.duration,
+        source_width=opened.source_width,
+        source_height=opened.source_height,
+        frames_expected=opened.expected,
+        decoder=finished.decoder,
+        decode_seconds=time.monotonic() - began,
+        warnings=finished.warnings,
+    )
+
+
+def _receive_frames(
+    child: Child, opened: Opened, progress: Callable[[int, int], None]
+) -> tuple[np.ndarray, list[float], Finished]:
+    frames = np.empty((opened.expected, opened.height, opened.width, 3), np.uint8)
+    times: list[float] = []
+    progress(0, opened.expected)
+    while not isinstance(message := child.receive(), Finished):
+        child.receive_into(memoryview(frames[len(times)].reshape(-1)))
+        times.append(message)
+        progress(len(times), opened.expected)
+    return frames[: len(times)], times, message

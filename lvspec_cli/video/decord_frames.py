@@ -1,0 +1,83 @@
+"""Chosen frames of a file by decord, which brings an FFmpeg of its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvspec_cli.video.geometry import Orientation
+from lvspec_cli.video.timeline import Timeline
+
+# Containers whose frames decord gives right. It loses the first frames of MPEG-TS, and reads no GIF.
+_CONTAINERS = ("mov", "matroska", "avi")
+
+
+class UnfitError(Exception):
+    """decord cannot give this video's frames; the text says why."""
+
+
+def check_fit(container: str | None, streams: int, upright: Orientation) -> None:
+    """Raise UnfitError for what decord gets wrong, of a file that begins as ``container`` does.
+
+    The first bytes decide, not PyAV's verdict: decord's older FFmpeg would follow the addresses in a file
+    that only it takes for a playlist.
+    """
+    if container not in _CONTAINERS:
+        raise UnfitError("it does not read this format reliably")
+    if streams > 1:
+        raise UnfitError("it may choose another of the video streams")
+    if upright.mirrored or (upright != Orientation() and container != "mov"):
+        raise UnfitError("it does not turn the picture upright")
+
+
+def decord_frames(
+    descriptor: int, timeline: Timeline, wanted: list[int]
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The frames at the ascending ordinals ``wanted`` with their ticks; upright, RGB (height, width, 3)."""
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise UnfitError("it is not installed") from error
+    decord.logging.set_level(decord.logging.QUIET)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        with _one_more_file():
+            reader = decord.VideoReader(f"/dev/fd/{descriptor}", num_threads=1)
+            if len(reader) != len(timeline.ticks):
+                raise UnfitError(f"it counts {len(reader)} frames, there are {len(timeline.ticks)}")
+            for ordinal, frame in _taken(reader, wanted, random_access=timeline.random_access):
+                yield int(timeline.ticks[ordinal]), frame
+    except (decord.DECORDError, AssertionError, RuntimeError, StopIteration) as error:
+        raise UnfitError("it fails on this file") from error
+
+
+def _taken(reader: Any, wanted: list[int], *, random_access: bool) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    if random_access:
+        for ordinal in wanted:
+            yield ordinal, reader[ordinal].asnumpy()
+        return
+    # Where groups are open, decord's own seeking gives other frames than it says: read all of them.
+    left = set(wanted)
+    for ordinal in range(wanted[-1] + 1):
+        frame = reader.next()
+        if ordinal in left:
+            yield ordinal, frame.asnumpy()
+
+
+@contextmanager
+def _one_more_file() -> Iterator[None]:
+    """Let this process open one more file and nothing else: no address, no second file, whatever is asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,21 @@
+"""What a video file's header says, without decoding it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lvspec_cli.types import VideoInfo, VideoRequest
+from lvspec_cli.video.child import decoding_child
+from lvspec_cli.video.messages import Job
+
+_TIMEOUT = 20.0  # seconds
+
+
+def probe(path: Path, *, timeout: float = _TIMEOUT) -> VideoInfo:
+    """Format, size, rate and duration as the header of ``path`` has them, read in a child process.
+
+    Raises NoInputError and VideoError with its kinds.
+    """
+    with decoding_child(Job("probe", VideoRequest(path, timeout=timeout))) as child:
+        info: VideoInfo = child.receive()
+        return info

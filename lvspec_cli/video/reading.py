@@ -1,0 +1,221 @@
+"""One video read in the child process: scan, choose, decode, send."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from multiprocessing.connection import Connection
+
+import numpy as np
+from av.video.frame import VideoFrame
+
+from lvspec_cli.errors import DamagedVideoError, UsageError, VideoLimitError
+from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
+from lvspec_cli.video.container import check_canvas, describe, file_duration, open_video, stream_duration
+from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
+from lvspec_cli.video.geometry import Orientation, fitted_size
+from lvspec_cli.video.messages import Finished, Opened
+from lvspec_cli.video.pyav_frames import PyavReader, orientation_of
+from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
+from lvspec_cli.video.source import container_of, head_of, shown
+from lvspec_cli.video.timeline import Timeline, scan
+from lvspec_cli.video.times import format_time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the scan and the request come to."""
+
+    timeline: Timeline
+    wanted: list[int]  # ordinals of the frames taken
+    declared: float | None  # seconds that the header gives this stream
+    duration: float | None  # seconds, the best that is known
+    frame_rate: float | None
+    pixel_aspect: Fraction | None
+    video_streams: int
+
+    @property
+    def is_short(self) -> bool:
+        """Less can be read than the header promises, beyond its usual carelessness."""
+        if self.timeline.error is not None:
+            return True
+        missing = (self.declared or 0.0) - self.timeline.duration
+        return self.timeline.whole and missing > max(0.25, 0.03 * self.timeline.duration)
+
+
+def probe_file(descriptor: int, request: VideoRequest) -> VideoInfo:
+    """What the header says of the file behind ``descriptor``."""
+    with _opened(descriptor) as file, open_video(file, request.path, request.limits) as (container, stream):
+        return describe(container, stream, request.path)
+
+
+def read_file(descriptor: int, request: VideoRequest, connection: Connection) -> None:
+    """Decode what ``request`` asks of the file behind ``descriptor`` and send it."""
+    with _opened(descriptor) as file:
+        plan = make_plan(file, request)
+        sender = _Sender(connection, request, plan)
+        warnings = notes(plan, request)
+        decoder: DecoderName = request.decoder
+        if decoder == "decord":
+            try:
+                _send_by_decord(file, request, plan, sender)
+            except UnfitError as reason:
+                warnings.append(f"PyAV read it, not decord: {reason}")
+                decoder = "pyav"
+        errors = _send_by_pyav(file, request, plan, sender) if decoder == "pyav" else 0
+    if sender.sent == 0:
+        raise DamagedVideoError(
+            f"no frame can be decoded: {shown(request.path)}", "copy or download it again"
+        )
+    damage = damage_note(plan, sender.sent, errors)
+    warnings += [damage] if damage else []
+    connection.send(Finished(plan.frame_rate, plan.duration, decoder, tuple(warnings)))
+
+
+def make_plan(file: io.FileIO, request: VideoRequest) -> Plan:
+    """Scan the stream and decide which frames are taken. Raises the tree's errors."""
+    path, limits = request.path, request.limits
+    start = request.start or 0.0
+    with open_video(file, path, limits) as (container, stream):
+        declared = stream_duration(container, stream)
+        known = declared or file_duration(container)
+        if known and known > limits.duration:
+            raise VideoLimitError(
+                f"{format_time(known)} long, the limit is {format_time(limits.duration)}: {shown(path)}",
+                "cut the part you need out of it first",
+            )
+        # decord counts all of a file's frames, so their number has to be known.
+        scan_end = None if request.decoder == "decord" else request.end
+        timeline = scan(container, stream, scan_end, limits, path)
+        average = float(stream.average_rate) if stream.average_rate else None
+        pixel_aspect, video_streams = stream.sample_aspect_ratio, len(container.streams.video)
+    times = timeline.times
+    if start >= timeline.duration:
+        raise _starts_too_late(start, timeline.duration, known, shown(path))
+    inside = stretch(times, start, request.end)
+    wanted = [inside.start + index for index in choose(times[inside], Sampling.of(request))]
+    if len(wanted) > limits.sampled_frames:
+        raise VideoLimitError(
+            f"{len(wanted)} frames would be taken, the limit is {limits.sampled_frames}: {shown(path)}",
+            "set a cap with --frames, or a lower --fps",
+        )
+    scanned = timeline.frame_rate
+    header_is_right = average and (scanned is None or abs(average - scanned) < 0.02 * scanned)
+    return Plan(
+        timeline=timeline,
+        wanted=wanted,
+        declared=declared,
+        duration=timeline.duration if timeline.whole else known,
+        frame_rate=average if header_is_right else scanned,
+        pixel_aspect=pixel_aspect,
+        video_streams=video_streams,
+    )
+
+
+def notes(plan: Plan, request: VideoRequest) -> list[str]:
+    """Where what is taken is less than what was asked."""
+    found = []
+    if request.end is not None and plan.timeline.whole and request.end > plan.timeline.duration + 0.1:
+        found.append(
+            f"the video ends at {format_time(plan.timeline.duration)}, before --end {format_time(request.end)}"
+        )
+    if request.fps and plan.frame_rate and request.fps > 1.02 * plan.frame_rate:
+        found.append(f"--fps {request.fps:g} is more than the video's {plan.frame_rate:.4g} frames a second")
+    return found
+
+
+def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
+    """One line on what damage cost, None without damage."""
+    lost = len(plan.wanted) - sent
+    if not (plan.is_short or lost or errors):
+        return None
+    read = format_time(plan.timeline.duration)
+    of = f" of {format_time(plan.declared)}" if plan.is_short and plan.declared else ""
+    failed = f", {errors} decoding errors" if errors else ""
+    return f"the file is damaged: read up to {read}{of}, {sent} of {len(plan.wanted)} frames{failed}"
+
+
+@dataclass
+class _Sender:
+    """Makes frames small and upright, and sends them; the first one sets the size of all."""
+
+    connection: Connection
+    request: VideoRequest
+    plan: Plan
+    sent: int = 0
+    size: tuple[int, int] | None = None  # width and height before turning
+
+    def send(self, tick: int, frame: VideoFrame, upright: Orientation, pixel_aspect: Fraction | None) -> None:
+        if self.size is None:
+            self.size = self._open(frame, upright, pixel_aspect)
+        width, height = self.size
+        smaller = width * height < frame.width * frame.height
+        small = frame.reformat(width, height, "rgb24", interpolation="AREA" if smaller else "BILINEAR")
+        pixels = np.ascontiguousarray(upright.apply(np.asarray(small.to_ndarray(), np.uint8)))
+        timeline = self.plan.timeline
+        self.connection.send(float((tick - int(timeline.ticks[0])) * timeline.time_base))
+        self.connection.send_bytes(memoryview(pixels.reshape(-1)))
+        self.sent += 1
+
+    def _open(
+        self, frame: VideoFrame, upright: Orientation, pixel_aspect: Fraction | None
+    ) -> tuple[int, int]:
+        request, expected = self.request, len(self.plan.wanted)
+        check_canvas(frame.width, frame.height, request.limits, request.path)
+        size = fitted_size(frame.width, frame.height, pixel_aspect, request.max_pixels or DEFAULT_MAX_PIXELS)
+        taken = expected * math.prod(size) * 3
+        if taken > request.limits.clip_bytes:
+            raise VideoLimitError(
+                f"{expected} frames of {size[0]}x{size[1]} pixels take {taken / 2**30:.1f} GiB, "
+                f"the limit is {request.limits.clip_bytes / 2**30:.1f}: {shown(request.path)}",
+                "lower --frames or --max-pixels",
+            )
+        source = upright.size(frame.width, frame.height)
+        self.connection.send(Opened(expected, *upright.size(*size), *source))
+        return size
+
+
+def _send_by_pyav(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _Sender) -> int:
+    """Send the frames that are not sent yet; the number of decoding errors."""
+    with open_video(file, request.path, request.limits) as (container, stream):
+        reader = PyavReader(container, stream, plan.timeline)
+        for tick, frame in reader.frames(plan.wanted[sender.sent :]):
+            sender.send(tick, frame, orientation_of(frame), plan.pixel_aspect)
+        return reader.damaged
+
+
+def _send_by_decord(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _Sender) -> None:
+    upright = _first_orientation(file, request, plan)
+    check_fit(container_of(head_of(file)), plan.video_streams, upright)
+    aspect = plan.pixel_aspect
+    if aspect and upright.turns % 2:  # decord has turned the frame, and its pixels with it
+        aspect = 1 / aspect
+    for tick, pixels in decord_frames(file.fileno(), plan.timeline, plan.wanted):
+        sender.send(tick, VideoFrame.from_ndarray(pixels, format="rgb24"), Orientation(), aspect)
+
+
+def _first_orientation(file: io.FileIO, request: VideoRequest, plan: Plan) -> Orientation:
+    with open_video(file, request.path, request.limits) as (container, stream):
+        for _, frame in PyavReader(container, stream, plan.timeline).frames(plan.wanted[:1]):
+            return orientation_of(frame)
+    raise UnfitError("no frame can be decoded")
+
+
+def _starts_too_late(
+    start: float, readable: float, known: float | None, name: str
+) -> DamagedVideoError | UsageError:
+    if known and start < known:
+        return DamagedVideoError(
+            f"damaged after {format_time(readable)}, before --start {format_time(start)}: {name}",
+            "copy or download it again, or start earlier",
+        )
+    return UsageError(
+        f"--start {format_time(start)} is after the video's end at {format_time(readable)}: {name}",
+        "start earlier",
+    )
+
+
+def _opened(descriptor: int) -> io.FileIO:
+    return io.FileIO(descriptor, closefd=False)

@@ -1,0 +1,33 @@
+"""Times as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from lvspec_cli.errors import UsageError
+
+_TIME = re.compile(r"(?:(?:(?P<hours>\d+):)?(?P<minutes>\d+):)?(?P<seconds>\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+
+
+def parse_time(text: str) -> float:
+    """Seconds from ``90``, ``1:30`` or ``0:01:30.5``. Raises UsageError for anything else.
+
+    Below an hour or a minute that is written out, minutes and seconds stay under 60.
+    """
+    match = _TIME.fullmatch(text.strip())
+    if match:
+        hours, minutes = int(match["hours"] or 0), int(match["minutes"] or 0)
+        seconds = float(match["seconds"])
+        if (match["hours"] is None or minutes < 60) and (match["minutes"] is None or seconds < 60):
+            return 60 * (60 * hours + minutes) + seconds
+    raise UsageError(f"{text!r} is not a time", "write it as 90, 1:30 or 0:01:30.5")
+
+
+def format_time(seconds: float) -> str:
+    """``M:SS.s`` or ``H:MM:SS.s``, tenths cut off when they are zero."""
+    tenths = round(seconds * 10)
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    whole, tenth = divmod(tenths, 10)
+    clock = f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
+    return f"{clock}.{tenth}" if tenth else clock
