@@ -179,8 +179,19 @@ def _tracing(file: Path | None) -> Iterator[Trace | None]:
         return
     from lvspec_cli.output.trace import trace_line
 
+    def explained(error: OSError) -> OutputError:
+        return OutputError(f"{file}: {error.strerror or error}", "name a file that can be written")
+
     try:
-        with file.open("w", encoding="utf-8") as stream:
-            yield lambda row: print(trace_line(row), file=stream)
+        stream = file.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
-        raise OutputError(f"{file}: {error.strerror or error}", "name a file that can be written") from error
+        raise explained(error) from error
+
+    def write(row: dict[str, Any]) -> None:
+        try:
+            stream.write(trace_line(row) + "\n")
+        except OSError as error:
+            raise explained(error) from error
+
+    with stream:
+        yield write

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lvspec_cli.cli.reporting import say, write_out
-from lvspec_cli.events import Answered, ClipReady, Event, Listener, RoundDone
+from lvspec_cli.events import Answered, ClipReady, Event, Listener, QuestionStarted, RoundDone
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.types import Mode
@@ -32,8 +32,9 @@ def showing(request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[List
         with _live(request) as listen:
             yield listen
         return
-    show = _records if as_json else _StreamedText(request, quiet).listen
-    progress = None if quiet else PlainProgress(sys.stderr)
+    text = _StreamedText(request, quiet)
+    show = _records if as_json else text.listen
+    progress = None if quiet or sys.stderr is None else PlainProgress(sys.stderr)
 
     def listen_all(event: Event) -> None:
         if progress:
@@ -45,6 +46,7 @@ def showing(request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[List
     try:
         yield listen_all
     finally:
+        text.close()
         if progress:
             progress.close()
 
@@ -71,11 +73,17 @@ class _StreamedText:
                 self._open = True
                 write_out(visible("".join(piece.text for piece in pieces)))
             case Answered(record, tail) if record.stats is not None:
-                write_out(visible(tail) + "\n")
-                self._open = False
+                write_out(visible(tail))
+                self.close()
                 self._answers += 1
                 if not self._quiet:
-                    _summarise([record], self._request, last=self._answers == len(self._request.questions))
+                    _summarise(record, self._request, last=self._answers == len(self._request.questions))
+
+    def close(self) -> None:
+        """Ends the line of an answer, also of one that was cut off at once."""
+        if self._open:
+            self._open = False
+            write_out("\n")
 
 
 @contextmanager
@@ -102,39 +110,31 @@ def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Li
 
 
 def _print_what_stays(request: AskRequest, events: list[Event]) -> None:
-    """Every answer, and the text of one that was cut off at once."""
-    records = []
-    text = ""
+    """Every answer with its summary, and the text of one that was cut off at once."""
+    text, answers = "", 0
     for event in events:
         match event:
             case ClipReady():
                 _warn(event)
+            case QuestionStarted(count=count, question=question) if count > 1:
+                say(f"> {question}")
             case RoundDone(pieces=pieces):
                 text += "".join(piece.text for piece in pieces)
-            case Answered(record):
-                if record.stats is not None:
-                    _print_answer(request, record)
-                    records.append(record)
-                text = ""
+            case Answered(record, tail) if record.stats is not None:
+                write_out(visible(text + tail) + "\n")
+                text, answers = "", answers + 1
+                _summarise(record, request, last=answers == len(request.questions))
     if text:
         write_out(visible(text) + "\n")
-    _summarise(records[-1:], request, last=True)
 
 
-def _print_answer(request: AskRequest, record: Record) -> None:
-    several = len(request.questions) > 1
-    if several:
-        say(f"> {record.prompt}")
-    write_out(visible(record.text or "") + "\n" * (2 if several else 1))
-
-
-def _summarise(records: list[Record], request: AskRequest, *, last: bool) -> None:
-    for record in records:
-        say(answer_summary(record))
-        if last:
-            say(clip_summary(record))
-    if last and records and request.pair.world:
-        say(world_note(request.pair_name, request.pair.world))
+def _summarise(record: Record, request: AskRequest, *, last: bool) -> None:
+    for line in answer_summary(record):
+        say(line)
+    if last:
+        say(clip_summary(record))
+        if request.pair.world:
+            say(world_note(request.pair_name, request.pair.world))
 
 
 def _warn(clip: ClipReady) -> None:

@@ -47,7 +47,9 @@ class PlainProgress:
             self._bar.refresh()
         elif self._running and (now := time.monotonic()) - self._shown >= INTERVAL:
             self._shown = now
-            meter = tqdm.format_meter(done, total, now - self._started, ncols=72, ascii=True, prefix=label)
+            form = _form(total).replace("{bar}", "")
+            elapsed = now - self._started
+            meter = tqdm.format_meter(done, total, elapsed, prefix=label, bar_format=form)
             print(meter, file=self._stream, flush=True)
 
     def end(self, label: str, seconds: float) -> None:

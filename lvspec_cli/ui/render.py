@@ -144,7 +144,7 @@ def panel_lines(view: View, width: int, plain: bool) -> list[Text]:
 def bars(view: View, width: int, plain: bool = False) -> str:
     """The last rounds' accepted lengths as bars between 0 and gamma + 1."""
     shapes = PLAIN_BARS if plain else BARS
-    most = max(view.gamma + 1, *view.lengths)
+    most = max((view.gamma + 1, *view.lengths))
     return "".join(
         shapes[round(length / most * (len(shapes) - 1))] for length in view.lengths[-width:] if width
     )

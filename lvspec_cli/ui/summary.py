@@ -12,24 +12,20 @@ ENDINGS = {
 }
 
 
-def answer_summary(record: Record) -> str:
-    """Speed and acceptance of one answer, in one line."""
+def answer_summary(record: Record) -> list[str]:
+    """Speed, acceptance and an unusual ending of one answer, in lines of their own."""
     stats = record.stats
     if stats is None:
-        return ""
-    facts = [f"{stats.output_tokens} tokens in {stats.decode_s:.1f} s"]
-    if stats.tokens_per_s is not None:
-        facts.append(f"{stats.tokens_per_s:.1f} tokens/s")
-    if stats.mean_accepted_length is not None and stats.drafted:
-        facts.append(f"mean accepted length {stats.mean_accepted_length:.2f}")
-    if stats.acceptance_rate is not None:
-        facts.append(f"{stats.acceptance_rate:.0%} accepted")
-        facts.append(
-            f"exact {stats.accepted_exact}, filler {stats.accepted_filler}, shift {stats.accepted_shift}"
+        return []
+    speed = f", {stats.tokens_per_s:.1f} tokens/s" if stats.tokens_per_s is not None else ""
+    ending = f", {ENDINGS[record.finish_reason]}" if record.finish_reason in ENDINGS else ""
+    lines = [f"{stats.output_tokens} tokens in {stats.decode_s:.1f} s{speed}{ending}"]
+    if stats.mean_accepted_length is not None and stats.acceptance_rate is not None:
+        lines.append(
+            f"mean accepted length {stats.mean_accepted_length:.2f}, {stats.acceptance_rate:.0%} accepted"
+            f" (exact {stats.accepted_exact}, filler {stats.accepted_filler}, shift {stats.accepted_shift})"
         )
-    if record.finish_reason in ENDINGS:
-        facts.append(ENDINGS[record.finish_reason])
-    return " | ".join(facts)
+    return lines
 
 
 def clip_summary(record: Record) -> str:
@@ -37,12 +33,12 @@ def clip_summary(record: Record) -> str:
     sampling = record.sampling
     times = sampling.timestamps or (0.0,)
     return (
-        f"{record.file_name}: {sampling.decoded} of {sampling.frames_expected} frames, "
-        f"{times[0]:.1f} to {times[-1]:.1f} s, {sampling.width}x{sampling.height}, "
-        f"{sampling.visual_tokens} visual tokens"
+        f"{record.file_name}: {sampling.decoded} of {sampling.frames_expected} frames"
+        f" from {times[0]:.1f} to {times[-1]:.1f} s, {sampling.width}x{sampling.height},"
+        f" {sampling.visual_tokens} visual tokens"
     )
 
 
 def world_note(pair: str, world: str) -> str:
     """That a pair knows little, and how to choose another."""
-    return f"{pair} knows only {world}: `lvspec models` lists other pairs, --pair NAME chooses one"
+    return f"{pair} knows only {world}; --pair takes another of `lvspec models`"

@@ -1,0 +1,93 @@
+"""Parts that several folders of tests share: a tiny pair, a short clip, and the command line around them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+
+def write_video(path: Path, seconds: float = 2.0, size: int = 64, rate: int = 8) -> Path:
+    """A moving bar on grey, H.264."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for index in range(int(seconds * rate)):
+            pixels = np.full((size, size, 3), 90, np.uint8)
+            pixels[:, (3 * index) % size : (3 * index) % size + 8] = (200, 30, 30)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def video_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models.yaml whose default pair is tiny and random."""
+    from tests.tiny_models import save_pair
+
+    folder = tmp_path_factory.mktemp("tiny")
+    save_pair(folder, "qwen2_5_vl")
+    models = folder / "models.yaml"
+    models.write_text(
+        "default: tiny\n"
+        "pairs:\n"
+        "  tiny:\n"
+        "    target: {folder: target}\n"
+        "    draft: {folder: draft}\n"
+        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 40}\n"
+    )
+    return models
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs the real command line in a process of its own, away from the user's files."""
+
+    home: Path
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LVSPEC", "XDG"))}
+        home = {"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home / "config"), "HF_HUB_OFFLINE": "1"}
+        return {**kept, **home, "OMP_NUM_THREADS": "1", **self.extra}
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "lvspec_cli"]
+
+    def run(self, *arguments: str | os.PathLike[str], **options: object) -> subprocess.CompletedProcess[str]:
+        """Ends the process after a minute."""
+        defaults = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
+        if "input" in options:
+            del defaults["stdin"]
+        return subprocess.run(
+            [*self.command, *map(str, arguments)],
+            env=self.environment,
+            **{**defaults, **options},
+            check=False,
+        )
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """Knows the shipped pairs only."""
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def tiny_shell(tmp_path: Path, tiny_models: Path) -> Shell:
+    """Answers with the tiny pair."""
+    return Shell(tmp_path, {"LVSPEC_MODELS": str(tiny_models)})
