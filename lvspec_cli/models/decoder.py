@@ -163,7 +163,6 @@ class Decoder:
                 attention_mask=mask,
                 position_embeddings=rotary,
                 past_key_values=self.cache,
-                use_cache=True,
             )
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden

@@ -184,18 +184,14 @@ def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
 
 
 def _check_source(source: str | Path) -> None:
-    path = Path(source)
+    path, text = Path(source), str(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise PairError(f"{source} holds no config.json", "name the folder of a saved model")
         return
-    looks_local = (
-        isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
-    )
-    if path.exists() or looks_local:
-        raise PairError(
-            f"{source} is not a folder", "name the folder of a saved model or a hub id, owner/name"
-        )
+    is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
+    if path.exists() or is_path:
+        raise PairError(f"{source} is not a folder", "name a saved model's folder or a hub id, owner/name")
 
 
 def _check_attention(config: Any, name: str) -> None:

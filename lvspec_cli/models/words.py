@@ -10,198 +10,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-NUMERALS = frozenset(
-    [
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-        "twenty",
-        "thirty",
-        "forty",
-        "fifty",
-        "sixty",
-        "seventy",
-        "eighty",
-        "ninety",
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "dozen",
-        "half",
-        "once",
-        "twice",
-        "thrice",
-        "first",
-        "second",
-        "third",
-        "fourth",
-        "fifth",
-        "sixth",
-        "seventh",
-        "eighth",
-        "ninth",
-        "tenth",
-        "both",
-        "single",
-        "double",
-        "triple",
-    ]
-)
-NEGATIONS = frozenset(
-    [
-        "no",
-        "not",
-        "none",
-        "nobody",
-        "nothing",
-        "neither",
-        "nor",
-        "never",
-        "without",
-        "cannot",
-        "nowhere",
-        "n't",
-        "'t",
-        "don't",
-        "doesn't",
-        "didn't",
-        "isn't",
-        "aren't",
-        "wasn't",
-        "weren't",
-        "can't",
-        "couldn't",
-        "won't",
-        "wouldn't",
-        "hasn't",
-        "haven't",
-        "hadn't",
-    ]
-)
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NUMERALS = _words("""
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred
+    thousand million billion dozen half once twice thrice first second third fourth fifth sixth
+    seventh eighth ninth tenth both single double triple
+""")
+NEGATIONS = _words("""
+    no not none nobody nothing neither nor never without cannot nowhere n't 't don't doesn't didn't
+    isn't aren't wasn't weren't can't couldn't won't wouldn't hasn't haven't hadn't
+""")
 # No word of place, direction or order in time: those are facts.
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "he",
-        "she",
-        "they",
-        "them",
-        "his",
-        "her",
-        "their",
-        "there",
-        "here",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "what",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
-        "do",
-        "does",
-        "did",
-        "has",
-        "have",
-        "had",
-        "having",
-        "will",
-        "would",
-        "can",
-        "could",
-        "may",
-        "might",
-        "shall",
-        "should",
-        "must",
-        "of",
-        "to",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "with",
-        "from",
-        "as",
-        "and",
-        "or",
-        "but",
-        "so",
-        "also",
-        "too",
-        "while",
-        "when",
-        "where",
-        "if",
-        "than",
-        "very",
-        "quite",
-        "rather",
-        "just",
-        "simply",
-        "really",
-        "actually",
-        "clearly",
-        "mainly",
-        "mostly",
-        "still",
-        "only",
-        "even",
-        "then",
-        "now",
-        "again",
-        "another",
-        "each",
-        "some",
-        "any",
-        "one's",
-        "appears",
-        "seems",
-        "we",
-        "see",
-        "shows",
-        "shown",
-        "visible",
-        "'s",
-        "'re",
-        "'ve",
-        "'ll",
-        "'d",
-    ]
-)
+FUNCTION_WORDS = _words("""
+    a an the this that these those it its he she they him his her them their there here which who
+    whom whose what is are was were be been being am do does did has have had having will would can
+    could may might shall should must of to in on at by for with from as and or but so also too while
+    when where if than very quite rather just simply really actually clearly mainly mostly still only
+    even now again another each some any appears seems we see shows shown visible 's 're 've 'll 'd
+""")
 _PUNCTUATION = frozenset(".,;:!?-–—()[]\"'…")
 _SPACE_MARKS = "Ġ▁ Ċ"
 
@@ -233,10 +64,7 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     for word in fixed_words:
         for form in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"):
             pieces = tokenizer.encode(form, add_special_tokens=False)
-            if (
-                len(pieces) > 1
-                and pieces[0] not in function
-                and len(tokenizer.decode(pieces[:1]).strip()) > 1
-            ):
+            letters = tokenizer.decode(pieces[:1]).strip()
+            if len(pieces) > 1 and len(letters) > 1 and pieces[0] not in function:
                 fixed.add(pieces[0])
     return TokenSets(frozenset(end_ids), frozenset(fixed), frozenset(function))

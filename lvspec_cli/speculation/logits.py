@@ -16,18 +16,16 @@ class LogitsRules:
     divided by it, negative ones multiplied) counts the prompt, the answer and those i tokens.
     """
 
-    def __init__(self, rules: GenerationRules, prompt_ids: Tensor, vocabulary: int) -> None:
-        device = prompt_ids.device
+    def __init__(self, rules: GenerationRules, vocabulary: int, device: torch.device) -> None:
         self._rules = rules
         self._penalised = rules.repetition_penalty != 1.0
         self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-        self._seen[prompt_ids] = True
         self._ends = torch.tensor(rules.end_ids, dtype=torch.long, device=device)
         self._never = torch.tensor(rules.suppressed, dtype=torch.long, device=device)
         self._not_first = torch.tensor(rules.suppressed_first, dtype=torch.long, device=device)
 
     def add(self, tokens: Tensor) -> None:
-        """Take tokens, long (n,), into the answer."""
+        """Take tokens of the prompt or the answer, long (n,), as said."""
         if self._penalised:
             self._seen[tokens] = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,11 @@ class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
         is_video = input_ids[0] == self.video_token(model)
         before = int(is_video.nonzero()[0])
         count = int(is_video.sum())
-        vision = model.config.vision_config  # type: ignore[union-attr]
-        merge = vision.spatial_merge_size  # type: ignore[union-attr]
+        vision: Any = model.config.vision_config  # type: ignore[union-attr]
+        merge = vision.spatial_merge_size
         grid = video_inputs["video_grid_thw"][0].tolist()
         times, rows, columns = grid[0], grid[1] // merge, grid[2] // merge
-        interval = vision.tokens_per_second * video_inputs["second_per_grid_ts"][0]  # type: ignore[union-attr]
+        interval = vision.tokens_per_second * video_inputs["second_per_grid_ts"][0]
         axes = torch.meshgrid(
             (torch.arange(times) * interval.cpu()).long(),
             torch.arange(rows),

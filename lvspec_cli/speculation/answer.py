@@ -1,0 +1,176 @@
+"""The state of one answer while it grows, and what one round does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.speculation.draft import Proposal, propose
+from lvspec_cli.speculation.logits import LogitsRules
+from lvspec_cli.speculation.relevance import Relevance
+from lvspec_cli.speculation.repetition import is_looping
+from lvspec_cli.speculation.sampling import accept, distribution, draw
+from lvspec_cli.speculation.stats import Tally
+from lvspec_cli.speculation.verify import Evidence, History, Verdict, gather, judge
+from lvspec_cli.types import (
+    DecodeSettings,
+    FinishReason,
+    Mode,
+    PairPrompts,
+    Prompt,
+    Round,
+    RuleSettings,
+    TokenKind,
+)
+
+# Exact mode in the rule's own terms.
+EXACT_RULE = RuleSettings(anchor_margin=0.0, filler_margin=0.0, shift_window=0)
+
+
+class Answer:
+    """One answer of a pair whose caches hold the prompts' prefix.
+
+    Between rounds the target's cache holds all of the answer but its last token, the draft's holds
+    that or less; what is missing is run at the start of the next round. So mode ar is this loop
+    without a draft, and a full acceptance costs the draft one row more.
+    """
+
+    def __init__(
+        self,
+        pair: LoadedPair,
+        target: Decoder,
+        draft: Decoder | None,
+        settings: DecodeSettings,
+        relevance: Relevance | None,
+    ) -> None:
+        self._pair, self._settings, self._relevance = pair, settings, relevance
+        self._target, self._draft = target, draft if settings.mode != Mode.AR else None
+        self._device = pair.target.device
+        self._rule = settings.rule if settings.mode == Mode.LVSPEC else EXACT_RULE
+        self._generator = torch.Generator(self._device).manual_seed(settings.seed)
+        self._history = History()
+        self._logits = LogitsRules(pair.target.generation, pair.target.vocabulary, self._device)
+        self.gamma = settings.gamma if self._draft else 0
+        self.tokens: list[int] = []
+        self.kinds: list[TokenKind] = []
+        self.tally = Tally()
+        self.finish: FinishReason | None = None
+
+    @torch.inference_mode()
+    def begin(self, prompts: PairPrompts) -> Round:
+        """Read the question and take the target's first token."""
+        room = self._settings.max_new_tokens + self.gamma + 1
+        passed = self._target.begin(prompts.target, room)
+        if self._draft is not None:
+            self._draft.begin(_required(prompts.draft), room)
+        self._logits.add(prompts.target.input_ids[0].to(self._device))
+        logits = self._logits.apply(self._target.logits(passed, 1), self._tensor(()), produced=0)
+        token = int(self._choose(logits))
+        self._take((token,), (TokenKind.TARGET,))
+        return Round((token,), (TokenKind.TARGET,), target=(token,), prefill=True)
+
+    @torch.inference_mode()
+    def round(self) -> Round:
+        """One draft, one verification, one acceptance; one transfer to the host."""
+        # The target adds a token of its own to every round.
+        gamma = min(self.gamma, self._settings.max_new_tokens - len(self.tokens) - 1)
+        proposal = self._propose(gamma)
+        watch = self._relevance.watch if self._relevance else ()
+        passed = self._target.forward(torch.cat((self._pending(self._target), proposal.tokens)), watch)
+        logits = self._target.logits(passed, gamma + 1)
+        logits = self._logits.apply(logits, proposal.tokens, produced=len(self.tokens))
+        if self._settings.temperature > 0:
+            evidence, verdict = self._sample(proposal, logits)
+        else:
+            scores = self._relevance.score(passed, proposal.tokens) if self._relevance and gamma else None
+            evidence = gather(logits, proposal.tokens, scores)
+            verdict = judge(evidence, self._rule, self._pair.words, self._history)
+        kept = self._take(verdict.tokens, verdict.kinds)
+        self.tally.add(gamma, verdict.kinds[:kept])
+        for decoder in (self._target, self._draft):
+            if decoder is not None:
+                decoder.rollback(len(self.tokens) - 1)
+        return Round(
+            tokens=verdict.tokens[:kept],
+            kinds=verdict.kinds[:kept],
+            drafted=evidence.drafted,
+            target=evidence.target,
+            relevance=evidence.relevance,
+            gap=evidence.gap,
+        )
+
+    def _propose(self, gamma: int) -> Proposal:
+        if self._draft is None or gamma < 1:
+            return Proposal(self._tensor(()))
+        vocabulary = self._pair.shared_vocabulary
+        return propose(
+            self._draft,
+            # A token of the target's padding, never trained, has no row in a smaller draft.
+            self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
+            gamma,
+            vocabulary,
+            self._logits.drafting(vocabulary),
+            self._settings.temperature,
+            self._generator,
+        )
+
+    def _sample(self, proposal: Proposal, logits: Tensor) -> tuple[Evidence, Verdict]:
+        """Lossless speculative sampling; ``target`` of the evidence is the target's likeliest tokens."""
+        gamma = proposal.tokens.shape[0]
+        wanted = distribution(logits, self._settings.temperature)
+        if proposal.chances is None:
+            decision = torch.cat((self._tensor((0,)), draw(wanted, self._generator)))
+        else:
+            decision = accept(proposal.tokens, proposal.chances, wanted, self._generator)
+        numbers = torch.cat((decision, proposal.tokens, logits.argmax(dim=-1))).tolist()
+        count, own, drafted = numbers[0], numbers[1], tuple(numbers[2 : 2 + gamma])
+        kinds = (TokenKind.EXACT,) * count
+        # What stands behind an accepted end is cut when the tokens are taken in.
+        verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET))
+        return Evidence(drafted, tuple(numbers[2 + gamma :]), (), ()), verdict
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        temperature = self._settings.temperature
+        if temperature > 0:
+            return draw(distribution(logits, temperature), self._generator)
+        return logits.argmax(dim=-1)
+
+    def _take(self, tokens: Sequence[int], kinds: Sequence[TokenKind]) -> int:
+        """Add tokens until one of them finishes the answer; gives how many were added."""
+        before = len(self.tokens)
+        for token, kind in zip(tokens, kinds, strict=True):
+            self.tokens.append(token)
+            self.kinds.append(kind)
+            self.finish = self._finish_at(token)
+            if self.finish is not None:
+                break
+        kept = len(self.tokens) - before
+        self._logits.add(self._tensor(tokens[:kept]))
+        self._history = self._history.extended(tokens[:kept], kinds[:kept], self._rule.loose_window)
+        return kept
+
+    def _finish_at(self, token: int) -> FinishReason | None:
+        if token in self._pair.words.ends:
+            return FinishReason.STOP
+        if len(self.tokens) >= self._settings.max_new_tokens:
+            return FinishReason.LENGTH
+        if self._settings.repetition_guard and is_looping(self.tokens):
+            return FinishReason.REPETITION
+        return None
+
+    def _pending(self, decoder: Decoder) -> Tensor:
+        """Tokens of the answer that a decoder has not run yet."""
+        return self._tensor(self.tokens[decoder.answered :])
+
+    def _tensor(self, tokens: Sequence[int]) -> Tensor:
+        return torch.tensor(tokens, dtype=torch.long, device=self._device)
+
+
+def _required(prompt: Prompt | None) -> Prompt:
+    if prompt is None:
+        raise ValueError("the draft's prompt is missing: build the prompts with the pair that answers")
+    return prompt
