@@ -1,0 +1,1 @@
+"""The bundled pair and its world: procedural scenes, their captions and questions, and training."""

@@ -1,0 +1,129 @@
+"""Scene -> caption: the facts are fixed, the words are free (synonyms, adverbs, order of clauses)."""
+
+from __future__ import annotations
+
+import random
+
+from lvspec_cli.demo.lexicon import (
+    APPEAR_VERBS,
+    COUNTS,
+    DISAPPEAR_VERBS,
+    MOTIONS,
+    MOVE_VERBS,
+    RECOLOUR_VERBS,
+    ROWS,
+    SHAPES,
+    SIZES,
+)
+from lvspec_cli.demo.scenes import Event, Scene, SceneObject
+
+CAPTION_PROMPTS = (
+    "Describe the video.",
+    "Describe this video in detail.",
+    "What happens?",
+    "What happens in this video?",
+    "Caption this clip.",
+    "What does the clip show?",
+)
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """A caption of the scene that states every fact once: 80 to 200 tokens of the demo tokenizer."""
+    sentences = [_opening(scene, rng), _viewpoint(rng)]
+    sentences += [_object_sentence(item, rng) for item in scene.objects]
+    sentences.append(events_sentence(scene, rng))
+    sentences.append(_closing(rng))
+    return " ".join(sentences)
+
+
+def _opening(scene: Scene, rng: random.Random) -> str:
+    count = COUNTS[len(scene.objects)]
+    ground = f"a {scene.texture} {scene.background} {rng.choice(('background', 'backdrop'))}"
+    things = rng.choice(("objects", "shapes", "figures"))
+    subject = rng.choice(("The video", "The clip", "The scene", "This clip", "This short video"))
+    if rng.random() < 0.6:
+        verb = rng.choice(("shows", "contains", "presents", "features"))
+        place = rng.choice(("on", "against", "in front of"))
+        return f"{subject} {verb} {count} {things} {place} {ground}."
+    verb = rng.choice(("is set on", "takes place on", "plays against", "has"))
+    tail = rng.choice(("in all", "in total", "altogether"))
+    return f"{subject} {verb} {ground}, with {count} {things} {tail}."
+
+
+def _viewpoint(rng: random.Random) -> str:
+    subject = rng.choice(("Everything", "All of it", "The whole scene"))
+    seen = rng.choice(("is seen", "is filmed", "is shown", "is viewed"))
+    where = rng.choice(("from the front", "straight on", "head on", "from directly in front"))
+    rest = rng.choice(("with nothing else in sight", "and no text is to be seen", "and nobody is in view"))
+    return f"{subject} {seen} {where}, {rest}."
+
+
+def _object_sentence(item: SceneObject, rng: random.Random) -> str:
+    size, shape, colour = rng.choice(SIZES[item.size]), rng.choice(SHAPES[item.shape]), item.colour
+    place, motion = place_phrase(item, rng), motion_phrase(item, rng)
+    form = rng.randrange(4)
+    if form == 0:
+        seen = rng.choice(("there is", "we see", "one can see", "you can see"))
+        return f"{place[0].upper()}{place[1:]}, {seen} a {size} {colour} {shape} {rng.choice(('that', 'which'))} {motion}."
+    if form == 1:
+        begins = rng.choice(("starts", "begins", "is first seen", "can first be found"))
+        return f"A {size} {colour} {shape} {begins} {place} and {motion}."
+    if form == 2:
+        lead = rng.choice(("There is also", "Another thing to see is", "Then there is", "Next comes"))
+        return f"{lead} a {size} {colour} {shape}, which {motion}, at first {place}."
+    lead = rng.choice(("One of them", "One of these", "Another one"))
+    begins = rng.choice(("starts", "begins", "is first seen"))
+    return f"{lead} is a {size} {colour} {shape}: it {begins} {place}, and it {motion}."
+
+
+def place_name(item: SceneObject, rng: random.Random) -> str:
+    row = rng.choice(ROWS[item.row])
+    if (item.row, item.column) == ("middle", "centre"):
+        return "centre"
+    return f"{row} {item.column}"
+
+
+def place_phrase(item: SceneObject, rng: random.Random) -> str:
+    part = rng.choice(("", " part", " area", " region"))
+    frame = rng.choice(("frame", "picture", "image", "screen"))
+    return f"in the {place_name(item, rng)}{part} of the {frame}"
+
+
+def motion_phrase(item: SceneObject, rng: random.Random) -> str:
+    if item.motion == "still":
+        return rng.choice(MOTIONS["still"])
+    adverb = rng.choice(("", "", " steadily", " smoothly", " evenly", " gently"))
+    return f"{rng.choice(MOVE_VERBS)}{adverb} {rng.choice(MOTIONS[item.motion])}"
+
+
+def event_clause(scene: Scene, event: Event, rng: random.Random) -> str:
+    item = scene.objects[event.index]
+    subject = f"the {item.colour} {rng.choice(SHAPES[item.shape])}"
+    if event.kind == "appears":
+        return f"{subject} {rng.choice(APPEAR_VERBS)}"
+    if event.kind == "disappears":
+        return f"{subject} {rng.choice(DISAPPEAR_VERBS)}"
+    return f"{subject} {rng.choice(RECOLOUR_VERBS)} {item.new_colour}"
+
+
+def events_sentence(scene: Scene, rng: random.Random) -> str:
+    """What happens over time, in one sentence; two events are told in their order or with ``after``."""
+    if not scene.events:
+        when = rng.choice(("during the clip", "in the scene", "from start to finish", "while we watch"))
+        return f"Nothing else {rng.choice(('happens', 'changes'))} {when}."
+    clauses = [event_clause(scene, event, rng) for event in scene.events]
+    if len(clauses) == 1:
+        lead = rng.choice(("Partway through", "After a while", "At some point", "During the clip"))
+        return f"{lead}, {clauses[0]}."
+    if rng.random() < 0.35:
+        return f"After {clauses[0]}, {clauses[1]}."
+    link = rng.choice(("and then", "and later", "and after that"))
+    return f"First, {clauses[0]}, {link} {clauses[1]}."
+
+
+def _closing(rng: random.Random) -> str:
+    subject = rng.choice(("The camera", "The view", "The viewpoint"))
+    verb = rng.choice(("is fixed", "is steady", "keeps its position", "holds its position"))
+    light = rng.choice(("light", "lighting", "brightness"))
+    when = rng.choice(("throughout", "the whole time", "all along", "for the entire clip"))
+    return f"{subject} {verb} {when}, and the {light} {rng.choice(('is even', 'is constant', 'is uniform'))}."

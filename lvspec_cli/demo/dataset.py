@@ -1,0 +1,228 @@
+"""Training examples: one clip's pixels, and a caption and several questions packed behind it.
+
+Every turn sees the video and itself, never another turn (``segments``), and stands at the positions that
+it would have alone: what training sees is what decoding sees.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
+
+from lvspec_cli.demo.captions import CAPTION_PROMPTS, caption
+from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS
+from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES
+from lvspec_cli.demo.questions import questions
+from lvspec_cli.demo.render import render_frames
+from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position, sample_scene
+
+IGNORED = -100
+PATCH_LABELS = {
+    "colour": len(COLOURS) + 1,
+    "shape": len(SHAPES) + 1,
+    "size": len(SIZES) + 1,
+    "motion": len(MOTIONS) + 1,
+    "background": len(BACKGROUNDS) * 3,
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip with its turns. T tokens, of which V are the video's; P patches."""
+
+    pixels: Tensor  # float32 (P, patch values)
+    grid: Tensor  # long (3,)
+    input_ids: Tensor  # long (T,)
+    labels: Tensor  # long (T,), the next token where it is learnt, else IGNORED
+    weights: Tensor  # float32 (T,), 1 where the next token carries a fact
+    positions: Tensor  # long (3, T)
+    segments: Tensor  # long (T,), 0 for the video's prefix, then one number a turn
+    patch_labels: Tensor  # long (V, kinds of patch label)
+
+
+class SceneDataset(Dataset[Example]):
+    """Example ``index`` is drawn from its own seed: any stretch can be made again, by any worker."""
+
+    def __init__(self, processor: Qwen2_5_VLProcessor, count: int, *, seed: int, turns: int = 5) -> None:
+        self.processor = processor
+        self.count = count
+        self.seed = seed
+        self.turns = turns
+        self.fact_tokens = fact_tokens(processor)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        rng = random.Random(f"{self.seed}/{index}")
+        scene = sample_scene(rng)
+        times = sample_times(scene, rng)
+        height, width = smart_resize(scene.height, scene.width, 28, 56 * 56, FRAME_PIXELS)
+        frames = render_frames(scene, times, width, height)
+        video = self.processor.video_processor(
+            videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt"
+        )
+        pairs = [(rng.choice(CAPTION_PROMPTS), caption(scene, rng))]
+        pairs += [(item.question, item.answer) for item in questions(scene, rng)[: self.turns]]
+        grid = video["video_grid_thw"][0]
+        seconds_per_grid = 2 * (times[-1] - times[0]) / (len(times) - 1)
+        tokens = pack_turns(self.processor, pairs, grid, seconds_per_grid)
+        weights = torch.isin(tokens["labels"], self.fact_tokens).float()
+        return Example(
+            video["pixel_values_videos"], grid, **tokens, weights=weights, patch_labels=patch_labels(scene, times, grid)
+        )
+
+
+def sample_times(scene: Scene, rng: random.Random) -> list[float]:
+    """Evenly spaced frame times, both ends included; in one clip of four with some play at the ends."""
+    step, play = 1 / scene.frame_rate, 0.5 * scene.duration / CLIP_FRAMES
+    first, last = 0.0, scene.duration - step
+    if rng.random() < 0.25:
+        first, last = rng.uniform(0, play), last - rng.uniform(0, play)
+    return [round(time / step) * step for time in np.linspace(first, last, CLIP_FRAMES)]
+
+
+def fact_tokens(processor: Qwen2_5_VLProcessor) -> Tensor:
+    """Ids of the tokens that are, or begin, a word that carries a fact."""
+    encode = processor.tokenizer.encode
+    return torch.tensor(sorted({encode(before + word)[0] for word in FACT_WORDS for before in ("", " ")}))
+
+
+def pack_turns(
+    processor: Qwen2_5_VLProcessor, pairs: list[tuple[str, str]], grid: Tensor, seconds_per_grid: float
+) -> dict[str, Tensor]:
+    """Token ids, labels, positions and segments of a clip with several turns behind it."""
+    tokenizer = processor.tokenizer
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "\0"}]}]
+    template = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before, after = template.split("\0")
+    prefix = tokenizer.encode(before)
+    place = prefix.index(tokenizer.convert_tokens_to_ids("<|video_pad|>"))
+    grid_t, grid_h, grid_w = int(grid[0]), int(grid[1]) // 2, int(grid[2]) // 2
+    visual = grid_t * grid_h * grid_w
+    ids = prefix[:place] + [prefix[place]] * visual + prefix[place + 1 :]
+    positions = [video_positions(place, len(prefix) - place - 1, (grid_t, grid_h, grid_w), seconds_per_grid)]
+    next_position = int(positions[0][:, -1].max()) + 1
+    video_end = int(positions[0].max()) + 1
+    labels, segments = [IGNORED] * len(ids), [0] * len(ids)
+    for turn, (question, answer) in enumerate(pairs, start=1):
+        asked = tokenizer.encode(question + after)
+        said = tokenizer.encode(answer + "<|im_end|>")
+        ids += asked + said
+        # A position is learnt where its next token is the answer's.
+        labels += [IGNORED] * (len(asked) - 1) + said + [IGNORED]
+        segments += [turn] * (len(asked) + len(said))
+        place_asked = next_position + torch.arange(len(asked))
+        # Decoding goes on after the largest position of the prompt, the video's times included.
+        place_said = max(int(place_asked[-1]) + 1, video_end) + torch.arange(len(said))
+        positions.append(torch.cat([place_asked, place_said]).expand(3, -1))
+    return {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor(labels),
+        "positions": torch.cat(positions, dim=1),
+        "segments": torch.tensor(segments),
+    }
+
+
+def video_positions(before: int, after: int, grid: tuple[int, int, int], seconds_per_grid: float) -> Tensor:
+    """Qwen2.5-VL's positions (time, row, column) of text, a video and text, long (3, tokens).
+
+    The formula is that of ``Qwen2_5_VLModel.get_rope_index``; a test holds the two together.
+    """
+    time = (torch.arange(grid[0]) * (4 * seconds_per_grid)).long()
+    axes = torch.meshgrid(time, torch.arange(grid[1]), torch.arange(grid[2]), indexing="ij")
+    video = torch.stack(axes).reshape(3, -1) + before
+    text_after = before + max(grid[1], grid[2]) + torch.arange(after)
+    return torch.cat([torch.arange(before).expand(3, -1), video, text_after.expand(3, -1)], dim=1)
+
+
+def patch_labels(scene: Scene, times: list[float], grid: Tensor) -> Tensor:
+    """What the vision tower should know of each of its outputs, long (V, kinds): see ``PATCH_LABELS``.
+
+    0 means no object there; an object counts where it covers a fifth of the cell, or of itself.
+    """
+    grid_t, rows, columns = int(grid[0]), int(grid[1]) // 2, int(grid[2]) // 2
+    shorter = min(scene.width, scene.height)
+    ground = list(BACKGROUNDS).index(scene.background) * 3 + ("plain", "striped", "checkered").index(scene.texture)
+    labels = np.zeros((grid_t, rows, columns, len(PATCH_LABELS)), dtype=np.int64)
+    labels[..., 4] = ground
+    best = np.full((grid_t, rows, columns), 0.2)
+    for step in range(grid_t):
+        first, second = times[2 * step], times[min(2 * step + 1, len(times) - 1)]
+        for item in scene.objects:
+            if not is_visible(item, second):
+                continue
+            x, y = position(item, (first + second) / 2, scene.duration)
+            reach = (item.radius * 0.9 * shorter / scene.width, item.radius * 0.9 * shorter / scene.height)
+            across, down = _overlap(x, reach[0], columns), _overlap(y, reach[1], rows)
+            cell, own = 1 / (rows * columns), 4 * reach[0] * reach[1]
+            cover = down[:, None] * across[None, :] / min(cell, own)
+            values = (
+                1 + list(COLOURS).index(colour_at(item, second)),
+                1 + list(SHAPES).index(item.shape),
+                1 + list(SIZES).index(item.size),
+                1 + list(MOTIONS).index(item.motion),
+                ground,
+            )
+            chosen = cover > best[step]
+            labels[step][chosen] = values
+            best[step][chosen] = cover[chosen]
+    return torch.from_numpy(labels.reshape(-1, len(PATCH_LABELS)))
+
+
+def _overlap(centre: float, reach: float, cells: int) -> np.ndarray:
+    edges = np.arange(cells + 1) / cells
+    return np.clip(np.minimum(edges[1:], centre + reach) - np.maximum(edges[:-1], centre - reach), 0, None)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded to one length: B examples, T tokens, all their P patches and V video tokens in a row."""
+
+    pixels: Tensor  # float32 (P, patch values)
+    grids: Tensor  # long (B, 3)
+    input_ids: Tensor  # long (B, T)
+    labels: Tensor  # long (B, T)
+    weights: Tensor  # float32 (B, T)
+    positions: Tensor  # long (3, B, T)
+    segments: Tensor  # long (B, T), -1 for padding
+    patch_labels: Tensor  # long (V, kinds)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+    def attention_mask(self) -> Tensor:
+        """Bool (B, 1, T, T): causal, to the video's prefix and to the token's own turn."""
+        length = self.segments.shape[1]
+        own, other = self.segments[:, :, None], self.segments[:, None, :]
+        causal = torch.ones(length, length, dtype=torch.bool, device=own.device).tril()
+        diagonal = torch.eye(length, dtype=torch.bool, device=own.device)  # padding sees itself: no empty row
+        return (((other == 0) | (other == own)) & causal | diagonal)[:, None]
+
+
+def collate(examples: list[Example]) -> Batch:
+    length = max(len(example.input_ids) for example in examples)
+
+    def padded(name: str, value: float) -> Tensor:
+        rows = [getattr(example, name) for example in examples]
+        return torch.stack(
+            [torch.nn.functional.pad(row, (0, length - row.shape[-1]), value=value) for row in rows], dim=-2
+        )
+
+    return Batch(
+        pixels=torch.cat([example.pixels for example in examples]),
+        grids=torch.stack([example.grid for example in examples]),
+        input_ids=padded("input_ids", 0),
+        labels=padded("labels", IGNORED),
+        weights=padded("weights", 0),
+        positions=padded("positions", 0),
+        segments=padded("segments", -1),
+        patch_labels=torch.cat([example.patch_labels for example in examples]),
+    )

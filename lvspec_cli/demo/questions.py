@@ -1,0 +1,205 @@
+"""Scene -> questions with their answers, and the check of an answer."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lvspec_cli.demo.captions import event_clause, motion_phrase, place_name
+from lvspec_cli.demo.lexicon import APPEAR_VERBS, BACKGROUNDS, COLOURS, COUNTS, DISAPPEAR_VERBS, MOTIONS, RECOLOUR_VERBS, ROWS, SHAPES, SIZES
+from lvspec_cli.demo.scenes import Scene, SceneObject
+
+
+@dataclass(frozen=True)
+class Question:
+    """``any_of``: the words of which an answer must hold one to be right, and ``none_of`` those it must not."""
+
+    kind: str
+    question: str
+    answer: str
+    any_of: tuple[str, ...]
+    none_of: tuple[str, ...] = ()
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Whether ``answer`` holds one of ``any_of`` as a whole phrase and none of ``none_of``."""
+    return _holds(answer, question.any_of) and not _holds(answer, question.none_of)
+
+
+def _holds(text: str, phrases: tuple[str, ...]) -> bool:
+    return any(re.search(rf"\b{re.escape(phrase)}\b", text, re.IGNORECASE) for phrase in phrases)
+
+
+def questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """One question of every kind that the scene allows, in random order."""
+    found = [question for ask in _KINDS for question in ask(scene, rng)]
+    rng.shuffle(found)
+    return found
+
+
+def _named(item: SceneObject, rng: random.Random, *, full: bool = False) -> str:
+    """A name of the object that is clear in its scene: colours and shapes are each unique."""
+    shape = rng.choice(SHAPES[item.shape])
+    names = [f"{item.colour} {shape}"] if full else [f"{item.colour} {shape}", shape, f"{item.colour} object"]
+    return f"the {rng.choice(names)}"
+
+
+def _others(values: object, right: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(value for value in values if value not in right)  # type: ignore[attr-defined]
+
+
+def _count(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    right = COUNTS[len(scene.objects)]
+    question = rng.choice(("How many objects are there?", "How many objects does the video show?"))
+    answer = rng.choice((f"There are {right} objects.", f"The video shows {right} objects."))
+    digit = str(len(scene.objects))
+    yield Question("count", question, answer, (right, digit), _others(COUNTS, (right,)))
+
+
+def _colour(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    item = rng.choice(scene.objects)
+    shape = rng.choice(SHAPES[item.shape])
+    moment = " at first" if item.new_colour else ""
+    question = rng.choice(
+        (f"What colour is the {shape}{moment}?", f"Which colour does the {shape} have{moment}?")
+    )
+    answer = rng.choice((f"The {shape} is {item.colour}{moment}.", f"It is {item.colour}{moment}."))
+    yield Question("colour", question, answer, (item.colour,), _others(COLOURS, (item.colour,)))
+
+
+def _shape(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    item = rng.choice(scene.objects)
+    question = rng.choice(
+        (f"What shape is the {item.colour} object?", f"Which shape does the {item.colour} object have?")
+    )
+    shape = rng.choice(SHAPES[item.shape])
+    answer = rng.choice((f"The {item.colour} object is a {shape}.", f"It is a {shape}."))
+    wrong = tuple(name for key, names in SHAPES.items() if key != item.shape for name in names)
+    yield Question("shape", question, answer, SHAPES[item.shape], wrong)
+
+
+def _size(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    item = rng.choice(scene.objects)
+    name = _named(item, rng)
+    question = rng.choice((f"How big is {name}?", f"What size is {name}?"))
+    answer = rng.choice(("It is {size}.", "{name} is {size}.")).format(
+        size=rng.choice(SIZES[item.size]), name=name[0].upper() + name[1:]
+    )
+    wrong = SIZES["large" if item.size == "small" else "small"]
+    yield Question("size", question, answer, SIZES[item.size], wrong)
+
+
+def _place(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    item = rng.choice(scene.objects)
+    name = _named(item, rng)
+    question = rng.choice((f"Where is {name} at first?", f"Where does {name} start?"))
+    place = place_name(item, rng)
+    answer = rng.choice((f"It starts in the {place}.", f"{name[0].upper()}{name[1:]} is in the {place}."))
+    if (item.row, item.column) == ("middle", "centre"):
+        wrong = tuple(f"{row} centre" for rows in ROWS.values() for row in rows)
+        yield Question("place", question, answer, ("centre", "middle"), wrong)
+    else:
+        yield Question("place", question, answer, tuple(f"{row} {item.column}" for row in ROWS[item.row]))
+
+
+def _motion(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    item = rng.choice(scene.objects)
+    name = _named(item, rng)
+    question = rng.choice((f"How does {name} move?", f"In which direction does {name} move?"))
+    subject = rng.choice(("It", name[0].upper() + name[1:]))
+    wrong = tuple(word for key, words in MOTIONS.items() if key != item.motion for word in words)
+    yield Question(
+        "motion", question, f"{subject} {motion_phrase(item, rng)}.", MOTIONS[item.motion], wrong
+    )
+
+
+def _background(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    question = rng.choice(("What colour is the background?", "Which colour does the background have?"))
+    answer = rng.choice((f"The background is {scene.background}.", f"It is {scene.background}."))
+    yield Question(
+        "background", question, answer, (scene.background,), _others(BACKGROUNDS, (scene.background,))
+    )
+
+
+def _first(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    question = rng.choice(("What happens first?", "Which event comes first?"))
+    if not scene.events:
+        yield Question("first", question, "Nothing happens.", ("nothing",))
+        return
+    event = scene.events[0]
+    item = scene.objects[event.index]
+    clause = event_clause(scene, event, rng)
+    wrong = tuple(
+        other.colour for other in scene.objects if other is not item and other.colour != item.new_colour
+    )
+    verbs = {
+        "appears": APPEAR_VERBS,
+        "disappears": DISAPPEAR_VERBS,
+        "changes colour": tuple(
+            f"{verb} {item.new_colour}" for verb in RECOLOUR_VERBS
+        ),
+    }[event.kind]
+    right = tuple(f"{shape} {verb}" for shape in SHAPES[item.shape] for verb in verbs)
+    yield Question("first", question, f"{clause[0].upper()}{clause[1:]}.", right, (*wrong, "nothing"))
+
+
+def _final_colour(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    for event in scene.events:
+        item = scene.objects[event.index]
+        if event.kind == "changes colour" and item.new_colour is not None:
+            shape = rng.choice(SHAPES[item.shape])
+            question = rng.choice(
+                (f"What colour is the {shape} at the end?", f"Which colour does the {shape} have in the end?")
+            )
+            answer = rng.choice((f"The {shape} is {item.new_colour}.", f"It is {item.new_colour}."))
+            yield Question(
+                "colour", question, answer, (item.new_colour,), _others(COLOURS, (item.new_colour,))
+            )
+
+
+def _exists(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    item = rng.choice(scene.objects)
+    taken_colours = {other.colour for other in scene.objects} | {other.new_colour for other in scene.objects}
+    shapes = [shape for shape in SHAPES if all(shape != other.shape for other in scene.objects)]
+    colours = [colour for colour in COLOURS if colour not in taken_colours]
+    right = rng.random() < 0.5
+    colour, shape = item.colour, item.shape
+    if not right and rng.random() < 0.5:
+        colour = rng.choice(colours)
+    elif not right:
+        shape = rng.choice(shapes)
+    name = f"{colour} {rng.choice(SHAPES[shape])}"
+    question = rng.choice((f"Is there a {name}?", f"Does the video show a {name}?"))
+    yield _yes_no(right, question, rng.choice((f"there is {{}} {name}", f"the video shows {{}} {name}")))
+
+
+def _does_it(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    index = rng.randrange(len(scene.objects))
+    item = scene.objects[index]
+    kind = next((event.kind for event in scene.events if event.index == index), None)
+    verb = rng.choice(("disappear", "change colour", "appear later"))
+    if kind is not None and rng.random() < 0.6:
+        verb = {"disappears": "disappear", "changes colour": "change colour", "appears": "appear later"}[kind]
+    right = (
+        kind
+        == {"disappear": "disappears", "change colour": "changes colour", "appear later": "appears"}[verb]
+    )
+    word, wrong = ("Yes", "no") if right else ("No", "yes")
+    yield Question(
+        "yes/no", f"Does {_named(item, rng, full=True)} {verb}?", f"{word}, it {'does' if right else 'does not'}.",
+        (word.lower(),), (wrong,),
+    )  # fmt: skip
+
+
+def _yes_no(right: bool, question: str, statement: str) -> Question:
+    word, wrong, article = ("yes", "no", "a") if right else ("no", "yes", "no")
+    answer = f"{word.capitalize()}, {statement.format(article)}."
+    # The denial's own "no" follows a "Yes" never, so the first word alone decides.
+    return Question("yes/no", question, answer, (word,), (wrong,))
+
+
+_KINDS: tuple[Callable[[Scene, random.Random], Iterator[Question]], ...] = (
+    _count, _colour, _shape, _size, _place, _motion, _background, _first, _final_colour, _exists, _does_it,
+)  # fmt: skip

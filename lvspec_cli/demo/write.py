@@ -1,0 +1,59 @@
+"""Write clips of the demo world, each with its facts beside it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lvspec_cli.demo.captions import caption
+from lvspec_cli.demo.encode import encode_scene
+from lvspec_cli.demo.questions import questions
+from lvspec_cli.demo.scenes import Scene, sample_scene
+
+
+def scene_of(seed: int, number: int) -> tuple[Scene, random.Random]:
+    """Scene ``number`` (from 1) of a seed, and the generator to draw its texts from."""
+    rng = random.Random(f"clips/{seed}/{number}")
+    return sample_scene(rng), rng
+
+
+def describe(scene: Scene, rng: random.Random) -> dict[str, Any]:
+    """What a clip's JSON file says: ``scene``, a reference ``caption``, and ``questions`` with their answers."""
+    return {
+        "scene": scene.as_dict(),
+        "caption": caption(scene, rng),
+        "questions": [
+            {
+                "kind": item.kind,
+                "question": item.question,
+                "answer": item.answer,
+                "any_of": list(item.any_of),
+                "none_of": list(item.none_of),
+            }
+            for item in questions(scene, rng)
+        ],
+    }
+
+
+def write_clips(
+    directory: Path, count: int, seed: int, progress: Callable[[int, int], None] | None = None
+) -> list[Path]:
+    """Write ``clip_0001.mp4`` … and ``clip_0001.json`` … into ``directory``; the same seed gives the same clips.
+
+    Raises ``OSError`` when the directory cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(1, count + 1):
+        scene, rng = scene_of(seed, number)
+        path = directory / f"clip_{number:04d}.mp4"
+        encode_scene(scene, path)
+        text = json.dumps(describe(scene, rng), indent=1, ensure_ascii=False)
+        path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        paths.append(path)
+        if progress is not None:
+            progress(number, count)
+    return paths
