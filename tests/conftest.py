@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -68,17 +69,11 @@ class Shell:
     def command(self) -> list[str]:
         return [sys.executable, "-m", "lvspec_cli"]
 
-    def run(self, *arguments: str | os.PathLike[str], **options: object) -> subprocess.CompletedProcess[str]:
-        """Ends the process after a minute."""
-        defaults = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
-        if "input" in options:
-            del defaults["stdin"]
-        return subprocess.run(
-            [*self.command, *map(str, arguments)],
-            env=self.environment,
-            **{**defaults, **options},
-            check=False,
-        )
+    def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Both streams are captured, stdin is empty, and the process ends after a minute."""
+        command = [*self.command, *map(str, arguments)]
+        common = {"env": self.environment, "capture_output": True, "text": True, "timeout": 60, "input": ""}
+        return subprocess.run(command, **{**common, **options}, check=False)
 
 
 @pytest.fixture

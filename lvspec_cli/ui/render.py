@@ -151,4 +151,4 @@ def bars(view: View, width: int, plain: bool = False) -> str:
 
 
 def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return "-" if value is None else format(value, form)

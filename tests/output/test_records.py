@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from lvspec_cli.output.records import (
+    FileIdentity,
+    Record,
+    Requested,
+    Sampling,
+    Segment,
+    encode_name,
+    identify,
+    key_of,
+    settings_fields,
+    to_line,
+)
+from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RuleSettings
+
+# DESIGN.md, section 7, in its order.
+FIELDS = """schema key id status file_name file_name_b64 segment task system prompt text error finish_reason
+pair target draft mode settings lossless sampling stats audit version created"""
+SAMPLING = "requested frames_expected decoded timestamps width height visual_tokens oom_retries warnings"
+
+
+def record(**changes: Any) -> Record:
+    values: dict[str, Any] = {
+        "key": "k", "id": "a.mp4", "status": "ok", "file_name": "a.mp4", "file_name_b64": None,
+        "segment": Segment(start=0.0, end=None),
+        "task": "ask", "system": None, "prompt": "What?",
+        "text": "A.", "error": None,
+        "finish_reason": FinishReason.STOP, "pair": "demo", "target": "t", "draft": "d",
+        "mode": Mode.LVSPEC,
+        "settings": settings_fields(DecodeSettings()), "lossless": False, "stats": None,
+        "sampling": Sampling(requested=Requested(frames=8, fps=None, max_pixels=None, decoder="pyav")),
+    }  # fmt: skip
+    return Record(**{**values, **changes})
+
+
+def test_a_line_has_every_field_of_the_contract():
+    row = json.loads(to_line(record()))
+    assert list(row) == FIELDS.split()
+    assert list(row["sampling"]) == SAMPLING.split()
+    assert row["schema"] == "lvspec.record.1"
+    assert row["created"].endswith(("Z", "+00:00"))
+
+
+@given(st.text())
+def test_a_line_is_one_line_that_cannot_act_on_a_terminal_and_reads_back(text: str):
+    before = record(text=text, prompt=text)
+    line = to_line(before)
+    assert line.isprintable() or not any(char < " " or "\x7f" <= char <= "\x9f" for char in line)
+    assert not set(line) & set("\u2028\u2029\u202a\u202e\u2066\u2069\u200f")
+    assert Record.model_validate_json(line) == before
+
+
+def test_infinite_margins_stay_json():
+    settings = DecodeSettings(rule=RuleSettings(filler_margin=inf))
+    line = to_line(record(settings=settings_fields(settings)))
+    assert json.loads(line, parse_constant=pytest.fail)["settings"]["rule"]["filler_margin"] == "Infinity"
+
+
+def test_settings_hold_only_what_the_mode_reads():
+    assert "rule" not in settings_fields(DecodeSettings(mode=Mode.EXACT))
+    assert "gamma" in settings_fields(DecodeSettings(mode=Mode.EXACT))
+    assert "gamma" not in settings_fields(DecodeSettings(mode=Mode.AR))
+
+
+def test_a_field_that_is_not_in_the_contract_is_refused():
+    with pytest.raises(ValidationError):
+        record(extra=1)
+
+
+FACTS = {"prompt": "What?", "settings": {"gamma": 8}, "segment": {"start": 0.0, "end": None}}
+IDENTITY = FileIdentity(b"a.mp4", 10, "00")
+
+
+def test_the_key_is_stable():
+    assert key_of(IDENTITY, FACTS) == key_of(IDENTITY, dict(reversed(FACTS.items())))
+    assert key_of(IDENTITY, FACTS) == "9a34bcaa2ae726de72a15105bf649fd8"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (replace(IDENTITY, name=b"b.mp4"), FACTS),
+        (replace(IDENTITY, size=11), FACTS),
+        (replace(IDENTITY, sample="01"), FACTS),
+        (IDENTITY, {**FACTS, "prompt": "Who?"}),
+        (IDENTITY, {**FACTS, "settings": {"gamma": 9}}),
+        (IDENTITY, {**FACTS, "segment": {"start": 1.0, "end": None}}),
+    ],
+)
+def test_the_key_changes_with_each_part(other: tuple[FileIdentity, dict[str, Any]]):
+    assert key_of(*other) != key_of(IDENTITY, FACTS)
+
+
+@pytest.mark.parametrize("place", [0, 500_000, 999_999])
+def test_the_sample_reads_beginning_middle_and_end(tmp_path: Path, place: int):
+    first, second = bytearray(1_000_000), bytearray(1_000_000)
+    second[place] = 1
+    (tmp_path / "a").write_bytes(first)
+    (tmp_path / "b").write_bytes(second)
+    assert identify(tmp_path / "a", b"x") != identify(tmp_path / "b", b"x")
+    assert identify(tmp_path / "a", b"x").size == 1_000_000
+
+
+def test_names_that_are_not_utf_8_keep_their_bytes():
+    assert encode_name("été.mp4".encode()) == ("été.mp4", None)
+    raw = b"caf\xe9.mp4"
+    readable, coded = encode_name(raw)
+    assert readable == "caf\\xe9.mp4"
+    assert coded is not None
+    assert base64.b64decode(coded) == raw

@@ -1,0 +1,162 @@
+"""The stages wired together: a real file, a tiny pair, real decoding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lvspec_cli import pipeline
+from lvspec_cli.errors import NotAVideoError, PairError
+from lvspec_cli.events import Answered, ClipReady, Event, RoundDone, Stage, StageFinished, StageStarted
+from lvspec_cli.output.records import Record, to_line
+from lvspec_cli.registry import Pair, Source, load_registry
+from lvspec_cli.types import DecodeSettings, FinishReason, Mode, VideoRequest
+
+QUESTIONS = ("What moves?", "Which colour?")
+
+
+@pytest.fixture(scope="module")
+def request_(tiny_models: Path, video_file: Path) -> pipeline.AskRequest:
+    name, pair = load_registry(tiny_models, {}).pair(None)
+    settings = DecodeSettings(gamma=4, max_new_tokens=24)
+    return pipeline.AskRequest(VideoRequest(video_file, max_frames=4), QUESTIONS, name, pair, settings)
+
+
+@pytest.fixture(scope="module")
+def run(request_: pipeline.AskRequest) -> tuple[list[Record], list[Event], list[dict[str, Any]]]:
+    events: list[Event] = []
+    rows: list[dict[str, Any]] = []
+    records = pipeline.ask(request_, events.append, trace=rows.append)
+    return records, events, rows
+
+
+def test_stages_come_in_order_and_the_video_is_decoded_once(run):
+    _, events, _ = run
+    started = [event.stage for event in events if isinstance(event, StageStarted)]
+    assert started == [Stage.DECODING, Stage.LOADING, *[Stage.ENCODING, Stage.ANSWERING] * 2]
+    finished = [event.stage for event in events if isinstance(event, StageFinished)]
+    assert finished == started
+    assert sum(isinstance(event, ClipReady) for event in events) == 1
+
+
+def test_records_say_what_was_asked_and_what_was_taken(run, video_file: Path):
+    records, _, _ = run
+    assert [record.prompt for record in records] == list(QUESTIONS)
+    assert [record.id for record in records] == ["clip.mp4#1", "clip.mp4#2"]
+    for record in records:
+        assert record.status == "ok"
+        assert record.file_name == video_file.name
+        assert record.sampling.requested.frames == 4
+        assert record.sampling.decoded == record.sampling.frames_expected == 4
+        assert record.sampling.timestamps is not None
+        assert len(record.sampling.timestamps) == 4
+        assert record.sampling.visual_tokens
+        assert (record.mode, record.lossless) == (Mode.LVSPEC, False)
+        assert Record.model_validate_json(to_line(record)) == record
+    assert records[0].key != records[1].key
+
+
+def test_rounds_pieces_and_stats_tell_the_same(run):
+    records, events, rows = run
+    for number, record in enumerate(records, 1):
+        ends = [index for index, event in enumerate(events) if isinstance(event, Answered)]
+        first = ends[number - 2] if number > 1 else 0
+        mine = [event for event in events[first : ends[number - 1]] if isinstance(event, RoundDone)]
+        answered = events[ends[number - 1]]
+        assert isinstance(answered, Answered)
+        text = "".join(piece.text for event in mine for piece in event.pieces) + answered.tail
+        assert text == record.text
+        assert mine[0].round.prefill
+        assert mine[0].seconds == 0.0
+        assert record.stats is not None
+        assert len(mine) - 1 == record.stats.rounds
+        assert sum(len(event.round.tokens) for event in mine) == record.stats.output_tokens
+        traced = [row for row in rows if row["question"] == number]
+        assert [row["round"] for row in traced] == list(range(len(mine)))
+        verdicts = [verdict for row in traced for verdict in row["verdict"]]
+        assert verdicts.count("exact") == record.stats.accepted_exact
+        assert len(verdicts) == record.stats.drafted
+    json.dumps(rows, allow_nan=False)
+
+
+def test_the_same_request_gives_the_same_answers_and_keys(run, request_: pipeline.AskRequest):
+    again = pipeline.ask(request_)
+    assert [(record.text, record.key) for record in again] == [(record.text, record.key) for record in run[0]]
+
+
+def test_the_target_alone_needs_no_draft_and_is_lossless(request_: pipeline.AskRequest):
+    source = Source(folder=Path("no/such/draft"))
+    alone = replace(
+        request_,
+        questions=QUESTIONS[:1],
+        pair=request_.pair.model_copy(update={"draft": source}),
+        settings=replace(request_.settings, mode=Mode.AR),
+    )
+    (record,) = pipeline.ask(alone)
+    assert (record.draft, record.lossless, record.id) == (None, True, "clip.mp4")
+    exact = replace(request_, questions=QUESTIONS[:1], settings=replace(request_.settings, mode=Mode.EXACT))
+    (same,) = pipeline.ask(exact)
+    assert same.text == record.text
+    assert same.lossless
+    (other,) = pipeline.ask(replace(exact, dtype="bfloat16"))
+    assert not other.lossless
+
+
+def test_an_interruption_keeps_what_there_is_and_asks_no_more(request_: pipeline.AskRequest):
+    seen: list[Event] = []
+
+    def interrupted() -> bool:
+        return sum(isinstance(event, RoundDone) for event in seen) >= 3
+
+    (record,) = pipeline.ask(request_, seen.append, interrupted=interrupted)
+    assert (record.status, record.finish_reason) == ("error", FinishReason.INTERRUPTED)
+    assert record.error is not None
+    assert record.error.kind == "interrupted"
+    assert record.text
+    assert record.stats is not None
+    assert 0 < record.stats.output_tokens < 24
+
+
+def test_a_video_that_cannot_be_read_gives_a_record_a_question(request_: pipeline.AskRequest, tmp_path: Path):
+    bad = tmp_path / "notes.mp4"
+    bad.write_text("not a video at all\n" * 50)
+    events: list[Event] = []
+    with pytest.raises(NotAVideoError):
+        pipeline.ask(replace(request_, video=VideoRequest(bad)), events.append)
+    records = [event.record for event in events if isinstance(event, Answered)]
+    assert [record.prompt for record in records] == list(QUESTIONS)
+    for record in records:
+        assert (record.status, record.text, record.stats) == ("error", None, None)
+        assert record.error is not None
+        assert record.error.kind == "not_a_video"
+    assert not any(isinstance(event, StageStarted) and event.stage is Stage.LOADING for event in events)
+
+
+def test_a_pair_that_is_not_here_is_found_out_before_anything_slow(request_: pipeline.AskRequest):
+    gone = Pair(target=Source(folder=Path("gone")), draft=Source(folder=Path("gone")))
+    events: list[Event] = []
+    with pytest.raises(PairError):
+        pipeline.ask(replace(request_, pair=gone), events.append)
+    assert events == []
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import torch
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("lvspec_cli.models.load.load_pair", refuse)
+    yield
+
+
+def test_too_little_memory_is_a_pair_that_does_not_fit(request_: pipeline.AskRequest, small_memory: None):
+    with pytest.raises(PairError, match="does not fit") as caught:
+        pipeline.ask(request_)
+    assert "--frames" in caught.value.remedy

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from math import inf
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.registry import (
+    Pair,
+    Source,
+    load_registry,
+    read_models_file,
+    rule_of,
+    shipped_models,
+    user_models,
+)
+from lvspec_cli.storage import locate, missing_files, require
+from lvspec_cli.types import Looseness, RuleSettings
+
+PAIR = "target: {folder: big}\n    draft: {repo: someone/small}\n"
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_shipped_file_has_the_bundled_pair_as_default():
+    registry = load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"})
+    name, pair = registry.pair(None)
+    assert name == "demo"
+    assert pair.target.bundled is not None
+    assert pair.world
+
+
+def test_flag_then_environment_then_user_file(tmp_path: Path):
+    own = write(tmp_path / "lvspec/models.yaml", f"default: own\npairs:\n  own:\n    {PAIR}")
+    named = write(tmp_path / "named.yaml", f"default: named\npairs:\n  named:\n    {PAIR}")
+    flagged = write(tmp_path / "flagged.yaml", f"default: flagged\npairs:\n  flagged:\n    {PAIR}")
+    environment = {"XDG_CONFIG_HOME": str(tmp_path)}
+    assert user_models(environment) == own
+    assert load_registry(environment=environment).default == "own"
+    environment["LVSPEC_MODELS"] = str(named)
+    assert load_registry(environment=environment).default == "named"
+    registry = load_registry(flagged, environment)
+    assert registry.default == "flagged"
+    assert {"demo", "flagged"} <= set(registry.pairs)
+    assert "named" not in registry.pairs
+
+
+def test_a_pair_of_the_user_wins_over_a_shipped_one(tmp_path: Path):
+    models = write(tmp_path / "m.yaml", f"pairs:\n  demo:\n    {PAIR}")
+    registry = load_registry(models, {})
+    assert registry.pairs["demo"].target.path == tmp_path / "big"
+
+
+def test_unknown_pair_names_the_known_ones():
+    with pytest.raises(PairError, match="no pair named 'nope'") as caught:
+        load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pair("nope")
+    assert "demo" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "pairs:\n  a:\n    target: {folder: x}\n    draft: {folder: y}\n    gama: 3\n",
+            "line 5: pairs.a.gama: there is no such key",
+        ),
+        ("pairs:\n  a:\n    target: {folder: x}\n", "line 2: pairs.a.draft: is missing"),
+        (
+            f"pairs:\n  a:\n    {PAIR}    defaults:\n      gamma: 0\n",
+            "line 6: pairs.a.defaults.gamma: Input should be greater",
+        ),
+        (
+            f"pairs:\n  a:\n    {PAIR}    rules:\n      balanced:\n        anchor_margin: -1\n",
+            "line 7: pairs.a.rules.balanced.anchor_margin: Input should be greater",
+        ),
+        (
+            "pairs:\n  a:\n    target: {folder: x, repo: b/c}\n    draft: {folder: y}\n",
+            "line 3: pairs.a.target: needs exactly one of",
+        ),
+        (f"pairs:\n  a:\n    {PAIR}  a:\n    {PAIR}", "line 5: a: stands there twice"),
+        ("pairs: [1, 2]\n", "line 1: pairs: Input should be a valid dictionary"),
+        ("pairs:\n  'a b':\n    about: x\n", "line 2: pairs.a b"),
+        ("pairs: {\n", "line 2: "),
+        ("just words\n", "line 1: the file: "),
+        ("default: gone\n", "default: there is no pair named 'gone'"),
+    ],
+)
+def test_messages_name_file_line_and_key(tmp_path: Path, text: str, message: str):
+    models = write(tmp_path / "m.yaml", text)
+    with pytest.raises(UsageError) as caught:
+        load_registry(models, {})
+    assert caught.value.cause.startswith(str(models))
+    assert message in caught.value.cause
+    assert "\n" not in caught.value.cause
+
+
+def test_missing_file_and_bytes_that_are_no_text(tmp_path: Path):
+    with pytest.raises(UsageError, match="No such file"):
+        read_models_file(tmp_path / "none.yaml")
+    (tmp_path / "m.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_models_file(tmp_path / "m.yaml")
+
+
+def test_an_empty_file_adds_nothing(tmp_path: Path):
+    models = write(tmp_path / "m.yaml", "# nothing yet\n")
+    assert load_registry(models, {}).default == "demo"
+
+
+def test_rule_under_each_looseness(tmp_path: Path):
+    models = write(
+        tmp_path / "m.yaml",
+        f"pairs:\n  a:\n    {PAIR}    rules:\n      balanced: {{relevance: lens, filler_margin: 1.5}}\n"
+        "      loose: {filler_margin: .inf}\n",
+    )
+    pair = load_registry(models, {}).pairs["a"]
+    strict = rule_of(pair, Looseness.STRICT)
+    assert (strict.anchor_margin, strict.filler_margin, strict.shift_window) == (0, 0, 0)
+    assert rule_of(pair, Looseness.BALANCED) == RuleSettings(relevance=strict.relevance, filler_margin=1.5)
+    assert rule_of(pair, Looseness.LOOSE) == RuleSettings(filler_margin=inf)
+
+
+def test_shipped_file_is_the_one_at_the_top_of_the_checkout():
+    assert shipped_models().name == "models.yaml"
+    shipped = read_models_file(shipped_models())
+    assert all(isinstance(pair, Pair) for pair in shipped.pairs.values())
+    assert {field.name for field in fields(RuleSettings)} >= {"relevance", "filler_margin"}
+
+
+def test_require_says_how_to_download_what_is_not_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    source = Source(repo="someone/large", revision="v2", size="66.9 GB")
+    with pytest.raises(PairError, match=r"someone/large \(66.9 GB\)") as caught:
+        require(source)
+    assert "hf download someone/large --revision v2" in caught.value.remedy
+    assert locate(source).place == "not here"
+
+
+def test_a_snapshot_in_the_cache_is_found_when_it_is_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "a" * 40
+    folder = tmp_path / "models--someone--large" / "snapshots" / commit
+    write(tmp_path / "models--someone--large/refs/main", commit)
+    write(folder / "config.json", "{}")
+    write(
+        folder / "model.safetensors.index.json",
+        '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}',
+    )
+    write(folder / "1.safetensors", "")
+    source = Source(repo="someone/large")
+    with pytest.raises(PairError):
+        require(source)
+    write(folder / "2.safetensors", "")
+    assert require(source) == folder
+    assert locate(source).place == "cached"
+
+
+def test_a_folder_that_is_missing_or_incomplete(tmp_path: Path):
+    with pytest.raises(PairError, match="no folder"):
+        require(Source(folder=tmp_path / "none"))
+    assert missing_files(tmp_path) == ["config.json", "model.safetensors"]
+    with pytest.raises(PairError, match=r"holds no config\.json"):
+        require(Source(folder=tmp_path))
+
+
+def test_sizes_come_from_the_files(tiny_models: Path):
+    pair = load_registry(tiny_models, {}).pairs["tiny"]
+    stored = locate(pair.target)
+    assert stored.place == "folder"
+    assert stored.parameters is not None
+    assert stored.size is not None
+    assert 0 <= stored.size - 4 * stored.parameters < 100_000  # float32, and the header

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.ui.escape import visible, visible_line
+
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+ANY = st.text(st.characters(exclude_categories=()))  # lone surrogates too
+
+
+@given(ANY)
+def test_nothing_that_acts_is_left(text: str):
+    shown = visible(text)
+    for char in shown:
+        assert char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs", "Zl", "Zp")
+        assert unicodedata.bidirectional(char) not in (
+            "LRE",
+            "RLE",
+            "LRO",
+            "RLO",
+            "PDF",
+            "LRI",
+            "RLI",
+            "FSI",
+            "PDI",
+        )
+    shown.encode("utf-8")
+    assert visible(shown) == shown
+
+
+@given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs", "M"))))
+def test_ordinary_text_is_left_alone(text: str):
+    assert visible(text) == text
+
+
+@given(ANY)
+def test_one_line_stays_one_line(text: str):
+    assert len(visible_line(text).splitlines()) <= 1
+
+
+def test_what_it_looks_like():
+    assert visible("a\x1b[31mb\x9b\u202ec\n") == "a\\x1b[31mb\\x9b\\u202ec\n"
+    assert visible_line("a\tb\n") == "a\\tb\\n"
+    assert visible(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
+    assert visible("\U000e0041") == "\\U000e0041"
+    assert visible("👩\u200d🚀 [bold]") == "👩\u200d🚀 [bold]"

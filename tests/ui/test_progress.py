@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import io
+
+from lvspec_cli.events import Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.ui import progress
+from lvspec_cli.ui.progress import PlainProgress
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_each_stage_leaves_one_plain_line():
+    stream = io.StringIO()
+    plain = PlainProgress(stream)
+    plain.listen(StageStarted(Stage.DECODING))
+    for done in range(12):
+        plain.listen(StageAdvanced(Stage.DECODING, done, 12))
+    plain.listen(StageFinished(Stage.DECODING, 0.4))
+    assert stream.getvalue() == "decoding: 0.4 s\n"
+
+
+def test_a_slow_stage_says_how_far_it_is(monkeypatch):
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    stream = io.StringIO()
+    plain = PlainProgress(stream)
+    plain.listen(StageStarted(Stage.LOADING))
+    plain.listen(StageAdvanced(Stage.LOADING, 0.25, 1.0))
+    line = stream.getvalue()
+    assert line.startswith("loading")
+    assert " 25% " in line
+    assert line.count("\n") == 1
+    assert not set(line) & set("\r\x1b")
+
+
+def test_a_terminal_gets_a_bar_that_is_taken_away():
+    stream = Tty()
+    plain = PlainProgress(stream)
+    plain.listen(StageStarted(Stage.DECODING))
+    plain.listen(StageAdvanced(Stage.DECODING, 6, 12))
+    assert "50%" in stream.getvalue()
+    plain.listen(StageFinished(Stage.DECODING, 0.4))
+    assert stream.getvalue().endswith("\r")
+
+
+def test_nothing_is_shown_before_a_stage_begins():
+    stream = io.StringIO()
+    PlainProgress(stream).advance("writing", 1, 2)
+    assert stream.getvalue() == ""

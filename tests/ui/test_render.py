@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from functools import reduce
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from lvspec_cli.events import Piece, QuestionStarted, RoundDone, Stage, StageFinished, StageStarted
+from lvspec_cli.types import Round, TokenKind
+from lvspec_cli.ui.render import STYLES, Picture, answer_text, bars
+from lvspec_cli.ui.state import View, fold
+from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND, SHORT
+
+
+def draw(view: View, columns: int = 80, rows: int = 24, **options: object) -> list[str]:
+    console = Console(file=io.StringIO(), width=columns, height=rows, markup=False, **options)
+    lines = console.render_lines(Picture(view), console.options.update(height=rows), pad=False)
+    return ["".join(segment.text for segment in line) for line in lines]
+
+
+FULL = reduce(
+    fold,
+    [
+        StageFinished(Stage.DECODING, 0.4),
+        CLIP,
+        StageFinished(Stage.LOADING, 2.0),
+        QuestionStarted(1, 3, "What [bold]moves?"),
+        StageStarted(Stage.ANSWERING),
+        PREFILL,
+        ROUND,
+        SHORT,
+    ],
+    EMPTY,
+)
+
+
+def test_everything_the_user_is_promised_is_there():
+    text = "\n".join(draw(FULL))
+    for part in (
+        "a.mp4", "6.0 s", "12 frames of 320x240", "decoding 0.4 s", "loading 2.0 s", "encoding the video",
+        "answering", "1/3 What [bold]moves?", "A red ball.", "exact 1", "filler 1", "shift 0",
+        "the target's own 3",
+        "5.0 tokens/s", "2.00 mean accepted length", "25% acceptance rate", "2 rounds",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+long_words = st.lists(st.text(st.characters(exclude_categories=()), max_size=60), max_size=60)
+
+
+@given(long_words, st.integers(1, 130), st.integers(1, 40))
+def test_it_never_leaves_the_terminal(words: list[str], columns: int, rows: int):
+    view = replace(FULL, pieces=tuple(Piece(word, TokenKind.FILLER) for word in words))
+    lines = draw(view, columns, rows)
+    assert len(lines) <= rows
+    assert all(cell_len(line) <= columns for line in lines)
+
+
+def test_a_long_answer_shows_its_end():
+    words = tuple(Piece(f"word{index} ", TokenKind.EXACT) for index in range(2000))
+    text = "\n".join(draw(replace(FULL, pieces=words)))
+    assert "word1999" in text
+    assert "word0 " not in text
+
+
+def test_each_kind_has_its_own_look_without_colour_too():
+    pieces = [Piece(kind.value, kind) for kind in TokenKind]
+    spans = {str(span.style) for span in answer_text(pieces).spans}
+    assert len(spans) == len(TokenKind)
+    plain = {
+        " ".join(w for w in s.split() if w not in ("green", "yellow", "magenta")) for s in STYLES.values()
+    }
+    assert len(plain) == len(TokenKind)
+
+
+def test_active_characters_of_the_model_do_not_reach_the_screen():
+    text = answer_text([Piece("\x1b[2Jred\u202e", TokenKind.EXACT)]).plain
+    assert text == "\\x1b[2Jred\\u202e"
+
+
+@pytest.mark.parametrize(("lengths", "wanted"), [((1, 5, 3), "▂█▅"), ((), ""), ((5,) * 9, "████")])
+def test_bars(lengths: tuple[int, ...], wanted: str):
+    assert bars(replace(EMPTY, lengths=lengths), 4) == wanted
+
+
+def test_a_terminal_without_utf_8_gets_ascii():
+    class Latin(io.StringIO):
+        encoding = "latin-1"
+
+    console = Console(file=Latin(), width=80, height=24, markup=False)
+    lines = console.render_lines(Picture(replace(FULL, seconds=0.0)), console.options.update(height=24))
+    text = "".join(segment.text for line in lines for segment in line)
+    assert text.isascii(), [char for char in text if not char.isascii()]
+
+
+def test_rounds_of_one_answer_only():
+    later = fold(
+        FULL, RoundDone(3, Round((6, 7), (TokenKind.SHIFT, TokenKind.TARGET), drafted=(6,)), (), 1.0)
+    )
+    assert later.lengths == (3, 1, 2)
