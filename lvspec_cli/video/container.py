@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 from av.container import Flags, InputContainer
@@ -52,7 +53,7 @@ def open_video(
         raise unopenable(head, path) from error
     with container:
         # Invented times would hide that a container has none.
-        container.flags &= ~int(Flags.gen_pts.value)
+        container.flags &= ~cast(int, Flags.gen_pts.value)
         stream = _default_stream(container, path)
         for other in container.streams:
             if other is not stream and hasattr(other, "discard"):  # PyAV 15 reads and drops them

@@ -51,12 +51,12 @@ def orientation(display_matrix: bytes | None) -> Orientation:
 def fitted_size(width: int, height: int, pixel_aspect: Fraction | None, max_pixels: int) -> tuple[int, int]:
     """Width and height of a kept frame: square pixels, at most ``max_pixels`` of them, aspect kept.
 
-    Never larger than stored, but for pixels wider than high, which widen the frame.
+    Never wider or higher than stored.
     """
     aspect = pixel_aspect or Fraction(1)
     if not 1 / _SANE_ASPECT <= aspect <= _SANE_ASPECT:
         aspect = Fraction(1)
-    wide, high = (width * aspect, Fraction(height)) if aspect >= 1 else (Fraction(width), height / aspect)
+    wide, high = width * min(aspect, Fraction(1)), height / max(aspect, Fraction(1))
     scale = min(1.0, math.sqrt(max_pixels / (wide * high)))
     if scale == 1.0:
         return max(1, round(wide)), max(1, round(high))

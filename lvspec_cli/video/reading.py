@@ -31,7 +31,7 @@ class Plan:
     timeline: Timeline
     wanted: list[int]  # ordinals of the frames taken
     declared: float | None  # seconds that the header gives this stream
-    duration: float | None  # seconds, the best that is known
+    of_file: float | None  # seconds that the header gives the file
     frame_rate: float | None
     pixel_aspect: Fraction | None
     video_streams: int
@@ -39,10 +39,15 @@ class Plan:
     @property
     def is_short(self) -> bool:
         """Less can be read than the header promises, beyond its usual carelessness."""
-        if self.timeline.error is not None:
-            return True
         missing = (self.declared or 0.0) - self.timeline.duration
-        return self.timeline.whole and missing > max(0.25, 0.03 * self.timeline.duration)
+        is_cut = self.timeline.whole and missing > max(0.25, 0.03 * self.timeline.duration)
+        return is_cut or self.timeline.error is not None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds of the whole stream, by the header where the scan did not reach its end."""
+        reached_end = self.timeline.whole and not self.is_short
+        return self.timeline.duration if reached_end else self.declared or self.of_file
 
 
 def probe_file(descriptor: int, request: VideoRequest) -> VideoInfo:
@@ -80,7 +85,8 @@ def make_plan(file: io.FileIO, request: VideoRequest) -> Plan:
     start = request.start or 0.0
     with open_video(file, path, limits) as (container, stream):
         declared = stream_duration(container, stream)
-        known = declared or file_duration(container)
+        of_file = file_duration(container)
+        known = declared or of_file
         if known and known > limits.duration:
             raise VideoLimitError(
                 f"{format_time(known)} long, the limit is {format_time(limits.duration)}: {shown(path)}",
@@ -107,7 +113,7 @@ def make_plan(file: io.FileIO, request: VideoRequest) -> Plan:
         timeline=timeline,
         wanted=wanted,
         declared=declared,
-        duration=timeline.duration if timeline.whole else known,
+        of_file=of_file,
         frame_rate=average if header_is_right else scanned,
         pixel_aspect=pixel_aspect,
         video_streams=video_streams,
@@ -118,9 +124,8 @@ def notes(plan: Plan, request: VideoRequest) -> list[str]:
     """Where what is taken is less than what was asked."""
     found = []
     if request.end is not None and plan.timeline.whole and request.end > plan.timeline.duration + 0.1:
-        found.append(
-            f"the video ends at {format_time(plan.timeline.duration)}, before --end {format_time(request.end)}"
-        )
+        ends = format_time(plan.timeline.duration)
+        found.append(f"the video ends at {ends}, before --end {format_time(request.end)}")
     if request.fps and plan.frame_rate and request.fps > 1.02 * plan.frame_rate:
         found.append(f"--fps {request.fps:g} is more than the video's {plan.frame_rate:.4g} frames a second")
     return found
@@ -153,10 +158,10 @@ class _Sender:
         width, height = self.size
         smaller = width * height < frame.width * frame.height
         small = frame.reformat(width, height, "rgb24", interpolation="AREA" if smaller else "BILINEAR")
-        pixels = np.ascontiguousarray(upright.apply(np.asarray(small.to_ndarray(), np.uint8)))
+        pixels = upright.apply(np.asarray(small.to_ndarray(), np.uint8))
         timeline = self.plan.timeline
         self.connection.send(float((tick - int(timeline.ticks[0])) * timeline.time_base))
-        self.connection.send_bytes(memoryview(pixels.reshape(-1)))
+        self.connection.send_bytes(pixels.tobytes())
         self.sent += 1
 
     def _open(

@@ -1,0 +1,101 @@
+"""Real video files for the tests. Each frame wears its number as eight black or white bars."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+BITS = 8
+_UNIT, _W = 1 << 16, 1 << 30
+DISPLAY_MATRICES = {  # as ISO/IEC 14496-12 stores them: a b u, c d v, x y w
+    "upright": (_UNIT, 0, 0, 0, _UNIT, 0, 0, 0, _W),
+    "quarter": (0, _UNIT, 0, -_UNIT, 0, 0, 0, 0, _W),
+    "half": (-_UNIT, 0, 0, 0, -_UNIT, 0, 0, 0, _W),
+    "three_quarters": (0, -_UNIT, 0, _UNIT, 0, 0, 0, 0, _W),
+    "mirrored": (-_UNIT, 0, 0, 0, _UNIT, 0, 0, 0, _W),
+}
+
+
+def picture(number: int, width: int, height: int) -> np.ndarray:
+    """uint8 (height, width, 3): above, the bits of ``number``, highest first; below, red and blue."""
+    image = np.zeros((height, width, 3), np.uint8)
+    for bit in range(BITS):
+        left, right = bit * width // BITS, (bit + 1) * width // BITS
+        image[: height // 2, left:right] = 255 * (number >> (BITS - 1 - bit) & 1)
+    image[height // 2 :, : width // 2, 0] = 220
+    image[height // 2 :, width // 2 :, 2] = 220
+    return image
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The numbers that upright ``frames`` (frames, height, width, 3) wear."""
+    height, width = frames.shape[1:3]
+    centres = [(2 * bit + 1) * width // (2 * BITS) for bit in range(BITS)]
+    bars = frames[:, height // 4, centres].mean(axis=-1) > 127
+    return [int("".join("1" if bar else "0" for bar in row), 2) for row in bars]
+
+
+def make_clip(
+    path: Path,
+    *,
+    count: int = 24,
+    rate: int = 12,
+    size: tuple[int, int] = (128, 64),
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    ticks: Sequence[int] | None = None,
+    group: int = 6,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    sound: bool = False,
+    setup: Callable[[Any], None] | None = None,
+) -> Path:
+    """``count`` numbered frames; ``ticks`` are presentation times in units of 1 / rate, 0, 1, ... without."""
+    width, height = size
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.codec_context.gop_size = group
+        if setup:
+            setup(stream)
+        audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
+            frame = frame.reformat(format=pixel_format)
+            frame.pts = number if ticks is None else ticks[number]
+            frame.time_base = Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if audio is not None:
+            _add_sound(container, audio, count / rate)
+    return path
+
+
+def make_sound(path: Path, codec: str = "aac") -> Path:
+    with av.open(str(path), "w") as container:
+        _add_sound(container, container.add_stream(codec, rate=16000, layout="mono"), 0.5)
+    return path
+
+
+def _add_sound(container: Any, stream: Any, seconds: float) -> None:
+    for start in range(0, int(seconds * 16000), 1024):
+        wave = np.sin(np.arange(start, start + 1024) / 20).astype(np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+        frame.rate, frame.pts = 16000, start
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def turn(source: Path, target: Path, matrix: str) -> Path:
+    """A copy of an mp4 with another display matrix in its track header."""
+    data = source.read_bytes()
+    header = data.index(b"tkhd") + 4
+    place = header + 4 + (32 if data[header] else 20) + 16
+    target.write_bytes(data[:place] + struct.pack(">9i", *DISPLAY_MATRICES[matrix]) + data[place + 36 :])
+    return target

@@ -1,0 +1,104 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lvspec_cli.errors import UsageError
+from lvspec_cli.types import VideoRequest
+from lvspec_cli.video.sample import Sampling, check_request, choose, even_targets, stretch
+
+# Ticks of 1 ms: distances of frames are far above the tolerance, as they are in videos.
+tick_lists = st.lists(st.integers(0, 20_000), min_size=1, max_size=60, unique=True).map(sorted)
+rates = st.floats(0.01, 1000.0)
+caps = st.integers(1, 80)
+
+
+def seconds(ticks):
+    return np.asarray(ticks, dtype=np.float64) / 1000
+
+
+def brute_force(times, targets):
+    """The nearest time to each target, the first of equals; times compared to a tenth of a microsecond."""
+    distances = np.round(np.abs(np.subtract.outer(targets, times)), 7)
+    return np.unique(distances.argmin(axis=1)).tolist()
+
+
+@given(tick_lists, st.data())
+def test_at_a_rate_every_target_gets_its_nearest_frame(ticks, data):
+    times = seconds(ticks)
+    span = times[-1] - times[0]
+    fps = data.draw(st.floats(0.01, min(1000.0, 500 / max(span, 0.001))))
+    targets = times[0] + np.arange(math.floor((span + 1e-6) * fps) + 1) / fps
+    nearest_two = np.sort(np.abs(np.subtract.outer(targets, times)), axis=1)[:, :2]
+    if len(ticks) > 1:  # halfway up to rounding, either neighbour is right
+        assume((nearest_two[:, 1] - nearest_two[:, 0] > 1e-5).all())
+    assert choose(times, Sampling(fps, None)) == brute_force(times, targets)
+
+
+@given(tick_lists, caps)
+def test_evenly_every_target_gets_its_nearest_frame(ticks, cap):
+    times = seconds(ticks)
+    chosen = choose(times, Sampling(None, cap))
+    if cap >= len(times):
+        assert chosen == list(range(len(times)))
+    else:
+        assert chosen == brute_force(times, even_targets(times, cap))
+
+
+@given(tick_lists, st.one_of(st.none(), rates), st.one_of(st.none(), caps))
+def test_chosen_frames_ascend_and_keep_the_cap(ticks, fps, cap):
+    chosen = choose(seconds(ticks), Sampling(fps, cap))
+    assert chosen
+    assert chosen == sorted(set(chosen))
+    assert 0 <= chosen[0] <= chosen[-1] < len(ticks)
+    assert cap is None or len(chosen) <= cap
+    if cap is None and fps is None:
+        assert len(chosen) == len(ticks)
+
+
+@given(tick_lists, st.integers(0, 20_000), st.integers(1, 20_000))
+def test_the_stretch_holds_what_begins_in_it(ticks, start, length):
+    times = seconds(ticks)
+    inside = list(range(len(times)))[stretch(times, start / 1000, (start + length) / 1000)]
+    expected = [i for i, tick in enumerate(ticks) if start <= tick < start + length]
+    on_show = [max((i for i, tick in enumerate(ticks) if tick <= start), default=0)]
+    assert inside == (expected or on_show)
+
+
+def test_literals():
+    ten_a_second = np.arange(20) / 10
+    assert choose(ten_a_second, Sampling(2.0, None)) == [0, 5, 10, 15]
+    assert choose(ten_a_second, Sampling(2.0, 4)) == [0, 5, 10, 15]
+    assert choose(ten_a_second, Sampling(2.0, 3)) == [0, 9, 19]
+    assert choose(ten_a_second, Sampling(None, 2)) == [0, 19]
+    assert choose(ten_a_second, Sampling(None, 1)) == [9]
+    assert choose(ten_a_second, Sampling(500.0, None)) == list(range(20))
+    assert choose(np.asarray([0.0]), Sampling(1.0, 4)) == [0]
+
+
+def test_a_high_rate_over_a_long_video_stays_cheap():
+    times = np.asarray([0.0, 80_000.0, 80_000.5])
+    assert choose(times, Sampling(1000.0, 2)) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "flag"),
+    [
+        ({"start": -1.0}, "--start"),
+        ({"start": math.nan}, "--start"),
+        ({"start": 5.0, "end": 5.0}, "--end"),
+        ({"end": math.inf}, "--end"),
+        ({"fps": 0.0}, "--fps"),
+        ({"fps": math.nan}, "--fps"),
+        ({"fps": 1e6}, "--fps"),
+        ({"max_frames": 0}, "--frames"),
+        ({"max_pixels": 0}, "--max-pixels"),
+        ({"timeout": 0.0}, "--decode-timeout"),
+    ],
+)
+def test_impossible_requests_name_the_flag(fields, flag):
+    with pytest.raises(UsageError, match=f"^{flag} "):
+        check_request(VideoRequest(Path("x.mp4"), **fields))
