@@ -13,7 +13,7 @@ from typing import cast
 import av
 from av.container import Flags, InputContainer
 from av.error import FFmpegError
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from lvspec_cli.errors import EncryptedVideoError, NoVideoStreamError, VideoError, VideoLimitError
@@ -28,6 +28,8 @@ FORMATS = (
 )
 _PROTOCOLS = "none"  # there is no such protocol: the file comes through our own reader
 _BUFFER_BYTES = 1 << 18
+# Earlier ones crash on formats whose streams show up late; there the limit only holds once probing is done.
+_PROBES_WITH_OPTIONS = int(av.__version__.split(".")[0]) >= 18
 _MAX_THREADS = 8  # of FFmpeg: each holds frames at full size
 _NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
@@ -44,7 +46,7 @@ def open_video(
         container = av.open(
             file,
             "r",
-            options=options,
+            options=options if _PROBES_WITH_OPTIONS else None,
             container_options=rules,
             metadata_errors="replace",
             buffer_size=_BUFFER_BYTES,
@@ -55,9 +57,6 @@ def open_video(
         # Invented times would hide that a container has none.
         container.flags &= ~cast(int, Flags.gen_pts.value)
         stream = _default_stream(container, path)
-        for other in container.streams:
-            if other is not stream and hasattr(other, "discard"):  # PyAV 15 reads and drops them
-                other.discard = Discard.all
         check_canvas(stream.width, stream.height, limits, path)
         stream.thread_type = "AUTO"
         stream.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)

@@ -98,7 +98,7 @@ def make_plan(file: io.FileIO, request: VideoRequest) -> Plan:
         average = float(stream.average_rate) if stream.average_rate else None
         pixel_aspect, video_streams = stream.sample_aspect_ratio, len(container.streams.video)
     times = timeline.times
-    if start >= timeline.duration:
+    if start > 0 and start >= timeline.duration:
         raise _starts_too_late(start, timeline.duration, known, shown(path))
     inside = stretch(times, start, request.end)
     wanted = [inside.start + index for index in choose(times[inside], Sampling.of(request))]
@@ -150,12 +150,12 @@ class _Sender:
     request: VideoRequest
     plan: Plan
     sent: int = 0
-    size: tuple[int, int] | None = None  # width and height before turning
+    size: tuple[int, int] | None = None  # width and height, upright
 
     def send(self, tick: int, frame: VideoFrame, upright: Orientation, pixel_aspect: Fraction | None) -> None:
         if self.size is None:
             self.size = self._open(frame, upright, pixel_aspect)
-        width, height = self.size
+        width, height = upright.size(*self.size)
         smaller = width * height < frame.width * frame.height
         small = frame.reformat(width, height, "rgb24", interpolation="AREA" if smaller else "BILINEAR")
         pixels = upright.apply(np.asarray(small.to_ndarray(), np.uint8))
@@ -178,7 +178,8 @@ class _Sender:
                 "lower --frames or --max-pixels",
             )
         source = upright.size(frame.width, frame.height)
-        self.connection.send(Opened(expected, *upright.size(*size), *source))
+        size = upright.size(*size)
+        self.connection.send(Opened(expected, *size, *source))
         return size
 
 
@@ -186,8 +187,11 @@ def _send_by_pyav(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _S
     """Send the frames that are not sent yet; the number of decoding errors."""
     with open_video(file, request.path, request.limits) as (container, stream):
         reader = PyavReader(container, stream, plan.timeline)
+        upright = None
         for tick, frame in reader.frames(plan.wanted[sender.sent :]):
-            sender.send(tick, frame, orientation_of(frame), plan.pixel_aspect)
+            if upright is None:  # once: a frame whose side data was read lives on until the next collection
+                upright = orientation_of(frame)
+            sender.send(tick, frame, upright, plan.pixel_aspect)
         return reader.damaged
 
 

@@ -222,8 +222,8 @@ def _two_streams(path: Path) -> None:
         streams = [container.add_stream("libx264", rate=12) for _ in range(2)]
         for stream in streams:
             stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
-        streams[0].disposition = Disposition(0)
-        streams[1].disposition = Disposition.default
+        streams[0].disposition = 0
+        streams[1].disposition = Disposition.default.value
         for number in range(12):
             for offset, stream in zip((0, 100), streams, strict=True):
                 frame = av.VideoFrame.from_ndarray(picture(number + offset, 128, 64), format="rgb24")
