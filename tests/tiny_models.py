@@ -198,6 +198,9 @@ def save_model(
     config = qwen_config(tokenizer, shape) if family == "qwen2_5_vl" else llava_config(tokenizer, shape)
     model = AutoModelForImageTextToText.from_config(config)
     randomise(model, shape, seed)
+    with torch.no_grad():
+        # No answer holds a place for an image or video: a pass over all of it would look for one more.
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids(list(SPECIAL[3:]))] = 0.0
     if noise is not None:
         source = AutoModelForImageTextToText.from_pretrained(noise[0])
         generator = torch.Generator().manual_seed(seed + 1)
@@ -221,7 +224,7 @@ def save_pair(
     folder: Path,
     family: str,
     *,
-    noise: float = 0.03,
+    noise: float = 0.01,
     generation: dict[str, object] | None = None,
     draft_padding: int = 24,
     seed: int = 0,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.decoder import Decoder
-from lvspec_cli.speculation.logits import DraftPenalty
+from lvspec_cli.speculation.logits import DraftRules
 from lvspec_cli.speculation.sampling import distribution, draw
 
 
@@ -25,7 +25,7 @@ def propose(
     pending: Tensor,
     gamma: int,
     vocabulary: int,
-    penalty: DraftPenalty | None,
+    rules: DraftRules,
     temperature: float,
     generator: torch.Generator,
 ) -> Proposal:
@@ -38,9 +38,7 @@ def propose(
     chances: list[Tensor] = []
     step = pending
     while True:
-        logits = draft.logits(draft.forward(step), 1)[:, :vocabulary]
-        if penalty is not None:
-            logits = penalty.apply(logits)
+        logits = rules.apply(draft.logits(draft.forward(step), 1)[:, :vocabulary])
         if temperature > 0:
             chances.append(distribution(logits, temperature))
             step = draw(chances[-1], generator)
@@ -49,5 +47,4 @@ def propose(
         tokens.append(step)
         if len(tokens) == gamma:
             return Proposal(torch.cat(tokens), torch.cat(chances) if chances else None)
-        if penalty is not None:
-            penalty.add(step)
+        rules.add(step)

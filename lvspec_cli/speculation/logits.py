@@ -46,11 +46,13 @@ class LogitsRules:
             logits[:early, self._ends] = -torch.inf
         return logits
 
-    def drafting(self, vocabulary: int) -> DraftPenalty | None:
-        """The penalty for one round of a draft with ``vocabulary`` ids; None when there is none."""
-        if not self._penalised:
-            return None
-        return DraftPenalty(self._seen[:vocabulary].clone(), self._rules.repetition_penalty)
+    def drafting(self, vocabulary: int) -> DraftRules:
+        """The same for one round of a draft whose first ``vocabulary`` ids are looked at."""
+        return DraftRules(
+            self._seen[:vocabulary].clone() if self._penalised else None,
+            self._rules.repetition_penalty,
+            self._never[self._never < vocabulary],
+        )
 
     def _seen_by_row(self, drafted: Tensor) -> Tensor:
         count = drafted.shape[0]
@@ -63,20 +65,26 @@ class LogitsRules:
         return self._seen | (counts > 0)
 
 
-class DraftPenalty:
-    """The target's repetition penalty within one round of the draft: a draft that ignores it is refused."""
+class DraftRules:
+    """What holds for the target, within one round of the draft: proposals against it are wasted."""
 
-    def __init__(self, seen: Tensor, penalty: float) -> None:
+    def __init__(self, seen: Tensor | None, penalty: float, never: Tensor) -> None:
         self._seen = seen
         self._penalty = penalty
+        self._never = never
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits (1, vocabulary) of the next token."""
-        return penalise(logits, self._seen, self._penalty)
+        """Logits (1, vocabulary) of the next token; the input may be written to."""
+        if self._seen is not None:
+            logits = penalise(logits, self._seen, self._penalty)
+        if self._never.numel():
+            logits[:, self._never] = -torch.inf
+        return logits
 
     def add(self, token: Tensor) -> None:
         """Take in one drafted token, long (1,)."""
-        self._seen[token] = True
+        if self._seen is not None:
+            self._seen[token] = True
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

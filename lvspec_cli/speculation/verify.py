@@ -106,12 +106,14 @@ def effective(rule: RuleSettings) -> RuleSettings:
     """The settings that a relevance scheme leaves in force: what the controls mean.
 
     ``none``: everything is an anchor, no ties, no shift, which is exact mode. ``random``: what the
-    die spares passes whatever the target thinks of it, the rest must match.
+    die spares passes whatever the target thinks of it, the rest must match; a rule without margins
+    stays exact.
     """
     if rule.relevance is RelevanceName.NONE:
         return replace(rule, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
     if rule.relevance is RelevanceName.RANDOM:
-        return replace(rule, anchor_margin=0.0, filler_margin=math.inf, shift_window=0)
+        spared = math.inf if rule.filler_margin > 0 else 0.0
+        return replace(rule, anchor_margin=0.0, filler_margin=spared, shift_window=0)
     return rule
 
 

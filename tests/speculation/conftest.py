@@ -1,0 +1,85 @@
+"""Tiny pairs of both families, answers and references."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.prompt import build_prompts
+from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import DecodeSettings, Generation, PairPrompts, Prompt, Round
+from tests.tiny_models import FAMILIES, make_clip, save_pair
+
+
+@pytest.fixture(scope="session")
+def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    folder = tmp_path_factory.mktemp("pairs")
+    return {family: save_pair(folder / family, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def pairs(pair_folders: dict[str, tuple[Path, Path]]) -> dict[str, LoadedPair]:
+    return {
+        family: load_pair(*folders, device="cpu", dtype="float32") for family, folders in pair_folders.items()
+    }
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, pairs: dict[str, LoadedPair]) -> LoadedPair:
+    return pairs[request.param]
+
+
+def with_generation(pair: LoadedPair, **values: object) -> LoadedPair:
+    """The pair as if its target's generation_config said so."""
+    rules = replace(pair.target.generation, **values)
+    words = replace(pair.words, ends=frozenset(rules.end_ids))
+    return replace(pair, target=replace(pair.target, generation=rules), words=words)
+
+
+def prompts_for(pair: LoadedPair, question: str = "What moves?", seed: int = 0) -> PairPrompts:
+    return build_prompts(pair, make_clip(4, seed=seed), question)
+
+
+def decode(
+    pair: LoadedPair, prompts: PairPrompts, settings: DecodeSettings, session: Session | None = None, **more
+) -> tuple[Generation, list[Round]]:
+    """Run an answer to its end."""
+    steps = (session or Session(pair)).answer(prompts, settings, **more)
+    rounds = []
+    while True:
+        try:
+            rounds.append(next(steps))
+        except StopIteration as stop:
+            return stop.value, rounds
+
+
+def model_inputs(prompt: Prompt, family: str) -> dict[str, torch.Tensor]:
+    """A prompt as the model's own forward and generate take it."""
+    inputs = {
+        "input_ids": prompt.input_ids,
+        "attention_mask": torch.ones_like(prompt.input_ids),
+        **prompt.video_inputs,
+    }
+    if family == "qwen2_5_vl":
+        inputs["mm_token_type_ids"] = prompt.video_mask.long()[None] * 2
+    return inputs
+
+
+def generate(pair: LoadedPair, prompt: Prompt, **values: object) -> list[int]:
+    """The reference: transformers' own greedy loop."""
+    rules = pair.target.generation
+    inputs = model_inputs(prompt, pair.target.family.model_type)
+    tokens = pair.target.model.generate(
+        **inputs,
+        **{
+            "do_sample": False,
+            "eos_token_id": list(rules.end_ids),
+            "repetition_penalty": rules.repetition_penalty,
+            **values,
+        },
+    )
+    return tokens[0, prompt.length :].tolist()

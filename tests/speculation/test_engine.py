@@ -1,0 +1,231 @@
+"""The session and its answers: questions, ends, counts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from lvspec_cli.errors import UsageError
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, TokenKind
+from tests.speculation.conftest import decode, generate, prompts_for, with_generation
+
+WANTED = DecodeSettings(gamma=4, max_new_tokens=24)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_questions_in_one_session_are_answered_as_in_fresh_ones(pair: LoadedPair, mode: Mode) -> None:
+    session = Session(pair)
+    for question in ("What moves?", "how many balls are there in the clip", "What moves?", "colour"):
+        prompts = prompts_for(pair, question)
+        # Each answer longer than the one before: the caches grow while they are kept.
+        wanted = replace(WANTED, mode=mode, max_new_tokens=10 + len(question))
+        kept, _ = decode(pair, prompts, wanted, session)
+        fresh, _ = decode(pair, prompts, wanted)
+        assert (kept.tokens, kept.kinds) == (fresh.tokens, fresh.kinds)
+
+
+def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 0
+    original = type(pair.target.family).video_embeddings
+
+    def counted(*arguments: object) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(type(pair.target.family), "video_embeddings", counted)
+    session = Session(pair)
+    session.encode(prompts_for(pair))
+    for question in ("What moves?", "colour"):
+        decode(pair, prompts_for(pair, question), WANTED, session)
+    assert count == 2  # target and draft
+    similarity = replace(WANTED, rule=RuleSettings(relevance=RelevanceName.SIMILARITY))
+    decode(pair, prompts_for(pair), similarity, session)
+    decode(pair, prompts_for(pair), similarity, session)
+    assert count == 4  # once more: what similarity reads had not been kept
+
+
+def test_another_clip_in_the_same_session_is_encoded_anew(pair: LoadedPair) -> None:
+    from lvspec_cli.prompt import build_prompts
+    from tests.tiny_models import make_clip
+
+    session = Session(pair)
+    long, short = (build_prompts(pair, make_clip(frames), "What moves?") for frames in (8, 4))
+    for prompts in (long, short, long):
+        assert decode(pair, prompts, WANTED, session)[0].tokens == decode(pair, prompts, WANTED)[0].tokens
+
+
+def test_an_abandoned_answer_leaves_nothing_behind(pair: LoadedPair) -> None:
+    session, prompts = Session(pair), prompts_for(pair)
+    steps = session.answer(prompts, WANTED)
+    list(itertools.islice(steps, 3))
+    steps.close()
+    assert decode(pair, prompts, WANTED, session)[0].tokens == decode(pair, prompts, WANTED)[0].tokens
+
+
+def test_no_state_is_left_on_the_model(pairs: dict[str, LoadedPair]) -> None:
+    pair = pairs["qwen2_5_vl"]
+    inner = pair.target.model.model
+    prompts = prompts_for(pair)
+    before = generate(pair, prompts.target, max_new_tokens=12)
+    inner.rope_deltas = None
+    wanted = replace(WANTED, mode=Mode.EXACT, max_new_tokens=12)
+    assert list(decode(pair, prompts, wanted)[0].tokens) == before
+    assert inner.rope_deltas is None
+    inner.rope_deltas = torch.tensor([[-1000]])  # as another request would have left it
+    assert list(decode(pair, prompts, wanted)[0].tokens) == before
+    inner.rope_deltas = None
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_an_answer_is_never_longer_than_asked(pair: LoadedPair, mode: Mode, limit: int) -> None:
+    found, rounds = decode(
+        pair, prompts_for(pair), replace(WANTED, mode=mode, max_new_tokens=limit, gamma=12)
+    )
+    assert len(found.tokens) == limit == sum(len(done.tokens) for done in rounds)
+    assert found.finish_reason is FinishReason.LENGTH
+    assert all(len(done.drafted) < limit for done in rounds)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_end_token_is_the_last(pair: LoadedPair, mode: Mode) -> None:
+    ends = frozenset(range(0, pair.target.vocabulary, 9))
+    stopping = with_generation(pair, end_ids=tuple(ends))
+    stops = set()
+    for seed in range(4):
+        found, _ = decode(stopping, prompts_for(pair, seed=seed), replace(WANTED, mode=mode, gamma=6))
+        stops.add(found.finish_reason)
+        assert not set(found.tokens[:-1]) & ends
+        assert (found.tokens[-1] in ends) == (found.finish_reason is FinishReason.STOP)
+        assert found.kinds[-1] in (TokenKind.EXACT, TokenKind.TARGET)
+    assert FinishReason.STOP in stops
+
+
+def polls(count: int) -> Callable[[], bool]:
+    """False so many times, then true."""
+    answers = itertools.chain([False] * count, itertools.repeat(True))
+    return lambda: next(answers)
+
+
+def test_an_interruption_keeps_what_there_is(pair: LoadedPair) -> None:
+    prompts, wanted = prompts_for(pair), replace(WANTED, mode=Mode.EXACT)
+    whole, rounds = decode(pair, prompts, wanted)
+    for count in (0, 3):
+        found, seen = decode(pair, prompts, wanted, interrupted=polls(count))
+        assert found.finish_reason is FinishReason.INTERRUPTED
+        assert seen == rounds[: count + 1]
+        assert found.tokens == whole.tokens[: len(found.tokens)]
+        assert found.stats.rounds == count
+
+
+def test_an_answer_in_circles_is_ended(pair: LoadedPair) -> None:
+    allowed = set(generate(pair, prompts_for(pair).target, max_new_tokens=3)[:1])
+    others = tuple(index for index in range(pair.target.vocabulary) if index not in allowed)
+    stuck = with_generation(pair, suppressed=others)
+    wanted = replace(WANTED, max_new_tokens=100)
+    ends = []
+    for mode in Mode:
+        found, rounds = decode(stuck, prompts_for(pair), replace(wanted, mode=mode))
+        assert found.finish_reason is FinishReason.REPETITION
+        assert found.tokens == tuple(token for done in rounds for token in done.tokens)
+        ends.append(found.tokens)
+    assert ends[0] == ends[1] == ends[2]
+    free, _ = decode(stuck, prompts_for(pair), replace(wanted, repetition_guard=False))
+    assert free.finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_statistics_add_up(pair: LoadedPair, mode: Mode) -> None:
+    rule = RuleSettings(relevance=RelevanceName.PLAUSIBLE, filler_margin=3.0)
+    found, rounds = decode(pair, prompts_for(pair), replace(WANTED, mode=mode, rule=rule))
+    stats = found.stats
+    assert rounds[0].prefill
+    assert not any(done.prefill for done in rounds[1:])
+    assert stats.output_tokens == len(found.tokens) == len(found.kinds)
+    assert stats.rounds == len(rounds) - 1
+    assert stats.drafted == sum(len(done.drafted) for done in rounds)
+    counted = [found.kinds.count(kind) for kind in (TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT)]
+    assert counted == [stats.accepted_exact, stats.accepted_filler, stats.accepted_shift]
+    assert stats.mean_accepted_length == pytest.approx((len(found.tokens) - 1) / stats.rounds)
+    assert stats.prefill_seconds > 0 < stats.decode_seconds
+    assert stats.gamma == (0 if mode is Mode.AR else WANTED.gamma)
+
+
+def test_time_spent_by_the_caller_does_not_count(pair: LoadedPair) -> None:
+    import time
+
+    steps = Session(pair).answer(prompts_for(pair), replace(WANTED, max_new_tokens=3, mode=Mode.AR))
+    next(steps)
+    time.sleep(0.5)
+    next(steps)
+    time.sleep(0.5)
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            next(steps)
+    assert stop.value.value.stats.decode_seconds < 0.5
+
+
+class Transfers(TorchFunctionMode):
+    """Counts what makes the host wait for the device."""
+
+    names = frozenset({"tolist", "item", "__bool__", "__int__", "__float__", "cpu", "numpy", "nonzero"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += getattr(func, "__name__", "") in self.names
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", RelevanceName)
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_one_transfer_to_the_host_a_round(pair: LoadedPair, name: RelevanceName, penalty: float) -> None:
+    pair = with_generation(pair, repetition_penalty=penalty)
+    rule = RuleSettings(relevance=name)
+    steps = Session(pair).answer(prompts_for(pair), replace(WANTED, rule=rule))
+    next(steps)
+    for _ in range(4):
+        with Transfers() as transfers:
+            next(steps)
+        assert transfers.count == 1
+
+
+def test_sampling_too_has_one_transfer_a_round(pair: LoadedPair) -> None:
+    steps = Session(pair).answer(prompts_for(pair), replace(WANTED, mode=Mode.EXACT, temperature=1.0))
+    next(steps)
+    for _ in range(4):
+        with Transfers() as transfers:
+            next(steps)
+        assert transfers.count == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_new_tokens": 0},
+        {"gamma": 0},
+        {"temperature": -1.0},
+        {"temperature": 0.7},
+        {"rule": RuleSettings(layers=(9,))},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be(pair: LoadedPair, values: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        decode(pair, prompts_for(pair), replace(WANTED, **values))
+
+
+def test_without_a_draft_only_ar(pair: LoadedPair) -> None:
+    alone = replace(pair, draft=None)
+    with pytest.raises(UsageError, match="draft"):
+        decode(alone, prompts_for(alone), WANTED)

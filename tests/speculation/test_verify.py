@@ -1,0 +1,326 @@
+"""The rule: literal cases, and the laws that hold for any proposal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.models.words import TokenSets
+from lvspec_cli.speculation.verify import Evidence, History, effective, gather, is_exact, judge, margin
+from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
+
+EXACT, FILLER, SHIFT, TARGET = TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT, TokenKind.TARGET
+END, TWO, NOT, THE, VERY = 0, 1, 2, 3, 4
+WORDS = TokenSets(ends=frozenset({END}), fixed=frozenset({TWO, NOT}), function=frozenset({THE, VERY}))
+RULE = RuleSettings(
+    anchor_threshold=0.5,
+    anchor_margin=0.5,
+    filler_margin=2.5,
+    shift_window=0,
+    max_loose_run=9,
+    max_loose_in_window=9,
+    loose_window=12,
+)
+SHIFTING = replace(RULE, anchor_margin=0.0, filler_margin=0.0, shift_window=2)
+
+
+def evidence(
+    drafted: list[int],
+    target: list[int],
+    gap: list[float] | None = None,
+    relevance: list[float] | None = None,
+) -> Evidence:
+    count = len(drafted)
+    return Evidence(
+        tuple(drafted), tuple(target), tuple(gap or [9.0] * count), tuple(relevance or [0.0] * count)
+    )
+
+
+def kinds(found: Evidence, rule: RuleSettings = RULE, history: History = History()) -> list[TokenKind]:  # noqa: B008
+    return list(judge(found, rule, WORDS, history).kinds)
+
+
+# --- cases -----------------------------------------------------------------------------------
+
+
+def test_full_acceptance_adds_the_targets_bonus() -> None:
+    verdict = judge(evidence([5, 6], [5, 6, 7]), RULE, WORDS, History())
+    assert (verdict.accepted, verdict.tokens) == (2, (5, 6, 7))
+    assert verdict.kinds == (EXACT, EXACT, TARGET)
+
+
+def test_first_mismatch_is_corrected() -> None:
+    verdict = judge(evidence([5, 6, 7], [5, 8, 7, 9]), RULE, WORDS, History())
+    assert (verdict.accepted, verdict.tokens, verdict.kinds) == (1, (5, 8), (EXACT, TARGET))
+
+
+def test_no_proposal_is_a_plain_step() -> None:
+    assert judge(Evidence((), (7,), (), ()), RULE, WORDS, History()).tokens == (7,)
+
+
+@pytest.mark.parametrize(
+    ("gap", "relevance", "accepted"),
+    [
+        (2.4, 0.0, True),  # a filler within its margin
+        (2.6, 0.0, False),
+        (1.4, 0.25, True),  # half way to the threshold: 1.5
+        (1.6, 0.25, False),
+        (0.5, 0.9, True),  # a tie at an anchor
+        (0.6, 0.9, False),
+        (0.4, math.nan, True),
+        (0.6, math.nan, False),
+    ],
+)
+def test_margin_shrinks_as_relevance_grows(gap: float, relevance: float, accepted: bool) -> None:
+    found = kinds(evidence([5, 6], [9, 6, 7], [gap, 0.0], [relevance, 0.0]))
+    assert found == ([FILLER, EXACT, TARGET] if accepted else [TARGET])
+
+
+def test_an_infinite_margin_is_a_step() -> None:
+    rule = replace(RULE, filler_margin=math.inf)
+    assert margin(0.49, rule) == math.inf
+    assert margin(0.5, rule) == 0.5
+    assert kinds(evidence([5], [9, 7], [80.0], [0.4]), rule) == [FILLER, TARGET]
+
+
+def test_a_draw_at_zero_margin_is_refused() -> None:
+    rule = replace(RULE, anchor_margin=0.0, filler_margin=0.0)
+    assert kinds(evidence([5], [9, 7], [0.0]), rule) == [TARGET]
+
+
+@pytest.mark.parametrize("special", [END, TWO, NOT])
+def test_ends_numerals_negations_only_exact(special: int) -> None:
+    loose = replace(RULE, filler_margin=math.inf, shift_window=2)
+    assert kinds(evidence([special, 6], [9, special, 6]), loose) == [TARGET]
+    assert kinds(evidence([9, special], [special, special, 6]), loose) == [TARGET]
+    assert kinds(evidence([special], [special, 6]), loose)[0] == EXACT
+
+
+def test_an_accepted_end_ends_the_round() -> None:
+    verdict = judge(evidence([5, END, 6], [5, END, 6, 7]), RULE, WORDS, History())
+    assert (verdict.tokens, verdict.kinds) == ((5, END), (EXACT, EXACT))
+
+
+def test_no_more_loose_tokens_in_a_row_or_window_than_allowed() -> None:
+    free = replace(RULE, filler_margin=math.inf)
+    proposal = evidence([10, 11, 12, 13], [20, 21, 22, 23, 24])
+    assert kinds(proposal, replace(free, max_loose_run=2)) == [FILLER, FILLER, TARGET]
+    mixed = evidence([10, 21, 12, 23, 14], [20, 21, 22, 23, 24, 25])
+    assert kinds(mixed, replace(free, max_loose_run=1, max_loose_in_window=2)) == [
+        FILLER,
+        EXACT,
+        FILLER,
+        EXACT,
+        TARGET,
+    ]
+    before = History(loose=(True, True, False))
+    assert kinds(mixed, replace(free, max_loose_in_window=2), before) == [TARGET]
+    assert kinds(mixed, replace(free, max_loose_in_window=2, loose_window=3), before)[0] == FILLER
+    assert kinds(mixed, replace(free, max_loose_run=0)) == [TARGET]
+
+
+def test_history_carries_the_run_over_rounds() -> None:
+    free = replace(RULE, filler_margin=math.inf, max_loose_run=2)
+    history = History().extended((10, 11), (EXACT, FILLER), 12)
+    assert kinds(evidence([12, 13], [22, 23, 24]), free, history) == [FILLER, TARGET]
+    history = history.extended((12, 22), (FILLER, TARGET), 12)
+    assert kinds(evidence([12, 13], [22, 23, 24]), free, history)[:2] == [FILLER, FILLER]
+
+
+def test_a_loose_token_may_not_start_a_loop() -> None:
+    free = replace(RULE, filler_margin=math.inf)
+    assert kinds(evidence([8], [9, 7]), free, History(tokens=(8,))) == [TARGET]
+    assert kinds(evidence([5, 6], [5, 9, 7]), free, History(tokens=(5, 6))) == [EXACT, TARGET]
+    assert kinds(evidence([8], [8, 7]), free, History(tokens=(8,))) == [EXACT, TARGET]
+
+
+# --- shift -----------------------------------------------------------------------------------
+
+
+def test_late_a_filler_before_the_targets_word() -> None:
+    # The target says red ..., the draft says very red
+    found = evidence([VERY, 50], [50, 50, 60], relevance=[0.9, 0.9])
+    assert kinds(found, SHIFTING) == [SHIFT, EXACT, TARGET]
+
+
+def test_late_refuses_a_new_fact_before_an_anchor() -> None:
+    # The target says red ..., the draft says large red
+    found = evidence([40, 50], [50, 50, 60], relevance=[0.9, 0.9])
+    assert kinds(found, SHIFTING) == [TARGET]
+
+
+def test_late_swap_of_fillers() -> None:
+    # The target says slowly now, the draft says now slowly
+    found = evidence([30, 31], [31, 31, 60], relevance=[0.1, 0.1])
+    assert kinds(found, SHIFTING) == [SHIFT, EXACT, TARGET]
+
+
+def test_late_needs_the_targets_word_to_come_and_hold() -> None:
+    assert kinds(evidence([VERY, 51], [50, 50, 60]), SHIFTING) == [TARGET]
+    assert kinds(evidence([VERY, 50], [50, 52, 60]), SHIFTING) == [TARGET]
+    far = evidence([VERY, 30, 31, 50], [50, 30, 31, 50, 60])
+    assert kinds(far, SHIFTING) == [TARGET]
+    assert kinds(far, replace(SHIFTING, shift_window=3))[0] == SHIFT
+
+
+def test_swapped_facts_are_no_shift() -> None:
+    # The target says red and blue, the draft says blue and red
+    found = evidence([51, THE, 50], [50, THE, 50, 60], relevance=[0.9, 0.0, 0.9])
+    assert kinds(found, SHIFTING) == [TARGET]
+
+
+def test_early_a_filler_is_left_out() -> None:
+    found = evidence([30, 31], [THE, 30, 60], relevance=[0.1, 0.1])
+    assert kinds(found, SHIFTING)[0] == SHIFT
+    doubled = evidence([30, 30], [THE, 30, 60], relevance=[0.1, 0.1])
+    assert kinds(doubled, SHIFTING) == [TARGET]
+    at_an_anchor = evidence([30, 31], [THE, 30, 60], relevance=[0.9, 0.1])
+    assert kinds(at_an_anchor, SHIFTING) == [TARGET]
+
+
+def test_numbers_are_never_shifted_over() -> None:
+    assert kinds(evidence([VERY, TWO], [TWO, TWO, 60]), SHIFTING) == [TARGET]
+    assert kinds(evidence([VERY, TWO, 50], [50, TWO, 50, 60]), SHIFTING) == [TARGET]
+
+
+# --- laws ------------------------------------------------------------------------------------
+
+TOKENS = st.one_of(st.integers(3, 40), st.integers(3, 40), st.integers(0, 40))
+CHANCE = st.floats(0, 1)
+MARGINS = st.one_of(st.just(0.0), st.floats(0, 4), st.just(math.inf))
+RULES = st.builds(
+    RuleSettings,
+    relevance=st.sampled_from(RelevanceName),
+    anchor_threshold=CHANCE,
+    anchor_margin=st.one_of(st.just(0.0), st.floats(0, 2)),
+    filler_margin=MARGINS,
+    shift_window=st.integers(0, 3),
+    max_loose_run=st.integers(1, 4),
+    max_loose_in_window=st.integers(1, 6),
+    loose_window=st.integers(1, 8),
+)
+HISTORIES = st.lists(st.tuples(TOKENS, st.booleans()), max_size=10).map(
+    lambda past: History(tuple(token for token, _ in past), tuple(loose for _, loose in past))
+)
+
+
+@st.composite
+def proposals(draw: st.DrawFn, gamma: int | None = None) -> Evidence:
+    gamma = draw(st.integers(0, 8)) if gamma is None else gamma
+    drafted = draw(st.lists(TOKENS, min_size=gamma, max_size=gamma))
+    # Agreements, words of the proposal's own out of order, and others: long prefixes and shifts occur.
+    words = st.sampled_from(drafted) if drafted else TOKENS
+    target = [draw(st.one_of(st.just(token), words, TOKENS)) for token in drafted] + [draw(TOKENS)]
+    gap = [0.0 if ours == own else draw(st.floats(0, 3)) for ours, own in zip(drafted, target, strict=False)]
+    relevance = draw(st.lists(CHANCE, min_size=gamma, max_size=gamma))
+    return Evidence(tuple(drafted), tuple(target), tuple(gap), tuple(relevance))
+
+
+@given(proposals(), RULES, HISTORIES)
+def test_accepted_is_a_prefix_then_the_targets_own(
+    found: Evidence, rule: RuleSettings, history: History
+) -> None:
+    verdict = judge(found, rule, WORDS, history)
+    accepted = found.drafted[: verdict.accepted]
+    assert verdict.tokens[: verdict.accepted] == accepted
+    if accepted and accepted[-1] in WORDS.ends:
+        assert verdict.tokens == accepted
+    else:
+        assert verdict.tokens == (*accepted, found.target[verdict.accepted])
+        assert verdict.kinds[-1] is TARGET
+    for ours, own, kind in zip(accepted, found.target, verdict.kinds, strict=False):
+        assert (kind is EXACT) == (ours == own)
+
+
+@given(proposals(), RULES, HISTORIES, st.data())
+def test_more_relevance_never_accepts_more(
+    found: Evidence, rule: RuleSettings, history: History, data: st.DataObject
+) -> None:
+    raised = tuple(data.draw(st.floats(score, 1)) for score in found.relevance)
+    before = judge(found, rule, WORDS, history)
+    after = judge(replace(found, relevance=raised), rule, WORDS, history)
+    assert after.accepted <= before.accepted
+
+
+@given(proposals(), RULES, HISTORIES)
+def test_no_margins_and_no_shift_is_exact(found: Evidence, rule: RuleSettings, history: History) -> None:
+    strict = replace(rule, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
+    none = replace(rule, relevance=RelevanceName.NONE)
+    agreed = next(
+        (at for at, token in enumerate(found.drafted) if token != found.target[at]), len(found.drafted)
+    )
+    end = next((at + 1 for at, token in enumerate(found.drafted[:agreed]) if token in WORDS.ends), agreed)
+    for exact in (strict, none):
+        assert is_exact(exact)
+        assert judge(found, exact, WORDS, history).accepted == end
+
+
+@given(proposals(8), proposals(8), st.integers(0, 8), RULES, HISTORIES)
+def test_a_verdict_reads_no_further_than_the_window(
+    first: Evidence, second: Evidence, place: int, rule: RuleSettings, history: History
+) -> None:
+    """Verdicts up to ``place`` are the same whatever stands behind ``place + window``."""
+    cut = place + effective(rule).shift_window + 1
+
+    def joined(ours: tuple, theirs: tuple) -> tuple:
+        return (*ours[:cut], *theirs[cut:])
+
+    other = Evidence(
+        joined(first.drafted, second.drafted),
+        joined(first.target, second.target),
+        joined(first.gap, second.gap),
+        joined(first.relevance, second.relevance),
+    )
+    one, two = judge(first, rule, WORDS, history), judge(other, rule, WORDS, history)
+    assert min(one.accepted, place + 1) == min(two.accepted, place + 1)
+    kept = min(one.accepted, place + 1)
+    assert one.kinds[:kept] == two.kinds[:kept]
+
+
+@given(proposals(), RULES, HISTORIES)
+def test_ends_and_fixed_tokens_are_never_loose(found: Evidence, rule: RuleSettings, history: History) -> None:
+    verdict = judge(found, rule, WORDS, history)
+    for ours, own, kind in zip(found.drafted, found.target, verdict.kinds, strict=False):
+        if kind in (FILLER, SHIFT):
+            assert not {ours, own} & (WORDS.ends | WORDS.fixed)
+
+
+@given(proposals(), RULES, HISTORIES)
+def test_loose_tokens_stay_within_their_limits(found: Evidence, rule: RuleSettings, history: History) -> None:
+    verdict = judge(found, rule, WORDS, history)
+    loose = [kind in (FILLER, SHIFT) for kind in verdict.kinds]
+    flags = [*history.loose, *loose]
+    for at in range(len(history.loose), len(flags)):
+        if flags[at]:
+            assert sum(flags[max(0, at + 1 - rule.loose_window) : at + 1]) <= rule.max_loose_in_window
+            run = next((back for back in range(at + 1) if not flags[at - back]), at + 1)
+            assert run <= rule.max_loose_run
+
+
+@given(CHANCE, CHANCE, RULES)
+def test_margin_never_rises(one: float, two: float, rule: RuleSettings) -> None:
+    low, high = sorted((one, two))
+    assert margin(high, rule) <= margin(low, rule)
+
+
+# --- reduction -------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 6), st.integers(2, 40), st.integers(0, 1000), st.booleans())
+def test_gather_reads_logits_as_a_loop_would(gamma: int, vocabulary: int, seed: int, scored: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(gamma + 1, vocabulary, generator=generator)
+    drafted = torch.randint(0, vocabulary, (gamma,), generator=generator)
+    scores = torch.rand(gamma, generator=generator)
+    found = gather(logits, drafted, scores if scored else None)
+    chances = logits.log_softmax(-1)
+    assert found.target == tuple(int(row.argmax()) for row in logits)
+    assert found.drafted == tuple(int(token) for token in drafted)
+    for at, token in enumerate(found.drafted):
+        assert found.gap[at] == pytest.approx(float(chances[at].max() - chances[at, token]), abs=1e-5)
+    assert found.relevance == (pytest.approx(scores.tolist()) if scored and gamma else ())
