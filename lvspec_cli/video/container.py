@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -92,6 +92,12 @@ def stream_duration(container: InputContainer, stream: VideoStream) -> float | N
 def file_duration(container: InputContainer) -> float | None:
     """Seconds that the header gives the file."""
     return _positive(Fraction(container.duration, av.time_base)) if container.duration else None
+
+
+def stream_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
+    """The packets of ``stream`` from where ``container`` stands, in decoding order. Raises FFmpegError."""
+    with suppress(IndexError):  # at the end PyAV looks for streams that showed up late
+        yield from (packet for packet in container.demux(stream) if packet.size)
 
 
 def check_canvas(width: int, height: int, limits: VideoLimits, path: Path) -> None:

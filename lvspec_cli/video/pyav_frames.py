@@ -13,6 +13,7 @@ from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from lvspec_cli.video.container import stream_packets
 from lvspec_cli.video.geometry import Orientation, orientation
 from lvspec_cli.video.timeline import KeyFrame, Timeline
 
@@ -51,11 +52,14 @@ class PyavReader:
 
     def _taken(self, wanted: list[int], *, may_seek: bool) -> Iterator[tuple[int, VideoFrame]]:
         runs = _runs(wanted, self.timeline) if may_seek else [(None, wanted)]
+        last = None
         for key_frame, ordinals in runs:
             left = [int(self.timeline.ticks[ordinal]) for ordinal in reversed(ordinals)]
             for tick, frame in self._decoded(key_frame):
                 if tick >= left[-1]:
-                    yield tick, frame
+                    if last is None or tick > last:
+                        yield tick, frame
+                        last = tick
                     while left and left[-1] <= tick:
                         left.pop()
                     if not left:
@@ -77,21 +81,22 @@ class PyavReader:
                     last = tick
                     yield tick, frame
 
-    def _packets(self, key_frame: KeyFrame | None) -> Iterator[Packet[Any]]:
+    def _packets(self, key_frame: KeyFrame | None) -> Iterator[Packet[Any] | None]:
+        """Packets from ``key_frame`` on; None at the end, for what the decoder still holds."""
         is_first = True
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in stream_packets(self.container, self.stream):
                 if is_first and key_frame is not None and packet.pts != key_frame.pts:
                     raise _SeekError
                 is_first = False
                 yield packet
         except FFmpegError:
             self.damaged += 1
-            yield Packet()  # an empty packet makes the decoder give what it still holds
+        yield None
 
-    def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
+    def _decode(self, packet: Packet[Any] | None) -> list[VideoFrame]:
         try:
-            frames = self.stream.decode(packet if packet.size else None)
+            frames = self.stream.decode(packet)
         except FFmpegError:
             self.damaged += 1
             return []

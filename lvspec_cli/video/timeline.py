@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lvspec_cli.errors import VideoLimitError
 from lvspec_cli.types import VideoLimits
-from lvspec_cli.video.container import encrypted, is_encrypted
+from lvspec_cli.video.container import encrypted, is_encrypted, stream_packets
 from lvspec_cli.video.sample import Times
 from lvspec_cli.video.source import damaged, shown
 from lvspec_cli.video.times import format_time
@@ -111,8 +111,8 @@ def _collect(
     first: int | None = None
     last_wanted = None if end is None else int(end / time_base)
     most_ticks = int(limits.duration / time_base)
-    for packet in container.demux(stream):
-        if not packet.size or packet.is_discard:
+    for packet in stream_packets(container, stream):
+        if packet.is_discard:
             continue
         pts, dts = packet.pts, packet.dts
         if not packets.pts and is_encrypted(stream, packet):

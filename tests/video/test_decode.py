@@ -150,6 +150,15 @@ def test_frames_are_made_smaller_never_larger(folder):
     assert read_clip(VideoRequest(path, max_frames=1, max_pixels=10**8)).width == 128
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"), [("1.mp4", "libx264", "yuv420p"), ("1.gif", "gif", "rgb8")]
+)
+def test_a_single_frame_is_a_clip(folder, name, codec, pixels):
+    path = make_clip(folder / name, count=1, codec=codec, pixel_format=pixels)
+    for request in (VideoRequest(path), VideoRequest(path, max_frames=8, fps=3.0, decoder="decord")):
+        assert read_clip(request).timestamps == (0.0,)
+
+
 def test_the_default_stream_is_read(folder):
     path = folder / "two.mkv"
     _two_streams(path)
@@ -219,7 +228,7 @@ def _two_streams(path: Path) -> None:
     from av.stream import Disposition
 
     with av.open(str(path), "w") as container:
-        streams = [container.add_stream("libx264", rate=12) for _ in range(2)]
+        streams: list[Any] = [container.add_stream("libx264", rate=12) for _ in range(2)]
         for stream in streams:
             stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
         streams[0].disposition = 0
