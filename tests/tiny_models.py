@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,7 +190,7 @@ def save_model(
     shape: TinyShape | None = None,
     seed: int = 0,
     noise: tuple[Path, float] | None = None,
-    generation: dict[str, object] | None = None,
+    generation: dict[str, Any] | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """Write one tiny model. ``noise``: copy the weights of that folder and disturb them by that share."""
@@ -225,7 +226,7 @@ def save_pair(
     family: str,
     *,
     noise: float = 0.01,
-    generation: dict[str, object] | None = None,
+    generation: dict[str, Any] | None = None,
     draft_padding: int = 24,
     seed: int = 0,
 ) -> tuple[Path, Path]:
@@ -236,7 +237,7 @@ def save_pair(
     return target, draft
 
 
-def set_generation(folder: Path, **values: object) -> None:
+def set_generation(folder: Path, **values: Any) -> None:
     """Change values of a saved generation_config."""
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
@@ -28,7 +27,7 @@ class LoadedModel:
     """One model, in evaluation mode on its device, with what belongs to it."""
 
     name: str  # as the user gave it: folder or hub id
-    model: nn.Module
+    model: Any
     processor: Any
     tokenizer: Any
     family: Family
@@ -223,7 +222,7 @@ def _explained(name: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise PairError(f"{name} does not fit into the device's memory", "choose a smaller pair") from error
     except Exception as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
         if not Path(name).is_dir():
             raise PairError(
                 f"{name} is not in the local cache", f"download it with: hf download {name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def pair(request: pytest.FixtureRequest, pairs: dict[str, LoadedPair]) -> Loaded
     return pairs[request.param]
 
 
-def with_generation(pair: LoadedPair, **values: object) -> LoadedPair:
+def with_generation(pair: LoadedPair, **values: Any) -> LoadedPair:
     """The pair as if its target's generation_config said so."""
     rules = replace(pair.target.generation, **values)
     words = replace(pair.words, ends=frozenset(rules.end_ids))
@@ -45,7 +46,11 @@ def prompts_for(pair: LoadedPair, question: str = "What moves?", seed: int = 0) 
 
 
 def decode(
-    pair: LoadedPair, prompts: PairPrompts, settings: DecodeSettings, session: Session | None = None, **more
+    pair: LoadedPair,
+    prompts: PairPrompts,
+    settings: DecodeSettings,
+    session: Session | None = None,
+    **more: Any,
 ) -> tuple[Generation, list[Round]]:
     """Run an answer to its end."""
     steps = (session or Session(pair)).answer(prompts, settings, **more)
@@ -69,7 +74,7 @@ def model_inputs(prompt: Prompt, family: str) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def generate(pair: LoadedPair, prompt: Prompt, **values: object) -> list[int]:
+def generate(pair: LoadedPair, prompt: Prompt, **values: Any) -> list[int]:
     """The reference: transformers' own greedy loop."""
     rules = pair.target.generation
     inputs = model_inputs(prompt, pair.target.family.model_type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyP
     count = 0
     original = type(pair.target.family).video_embeddings
 
-    def counted(*arguments: object) -> torch.Tensor:
+    def counted(*arguments: Any) -> torch.Tensor:
         nonlocal count
         count += 1
         return original(*arguments)
@@ -220,7 +221,7 @@ def test_sampling_too_has_one_transfer_a_round(pair: LoadedPair) -> None:
     ],
     ids=str,
 )
-def test_settings_that_cannot_be(pair: LoadedPair, values: dict[str, object]) -> None:
+def test_settings_that_cannot_be(pair: LoadedPair, values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         decode(pair, prompts_for(pair), replace(WANTED, **values))
 

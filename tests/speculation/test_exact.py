@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -110,7 +111,7 @@ def test_ar_is_generate(pair: LoadedPair) -> None:
     ],
     ids=lambda values: next(iter(values)),
 )
-def test_other_settings_of_generation_config(pair: LoadedPair, values: dict[str, object]) -> None:
+def test_other_settings_of_generation_config(pair: LoadedPair, values: dict[str, Any]) -> None:
     names = {"suppressed": "suppress_tokens", "suppressed_first": "begin_suppress_tokens"}
     prompts = prompts_for(pair)
     free = generate(pair, prompts.target, max_new_tokens=24)

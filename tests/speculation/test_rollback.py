@@ -47,6 +47,8 @@ def scratch_rounds(
     pair: LoadedPair, prompts: PairPrompts, gamma: int, limit: int, rule: RuleSettings
 ) -> list[tuple[tuple[int, ...], tuple[TokenKind, ...], tuple[int, ...]]]:
     answer = [int(scratch_logits(pair.target, prompts.target, [], 1).argmax())]
+    assert pair.draft is not None
+    assert prompts.draft is not None
     history, rounds = History().extended(answer, [TokenKind.TARGET], rule.loose_window), []
     while len(answer) < limit and answer[-1] not in pair.words.ends:
         drafted: list[int] = []
@@ -97,6 +99,7 @@ def test_caches_hold_the_answer_but_its_last_token(pair: LoadedPair) -> None:
     for done in steps:
         count += len(done.tokens)
         assert session._target.answered == count - 1
+        assert session._draft is not None
         behind = count - 1 - session._draft.answered
         if done.drafted:
             # After a full acceptance the last drafted token has not been run.

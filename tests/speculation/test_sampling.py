@@ -21,7 +21,10 @@ from tests.speculation.test_rollback import scratch_logits
 TEMPERATURE = 0.9
 
 
-def chi_square(counts: Counter, chances: dict, total: int) -> tuple[float, int]:
+Cells = dict[tuple[int, int, int], float]
+
+
+def chi_square(counts: Counter[tuple[int, ...]], chances: Cells, total: int) -> tuple[float, int]:
     """The statistic and its degrees of freedom; cells that expect under 5 are put together."""
     rare = [key for key, chance in chances.items() if chance * total < 5]
     cells = [(counts[key], chance * total) for key, chance in chances.items() if key not in set(rare)]
@@ -48,7 +51,7 @@ def test_proposals_keep_the_targets_joint_distribution(draft_size: int) -> None:
     size, total = 4, 4000
     target, draft = chains(1, size, 3), chains(2, draft_size, 2)
     generator = torch.Generator().manual_seed(3)
-    counts: Counter = Counter()
+    counts: Counter[tuple[int, ...]] = Counter()
     for _ in range(total):
         one = int(torch.multinomial(draft[0, 0], 1, generator=generator))
         two = int(torch.multinomial(draft[1, one], 1, generator=generator))
@@ -118,7 +121,8 @@ def test_engine_samples_as_the_target_would(
         for b, second in chances([a]).items()
         for c, third in chances([a, b]).items()
     }
-    session, counts, total, drafted = Session(pair), Counter(), 240, 0
+    session, total, drafted = Session(pair), 240, 0
+    counts: Counter[tuple[int, ...]] = Counter()
     for seed in range(total):
         wanted = DecodeSettings(
             mode=mode,

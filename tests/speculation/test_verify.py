@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -267,7 +268,7 @@ def test_a_verdict_reads_no_further_than_the_window(
     """Verdicts up to ``place`` are the same whatever stands behind ``place + window``."""
     cut = place + effective(rule).shift_window + 1
 
-    def joined(ours: tuple, theirs: tuple) -> tuple:
+    def joined(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (*ours[:cut], *theirs[cut:])
 
     other = Evidence(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (1, rows, head size)
 
@@ -24,11 +24,11 @@ class Family:
 
     # --- prompt -------------------------------------------------------------------------
 
-    def video_token(self, model: nn.Module) -> int:
+    def video_token(self, model: Any) -> int:
         """Id of the token that stands where the video's embeddings go."""
-        return int(model.config.video_token_id)  # type: ignore[union-attr, arg-type]
+        return int(model.config.video_token_id)
 
-    def position_ids(self, model: nn.Module, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
+    def position_ids(self, model: Any, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
         """Positions of a whole prompt: long, the family's shape, (..., 1, length)."""
         return torch.arange(input_ids.shape[1]).view(1, -1)
 
@@ -38,16 +38,16 @@ class Family:
 
     # --- prefill ------------------------------------------------------------------------
 
-    def video_embeddings(self, model: nn.Module, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
+    def video_embeddings(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
         """The video as the language model reads it, (count, width), one row a video token."""
         raise NotImplementedError
 
-    def embed(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+    def embed(self, model: Any, input_ids: Tensor) -> Tensor:
         """Embeddings of tokens, (1, rows) -> (1, rows, width)."""
         return self.language(model).embed_tokens(input_ids)
 
     def embed_video(
-        self, model: nn.Module, input_ids: Tensor, video_mask: Tensor, video_inputs: Mapping[str, Tensor]
+        self, model: Any, input_ids: Tensor, video_mask: Tensor, video_inputs: Mapping[str, Tensor]
     ) -> Tensor:
         """Embeddings of a prompt's tokens with the video's in their place, (1, rows, width)."""
         embeddings = self.embed(model, input_ids)
@@ -56,27 +56,27 @@ class Family:
 
     # --- decoding -----------------------------------------------------------------------
 
-    def language(self, model: nn.Module) -> Any:
+    def language(self, model: Any) -> Any:
         """The language model inside."""
-        return model.model.language_model  # type: ignore[union-attr]
+        return model.model.language_model
 
-    def layers(self, model: nn.Module) -> Any:
+    def layers(self, model: Any) -> Any:
         """The language model's decoder layers, in order."""
         return self.language(model).layers
 
-    def rotary(self, model: nn.Module, embeddings: Tensor, position_ids: Tensor) -> Rotary:
+    def rotary(self, model: Any, embeddings: Tensor, position_ids: Tensor) -> Rotary:
         """Cosines and sines at positions, in the embeddings' type."""
         return self.language(model).rotary_emb(embeddings, position_ids)
 
-    def norm(self, model: nn.Module, hidden: Tensor) -> Tensor:
+    def norm(self, model: Any, hidden: Tensor) -> Tensor:
         """The language model's last normalisation."""
         return self.language(model).norm(hidden)
 
-    def head(self, model: nn.Module, hidden: Tensor) -> Tensor:
+    def head(self, model: Any, hidden: Tensor) -> Tensor:
         """Logits of normalised hidden states, (..., width) -> (..., vocabulary)."""
-        return model.lm_head(hidden)  # type: ignore[operator]
+        return model.lm_head(hidden)
 
-    def queries(self, model: nn.Module, layer: int, hidden: Tensor, rotary: Rotary) -> Tensor:
+    def queries(self, model: Any, layer: int, hidden: Tensor, rotary: Rotary) -> Tensor:
         """Queries of a layer from its input (1, rows, width): (1, heads, rows, head size), rotated."""
         block = self.layers(model)[layer]
         attention = block.self_attn
@@ -87,6 +87,6 @@ class Family:
         turned = torch.cat((-rows[..., half:], rows[..., :half]), dim=-1)
         return rows * cosines + turned * sines
 
-    def attention_scale(self, model: nn.Module, layer: int) -> float:
+    def attention_scale(self, model: Any, layer: int) -> float:
         """What a layer multiplies its attention scores by."""
         return float(self.layers(model)[layer].self_attn.scaling)

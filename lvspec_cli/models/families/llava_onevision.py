@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvspec_cli.models.families.base import Family
 
@@ -14,7 +14,7 @@ from lvspec_cli.models.families.base import Family
 class LlavaOnevision(Family):
     model_type = "llava_onevision"
 
-    def video_embeddings(self, model: nn.Module, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
+    def video_embeddings(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
         inner: Any = model.model
         config: Any = model.config
         outputs = inner.get_video_features(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvspec_cli.models.families.base import Family
 
@@ -14,7 +14,7 @@ from lvspec_cli.models.families.base import Family
 class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
     model_type = "qwen2_5_vl"
 
-    def position_ids(self, model: nn.Module, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
+    def position_ids(self, model: Any, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
         """Positions (3, 1, length) of a prompt with one video.
 
         The model's ``get_rope_index`` gives the same in transformers 5.23. In 5.17 it cuts the
@@ -23,7 +23,7 @@ class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
         is_video = input_ids[0] == self.video_token(model)
         before = int(is_video.nonzero()[0])
         count = int(is_video.sum())
-        vision: Any = model.config.vision_config  # type: ignore[union-attr]
+        vision: Any = model.config.vision_config
         merge = vision.spatial_merge_size
         grid = video_inputs["video_grid_thw"][0].tolist()
         times, rows, columns = grid[0], grid[1] // merge, grid[2] // merge
@@ -43,8 +43,8 @@ class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
     def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
         return torch.arange(start, start + count, device=device).expand(3, 1, -1)
 
-    def video_embeddings(self, model: nn.Module, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
-        outputs = model.model.get_video_features(  # type: ignore[union-attr, operator]
+    def video_embeddings(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
+        outputs = model.model.get_video_features(
             video_inputs["pixel_values_videos"], video_inputs["video_grid_thw"], return_dict=True
         )
         return torch.cat(tuple(outputs.pooler_output), dim=0)

@@ -1,0 +1,47 @@
+"""The cache against a list of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.models.cache import KeyValueCache
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(1, 5)),
+        st.tuples(st.just("rollback"), st.integers(0, 30)),
+        st.tuples(st.just("reserve"), st.integers(0, 40)),
+    ),
+    max_size=20,
+)
+
+
+@given(STEPS)
+def test_holds_what_was_written_and_not_rolled_back(steps: list[tuple[str, int]]) -> None:
+    cache, rows, mark = KeyValueCache(4), torch.zeros(1, 2, 0, 3), 0.0
+    for kind, number in steps:
+        if kind == "write":
+            mark += 1
+            new = torch.full((1, 2, number, 3), mark) + torch.rand(1, 2, number, 3)
+            cache.reserve(cache.length + number)
+            rows = torch.cat((rows, new), dim=2)
+            for layer in (0, 1):
+                keys, values = cache.update(new + layer, -new, layer)
+                assert torch.equal(keys, rows + layer) or torch.equal(keys[:, :, -number:], new + layer)
+                assert torch.equal(values, -rows)
+            cache.advance(number)
+        elif kind == "rollback":
+            number = min(number, cache.length)
+            cache.rollback(number)
+            rows = rows[:, :, :number]
+        else:
+            cache.reserve(number)
+        assert cache.length == rows.shape[2]
+
+
+def test_cannot_roll_forward() -> None:
+    with pytest.raises(ValueError, match="cannot roll back"):
+        KeyValueCache(8).rollback(1)

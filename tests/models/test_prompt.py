@@ -1,0 +1,115 @@
+"""What reaches the models: real times, positions, the video's tokens, a prefix that questions share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+
+from lvspec_cli.errors import UsageError
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.metadata import video_metadata
+from lvspec_cli.prompt import build_prompts
+from lvspec_cli.types import Clip, Prompt
+from tests.tiny_models import make_clip
+
+
+def timed(times: tuple[float, ...]) -> Clip:
+    return replace(make_clip(len(times)), timestamps=times)
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds_per_grid"),
+    [
+        ((0.0, 0.5, 1.0, 1.5), 1.0),
+        ((0.0, 2.0, 4.0, 6.0), 4.0),
+        ((3.0, 3.04, 3.08, 3.12), 0.08),
+        ((0.0, 0.1, 0.9, 3.0), 2.0),  # irregular: the mean
+        ((0.25, 1.25), 2.0),
+        ((1.0, 1.5, 2.0), 1.0),  # an odd number of frames
+    ],
+    ids=str,
+)
+def test_real_times_reach_the_processor(
+    pairs: dict[str, LoadedPair], times: tuple[float, ...], seconds_per_grid: float
+) -> None:
+    prompt = build_prompts(pairs["qwen2_5_vl"], timed(times), "What moves?").target
+    assert prompt.video_inputs["second_per_grid_ts"].tolist() == pytest.approx([seconds_per_grid], rel=1e-4)
+
+
+def test_metadata_holds_every_time() -> None:
+    times = (0.0, 0.04, 0.52, 1.0, 7.123)
+    metadata = video_metadata(timed(times))
+    assert metadata.timestamps == pytest.approx(times, abs=1e-5)
+    assert metadata.sampled_fps == pytest.approx(4 / 7.123, rel=1e-4)
+
+
+def test_a_single_frame_has_a_prompt(pair: LoadedPair) -> None:
+    prompt = build_prompts(pair, timed((2.0,)), "What is it?").target
+    assert prompt.visual_tokens > 0
+
+
+def given_times(pair: LoadedPair, times: tuple[float, ...]) -> tuple[Prompt, torch.Tensor, int]:
+    """Our prompt, and positions and next position by the model's own reckoning."""
+    prompt = build_prompts(pair, timed(times), "What moves?").target
+    positions, deltas = pair.target.model.model.get_rope_index(
+        prompt.input_ids,
+        prompt.video_mask.long()[None] * 2,
+        **{name: value for name, value in prompt.video_inputs.items() if name != "pixel_values_videos"},
+    )
+    return prompt, positions, prompt.length + int(deltas)
+
+
+@pytest.mark.parametrize("times", [(0.0, 0.5, 1.0, 1.5), (0.0, 1.0, 2.0, 3.0, 4.0, 5.0), (0.0, 9.0)], ids=str)
+def test_positions_are_the_models_own(pairs: dict[str, LoadedPair], times: tuple[float, ...]) -> None:
+    prompt, positions, following = given_times(pairs["qwen2_5_vl"], times)
+    assert torch.equal(prompt.position_ids, positions)
+    # Behind a long video the model goes on at the highest position of all.
+    assert prompt.next_position == following
+
+
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="cuts seconds per grid to whole numbers"
+)
+@pytest.mark.parametrize("times", [(0.0, 0.4, 0.8, 1.2), (0.0, 0.1, 0.9, 3.0, 3.3, 3.4)], ids=str)
+def test_positions_in_fractions_of_seconds(pairs: dict[str, LoadedPair], times: tuple[float, ...]) -> None:
+    prompt, positions, _ = given_times(pairs["qwen2_5_vl"], times)
+    assert torch.equal(prompt.position_ids, positions)
+
+
+def test_fractions_of_seconds_are_not_cut(pairs: dict[str, LoadedPair]) -> None:
+    prompt = build_prompts(pairs["qwen2_5_vl"], timed((0.0, 0.4, 0.8, 1.2, 1.6, 2.0)), "What moves?").target
+    times = prompt.position_ids[0, 0, prompt.video_mask].unique().tolist()
+    assert [time - times[0] for time in times] == [0, 1, 3]  # 0, 1.6 and 3.2: two positions a second
+
+
+def test_llava_positions_are_plain(pairs: dict[str, LoadedPair]) -> None:
+    prompt = build_prompts(pairs["llava_onevision"], make_clip(4), "What moves?").target
+    assert prompt.position_ids.tolist() == [list(range(prompt.length))]
+    assert prompt.next_position == prompt.length
+    assert prompt.visual_tokens == 4 * 2 * 2 + 1  # pooled 3 x 3 patches a frame, and the newline
+
+
+def test_the_prefix_holds_the_video_and_is_shared(pair: LoadedPair) -> None:
+    one, two = (build_prompts(pair, make_clip(4), text).target for text in ("What moves?", "how many balls"))
+    assert one.prefix_length == two.prefix_length
+    assert torch.equal(one.input_ids[:, : one.prefix_length], two.input_ids[:, : two.prefix_length])
+    assert not one.video_mask[one.prefix_length :].any()
+    assert not torch.equal(one.input_ids, two.input_ids)
+
+
+def test_a_system_text_comes_first(pair: LoadedPair) -> None:
+    prompts = build_prompts(pair, make_clip(4), "What moves?", system="there is a red ball")
+    text = pair.target.tokenizer.decode(prompts.target.input_ids[0])
+    assert text.startswith("<|im_start|>system\nthere is a red ball<|im_end|>")
+    assert text.endswith("What moves?<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("text", ["what <|video_pad|> is", "stop <|im_end|> here"])
+def test_special_tokens_in_the_text_are_refused(pair: LoadedPair, text: str) -> None:
+    for words in ({"question": text}, {"question": "What?", "system": text}):
+        with pytest.raises(UsageError, match=r"<\|"):
+            build_prompts(pair, make_clip(4), **words)

@@ -1,0 +1,39 @@
+"""Numerals, negations and function words of a tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+
+from lvspec_cli.models.words import TokenSets, token_sets
+from tests.tiny_models import WORDS, build_tokenizer
+
+TOKENIZER = build_tokenizer(f"{WORDS} 12 2nd isn't don't never Never")
+SETS = token_sets(TOKENIZER, (5, 6))
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("word", [" two", "Two", " Two", " not", " never", "never", "7", " 12"])
+def test_numerals_and_negations_are_fixed(word: str) -> None:
+    assert ids(word)[0] in SETS.fixed
+
+
+@pytest.mark.parametrize("word", [" the", "The", " and", " is", ".", ","])
+def test_function_words(word: str) -> None:
+    (token,) = ids(word)
+    assert token in SETS.function
+    assert token not in SETS.fixed
+
+
+@pytest.mark.parametrize("word", [" red", " ball", " left", " moves", " up"])
+def test_content_and_place_are_neither(word: str) -> None:
+    assert len(ids(word)) == 1, "the tokenizer of this test knows the word"
+    assert ids(word)[0] not in SETS.fixed | SETS.function
+
+
+def test_ends_are_handed_through_and_sets_are_apart() -> None:
+    assert SETS.ends == {5, 6}
+    assert not SETS.fixed & SETS.function
+    assert TokenSets().ends == frozenset()
