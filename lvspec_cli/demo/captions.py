@@ -64,7 +64,8 @@ def _object_sentence(item: SceneObject, rng: random.Random) -> str:
     form = rng.randrange(4)
     if form == 0:
         seen = rng.choice(("there is", "we see", "one can see", "you can see"))
-        return f"{place[0].upper()}{place[1:]}, {seen} a {size} {colour} {shape} {rng.choice(('that', 'which'))} {motion}."
+        link = rng.choice(("that", "which"))
+        return f"{place[0].upper()}{place[1:]}, {seen} a {size} {colour} {shape} {link} {motion}."
     if form == 1:
         begins = rng.choice(("starts", "begins", "is first seen", "can first be found"))
         return f"A {size} {colour} {shape} {begins} {place} and {motion}."

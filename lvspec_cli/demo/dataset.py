@@ -7,6 +7,7 @@ it would have alone: what training sees is what decoding sees.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,11 +65,7 @@ class SceneDataset(Dataset[Example]):
         rng = random.Random(f"{self.seed}/{index}")
         scene = sample_scene(rng)
         times = sample_times(scene, rng)
-        height, width = smart_resize(scene.height, scene.width, 28, 56 * 56, FRAME_PIXELS)
-        frames = render_frames(scene, times, width, height)
-        video = self.processor.video_processor(
-            videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt"
-        )
+        video = frame_values(self.processor, scene, times)
         pairs = [(rng.choice(CAPTION_PROMPTS), caption(scene, rng))]
         pairs += [(item.question, item.answer) for item in questions(scene, rng)[: self.turns]]
         grid = video["video_grid_thw"][0]
@@ -76,8 +73,49 @@ class SceneDataset(Dataset[Example]):
         tokens = pack_turns(self.processor, pairs, grid, seconds_per_grid)
         weights = torch.isin(tokens["labels"], self.fact_tokens).float()
         return Example(
-            video["pixel_values_videos"], grid, **tokens, weights=weights, patch_labels=patch_labels(scene, times, grid)
+            video["pixel_values_videos"],
+            grid,
+            **tokens,
+            weights=weights,
+            patch_labels=patch_labels(scene, times, grid),
         )
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Two frames of one clip, all that the vision tower sees at a time. P patches, V tokens."""
+
+    pixels: Tensor  # float32 (P, patch values)
+    grid: Tensor  # long (3,)
+    patch_labels: Tensor  # long (V, kinds of patch label)
+
+
+class SliceDataset(Dataset[Slice]):
+    """One slice a scene: many more objects for the same work than all slices of fewer scenes."""
+
+    def __init__(self, processor: Qwen2_5_VLProcessor, count: int, *, seed: int) -> None:
+        self.processor = processor
+        self.count = count
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Slice:
+        rng = random.Random(f"slices/{self.seed}/{index}")
+        scene = sample_scene(rng)
+        first = 2 * rng.randrange(CLIP_FRAMES // 2)
+        times = sample_times(scene, rng)[first : first + 2]
+        video = frame_values(self.processor, scene, times)
+        grid = video["video_grid_thw"][0]
+        return Slice(video["pixel_values_videos"], grid, patch_labels(scene, times, grid))
+
+
+def frame_values(processor: Qwen2_5_VLProcessor, scene: Scene, times: list[float]) -> Mapping[str, Tensor]:
+    """What the pair's own processor makes of a scene's frames, rendered at the size that it wants."""
+    height, width = smart_resize(scene.height, scene.width, 28, 56 * 56, FRAME_PIXELS)
+    frames = torch.from_numpy(render_frames(scene, times, width, height)).permute(0, 3, 1, 2)
+    return processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
 
 
 def sample_times(scene: Scene, rng: random.Random) -> list[float]:
@@ -150,7 +188,9 @@ def patch_labels(scene: Scene, times: list[float], grid: Tensor) -> Tensor:
     """
     grid_t, rows, columns = int(grid[0]), int(grid[1]) // 2, int(grid[2]) // 2
     shorter = min(scene.width, scene.height)
-    ground = list(BACKGROUNDS).index(scene.background) * 3 + ("plain", "striped", "checkered").index(scene.texture)
+    ground = list(BACKGROUNDS).index(scene.background) * 3 + ("plain", "striped", "checkered").index(
+        scene.texture
+    )
     labels = np.zeros((grid_t, rows, columns, len(PATCH_LABELS)), dtype=np.int64)
     labels[..., 4] = ground
     best = np.full((grid_t, rows, columns), 0.2)
@@ -184,7 +224,7 @@ def _overlap(centre: float, reach: float, cells: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded to one length: B examples, T tokens, all their P patches and V video tokens in a row."""
+    """B examples padded to T tokens; all their P patches and V video tokens in a row."""
 
     pixels: Tensor  # float32 (P, patch values)
     grids: Tensor  # long (B, 3)
@@ -205,6 +245,26 @@ class Batch:
         causal = torch.ones(length, length, dtype=torch.bool, device=own.device).tril()
         diagonal = torch.eye(length, dtype=torch.bool, device=own.device)  # padding sees itself: no empty row
         return (((other == 0) | (other == own)) & causal | diagonal)[:, None]
+
+
+@dataclass(frozen=True)
+class SliceBatch:
+    """Slices in a row: all their P patches and V tokens."""
+
+    pixels: Tensor  # float32 (P, patch values)
+    grids: Tensor  # long (slices, 3)
+    patch_labels: Tensor  # long (V, kinds)
+
+    def to(self, device: torch.device) -> SliceBatch:
+        return SliceBatch(self.pixels.to(device), self.grids.to(device), self.patch_labels.to(device))
+
+
+def collate_slices(slices: list[Slice]) -> SliceBatch:
+    return SliceBatch(
+        torch.cat([item.pixels for item in slices]),
+        torch.stack([item.grid for item in slices]),
+        torch.cat([item.patch_labels for item in slices]),
+    )
 
 
 def collate(examples: list[Example]) -> Batch:

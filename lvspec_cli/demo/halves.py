@@ -1,4 +1,4 @@
-"""The two halves of the bundled pair: their configs, tokenizer and processor, as folders that any pair has."""
+"""The two halves of the bundled pair: configs, tokenizer and processor, as folders that any pair has."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class HalfSize:
 
 
 SIZES = {
-    "target": HalfSize(192, 16, 3, 1, 512, 128, 3, 2, 256),
+    "target": HalfSize(192, 16, 3, 1, 512, 128, 4, 2, 256),
     "draft": HalfSize(128, 2, 2, 1, 256, 64, 2, 1, 128),
 }
 
@@ -99,8 +99,8 @@ def train_tokenizer(*, texts: int = 3000, vocabulary: int = 1010, seed: int = 7)
         vocab=learnt["vocab"],
         merges=[tuple(merge) for merge in learnt["merges"]],
         unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
         additional_special_tokens=list(SPECIAL_TOKENS),
         model_max_length=32768,
     )
@@ -173,7 +173,10 @@ def build_model(
     model = Qwen2_5_VLForConditionalGeneration(build_config(half, tokenizer, layers))
     model.generation_config = GenerationConfig(
         do_sample=False,
-        eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")],
+        eos_token_id=[
+            tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        ],
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
@@ -181,7 +184,7 @@ def build_model(
 
 @torch.no_grad()
 def copy_into(small: Qwen2_5_VLForConditionalGeneration, large: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Give ``large``, of as many text layers or more, the weights of ``small``, so that both compute the same.
+    """Give ``large``, of as many text layers or more, the weights of ``small``: both then compute the same.
 
     The small model's layers are spread over the large one's, the last at the end; those between start as
     copies that add nothing to the residual stream (block expansion, LLaMA Pro, arXiv 2401.02415).
@@ -198,8 +201,10 @@ def copy_into(small: Qwen2_5_VLForConditionalGeneration, large: Qwen2_5_VLForCon
             layer.mlp.down_proj.weight.zero_()
 
 
-def save_half(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path) -> None:
-    """Write the folder that ``from_pretrained`` reads: bf16 safetensors, configs, processor, tokenizer."""
+def save_half(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path
+) -> None:
+    """Write what ``from_pretrained`` reads: bf16 safetensors, configs, processor, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     clone = Qwen2_5_VLForConditionalGeneration(model.config).to(torch.bfloat16)

@@ -54,6 +54,7 @@ def _words(phrases: object) -> set[str]:
 FACT_WORDS = frozenset(
     _words(list(COLOURS)) | _words(list(BACKGROUNDS)) | _words(TEXTURES) | _words(list(SHAPES.values()))
     | _words(list(SIZES.values())) | _words(list(ROWS.values())) | _words(COLUMNS) | _words(COUNTS)
-    | {"still", "place", "not", "leftward", "rightward", "up", "upward", "down", "downward", "Nothing", "Yes", "No"}
+    | {"still", "place", "not", "leftward", "rightward", "up", "upward", "down", "downward"}
     | {"appears", "shows", "comes", "disappears", "vanishes", "goes", "turns", "becomes", "changes"}
+    | {"Nothing", "Yes", "No"}
 )  # fmt: skip

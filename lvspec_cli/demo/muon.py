@@ -47,7 +47,9 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[parameter.shape].append((parameter, self._nesterov(parameter, group["momentum"])))
+                    by_shape[parameter.shape].append(
+                        (parameter, self._nesterov(parameter, group["momentum"]))
+                    )
             for shape, members in by_shape.items():
                 updates = orthogonalise(torch.stack([update for _, update in members]))
                 scale = group["scale"] * 0.2 * max(shape) ** 0.5

@@ -8,13 +8,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lvspec_cli.demo.captions import event_clause, motion_phrase, place_name
-from lvspec_cli.demo.lexicon import APPEAR_VERBS, BACKGROUNDS, COLOURS, COUNTS, DISAPPEAR_VERBS, MOTIONS, RECOLOUR_VERBS, ROWS, SHAPES, SIZES
+from lvspec_cli.demo.lexicon import (
+    APPEAR_VERBS,
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    DISAPPEAR_VERBS,
+    MOTIONS,
+    RECOLOUR_VERBS,
+    ROWS,
+    SHAPES,
+    SIZES,
+)
 from lvspec_cli.demo.scenes import Scene, SceneObject
 
 
 @dataclass(frozen=True)
 class Question:
-    """``any_of``: the words of which an answer must hold one to be right, and ``none_of`` those it must not."""
+    """An answer is right that holds one of ``any_of`` and none of ``none_of``."""
 
     kind: str
     question: str
@@ -110,9 +121,7 @@ def _motion(scene: Scene, rng: random.Random) -> Iterator[Question]:
     question = rng.choice((f"How does {name} move?", f"In which direction does {name} move?"))
     subject = rng.choice(("It", name[0].upper() + name[1:]))
     wrong = tuple(word for key, words in MOTIONS.items() if key != item.motion for word in words)
-    yield Question(
-        "motion", question, f"{subject} {motion_phrase(item, rng)}.", MOTIONS[item.motion], wrong
-    )
+    yield Question("motion", question, f"{subject} {motion_phrase(item, rng)}.", MOTIONS[item.motion], wrong)
 
 
 def _background(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -137,9 +146,7 @@ def _first(scene: Scene, rng: random.Random) -> Iterator[Question]:
     verbs = {
         "appears": APPEAR_VERBS,
         "disappears": DISAPPEAR_VERBS,
-        "changes colour": tuple(
-            f"{verb} {item.new_colour}" for verb in RECOLOUR_VERBS
-        ),
+        "changes colour": tuple(f"{verb} {item.new_colour}" for verb in RECOLOUR_VERBS),
     }[event.kind]
     right = tuple(f"{shape} {verb}" for shape in SHAPES[item.shape] for verb in verbs)
     yield Question("first", question, f"{clause[0].upper()}{clause[1:]}.", right, (*wrong, "nothing"))
@@ -182,15 +189,12 @@ def _does_it(scene: Scene, rng: random.Random) -> Iterator[Question]:
     verb = rng.choice(("disappear", "change colour", "appear later"))
     if kind is not None and rng.random() < 0.6:
         verb = {"disappears": "disappear", "changes colour": "change colour", "appears": "appear later"}[kind]
-    right = (
-        kind
-        == {"disappear": "disappears", "change colour": "changes colour", "appear later": "appears"}[verb]
+    asked = {"disappear": "disappears", "change colour": "changes colour", "appear later": "appears"}[verb]
+    answer, right, wrong = (
+        ("Yes, it does.", "yes", "no") if kind == asked else ("No, it does not.", "no", "yes")
     )
-    word, wrong = ("Yes", "no") if right else ("No", "yes")
-    yield Question(
-        "yes/no", f"Does {_named(item, rng, full=True)} {verb}?", f"{word}, it {'does' if right else 'does not'}.",
-        (word.lower(),), (wrong,),
-    )  # fmt: skip
+    question = f"Does {_named(item, rng, full=True)} {verb}?"
+    yield Question("yes/no", question, answer, (right,), (wrong,))
 
 
 def _yes_no(right: bool, question: str, statement: str) -> Question:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS
 from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position
 
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.floating]
 
 
 def distance(shape: str, x: Pixels, y: Pixels) -> Pixels:

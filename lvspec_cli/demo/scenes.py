@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, TEXTURES
 
 EventKind = Literal["appears", "disappears", "changes colour"]
-SIZE_RADII = {"small": (0.095, 0.115), "large": (0.165, 0.19)}
+SIZE_RADII = {"small": (0.12, 0.135), "large": (0.2, 0.22)}
 FRAME_SIZES = ((320, 240), (320, 180), (256, 192), (384, 216), (426, 240), (240, 240), (288, 288), (240, 320))
 FRAME_RATES = (12, 15, 20, 24, 25, 30)
 DIRECTIONS = {"still": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -99,7 +99,7 @@ def sample_scene(rng: random.Random) -> Scene:
     """Draw a scene: two to four objects of different colours and shapes, and up to two events."""
     width, height = rng.choice(FRAME_SIZES)
     duration = round(rng.uniform(2.0, 12.0), 1)
-    count = rng.choices((2, 3, 4), (0.35, 0.4, 0.25))[0]
+    count = rng.choices((2, 3, 4), (0.4, 0.4, 0.2))[0]
     objects = None
     while objects is None:
         objects = _sample_objects(rng, count, width / min(width, height), height / min(width, height))
@@ -125,24 +125,33 @@ def sample_scene(rng: random.Random) -> Scene:
 def _sample_objects(
     rng: random.Random, count: int, aspect_x: float, aspect_y: float
 ) -> list[SceneObject] | None:
-    """Objects in different places whose paths keep apart, or None when this draw fails."""
+    """Objects in different places whose paths keep apart, or None when one finds no room."""
     places = rng.sample(list(itertools.product(range(3), range(3))), count)  # (column, row)
-    shapes = rng.sample(list(SHAPES), count)
     objects: list[SceneObject] = []
-    for (column, row), shape in zip(places, shapes, strict=True):
+    for (column, row), shape in zip(places, rng.sample(list(SHAPES), count), strict=True):
         size = rng.choice(list(SIZE_RADII))
-        radius = rng.uniform(*SIZE_RADII[size])
-        margin = (radius / aspect_x, radius / aspect_y)
-        start = (
-            _inside((column + 0.5) / 3 + rng.uniform(-0.05, 0.05), margin[0]),
-            _inside((row + 0.5) / 3 + rng.uniform(-0.05, 0.05), margin[1]),
-        )
-        motion, end = _sample_motion(rng, start, margin)
-        item = SceneObject("", shape, size, list(ROWS)[row], COLUMNS[column], motion, start, end, radius)
-        if any(_too_close(item, other, aspect_x, aspect_y) for other in objects):
+        for _ in range(8):
+            item = _sample_object(rng, (column, row), shape, size, (aspect_x, aspect_y))
+            if not any(_too_close(item, other, aspect_x, aspect_y) for other in objects):
+                objects.append(item)
+                break
+        else:
             return None
-        objects.append(item)
     return objects
+
+
+def _sample_object(
+    rng: random.Random, place: tuple[int, int], shape: str, size: str, aspect: tuple[float, float]
+) -> SceneObject:
+    radius = rng.uniform(*SIZE_RADII[size])
+    margin = (radius / aspect[0], radius / aspect[1])
+    start = (
+        _inside((place[0] + 0.5) / 3 + rng.uniform(-0.05, 0.05), margin[0]),
+        _inside((place[1] + 0.5) / 3 + rng.uniform(-0.05, 0.05), margin[1]),
+    )
+    motion, end = _sample_motion(rng, start, margin)
+    row, column = list(ROWS)[place[1]], COLUMNS[place[0]]
+    return SceneObject("", shape, size, row, column, motion, start, end, radius)
 
 
 def _sample_motion(
@@ -170,7 +179,7 @@ def _inside(value: float, margin: float) -> float:
 def _too_close(one: SceneObject, other: SceneObject, aspect_x: float, aspect_y: float) -> bool:
     # Events shift the two against each other in time, so all pairs of moments have to be apart.
     def path(item: SceneObject) -> list[tuple[float, float]]:
-        return [position(item, share / 6, 1.0) for share in range(7 if item.motion != "still" else 1)]
+        return [position(item, share / 4, 1.0) for share in range(5 if item.motion != "still" else 1)]
 
     reach = one.radius + other.radius + 0.02
     return any(
@@ -191,12 +200,12 @@ def _sample_events(
     ):
         time = round(share * duration, 2)
         kind: EventKind = rng.choice(("appears", "disappears", "changes colour"))
-        changes: dict[str, Any] = {
+        fields: dict[EventKind, dict[str, Any]] = {
             "appears": {"visible_from": time},
             "disappears": {"visible_to": time},
             "changes colour": {"new_colour": colour, "recoloured_at": time},
-        }[kind]
-        objects[index] = _replace(objects[index], **changes)
+        }
+        objects[index] = _replace(objects[index], **fields[kind])
         events.append(Event(kind, index, time))
     return objects, tuple(events)
 

@@ -1,9 +1,9 @@
 """Train a half of the bundled pair: ``python -m lvspec_cli.demo.train --half target --out runs/target``.
 
-Three losses: the next token of captions and answers (words that carry a fact weigh more until the last
-part), and for the first part of the steps a dense loss on the vision tower's outputs (what stands in each
-patch), without which training on text alone stays at the language prior for a long time. The examples are
-a function of the seed and the step, so a run that was stopped goes on where its checkpoint is.
+First the vision tower alone, by a dense loss on its outputs (what stands in each patch), without which
+training on text stays at the language prior for a long time. Then the next token of captions and answers,
+where words that carry a fact weigh more until the rate falls; the vision tower may rest meanwhile.
+Examples are a function of the seed and the step, so a run that was stopped goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -11,18 +11,37 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from lvspec_cli.demo.dataset import IGNORED, PATCH_LABELS, Batch, SceneDataset, collate
-from lvspec_cli.demo.halves import SIZES, HalfName, build_model, build_processor, copy_into, save_half, train_tokenizer
+from lvspec_cli.demo.dataset import (
+    IGNORED,
+    PATCH_LABELS,
+    Batch,
+    SceneDataset,
+    SliceBatch,
+    SliceDataset,
+    collate,
+    collate_slices,
+)
+from lvspec_cli.demo.halves import (
+    SIZES,
+    HalfName,
+    build_model,
+    build_processor,
+    copy_into,
+    save_half,
+    train_tokenizer,
+)
 from lvspec_cli.demo.muon import Muon
 
 
@@ -37,11 +56,13 @@ class Plan:
     learning_rate: float
     warm_up: int  # steps of rising rate
     decay: float  # share of the steps, at the end, over which the rate falls to nothing
-    dense: float  # share of the steps with the dense loss on the vision tower
     vision_first: int  # steps, at the start, on the vision tower alone
+    slices: int  # slices in a batch of these
+    frozen_until: int  # step until which the vision tower then stays as it is
+    dense_until: int  # step until which the dense loss goes on beside the text's
     fact_weight: float  # of tokens that carry a fact, until the rate falls
-    freeze_vision: float  # share of the steps after which the vision tower stays as it is
     seed: int
+    save_every: int
 
 
 class PatchReader(nn.Module):
@@ -79,7 +100,9 @@ def use_linear_patches(model: Qwen2_5_VLForConditionalGeneration) -> None:
     embed.forward = product
 
 
-def forward_hidden(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, frozen: bool) -> tuple[Tensor, Tensor]:
+def forward_hidden(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, frozen: bool
+) -> tuple[Tensor, Tensor]:
     """Last hidden states (B, T, width) and the vision tower's outputs (V, width)."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
         features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
@@ -94,7 +117,9 @@ def forward_hidden(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, froz
     return hidden, features
 
 
-def text_loss(model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor, batch: Batch, fact_weight: float) -> Tensor:
+def text_loss(
+    model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor, batch: Batch, fact_weight: float
+) -> Tensor:
     learnt = batch.labels != IGNORED
     logits = model.lm_head(hidden[learnt]).float()
     weights = 1 + (fact_weight - 1) * batch.weights[learnt]
@@ -119,7 +144,9 @@ def fact_accuracy(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch
 
 
 @torch.no_grad()
-def patch_accuracy(model: Qwen2_5_VLForConditionalGeneration, reader: PatchReader, batches: list[Batch]) -> str:
+def patch_accuracy(
+    model: Qwen2_5_VLForConditionalGeneration, reader: PatchReader, batches: list[Batch]
+) -> str:
     """Accuracy per kind of patch label, on patches with an object (the background's on all)."""
     rights: dict[str, list[float]] = {name: [] for name in PATCH_LABELS}
     for batch in batches:
@@ -131,7 +158,9 @@ def patch_accuracy(model: Qwen2_5_VLForConditionalGeneration, reader: PatchReade
     return " ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in rights.items())
 
 
-def make_optimizers(model: Qwen2_5_VLForConditionalGeneration, reader: nn.Module) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: Qwen2_5_VLForConditionalGeneration, reader: nn.Module
+) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings, biases, norms and the readers."""
     inner = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name}
     matrices = [p for p in model.parameters() if id(p) in inner]
@@ -141,101 +170,156 @@ def make_optimizers(model: Qwen2_5_VLForConditionalGeneration, reader: nn.Module
     return [Muon(matrices, lr=1.0, weight_decay=0.02, scale=2.5), adam]
 
 
-def train(plan: Plan, out: Path, *, device: torch.device, workers: int, start_from: Path | None) -> None:
+@dataclass(frozen=True)
+class Run:
+    """What training changes: the model, the readers of the dense loss, and the optimizers' state."""
+
+    plan: Plan
+    model: Qwen2_5_VLForConditionalGeneration
+    reader: PatchReader
+    optimizers: list[torch.optim.Optimizer]
+    processor: Qwen2_5_VLProcessor
+    out: Path
+
+    @property
+    def state_file(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    def save(self, step: int) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "reader": self.reader.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": step,
+        }
+        torch.save(state, self.state_file.with_suffix(".new"))
+        self.state_file.with_suffix(".new").replace(self.state_file)
+
+    def restore(self, device: torch.device) -> int:
+        """Load the checkpoint where there is one; returns the steps done."""
+        if not self.state_file.exists():
+            return 0
+        state = torch.load(self.state_file, map_location=device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.reader.load_state_dict(state["reader"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        return int(state["step"])
+
+
+def start_run(plan: Plan, out: Path, device: torch.device, start_from: Path | None) -> Run:
     tokenizer = train_tokenizer()
-    processor = build_processor(tokenizer)
     model = build_model(plan.half, tokenizer, plan.seed, plan.layers).to(device)
     if start_from is not None:
         copy_into(Qwen2_5_VLForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32), model)
     use_linear_patches(model)
     reader = PatchReader(model.config.text_config.hidden_size).to(device)
-    optimizers = make_optimizers(model, reader)
-    state_file = out / "checkpoint.pt"
     out.mkdir(parents=True, exist_ok=True)
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        reader.load_state_dict(state["reader"])
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        first = state["step"]
-    examples = SceneDataset(processor, plan.steps * plan.batch, seed=plan.seed)
-    rest = Subset(examples, range(first * plan.batch, len(examples)))
-    loader = DataLoader(
-        rest, plan.batch, collate_fn=collate, num_workers=workers, prefetch_factor=8 if workers else None
-    )
-    held_out = SceneDataset(processor, 64, seed=-1)
+    return Run(plan, model.train(), reader, make_optimizers(model, reader), build_processor(tokenizer), out)
+
+
+def batches(run: Run, first: int, workers: int) -> Iterator[Batch | SliceBatch]:
+    """The batches from step ``first`` on: slices for the vision tower, then clips with their turns."""
+    plan = run.plan
+    slices = SliceDataset(run.processor, plan.vision_first * plan.slices, seed=plan.seed)
+    yield from _loader(slices, first, plan.slices, collate_slices, workers)
+    examples = SceneDataset(run.processor, plan.steps * plan.batch, seed=plan.seed)
+    yield from _loader(examples, max(first, plan.vision_first), plan.batch, collate, workers)
+
+
+def _loader(
+    examples: SliceDataset | SceneDataset, first: int, size: int, join: Callable[..., Any], workers: int
+) -> DataLoader[Any]:
+    rest: Subset[Any] = Subset(examples, range(min(first * size, len(examples)), len(examples)))
+    ahead = 8 if workers else None
+    return DataLoader(rest, size, collate_fn=join, num_workers=workers, prefetch_factor=ahead)
+
+
+def train(
+    plan: Plan,
+    out: Path,
+    *,
+    device: torch.device,
+    workers: int,
+    start_from: Path | None,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train to the plan's end, from ``out``'s checkpoint where there is one; ``out/model`` is the result."""
+    run = start_run(plan, out, device, start_from)
+    first = run.restore(device)
+    held_out = SceneDataset(run.processor, 64, seed=-1)
     checks = [collate([held_out[i + j] for j in range(16)]).to(device) for i in range(0, 64, 16)]
-    bar = tqdm(loader, initial=first, total=plan.steps, desc=plan.half, mininterval=5.0, smoothing=0.05)
-    model.train()
+    bar = tqdm(batches(run, first, workers), plan.half, plan.steps, initial=first, mininterval=5.0)
     started = time.monotonic()
     for step, batch in enumerate(bar, start=first):
-        train_step(model, reader, optimizers, batch.to(device), step, plan)
+        train_step(run, batch.to(device), step)
         done = step + 1
-        if done % 250 == 0 or done == plan.steps:
-            accuracy, loss = fact_accuracy(model, checks)
-            minutes = (time.monotonic() - started) / 60
-            line = f"step {done} facts {accuracy:.4f} loss {loss:.4f} minutes {minutes:.1f}"
-            if step < plan.vision_first:
-                line += f" patches {patch_accuracy(model, reader, checks)}"
-            with (out / "log.txt").open("a") as log:
-                log.write(line + "\n")
+        if done % plan.save_every == 0 or done == plan.steps:
+            line = f"{progress_line(run, checks, done)} minutes {(time.monotonic() - started) / 60:.1f}"
             tqdm.write(line)
-            state = {"model": model.state_dict(), "reader": reader.state_dict(),
-                     "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": done}  # fmt: skip
-            torch.save(state, state_file.with_suffix(".new"))
-            state_file.with_suffix(".new").replace(state_file)
-    save_half(model.cpu(), processor, out / "model")
+            with (out / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(line + "\n")
+            run.save(done)
+        after_step(done)
+    save_half(run.model.cpu(), run.processor, out / "model")
 
 
-def train_step(
-    model: Qwen2_5_VLForConditionalGeneration,
-    reader: PatchReader,
-    optimizers: list[torch.optim.Optimizer],
-    batch: Batch,
-    step: int,
-    plan: Plan,
-) -> None:
-    rate = rate_at(step, plan)
-    for optimizer in optimizers:
+def progress_line(run: Run, checks: list[Batch], done: int) -> str:
+    if done <= run.plan.vision_first:
+        return f"step {done} patches {patch_accuracy(run.model, run.reader, checks)}"
+    accuracy, loss = fact_accuracy(run.model, checks)
+    return f"step {done} facts {accuracy:.4f} loss {loss:.4f}"
+
+
+def train_step(run: Run, batch: Batch | SliceBatch, step: int) -> None:
+    for optimizer in run.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
-    falling = step >= plan.steps * (1 - plan.decay)
-    device_type = batch.input_ids.device.type
+            group["lr"] = rate_at(step, run.plan)
+    device_type = batch.pixels.device.type
     with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
-        if step < plan.vision_first:
-            features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
-            loss = reader(features.float(), batch.patch_labels)
-        else:
-            frozen = step >= plan.freeze_vision * plan.steps
-            hidden, features = forward_hidden(model, batch, frozen)
-            loss = text_loss(model, hidden, batch, 1.0 if falling else plan.fact_weight)
-            if step < plan.dense * plan.steps:
-                loss = loss + reader(features.float(), batch.patch_labels)
+        loss = step_loss(run, batch, step)
     if not math.isfinite(loss.item()):
         raise RuntimeError(f"the loss is not finite at step {step}")
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
+    nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
+def step_loss(run: Run, batch: Batch | SliceBatch, step: int) -> Tensor:
+    plan, model = run.plan, run.model
+    if isinstance(batch, SliceBatch):
+        features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
+        return run.reader(features.float(), batch.patch_labels)
+    hidden, features = forward_hidden(model, batch, step < plan.frozen_until)
+    falling = step >= plan.steps * (1 - plan.decay)
+    loss = text_loss(model, hidden, batch, 1.0 if falling else plan.fact_weight)
+    if plan.frozen_until <= step < plan.dense_until:
+        loss = loss + run.reader(features.float(), batch.patch_labels)
+    return loss
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--half", choices=("target", "draft"), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, the log and the model")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the checkpoint, the log and the model"
+    )
     parser.add_argument("--layers", type=int, help="text layers; fewer than the half's own train faster")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--warm-up", type=int, default=200)
     parser.add_argument("--decay", type=float, default=0.2)
-    parser.add_argument("--dense", type=float, default=0.25)
-    parser.add_argument("--vision-first", type=int, default=400)
+    parser.add_argument("--vision-first", type=int, default=1500)
+    parser.add_argument("--slices", type=int, default=32)
+    parser.add_argument("--frozen-until", type=int, default=0)
+    parser.add_argument("--dense-until", type=int, default=0)
     parser.add_argument("--fact-weight", type=float, default=4.0)
-    parser.add_argument("--freeze-vision", type=float, default=1.0)
+    parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

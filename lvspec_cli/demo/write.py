@@ -21,7 +21,7 @@ def scene_of(seed: int, number: int) -> tuple[Scene, random.Random]:
 
 
 def describe(scene: Scene, rng: random.Random) -> dict[str, Any]:
-    """What a clip's JSON file says: ``scene``, a reference ``caption``, and ``questions`` with their answers."""
+    """What a clip's JSON file says: ``scene``, a reference ``caption``, and ``questions`` with answers."""
     return {
         "scene": scene.as_dict(),
         "caption": caption(scene, rng),
@@ -41,7 +41,7 @@ def describe(scene: Scene, rng: random.Random) -> dict[str, Any]:
 def write_clips(
     directory: Path, count: int, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
-    """Write ``clip_0001.mp4`` … and ``clip_0001.json`` … into ``directory``; the same seed gives the same clips.
+    """Write ``clip_0001.mp4`` … with ``clip_0001.json`` … beside them; a seed gives the same clips each time.
 
     Raises ``OSError`` when the directory cannot be written.
     """
