@@ -69,6 +69,8 @@ def ask(
     """Ask questions about a video. The answer goes to stdout, all else to stderr."""
     given = dict(locals())
     with reporting(debug) as stop:
+        if not debug:
+            _quieten_libraries()
         from lvspec_cli import pipeline
         from lvspec_cli.cli.questions import collect_questions
         from lvspec_cli.cli.show import showing
@@ -94,6 +96,15 @@ def ask(
             pipeline.ask(request, listen, trace=write_row, interrupted=stop.asked)
         if stop.asked():
             raise KeyboardInterrupt
+
+
+def _quieten_libraries() -> None:
+    """Their advice to programmers is not for the user's terminal. Errors still come through."""
+    import os
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
 
 
 def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:

@@ -46,7 +46,7 @@ def main() -> None:
     try:
         code = app(prog_name="lvspec", standalone_mode=False)
     except typer.TyperException as error:
-        message = error.format_message()
+        message = error.format_message().replace("Value error, ", "")
         if message:
             say(f"error: {message}")
         code = getattr(error, "exit_code", 2)

@@ -57,7 +57,7 @@ class Terminal:
             timeout=60,
         )
 
-    def read(self, until: Callable[[str], bool] | None = None, seconds: float = 60.0) -> bool:
+    def read(self, until: Callable[[str], bool] | None = None, seconds: float = 180.0) -> bool:
         """Feeds the screen until the program ends, or until the screen is as wanted."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -1,0 +1,167 @@
+"""`lvspec ask` as a process of its own: through pipes, and ended by signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.output.records import Record
+from lvspec_cli.ui.escape import visible
+from tests.conftest import Printed, Shell
+
+
+@pytest.fixture
+def tiny(here: Callable[..., Printed], tiny_models: Path) -> Callable[..., Printed]:
+    """`lvspec ask` with the tiny pair, in this process."""
+    return partial(here, "ask", environment={"LVSPEC_MODELS": str(tiny_models)})
+
+
+def test_piped_answers_come_alone_and_in_order(tiny_shell: Shell, tiny, video_file: Path, tmp_path: Path):
+    (tmp_path / "more.txt").write_text("Who?\n\nWhere?\n")
+    trace = tmp_path / "rounds.jsonl"
+    arguments = ["-", "--question", "Why?", "--questions", tmp_path / "more.txt"]
+    done = tiny_shell.run("ask", video_file, *arguments, "--trace", trace, input="What\nmoves?\n")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\r" not in done.stderr
+    for said in ("decoding", "loading", "encoding the video", "mean accepted length", "4 of 4 frames"):
+        assert said in done.stderr, said
+
+    again = tiny(video_file, *arguments, "--json", "--quiet", stdin="What\nmoves?\n")
+    assert (again.returncode, again.stderr) == (0, "")
+    records = [Record.model_validate_json(line) for line in again.stdout.splitlines()]
+    assert [record.prompt for record in records] == ["What\nmoves?", "Why?", "Who?", "Where?"]
+    assert done.stdout == visible("\n---\n".join(record.text or "" for record in records) + "\n")
+
+    rows = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert {row["question"] for row in rows} == {1, 2, 3, 4}
+    output = [token["id"] for row in rows if row["question"] == 1 for token in row["output"]]
+    assert records[0].stats is not None
+    assert len(output) == records[0].stats.output_tokens
+
+
+def test_quiet_leaves_nothing_but_the_answer(tiny_shell: Shell, video_file: Path):
+    done = tiny_shell.run("ask", video_file, "What?", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\n")
+
+
+def test_flags_reach_the_record(tiny, video_file: Path):
+    decoding = (
+        "--mode exact --gamma 3 --max-new-tokens 9 --temperature 0.7 --seed 5 --dtype float32 --device cpu"
+    )
+    video = "--fps 1.5 --start 0:00.5 --end 1.9 --max-pixels 3136 --decoder decord"
+    done = tiny(video_file, "What?", *decoding.split(), *video.split(), "--system", "Hello", "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert (row["mode"], row["lossless"], row["system"]) == ("exact", True, "Hello")
+    assert {"gamma": 3, "temperature": 0.7, "seed": 5, "max_new_tokens": 9}.items() <= row["settings"].items()
+    assert row["stats"]["output_tokens"] <= 9
+    assert row["segment"] == {"start": 0.5, "end": 1.9}
+    requested = {"frames": None, "fps": 1.5, "max_pixels": 3136, "decoder": "decord"}
+    assert row["sampling"]["requested"] == requested
+    assert all(0.3 <= time <= 1.9 for time in row["sampling"]["timestamps"])
+    assert row["sampling"]["width"] * row["sampling"]["height"] <= 3136
+    assert row["file_name"] == "clip.mp4"
+
+
+def test_rule_flags_and_looseness_reach_the_rule(tiny, video_file: Path):
+    flags = "--relevance random --random-rate 0.25 --filler-margin inf --anchor-margin 0.1 --shift-window 1"
+    done = tiny(video_file, "What?", *flags.split(), "--max-loose-run", "1", "--layer", "0", "--json", "-q")
+    rule = json.loads(done.stdout)["settings"]["rule"]
+    assert (rule["relevance"], rule["random_rate"], rule["filler_margin"]) == ("random", 0.25, "Infinity")
+    assert (rule["anchor_margin"], rule["shift_window"], rule["max_loose_run"]) == (0.1, 1, 1)
+    assert rule["layers"] == [0]
+
+
+def test_strict_gives_the_words_of_the_target_alone(tiny, video_file: Path):
+    strict = tiny(video_file, "What?", "--looseness", "strict", "--quiet")
+    alone = tiny(video_file, "What?", "--mode", "ar", "--quiet")
+    assert (strict.returncode, strict.stderr, alone.stderr) == (0, "", "")
+    assert strict.stdout == alone.stdout
+
+
+def test_a_pair_of_little_knowledge_says_so(here, tiny_models: Path, video_file: Path, tmp_path: Path):
+    models = tmp_path / "models.yaml"
+    folder = tiny_models.parent
+    models.write_text(
+        f"pairs:\n  small:\n    world: noise\n    target: {{folder: {folder}/target}}\n"
+        f"    draft: {{folder: {folder}/draft}}\n"
+    )
+    done = here("ask", video_file, "What?", "--models", models, "--pair", "small", "--max-new-tokens", 5)
+    assert done.returncode == 0, done.stderr
+    *_, note = done.stderr.splitlines()
+    assert note == "small knows only noise; --pair takes another of `lvspec models`"
+    named = {"LVSPEC_PAIR": "small"}
+    again = here("ask", video_file, "What?", "--models", models, "--json", environment=named)
+    assert json.loads(again.stdout)["pair"] == "small"
+
+
+def start(models: Path, home: Path, *arguments: object) -> subprocess.Popen[str]:
+    shell = Shell(home, {"LVSPEC_MODELS": str(models)})
+    command = [*shell.command, "ask", *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_answer_with_what_there_is(
+    endless_models: Path, tmp_path: Path, video_file: Path, number: signal.Signals, code: int
+):
+    rows = tmp_path / "rounds"
+    os.mkfifo(rows)  # the first line tells that the answer has begun
+    running = start(
+        endless_models, tmp_path, video_file, "What?", "--question", "Why?", "--json", "--trace", rows
+    )
+    with rows.open() as trace:
+        for _ in range(3):
+            assert trace.readline()
+        running.send_signal(number)
+        trace.read()
+    out, err = running.communicate(timeout=180)
+    assert running.returncode == code, err
+    (record,) = [Record.model_validate_json(line) for line in out.splitlines()]
+    assert (record.status, record.finish_reason.value) == ("error", "interrupted")
+    assert record.text
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
+
+
+def test_a_signal_before_the_answer_ends_at_once(endless_models: Path, tmp_path: Path, video_file: Path):
+    running = start(endless_models, tmp_path, video_file, "What?")
+    assert running.stderr is not None
+    assert running.stderr.readline().startswith("decoding")
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=180)
+    assert (running.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_leaves_ends_the_answer(endless_models: Path, tmp_path: Path, video_file: Path):
+    running = start(endless_models, tmp_path, video_file, "What?", "--quiet")
+    assert running.stdout is not None
+    assert running.stdout.read(1)
+    running.stdout.close()
+    assert running.wait(timeout=180) == 128 + 13
+    assert running.stderr is not None
+    assert running.stderr.read() == ""
+
+
+def test_models_lists_pairs_with_sizes_and_places(tiny_shell: Shell):
+    done = tiny_shell.run("models")
+    assert done.returncode == 0
+    heading, *lines = [line.split("\t") for line in done.stdout.splitlines()]
+    rows = {line[0]: dict(zip(heading, line, strict=True)) for line in lines}
+    assert rows["tiny (default)"]["here"] == "folder"
+    assert "MB" in rows["tiny (default)"]["target"]
+    assert rows["qwen2.5-vl-32b-7b"]["here"] == "not here"
+    assert "66.9 GB" in rows["qwen2.5-vl-32b-7b"]["target"]

@@ -1,0 +1,77 @@
+"""How the command line starts: quickly, without what a command alone needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Shell
+
+HEAVY = {"torch", "transformers", "av", "decord", "rich", "numpy", "tqdm", "huggingface_hub", "yaml"}
+
+
+def run_python(code: str, shell: Shell) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=shell.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def complete(shell: Shell, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = {"COMP_WORDS": "lvspec ask a.mp4 --pair ti", "COMP_CWORD": "4"}
+    whole = {**shell.environment, "_LVSPEC_COMPLETE": "complete_bash", **words, **environment}
+    return subprocess.run(shell.command, env=whole, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["models", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(shell: Shell, arguments: list[str]):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['lvspec', *{arguments!r}]\n"
+        "from lvspec_cli.cli.main import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print('IMPORTED', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    imported = run_python(code, shell).partition("IMPORTED")[2].split()
+    assert "typer" in imported
+    assert sorted(set(imported) & HEAVY) == []
+
+
+def test_completion_and_the_list_of_pairs_need_no_torch(tiny_shell: Shell):
+    code = (
+        "import sys\n"
+        "from lvspec_cli.cli.options import complete_pair\n"
+        "assert complete_pair('ti') == ['tiny'], complete_pair('ti')\n"
+        "sys.argv = ['lvspec', 'models']\n"
+        "from lvspec_cli.cli.main import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'transformers', 'av'} & set(sys.modules)\n"
+    )
+    run_python(code, tiny_shell)
+
+
+def test_help_answers_in_under_half_a_second(shell: Shell):
+    def once() -> float:
+        began = time.perf_counter()
+        assert shell.run("--help").returncode == 0
+        return time.perf_counter() - began
+
+    once()  # warms the disk
+    assert min(once() for _ in range(5)) < 0.5
+
+
+def test_the_shell_completes_names_of_pairs(tiny_shell: Shell):
+    assert complete(tiny_shell).stdout.split() == ["tiny"]
+
+
+def test_completion_is_silent_where_the_file_of_pairs_is_wrong(tiny_shell: Shell, tmp_path: Path):
+    models = tmp_path / "m.yaml"
+    models.write_text("pairs: 3\n")
+    done = complete(tiny_shell, LVSPEC_MODELS=str(models))
+    assert (done.stdout.strip(), done.stderr) == ("", "")

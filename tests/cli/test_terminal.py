@@ -1,0 +1,110 @@
+"""The live view in a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.terminal import Terminal
+from tests.conftest import Shell
+
+
+@pytest.fixture(scope="module")
+def evil_pair(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pair under the name of one that knows little."""
+    models = tmp_path_factory.mktemp("evil") / "models.yaml"
+    folder = tiny_models.parent
+    models.write_text(
+        "default: tiny\npairs:\n  tiny:\n    world: noise\n"
+        f"    target: {{folder: {folder}/target}}\n    draft: {{folder: {folder}/draft}}\n"
+        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 120}\n"
+    )
+    return models
+
+
+@pytest.fixture
+def named(evil_pair: Path, tmp_path: Path) -> Shell:
+    return Shell(tmp_path, {"LVSPEC_MODELS": str(evil_pair)})
+
+
+def test_the_live_view_and_what_stays(named: Shell, video_file: Path, tmp_path: Path):
+    evil = tmp_path / "a\x1b]0;owned\x07[red]\u202e.mp4"
+    shutil.copy(video_file, evil)
+    terminal = Terminal(named, "ask", evil, "What [bold]moves[/bold]?", "--question", "Why?")
+    terminal.read(lambda text: "What [bold]moves[/bold]?" in text)
+    top = terminal.text.splitlines()
+    assert top[0].startswith("a\\x1b]0;owned\\x07[red]\\u202e.mp4")
+    assert "decoding" in top[1]
+    assert "1/2 What" in terminal.text
+    for part in (
+        "exact",
+        "filler",
+        "shift",
+        "the target's own",
+        "tokens/s",
+        "mean accepted length",
+        "rounds",
+    ):
+        assert part in terminal.text, part
+
+    terminal.resize(60, 18)
+    terminal.read(lambda text: "2/2 Why?" in text)
+    assert terminal.finish() == 0
+
+    left = terminal.scrollback
+    assert terminal.screen.switches == 1
+    assert terminal.screen.saved is None, "the second screen was left"
+    assert "the target's own" not in left, "the live view leaves nothing behind"
+    assert "○" not in left
+    assert left.count("tokens in") == 2
+    assert "tiny knows only noise" in left.replace("\n", "")
+    assert terminal.screen.title == ""
+    assert b"\x07" not in terminal.raw
+    assert "\u202e".encode() not in terminal.raw
+
+
+def test_a_dumb_terminal_gets_plain_text(named: Shell, video_file: Path):
+    terminal = Terminal(named, "ask", video_file, "What?", term="dumb")
+    assert terminal.finish() == 0
+    assert terminal.screen.switches == 0
+    assert "mean accepted length" in terminal.text
+
+
+def test_no_color_keeps_the_view_and_drops_the_colours(named: Shell, video_file: Path, tmp_path: Path):
+    shell = Shell(tmp_path, {**named.extra, "NO_COLOR": "1"})
+    terminal = Terminal(shell, "ask", video_file, "What?")
+    assert terminal.finish() == 0
+    assert terminal.screen.switches == 1
+    assert not any(b"\x1b[%dm" % code in terminal.raw for code in (32, 33, 35, 36))
+    assert b"\x1b[4m" in terminal.raw
+
+
+def test_records_are_no_view(named: Shell, video_file: Path):
+    terminal = Terminal(named, "ask", video_file, "What?", "--json")
+    assert terminal.finish() == 0
+    assert terminal.screen.switches == 0
+    assert '"tokens_per_s"' in terminal.scrollback.replace("\n", "")
+
+
+def test_control_c_leaves_the_view_and_prints_what_there_is(
+    endless_models: Path, video_file: Path, tmp_path: Path
+):
+    rows = tmp_path / "rounds"
+    shell = Shell(tmp_path, {"LVSPEC_MODELS": str(endless_models)})
+    terminal = Terminal(shell, "ask", video_file, "What?", "--trace", rows)
+    terminal.read(lambda _: rows.is_file() and rows.read_text().count("\n") >= 3)
+    terminal.child.sendintr()
+    assert terminal.finish() == 130
+    assert terminal.screen.saved is None
+    assert "tokens in" in terminal.text
+    assert "interrupted" in terminal.text
+
+
+def test_models_is_a_table(named: Shell):
+    terminal = Terminal(named, "models", columns=100)
+    assert terminal.finish() == 0
+    assert "tiny (default)" in terminal.text
+    assert "──" in terminal.text
+    assert "\t" not in terminal.text
