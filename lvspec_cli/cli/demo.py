@@ -10,28 +10,38 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, write_out
+from lvspec_cli.errors import OutputError
+
+LABEL = "writing clips"
+Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write.")]
+Count = Annotated[int, typer.Option("--count", min=1, max=9999, metavar="N", help="How many clips.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Another seed, other clips.")]
 
 
 def demo(
-    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write.")] = Path(
-        "lvspec-demo"
-    ),
-    count: Annotated[int, typer.Option("--count", min=1, max=9999, metavar="N", help="How many clips.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Another seed, other clips.")] = 0,
+    directory: Directory = Path("lvspec-demo"),
+    count: Count = 4,
+    seed: Seed = 0,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Write clips that the bundled pair understands, each with its scene, caption and questions."""
     with reporting(debug):
         from lvspec_cli.demo.write import write_clips
-        from lvspec_cli.ui.escape import visible
+        from lvspec_cli.ui.escape import visible_line
         from lvspec_cli.ui.progress import PlainProgress
 
         progress = PlainProgress(sys.stderr)
         if not quiet:
-            progress.begin("writing")
+            progress.begin(LABEL)
         try:
-            write_clips(directory, count, seed, lambda done, total: progress.advance("writing", done, total))
+            paths = write_clips(
+                directory, count, seed, lambda done, total: progress.advance(LABEL, done, total)
+            )
+        except OSError as error:
+            raise OutputError(
+                f"{directory}: {error.strerror or error}", "name a folder that can be written"
+            ) from error
         finally:
             progress.close()
-        write_out("".join(visible(f"{path}\n") for path in sorted(directory.glob("clip_*.mp4"))))
+        write_out("".join(visible_line(str(path)) + "\n" for path in paths))
