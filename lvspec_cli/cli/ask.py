@@ -72,7 +72,7 @@ def ask(
         if not debug:
             _quieten_libraries()
         from lvspec_cli import pipeline
-        from lvspec_cli.cli.questions import collect_questions
+        from lvspec_cli.cli.questions import checked_text, collect_questions
         from lvspec_cli.cli.show import showing
         from lvspec_cli.registry import load_registry
 
@@ -83,7 +83,7 @@ def ask(
             pair_name=name,
             pair=chosen,
             settings=decode_settings(given, chosen),
-            system=system,
+            system=None if system is None else checked_text(system, "--system"),
             device=device,
             dtype=dtype,
         )

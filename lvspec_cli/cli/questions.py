@@ -28,17 +28,21 @@ def collect_questions(first: str | None, more: Sequence[str], file: Path | None)
         raise UsageError(
             "there is no question", 'write one after the video: lvspec ask VIDEO "What happens?"'
         )
-    return tuple(_checked(question) for question in questions)
+    return tuple(checked_text(question, "a question") for question in questions)
 
 
-def _checked(question: str) -> str:
-    if not question.strip():
-        raise UsageError("a question is empty", "write what you want to know")
+def checked_text(text: str, name: str) -> str:
+    """The text without space around it.
+
+    :raises UsageError: it is empty, or not UTF-8; ``name`` says which text.
+    """
+    if not text.strip():
+        raise UsageError(f"{name} is empty", "write what you mean")
     try:
-        question.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UsageError("a question is not UTF-8 text", "write it in UTF-8") from None
-    return question.strip()
+        raise UsageError(f"{name} is not UTF-8 text", "write it in UTF-8") from None
+    return text.strip()
 
 
 def _stdin() -> str:

@@ -19,6 +19,8 @@ WRONG = [
     (["ask", "x.mp4", " "], 2, "a question is empty"),
     (["ask", "x.mp4", "-", "--question", "-"], 2, "stdin can be read only once"),
     (["ask", "x.mp4", "-"], 2, "a question is empty"),
+    (["ask", "x.mp4", "q\udce9"], 2, "a question is not UTF-8 text"),
+    (["ask", "x.mp4", "q", "--system", "\udce9"], 2, "--system is not UTF-8 text"),
     (["ask", "x.mp4", "q", "more"], 2, "unexpected extra argument"),
     (["ask", "x.mp4", "q", "--nope"], 2, "No such option: --nope"),
     (["ask", "x.mp4", "q", "--mode", "fast"], 2, "'fast' is not one of 'lvspec', 'exact', 'ar'"),
