@@ -45,7 +45,7 @@ def pair_table(rows: Sequence[PairRow]) -> str:
         box=box.SIMPLE_HEAD, pad_edge=False, safe_box="utf" not in (sys.stdout.encoding or "").lower()
     )
     for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading != "about")
     for row in rows:
         name, *others = _cells(row)
         table.add_row(Text(name, "bold" if row.default else ""), *(Text(cell) for cell in others))
@@ -70,7 +70,7 @@ def _cells(row: PairRow) -> tuple[str, ...]:
 def _model(source: Source, stored: Stored) -> str:
     parameters = _count(stored.parameters) if stored.parameters else source.parameters
     size = _bytes(stored.size) if stored.size else source.size
-    return ", ".join(fact for fact in (source.repo, parameters, size) if fact) or source.name
+    return ", ".join(fact for fact in (parameters, size) if fact) or "-"
 
 
 def _count(number: int) -> str:
