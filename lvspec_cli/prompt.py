@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.metadata import video_metadata
+from lvspec_cli.models.processing import process
 from lvspec_cli.types import Clip, PairPrompts, Prompt
 
-# What processors give besides a video's own tensors.
-_TEXT_KEYS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "video_metadata"})
 
+def build_prompts(
+    pair: LoadedPair,
+    clip: Clip,
+    question: str,
+    *,
+    system: str | None = None,
+    earlier: PairPrompts | None = None,
+) -> PairPrompts:
+    """Build both models' inputs; UsageError when the text holds one of the tokenizer's special tokens.
 
-def build_prompts(pair: LoadedPair, clip: Clip, question: str, *, system: str | None = None) -> PairPrompts:
-    """Build both models' inputs. UsageError when the text holds one of the tokenizer's special tokens."""
+    ``earlier``: prompts of another question about the same clip. Their video's tensors are taken
+    over, which saves going through the frames again.
+    """
     for text in (question, system or ""):
         _check_text(pair.target.tokenizer, text)
-    return PairPrompts(
-        target=build_prompt(pair.target, clip, question, system=system),
-        draft=build_prompt(pair.draft, clip, question, system=system) if pair.draft else None,
-    )
+    draft = None
+    if pair.draft is not None:
+        before = earlier.draft if earlier else None
+        draft = build_prompt(pair.draft, clip, question, system=system, earlier=before)
+    before = earlier.target if earlier else None
+    return PairPrompts(build_prompt(pair.target, clip, question, system=system, earlier=before), draft)
 
 
-def build_prompt(loaded: LoadedModel, clip: Clip, question: str, *, system: str | None = None) -> Prompt:
+def build_prompt(
+    loaded: LoadedModel,
+    clip: Clip,
+    question: str,
+    *,
+    system: str | None = None,
+    earlier: Prompt | None = None,
+) -> Prompt:
     """One model's inputs: its chat template around the video and the question, real frame times."""
-    features = loaded.processor(
-        text=[chat_text(loaded.processor, question, system)],
-        videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
-        video_metadata=[video_metadata(clip)],
-        do_sample_frames=False,
-        return_tensors="pt",
-    )
-    ids: Tensor = features["input_ids"]
-    video_inputs = _video_inputs(features)
+    text = chat_text(loaded.processor, question, system)
+    if earlier is None:
+        ids, video_inputs = process(loaded.processor, text, clip)
+    else:
+        ids, video_inputs = _expanded(loaded, text, earlier.visual_tokens), dict(earlier.video_inputs)
     video = ids[0] == loaded.family.video_token(loaded.model)
     positions = loaded.family.position_ids(loaded.model, ids, video_inputs)
     return Prompt(
@@ -59,16 +70,14 @@ def chat_text(processor: Any, question: str, system: str | None) -> str:
     return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
-def _video_inputs(features: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(value) for name, value in features.items() if name not in _TEXT_KEYS}
+def _expanded(loaded: LoadedModel, text: str, count: int) -> Tensor:
+    """Token ids of a conversation whose placeholder stands for ``count`` tokens of video."""
+    token = loaded.tokenizer.convert_ids_to_tokens(loaded.family.video_token(loaded.model))
+    return loaded.tokenizer([text.replace(token, token * count)], return_tensors="pt")["input_ids"]
 
 
 def _check_text(tokenizer: Any, text: str) -> None:
-    found = next((token for token in tokenizer.all_special_tokens if token in text), None)
-    if found is None:
-        added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-        found = next((token for token in added if token in text), None)
+    special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
+    found = next((token for token in special if token in text), None)
     if found is not None:
-        raise UsageError(
-            f"the text holds {found!r}, which has a meaning of its own for the model", "leave it out"
-        )
+        raise UsageError(f"the text holds {found!r}, which the model reads as a command", "leave it out")

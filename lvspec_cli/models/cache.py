@@ -61,4 +61,4 @@ class KeyValueCache:
 
     def _blank(self, like: Tensor) -> Tensor:
         batch, heads, _, size = like.shape
-        return like.new_zeros(batch, heads, self.capacity, size)
+        return like.new_empty(batch, heads, self.capacity, size)

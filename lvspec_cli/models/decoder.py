@@ -14,6 +14,7 @@ from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.types import Prompt
 
 _LENS_ROWS = 128  # rows of logits over the vocabulary at a time
+_ROOM = 512  # rows of cache behind the first prompt, so that most answers need no larger one
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Decoder:
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         length = prompt.prefix_length
         self.cache.rollback(0)
-        self.cache.reserve(prompt.length)
+        self.cache.reserve(prompt.length + _ROOM)
         self._video = prompt.video_mask[:length].to(device)
         inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
         ids = prompt.input_ids[:, :length].to(device)

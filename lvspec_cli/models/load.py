@@ -16,6 +16,7 @@ from lvspec_cli.errors import LvspecError, PairError, UsageError
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, read_generation
+from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.words import TokenSets, token_sets
 
 Progress = Callable[[float], None]
@@ -47,8 +48,9 @@ class LoadedPair:
 
     @property
     def shared_vocabulary(self) -> int:
-        """Ids below this exist in both models."""
-        return min(self.target.vocabulary, self.draft.vocabulary) if self.draft else self.target.vocabulary
+        """Ids below this exist in both models and in their tokenizer; above are rows of padding."""
+        models = [self.target] if self.draft is None else [self.target, self.draft]
+        return min(len(self.target.tokenizer), *(model.vocabulary for model in models))
 
 
 def load_pair(
@@ -107,7 +109,7 @@ def load_model(
     kind = choose_dtype(dtype, place)
     local = {"revision": revision, "local_files_only": True, "trust_remote_code": False}
     _check_source(source)
-    with _explained(name), _quiet(progress or _ignore):
+    with _explained(name), _reported(progress or _ignore):
         config = AutoConfig.from_pretrained(name, **local)
         family = family_of(getattr(config, "model_type", ""), name)
         _check_attention(config, name)
@@ -231,22 +233,20 @@ def _explained(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(progress: Progress) -> Iterator[None]:
-    """Report the library's own progress bar as a share, and keep its notes off the terminal."""
+def _reported(progress: Progress) -> Iterator[None]:
+    """Report the library's own progress bar as a share, and keep bar and notes off the terminal."""
 
     def bar(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Bar:
         return _Bar(args[0] if args else kwargs.get("iterable"), kwargs.get("total"), progress)
 
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     hook = transformers_logging.set_tqdm_hook(bar)
     try:
         progress(0.0)
-        yield
+        with quiet():
+            yield
         progress(1.0)
     finally:
         transformers_logging.set_tqdm_hook(hook)
-        transformers_logging.set_verbosity(level)
 
 
 class _Bar:

@@ -1,4 +1,4 @@
-"""Which tokens of a tokenizer are numerals, negations and function words.
+"""Which tokens of a tokenizer are numerals, negations, function words, or no text of their own.
 
 English word lists; digits of every script that the vocabulary shows as characters. Computed once
 per pair, from the vocabulary alone.
@@ -6,9 +6,12 @@ per pair, from the vocabulary alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 
 def _words(text: str) -> frozenset[str]:
@@ -33,6 +36,8 @@ FUNCTION_WORDS = _words("""
     when where if than very quite rather just simply really actually clearly mainly mostly still only
     even now again another each some any appears seems we see shows shown visible 's 're 've 'll 'd
 """)
+_BYTES = {letter: code for code, letter in bytes_to_unicode().items()}
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _PUNCTUATION = frozenset(".,;:!?-–—()[]\"'…")
 _SPACE_MARKS = "Ġ▁ Ċ"
 
@@ -42,7 +47,7 @@ class TokenSets:
     """Sets of token ids that the rule treats in their own way."""
 
     ends: frozenset[int] = frozenset()  # end an answer
-    fixed: frozenset[int] = frozenset()  # numerals and negations: never accepted loosely
+    fixed: frozenset[int] = frozenset()  # numerals, negations and what is no text: never accepted loosely
     function: frozenset[int] = frozenset()  # function words and punctuation: fillers by nature
 
 
@@ -50,14 +55,16 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     """Sort a tokenizer's vocabulary, with and without a leading space, in any case.
 
     A number or negation that the tokenizer cuts in pieces is known by its first piece, unless that
-    is a single letter or a function word.
+    is a single letter or a function word. Special tokens and pieces of a character's bytes are fixed
+    too: one of them in another's place breaks the text.
     """
     fixed_words = NUMERALS | NEGATIONS
-    fixed, function = set(), set()
+    fixed = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    function: set[int] = set()
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     for token, index in vocabulary.items():
         word = token.strip(_SPACE_MARKS).lower()
-        if word in fixed_words or any(letter.isnumeric() for letter in word):
+        if word in fixed_words or any(letter.isnumeric() for letter in word) or _is_torn(token):
             fixed.add(index)
         elif word in FUNCTION_WORDS or (word and _PUNCTUATION.issuperset(word)):
             function.add(index)
@@ -67,4 +74,18 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
             letters = tokenizer.decode(pieces[:1]).strip()
             if len(pieces) > 1 and len(letters) > 1 and pieces[0] not in function:
                 fixed.add(pieces[0])
-    return TokenSets(frozenset(end_ids), frozenset(fixed), frozenset(function))
+    return TokenSets(frozenset(end_ids), frozenset(fixed), frozenset(function - fixed))
+
+
+def _is_torn(token: str) -> bool:
+    """True for a token that holds a part of a character's bytes, in either way of writing bytes."""
+    if _BYTE.fullmatch(token):
+        return int(token[3:5], 16) >= 0x80
+    codes = [_BYTES.get(letter) for letter in token]
+    if None in codes:  # not written in bytes at all
+        return False
+    try:
+        bytes(code for code in codes if code is not None).decode()
+    except UnicodeDecodeError:
+        return True
+    return False

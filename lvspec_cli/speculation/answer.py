@@ -21,7 +21,6 @@ from lvspec_cli.types import (
     FinishReason,
     Mode,
     PairPrompts,
-    Prompt,
     Round,
     RuleSettings,
     TokenKind,
@@ -65,8 +64,8 @@ class Answer:
         """Read the question and take the target's first token."""
         room = self._settings.max_new_tokens + self.gamma + 1
         passed = self._target.begin(prompts.target, room)
-        if self._draft is not None:
-            self._draft.begin(_required(prompts.draft), room)
+        if self._draft is not None and prompts.draft is not None:
+            self._draft.begin(prompts.draft, room)
         self._logits.add(prompts.target.input_ids[0].to(self._device))
         logits = self._logits.apply(self._target.logits(passed, 1), self._tensor(()), produced=0)
         token = int(self._choose(logits))
@@ -168,9 +167,3 @@ class Answer:
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(tokens, dtype=torch.long, device=self._device)
-
-
-def _required(prompt: Prompt | None) -> Prompt:
-    if prompt is None:
-        raise ValueError("the draft's prompt is missing: build the prompts with the pair that answers")
-    return prompt

@@ -20,7 +20,6 @@ from lvspec_cli.types import (
     Mode,
     PairPrompts,
     Round,
-    RuleSettings,
 )
 
 
@@ -36,24 +35,29 @@ class Session:
         self._target = Decoder(pair.target)
         self._draft = Decoder(pair.draft) if pair.draft else None
         self._prefix: tuple[int, ...] | None = None
+        self._has_draft = False  # the draft has read the prefix, too
         self._video = VideoStates({})
         self._encode_seconds = 0.0
 
-    def encode(self, prompts: PairPrompts, rule: RuleSettings | None = None) -> None:
+    def encode(self, prompts: PairPrompts, settings: DecodeSettings | None = None) -> None:
         """Read the part of the prompts that all questions about the clip share, the video in it.
 
         Does nothing when that is done. Called by :meth:`answer`; a caller that wants to show it as
-        a stage of its own calls it first, with the ``rule`` to come, whose relevance may read more
-        of the video.
+        a stage of its own calls it first, with the ``settings`` to come: mode ar needs no draft, and
+        some relevance reads more of the video than is kept without them.
         """
         began = time.perf_counter()
-        layers = video_layers(rule, self._target.layer_count) if rule else ()
+        layers = self._layers(settings) if settings else ()
+        draft = self._draft is not None and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
-        if self._prefix == prefix and set(layers) <= set(self._video.by_layer):
-            return
-        self._encode(prompts, layers)
+        kept = self._prefix == prefix
+        if not kept or not set(layers) <= set(self._video.by_layer):
+            self._encode_target(prompts, layers)
+        if draft and not (kept and self._has_draft):
+            self._encode_draft(prompts)
+        self._has_draft = draft or (kept and self._has_draft)
         self._prefix = prefix
-        self._encode_seconds = time.perf_counter() - began
+        self._encode_seconds += time.perf_counter() - began
 
     def answer(
         self, prompts: PairPrompts, settings: DecodeSettings, *, interrupted: Callable[[], bool] = _never
@@ -65,7 +69,7 @@ class Session:
         The prompts are those of this session's clip.
         """
         _check(settings, self._pair)
-        self.encode(prompts, settings.rule if settings.mode == Mode.LVSPEC else None)
+        self.encode(prompts, settings)
         clock = _Clock()
         answer = Answer(self._pair, self._target, self._draft, settings, self._relevance(settings))
         first = answer.begin(prompts)
@@ -87,13 +91,22 @@ class Session:
             stats=answer.tally.stats(len(answer.tokens), answer.gamma, prefill_seconds, clock.lap()),
         )
 
+    def _layers(self, settings: DecodeSettings) -> tuple[int, ...]:
+        if settings.mode != Mode.LVSPEC:
+            return ()
+        return video_layers(settings.rule, self._target.layer_count)
+
     @torch.inference_mode()
-    def _encode(self, prompts: PairPrompts, layers: Sequence[int]) -> None:
+    def _encode_target(self, prompts: PairPrompts, layers: Sequence[int]) -> None:
         self._prefix = None
         passed = self._target.encode(prompts.target, [layer + 1 for layer in layers])
         self._video = VideoStates({layer: self._target.video_states(passed, layer) for layer in layers})
-        if self._draft is not None and prompts.draft is not None:
-            self._draft.encode(prompts.draft)
+
+    @torch.inference_mode()
+    def _encode_draft(self, prompts: PairPrompts) -> None:
+        if self._draft is None or prompts.draft is None:
+            raise ValueError("the draft's prompt is missing: build the prompts with the pair that answers")
+        self._draft.encode(prompts.draft)
 
     @torch.inference_mode()
     def _relevance(self, settings: DecodeSettings) -> Relevance | None:

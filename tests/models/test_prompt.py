@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.models.metadata import video_metadata
+from lvspec_cli.models.processing import video_metadata
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import Clip, Prompt
 from tests.tiny_models import make_clip
@@ -110,6 +110,29 @@ def test_a_system_text_comes_first(pair: LoadedPair) -> None:
 
 @pytest.mark.parametrize("text", ["what <|video_pad|> is", "stop <|im_end|> here"])
 def test_special_tokens_in_the_text_are_refused(pair: LoadedPair, text: str) -> None:
-    for words in ({"question": text}, {"question": "What?", "system": text}):
+    for question, system in ((text, None), ("What?", text)):
         with pytest.raises(UsageError, match=r"<\|"):
-            build_prompts(pair, make_clip(4), **words)
+            build_prompts(pair, make_clip(4), question, system=system)
+
+
+def test_the_video_of_an_earlier_question_is_taken_over(pair: LoadedPair) -> None:
+    clip = make_clip(4)
+    first = build_prompts(pair, clip, "What moves?")
+    for system in (None, "there is a red ball"):
+        taken = build_prompts(pair, clip, "how many balls", system=system, earlier=first)
+        anew = build_prompts(pair, clip, "how many balls", system=system)
+        for one, two in ((taken.target, anew.target), (taken.draft, anew.draft)):
+            assert one is not None
+            assert two is not None
+            assert torch.equal(one.input_ids, two.input_ids)
+            assert torch.equal(one.position_ids, two.position_ids)
+            assert (one.next_position, one.prefix_length) == (two.next_position, two.prefix_length)
+            assert all(torch.equal(value, two.video_inputs[name]) for name, value in one.video_inputs.items())
+
+
+def test_the_librarys_notes_stay_off_the_terminal(
+    pair: LoadedPair, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build_prompts(pair, make_clip(4), "What moves?")
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""

@@ -50,7 +50,18 @@ def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyP
     similarity = replace(WANTED, rule=RuleSettings(relevance=RelevanceName.SIMILARITY))
     decode(pair, prompts_for(pair), similarity, session)
     decode(pair, prompts_for(pair), similarity, session)
-    assert count == 4  # once more: what similarity reads had not been kept
+    assert count == 3  # by the target once more: what similarity reads had not been kept
+
+
+def test_mode_ar_leaves_the_draft_alone(pair: LoadedPair) -> None:
+    session, prompts = Session(pair), prompts_for(pair)
+    assert session._draft is not None
+    ar = replace(WANTED, mode=Mode.AR)
+    session.encode(prompts, ar)
+    decode(pair, prompts, ar, session)
+    assert session._draft.cache.length == 0
+    exact = replace(WANTED, mode=Mode.EXACT)
+    assert decode(pair, prompts, exact, session)[0].tokens == decode(pair, prompts, exact)[0].tokens
 
 
 def test_another_clip_in_the_same_session_is_encoded_anew(pair: LoadedPair) -> None:

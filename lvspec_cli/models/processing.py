@@ -1,0 +1,66 @@
+"""A model's own processor: text and frames with their real times -> tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+from transformers.video_utils import VideoMetadata
+
+from lvspec_cli.types import Clip
+
+_TICKS = 90_000  # a second; the clock of MPEG, which holds every usual frame time exactly
+# What processors give besides a video's own tensors.
+_TEXT_KEYS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "video_metadata"})
+
+
+def process(processor: Any, text: str, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
+    """Token ids (1, length) with the video's placeholders, and the video's tensors.
+
+    The frames are taken as they are: none is picked or dropped.
+    """
+    with quiet():
+        features: Mapping[str, Any] = processor(
+            text=[text],
+            videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
+            video_metadata=[video_metadata(clip)],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+    video = {name: torch.as_tensor(value) for name, value in features.items() if name not in _TEXT_KEYS}
+    return features["input_ids"], video
+
+
+def video_metadata(clip: Clip) -> VideoMetadata:
+    """Times of frames that were picked beforehand.
+
+    The frames are numbered on a fine clock, so that ``timestamps`` are the real times and
+    ``sampled_fps`` is the real mean rate, (frames - 1) / (last - first), regular or not. Left to
+    itself transformers assumes 24 frames a second.
+    """
+    count, times = len(clip.timestamps), clip.timestamps
+    # A single frame has no spacing; one second stands in, and no family reads it.
+    spacing = (times[-1] - times[0]) / (count - 1) if count > 1 else 1.0
+    return VideoMetadata(
+        total_num_frames=max(1, round(count * spacing * _TICKS)),
+        fps=float(_TICKS),
+        frames_indices=[round(time * _TICKS) for time in times],
+        width=clip.width,
+        height=clip.height,
+        duration=clip.duration,
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the library's own notes off the terminal; errors are raised all the same."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
