@@ -184,7 +184,7 @@ def video_positions(before: int, after: int, grid: tuple[int, int, int], seconds
 def patch_labels(scene: Scene, times: list[float], grid: Tensor) -> Tensor:
     """What the vision tower should know of each of its outputs, long (V, kinds): see ``PATCH_LABELS``.
 
-    0 means no object there; an object counts where it covers a fifth of the cell, or of itself.
+    0 means no object there; an object counts where it covers a third of the cell, or of itself.
     """
     grid_t, rows, columns = int(grid[0]), int(grid[1]) // 2, int(grid[2]) // 2
     shorter = min(scene.width, scene.height)
@@ -193,7 +193,7 @@ def patch_labels(scene: Scene, times: list[float], grid: Tensor) -> Tensor:
     )
     labels = np.zeros((grid_t, rows, columns, len(PATCH_LABELS)), dtype=np.int64)
     labels[..., 4] = ground
-    best = np.full((grid_t, rows, columns), 0.2)
+    best = np.full((grid_t, rows, columns), 0.35)
     for step in range(grid_t):
         first, second = times[2 * step], times[min(2 * step + 1, len(times) - 1)]
         for item in scene.objects:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lvspec_cli.demo.dataset import (
     IGNORED,
@@ -63,6 +63,7 @@ class Plan:
     fact_weight: float  # of tokens that carry a fact, until the rate falls
     seed: int
     save_every: int
+    checked: int  # held-out clips that a line of the log is about
 
 
 class PatchReader(nn.Module):
@@ -80,11 +81,9 @@ class PatchReader(nn.Module):
         return torch.stack(losses).mean()
 
 
-def rate_at(step: int, plan: Plan) -> float:
-    """Learning rate: a linear rise, a plateau, and a linear fall to zero."""
-    rise = min(1.0, (step + 1) / plan.warm_up)
-    fall = min(1.0, (plan.steps - step) / max(1.0, plan.steps * plan.decay))
-    return plan.learning_rate * rise * fall
+def rate_share(step: int, *, steps: int, warm_up: int, decay: float) -> float:
+    """Share of the learning rate at a step: a linear rise, a plateau, and a linear fall to zero."""
+    return min(1.0, (step + 1) / warm_up, (steps - step) / max(1.0, steps * decay))
 
 
 def use_linear_patches(model: Qwen2_5_VLForConditionalGeneration) -> None:
@@ -208,7 +207,8 @@ class Run:
 
 
 def start_run(plan: Plan, out: Path, device: torch.device, start_from: Path | None) -> Run:
-    tokenizer = train_tokenizer()
+    # A half that goes on keeps its words' ids.
+    tokenizer = AutoTokenizer.from_pretrained(start_from) if start_from else train_tokenizer()
     model = build_model(plan.half, tokenizer, plan.seed, plan.layers).to(device)
     if start_from is not None:
         copy_into(Qwen2_5_VLForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32), model)
@@ -247,8 +247,8 @@ def train(
     """Train to the plan's end, from ``out``'s checkpoint where there is one; ``out/model`` is the result."""
     run = start_run(plan, out, device, start_from)
     first = run.restore(device)
-    held_out = SceneDataset(run.processor, 64, seed=-1)
-    checks = [collate([held_out[i + j] for j in range(16)]).to(device) for i in range(0, 64, 16)]
+    held_out = SceneDataset(run.processor, plan.checked, seed=-1)
+    checks = [batch.to(device) for batch in _loader(held_out, 0, 16, collate, workers=0)]
     bar = tqdm(batches(run, first, workers), plan.half, plan.steps, initial=first, mininterval=5.0)
     started = time.monotonic()
     for step, batch in enumerate(bar, start=first):
@@ -272,9 +272,11 @@ def progress_line(run: Run, checks: list[Batch], done: int) -> str:
 
 
 def train_step(run: Run, batch: Batch | SliceBatch, step: int) -> None:
+    plan = run.plan
+    share = rate_share(step, steps=plan.steps, warm_up=plan.warm_up, decay=plan.decay)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, run.plan)
+            group["lr"] = plan.learning_rate * share
     device_type = batch.pixels.device.type
     with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
         loss = step_loss(run, batch, step)
@@ -320,6 +322,7 @@ def main() -> None:
     parser.add_argument("--dense-until", type=int, default=0)
     parser.add_argument("--fact-weight", type=float, default=4.0)
     parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--checked", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

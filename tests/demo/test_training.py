@@ -8,10 +8,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lvspec_cli.demo.captions import caption
 from lvspec_cli.demo.dataset import IGNORED, SceneDataset, collate, pack_turns
-from lvspec_cli.demo.halves import build_model, build_processor, copy_into, train_tokenizer
+from lvspec_cli.demo.halves import build_model, build_processor, copy_into, save_half, train_tokenizer
 from lvspec_cli.demo.muon import orthogonalise
 from lvspec_cli.demo.scenes import sample_scene
-from lvspec_cli.demo.train import Plan, forward_hidden, rate_at, train, use_linear_patches
+from lvspec_cli.demo.train import Plan, forward_hidden, rate_share, train, use_linear_patches
 
 
 @pytest.fixture(scope="module")
@@ -95,42 +95,36 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
         assert 0.5 < float(values.min()) <= float(values.max()) < 1.3
 
 
-def test_the_rate_rises_stays_and_falls() -> None:
-    plan = _plan(steps=100, warm_up=10, decay=0.2)
-    assert rate_at(0, plan) == pytest.approx(plan.learning_rate / 10)
-    assert rate_at(50, plan) == plan.learning_rate
-    assert rate_at(90, plan) == pytest.approx(plan.learning_rate / 2)
+@pytest.mark.parametrize(("step", "share"), [(0, 0.1), (4, 0.5), (50, 1.0), (80, 1.0), (90, 0.5), (99, 0.05)])
+def test_the_rate_rises_stays_and_falls(step: int, share: float) -> None:
+    assert rate_share(step, steps=100, warm_up=10, decay=0.2) == pytest.approx(share)
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, processor: Qwen2_5_VLProcessor) -> None:
     """Two runs of four steps, one of them cut off after two, end with the same model."""
+    save_half(build_model("draft", processor.tokenizer, 1, 1), processor, tmp_path / "start")
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    _run(straight)
+    _run(tmp_path / "start", straight)
     with pytest.raises(KeyboardInterrupt):
-        _run(resumed, stop_after=2)
+        _run(tmp_path / "start", resumed, stop_after=2)
     assert not (resumed / "model").exists()
-    _run(resumed)
-    one, other = (
-        Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "model").state_dict()
-        for folder in (straight, resumed)
+    _run(tmp_path / "start", resumed)
+    start, one, other = (
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).state_dict()
+        for folder in (tmp_path / "start", straight / "model", resumed / "model")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
-    untrained = build_model("draft", train_tokenizer(), 1).state_dict()
-    assert any(not torch.equal(one[name].float(), untrained[name]) for name in one)
+    for part in ("visual.blocks", "language_model.layers"):
+        assert any(part in name and not torch.equal(one[name], start[name]) for name in one)
 
 
-def _plan(**changes: float) -> Plan:
-    values = {
-        "half": "draft", "layers": 1, "steps": 4, "batch": 2, "learning_rate": 1e-3, "warm_up": 2, "decay": 0.5,
-        "vision_first": 1, "slices": 4, "frozen_until": 2, "dense_until": 3, "fact_weight": 2.0,
-        "seed": 1, "save_every": 2,
-    }  # fmt: skip
-    return Plan(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def _run(out: Path, stop_after: int | None = None) -> None:
+def _run(start_from: Path, out: Path, stop_after: int | None = None) -> None:
     def watch(step: int) -> None:
         if step == stop_after:
             raise KeyboardInterrupt
 
-    train(_plan(), out, device=torch.device("cpu"), workers=0, start_from=None, after_step=watch)
+    plan = Plan(
+        half="draft", layers=1, steps=4, batch=2, learning_rate=1e-3, warm_up=2, decay=0.5, vision_first=1,
+        slices=4, frozen_until=2, dense_until=3, fact_weight=2.0, seed=1, save_every=2, checked=4,
+    )  # fmt: skip
+    train(plan, out, device=torch.device("cpu"), workers=0, start_from=start_from, after_step=watch)
