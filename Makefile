@@ -38,7 +38,7 @@ test: $(VENV)/installed-dev
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy lvspec_cli tests
+	$(BIN)/mypy lvspec_cli tests docs
 	$(BIN)/python -m pytest -q
 
 format: $(VENV)/installed-dev

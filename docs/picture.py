@@ -8,6 +8,7 @@ Without arguments it asks the bundled pair about a shipped clip.
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -45,7 +46,10 @@ def main(video: str = str(CLIP), question: str = "Describe the video.") -> None:
     pipeline.ask(pipeline.AskRequest(clip, (question,), name, pair, settings), listen)
     console = Console(file=io.StringIO(), record=True, width=80, height=20, force_terminal=True, markup=False)
     console.print(Picture(view), height=20)
-    console.save_svg(str(ROOT / "docs/live-view.svg"), title=f'lvspec ask {Path(video).name} "{question}"')
+    title = f'lvspec ask {Path(video).name} "{question}"'
+    # The picture fetches no font: the reader's own monospace does.
+    picture = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
+    (ROOT / "docs/live-view.svg").write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,33 +10,30 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from lvspec_cli.events import Piece, QuestionStarted, RoundDone, Stage, StageFinished, StageStarted
+from lvspec_cli.events import Event, Piece, QuestionStarted, RoundDone, Stage, StageFinished, StageStarted
 from lvspec_cli.types import Round, TokenKind
 from lvspec_cli.ui.render import STYLES, Picture, answer_text, bars
 from lvspec_cli.ui.state import View, fold
 from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND, SHORT
 
 
-def draw(view: View, columns: int = 80, rows: int = 24, **options: object) -> list[str]:
-    console = Console(file=io.StringIO(), width=columns, height=rows, markup=False, **options)
+def draw(view: View, columns: int = 80, rows: int = 24) -> list[str]:
+    console = Console(file=io.StringIO(), width=columns, height=rows, markup=False)
     lines = console.render_lines(Picture(view), console.options.update(height=rows), pad=False)
     return ["".join(segment.text for segment in line) for line in lines]
 
 
-FULL = reduce(
-    fold,
-    [
-        StageFinished(Stage.DECODING, 0.4),
-        CLIP,
-        StageFinished(Stage.LOADING, 2.0),
-        QuestionStarted(1, 3, "What [bold]moves?"),
-        StageStarted(Stage.ANSWERING),
-        PREFILL,
-        ROUND,
-        SHORT,
-    ],
-    EMPTY,
-)
+EVENTS: list[Event] = [
+    StageFinished(Stage.DECODING, 0.4),
+    CLIP,
+    StageFinished(Stage.LOADING, 2.0),
+    QuestionStarted(1, 3, "What [bold]moves?"),
+    StageStarted(Stage.ANSWERING),
+    PREFILL,
+    ROUND,
+    SHORT,
+]
+FULL = reduce(fold, EVENTS, EMPTY)
 
 
 def test_everything_the_user_is_promised_is_there():
