@@ -34,7 +34,8 @@ def showing(request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[List
         return
     text = _StreamedText(request, quiet)
     show = _records if as_json else text.listen
-    progress = None if quiet or sys.stderr is None else PlainProgress(sys.stderr)
+    silent = as_json or not sys.stdout.isatty()
+    progress = None if quiet or sys.stderr is None else PlainProgress(sys.stderr, answering=silent)
 
     def listen_all(event: Event) -> None:
         if progress:

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from lvspec_cli.events import Event, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.events import Event, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
 
 INTERVAL = 5.0  # seconds between two lines of the same stage
 
 
 class PlainProgress:
-    """Listens to stages. For work that has none: ``begin``, ``advance``, ``end``; silent until begun."""
+    """Listens to stages. For work that has none: ``begin``, ``advance``, ``close``; silent until begun.
 
-    def __init__(self, stream: TextIO) -> None:
+    ``answering``: count an answer's tokens too, where nothing else shows that it grows.
+    """
+
+    def __init__(self, stream: TextIO, *, answering: bool = False) -> None:
         self._stream = stream
+        self._moving = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._skipped = () if answering and self._moving else (Stage.ANSWERING,)
         self._running = False
         self._bar: tqdm[Any] | None = None
         self._started = self._shown = time.monotonic()
 
     def listen(self, event: Event) -> None:
         match event:
-            case StageStarted(stage) if stage is not Stage.ANSWERING:
+            case StageStarted(stage) if stage not in self._skipped:
                 self.begin(stage.value)
             case StageAdvanced(stage, done, total):
                 self.advance(stage.value, done, total)
-            case StageFinished(stage, seconds) if stage is not Stage.ANSWERING:
-                self.end(stage.value, seconds)
+            case StageFinished(stage, seconds) if stage not in self._skipped:
+                self._end(stage.value, seconds)
+            case RoundDone(round=done) if self._bar is not None:
+                self._bar.bar_format = "{desc} {n} tokens {elapsed}"
+                self._bar.update(len(done.tokens))
 
     def begin(self, label: str) -> None:
         """Starts the clock of a stage."""
         self._running = True
         self._started = self._shown = time.monotonic()
-        if self._stream.isatty():
+        if self._moving:
             self._bar = tqdm(
                 desc=label, file=self._stream, leave=False, bar_format=_form(0.0), dynamic_ncols=True
             )
@@ -52,10 +61,10 @@ class PlainProgress:
             meter = tqdm.format_meter(done, total, elapsed, prefix=label, bar_format=form)
             print(meter, file=self._stream, flush=True)
 
-    def end(self, label: str, seconds: float) -> None:
+    def _end(self, label: str, seconds: float) -> None:
         """Closes the stage; one line stays where there is no terminal."""
         self.close()
-        if not self._stream.isatty():
+        if not self._moving:
             print(f"{label}: {seconds:.1f} s", file=self._stream, flush=True)
 
     def close(self) -> None:

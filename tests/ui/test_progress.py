@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import time
 
-from lvspec_cli.events import Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.events import RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.types import Round, TokenKind
 from lvspec_cli.ui import progress
 from lvspec_cli.ui.progress import PlainProgress
 
@@ -35,7 +37,8 @@ def test_a_slow_stage_says_how_far_it_is(monkeypatch):
     assert not set(line) & set("\r\x1b")
 
 
-def test_a_terminal_gets_a_bar_that_is_taken_away():
+def test_a_terminal_gets_a_bar_that_is_taken_away(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     stream = Tty()
     plain = PlainProgress(stream)
     plain.listen(StageStarted(Stage.DECODING))
@@ -49,3 +52,25 @@ def test_nothing_is_shown_before_a_stage_begins():
     stream = io.StringIO()
     PlainProgress(stream).advance("writing", 1, 2)
     assert stream.getvalue() == ""
+
+
+def test_an_answer_that_nothing_else_shows_is_counted(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    for answering, wanted in ((True, "answering 3 tokens"), (False, "")):
+        stream = Tty()
+        plain = PlainProgress(stream, answering=answering)
+        plain.listen(StageStarted(Stage.ANSWERING))
+        time.sleep(0.15)  # longer than a bar waits between two pictures
+        plain.listen(RoundDone(1, Round((1, 2, 3), (TokenKind.TARGET,) * 3), (), 0.1))
+        plain.close()
+        assert wanted in stream.getvalue()
+        assert bool(stream.getvalue()) == answering
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Tty()
+    plain = PlainProgress(stream, answering=True)
+    plain.listen(StageStarted(Stage.LOADING))
+    plain.listen(StageFinished(Stage.LOADING, 1.0))
+    assert stream.getvalue() == "loading: 1.0 s\n"
