@@ -6,17 +6,21 @@ from typing import Any
 
 from torch import Tensor
 
+SPARE = 512  # rows: an answer grows its cache once in so many tokens
+
 
 class KeyValueCache:
     """What attention layers write to and read from: one sequence, every layer at the same length.
+
+    Call :meth:`reserve` before a pass, for its last row.
 
     A pass writes its rows behind ``length`` and :meth:`advance` takes them in, so rolling back is
     moving a number: nothing is copied and nothing depends on how a release of transformers crops.
     Keys and values of a layer are ``(1, key heads, capacity, head size)``.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self) -> None:
+        self.capacity = 0
         self.length = 0
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
@@ -50,10 +54,10 @@ class KeyValueCache:
         return self._keys[layer].narrow(2, 0, length)
 
     def reserve(self, capacity: int) -> None:
-        """Make room for ``capacity`` rows and keep what is there."""
+        """Make room for ``capacity`` rows at least, and some to spare; keep what is there."""
         if capacity <= self.capacity:
             return
-        self.capacity = capacity
+        self.capacity = capacity + SPARE
         for store in (self._keys, self._values):
             for layer, old in store.items():
                 store[layer] = self._blank(old)

@@ -14,7 +14,6 @@ from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.types import Prompt
 
 _LENS_ROWS = 128  # rows of logits over the vocabulary at a time
-_ROOM = 512  # rows of cache behind the first prompt, so that most answers need no larger one
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Decoder:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
-        self.cache = KeyValueCache(0)
+        self.cache = KeyValueCache()
         self._layers = tuple(loaded.family.layers(loaded.model))
         self._rotary: Rotary | None = None  # of the answer's positions
         self._prompt_length = 0
@@ -65,7 +64,6 @@ class Decoder:
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         length = prompt.prefix_length
         self.cache.rollback(0)
-        self.cache.reserve(prompt.length + _ROOM)
         self._video = prompt.video_mask[:length].to(device)
         inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
         ids = prompt.input_ids[:, :length].to(device)
@@ -74,11 +72,10 @@ class Decoder:
         return self._run(embeddings, rotary, watch)
 
     def begin(self, prompt: Prompt, room: int) -> Pass:
-        """Go back to the prefix, run the rest of the prompt, make room for ``room`` tokens of answer."""
+        """Go back to the prefix and run the rest of the prompt, for an answer of ``room`` tokens at most."""
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
         self.cache.rollback(start)
-        self.cache.reserve(prompt.length + room)
         embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
         rotary = family.rotary(model, embeddings, prompt.position_ids[..., start:].to(device))
         passed = self._run(embeddings, rotary)
@@ -153,6 +150,7 @@ class Decoder:
 
     def _run(self, embeddings: Tensor, rotary: Rotary, watch: Collection[int] = ()) -> Pass:
         start, rows = self.cache.length, embeddings.shape[1]
+        self.cache.reserve(start + rows)
         # From an empty cache, or for one row, attention needs no mask.
         mask = _causal(start, rows, embeddings.device).view(1, 1, rows, -1) if start and rows > 1 else None
         hidden, inputs = embeddings, {}

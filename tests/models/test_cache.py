@@ -13,7 +13,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(1, 5)),
         st.tuples(st.just("rollback"), st.integers(0, 30)),
-        st.tuples(st.just("reserve"), st.integers(0, 40)),
+        st.tuples(st.just("reserve"), st.integers(0, 1500)),
     ),
     max_size=20,
 )
@@ -21,7 +21,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_holds_what_was_written_and_not_rolled_back(steps: list[tuple[str, int]]) -> None:
-    cache, rows, mark = KeyValueCache(4), torch.zeros(1, 2, 0, 3), 0.0
+    cache, rows, mark = KeyValueCache(), torch.zeros(1, 2, 0, 3), 0.0
     for kind, number in steps:
         if kind == "write":
             mark += 1
@@ -42,6 +42,17 @@ def test_holds_what_was_written_and_not_rolled_back(steps: list[tuple[str, int]]
         assert cache.length == rows.shape[2]
 
 
+def test_grows_with_room_to_spare() -> None:
+    cache = KeyValueCache()
+    cache.reserve(10)
+    first = cache.capacity
+    for _ in range(10, first):
+        cache.reserve(first)
+    assert cache.capacity == first > 10
+    cache.reserve(first + 1)
+    assert cache.capacity > first + 1
+
+
 def test_cannot_roll_forward() -> None:
     with pytest.raises(ValueError, match="cannot roll back"):
-        KeyValueCache(8).rollback(1)
+        KeyValueCache().rollback(1)

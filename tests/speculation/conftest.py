@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, Generation, PairPrompts, Prompt, Round
 from tests.tiny_models import FAMILIES, make_clip, save_pair
+
+# A busy machine is slow, which is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +53,12 @@ def prompts_for(pair: LoadedPair, question: str = "What moves?", seed: int = 0) 
 def decode(
     pair: LoadedPair,
     prompts: PairPrompts,
-    settings: DecodeSettings,
+    wanted: DecodeSettings,
     session: Session | None = None,
     **more: Any,
 ) -> tuple[Generation, list[Round]]:
     """Run an answer to its end."""
-    steps = (session or Session(pair)).answer(prompts, settings, **more)
+    steps = (session or Session(pair)).answer(prompts, wanted, **more)
     rounds = []
     while True:
         try:

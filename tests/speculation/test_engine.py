@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from lvspec_cli.errors import UsageError
-from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, TokenKind
 from tests.speculation.conftest import decode, generate, prompts_for, with_generation
+from tests.tiny_models import FAMILIES
 
 WANTED = DecodeSettings(gamma=4, max_new_tokens=24)
 
@@ -241,3 +243,24 @@ def test_without_a_draft_only_ar(pair: LoadedPair) -> None:
     alone = replace(pair, draft=None)
     with pytest.raises(UsageError, match="draft"):
         decode(alone, prompts_for(alone), WANTED)
+
+
+@pytest.fixture(scope="module")
+def half_pairs(pair_folders: dict[str, tuple[Path, Path]]) -> dict[str, LoadedPair]:
+    return {
+        name: load_pair(*folders, device="cpu", dtype="bfloat16") for name, folders in pair_folders.items()
+    }
+
+
+@pytest.mark.parametrize("name", RelevanceName)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_decodes_by_every_relevance(
+    half_pairs: dict[str, LoadedPair], family: str, name: RelevanceName
+) -> None:
+    pair = half_pairs[family]
+    rule = RuleSettings(relevance=name, filler_margin=3.0)
+    found, rounds = decode(pair, prompts_for(pair), replace(WANTED, rule=rule))
+    assert len(found.tokens) == WANTED.max_new_tokens
+    scores = [score for done in rounds for score in done.relevance]
+    assert all(0 <= score <= 1 for score in scores)
+    assert bool(scores) == (name not in (RelevanceName.PLAUSIBLE, RelevanceName.NONE))

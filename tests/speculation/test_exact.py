@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, TokenKind
 from tests.speculation.conftest import decode, generate, prompts_for, with_generation
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, TinyShape, save_model
 
 WORDS = st.sampled_from(
     [
@@ -44,7 +46,7 @@ STRICT = RuleSettings(anchor_margin=0.0, filler_margin=0.0, shift_window=0)
     ends=st.sets(st.integers(0, 23), max_size=2),
     limit=st.integers(1, 24),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_exact_is_generate(
     pairs: dict[str, LoadedPair],
     family: str,
@@ -125,3 +127,37 @@ def test_other_settings_of_generation_config(pair: LoadedPair, values: dict[str,
     changed = with_generation(pair, **values)
     found, _ = decode(changed, prompts, DecodeSettings(mode=Mode.EXACT, gamma=4, max_new_tokens=24))
     assert list(found.tokens) == expected
+
+
+@pytest.mark.parametrize("padding", [0, 60])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_paddings_of_the_vocabularies_may_differ(
+    pair_folders: dict[str, tuple[Path, Path]], tmp_path: Path, family: str, padding: int
+) -> None:
+    folder = pair_folders[family][0]
+    shape = TinyShape(extra_vocabulary=padding)
+    draft = save_model(tmp_path / "draft", family, shape=shape, noise=(folder, 0.01))
+    pair = load_pair(folder, draft, device="cpu", dtype="float32")
+    assert pair.draft is not None
+    assert pair.draft.vocabulary != pair.target.vocabulary
+    # The likeliest token of all is one of the target's padding, which a smaller draft has no row for.
+    with torch.no_grad():
+        pair.target.model.lm_head.weight[-1] = 3 * pair.target.model.lm_head.weight[90]
+    tokens = set()
+    for seed in range(3):
+        prompts = prompts_for(pair, seed=seed)
+        found, _ = decode(pair, prompts, DecodeSettings(mode=Mode.EXACT, gamma=4, max_new_tokens=24))
+        assert list(found.tokens) == generate(pair, prompts.target, max_new_tokens=24)
+        tokens |= set(found.tokens)
+    assert pair.target.vocabulary - 1 in tokens
+
+
+def test_prompts_of_different_lengths(pair_folders: dict[str, tuple[Path, Path]]) -> None:
+    """A draft of another family reads the video in its own way; only the answer's tokens are common."""
+    pair = load_pair(pair_folders["qwen2_5_vl"][0], pair_folders["llava_onevision"][1], device="cpu")
+    prompts = prompts_for(pair)
+    assert prompts.draft is not None
+    assert prompts.draft.length != prompts.target.length
+    for gamma in (1, 5):
+        found, _ = decode(pair, prompts, DecodeSettings(mode=Mode.EXACT, gamma=gamma, max_new_tokens=20))
+        assert list(found.tokens) == generate(pair, prompts.target, max_new_tokens=20)

@@ -303,6 +303,14 @@ def test_loose_tokens_stay_within_their_limits(found: Evidence, rule: RuleSettin
             assert run <= rule.max_loose_run
 
 
+@given(proposals(), RULES, HISTORIES)
+def test_nothing_is_shifted_among_anchors(found: Evidence, rule: RuleSettings, history: History) -> None:
+    """Where all is an anchor and no word is a function word, the order stands."""
+    anchors = replace(found, relevance=(1.0,) * len(found.drafted))
+    bare = replace(WORDS, function=frozenset())
+    assert SHIFT not in judge(anchors, rule, bare, history).kinds
+
+
 @given(CHANCE, CHANCE, RULES)
 def test_margin_never_rises(one: float, two: float, rule: RuleSettings) -> None:
     low, high = sorted((one, two))
