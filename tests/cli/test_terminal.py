@@ -102,6 +102,14 @@ def test_control_c_leaves_the_view_and_prints_what_there_is(
     assert "interrupted" in terminal.text
 
 
+def test_a_file_that_cannot_be_read_does_not_flash_the_view(named: Shell, tmp_path: Path):
+    (tmp_path / "notes.mp4").write_text("not a video\n" * 100)
+    terminal = Terminal(named, "ask", tmp_path / "notes.mp4", "What?")
+    assert terminal.finish() == 1
+    assert terminal.screen.switches == 0
+    assert "error: " in terminal.text
+
+
 def test_models_is_a_table(named: Shell):
     terminal = Terminal(named, "models", columns=100)
     assert terminal.finish() == 0
