@@ -14,6 +14,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("lvspec", deadline=None)
+settings.load_profile("lvspec")
 
 
 def write_video(path: Path, seconds: float = 2.0, size: int = 64, rate: int = 8) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
@@ -29,6 +31,7 @@ LABELS = {
 }
 BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "12345678"
+STEP = 128  # pieces
 FEW_ROWS = 12  # below this only the stages and the answer are drawn
 
 
@@ -49,7 +52,7 @@ class Picture:
             head = [clip_line(self.view), *head, Text(), question_line(self.view)]
             foot = [Text(), legend_line(self.view), *panel_lines(self.view, width, plain)]
         room = max(1, height - len(head) - len(foot))
-        body = answer_text(self.view.pieces).wrap(console, width)[-room:]
+        body = answer_text(last_pieces(self.view.pieces, room * width)).wrap(console, width)[-room:]
         blank = [Text()] * (room - len(body)) if self.fill else []
         lines = [*head, *body, *blank, *foot][:height]
         for index, line in enumerate(lines):
@@ -62,9 +65,22 @@ class Picture:
 def answer_text(pieces: Iterable[Piece]) -> Text:
     """The answer, each token in the style of its kind."""
     text = Text(no_wrap=False)
-    for piece in pieces:
-        text.append(visible(piece.text).expandtabs(4), STYLES[piece.kind])
+    for kind, run in groupby(pieces, key=attrgetter("kind")):
+        text.append(visible("".join(piece.text for piece in run)).expandtabs(4), STYLES[kind])
     return text
+
+
+def last_pieces(pieces: Sequence[Piece], characters: int) -> Sequence[Piece]:
+    """The end of a long answer: at least so many characters of it, if it has them.
+
+    It begins at a multiple of STEP pieces, so that its lines break at the same places from one
+    picture to the next; drawing takes the same time however long the answer grows.
+    """
+    first = len(pieces)
+    while first and characters > 0:
+        first -= 1
+        characters -= len(pieces[first].text)
+    return pieces[first // STEP * STEP :]
 
 
 def clip_line(view: View) -> Text:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lvspec_cli.events import Event, Piece, QuestionStarted, RoundDone, Stage, StageFinished, StageStarted
 from lvspec_cli.types import Round, TokenKind
-from lvspec_cli.ui.render import STYLES, Picture, answer_text, bars
+from lvspec_cli.ui.render import STEP, STYLES, Picture, answer_text, bars, last_pieces
 from lvspec_cli.ui.state import View, fold
 from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND, SHORT
 
@@ -63,6 +63,16 @@ def test_a_long_answer_shows_its_end():
     text = "\n".join(draw(replace(FULL, pieces=words)))
     assert "word1999" in text
     assert "word0 " not in text
+
+
+@given(st.lists(st.text(min_size=1, max_size=9), max_size=600), st.integers(0, 2000))
+def test_the_end_of_an_answer_is_long_enough_and_not_much_longer(words: list[str], characters: int):
+    pieces = [Piece(word, TokenKind.EXACT) for word in words]
+    end = last_pieces(pieces, characters)
+    assert list(end) == pieces[len(pieces) - len(end) :]
+    assert sum(len(piece.text) for piece in end) >= min(characters, sum(map(len, words)))
+    assert (len(pieces) - len(end)) % STEP == 0
+    assert sum(len(piece.text) for piece in end[STEP:]) <= characters + 9
 
 
 def test_each_kind_has_its_own_look_without_colour_too():

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from lvspec_cli.output.records import Requested, Sampling, stats_fields
+from lvspec_cli.types import DecodeStats, FinishReason
+from lvspec_cli.ui.summary import answer_summary, clip_summary
+from tests.output.test_records import record
+
+STATS = DecodeStats(
+    output_tokens=21, rounds=5, drafted=40, accepted_exact=10, accepted_filler=4, accepted_shift=1,
+    gamma=8, decode_seconds=2.0,
+)  # fmt: skip
+
+
+def test_speed_then_acceptance():
+    assert answer_summary(record(stats=stats_fields(STATS, 0.5))) == [
+        "21 tokens in 2.0 s, 10.0 tokens/s",
+        "mean accepted length 4.00, 38% accepted (exact 10, filler 4, shift 1)",
+    ]
+
+
+def test_the_target_alone_accepts_nothing():
+    alone = DecodeStats(output_tokens=21, decode_seconds=2.0)
+    assert answer_summary(record(stats=stats_fields(alone, 0.5))) == ["21 tokens in 2.0 s, 10.0 tokens/s"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("length", "--max-new-tokens"), ("repetition", "repeat"), ("interrupted", "interrupted")],
+)
+def test_an_unusual_ending_is_said(reason: str, said: str):
+    lines = answer_summary(record(stats=stats_fields(STATS, 0.5), finish_reason=FinishReason(reason)))
+    assert said in lines[0]
+
+
+def test_what_was_taken_of_what_was_asked():
+    requested = Requested(frames=8, fps=None, max_pixels=None, decoder="pyav")
+    sampling = Sampling(
+        requested=requested,
+        frames_expected=8,
+        decoded=2,
+        timestamps=(0.5, 4.25),
+        width=64,
+        height=48,
+        visual_tokens=12,
+    )
+    assert clip_summary(record(sampling=sampling)) == (
+        "a.mp4: 2 of 8 frames from 0.5 to 4.2 s, 64x48, 12 visual tokens"
+    )
