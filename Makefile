@@ -22,10 +22,12 @@ $(VENV)/made:
 	touch $@
 
 $(VENV)/installed: pyproject.toml $(VENV)/made
+	@echo "installing into $(VENV): torch and its libraries are several gigabytes"
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/made
+	@echo "installing into $(VENV): torch and its libraries are several gigabytes"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/installed
 

@@ -14,7 +14,7 @@ import pytest
 
 from lvspec_cli.output.records import Record
 from lvspec_cli.ui.escape import visible
-from tests.conftest import Printed, Shell
+from tests.conftest import Printed, Shell, write_video
 
 
 @pytest.fixture
@@ -86,6 +86,20 @@ def test_strict_gives_the_words_of_the_target_alone(tiny, video_file: Path):
     alone = tiny(video_file, "What?", "--mode", "ar", "--quiet")
     assert (strict.returncode, strict.stderr, alone.stderr) == (0, "", "")
     assert strict.stdout == alone.stdout
+
+
+def test_a_damaged_file_is_answered_with_a_warning(tiny, tmp_path: Path):
+    whole = write_video(tmp_path / "whole.mp4", seconds=6.0, size=160).read_bytes()
+    start, end = whole.index(b"mdat") + 4, whole.rindex(b"moov") - 4
+    middle = (start + end) // 2
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(whole[:middle] + bytes(end - middle) + whole[end:])
+    done = tiny(damaged, "What?", "--frames", 8, "--max-new-tokens", 4)
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith("warning: ") for line in done.stderr.splitlines()), done.stderr
+    record = Record.model_validate_json(tiny(damaged, "What?", "--frames", 8, "--json", "-q").stdout)
+    assert record.status == "ok"
+    assert record.sampling.warnings
 
 
 def test_a_pair_of_little_knowledge_says_so(here, tiny_models: Path, video_file: Path, tmp_path: Path):
