@@ -21,15 +21,11 @@ $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/installed: pyproject.toml $(VENV)/made
+$(VENV)/installed-dev: EXTRA := [dev]
+$(VENV)/installed $(VENV)/installed-dev: pyproject.toml $(VENV)/made
 	@echo "installing into $(VENV): torch and its libraries are several gigabytes"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.$(EXTRA)'
 	touch $@
-
-$(VENV)/installed-dev: pyproject.toml $(VENV)/made
-	@echo "installing into $(VENV): torch and its libraries are several gigabytes"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@ $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/lvspec ask $(CLIP) "Describe the video."
