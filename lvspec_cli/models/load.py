@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from lvspec_cli.errors import LvspecError, PairError, UsageError
+from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, read_generation
@@ -119,7 +120,7 @@ def load_model(
             config=config,
             dtype=kind,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation={"": "sdpa", "text_config": register()},
             output_loading_info=True,
             **local,
         )

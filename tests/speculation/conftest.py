@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from transformers import AutoModelForImageTextToText
 
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.prompt import build_prompts
@@ -79,11 +81,17 @@ def model_inputs(prompt: Prompt, family: str) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def generate(pair: LoadedPair, prompt: Prompt, **values: Any) -> list[int]:
-    """The reference: transformers' own greedy loop."""
+@functools.cache
+def stock_model(folder: str) -> Any:
+    """A saved model as transformers itself loads and runs it."""
+    return AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def generate(pair: LoadedPair, prompt: Prompt, *, model: Any = None, **values: Any) -> list[int]:
+    """The reference: transformers' own greedy loop, over its own model or one that a test has changed."""
     rules = pair.target.generation
     inputs = model_inputs(prompt, pair.target.family.model_type)
-    tokens = pair.target.model.generate(
+    tokens = (model or stock_model(pair.target.name)).generate(
         **inputs,
         **{
             "do_sample": False,

@@ -88,7 +88,7 @@ def test_no_state_is_left_on_the_model(pairs: dict[str, LoadedPair]) -> None:
     pair = pairs["qwen2_5_vl"]
     inner = pair.target.model.model
     prompts = prompts_for(pair)
-    before = generate(pair, prompts.target, max_new_tokens=12)
+    before = generate(pair, prompts.target, model=pair.target.model, max_new_tokens=12)
     inner.rope_deltas = None
     wanted = replace(WANTED, mode=Mode.EXACT, max_new_tokens=12)
     assert list(decode(pair, prompts, wanted)[0].tokens) == before

@@ -19,7 +19,7 @@ from lvspec_cli.types import (
     RuleSettings,
     TokenKind,
 )
-from tests.speculation.conftest import decode, prompts_for, with_generation
+from tests.speculation.conftest import decode, prompts_for, stock_model, with_generation
 
 LOOSE = RuleSettings(
     relevance=RelevanceName.PLAUSIBLE,
@@ -37,7 +37,7 @@ def scratch_logits(loaded: LoadedModel, prompt: Prompt, answer: list[int], rows:
     ids = torch.cat((prompt.input_ids, torch.tensor([answer], dtype=torch.long)), dim=1)
     behind = loaded.family.answer_positions(prompt.next_position, len(answer), torch.device("cpu"))
     positions = torch.cat((prompt.position_ids, behind), dim=-1)
-    outputs = loaded.model(
+    outputs = stock_model(loaded.name)(
         input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=rows, **prompt.video_inputs
     )
     return outputs.logits[0].float()

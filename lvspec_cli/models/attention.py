@@ -1,0 +1,52 @@
+"""Attention for few rows over a long cache, without copying the cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+NAME = "lvspec"
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Grouped-query attention by the heads of keys and values, as transformers calls it.
+
+    Query heads that share a key head become rows of it, so that keys and values are read once and
+    not written out once a query head, which for a verification of a few rows costs more than the
+    attention itself. ``query`` (batch, heads, rows, size), ``key`` and ``value`` (batch, key heads,
+    length, size), ``attention_mask`` (batch, 1, rows, length) or None: all of it for one row, causal
+    from an empty cache for several. Gives (batch, rows, heads, size).
+    """
+    batch, heads, rows, size = query.shape
+    groups = heads // key.shape[1]
+    if attention_mask is None and rows > 1:
+        output = scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=groups > 1
+        )
+        return output.transpose(1, 2).contiguous(), None
+    packed = query.reshape(batch, key.shape[1], groups * rows, size)
+    mask = None if attention_mask is None else attention_mask.repeat(1, 1, groups, 1)
+    output = scaled_dot_product_attention(
+        packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
+    return output.reshape(batch, heads, rows, size).transpose(1, 2).contiguous(), None
+
+
+def register() -> str:
+    """Make the attention known to transformers, masks as for its own sdpa; gives its name."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
