@@ -39,7 +39,6 @@ FUNCTION_WORDS = _words("""
 _BYTES = {letter: code for code, letter in bytes_to_unicode().items()}
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _PUNCTUATION = frozenset(".,;:!?-–—()[]\"'…")
-_SPACE_MARKS = "Ġ▁ Ċ"
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,11 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     fixed = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     function: set[int] = set()
     vocabulary: dict[str, int] = tokenizer.get_vocab()
+    in_bytes = "Ġ" in vocabulary
     for token, index in vocabulary.items():
-        word = token.strip(_SPACE_MARKS).lower()
-        if word in fixed_words or any(letter.isnumeric() for letter in word) or _is_torn(token):
+        text = _text(token, in_bytes)
+        word = (text or "").strip().lower()
+        if text is None or word in fixed_words or any(letter.isnumeric() for letter in word):
             fixed.add(index)
         elif word in FUNCTION_WORDS or (word and _PUNCTUATION.issuperset(word)):
             function.add(index)
@@ -77,15 +78,19 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     return TokenSets(frozenset(end_ids), frozenset(fixed), frozenset(function - fixed))
 
 
-def _is_torn(token: str) -> bool:
-    """True for a token that holds a part of a character's bytes, in either way of writing bytes."""
-    if _BYTE.fullmatch(token):
-        return int(token[3:5], 16) >= 0x80
+def _text(token: str, in_bytes: bool) -> str | None:
+    """What a token of the vocabulary reads; None for a part of a character's bytes.
+
+    ``in_bytes``: the tokenizer writes every byte as a letter (GPT-2's way). The others write text,
+    ``▁`` for a space, and lone bytes as ``<0xE4>``.
+    """
+    if not in_bytes:
+        torn = _BYTE.fullmatch(token) and int(token[3:5], 16) >= 0x80
+        return None if torn else token.replace("▁", " ")
     codes = [_BYTES.get(letter) for letter in token]
-    if None in codes:  # not written in bytes at all
-        return False
+    if None in codes:  # an added token stands as it is
+        return token
     try:
-        bytes(code for code in codes if code is not None).decode()
+        return bytes(code for code in codes if code is not None).decode()
     except UnicodeDecodeError:
-        return True
-    return False
+        return None

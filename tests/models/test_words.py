@@ -7,7 +7,7 @@ import pytest
 from lvspec_cli.models.words import TokenSets, token_sets
 from tests.tiny_models import WORDS, build_tokenizer
 
-TOKENIZER = build_tokenizer(f"{WORDS} 12 2nd isn't don't never Never")
+TOKENIZER = build_tokenizer(f"{WORDS} 12 2nd isn't don't never Never grün grün")
 SETS = token_sets(TOKENIZER, (5, 6))
 
 
@@ -27,7 +27,7 @@ def test_function_words(word: str) -> None:
     assert token not in SETS.fixed
 
 
-@pytest.mark.parametrize("word", [" red", " ball", " left", " moves", " up"])
+@pytest.mark.parametrize("word", [" red", " ball", " left", " moves", " up", " grün"])
 def test_content_and_place_are_neither(word: str) -> None:
     assert len(ids(word)) == 1, "the tokenizer of this test knows the word"
     assert ids(word)[0] not in SETS.fixed | SETS.function
