@@ -56,7 +56,7 @@ class Picture:
         blank = [Text()] * (room - len(body)) if self.fill else []
         lines = [*head, *body, *blank, *foot][:height]
         for index, line in enumerate(lines):
-            line.truncate(width, overflow="ellipsis")
+            line.truncate(width, overflow="crop" if plain else "ellipsis")
             if index:
                 yield Segment.line()
             yield from line.render(console)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -95,12 +96,19 @@ def test_bars(lengths: tuple[int, ...], wanted: str):
     assert bars(replace(EMPTY, lengths=lengths), 4) == wanted
 
 
+LONG_NAME = replace(FULL, clip=replace(CLIP, path=Path("x" * 200)))
+
+
+def test_a_line_that_is_too_long_says_that_it_goes_on():
+    assert draw(LONG_NAME)[0] == "x" * 79 + "…"
+
+
 def test_a_terminal_without_utf_8_gets_ascii():
     class Latin(io.StringIO):
         encoding = "latin-1"
 
     console = Console(file=Latin(), width=80, height=24, markup=False)
-    lines = console.render_lines(Picture(replace(FULL, seconds=0.0)), console.options.update(height=24))
+    lines = console.render_lines(Picture(replace(LONG_NAME, seconds=0.0)), console.options.update(height=24))
     text = "".join(segment.text for line in lines for segment in line)
     assert text.isascii(), [char for char in text if not char.isascii()]
 
