@@ -19,18 +19,21 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from lvspec_cli.demo.captions import CAPTION_PROMPTS, caption
 from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS
-from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES
+from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
 from lvspec_cli.demo.questions import questions
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position, sample_scene
 
 IGNORED = -100
-PATCH_LABELS = {
-    "colour": len(COLOURS) + 1,
-    "shape": len(SHAPES) + 1,
-    "size": len(SIZES) + 1,
-    "motion": len(MOTIONS) + 1,
-    "background": len(BACKGROUNDS) * 3,
+# Kinds of patch label and the word of each value; value 0 of an object's kinds means no object.
+NOTHING = "nothing"
+PATCH_WORDS = {
+    "colour": (NOTHING, *COLOURS),
+    "shape": (NOTHING, *SHAPES),
+    "size": (NOTHING, *SIZES),
+    "motion": (NOTHING, *MOTIONS),
+    "background": tuple(BACKGROUNDS),
+    "texture": TEXTURES,
 }
 
 
@@ -182,17 +185,15 @@ def video_positions(before: int, after: int, grid: tuple[int, int, int], seconds
 
 
 def patch_labels(scene: Scene, times: list[float], grid: Tensor) -> Tensor:
-    """What the vision tower should know of each of its outputs, long (V, kinds): see ``PATCH_LABELS``.
+    """What the vision tower should know of each of its outputs, long (V, kinds): see ``PATCH_WORDS``.
 
-    0 means no object there; an object counts where it covers a third of the cell, or of itself.
+    An object counts where it covers a third of the cell, or of itself.
     """
     grid_t, rows, columns = int(grid[0]), int(grid[1]) // 2, int(grid[2]) // 2
     shorter = min(scene.width, scene.height)
-    ground = list(BACKGROUNDS).index(scene.background) * 3 + ("plain", "striped", "checkered").index(
-        scene.texture
-    )
-    labels = np.zeros((grid_t, rows, columns, len(PATCH_LABELS)), dtype=np.int64)
-    labels[..., 4] = ground
+    ground = (list(BACKGROUNDS).index(scene.background), TEXTURES.index(scene.texture))
+    labels = np.zeros((grid_t, rows, columns, len(PATCH_WORDS)), dtype=np.int64)
+    labels[..., 4:] = ground
     best = np.full((grid_t, rows, columns), 0.35)
     for step in range(grid_t):
         first, second = times[2 * step], times[min(2 * step + 1, len(times) - 1)]
@@ -209,12 +210,12 @@ def patch_labels(scene: Scene, times: list[float], grid: Tensor) -> Tensor:
                 1 + list(SHAPES).index(item.shape),
                 1 + list(SIZES).index(item.size),
                 1 + list(MOTIONS).index(item.motion),
-                ground,
+                *ground,
             )
             chosen = cover > best[step]
             labels[step][chosen] = values
             best[step][chosen] = cover[chosen]
-    return torch.from_numpy(labels.reshape(-1, len(PATCH_LABELS)))
+    return torch.from_numpy(labels.reshape(-1, len(PATCH_WORDS)))
 
 
 def _overlap(centre: float, reach: float, cells: int) -> np.ndarray:

@@ -77,7 +77,7 @@ class HalfSize:
 
 SIZES = {
     "target": HalfSize(192, 16, 3, 1, 512, 128, 4, 2, 256),
-    "draft": HalfSize(128, 2, 2, 1, 256, 64, 2, 1, 128),
+    "draft": HalfSize(128, 2, 2, 1, 256, 128, 4, 2, 256),
 }
 
 
@@ -180,6 +180,16 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
+
+
+@torch.no_grad()
+def copy_vision(
+    source: Qwen2_5_VLForConditionalGeneration, model: Qwen2_5_VLForConditionalGeneration
+) -> None:
+    """Give ``model`` the vision tower of ``source``, but for what has another width."""
+    own = model.model.visual.state_dict()
+    taken = {k: v for k, v in source.model.visual.state_dict().items() if own[k].shape == v.shape}
+    model.model.visual.load_state_dict(taken, strict=False)
 
 
 @torch.no_grad()

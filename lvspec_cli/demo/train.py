@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen
 
 from lvspec_cli.demo.dataset import (
     IGNORED,
-    PATCH_LABELS,
+    NOTHING,
+    PATCH_WORDS,
     Batch,
     SceneDataset,
     SliceBatch,
@@ -39,6 +40,7 @@ from lvspec_cli.demo.halves import (
     build_model,
     build_processor,
     copy_into,
+    copy_vision,
     save_half,
     train_tokenizer,
 )
@@ -66,18 +68,36 @@ class Plan:
     checked: int  # held-out clips that a line of the log is about
 
 
-class PatchReader(nn.Module):
-    """Linear readers of the vision tower's outputs, for the dense loss only."""
+@dataclass(frozen=True)
+class PatchReader:
+    """Reads the vision tower's outputs with the text model's own words, for the dense loss.
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in PATCH_LABELS.items()})
+    A patch's logit for a word is ``SHARPNESS`` times its product with the word's embedding, made a unit
+    vector. So what stands in a patch is written into it as the embedding of the word for it, and the text
+    model has only to find the patch and copy.
+    """
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        losses = [
-            functional.cross_entropy(head(features), labels[:, index])
-            for index, head in enumerate(self.heads.values())
-        ]
+    word_ids: Mapping[str, Tensor]  # by kind of patch label, long (values,)
+
+    SHARPNESS: ClassVar[float] = 20.0
+
+    @classmethod
+    def of(cls, processor: Qwen2_5_VLProcessor, device: torch.device) -> PatchReader:
+        def ids(words: Sequence[str]) -> Tensor:
+            return torch.tensor([processor.tokenizer.encode(f" {word}")[0] for word in words], device=device)
+
+        return cls({kind: ids(words) for kind, words in PATCH_WORDS.items()})
+
+    def logits(self, features: Tensor, embeddings: Tensor) -> dict[str, Tensor]:
+        """(V, values) for each kind, from features (V, width) and embeddings (vocabulary, width)."""
+        return {
+            kind: self.SHARPNESS * features @ functional.normalize(embeddings[ids].detach(), dim=-1).T
+            for kind, ids in self.word_ids.items()
+        }
+
+    def loss(self, features: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        logits = self.logits(features.float(), embeddings).values()
+        losses = [functional.cross_entropy(values, labels[:, index]) for index, values in enumerate(logits)]
         return torch.stack(losses).mean()
 
 
@@ -147,23 +167,22 @@ def patch_accuracy(
     model: Qwen2_5_VLForConditionalGeneration, reader: PatchReader, batches: list[Batch]
 ) -> str:
     """Accuracy per kind of patch label, on patches with an object (the background's on all)."""
-    rights: dict[str, list[float]] = {name: [] for name in PATCH_LABELS}
+    rights: dict[str, list[Tensor]] = {kind: [] for kind in PATCH_WORDS}
     for batch in batches:
         features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
-        for index, (name, head) in enumerate(reader.heads.items()):
+        logits = reader.logits(features, model.get_input_embeddings().weight)
+        for index, (kind, values) in enumerate(logits.items()):
             labels = batch.patch_labels[:, index]
-            seen = labels > 0 if name != "background" else labels >= 0
-            rights[name].append(float((head(features).argmax(-1) == labels)[seen].float().mean()))
-    return " ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in rights.items())
+            seen = labels > 0 if NOTHING in PATCH_WORDS[kind] else labels >= 0
+            rights[kind].append((values.argmax(-1) == labels)[seen])
+    return " ".join(f"{kind} {torch.cat(right).float().mean():.3f}" for kind, right in rights.items())
 
 
-def make_optimizers(
-    model: Qwen2_5_VLForConditionalGeneration, reader: nn.Module
-) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings, biases, norms and the readers."""
+def make_optimizers(model: Qwen2_5_VLForConditionalGeneration) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, biases and norms."""
     inner = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name}
     matrices = [p for p in model.parameters() if id(p) in inner]
-    others = [p for p in model.parameters() if id(p) not in inner] + list(reader.parameters())
+    others = [p for p in model.parameters() if id(p) not in inner]
     adam = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     # Matrices take steps of this many times the rate: tried, and the vision tower learns faster.
     return [Muon(matrices, lr=1.0, weight_decay=0.02, scale=2.5), adam]
@@ -171,7 +190,7 @@ def make_optimizers(
 
 @dataclass(frozen=True)
 class Run:
-    """What training changes: the model, the readers of the dense loss, and the optimizers' state."""
+    """What training works on: the plan, the model and the optimizers, which hold state."""
 
     plan: Plan
     model: Qwen2_5_VLForConditionalGeneration
@@ -187,7 +206,6 @@ class Run:
     def save(self, step: int) -> None:
         state = {
             "model": self.model.state_dict(),
-            "reader": self.reader.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": step,
         }
@@ -200,22 +218,30 @@ class Run:
             return 0
         state = torch.load(self.state_file, map_location=device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.reader.load_state_dict(state["reader"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         return int(state["step"])
 
 
-def start_run(plan: Plan, out: Path, device: torch.device, start_from: Path | None) -> Run:
-    # A half that goes on keeps its words' ids.
-    tokenizer = AutoTokenizer.from_pretrained(start_from) if start_from else train_tokenizer()
+def start_run(
+    plan: Plan, out: Path, device: torch.device, start_from: Path | None, vision_from: Path | None
+) -> Run:
+    # A half that builds on another keeps its words' ids: a pair shares its tokenizer.
+    kept = start_from or vision_from
+    tokenizer = AutoTokenizer.from_pretrained(kept) if kept else train_tokenizer()
     model = build_model(plan.half, tokenizer, plan.seed, plan.layers).to(device)
     if start_from is not None:
-        copy_into(Qwen2_5_VLForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32), model)
+        copy_into(_load(start_from), model)
+    if vision_from is not None:
+        copy_vision(_load(vision_from), model)
     use_linear_patches(model)
-    reader = PatchReader(model.config.text_config.hidden_size).to(device)
+    processor = build_processor(tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    return Run(plan, model.train(), reader, make_optimizers(model, reader), build_processor(tokenizer), out)
+    return Run(plan, model.train(), PatchReader.of(processor, device), make_optimizers(model), processor, out)
+
+
+def _load(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
 def batches(run: Run, first: int, workers: int) -> Iterator[Batch | SliceBatch]:
@@ -241,11 +267,12 @@ def train(
     *,
     device: torch.device,
     workers: int,
-    start_from: Path | None,
+    start_from: Path | None = None,
+    vision_from: Path | None = None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train to the plan's end, from ``out``'s checkpoint where there is one; ``out/model`` is the result."""
-    run = start_run(plan, out, device, start_from)
+    run = start_run(plan, out, device, start_from, vision_from)
     first = run.restore(device)
     held_out = SceneDataset(run.processor, plan.checked, seed=-1)
     checks = [batch.to(device) for batch in _loader(held_out, 0, 16, collate, workers=0)]
@@ -291,14 +318,15 @@ def train_step(run: Run, batch: Batch | SliceBatch, step: int) -> None:
 
 def step_loss(run: Run, batch: Batch | SliceBatch, step: int) -> Tensor:
     plan, model = run.plan, run.model
+    embeddings = model.get_input_embeddings().weight
     if isinstance(batch, SliceBatch):
         features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
-        return run.reader(features.float(), batch.patch_labels)
+        return run.reader.loss(features, batch.patch_labels, embeddings)
     hidden, features = forward_hidden(model, batch, step < plan.frozen_until)
     falling = step >= plan.steps * (1 - plan.decay)
     loss = text_loss(model, hidden, batch, 1.0 if falling else plan.fact_weight)
     if plan.frozen_until <= step < plan.dense_until:
-        loss = loss + run.reader(features.float(), batch.patch_labels)
+        loss = loss + run.reader.loss(features, batch.patch_labels, embeddings)
     return loss
 
 
@@ -328,12 +356,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--start-from", type=Path, help="folder of a half to go on from")
+    parser.add_argument("--vision-from", type=Path, help="folder of a half whose vision tower to begin with")
     given = vars(parser.parse_args())
     out, device, threads = given.pop("out"), torch.device(given.pop("device")), given.pop("threads")
-    workers, start_from = given.pop("workers"), given.pop("start_from")
+    workers, sources = given.pop("workers"), {name: given.pop(name) for name in ("start_from", "vision_from")}
     given["layers"] = given["layers"] or SIZES[given["half"]].layers
     torch.set_num_threads(threads)
-    train(Plan(**given), out, device=device, workers=workers, start_from=start_from)
+    train(Plan(**given), out, device=device, workers=workers, **sources)
 
 
 if __name__ == "__main__":
