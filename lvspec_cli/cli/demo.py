@@ -28,7 +28,7 @@ def demo(
     """Write clips that the bundled pair understands, each with its scene, caption and questions."""
     with reporting(debug):
         from lvspec_cli.demo.write import write_clips
-        from lvspec_cli.ui.escape import visible_line
+        from lvspec_cli.escape import visible_line
         from lvspec_cli.ui.progress import PlainProgress
 
         progress = PlainProgress(sys.stderr)

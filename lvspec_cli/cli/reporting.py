@@ -12,7 +12,7 @@ import typer
 
 from lvspec_cli.cli.signals import Stop, stopping
 from lvspec_cli.errors import LvspecError, OutputError, UsageError
-from lvspec_cli.ui.escape import visible_line
+from lvspec_cli.escape import visible_line
 
 CLOSED_PIPE = 128 + 13  # as a program that SIGPIPE ends
 

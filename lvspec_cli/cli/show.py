@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lvspec_cli.cli.reporting import say, write_out
+from lvspec_cli.escape import visible
 from lvspec_cli.events import Answered, ClipReady, Event, Listener, QuestionStarted, RoundDone
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.types import Mode
-from lvspec_cli.ui.escape import visible
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.summary import answer_summary, clip_summary, world_note
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lvspec_cli.escape import visible_line
 from lvspec_cli.registry import Pair, Source
 from lvspec_cli.storage import Stored
-from lvspec_cli.ui.escape import visible_line
 
 HEADINGS = ("pair", "target", "draft", "here", "about")
 

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from lvspec_cli.errors import DamagedVideoError, NoInputError, NotAVideoError, VideoError
+from lvspec_cli.escape import visible_line
 
 _HEAD_BYTES = 4096
 _STARTS = {
@@ -22,9 +23,8 @@ _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"
 
 
 def shown(path: Path) -> str:
-    """``path`` on one line, with what is not printable escaped."""
-    text = str(path)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """``path`` on one line, safe for a terminal."""
+    return visible_line(str(path))
 
 
 def open_local(path: Path) -> int:

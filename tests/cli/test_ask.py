@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record
-from lvspec_cli.ui.escape import visible
 from tests.conftest import Printed, Shell, write_video
 
 

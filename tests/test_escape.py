@@ -6,7 +6,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.ui.escape import visible, visible_line
+from lvspec_cli.escape import visible, visible_line
 
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 ANY = st.text(st.characters(exclude_categories=()))  # lone surrogates too
@@ -17,17 +17,7 @@ def test_nothing_that_acts_is_left(text: str):
     shown = visible(text)
     for char in shown:
         assert char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs", "Zl", "Zp")
-        assert unicodedata.bidirectional(char) not in (
-            "LRE",
-            "RLE",
-            "LRO",
-            "RLO",
-            "PDF",
-            "LRI",
-            "RLI",
-            "FSI",
-            "PDI",
-        )
+        assert unicodedata.bidirectional(char) not in TURNS
     shown.encode("utf-8")
     assert visible(shown) == shown
 
