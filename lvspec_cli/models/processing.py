@@ -30,9 +30,16 @@ def process(processor: Any, text: str, clip: Clip) -> tuple[Tensor, dict[str, Te
             video_metadata=[video_metadata(clip)],
             do_sample_frames=False,
             return_tensors="pt",
+            **_uncapped(processor),
         )
     video = {name: torch.as_tensor(value) for name, value in features.items() if name not in _TEXT_KEYS}
     return features["input_ids"], video
+
+
+def _uncapped(processor: Any) -> dict[str, bool]:
+    """Frames are small enough already (``VideoRequest.max_pixels``): no second cap, in no release."""
+    known = processor.video_processor.valid_kwargs.__annotations__
+    return {"cap_pixels_per_frame": False} if "cap_pixels_per_frame" in known else {}
 
 
 def video_metadata(clip: Clip) -> VideoMetadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -128,6 +129,16 @@ def test_the_video_of_an_earlier_question_is_taken_over(pair: LoadedPair) -> Non
             assert torch.equal(one.position_ids, two.position_ids)
             assert (one.next_position, one.prefix_length) == (two.next_position, two.prefix_length)
             assert all(torch.equal(value, two.video_inputs[name]) for name, value in one.video_inputs.items())
+
+
+def test_frames_are_not_capped_a_second_time(pairs: dict[str, LoadedPair]) -> None:
+    pair, clip = pairs["qwen2_5_vl"], make_clip(8, size=84)
+    wanted = build_prompts(pair, clip, "What moves?").target.visual_tokens
+    processor = copy.deepcopy(pair.target.processor)
+    processor.video_processor.cap_pixels_per_frame = True  # as a model's files may say, from 5.23 on
+    processor.video_processor.max_video_tokens = 1
+    capped = replace(pair, target=replace(pair.target, processor=processor))
+    assert build_prompts(capped, clip, "What moves?").target.visual_tokens == wanted
 
 
 def test_the_librarys_notes_are_held_back_while_it_works() -> None:
