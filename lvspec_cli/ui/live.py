@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
 
-from lvspec_cli.events import Event, Listener, StageAdvanced, StageFinished
+from lvspec_cli.events import Event, Listener, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.ui.render import Picture
 from lvspec_cli.ui.state import View, fold
 
@@ -23,9 +24,9 @@ def live_view(start: View) -> Iterator[Listener]:
     progress, so that a file that cannot be read does not flash it.
     """
     console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
-    view = start
+    view, began = start, time.monotonic()
     live = Live(
-        get_renderable=lambda: Picture(view),
+        get_renderable=lambda: Picture(view, elapsed=time.monotonic() - began),
         console=console,
         screen=True,
         refresh_per_second=10,
@@ -34,7 +35,9 @@ def live_view(start: View) -> Iterator[Listener]:
     )
 
     def listen(event: Event) -> None:
-        nonlocal view
+        nonlocal view, began
+        if isinstance(event, StageStarted):
+            began = time.monotonic()
         view = fold(view, event)
         if not live.is_started and isinstance(event, StageAdvanced | StageFinished):
             live.start()

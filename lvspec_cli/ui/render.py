@@ -11,9 +11,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
+from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Piece, Stage
 from lvspec_cli.types import TokenKind
-from lvspec_cli.ui.escape import visible, visible_line
 from lvspec_cli.ui.state import StageView, View
 
 # Attributes beside the colours: the kinds stay apart without any colour.
@@ -41,12 +41,13 @@ class Picture:
 
     view: View
     fill: bool = True  # take the whole height, panel at the bottom
+    elapsed: float = 0.0  # seconds since the running stage began
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         height = options.height or options.max_height
         plain = options.ascii_only
-        head = [stages_line(self.view, plain)]
+        head = [stages_line(self.view, plain, self.elapsed)]
         foot: list[Text] = []
         if height >= FEW_ROWS:
             head = [clip_line(self.view), *head, Text(), question_line(self.view)]
@@ -99,27 +100,33 @@ def clip_line(view: View) -> Text:
     return text.append("  " + ", ".join(facts), "dim")
 
 
-def stages_line(view: View, plain: bool) -> Text:
-    """Each stage: waiting, how far, or how long it took."""
+def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
+    """Each stage: waiting, how far and for how long, or how long it took. Seconds in all of them."""
     text = Text()
     for stage in Stage:
         if text:
-            text.append("   ")
-        _append_stage(text, stage, view.stages.get(stage, StageView()), plain)
+            text.append("  ")
+        _append_stage(text, stage, view.stages.get(stage, StageView()), plain, elapsed)
     return text
 
 
-def _append_stage(text: Text, stage: Stage, now: StageView, plain: bool) -> None:
+def _append_stage(text: Text, stage: Stage, now: StageView, plain: bool, elapsed: float) -> None:
     if now.seconds is not None:
-        text.append("+ " if plain else "✓ ", "green").append(stage.value).append(
-            f" {now.seconds:.1f} s", "dim"
-        )
+        text.append("+ " if plain else "✓ ", "green").append(stage.value)
+        text.append(f" {_seconds(now.seconds)}", "dim")
     elif now.running:
         text.append("> " if plain else "● ", "yellow").append(stage.value, "bold")
         if now.share is not None:
             text.append(f" {now.share:.0%}", "bold")
+        if elapsed >= 1:
+            text.append(f" {int(elapsed)} s", "dim")
     else:
         text.append("- " if plain else "○ ", "dim").append(stage.value, "dim")
+
+
+def _seconds(value: float) -> str:
+    """Short enough for four stages in 80 columns."""
+    return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
 
 
 def question_line(view: View) -> Text:

@@ -11,16 +11,26 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from lvspec_cli.events import Event, Piece, QuestionStarted, RoundDone, Stage, StageFinished, StageStarted
+from lvspec_cli.events import (
+    Event,
+    Piece,
+    QuestionStarted,
+    RoundDone,
+    Stage,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+)
 from lvspec_cli.types import Round, TokenKind
 from lvspec_cli.ui.render import STEP, STYLES, Picture, answer_text, bars, last_pieces
 from lvspec_cli.ui.state import View, fold
 from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND, SHORT
 
 
-def draw(view: View, columns: int = 80, rows: int = 24) -> list[str]:
+def draw(view: View, columns: int = 80, rows: int = 24, elapsed: float = 0.0) -> list[str]:
     console = Console(file=io.StringIO(), width=columns, height=rows, markup=False)
-    lines = console.render_lines(Picture(view), console.options.update(height=rows), pad=False)
+    picture = Picture(view, elapsed=elapsed)
+    lines = console.render_lines(picture, console.options.update(height=rows), pad=False)
     return ["".join(segment.text for segment in line) for line in lines]
 
 
@@ -46,6 +56,17 @@ def test_everything_the_user_is_promised_is_there():
         "5.0 tokens/s", "2.00 mean accepted length", "25% acceptance rate", "2 rounds",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_four_stages_fit_into_80_columns_and_the_running_one_counts_seconds():
+    took = ((Stage.DECODING, 9.96), (Stage.LOADING, 123.4), (Stage.ENCODING, 9.94))
+    view = reduce(fold, (StageFinished(stage, seconds) for stage, seconds in took), FULL)
+    line = draw(view, elapsed=42.9)[1]
+    assert line == "✓ decoding 10 s  ✓ loading 123 s  ✓ encoding the video 9.9 s  ● answering 42 s"
+    assert draw(fold(view, StageAdvanced(Stage.LOADING, 1, 4)), elapsed=3.0)[1].split("  ")[1] == (
+        "● loading 25% 3 s"
+    )
+    assert draw(view, elapsed=0.9)[1].endswith("● answering")
 
 
 long_words = st.lists(st.text(st.characters(exclude_categories=()), max_size=60), max_size=60)
