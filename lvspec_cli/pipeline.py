@@ -38,7 +38,10 @@ Trace = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class AskRequest:
-    """Questions about one clip, and how to answer them; ``device`` and ``dtype`` as in ``load_pair``."""
+    """Questions about one clip, and how to answer them; ``device`` and ``dtype`` as in ``load_pair``.
+
+    ``threads``: what torch may use of the CPU from here on, in the whole process; None leaves it alone.
+    """
 
     video: VideoRequest
     questions: tuple[str, ...]
@@ -48,6 +51,7 @@ class AskRequest:
     system: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    threads: int | None = None
 
 
 def ask(
@@ -75,8 +79,12 @@ def ask(
             listen(Answered(failed_record(request, identity, number, error)))
         raise
     with _memory_errors(), _stage(Stage.LOADING, listen):
+        import torch
+
         from lvspec_cli.models.load import load_pair
 
+        if request.threads is not None:
+            torch.set_num_threads(request.threads)
         pair = load_pair(
             folders[0],
             folders[1] if len(folders) > 1 else None,
@@ -102,26 +110,32 @@ class _Run:
     def answers(self, interrupted: Callable[[], bool]) -> Iterator[Record]:
         from lvspec_cli.speculation.engine import Session
 
-        session = Session(self.pair)
+        session, prompts = Session(self.pair), None
         for number in range(1, len(self.request.questions) + 1):
             if interrupted():
                 return
-            yield self._answer(session, number, interrupted)
+            prompts = self._encode(session, number, prompts)
+            yield self._answer(session, prompts, number, interrupted)
 
-    def _answer(self, session: Session, number: int, interrupted: Callable[[], bool]) -> Record:
+    def _encode(self, session: Session, number: int, earlier: PairPrompts | None) -> PairPrompts:
         from lvspec_cli.prompt import build_prompts
 
         request = self.request
         question = request.questions[number - 1]
         self.listen(QuestionStarted(number, len(request.questions), question))
         with _stage(Stage.ENCODING, self.listen):
-            prompts = build_prompts(self.pair, self.clip, question, system=request.system)
-            session.encode(prompts)
+            prompts = build_prompts(self.pair, self.clip, question, system=request.system, earlier=earlier)
+            session.encode(prompts, request.settings)
+        return prompts
+
+    def _answer(
+        self, session: Session, prompts: PairPrompts, number: int, interrupted: Callable[[], bool]
+    ) -> Record:
         text = TextStream(self.pair.target.tokenizer.backend_tokenizer)
         with _stage(Stage.ANSWERING, self.listen):
             generation = self._rounds(session, prompts, number, text, interrupted)
         facts = Facts(self.clip, prompts.target.visual_tokens, str(self.pair.target.dtype) == "torch.float32")
-        record = answered_record(request, self.identity, number, facts, generation, text.text)
+        record = answered_record(self.request, self.identity, number, facts, generation, text.text)
         self.listen(Answered(record, text.tail))
         return record
 

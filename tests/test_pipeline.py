@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lvspec_cli.errors import NotAVideoError, PairError
 from lvspec_cli.events import Answered, ClipReady, Event, RoundDone, Stage, StageFinished, StageStarted
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.registry import Pair, Source, load_registry
-from lvspec_cli.types import DecodeSettings, FinishReason, Mode, VideoRequest
+from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, VideoRequest
 
 QUESTIONS = ("What moves?", "Which colour?")
 
@@ -82,6 +82,40 @@ def test_rounds_pieces_and_stats_tell_the_same(run):
         assert verdicts.count("exact") == record.stats.accepted_exact
         assert len(verdicts) == record.stats.drafted
     json.dumps(rows, allow_nan=False)
+
+
+def test_frames_are_processed_and_encoded_once_for_all_questions(
+    request_: pipeline.AskRequest, monkeypatch: pytest.MonkeyPatch
+):
+    from lvspec_cli import prompt
+    from lvspec_cli.models.families import FAMILIES
+
+    calls: list[str] = []
+
+    def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: (calls.append(name), original(*arguments))[1]
+
+    monkeypatch.setattr(prompt, "process", counted("process", prompt.process))
+    family = FAMILIES["qwen2_5_vl"]
+    monkeypatch.setattr(family, "video_embeddings", counted("encode", family.video_embeddings))
+    # Similarity reads more of the video than the others do: that has to be kept at once.
+    rule = RuleSettings(relevance=RelevanceName.SIMILARITY)
+    pipeline.ask(replace(request_, settings=replace(request_.settings, max_new_tokens=6, rule=rule)))
+    assert sorted(calls) == ["encode"] * 2 + ["process"] * 2  # target and draft
+
+
+def test_threads_are_left_alone_unless_asked_for(request_: pipeline.AskRequest):
+    import torch
+
+    before = torch.get_num_threads()
+    short = replace(request_, questions=QUESTIONS[:1], settings=replace(request_.settings, max_new_tokens=2))
+    try:
+        pipeline.ask(short)
+        assert torch.get_num_threads() == before
+        pipeline.ask(replace(short, threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_same_request_gives_the_same_answers_and_keys(run, request_: pipeline.AskRequest):

@@ -38,6 +38,7 @@ def ask(
     models: options.ModelsPath = None,
     device: options.Device = "auto",
     dtype: options.DataType = "auto",
+    threads: options.Threads = None,
     mode: options.ModeName = Mode.LVSPEC,
     gamma: options.Gamma = None,
     max_new_tokens: options.MaxNewTokens = None,
@@ -86,6 +87,7 @@ def ask(
             system=None if system is None else checked_text(system, "--system"),
             device=device,
             dtype=dtype,
+            threads=threads,
         )
         with _tracing(trace) as write_row, showing(request, as_json=as_json, quiet=quiet) as show:
 

@@ -35,6 +35,13 @@ ModelsPath = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DataType = Annotated[DataTypeName, typer.Option("--dtype", help="What the models compute in.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, metavar="N",
+        help="CPU threads of torch; fewer can be faster on a busy machine. Left out, torch decides.",
+    ),
+]  # fmt: skip
 
 FrameCap = Annotated[
     int | None, typer.Option("--frames", min=1, max=2048, metavar="N", help="Take at most N frames.")
