@@ -9,12 +9,12 @@ import typer
 
 from lvspec_cli import __version__
 from lvspec_cli.cli import ask, demo, models
-from lvspec_cli.cli.reporting import say
+from lvspec_cli.cli.reporting import explain
+from lvspec_cli.errors import UsageError
 
 app = typer.Typer(
     name="lvspec",
     help="Answers about videos by loose speculative decoding with local Video-LLMs.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -29,13 +29,17 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def top(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Answers about videos by loose speculative decoding with local Video-LLMs."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 def main() -> None:
@@ -46,10 +50,10 @@ def main() -> None:
     try:
         code = app(prog_name="lvspec", standalone_mode=False)
     except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "lvspec"
         message = error.format_message().replace("Value error, ", "")
-        if message:
-            say(f"error: {message}")
-        code = getattr(error, "exit_code", 2)
+        code = explain(UsageError(message, f"{command} --help"))
     except typer.Abort:
         code = 130
     sys.exit(code or 0)

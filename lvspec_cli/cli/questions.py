@@ -20,15 +20,22 @@ def collect_questions(first: str | None, more: Sequence[str], file: Path | None)
     given = [first, *more] if first is not None else list(more)
     if given.count("-") + (file == Path("-")) > 1:
         raise UsageError("stdin can be read only once", "use - for one question or for --questions")
-    questions = [_stdin() if question == "-" else question for question in given]
+    questions = [
+        checked_text(_stdin(), "the question on stdin")
+        if question == "-"
+        else checked_text(question, "a question")
+        for question in given
+    ]
     if file is not None:
         text = _stdin() if file == Path("-") else _read(file)
-        questions += [line for line in text.splitlines() if line.strip()]
+        questions += [line.strip() for line in text.splitlines() if line.strip()]
+        if not text.strip():
+            raise UsageError(f"{file}: no question in it", "write one a line")
     if not questions:
         raise UsageError(
             "there is no question", 'write one after the video: lvspec ask VIDEO "What happens?"'
         )
-    return tuple(checked_text(question, "a question") for question in questions)
+    return tuple(questions)
 
 
 def checked_text(text: str, name: str) -> str:

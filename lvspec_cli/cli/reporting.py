@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from lvspec_cli.cli.signals import Stop, stopping
-from lvspec_cli.errors import LvspecError, OutputError, UsageError
+from lvspec_cli.errors import LvspecError, OutputError
 from lvspec_cli.escape import visible_line
 
 CLOSED_PIPE = 128 + 13  # as a program that SIGPIPE ends
@@ -58,17 +58,14 @@ def write_out(text: str) -> None:
 
 
 def explain(error: Exception) -> int:
-    """Says what failed and what to do; gives the exit code. Wrong usage takes one line, all else two."""
+    """Says what failed in one line and what to do in another; gives the exit code."""
     if not isinstance(error, LvspecError):
         error = LvspecError(
             f"{type(error).__name__}: {error}", "run it again with --debug, and report what it prints"
         )
-    if isinstance(error, UsageError):
-        say(f"error: {error.cause}" + (f"; {error.remedy}" if error.remedy else ""))
-    else:
-        say(f"error: {error.cause}")
-        if error.remedy:
-            say(f"try: {error.remedy}")
+    say(f"error: {error.cause}")
+    if error.remedy:
+        say(f"try: {error.remedy}")
     return error.exit_code
 
 

@@ -56,7 +56,7 @@ class PlainProgress:
             self._bar.refresh()
         elif self._running and (now := time.monotonic()) - self._shown >= INTERVAL:
             self._shown = now
-            form = _form(total).replace("{bar}", "")
+            form = _form(total).replace("{bar} ", "")
             elapsed = now - self._started
             meter = tqdm.format_meter(done, total, elapsed, prefix=label, bar_format=form)
             print(meter, file=self._stream, flush=True)

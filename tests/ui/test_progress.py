@@ -31,10 +31,7 @@ def test_a_slow_stage_says_how_far_it_is(monkeypatch):
     plain.listen(StageStarted(Stage.LOADING))
     plain.listen(StageAdvanced(Stage.LOADING, 0.25, 1.0))
     line = stream.getvalue()
-    assert line.startswith("loading")
-    assert " 25% " in line
-    assert line.count("\n") == 1
-    assert not set(line) & set("\r\x1b")
+    assert line == "loading  25% 00:00\n"
 
 
 def test_a_terminal_gets_a_bar_that_is_taken_away(monkeypatch):
