@@ -87,7 +87,7 @@ def test_rounds_pieces_and_stats_tell_the_same(run):
 def test_frames_are_processed_and_encoded_once_for_all_questions(
     request_: pipeline.AskRequest, monkeypatch: pytest.MonkeyPatch
 ):
-    from lvspec_cli import prompt
+    from lvspec_cli.models import processing
     from lvspec_cli.models.families import FAMILIES
 
     calls: list[str] = []
@@ -95,7 +95,7 @@ def test_frames_are_processed_and_encoded_once_for_all_questions(
     def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments: (calls.append(name), original(*arguments))[1]
 
-    monkeypatch.setattr(prompt, "process", counted("process", prompt.process))
+    monkeypatch.setattr("lvspec_cli.prompt.process", counted("process", processing.process))
     family = FAMILIES["qwen2_5_vl"]
     monkeypatch.setattr(family, "video_embeddings", counted("encode", family.video_embeddings))
     # Similarity reads more of the video than the others do: that has to be kept at once.
