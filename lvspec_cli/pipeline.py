@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.errors import PairError, UsageError, VideoError
@@ -26,7 +26,7 @@ from lvspec_cli.output.records import FileIdentity, Record, identify
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.output.trace import trace_row
 from lvspec_cli.registry import Pair
-from lvspec_cli.storage import require
+from lvspec_cli.storage import pinned, require
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, VideoRequest
 
 if TYPE_CHECKING:
@@ -69,8 +69,12 @@ def ask(
     """
     if not request.questions:
         raise UsageError("there is no question", "ask one")
-    sources = [request.pair.target, *([] if request.settings.mode is Mode.AR else [request.pair.draft])]
-    folders = [require(source) for source in sources]
+    pair = request.pair
+    folders = {"target": require(pair.target)}
+    if request.settings.mode is not Mode.AR:
+        folders["draft"] = require(pair.draft)
+    read = {role: pinned(getattr(pair, role), folder) for role, folder in folders.items()}
+    request = replace(request, pair=pair.model_copy(update=read))
     identity = _identify(request.video)
     try:
         clip = _decode(request.video, listen)
@@ -85,15 +89,15 @@ def ask(
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
-        pair = load_pair(
-            folders[0],
-            folders[1] if len(folders) > 1 else None,
+        loaded = load_pair(
+            folders["target"],
+            folders.get("draft"),
             device=request.device,
             dtype=request.dtype,
             progress=lambda share: listen(StageAdvanced(Stage.LOADING, share, 1.0)),
         )
     with _memory_errors():
-        return list(_Run(request, identity, clip, pair, listen, trace).answers(interrupted))
+        return list(_Run(request, identity, clip, loaded, listen, trace).answers(interrupted))
 
 
 @dataclass(frozen=True)

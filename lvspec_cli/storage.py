@@ -65,6 +65,11 @@ def require(source: Source) -> Path:
     )
 
 
+def pinned(source: Source, folder: Path) -> Source:
+    """The source with the revision that ``folder`` holds: a snapshot of the hub is named by its commit."""
+    return source.model_copy(update={"revision": folder.name}) if source.repo else source
+
+
 def missing_files(folder: Path) -> list[str]:
     """Which of the files that loading needs are not in the folder."""
     missing = [name for name in ("config.json",) if not (folder / name).is_file()]

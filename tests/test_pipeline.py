@@ -93,7 +93,11 @@ def test_frames_are_processed_and_encoded_once_for_all_questions(
     calls: list[str] = []
 
     def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *arguments: (calls.append(name), original(*arguments))[1]
+        def call(*arguments: Any) -> Any:
+            calls.append(name)
+            return original(*arguments)
+
+        return call
 
     monkeypatch.setattr("lvspec_cli.prompt.process", counted("process", processing.process))
     family = FAMILIES["qwen2_5_vl"]
@@ -139,6 +143,27 @@ def test_the_target_alone_needs_no_draft_and_is_lossless(request_: pipeline.AskR
     assert same.lossless
     (other,) = pipeline.ask(replace(exact, dtype="bfloat16"))
     assert not other.lossless
+
+
+def test_a_key_holds_the_revision_that_was_read(
+    request_: pipeline.AskRequest, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--someone--tiny"
+    (home / "refs").mkdir(parents=True)
+    (home / "snapshots").mkdir()
+    pair = request_.pair.model_copy(update={"target": Source(repo="someone/tiny")})
+    settings = replace(request_.settings, mode=Mode.AR, max_new_tokens=2)
+    request = replace(request_, pair=pair, questions=QUESTIONS[:1], settings=settings)
+    keys = []
+    for commit in ("a" * 40, "b" * 40, "a" * 40):
+        (home / "refs" / "main").write_text(commit)
+        if not (home / "snapshots" / commit).exists():
+            (home / "snapshots" / commit).symlink_to(tiny_models.parent / "target")
+        (record,) = pipeline.ask(request)
+        assert record.target == "someone/tiny"
+        keys.append(record.key)
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_an_interruption_keeps_what_there_is_and_asks_no_more(request_: pipeline.AskRequest):

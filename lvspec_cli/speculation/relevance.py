@@ -162,10 +162,10 @@ def layers_of(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
     for layer in rule.layers:
         if not -layer_count <= layer < layer_count:
             raise UsageError(
-                f"the target has {layer_count} layers, no layer {layer}", "choose others with layers"
+                f"the target has {layer_count} layers, no layer {layer}", "choose others with --layer"
             )
     if not rule.layers:
-        raise UsageError("relevance needs at least one layer", "name one with layers, -1 for the last")
+        raise UsageError("relevance needs at least one layer", "name one with --layer, -1 for the last")
     return tuple(sorted({layer % layer_count for layer in rule.layers}))
 
 

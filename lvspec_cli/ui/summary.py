@@ -30,12 +30,17 @@ def answer_summary(record: Record) -> list[str]:
 
 def clip_summary(record: Record) -> str:
     """What was asked of the video and what was taken, in one line."""
-    sampling = record.sampling
+    sampling, asked = record.sampling, record.sampling.requested
     times = sampling.timestamps or (0.0,)
+    wanted = [
+        f"{name} {value}"
+        for name, value in (("frames", asked.frames), ("fps", asked.fps), ("max-pixels", asked.max_pixels))
+        if value is not None
+    ]
     return (
         f"{record.file_name}: {sampling.decoded} of {sampling.frames_expected} frames"
         f" from {times[0]:.1f} to {times[-1]:.1f} s, {sampling.width}x{sampling.height},"
-        f" {sampling.visual_tokens} visual tokens"
+        f" {sampling.visual_tokens} visual tokens" + (f" (asked: {', '.join(wanted)})" if wanted else "")
     )
 
 
