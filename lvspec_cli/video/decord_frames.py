@@ -32,14 +32,18 @@ def check_fit(container: str | None, streams: int, upright: Orientation) -> None
         raise UnfitError("it does not read this format reliably")
     if streams > 1:
         raise UnfitError("it may choose another of the video streams")
-    if upright.mirrored or (upright != Orientation() and container != "mov"):
+    if upright != Orientation():  # in some containers not at all, in the others not at a given size
         raise UnfitError("it does not turn the picture upright")
 
 
 def decord_frames(
-    descriptor: int, timeline: Timeline, wanted: list[int]
+    descriptor: int, timeline: Timeline, wanted: list[int], size: tuple[int, int]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """The frames at the ascending ordinals ``wanted`` with their ticks; upright, RGB (height, width, 3)."""
+    """The frames at the ascending ordinals ``wanted`` with their ticks; RGB (height, width, 3).
+
+    decord scales them to ``size``, width and height: it decodes ahead of a slower reader, without a
+    bound, and frames of full size would fill the memory.
+    """
     try:
         import decord
     except (ImportError, OSError) as error:
@@ -48,7 +52,7 @@ def decord_frames(
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         with _one_more_file():
-            reader = decord.VideoReader(f"/dev/fd/{descriptor}", num_threads=1)
+            reader = decord.VideoReader(f"/dev/fd/{descriptor}", width=size[0], height=size[1], num_threads=1)
             if len(reader) != len(timeline.ticks):
                 raise UnfitError(f"it counts {len(reader)} frames, there are {len(timeline.ticks)}")
             for ordinal, frame in _taken(reader, wanted, random_access=timeline.random_access):

@@ -152,10 +152,8 @@ class _Sender:
     sent: int = 0
     size: tuple[int, int] | None = None  # width and height, upright
 
-    def send(self, tick: int, frame: VideoFrame, upright: Orientation, pixel_aspect: Fraction | None) -> None:
-        if self.size is None:
-            self.size = self._open(frame, upright, pixel_aspect)
-        width, height = upright.size(*self.size)
+    def send(self, tick: int, frame: VideoFrame, upright: Orientation) -> None:
+        width, height = upright.size(*self.open(frame, upright))
         smaller = width * height < frame.width * frame.height
         small = frame.reformat(width, height, "rgb24", interpolation="AREA" if smaller else "BILINEAR")
         pixels = upright.apply(np.asarray(small.to_ndarray(), np.uint8))
@@ -164,12 +162,17 @@ class _Sender:
         self.connection.send_bytes(pixels.tobytes())
         self.sent += 1
 
-    def _open(
-        self, frame: VideoFrame, upright: Orientation, pixel_aspect: Fraction | None
-    ) -> tuple[int, int]:
+    def open(self, frame: VideoFrame, upright: Orientation) -> tuple[int, int]:
+        """Width and height of all frames sent, upright; the first ``frame`` seen decides, as it is stored."""
+        if self.size is None:
+            self.size = self._open(frame, upright)
+        return self.size
+
+    def _open(self, frame: VideoFrame, upright: Orientation) -> tuple[int, int]:
         request, expected = self.request, len(self.plan.wanted)
         check_canvas(frame.width, frame.height, request.limits, request.path)
-        size = fitted_size(frame.width, frame.height, pixel_aspect, request.max_pixels or DEFAULT_MAX_PIXELS)
+        most = request.max_pixels or DEFAULT_MAX_PIXELS
+        size = fitted_size(frame.width, frame.height, self.plan.pixel_aspect, most)
         taken = expected * math.prod(size) * 3
         if taken > request.limits.clip_bytes:
             raise VideoLimitError(
@@ -191,24 +194,23 @@ def _send_by_pyav(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _S
         for tick, frame in reader.frames(plan.wanted[sender.sent :]):
             if upright is None:  # once: a frame whose side data was read lives on until the next collection
                 upright = orientation_of(frame)
-            sender.send(tick, frame, upright, plan.pixel_aspect)
+            sender.send(tick, frame, upright)
         return reader.damaged
 
 
 def _send_by_decord(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _Sender) -> None:
-    upright = _first_orientation(file, request, plan)
+    frame = _first_frame(file, request, plan)
+    upright = orientation_of(frame)
     check_fit(container_of(head_of(file)), plan.video_streams, upright)
-    aspect = plan.pixel_aspect
-    if aspect and upright.turns % 2:  # decord has turned the frame, and its pixels with it
-        aspect = 1 / aspect
-    for tick, pixels in decord_frames(file.fileno(), plan.timeline, plan.wanted):
-        sender.send(tick, VideoFrame.from_ndarray(pixels, format="rgb24"), Orientation(), aspect)
+    size = sender.open(frame, upright)
+    for tick, pixels in decord_frames(file.fileno(), plan.timeline, plan.wanted, size):
+        sender.send(tick, VideoFrame.from_ndarray(pixels, format="rgb24"), upright)
 
 
-def _first_orientation(file: io.FileIO, request: VideoRequest, plan: Plan) -> Orientation:
+def _first_frame(file: io.FileIO, request: VideoRequest, plan: Plan) -> VideoFrame:
     with open_video(file, request.path, request.limits) as (container, stream):
         for _, frame in PyavReader(container, stream, plan.timeline).frames(plan.wanted[:1]):
-            return orientation_of(frame)
+            return frame
     raise UnfitError("no frame can be decoded")
 
 

@@ -1,5 +1,8 @@
 """Clips from real files, through the real child process."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -78,6 +81,9 @@ def test_rotation_is_applied(folder, matrix, decoder):
     assert clip.frames[0].shape == expected.shape
     assert (clip.source_width, clip.source_height) == (expected.shape[1], expected.shape[0])
     assert np.abs(clip.frames[0].astype(int) - expected).mean() < 20
+    assert [warning.partition(":")[0] for warning in clip.warnings] == (
+        ["PyAV read it, not decord"] if decoder == "decord" else []
+    )
 
 
 def test_pixels_that_are_not_square_are_made_so(folder):
@@ -157,6 +163,27 @@ def test_a_single_frame_is_a_clip(folder, name, codec, pixels):
     path = make_clip(folder / name, count=1, codec=codec, pixel_format=pixels)
     for request in (VideoRequest(path), VideoRequest(path, max_frames=8, fps=3.0, decoder="decord")):
         assert read_clip(request).timestamps == (0.0,)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_large_frames_do_not_fill_the_memory(tmp_path, decoder):
+    path = make_clip(tmp_path / "4k.mp4", count=40, size=(3840, 2160), options={"preset": "ultrafast"})
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from lvspec_cli.types import VideoRequest\n"
+        "from lvspec_cli.video.decode import read_clip\n"
+        "clip = read_clip(VideoRequest(Path(sys.argv[1]), max_pixels=50176, decoder=sys.argv[2]))\n"
+        "every = read_clip(VideoRequest(Path(sys.argv[1]), fps=12, max_pixels=50176, decoder=sys.argv[2]))\n"
+        "assert (clip.decoder, every.decoder, len(every.timestamps)) == (sys.argv[2], sys.argv[2], 40)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), decoder],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 600_000  # KiB; all frames at full size are 1 GB
 
 
 def test_the_default_stream_is_read(folder):
