@@ -51,6 +51,7 @@ def test_a_line_has_every_field_of_the_contract():
     assert list(row) == FIELDS.split()
     assert list(row["sampling"]) == SAMPLING.split()
     assert row["schema"] == "lvspec.record.1"
+    assert "名 café" in to_line(record(text="名 café"))
     assert row["created"].endswith(("Z", "+00:00"))
 
 

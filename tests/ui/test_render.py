@@ -112,9 +112,28 @@ def test_active_characters_of_the_model_do_not_reach_the_screen():
     assert text == "\\x1b[2Jred\\u202e"
 
 
-@pytest.mark.parametrize(("lengths", "wanted"), [((1, 5, 3), "▂█▅"), ((), ""), ((5,) * 9, "████")])
+@pytest.mark.parametrize(
+    ("lengths", "wanted"), [((1, 5, 3), "▂█▅"), ((3,), "▅"), ((), ""), ((5,) * 9, "████")]
+)
 def test_bars(lengths: tuple[int, ...], wanted: str):
     assert bars(replace(EMPTY, lengths=lengths), 4) == wanted
+
+
+def test_before_the_first_sign_of_a_clip():
+    assert draw(EMPTY)[0] == "reading the video"
+
+
+def test_the_panel_stands_at_the_bottom_and_shows_the_last_rounds():
+    lines = draw(replace(FULL, lengths=(1,) * 200 + (5, 3)))
+    assert len(lines) == 24
+    assert lines[-1].startswith("202 rounds ▂")
+    assert lines[-1].endswith("▂█▅")
+    assert cell_len(lines[-1]) == 80
+
+
+def test_a_low_terminal_keeps_stages_and_answer():
+    assert [line for line in draw(FULL, rows=11) if line][1] == "A red ball."
+    assert "tokens/s" in "\n".join(draw(FULL, rows=12))
 
 
 LONG_NAME = replace(FULL, clip=replace(CLIP, path=Path("x" * 200)))

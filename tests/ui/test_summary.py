@@ -25,6 +25,10 @@ def test_the_target_alone_accepts_nothing():
     assert answer_summary(record(stats=stats_fields(alone, 0.5))) == ["21 tokens in 2.0 s, 10.0 tokens/s"]
 
 
+def test_without_an_answer_there_is_nothing_to_say():
+    assert answer_summary(record(stats=None)) == []
+
+
 @pytest.mark.parametrize(
     ("reason", "said"),
     [("length", "--max-new-tokens"), ("repetition", "repeat"), ("interrupted", "interrupted")],
