@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -158,6 +160,21 @@ def test_a_signal_before_the_answer_ends_at_once(endless_models: Path, tmp_path:
     assert (running.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the decoder in /proc")
+def test_a_signal_while_decoding_ends_the_decoder_too(endless_models: Path, tmp_path: Path):
+    long = write_video(tmp_path / "long.mp4", seconds=120.0)
+    running = start(endless_models, tmp_path, long, "What?", "--frames", 900)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    while not (decoder := children.read_text().split()):
+        assert running.poll() is None
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out, err) == (143, "", "interrupted\n")
+    until = time.monotonic() + 10
+    while Path(f"/proc/{decoder[0]}").exists():
+        assert time.monotonic() < until
 
 
 def test_a_reader_that_leaves_ends_the_answer(endless_models: Path, tmp_path: Path, video_file: Path):

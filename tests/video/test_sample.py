@@ -102,3 +102,13 @@ def test_a_high_rate_over_a_long_video_stays_cheap():
 def test_impossible_requests_name_the_flag(fields, flag):
     with pytest.raises(UsageError, match=f"^{flag} "):
         check_request(VideoRequest(Path("x.mp4"), **fields))
+
+
+def test_two_frames_a_second_and_128_at_most_when_nothing_is_asked():
+    def asked(**values):
+        return Sampling.of(VideoRequest(Path("x.mp4"), **values))
+
+    assert asked() == Sampling(2.0, 128)
+    assert asked(fps=5.0) == Sampling(5.0, None)
+    assert asked(max_frames=3) == Sampling(None, 3)
+    assert asked(fps=5.0, max_frames=3) == Sampling(5.0, 3)
