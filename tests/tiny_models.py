@@ -77,23 +77,31 @@ def build_tokenizer(words: str = WORDS) -> PreTrainedTokenizerFast:
     )
 
 
+def text_values(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> dict[str, Any]:
+    """What the text configs of both families have in common."""
+    ids = tokenizer.convert_tokens_to_ids
+    return {
+        "vocab_size": len(tokenizer) + shape.extra_vocabulary,
+        "hidden_size": shape.width,
+        "intermediate_size": 2 * shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_heads,
+        "max_position_embeddings": 4096,
+        "bos_token_id": None,
+        "eos_token_id": ids("<|im_end|>"),
+        "pad_token_id": ids("<|endoftext|>"),
+    }
+
+
 def qwen_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> Qwen2_5_VLConfig:
     ids = tokenizer.convert_tokens_to_ids
     third = shape.width // shape.heads // 2 // 3
     section = [shape.width // shape.heads // 2 - 2 * third, third, third]
     return Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer) + shape.extra_vocabulary,
-            "hidden_size": shape.width,
-            "intermediate_size": 2 * shape.width,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.key_heads,
-            "max_position_embeddings": 4096,
+            **text_values(tokenizer, shape),
             "rope_parameters": {"rope_type": "default", "mrope_section": section, "rope_theta": 10000.0},
-            "bos_token_id": None,
-            "eos_token_id": ids("<|im_end|>"),
-            "pad_token_id": ids("<|endoftext|>"),
         },
         vision_config={
             "depth": 2,
@@ -120,17 +128,8 @@ def llava_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> LlavaO
     ids = tokenizer.convert_tokens_to_ids
     return LlavaOnevisionConfig(
         text_config={
+            **text_values(tokenizer, shape),
             "model_type": "qwen2",
-            "vocab_size": len(tokenizer) + shape.extra_vocabulary,
-            "hidden_size": shape.width,
-            "intermediate_size": 2 * shape.width,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.key_heads,
-            "max_position_embeddings": 4096,
-            "bos_token_id": None,
-            "eos_token_id": ids("<|im_end|>"),
-            "pad_token_id": ids("<|endoftext|>"),
         },
         vision_config={
             "model_type": "siglip_vision_model",
