@@ -18,7 +18,7 @@ from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from lvspec_cli.demo.captions import CAPTION_PROMPTS, caption
-from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS
+from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS, TOKENS_PER_SECOND
 from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
 from lvspec_cli.demo.questions import questions
 from lvspec_cli.demo.render import render_frames
@@ -177,7 +177,7 @@ def video_positions(before: int, after: int, grid: tuple[int, int, int], seconds
 
     The formula is that of ``Qwen2_5_VLModel.get_rope_index``; a test holds the two together.
     """
-    time = (torch.arange(grid[0]) * (4 * seconds_per_grid)).long()
+    time = (torch.arange(grid[0]) * (TOKENS_PER_SECOND * seconds_per_grid)).long()
     axes = torch.meshgrid(time, torch.arange(grid[1]), torch.arange(grid[2]), indexing="ij")
     video = torch.stack(axes).reshape(3, -1) + before
     text_after = before + max(grid[1], grid[2]) + torch.arange(after)

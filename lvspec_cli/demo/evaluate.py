@@ -6,11 +6,11 @@ Held-out scenes are written as mp4 and decoded as a user's would be; the model d
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -67,33 +67,46 @@ def answer_batch(loaded: LoadedModel, asked: Sequence[tuple[Clip, str]], max_new
     return loaded.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def held_out_clips(count: int, folder: Path) -> Iterator[tuple[Scene, Clip, list[Question]]]:
-    for number in range(1, count + 1):
-        scene, rng = scene_of(HELD_OUT_SEED, number)
-        path = folder / "clip.mp4"
-        encode_scene(scene, path)
-        yield scene, read_clip(VideoRequest(path, max_frames=CLIP_FRAMES)), questions(scene, rng)
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out scene, its mp4 as decoded, and questions about it."""
+
+    scene: Scene
+    clip: Clip
+    questions: list[Question]
 
 
-def evaluate(loaded: LoadedModel, scenes: int, *, batch: int = 16, asked_per_scene: int = 5) -> Report:
-    """Caption every scene and ask up to ``asked_per_scene`` questions about it."""
+def held_out_scenes(count: int) -> list[HeldOut]:
+    """Write each scene as mp4 and decode it."""
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        held_out = list(tqdm(held_out_clips(scenes, Path(folder)), "clips", scenes, mininterval=5.0))
-    captions = [
-        (clip, CAPTION_PROMPTS[index % len(CAPTION_PROMPTS)]) for index, (_, clip, _) in enumerate(held_out)
-    ]
-    texts = _answers(loaded, captions, batch, 256)
+        path = Path(folder) / "clip.mp4"
+        for number in tqdm(range(1, count + 1), "clips", mininterval=5.0):
+            scene, rng = scene_of(HELD_OUT_SEED, number)
+            encode_scene(scene, path)
+            clip = read_clip(VideoRequest(path, max_frames=CLIP_FRAMES))
+            found.append(HeldOut(scene, clip, questions(scene, rng)))
+    return found
+
+
+def evaluate(
+    loaded: LoadedModel, held_out: Sequence[HeldOut], *, batch: int = 16, asked_per_scene: int = 5
+) -> Report:
+    """Caption every scene and ask up to ``asked_per_scene`` questions about it."""
+    prompts = [CAPTION_PROMPTS[index % len(CAPTION_PROMPTS)] for index in range(len(held_out))]
+    clips = [item.clip for item in held_out]
+    captions = _answers(loaded, list(zip(clips, prompts, strict=True)), batch, 256)
     facts = add_scores(
-        score_facts(read_facts(text), scene_facts(scene))
-        for text, (scene, _, _) in zip(texts, held_out, strict=True)
+        score_facts(read_facts(text), scene_facts(item.scene))
+        for text, item in zip(captions, held_out, strict=True)
     )
-    asked = [(clip, item) for _, clip, items in held_out for item in items[:asked_per_scene]]
-    replies = _answers(loaded, [(clip, item.question) for clip, item in asked], 2 * batch, 32)
+    asked = [(item.clip, question) for item in held_out for question in item.questions[:asked_per_scene]]
+    replies = _answers(loaded, [(clip, question.question) for clip, question in asked], 2 * batch, 32)
     answers: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for reply, (_, item) in zip(replies, asked, strict=True):
-        right, total = answers[item.kind]
-        answers[item.kind] = (right + is_right(item, reply), total + 1)
-    return Report(scenes, facts, dict(sorted(answers.items())))
+    for reply, (_, question) in zip(replies, asked, strict=True):
+        right, total = answers[question.kind]
+        answers[question.kind] = (right + is_right(question, reply), total + 1)
+    return Report(len(held_out), facts, dict(sorted(answers.items())))
 
 
 def _answers(loaded: LoadedModel, asked: Sequence[tuple[Clip, str]], batch: int, longest: int) -> list[str]:
@@ -103,39 +116,42 @@ def _answers(loaded: LoadedModel, asked: Sequence[tuple[Clip, str]], batch: int,
     return texts
 
 
-def report_lines(report: Report) -> Iterator[str]:
-    """The report as a Markdown table."""
-    yield f"{report.scenes} scenes"
-    yield "| fact | precision | recall | F1 |"
-    yield "| --- | --- | --- | --- |"
+def report_lines(reports: Mapping[str, Report]) -> Iterator[str]:
+    """The reports of several models side by side, as two Markdown tables."""
+    yield "| fact of a caption | " + " | ".join(f"F1 of the {name}" for name in reports) + " |"
+    yield "| --- |" + " --- |" * len(reports)
     for kind in ("all", *FACT_KINDS):
-        score = report.facts[kind]
-        yield f"| {kind} | {score.precision:.3f} | {score.recall:.3f} | {score.f1:.3f} |"
+        yield (
+            f"| {kind} | " + " | ".join(f"{report.facts[kind].f1:.3f}" for report in reports.values()) + " |"
+        )
     yield ""
-    yield "| question | right | asked | accuracy |"
-    yield "| --- | --- | --- | --- |"
-    right, asked = (sum(counts[index] for counts in report.answers.values()) for index in (0, 1))
-    yield f"| all | {right} | {asked} | {report.accuracy:.3f} |"
-    for kind, (right, asked) in report.answers.items():
-        yield f"| {kind} | {right} | {asked} | {right / asked:.3f} |"
+    yield "| question | asked | " + " | ".join(f"right, {name}" for name in reports) + " |"
+    yield "| --- | --- |" + " --- |" * len(reports)
+    asked = sum(total for _, total in next(iter(reports.values())).answers.values())
+    accuracies = [f"{report.accuracy:.3f}" for report in reports.values()]
+    yield f"| all | {asked} | " + " | ".join(accuracies) + " |"
+    for kind, (_, total) in next(iter(reports.values())).answers.items():
+        rights = [report.answers[kind][0] / total for report in reports.values()]
+        yield f"| {kind} | {total} | " + " | ".join(f"{right:.3f}" for right in rights) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--half", choices=("target", "draft"), default="target")
-    parser.add_argument("--model", type=Path, help="a folder to evaluate in place of the bundled half")
+    parser.add_argument(
+        "models", nargs="*", default=["target", "draft"], help="halves of the bundled pair, or folders"
+    )
     parser.add_argument("--scenes", type=int, default=500)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
-    loaded = load_model(given.model or PAIR_FOLDER / given.half, dtype="float32")
-    report = evaluate(loaded, given.scenes)
-    print("\n".join(report_lines(report)))
-    if given.json:
-        facts = {kind: score.f1 for kind, score in report.facts.items()}
-        text = json.dumps({"scenes": report.scenes, "fact_f1": facts, "accuracy": report.accuracy}, indent=1)
-        given.json.write_text(text + "\n", encoding="utf-8")
+    held_out = held_out_scenes(given.scenes)
+    reports = {}
+    for name in given.models:
+        bundled = PAIR_FOLDER / name
+        loaded = load_model(bundled if bundled.is_dir() else name, dtype="float32")
+        reports[Path(name).name] = evaluate(loaded, held_out)
+    print(f"{given.scenes} held-out scenes, greedy, float32, {date.today()}\n")
+    print("\n".join(report_lines(reports)))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,12 @@ from lvspec_cli.demo.scenes import sample_scene
 HalfName = Literal["target", "draft"]
 FRAME_PIXELS = 24_000  # what the processor makes of a frame: 4 to 7 tokens a side
 CLIP_FRAMES = 8
+TOKENS_PER_SECOND = 2  # positions of time a second
+# Pairs of rotary dimensions for time, rows and columns, the fastest first. Columns get the slow rest, which
+# looks past positions at what stands there; with Qwen's own shares a column differs from the next by a
+# thousandth of a turn here, and places are not learnt.
+ROTARY_SHARES = (2, 2, 28)
+ROTARY_BASE = 100_000.0
 SYSTEM_PROMPT = "You are a helpful assistant."
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
@@ -142,7 +148,11 @@ def build_config(half: HalfName, tokenizer: Qwen2Tokenizer, layers: int | None =
             "num_attention_heads": size.heads,
             "num_key_value_heads": size.key_value_heads,
             "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 10_000.0},
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": list(ROTARY_SHARES),
+                "rope_theta": ROTARY_BASE,
+            },
             "bos_token_id": token("<|endoftext|>"),
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
@@ -155,7 +165,7 @@ def build_config(half: HalfName, tokenizer: Qwen2Tokenizer, layers: int | None =
             "num_heads": size.vision_heads,
             "out_hidden_size": size.width,
             "fullatt_block_indexes": list(range(size.vision_layers)),
-            "tokens_per_second": 4,
+            "tokens_per_second": TOKENS_PER_SECOND,
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
