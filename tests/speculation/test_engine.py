@@ -204,7 +204,7 @@ class Transfers(TorchFunctionMode):
 @pytest.mark.parametrize("name", RelevanceName)
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
 def test_one_transfer_to_the_host_a_round(pair: LoadedPair, name: RelevanceName, penalty: float) -> None:
-    pair = with_generation(pair, repetition_penalty=penalty)
+    pair = with_generation(pair, repetition_penalty=penalty, end_ids=())
     rule = RuleSettings(relevance=name)
     steps = Session(pair).answer(prompts_for(pair), replace(WANTED, rule=rule))
     next(steps)
@@ -215,6 +215,7 @@ def test_one_transfer_to_the_host_a_round(pair: LoadedPair, name: RelevanceName,
 
 
 def test_sampling_too_has_one_transfer_a_round(pair: LoadedPair) -> None:
+    pair = with_generation(pair, end_ids=())
     steps = Session(pair).answer(prompts_for(pair), replace(WANTED, mode=Mode.EXACT, temperature=1.0))
     next(steps)
     for _ in range(4):
@@ -257,7 +258,7 @@ def half_pairs(pair_folders: dict[str, tuple[Path, Path]]) -> dict[str, LoadedPa
 def test_half_precision_decodes_by_every_relevance(
     half_pairs: dict[str, LoadedPair], family: str, name: RelevanceName
 ) -> None:
-    pair = half_pairs[family]
+    pair = with_generation(half_pairs[family], end_ids=())
     rule = RuleSettings(relevance=name, filler_margin=3.0)
     found, rounds = decode(pair, prompts_for(pair), replace(WANTED, rule=rule))
     assert len(found.tokens) == WANTED.max_new_tokens
