@@ -149,7 +149,7 @@ class Answer:
                 break
         kept = len(self.tokens) - before
         self._logits.add(self._tensor(tokens[:kept]))
-        self._history = self._history.extended(tokens[:kept], kinds[:kept], self._rule.loose_window)
+        self._history = self._history.extended(tokens[:kept], kinds[:kept], self._rule)
         return kept
 
     def _finish_at(self, token: int) -> FinishReason | None:

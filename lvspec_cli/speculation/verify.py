@@ -37,10 +37,11 @@ class History:
     tokens: tuple[int, ...] = ()
     loose: tuple[bool, ...] = ()  # one a token: accepted, but not the target's own
 
-    def extended(self, tokens: Sequence[int], kinds: Sequence[TokenKind], window: int) -> History:
-        """The history after a round; ``window`` is the rule's ``loose_window``."""
+    def extended(self, tokens: Sequence[int], kinds: Sequence[TokenKind], rule: RuleSettings) -> History:
+        """The history after a round, as far back as ``rule`` looks for loose tokens."""
         loose = (*self.loose, *(kind in (TokenKind.FILLER, TokenKind.SHIFT) for kind in kinds))
-        return History((*self.tokens, *tokens)[-2 * LOOSE_PERIOD :], loose[-window:])
+        reach = max(rule.loose_window, rule.max_loose_run)
+        return History((*self.tokens, *tokens)[-2 * LOOSE_PERIOD :], loose[-reach:] if reach else ())
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ def judge(evidence: Evidence, rule: RuleSettings, words: TokenSets, history: His
         if token == own:
             kind: TokenKind | None = TokenKind.EXACT
         else:
-            kind = _loose_kind(
-                place, evidence, rule, words, history.extended(tokens, kinds, rule.loose_window)
-            )
+            kind = _loose_kind(place, evidence, rule, words, history.extended(tokens, kinds, rule))
         if kind is None:
             break
         tokens.append(token)

@@ -49,7 +49,7 @@ def scratch_rounds(
     answer = [int(scratch_logits(pair.target, prompts.target, [], 1).argmax())]
     assert pair.draft is not None
     assert prompts.draft is not None
-    history, rounds = History().extended(answer, [TokenKind.TARGET], rule.loose_window), []
+    history, rounds = History().extended(answer, [TokenKind.TARGET], rule), []
     while len(answer) < limit and answer[-1] not in pair.words.ends:
         drafted: list[int] = []
         for _ in range(min(gamma, limit - len(answer) - 1)):
@@ -60,7 +60,7 @@ def scratch_rounds(
             gather(logits, torch.tensor(drafted, dtype=torch.long), None), rule, pair.words, history
         )
         answer += verdict.tokens
-        history = history.extended(verdict.tokens, verdict.kinds, rule.loose_window)
+        history = history.extended(verdict.tokens, verdict.kinds, rule)
         rounds.append((verdict.tokens, verdict.kinds, tuple(drafted)))
     return rounds
 

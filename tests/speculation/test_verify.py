@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lvspec_cli.models.words import TokenSets
@@ -127,9 +127,9 @@ def test_no_more_loose_tokens_in_a_row_or_window_than_allowed() -> None:
 
 def test_history_carries_the_run_over_rounds() -> None:
     free = replace(RULE, filler_margin=math.inf, max_loose_run=2)
-    history = History().extended((10, 11), (EXACT, FILLER), 12)
+    history = History().extended((10, 11), (EXACT, FILLER), RuleSettings())
     assert kinds(evidence([12, 13], [22, 23, 24]), free, history) == [FILLER, TARGET]
-    history = history.extended((12, 22), (FILLER, TARGET), 12)
+    history = history.extended((12, 22), (FILLER, TARGET), RuleSettings())
     assert kinds(evidence([12, 13], [22, 23, 24]), free, history)[:2] == [FILLER, FILLER]
 
 
@@ -292,6 +292,11 @@ def test_ends_and_fixed_tokens_are_never_loose(found: Evidence, rule: RuleSettin
 
 
 @given(proposals(), RULES, HISTORIES)
+@example(  # a run longer than the window
+    Evidence((3, 4, 5, 3), (4, 5, 3, 4, 3), (0.0,) * 4, (0.0,) * 4),
+    RuleSettings(shift_window=0, max_loose_run=2, max_loose_in_window=1, loose_window=1),
+    History(),
+)
 def test_loose_tokens_stay_within_their_limits(found: Evidence, rule: RuleSettings, history: History) -> None:
     verdict = judge(found, rule, WORDS, history)
     loose = [kind in (FILLER, SHIFT) for kind in verdict.kinds]
