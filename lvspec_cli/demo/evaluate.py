@@ -149,7 +149,7 @@ def main() -> None:
     for name in given.models:
         bundled = PAIR_FOLDER / name
         loaded = load_model(bundled if bundled.is_dir() else name, dtype="float32")
-        reports[Path(name).name] = evaluate(loaded, held_out)
+        reports[name] = evaluate(loaded, held_out)
     print(f"{given.scenes} held-out scenes, greedy, float32, {date.today()}\n")
     print("\n".join(report_lines(reports)))
 
