@@ -30,8 +30,8 @@ FRAME_PIXELS = 24_000  # what the processor makes of a frame: 4 to 7 tokens a si
 CLIP_FRAMES = 8
 TOKENS_PER_SECOND = 2  # positions of time a second
 # Pairs of rotary dimensions for time, rows and columns, the fastest first. Columns get the slow rest, which
-# looks past positions at what stands there; with Qwen's own shares a column differs from the next by a
-# thousandth of a turn here, and places are not learnt.
+# looks past positions at what stands there; with Qwen's own shares a column differs from the next by half
+# a thousandth of a turn here at base 10,000, and places are not learnt.
 ROTARY_SHARES = (2, 2, 28)
 ROTARY_BASE = 100_000.0
 SYSTEM_PROMPT = "You are a helpful assistant."
