@@ -118,11 +118,19 @@ class Record(_Part):
 def to_line(record: Record) -> str:
     """One line of JSON without a line break. What could act on a terminal is written as \\uXXXX."""
     text = json.dumps(record.model_dump(mode="json", by_alias=True), ensure_ascii=False, allow_nan=False)
-    return _ACTIVE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+    return _ACTIVE.sub(_escape, text)
 
 
-# JSON itself escapes C0: these are DEL, C1, line separators, and marks that turn the direction of text.
-_ACTIVE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+# JSON itself escapes C0: these are DEL, C1, line separators, marks that turn the direction of text, and
+# lone surrogates (bytes of a file name in a message), which UTF-8 does not have.
+_ACTIVE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\\\x{code - 0xDC00:02x}"  # readable, as in file_name
+    return "\\ufffd" if 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
 
 
 @dataclass(frozen=True)

@@ -15,35 +15,19 @@ from pydantic import ValidationError
 from lvspec_cli.output.records import (
     FileIdentity,
     Record,
-    Requested,
-    Sampling,
-    Segment,
     encode_name,
     identify,
     key_of,
     settings_fields,
     to_line,
 )
-from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RuleSettings
+from lvspec_cli.types import DecodeSettings, Mode, RuleSettings
+from tests.output.rows import record
 
 # DESIGN.md, section 7, in its order.
 FIELDS = """schema key id status file_name file_name_b64 segment task system prompt text error finish_reason
 pair target draft mode settings lossless sampling stats audit version created"""
 SAMPLING = "requested frames_expected decoded timestamps width height visual_tokens oom_retries warnings"
-
-
-def record(**changes: Any) -> Record:
-    values: dict[str, Any] = {
-        "key": "k", "id": "a.mp4", "status": "ok", "file_name": "a.mp4", "file_name_b64": None,
-        "segment": Segment(start=0.0, end=None),
-        "task": "ask", "system": None, "prompt": "What?",
-        "text": "A.", "error": None,
-        "finish_reason": FinishReason.STOP, "pair": "demo", "target": "t", "draft": "d",
-        "mode": Mode.LVSPEC,
-        "settings": settings_fields(DecodeSettings()), "lossless": False, "stats": None,
-        "sampling": Sampling(requested=Requested(frames=8, fps=None, max_pixels=None, decoder="pyav")),
-    }  # fmt: skip
-    return Record(**{**values, **changes})
 
 
 def test_a_line_has_every_field_of_the_contract():

@@ -1,0 +1,62 @@
+"""Files that are there whole or not at all, and what to say where one cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from lvspec_cli.errors import OutputError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """The same failure in the user's terms."""
+    if isinstance(error, FileNotFoundError):
+        return OutputError(f"{path.parent}: there is no such folder", "make it first, or name another")
+    room = error.errno in _NO_ROOM
+    remedy = "make room, then run the same again" if room else "name a file that can be written"
+    return OutputError(f"{path}: {error.strerror or error}", remedy)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes take the place of ``path`` when the block ends well, and are dropped when not.
+
+    The old file's permissions stay. Whoever reads ``path`` meanwhile sees the old file or the new one.
+
+    :raises OutputError: it cannot be written.
+    """
+    # The name does not grow with the file's own, which may be as long as the file system allows.
+    draft = path.with_name(f".lvspec-{secrets.token_hex(6)}.tmp")
+    try:
+        with draft.open("xb") as stream:
+            if path.exists():
+                os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the folder's own entries outlast a power cut, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

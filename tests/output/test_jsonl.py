@@ -1,0 +1,313 @@
+"""The file of records: locked, mended, never torn, never doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.errors import LvspecError, NoInputError, OutputError
+from lvspec_cli.output.jsonl import Kept, RecordFile, prevails, read_records
+from lvspec_cli.output.records import Record, to_line
+from tests.output.rows import caption, failure
+
+APPENDER = """
+import sys
+from pathlib import Path
+from lvspec_cli.output.jsonl import RecordFile
+from tests.output.rows import caption
+with RecordFile.open(Path(sys.argv[1])) as file:
+    print("open", flush=True)
+    for number in range(int(sys.argv[2])):
+        row = caption(b"%d.mp4" % number, "x" * 3000)
+        if row.key not in file.kept:
+            file.append(row)
+    print("done", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "captions.jsonl"
+
+
+def lines(*records: Record) -> bytes:
+    return b"".join(to_line(record).encode() + b"\n" for record in records)
+
+
+def appender(path: Path, count: int) -> subprocess.Popen[str]:
+    """A process that appends what is missing of ``count`` rows and waits for the end of its stdin."""
+    command = [sys.executable, "-c", APPENDER, str(path), str(count)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "open\n"
+    return process
+
+
+def keys(path: Path) -> list[str]:
+    """The keys of all lines, which must be whole."""
+    return [json.loads(line)["key"] for line in path.read_bytes().splitlines()]
+
+
+def left(path: Path) -> list[str]:
+    """The names of all that is in the file's folder."""
+    return [entry.name for entry in path.parent.iterdir()]
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond ``size`` bytes: a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_are_appended_and_found_again(path: Path):
+    first, second, third = caption(b"a.mp4"), failure(b"b.mp4"), caption(b"caf\xe9.mp4", "Un café.")
+    with RecordFile.open(path) as file:
+        file.append(first)
+        file.append(second)
+        assert path.read_bytes() == lines(first, second), "each row is there when append returns"
+    with RecordFile.open(path) as file:
+        assert file.kept == {
+            first.key: Kept("ok", None, "a.mp4", "a.mp4"),
+            second.key: Kept("error", "damaged", "b.mp4", "b.mp4"),
+        }
+        file.append(third)
+        assert file.kept[third.key].file_name == "caf\\xe9.mp4"
+    assert list(read_records(path)) == [first, second, third]
+    assert left(path) == [path.name], "no lock is left"
+
+
+@pytest.mark.parametrize("earlier", [(), (caption(b"a.mp4"),)])
+def test_a_truncation_at_every_byte_of_the_last_row_is_mended(path: Path, earlier: tuple[Record, ...]):
+    last = caption(b"z.mp4", "名 café\n")
+    before, row = lines(*earlier), lines(last)
+    for cut in range(len(row) + 1):
+        path.write_bytes(before + row[:cut])
+        with RecordFile.open(path) as file:
+            whole = cut >= len(row) - 1  # only the line feed is missing
+            assert (last.key in file.kept) == whole
+            assert path.read_bytes() == before + (row if whole else b"")
+            if not whole:
+                file.append(last)
+        assert path.read_bytes() == before + row
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 4096, b'{"schema": "lvspec\0\0\0', b"\0\0\0 text\n", b'{"sch\0\0\n', b"\n\n", b'{"no']
+)
+def test_what_a_power_cut_leaves_is_cut_off(path: Path, tail: bytes):
+    kept = lines(caption(b"a.mp4"), caption(b"b.mp4"))
+    path.write_bytes(kept + tail)
+    with RecordFile.open(path) as file:
+        assert len(file.kept) == 2
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"one\ntwo\n", 1),
+        (b"my notes, without a line feed", 1),
+        (b'{"a": 1}', 1),
+        (b'{"schema": 1', 1),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isom", 1),
+        (lines(caption(b"a.mp4")) + b"note\n" + lines(caption(b"b.mp4")), 2),
+        (lines(caption(b"a.mp4")) + lines(caption(b"b.mp4"))[:50] + b"\n" + lines(caption(b"c.mp4")), 2),
+        (lines(caption(b"a.mp4")) + b"\n" + b"\0\0\n" + lines(caption(b"b.mp4")), 3),
+        (lines(caption(b"a.mp4")) + b'{"a": 1}', 2),
+        (lines(caption(b"a.mp4")).replace(b"record.1", b"record.9"), 1),
+    ],
+)
+def test_a_line_that_is_not_a_record_is_named_and_stays(path: Path, content: bytes, line: int):
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match=rf"captions\.jsonl, line {line}: not a record") as caught:
+        RecordFile.open(path)
+    assert caught.value.remedy
+    assert path.read_bytes() == content
+    with pytest.raises(LvspecError, match=f"line {line}: not a record") as caught_reading:
+        list(read_records(path))
+    assert caught_reading.value.exit_code == 1
+    assert left(path) == [path.name]
+
+
+def test_a_torn_end_is_passed_over_in_reading(path: Path):
+    first, torn = caption(b"a.mp4"), lines(caption(b"b.mp4"))[:-9]
+    path.write_bytes(lines(first) + torn)
+    warnings: list[str] = []
+    assert list(read_records(path, warnings.append)) == [first]
+    assert warnings == [f"{path}, line 2: cut off in its middle, left out"]
+    assert path.read_bytes().endswith(torn), "reading changes nothing"
+    with pytest.raises(NoInputError, match=r"none\.jsonl: no such file"):
+        list(read_records(path.with_name("none.jsonl")))
+
+
+def test_of_two_rows_with_one_key_ok_beats_error_and_later_beats_earlier(path: Path):
+    ok, wrong = caption(b"a.mp4"), failure(b"a.mp4")
+    assert ok.key == wrong.key
+    path.write_bytes(lines(ok, wrong))
+    with RecordFile.open(path) as file:
+        assert file.kept[ok.key].status == "ok"
+    assert [prevails(new, old) for new, old in (("ok", "ok"), ("error", "error"), ("ok", "error"))] == [
+        True
+    ] * 3
+    assert not prevails("error", "ok")
+
+
+@given(st.lists(st.integers(0, 9)), st.sets(st.integers(0, 9)))
+def test_removing_takes_out_these_rows_and_leaves_the_others_byte_for_byte(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], gone: set[int]
+):
+    path = tmp_path_factory.mktemp("removing") / "captions.jsonl"
+    rows = [caption(b"%d.mp4" % number) for number in numbers]
+    chosen = {caption(b"%d.mp4" % number).key for number in gone}
+    path.write_bytes(lines(*rows))
+    path.chmod(0o640)
+    more = caption(b"more.mp4")
+    with RecordFile.open(path) as file:
+        file.remove(chosen)
+        assert not file.kept.keys() & chosen
+        file.append(more)
+    assert path.read_bytes() == lines(*(row for row in rows if row.key not in chosen), more)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert left(path) == [path.name]
+
+
+def test_a_rewrite_goes_through_a_link(path: Path):
+    row = caption(b"a.mp4")
+    real = path.with_name("real.jsonl")
+    real.write_bytes(lines(row))
+    path.symlink_to(real.name)
+    with RecordFile.open(path) as file:
+        with pytest.raises(OutputError, match="is being written by process"):
+            RecordFile.open(real)
+        file.remove([row.key])
+    assert path.is_symlink()
+    assert real.read_bytes() == b""
+
+
+def test_a_full_disk_leaves_whole_rows_and_writing_goes_on_when_there_is_room(path: Path):
+    rows = [caption(b"%d.mp4" % number, "x" * 500) for number in range(4)]
+    with RecordFile.open(path) as file:
+        file.append(rows[0])
+        file.append(rows[1])
+        with room_for(len(lines(*rows[:3])) - 20), pytest.raises(OutputError) as caught:
+            file.append(rows[2])
+        assert caught.value.cause == f"{path}: File too large"
+        assert "make room" in caught.value.remedy
+        assert rows[2].key not in file.kept
+        with room_for(100), pytest.raises(OutputError):
+            file.remove([rows[0].key])
+        assert path.read_bytes() == lines(*rows[:2])
+        file.append(rows[3])
+    assert path.read_bytes() == lines(rows[0], rows[1], rows[3])
+    assert left(path) == [path.name]
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_file(path: Path):
+    process = appender(path, 1)
+    with pytest.raises(OutputError) as caught:
+        RecordFile.open(path)
+    assert (
+        f"is being written by process {process.pid} on {os.uname().nodename} since 20" in caught.value.cause
+    )
+    process.communicate()
+    RecordFile.open(path).close()
+    assert len(keys(path)) == 1
+
+
+def test_a_lock_that_a_killed_process_left_is_not_in_the_way(path: Path):
+    process = appender(path, 2)
+    assert process.stdout
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert path.with_name("captions.jsonl.lock").exists()
+    with RecordFile.open(path) as file:
+        assert len(file.kept) == 2
+    assert left(path) == [path.name]
+
+
+def test_whoever_waited_at_a_removed_lock_file_does_not_share_the_file(path: Path):
+    """The old lock file is opened, its holder ends and removes it, a third process locks a new one."""
+    import fcntl
+
+    with RecordFile.open(path):
+        old = os.open(path.with_name("captions.jsonl.lock"), os.O_RDWR)
+    fcntl.flock(old, fcntl.LOCK_EX)  # free, but of no file that is there
+    with RecordFile.open(path), pytest.raises(OutputError, match=f"process {os.getpid()}"):
+        RecordFile.open(path)
+    os.close(old)
+
+
+def test_kill_at_random_moments_loses_and_doubles_nothing(path: Path):
+    moments = random.Random(3)
+    for _ in range(8):
+        process = appender(path, 400)
+        time.sleep(moments.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = appender(path, 400)
+    process.communicate()
+    assert process.returncode == 0
+    assert sorted(keys(path)) == sorted(caption(b"%d.mp4" % number).key for number in range(400))
+    assert left(path) == [path.name]
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "device", "no folder", "loop", "lock is a link"])
+def test_what_cannot_be_a_file_of_records_is_refused(path: Path, kind: str):
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path = Path("/dev/full")
+        case "no folder":
+            path = path.parent / "none" / "captions.jsonl"
+        case "loop":
+            path.symlink_to(path.name)
+        case _:
+            path.with_name("captions.jsonl.lock").symlink_to("elsewhere")
+    with pytest.raises(OutputError) as caught:
+        RecordFile.open(path)
+    assert caught.value.remedy
+    assert (kind == "no folder") == ("there is no such folder" in caught.value.cause)
+    assert not Path("/dev/full.lock").exists()
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_a_message_with_any_characters_gives_a_row_that_reads_back(message: str):
+    row = failure(b"a.mp4")
+    assert row.error
+    row = row.model_copy(update={"error": row.error.model_copy(update={"message": message})})
+    back = Record.model_validate_json(to_line(row).encode())
+    assert back.error
+    assert back.error.message == re.sub("[\ud800-\udfff]", readable, message)
+
+
+def readable(match: re.Match[str]) -> str:
+    """A byte that is not UTF-8 as ``\\xff``; other lone surrogates stand for nothing."""
+    code = ord(match.group())
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"
