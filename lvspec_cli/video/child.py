@@ -2,38 +2,72 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from typing import IO, Any
 
 from lvspec_cli.errors import DamagedVideoError, DecodeTimeoutError, LvspecError, VideoError
-from lvspec_cli.video.messages import Job
+from lvspec_cli.video.clock import Clock
+from lvspec_cli.video.messages import LAST, Job
 from lvspec_cli.video.source import open_local, shown
 
 
 class Child:
-    """A decoding process at work on one Job."""
+    """A decoding process that serves one Job after another.
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], connection: Connection, job: Job, errors: IO[bytes]
-    ) -> None:
-        self._process = process
-        self._connection = connection
-        self._job = job
-        self._errors = errors
-        self._timed_out = threading.Event()
+    One thread at a time may talk to it and close it, any may kill it.
+    """
+
+    def __init__(self) -> None:
+        self.jobs = 0  # that it was given
+        self.crashed = False  # it ended by itself before its job did
+        self._is_done = True
+        self._clock = Clock(None, self.kill)
+        with ExitStack() as stack:
+            ours, theirs = Pipe()
+            self._connection = stack.enter_context(ours)
+            with theirs:
+                self._errors: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
+                self._socket = stack.enter_context(
+                    socket.fromfd(ours.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+                )
+                self._process = _start(theirs.fileno(), self._errors)
+            stack.callback(self._process.wait)
+            stack.callback(self._process.kill)
+            self._resources = stack.pop_all()
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_idle(self) -> bool:
+        """Its job is done, and it can be given another."""
+        return self._is_done and not self._clock.rang and self._process.poll() is None
+
+    @property
+    def seconds(self) -> float:
+        """How long its job has taken, without what it was kept waiting."""
+        return self._clock.seconds
+
+    def begin(self, job: Job, descriptor: int) -> None:
+        """Gives it ``job`` and the open file, and kills it when that takes longer than the request allows."""
+        self._job, self._is_done = job, False
+        self.jobs += 1
+        self._clock = Clock(job.request.timeout, self.kill)
+        self._clock.start()
+        with suppress(OSError):  # receiving will say why it is gone
+            self._connection.send(job)
+            send_handle(self._connection, descriptor, self.pid)
 
     def receive(self) -> Any:
         """The next message. Raises the error that the child sends, or one that says how it ended."""
@@ -41,29 +75,50 @@ class Child:
             message = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._ended() from error
+        if isinstance(message, LAST):
+            self._clock.stop()
+            self._is_done = True
         if isinstance(message, LvspecError):
             raise message
         return message
 
     def receive_into(self, buffer: memoryview) -> None:
-        """The next message's bytes, straight into ``buffer``."""
-        try:
-            self._connection.recv_bytes_into(buffer)
-        except (EOFError, OSError) as error:
-            raise self._ended() from error
+        """As many bytes as ``buffer`` holds, straight into it."""
+        while buffer:
+            try:
+                # One call a frame: each return would wait for whichever thread holds the interpreter.
+                count = self._socket.recv_into(buffer, 0, socket.MSG_WAITALL)
+            except OSError as error:
+                raise self._ended() from error
+            if not count:
+                raise self._ended()
+            buffer = buffer[count:]
 
-    def time_out(self) -> None:
-        self._timed_out.set()
+    @contextmanager
+    def kept_waiting(self) -> Iterator[None]:
+        """The time in the block does not count against the timeout."""
+        self._clock.stop()
+        try:
+            yield
+        finally:
+            self._clock.start()
+
+    def kill(self) -> None:
         self._process.kill()
+
+    def close(self) -> None:
+        self._clock.stop()
+        self._resources.close()
 
     def _ended(self) -> VideoError:
         code = self._process.wait()
         name = shown(self._job.request.path)
-        if self._timed_out.is_set():
+        if self._clock.rang:
             return DecodeTimeoutError(
                 f"decoding took longer than {self._job.request.timeout:g} s: {name}",
                 "raise --decode-timeout, or take less with --start and --end",
             )
+        self.crashed = True
         if code == -signal.SIGKILL:
             return DamagedVideoError(
                 f"the decoder was killed, for want of memory perhaps: {name}",
@@ -79,46 +134,43 @@ class Child:
         )
 
     def _last_error(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read()[-4096:].decode(errors="replace").strip().splitlines()
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 4096))
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1][:200] if lines else "it said nothing"
 
 
 @contextmanager
-def decoding_child(job: Job) -> Iterator[Child]:
-    """A child at work on ``job``, killed at the timeout and when the block is left, however that happens."""
-    descriptor = open_local(job.request.path)
-    ours, theirs = Pipe()
-    with ours, tempfile.TemporaryFile() as errors:
-        try:
-            with theirs:
-                process = _start(theirs.fileno(), descriptor, errors)
-        finally:
-            os.close(descriptor)
-        child = Child(process, ours, job, errors)
-        timer = threading.Timer(job.request.timeout or 0.0, child.time_out)
-        timer.daemon = True
-        try:
-            if job.request.timeout is not None:
-                timer.start()
-            with suppress(OSError):  # receiving will say why it is gone
-                ours.send(job)
-            yield child
-        finally:
-            timer.cancel()
-            process.kill()
-            process.wait()
+def decoding_child(
+    job: Job, take: Callable[[], Child] = Child, give_back: Callable[[Child], None] = Child.close
+) -> Iterator[Child]:
+    """A child at work on ``job``; it is given back when the block is left, however that happens.
+
+    Without ``take`` and ``give_back`` it is a new one, ended with the block. Raises what ``open_local`` does,
+    and VideoError when no process can be started.
+    """
+    with ExitStack() as stack:
+        with io.FileIO(open_local(job.request.path)) as file:
+            try:
+                child = take()
+            except OSError as error:
+                raise VideoError(
+                    f"no decoder can be started ({error.strerror}): {shown(job.request.path)}",
+                    "end other programs, or take fewer --decode-workers",
+                ) from error
+            stack.callback(give_back, child)
+            child.begin(job, file.fileno())
+        yield child
 
 
-def _start(socket: int, descriptor: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(socket: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
     # Not multiprocessing: its children import the parent's main module, with all that it imports. A process
     # group of its own keeps the terminal's Ctrl-C from it; -P keeps the current folder's modules out.
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", "lvspec_cli.video.worker", str(socket), str(descriptor)],
+        [sys.executable, "-P", "-m", "lvspec_cli.video.worker", str(socket)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,
-        pass_fds=(socket, descriptor),
+        pass_fds=(socket,),
         process_group=0,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},  # noqa: PTH109
     )

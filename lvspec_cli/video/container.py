@@ -36,9 +36,12 @@ _NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposit
 
 @contextmanager
 def open_video(
-    file: io.FileIO, path: Path, limits: VideoLimits
+    file: io.FileIO, path: Path, limits: VideoLimits, threads: int | None = None
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and the video stream that is read; ``path`` only serves the messages."""
+    """The container and the video stream that is read, by FFmpeg's ``threads``, as many as cores without.
+
+    ``path`` only serves the messages.
+    """
     head = head_of(file)
     options = {"max_pixels": str(limits.canvas_pixels)}
     rules = {"format_whitelist": FORMATS, "protocol_whitelist": _PROTOCOLS}
@@ -59,7 +62,7 @@ def open_video(
         stream = _default_stream(container, path)
         check_canvas(stream.width, stream.height, limits, path)
         stream.thread_type = "AUTO"
-        stream.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)
+        stream.thread_count = min(_MAX_THREADS, threads or os.cpu_count() or 1)
         stream.codec_context.options = options
         yield container, stream
 

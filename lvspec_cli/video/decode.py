@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -20,11 +19,25 @@ def read_clip(request: VideoRequest, *, progress: Callable[[int, int], None] | N
     ``max_frames`` 2 frames a second are taken, evenly spread 128 at most; without ``max_pixels`` a frame
     has at most 602,112. Raises UsageError, NoInputError and VideoError with its kinds.
     """
-    began = time.monotonic()
     check_request(request)
     with decoding_child(Job("read", request)) as child:
-        opened: Opened = child.receive()
-        frames, times, finished = _receive_frames(child, opened, progress or (lambda done, expected: None))
+        return receive_clip(child, request, progress=progress)
+
+
+def receive_clip(
+    child: Child,
+    request: VideoRequest,
+    *,
+    admit: Callable[[int], None] = lambda size: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Clip:
+    """The clip that ``child`` is decoding for ``request``.
+
+    ``admit`` is called with the bytes of its frames before memory is taken for them.
+    """
+    opened: Opened = child.receive()
+    admit(opened.expected * opened.frame_bytes)
+    frames, times, finished = _receive_frames(child, opened, progress or (lambda done, expected: None))
     return Clip(
         path=request.path,
         frames=frames,
@@ -37,7 +50,7 @@ def read_clip(request: VideoRequest, *, progress: Callable[[int, int], None] | N
         source_height=opened.source_height,
         frames_expected=opened.expected,
         decoder=finished.decoder,
-        decode_seconds=time.monotonic() - began,
+        decode_seconds=child.seconds,
         warnings=finished.warnings,
     )
 

@@ -8,14 +8,18 @@ from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video.child import decoding_child
 from lvspec_cli.video.messages import Job
 
-_TIMEOUT = 20.0  # seconds
+TIMEOUT = 20.0  # seconds
 
 
-def probe(path: Path, *, timeout: float = _TIMEOUT) -> VideoInfo:
+def probe(path: Path, *, timeout: float = TIMEOUT) -> VideoInfo:
     """Format, size, rate and duration as the header of ``path`` has them, read in a child process.
 
     Raises NoInputError and VideoError with its kinds.
     """
-    with decoding_child(Job("probe", VideoRequest(path, timeout=timeout))) as child:
+    with decoding_child(probe_job(path, timeout)) as child:
         info: VideoInfo = child.receive()
         return info
+
+
+def probe_job(path: Path, timeout: float = TIMEOUT) -> Job:
+    return Job("probe", VideoRequest(path, timeout=timeout))

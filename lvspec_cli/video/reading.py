@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from multiprocessing.connection import Connection
@@ -16,7 +17,7 @@ from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
 from lvspec_cli.video.container import check_canvas, describe, file_duration, open_video, stream_duration
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
 from lvspec_cli.video.geometry import Orientation, fitted_size
-from lvspec_cli.video.messages import Finished, Opened
+from lvspec_cli.video.messages import Finished, Job, Opened
 from lvspec_cli.video.pyav_frames import PyavReader, orientation_of
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
 from lvspec_cli.video.source import container_of, head_of, shown
@@ -56,8 +57,9 @@ def probe_file(descriptor: int, request: VideoRequest) -> VideoInfo:
         return describe(container, stream, request.path)
 
 
-def read_file(descriptor: int, request: VideoRequest, connection: Connection) -> None:
-    """Decode what ``request`` asks of the file behind ``descriptor`` and send it."""
+def read_file(descriptor: int, job: Job, connection: Connection) -> None:
+    """Decode what ``job`` asks of the file behind ``descriptor`` and send it."""
+    request = job.request
     with _opened(descriptor) as file:
         plan = make_plan(file, request)
         sender = _Sender(connection, request, plan)
@@ -69,7 +71,7 @@ def read_file(descriptor: int, request: VideoRequest, connection: Connection) ->
             except UnfitError as reason:
                 warnings.append(f"PyAV read it, not decord: {reason}")
                 decoder = "pyav"
-        errors = _send_by_pyav(file, request, plan, sender) if decoder == "pyav" else 0
+        errors = _send_by_pyav(file, job, plan, sender) if decoder == "pyav" else 0
     if sender.sent == 0:
         raise DamagedVideoError(
             f"no frame can be decoded: {shown(request.path)}", "copy or download it again"
@@ -156,11 +158,15 @@ class _Sender:
         width, height = upright.size(*self.open(frame, upright))
         smaller = width * height < frame.width * frame.height
         small = frame.reformat(width, height, "rgb24", interpolation="AREA" if smaller else "BILINEAR")
-        pixels = upright.apply(np.asarray(small.to_ndarray(), np.uint8))
+        pixels = np.ascontiguousarray(upright.apply(np.asarray(small.to_ndarray(), np.uint8)))
         timeline = self.plan.timeline
         self.connection.send(float((tick - int(timeline.ticks[0])) * timeline.time_base))
-        self.connection.send_bytes(pixels.tobytes())
+        self._write(pixels.reshape(-1).data)
         self.sent += 1
+
+    def _write(self, pixels: memoryview) -> None:
+        while pixels:
+            pixels = pixels[os.write(self.connection.fileno(), pixels) :]
 
     def open(self, frame: VideoFrame, upright: Orientation) -> tuple[int, int]:
         """Width and height of all frames sent, upright; the first ``frame`` seen decides, as it is stored."""
@@ -186,9 +192,10 @@ class _Sender:
         return size
 
 
-def _send_by_pyav(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _Sender) -> int:
+def _send_by_pyav(file: io.FileIO, job: Job, plan: Plan, sender: _Sender) -> int:
     """Send the frames that are not sent yet; the number of decoding errors."""
-    with open_video(file, request.path, request.limits) as (container, stream):
+    request = job.request
+    with open_video(file, request.path, request.limits, job.threads) as (container, stream):
         reader = PyavReader(container, stream, plan.timeline)
         upright = None
         for tick, frame in reader.frames(plan.wanted[sender.sent :]):

@@ -1,51 +1,56 @@
-"""The child process that decodes one video: ``python -m lvspec_cli.video.worker SOCKET FILE``.
+"""The child process that decodes videos: ``python -m lvspec_cli.video.worker SOCKET``.
 
-It gets two open descriptors, never a path to open, and ends when its parent does.
+It gets open descriptors, never a path to open, and ends when its parent does.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from queue import SimpleQueue
 
 from lvspec_cli.errors import LvspecError, VideoError
 from lvspec_cli.video.messages import Job
 from lvspec_cli.video.source import shown
 
 
-def main(socket: int, descriptor: int) -> None:
+def main(socket: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     connection = Connection(socket)
-    job: Job = connection.recv()
-    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
-    try:
-        _serve(connection, job, descriptor)
-    except LvspecError as error:
-        connection.send(error)
-    except MemoryError:
-        name = shown(job.request.path)
-        connection.send(VideoError(f"not enough memory: {name}", "lower --frames or --max-pixels"))
-
-
-def _serve(connection: Connection, job: Job, descriptor: int) -> None:
+    jobs: SimpleQueue[tuple[Job, int]] = SimpleQueue()
+    threading.Thread(target=_take_jobs, args=(connection, jobs), daemon=True).start()
     from lvspec_cli.video.reading import probe_file, read_file
 
-    if job.task == "probe":
-        connection.send(probe_file(descriptor, job.request))
-    else:
-        read_file(descriptor, job.request, connection)
+    gc.freeze()  # so that collecting after each job is cheap
+    while True:
+        job, descriptor = jobs.get()
+        try:
+            if job.task == "probe":
+                connection.send(probe_file(descriptor, job.request))
+            else:
+                read_file(descriptor, job, connection)
+        except LvspecError as error:
+            connection.send(error)
+        except MemoryError:
+            name = shown(job.request.path)
+            connection.send(VideoError(f"not enough memory: {name}", "lower --frames or --max-pixels"))
+        finally:
+            os.close(descriptor)
+        gc.collect()  # frames at full size can hang in cycles
 
 
-def _end_with_parent(connection: Connection) -> None:
-    # The parent sends nothing more: whatever wakes this thread is its end.
+def _take_jobs(connection: Connection, jobs: SimpleQueue[tuple[Job, int]]) -> None:
     try:
-        connection.recv_bytes()
+        while True:
+            jobs.put((connection.recv(), recv_handle(connection)))
     finally:
-        os._exit(1)
+        os._exit(1)  # the parent has gone, and nobody takes what we do
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]))

@@ -1,0 +1,222 @@
+"""Videos decoded ahead of their taker, in several children, within a bound on memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import TypeVar
+from weakref import WeakSet
+
+from lvspec_cli.errors import LvspecError, VideoError
+from lvspec_cli.types import Clip, VideoInfo, VideoRequest
+from lvspec_cli.video.child import Child, decoding_child
+from lvspec_cli.video.decode import receive_clip
+from lvspec_cli.video.messages import Job
+from lvspec_cli.video.probe import probe_job
+from lvspec_cli.video.room import Room
+from lvspec_cli.video.sample import check_request
+
+JOBS_PER_CHILD = 64  # then a fresh one: what FFmpeg and decord leak ends with it
+_AHEAD = 2  # videos at work or waiting to be taken, for each child
+_POLL = 0.1  # seconds until a wish to stop is noticed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Interrupted = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of a request: a clip, or the error that says why there is none."""
+
+    request: VideoRequest
+    clip: Clip | None
+    error: LvspecError | None
+
+
+class DecodePool:
+    """Reads videos in ``workers`` processes at a time, ahead of their taker and in the order asked for.
+
+    A file that hangs or crashes a process costs that process and its own result. The processes of an iterator
+    end with it: at its end, when it is closed or dropped, and with the pool.
+
+    :param max_bytes: of frames that are decoded or being decoded and not yet taken. The next clip to be taken
+        may exceed it, alone or with those that wait behind it.
+    :param threads: FFmpeg's in each process; None shares the cores out.
+    """
+
+    def __init__(self, workers: int, max_bytes: int, *, threads: int | None = None) -> None:
+        self._workers = workers
+        self._max_bytes = max_bytes
+        self._threads = threads or max(1, (os.cpu_count() or 1) // workers)
+        self._runs: WeakSet[Generator[object, None, None]] = WeakSet()
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for run in list(self._runs):
+            run.close()
+
+    def clips(
+        self, requests: Iterable[VideoRequest], *, interrupted: Interrupted = lambda: False
+    ) -> Generator[Decoded, None, None]:
+        """Decodes each request; they are pulled a few ahead, in the thread that takes.
+
+        :param interrupted: asked while it waits; when true the iterator ends.
+        """
+
+        def decode(crew: _Crew, number: int, request: VideoRequest) -> Decoded:
+            try:
+                return Decoded(request, crew.clip(number, request, self._threads), None)
+            except LvspecError as error:
+                return Decoded(request, None, _bare(error))
+
+        return self._in_order(requests, decode, interrupted)
+
+    def probes(
+        self, paths: Iterable[Path], *, interrupted: Interrupted = lambda: False
+    ) -> Generator[VideoInfo | LvspecError, None, None]:
+        """What each file's header says, as ``probe`` has it; pulled and interrupted as ``clips`` is."""
+
+        def look(crew: _Crew, number: int, path: Path) -> VideoInfo | LvspecError:
+            try:
+                return crew.serve(probe_job(path), Child.receive)
+            except LvspecError as error:
+                return _bare(error)
+
+        return self._in_order(paths, look, interrupted)
+
+    def _in_order(
+        self, items: Iterable[Item], work: Callable[[_Crew, int, Item], Result], interrupted: Interrupted
+    ) -> Generator[Result, None, None]:
+        run = self._run(items, work, interrupted)
+        self._runs.add(run)
+        return run
+
+    def _run(
+        self, items: Iterable[Item], work: Callable[[_Crew, int, Item], Result], interrupted: Interrupted
+    ) -> Generator[Result, None, None]:
+        crew = _Crew(Room(self._max_bytes))
+        numbered = enumerate(items)
+        ahead: deque[Future[Result]] = deque()
+        taken = 0
+        with ExitStack() as stack:
+            threads = ThreadPoolExecutor(self._workers, "decoding")
+            stack.callback(threads.shutdown, cancel_futures=True)
+            stack.callback(crew.close)
+            while True:
+                for number, item in islice(numbered, _AHEAD * self._workers - len(ahead)):
+                    ahead.append(threads.submit(work, crew, number, item))
+                if not ahead or not _is_done(ahead[0], interrupted):
+                    return
+                crew.room.take(taken)
+                taken += 1
+                yield ahead.popleft().result()  # kept by nobody here
+
+
+class _Crew:
+    """The children of one iterator, at work or idle, and the room for what they decode."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self._lock = Lock()
+        self._idle: list[Child] = []
+        self._at_work: set[Child] = set()
+        self._is_closed = False
+
+    def clip(self, number: int, request: VideoRequest, threads: int) -> Clip:
+        """Raises LvspecError, and CancelledError once closed."""
+
+        def receive(child: Child) -> Clip:
+            def admit(size: int) -> None:
+                with child.kept_waiting():
+                    self.room.enter(number, size)
+
+            return receive_clip(child, request, admit=admit)
+
+        check_request(request)
+        try:
+            return self.serve(Job("read", request, threads), receive)
+        except BaseException:
+            self.room.leave(number)
+            raise
+
+    def serve(self, job: Job, receive: Callable[[Child], Result]) -> Result:
+        """What ``receive`` makes of a child's answer to ``job``.
+
+        A child that crashes may do so for what an earlier video left behind: then a fresh one tries again.
+        """
+        with decoding_child(job, self._idle_or_fresh, self._put) as child:
+            try:
+                return receive(child)
+            except VideoError:
+                if not child.crashed or child.jobs == 1:
+                    raise
+        with decoding_child(job, self._fresh, self._put) as child:
+            return receive(child)
+
+    def close(self) -> None:
+        """Ends all children: the threads of those at work see it."""
+        self.room.close()
+        with self._lock:
+            self._is_closed = True
+            for child in self._at_work:
+                child.kill()
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.close()
+
+    def _idle_or_fresh(self) -> Child:
+        with self._lock:
+            if self._idle:
+                self._at_work.add(child := self._idle.pop())
+                return child
+        return self._fresh()
+
+    def _fresh(self) -> Child:
+        if self._is_closed:
+            raise CancelledError
+        child = Child()
+        with self._lock:
+            if not self._is_closed:
+                self._at_work.add(child)
+                return child
+        child.close()
+        raise CancelledError
+
+    def _put(self, child: Child) -> None:
+        with self._lock:
+            self._at_work.discard(child)
+            is_kept = child.is_idle and child.jobs < JOBS_PER_CHILD and not self._is_closed
+            if is_kept:
+                self._idle.append(child)
+        if not is_kept:
+            child.close()
+
+
+def _is_done(future: Future[Result], interrupted: Interrupted) -> bool:
+    """Waits for it, or for the wish to stop."""
+    while not interrupted():
+        if wait([future], _POLL).done:
+            return True
+    return False
+
+
+def _bare(error: LvspecError) -> LvspecError:
+    """The error without its traceback, whose frames hold the clip's."""
+    return copy(error)

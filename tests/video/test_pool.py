@@ -1,0 +1,370 @@
+"""Decoding ahead: order, what one bad file costs, the bound on memory, and that no process stays."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import weakref
+from contextlib import suppress
+from itertools import islice, repeat
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lvspec_cli.errors import (
+    DamagedVideoError,
+    DecodeTimeoutError,
+    NoInputError,
+    NotAVideoError,
+    UsageError,
+    VideoError,
+)
+from lvspec_cli.types import VideoRequest
+from lvspec_cli.video import child as child_module
+from lvspec_cli.video import pool as pool_module
+from lvspec_cli.video.child import Child
+from lvspec_cli.video.clock import Clock
+from lvspec_cli.video.pool import DecodePool
+from lvspec_cli.video.room import Room
+from tests.video.clips import make_clip, numbers
+from tests.video.test_child import is_gone
+
+PLENTY = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Eight files that differ in the number of their frames."""
+    folder = tmp_path_factory.mktemp("pool")
+    return [make_clip(folder / f"{count}.mp4", count=count) for count in range(3, 27, 3)]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The process ids of the children, as they start."""
+    pids = []
+    start = child_module._start
+
+    def noted(*arguments):
+        process = start(*arguments)
+        pids.append(process.pid)
+        return process
+
+    monkeypatch.setattr(child_module, "_start", noted)
+    return pids
+
+
+@pytest.fixture
+def strike(monkeypatch):
+    """Sends a signal to the child that gets the file, each time or the first time, just before it does."""
+
+    def at(path, number, *, always=True):
+        begin, struck = Child.begin, set()
+
+        def begin_struck(self, job, descriptor):
+            if job.request.path == path and (always or not struck):
+                struck.add(self.pid)
+                os.kill(self.pid, number)
+            begin(self, job, descriptor)
+
+        monkeypatch.setattr(Child, "begin", begin_struck)
+
+    return at
+
+
+def everything(path, **fields):
+    return VideoRequest(path, max_frames=64, **fields)
+
+
+def frame_counts(results):
+    return [result.error or len(result.clip.timestamps) for result in results]
+
+
+def test_clips_come_whole_and_in_the_order_asked_for(clips, started):
+    requests = [everything(path) for path in [*clips, *reversed(clips)]]
+    with DecodePool(3, PLENTY) as pool:
+        results: Any = list(pool.clips(requests))
+    assert [result.request for result in results] == requests
+    for result in results:
+        assert result.error is None
+        assert numbers(result.clip.frames) == list(range(int(result.clip.path.stem)))
+        assert result.clip.frames_expected == len(result.clip.timestamps)
+        assert 0 < result.clip.decode_seconds < 60
+    assert len(started) <= 3
+
+
+def test_whoever_is_late_the_order_stays(clips, started):
+    done = threading.Event()
+    dice = random.Random(5)
+
+    def hold_up():
+        while not done.is_set():
+            for pid in started[:]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, dice.choice([signal.SIGSTOP, signal.SIGCONT]))
+            time.sleep(dice.uniform(0, 0.02))
+
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    try:
+        with DecodePool(3, 100_000) as pool:
+            results: Any = list(pool.clips(everything(path) for path in clips * 2))
+    finally:
+        done.set()
+        thread.join()
+    assert frame_counts(results) == [*range(3, 27, 3)] * 2
+
+
+def test_a_file_that_cannot_be_read_costs_only_its_place(clips, tmp_path, started):
+    text, missing = tmp_path / "text.mp4", tmp_path / "missing.mp4"
+    text.write_text("What happens?" * 400)
+    requests = [
+        everything(clips[0]),
+        everything(text),
+        everything(missing),
+        everything(clips[1], start=60.0),
+        everything(clips[1], start=2.0, end=1.0),
+        everything(tmp_path),
+        everything(clips[2]),
+    ]
+    with DecodePool(1, 0) as pool:
+        results: Any = list(pool.clips(requests))
+    kinds = [NotAVideoError, NoInputError, UsageError, UsageError, NoInputError]
+    assert [type(result.error) for result in results[1:-1]] == kinds
+    assert all(result.clip is None and result.error.remedy for result in results[1:-1])
+    assert all(result.error.__traceback__ is None for result in results[1:-1])
+    assert (len(results[0].clip.timestamps), len(results[-1].clip.timestamps)) == (3, 9)
+    assert len(started) == 1
+
+
+def test_a_child_is_replaced_after_some_jobs(clips, started, monkeypatch):
+    monkeypatch.setattr(pool_module, "JOBS_PER_CHILD", 3)
+    with DecodePool(1, PLENTY) as pool:
+        assert len(list(pool.clips(everything(clips[0]) for _ in range(7)))) == 7
+    assert len(started) == 3
+    assert all(is_gone(pid) for pid in started)
+
+
+def test_a_stopped_child_becomes_a_timeout_and_the_others_go_on(clips, strike, started):
+    strike(clips[2], signal.SIGSTOP)
+    requests = [everything(path, timeout=0.5 if path == clips[2] else 120.0) for path in clips]
+    with DecodePool(2, PLENTY) as pool:
+        results: Any = list(pool.clips(requests))
+    assert type(results[2].error) is DecodeTimeoutError
+    assert f"longer than 0.5 s: {clips[2]}" in results[2].error.cause
+    assert frame_counts(results[:2] + results[3:]) == [3, 6, *range(12, 27, 3)]
+    assert all(is_gone(pid) for pid in started)
+
+
+def test_a_crash_costs_one_clip(clips, strike):
+    strike(clips[1], signal.SIGSEGV)
+    with DecodePool(1, PLENTY) as pool:
+        results: Any = list(pool.clips(everything(path) for path in clips[:4]))
+    assert type(results[1].error) is DamagedVideoError
+    assert "crashed (SIGSEGV)" in results[1].error.cause
+    assert frame_counts(results[:1] + results[2:]) == [3, 9, 12]
+
+
+def test_a_crash_that_an_earlier_video_may_have_caused_is_tried_again(clips, strike, started):
+    strike(clips[1], signal.SIGKILL, always=False)
+    with DecodePool(1, PLENTY) as pool:
+        assert frame_counts(pool.clips(everything(path) for path in clips[:4])) == [3, 6, 9, 12]
+    assert len(started) == 2
+
+
+def test_no_process_to_be_had_is_an_error_of_the_clip(clips, monkeypatch):
+    def fail(*arguments):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(child_module, "_start", fail)
+    with DecodePool(1, PLENTY) as pool:
+        (result,) = pool.clips([everything(clips[0])])
+    assert type(result.error) is VideoError
+    assert "no decoder can be started (Resource temporarily unavailable)" in result.error.cause
+
+
+def test_requests_are_pulled_a_few_ahead(clips):
+    pulled = []
+
+    def requests():
+        for number in range(100):
+            pulled.append(number)
+            yield everything(clips[0])
+
+    with DecodePool(2, PLENTY) as pool:
+        for taken, result in enumerate(islice(pool.clips(requests()), 5), 1):
+            assert result.clip is not None
+            assert taken <= len(pulled) <= taken + 3
+
+
+def test_what_was_taken_is_kept_by_its_taker_alone(clips):
+    with DecodePool(2, PLENTY) as pool:
+        results: Any = pool.clips(repeat(everything(clips[-1])))
+        for _ in range(5):
+            clip = weakref.ref(next(results).clip)
+            assert clip() is None
+
+
+def test_a_taker_that_stops_early_leaves_no_process(clips, started):
+    pool = DecodePool(2, 0)
+    for _ in pool.clips(repeat(everything(clips[-1]))):
+        break
+    assert all(is_gone(pid) for pid in started)
+    with pool:
+        results: Any = pool.clips(repeat(everything(clips[-1])))
+        next(results)
+        os.kill(started[-1], signal.SIGSTOP)
+    assert all(is_gone(pid) for pid in started)
+    assert list(results) == []
+
+
+def test_the_wish_to_stop_is_heard_while_a_child_hangs(clips, strike, started):
+    strike(clips[1], signal.SIGSTOP)
+    wish = threading.Event()
+    with DecodePool(1, PLENTY) as pool:
+        requests = (everything(path, timeout=None) for path in clips)
+        results: Any = pool.clips(requests, interrupted=wish.is_set)
+        assert next(results).clip is not None
+        threading.Timer(0.2, wish.set).start()
+        began = time.monotonic()
+        assert list(results) == []
+        assert time.monotonic() - began < 5
+        assert all(is_gone(pid) for pid in started)
+
+
+def test_ctrl_c_while_a_child_hangs_leaves_no_process(clips, strike, started):
+    strike(clips[1], signal.SIGSTOP)
+    with pytest.raises(KeyboardInterrupt), DecodePool(1, PLENTY) as pool:
+        for _ in pool.clips(everything(path, timeout=None) for path in clips):
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert all(is_gone(pid) for pid in started)
+
+
+def test_no_child_outlives_a_parent_that_is_killed(clips):
+    code = f"""
+import sys
+from itertools import repeat
+from pathlib import Path
+from lvspec_cli.types import VideoRequest
+from lvspec_cli.video.pool import DecodePool
+with DecodePool(2, 0) as pool:
+    results = pool.clips(repeat(VideoRequest(Path({str(clips[-1])!r}))))
+    for _ in range(3):
+        next(results)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout
+    assert parent.stdout.readline() == b"ready\n"
+    listed = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, check=True)
+    children = [int(pid) for pid in listed.stdout.split()]
+    assert len(children) == 2
+    os.kill(children[0], signal.SIGSTOP)
+    parent.kill()
+    parent.wait()
+    assert all(is_gone(pid) for pid in children)
+
+
+def test_being_kept_waiting_is_no_timeout(clips):
+    requests = [everything(path, timeout=1.0 if path == clips[2] else 120.0) for path in clips[:4]]
+    with DecodePool(1, 0) as pool:
+        results: Any = pool.clips(requests)
+        taken: list[Any] = [next(results)]
+        time.sleep(1.5)  # the third waits for the second to be taken
+        taken += results
+    assert frame_counts(taken) == [3, 6, 9, 12]
+    assert taken[2].clip.decode_seconds < 1.0
+
+
+def test_headers_come_in_order(clips, tmp_path, started):
+    (tmp_path / "empty.mp4").touch()
+    with DecodePool(2, 0) as pool:
+        results: Any = list(pool.probes([*clips, tmp_path / "empty.mp4", *clips]))
+    assert type(results[8]) is NotAVideoError
+    assert results[8].__traceback__ is None
+    found = [(info.path, round(info.duration * 12)) for info in results[:8] + results[9:]]
+    assert found == [(path, int(path.stem)) for path in clips] * 2
+    assert len(started) <= 2
+
+
+def test_a_slow_taker_keeps_memory_bounded(tmp_path):
+    path = make_clip(tmp_path / "large.mp4", size=(640, 480))
+    size = 640 * 480 * 3 * 24
+
+    def peak(max_bytes, *, enough, seconds):
+        """Bytes, of a taker that waits after each of some clips until there are ``enough``."""
+        tracemalloc.start()  # numpy tells it of every array
+        try:
+            with DecodePool(4, max_bytes) as pool:
+                for decoded in islice(pool.clips(repeat(everything(path))), 4):
+                    assert decoded.clip and decoded.clip.frames.nbytes == size
+                    until = time.monotonic() + seconds
+                    while tracemalloc.get_traced_memory()[1] < enough and time.monotonic() < until:
+                        time.sleep(0.02)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(100 * size, enough=7 * size, seconds=60) >= 7 * size
+    # One waits, one is next, one is in the taker's hand.
+    assert 2 * size < peak(2 * size - 1, enough=7 * size, seconds=1) < 3.3 * size
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=12), st.integers(0, 150), st.randoms())
+def test_room_is_bounded_and_everybody_gets_on(sizes, most, dice):
+    room = Room(most)
+    entered = [threading.Event() for _ in sizes]
+    over = []
+
+    def enter(number):
+        room.enter(number, sizes[number])
+        over.append(room.held > most + max(sizes))
+        entered[number].set()
+
+    order = list(range(len(sizes)))
+    dice.shuffle(order)
+    threads = [threading.Thread(target=enter, args=(number,), daemon=True) for number in order]
+    for thread in threads:
+        thread.start()
+    for number, size in enumerate(sizes):
+        assert entered[number].wait(10)
+        assert room.held <= most + size
+        if dice.random() < 0.3:
+            room.leave(number)  # it failed
+        room.take(number)
+    for thread in threads:
+        thread.join(10)
+    assert room.held == 0
+    assert over == [False] * len(sizes)
+
+
+def test_a_clock_rings_once_it_has_run_for_its_limit():
+    rings = []
+    clock = Clock(0.3, lambda: rings.append(time.monotonic()))
+    clock.start()
+    clock.stop()
+    time.sleep(0.5)
+    assert (rings, clock.rang) == ([], False)
+    assert clock.seconds < 0.3
+    clock.start()
+    time.sleep(0.6)
+    assert (len(rings), clock.rang) == (1, True)
+    clock.stop()
+    assert clock.seconds > 0.5
+
+
+def test_a_clock_may_have_no_limit_or_one_beyond_all_time(recwarn):
+    for limit in (None, 1e300, float("inf")):
+        clock = Clock(limit, lambda: pytest.fail("it rang"))
+        clock.start()
+        time.sleep(0.02)
+        clock.stop()
+        assert clock.seconds > 0
