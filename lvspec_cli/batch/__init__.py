@@ -1,0 +1,1 @@
+"""Batches: many videos to captions, in an order, each once, with what is done kept."""

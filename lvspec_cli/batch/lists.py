@@ -1,0 +1,185 @@
+"""Lists of inputs: paths on lines, and jobs in CSV or JSONL."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lvspec_cli.batch.names import absolute, names_of, place_in
+from lvspec_cli.batch.types import Input
+from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.video.source import shown
+from lvspec_cli.video.times import parse_time
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_paths(raw: bytes, *, nul: bool = False) -> tuple[Path, ...]:
+    """One path a line, or ended by NUL; relative ones are relative to the current folder.
+
+    :raises UsageError: a NUL among lines.
+    """
+    if nul:
+        paths = raw.split(b"\0")
+    elif b"\0" in raw:
+        raise UsageError("the list of paths has NUL bytes in it", "add -0, or save it as UTF-8 text")
+    else:
+        lines = raw.removeprefix(_BOM).split(b"\n")
+        paths = [line.removesuffix(b"\r") for line in lines if line.strip()]
+    return tuple(Path(os.fsdecode(path)) for path in paths if path)
+
+
+def is_jobs_file(path: Path) -> bool:
+    """Whether ``path`` is a list of jobs rather than a video, by its suffix."""
+    return path.suffix.lower() in (".csv", ".jsonl")
+
+
+def read_jobs(file: Path) -> tuple[Input, ...]:
+    """The jobs in a CSV file with a header, or a JSONL file.
+
+    Each has a ``path``, and may have ``start``, ``end``, ``prompt`` and ``id``.
+
+    Relative paths are relative to the file's folder. Times are as ``parse_time`` takes them, in JSONL numbers
+    of seconds as well; there ``prompt`` may be a list.
+
+    :raises NoInputError: the file cannot be read.
+    :raises UsageError: a job is wrong; it says which line and column.
+    """
+    try:
+        text = file.read_bytes().removeprefix(_BOM).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise NoInputError(
+            f"cannot read the jobs in {shown(file)}: {error.strerror}", "check the name and the permissions"
+        ) from error
+    rows = _csv_rows if file.suffix.lower() == ".csv" else _json_rows
+    jobs, lines = [], dict[str, int]()
+    for line, row in rows(text, file):
+        job = _job(row, file, line)
+        if job.id is not None and lines.setdefault(job.id, line) != line:
+            what = f"id {job.id!r} is also that of line {lines[job.id]}"
+            raise _wrong(file, line, what, "give each job its own")
+        jobs.append(job)
+    folder = absolute(file.parent)
+    names = names_of([place_in(absolute(job.path), folder) for job in jobs])
+    return tuple(replace(job, name=name) for job, name in zip(jobs, names, strict=True))
+
+
+def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            if header is None:
+                header = _header(cells, file) if any(cells) else None
+            elif len(cells) > len(header):
+                what = f"{len(cells)} cells under {len(header)} columns"
+                raise _wrong(file, line, what, 'quote a cell that has a comma: "so, and so"')
+            elif any(cells):
+                yield line, {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise _wrong(file, line, f"not CSV ({error})", "double a quote inside a quoted cell") from None
+    if header is None:
+        raise _wrong(file, 1, "no header", f"name the columns: {', '.join(_READERS)}")
+
+
+def _header(cells: list[str], file: Path) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    for name in header:
+        _check_field(name, file, 1)
+        if header.count(name) > 1:
+            raise _wrong(file, 1, f"column {name!r} twice", "keep one of them")
+    if "path" not in header:
+        raise _wrong(file, 1, "no column path", f"name the columns: {', '.join(_READERS)}")
+    return header
+
+
+def _json_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            place = f" at character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            what = f"not JSON ({getattr(error, 'msg', error)}{place})"
+            raise _wrong(file, line, what, "write one object a line") from None
+        if not isinstance(row, dict):
+            raise _wrong(file, line, "not an object", 'write {"path": "clip.mp4"}')
+        for name in row:
+            _check_field(name, file, line)
+        yield line, {name: value for name, value in row.items() if value is not None}
+
+
+def _check_field(name: str, file: Path, line: int) -> None:
+    if name not in _READERS:
+        raise _wrong(file, line, f"unknown column or key {name!r}", f"known ones are {', '.join(_READERS)}")
+
+
+def _job(row: Mapping[str, Any], file: Path, line: int) -> Input:
+    if "path" not in row:
+        raise _wrong(file, line, "no path", "name the video in path")
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        try:
+            values[name] = _READERS[name](value)
+        except (UsageError, ValueError, OverflowError) as error:  # the last two: a number that is too long
+            raise _wrong(file, line, f"{name}: {error}", getattr(error, "remedy", "")) from None
+    start, end = values.get("start"), values.get("end")
+    if end is not None and end <= (start or 0.0):
+        raise _wrong(file, line, "end: it is not after start", "choose a later end")
+    path = file.parent / values["path"]
+    return Input(path, b"", start, end, values.get("prompt", ()), values.get("id"))
+
+
+def _file_name(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UsageError(f"{value!r} is not a file's path", "write it as text")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise UsageError(f"{value!r} is not a file's path", "write it in UTF-8") from None
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, str):
+        return parse_time(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UsageError(f"{value!r} is not a time", "write it as 90, 1:30 or 0:01:30.5")
+    return float(value)
+
+
+def _prompts(value: Any) -> tuple[str, ...]:
+    return tuple(_text(each) for each in (value if isinstance(value, list) else [value]))
+
+
+def _identifier(value: Any) -> str:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{value!r} is not a text", "write what you mean")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{value!r} is not UTF-8", "save the file as UTF-8") from None
+    return value.strip()
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "path": _file_name, "start": _seconds, "end": _seconds, "prompt": _prompts, "id": _identifier,
+}  # fmt: skip
+
+
+def _wrong(file: Path, line: int, what: str, remedy: str) -> UsageError:
+    return UsageError(f"{shown(file)}, line {line}: {what}", remedy)

@@ -1,0 +1,49 @@
+"""Prompts with places for what is known of the clip: ``{name}`` and ``{duration}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from string import Formatter
+
+from lvspec_cli.errors import UsageError
+from lvspec_cli.video.times import format_time
+
+FIELDS = ("name", "duration")
+
+
+def check_template(template: str) -> None:
+    """:raises UsageError: a field is unknown or its braces are wrong."""
+    _filled(template, dict.fromkeys(FIELDS, ""))
+
+
+def fill(template: str, *, name: str, duration: float | None) -> str:
+    """``template`` with its fields filled; ``{{`` and ``}}`` are braces.
+
+    :param name: the stem of the file's name.
+    :param duration: seconds of the clip, None when unknown.
+    :raises UsageError: as ``check_template``.
+    """
+    length = "unknown" if duration is None else format_time(duration)
+    return _filled(template, {"name": name, "duration": length})
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    parts = []
+    try:
+        for text, field, spec, conversion in Formatter().parse(template):
+            parts.append(text)
+            if field is not None:
+                written = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                if written not in values:
+                    raise _wrong(template, f"the unknown field {{{written}}}")
+                parts.append(values[written])
+    except ValueError:
+        raise _wrong(template, "a single brace") from None
+    return "".join(parts)
+
+
+def _wrong(template: str, what: str) -> UsageError:
+    start = template if len(template) <= 60 else template[:59] + "…"
+    return UsageError(
+        f"{what} in the prompt {start!r}", "use {name} and {duration}; write {{ and }} for braces"
+    )
