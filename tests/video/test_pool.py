@@ -65,7 +65,8 @@ def strike(monkeypatch):
     """Sends a signal to the child that gets the file, each time or the first time, just before it does."""
 
     def at(path, number, *, always=True):
-        begin, struck = Child.begin, set()
+        begin = Child.begin
+        struck: set[int] = set()
 
         def begin_struck(self, job, descriptor):
             if job.request.path == path and (always or not struck):
