@@ -28,8 +28,10 @@ FORMATS = (
 )
 _PROTOCOLS = "none"  # there is no such protocol: the file comes through our own reader
 _BUFFER_BYTES = 1 << 18
+_RELEASE = int(av.__version__.split(".")[0])
 # Earlier ones crash on formats whose streams show up late; there the limit only holds once probing is done.
-_PROBES_WITH_OPTIONS = int(av.__version__.split(".")[0]) >= 18
+_PROBES_WITH_OPTIONS = _RELEASE >= 18
+_SCALES_IN_THREADS = _RELEASE >= 18  # and in one a core, if it is not told
 _MAX_THREADS = 8  # of FFmpeg: each holds frames at full size
 _NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
@@ -101,6 +103,11 @@ def stream_packets(container: InputContainer, stream: VideoStream) -> Iterator[a
     """The packets of ``stream`` from where ``container`` stands, in decoding order. Raises FFmpegError."""
     with suppress(IndexError):  # at the end PyAV looks for streams that showed up late
         yield from (packet for packet in container.demux(stream) if packet.size)
+
+
+def scaling_threads(threads: int | None) -> dict[str, int]:
+    """The argument that keeps a VideoReformatter to ``threads``, where it has one."""
+    return {"threads": threads} if threads and _SCALES_IN_THREADS else {}
 
 
 def check_canvas(width: int, height: int, limits: VideoLimits, path: Path) -> None:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import io
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from multiprocessing.connection import Connection
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 
 from lvspec_cli.errors import DamagedVideoError, UsageError, VideoLimitError
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
-from lvspec_cli.video.container import check_canvas, describe, file_duration, open_video, stream_duration
+from lvspec_cli.video.container import (
+    check_canvas,
+    describe,
+    file_duration,
+    open_video,
+    scaling_threads,
+    stream_duration,
+)
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
 from lvspec_cli.video.geometry import Orientation, fitted_size
 from lvspec_cli.video.messages import Finished, Job, Opened
@@ -62,7 +70,7 @@ def read_file(descriptor: int, job: Job, connection: Connection) -> None:
     request = job.request
     with _opened(descriptor) as file:
         plan = make_plan(file, request)
-        sender = _Sender(connection, request, plan)
+        sender = _Sender(connection, job, plan)
         warnings = notes(plan, request)
         decoder: DecoderName = request.decoder
         if decoder == "decord":
@@ -149,15 +157,20 @@ class _Sender:
     """Makes frames small and upright, and sends them; the first one sets the size of all."""
 
     connection: Connection
-    request: VideoRequest
+    job: Job
     plan: Plan
     sent: int = 0
     size: tuple[int, int] | None = None  # width and height, upright
+    scaler: VideoReformatter = field(
+        default_factory=VideoReformatter
+    )  # one for all: setting it up takes time
 
     def send(self, tick: int, frame: VideoFrame, upright: Orientation) -> None:
         width, height = upright.size(*self.open(frame, upright))
         smaller = width * height < frame.width * frame.height
-        small = frame.reformat(width, height, "rgb24", interpolation="AREA" if smaller else "BILINEAR")
+        filter_name = "AREA" if smaller else "BILINEAR"
+        threads = scaling_threads(self.job.threads)
+        small = self.scaler.reformat(frame, width, height, "rgb24", interpolation=filter_name, **threads)
         pixels = np.ascontiguousarray(upright.apply(np.asarray(small.to_ndarray(), np.uint8)))
         timeline = self.plan.timeline
         self.connection.send(float((tick - int(timeline.ticks[0])) * timeline.time_base))
@@ -175,7 +188,7 @@ class _Sender:
         return self.size
 
     def _open(self, frame: VideoFrame, upright: Orientation) -> tuple[int, int]:
-        request, expected = self.request, len(self.plan.wanted)
+        request, expected = self.job.request, len(self.plan.wanted)
         check_canvas(frame.width, frame.height, request.limits, request.path)
         most = request.max_pixels or DEFAULT_MAX_PIXELS
         size = fitted_size(frame.width, frame.height, self.plan.pixel_aspect, most)
