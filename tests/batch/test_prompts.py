@@ -1,0 +1,51 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.batch.prompts import check_template, fill
+from lvspec_cli.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("What happens?", "What happens?"),
+        ("The clip {name} lasts {duration}.", "The clip beach.v2 lasts 1:30."),
+        ('Answer as {{"text": "..."}} for {name}', 'Answer as {"text": "..."} for beach.v2'),
+        ("{name}{name}", "beach.v2beach.v2"),
+    ],
+)
+def test_fields_are_filled(template, expected):
+    check_template(template)
+    assert fill(template, name="beach.v2", duration=90.0) == expected
+
+
+def test_an_unknown_duration_is_said():
+    assert fill("{duration}", name="a", duration=None) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        ("{nmae}", "the unknown field {nmae}"),
+        ("{}", "the unknown field {}"),
+        ("{0}", "the unknown field {0}"),
+        ("{name.__class__}", "the unknown field {name.__class__}"),
+        ("{name!r}", "the unknown field {name!r}"),
+        ("{name:>9999999999}", "the unknown field {name:>9999999999}"),
+        ('{"text": 1}', 'the unknown field {"text": 1}'),
+        ("{name", "a single brace"),
+        ("name}", "a single brace"),
+    ],
+)
+def test_what_is_wrong_is_named(template, what):
+    with pytest.raises(UsageError) as caught:
+        check_template(template)
+    assert caught.value.cause.startswith(f"{what} in the prompt ")
+    assert "{{" in caught.value.remedy
+
+
+@given(st.text(), st.text())
+def test_what_is_filled_in_is_not_read_again(text, name):
+    doubled = text.replace("{", "{{").replace("}", "}}")
+    assert fill(doubled + "{name}", name=name, duration=None) == text + name
