@@ -20,9 +20,14 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     """The same failure in the user's terms."""
     if isinstance(error, FileNotFoundError):
         return OutputError(f"{path.parent}: there is no such folder", "make it first, or name another")
-    room = error.errno in _NO_ROOM
-    remedy = "make room, then run the same again" if room else "name a file that can be written"
+    full = error.errno in _NO_ROOM
+    remedy = "make room, then run the same again" if full else "name a file that can be written"
     return OutputError(f"{path}: {error.strerror or error}", remedy)
+
+
+def lacks_room(error: OutputError) -> bool:
+    """Whether the disk or a quota is full, so that the next file cannot be written either."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM
 
 
 @contextmanager

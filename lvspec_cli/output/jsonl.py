@@ -79,13 +79,18 @@ def read_records(path: Path, warn: Callable[[str], None] = lambda message: None)
     :raises NoInputError: there is no such file.
     :raises LvspecError: it cannot be read, or a line is not a record.
     """
+    for row in rows_of(path):
+        if row.record is None:
+            warn(f"{path}, line {row.number}: cut off in its middle, left out")
+        else:
+            yield row.record
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """All rows of a file, the torn one too; raises as ``read_records`` does."""
     try:
         with path.open("rb") as stream:
-            for row in read_rows(stream):
-                if row.record is None:
-                    warn(f"{path}, line {row.number}: cut off in its middle, left out")
-                else:
-                    yield row.record
+            yield from read_rows(stream)
     except FileNotFoundError as error:
         raise NoInputError(f"{path}: no such file", "name a file of records") from error
     except OSError as error:

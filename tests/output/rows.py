@@ -36,7 +36,7 @@ def caption(name: bytes, text: str = "A.", *, prompt: str = "Describe.", **chang
     file_name, coded = encode_name(name)
     segment = changes.get("segment")
     values = {"key": f"{name.hex()}-{prompt}-{segment}", "id": file_name, "task": "caption", "prompt": prompt}
-    return record(**values, file_name=file_name, file_name_b64=coded, text=text, **changes)
+    return record(**{**values, "file_name": file_name, "file_name_b64": coded, "text": text, **changes})
 
 
 def failure(name: bytes, **changes: Any) -> Record:

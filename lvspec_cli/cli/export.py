@@ -1,0 +1,103 @@
+"""``lvspec export``: records in the formats that others read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lvspec_cli.cli import options
+from lvspec_cli.cli.reporting import reporting, say
+from lvspec_cli.errors import NoInputError, OutputError, UsageError
+from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport
+
+if TYPE_CHECKING:
+    from lvspec_cli.output.records import Record
+
+NAMED = 10  # skipped captions that are named; the others are counted
+
+
+def export(
+    records: Annotated[
+        Path, typer.Argument(metavar="RECORDS", help="What lvspec caption --out or lvspec merge wrote.")
+    ],
+    to: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--to",
+            help="txt: a file a caption; srt, vtt: a file a video; csv, parquet: a table; videofolder: "
+            "metadata.jsonl of a Hugging Face VideoFolder; musubi: JSONL of musubi-tuner.",
+        ),
+    ],
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            "--videos", metavar="DIR", help="The folder that was captioned; txt, srt, vtt go there."
+        ),
+    ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out-dir", metavar="DIR", help="Write here; txt, srt, vtt in folders as the videos are."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The one file of the other formats [beside RECORDS]."),
+    ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option("--prefix", metavar="TEXT", help="Put before each caption as it is: a trigger word."),
+    ] = "",
+    suffix: Annotated[str, typer.Option("--suffix", metavar="TEXT", help="Put after each caption.")] = "",
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Replace files too that lvspec did not write, or somebody changed since."
+        ),
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write captions as text files, subtitles, a table or a training list. Failed records are left out."""
+    with reporting(debug):
+        from lvspec_cli.output.exports.export import check_places, export_records
+
+        if videos is not None and not videos.is_dir():
+            raise NoInputError(f"{videos}: no such folder", "name the folder that was captioned")
+        where = ExportPlaces(videos, out_dir, out if out or out_dir else to.beside(records))
+        check_places(to, where)
+        if where.out and where.out.exists() and records.exists() and where.out.samefile(records):
+            raise UsageError(f"{records} is what would be exported", "name another file with --out")
+        report = export_records(_some(records), to, where, prefix=prefix, suffix=suffix, force=force)
+        raise typer.Exit(_say_report(report, to))
+
+
+def _some(file: Path) -> Iterator[Record]:
+    from lvspec_cli.output.jsonl import read_records
+
+    rows = read_records(file, lambda message: say(f"warning: {message}"))
+    first = next(rows, None)
+    if first is None:
+        raise NoInputError(f"{file}: no record in it", "name the file that lvspec caption --out wrote")
+    return chain([first], rows)
+
+
+def _say_report(report: ExportReport, to: ExportFormat) -> int:
+    """Says what was done and left; gives the exit code.
+
+    :raises OutputError: a file was in the way.
+    """
+    from lvspec_cli.output.exports.show import report_lines
+
+    for line in report_lines(report, to, NAMED):
+        say(line)
+    if report.foreign:
+        others = f" and {len(report.foreign) - 1} more were" if len(report.foreign) > 1 else " was"
+        raise OutputError(
+            f"{report.foreign[0]}{others} not written by lvspec, or changed since, and left alone",
+            "look at them; --force replaces them",
+        )
+    return 1 if report.failed or report.skipped else 0

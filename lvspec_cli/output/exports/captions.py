@@ -1,0 +1,171 @@
+"""From records to captions: one a clip, stretch and prompt, in a fixed order."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+from lvspec_cli.output.jsonl import prevails
+from lvspec_cli.output.records import Record, Stats
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A record that went well, flat: its fields are the columns of tables. Times in seconds."""
+
+    id: str
+    file_name: str
+    file_name_b64: str | None
+    start: float
+    end: float | None
+    prompt: str
+    text: str
+    task: str
+    system: str | None
+    finish_reason: str
+    pair: str
+    mode: str
+    lossless: bool
+    frames: int | None
+    frames_expected: int | None
+    last_frame: float | None
+    output_tokens: int | None
+    mean_accepted_length: float | None
+    tokens_per_s: float | None
+    key: str
+    created: str
+
+    @classmethod
+    def of(cls, record: Record, text: str) -> Caption:
+        stats: Stats | None = record.stats
+        return cls(
+            id=record.id,
+            file_name=record.file_name,
+            file_name_b64=record.file_name_b64,
+            start=record.segment.start,
+            end=record.segment.end,
+            prompt=record.prompt,
+            text=text,
+            task=record.task,
+            system=record.system,
+            finish_reason=record.finish_reason.value,
+            pair=record.pair,
+            mode=record.mode.value,
+            lossless=record.lossless,
+            frames=record.sampling.decoded,
+            frames_expected=record.sampling.frames_expected,
+            last_frame=record.sampling.timestamps[-1] if record.sampling.timestamps else None,
+            output_tokens=stats.output_tokens if stats else None,
+            mean_accepted_length=stats.mean_accepted_length if stats else None,
+            tokens_per_s=stats.tokens_per_s if stats else None,
+            key=record.key,
+            created=record.created.isoformat(),
+        )
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it tells of a stretch of the video, not of all of it."""
+        return self.start > 0 or self.end is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a caption belongs: one prompt about one stretch of one video."""
+
+    start: float
+    end: float | None
+    number: int  # among the prompts about the stretch, from 1
+    caption: Caption | None  # None: it failed
+
+
+@dataclass(frozen=True)
+class Captions:
+    """All that a file of records says; failures too keep their places, so that others do not move."""
+
+    rows: tuple[Caption, ...]  # one a key
+    videos: Mapping[bytes, tuple[Spot, ...]]  # by raw name; in the order of time, then of prompts
+    failed: int  # spots without a caption
+    superseded: int  # rows that have no spot: a later one has it
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    status: str
+    name: bytes
+    start: float
+    end: float | None
+    prompt: str
+    number: int
+    caption: Caption | None
+
+
+def raw_name(record: Record) -> bytes:
+    """The file's name as the file system has it."""
+    if record.file_name_b64 is not None:
+        return base64.b64decode(record.file_name_b64)
+    return record.file_name.encode()
+
+
+def gather(records: Iterable[Record], prefix: str = "", suffix: str = "") -> Captions:
+    """Captions of records, each with ``prefix`` and ``suffix`` around its text.
+
+    Where two records have one key, or one clip, stretch and prompt, ok beats error and later beats earlier.
+    """
+    by_key: dict[str, _Entry] = {}
+    for record in records:
+        text = f"{prefix}{record.text}{suffix}"
+        caption = Caption.of(record, text) if record.status == "ok" else None
+        segment = record.segment
+        entry = _Entry(
+            status=record.status,
+            name=raw_name(record),
+            start=segment.start,
+            end=segment.end,
+            prompt=record.prompt,
+            number=_number(record),
+            caption=caption,
+        )
+        _put(by_key, record.key, entry)
+    spots: dict[tuple[bytes, float, float | None, str], _Entry] = {}
+    for entry in by_key.values():
+        _put(spots, (entry.name, entry.start, entry.end, entry.prompt), entry)
+    rows = tuple(entry.caption for entry in by_key.values() if entry.caption)
+    failed = sum(entry.caption is None for entry in spots.values())
+    return Captions(rows, _by_video(spots.values()), failed, len(rows) - (len(spots) - failed))
+
+
+def _put(entries: dict[Key, _Entry], key: Key, entry: _Entry) -> None:
+    old = entries.get(key)
+    if old is None or prevails(entry.status, old.status):
+        entries[key] = entry
+
+
+def _number(record: Record) -> int:
+    """Which of several prompts it was: the record's id ends with it (``output.build``)."""
+    match = re.search(r"#(\d+)$", record.id)
+    return int(match[1]) if match else 0
+
+
+def _by_video(entries: Iterable[_Entry]) -> dict[bytes, tuple[Spot, ...]]:
+    videos = defaultdict(list)
+    for entry in entries:
+        videos[entry.name].append(entry)
+    return {name: tuple(_spots(videos[name])) for name in videos}
+
+
+def _spots(entries: list[_Entry]) -> Iterator[Spot]:
+    def stretch(entry: _Entry) -> tuple[float, float]:
+        return entry.start, math.inf if entry.end is None else entry.end
+
+    entries.sort(key=lambda entry: (stretch(entry), entry.number, entry.prompt))
+    for _, about in groupby(entries, stretch):
+        for number, entry in enumerate(about, start=1):
+            yield Spot(entry.start, entry.end, number, entry.caption)

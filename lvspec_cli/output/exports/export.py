@@ -1,0 +1,196 @@
+"""Records to files of one format: the same for ``lvspec export`` and at the end of ``lvspec caption``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.output.exports.captions import Caption, Captions, Spot, gather
+from lvspec_cli.output.exports.names import is_inside, numbers, sidecar_names, tracks
+from lvspec_cli.output.exports.own import Outcome, OwnFiles, own_files
+from lvspec_cli.output.exports.subtitles import srt, vtt
+from lvspec_cli.output.exports.tables import write_csv, write_parquet
+from lvspec_cli.output.exports.training import musubi_rows, videofolder_rows, write_rows
+from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
+from lvspec_cli.output.files import lacks_room
+from lvspec_cli.output.records import Record
+
+Videos = Mapping[bytes, tuple[Spot, ...]]
+
+
+def check_places(to: ExportFormat, where: ExportPlaces) -> None:
+    """Whether an export has the places that its format needs: asked before anything slow begins.
+
+    :raises UsageError: one is missing, or one is given that the format has no use for.
+    """
+    if where.out and where.out_dir:
+        raise UsageError("--out and --out-dir are both given", "give one of them")
+    if where.out and to.is_sidecar:
+        raise UsageError(f"--out names one file, and {to} has one a video", "give --out-dir")
+    if to.is_sidecar and not (where.out_dir or where.videos):
+        raise UsageError(
+            f"{to} files need a folder", "give --videos DIR to put them beside the videos, or --out-dir DIR"
+        )
+    if to in (ExportFormat.VIDEOFOLDER, ExportFormat.MUSUBI) and not where.videos:
+        raise UsageError(f"{to} needs the videos", "name the folder that was captioned with --videos")
+    if to is ExportFormat.VIDEOFOLDER and _from_metadata(where).startswith(".."):
+        raise UsageError(
+            "a VideoFolder's metadata.jsonl cannot lie below its videos, or beside their folder",
+            "leave out --out and --out-dir: it is then written to the folder of the videos",
+        )
+    if not to.is_sidecar:
+        _one_file(to, where)
+
+
+def export_records(
+    records: Iterable[Record],
+    to: ExportFormat,
+    where: ExportPlaces,
+    *,
+    prefix: str = "",
+    suffix: str = "",
+    force: bool = False,
+) -> ExportReport:
+    """Writes the captions of records that went well in one format.
+
+    :param prefix: stands before each caption's text as it is, ``suffix`` after it.
+    :param force: replace files too that lvspec did not write, or that were changed since.
+    :raises UsageError: as ``check_places`` does.
+    :raises OutputError: nothing more can be written there. One sidecar that cannot be is only skipped.
+    """
+    check_places(to, where)
+    done = _Done(gather(records, prefix, suffix))
+    if to.is_sidecar:
+        _write_sidecars(to, where, force, done)
+    else:
+        path = _one_file(to, where)
+        fill = _filling(to, where, done)
+        with own_files(path.parent, force=force) as files:
+            done.outcomes.append((path, files.write(path, fill)))
+    return done.report()
+
+
+@dataclass
+class _Done:
+    """What there is to write, and what became of it so far."""
+
+    captions: Captions
+    outcomes: list[tuple[Path, Outcome]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def usable(self, videos: Path | None) -> Videos:
+        """The videos whose names can be used, and which are in ``videos``; the others are skipped."""
+        usable = {}
+        for name, spots in self.captions.videos.items():
+            reason = _refusal(name, videos)
+            if reason is None:
+                usable[name] = spots
+            elif any(spot.caption for spot in spots):
+                self.skipped.append(Skipped(name, reason))
+        return usable
+
+    def report(self) -> ExportReport:
+        def those(wanted: Outcome) -> tuple[Path, ...]:
+            return tuple(path for path, outcome in self.outcomes if outcome == wanted)
+
+        return ExportReport(
+            written=those("written"),
+            unchanged=those("unchanged"),
+            foreign=those("foreign"),
+            skipped=tuple(self.skipped),
+            captions=len(self.captions.rows),
+            failed=self.captions.failed,
+            superseded=self.captions.superseded,
+        )
+
+
+def _refusal(name: bytes, videos: Path | None) -> str | None:
+    if not is_inside(name):
+        return "its name leads out of the folder"
+    try:
+        there = videos is None or (videos / os.fsdecode(name)).is_file()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if there else f"there is no such file in {videos}"
+
+
+def _one_file(to: ExportFormat, where: ExportPlaces) -> Path:
+    if where.out:
+        return where.out
+    folder = where.out_dir or (where.videos if to is ExportFormat.VIDEOFOLDER else None)
+    if folder is None:
+        raise UsageError(f"{to} needs a place", "give --out FILE")
+    return folder / to.file_name
+
+
+def _from_metadata(where: ExportPlaces) -> str:
+    """The folder of the videos as metadata.jsonl names it: with a slash at its end, or empty."""
+    assert where.videos is not None
+    folder = os.path.relpath(where.videos, _one_file(ExportFormat.VIDEOFOLDER, where).parent)
+    return "" if folder == "." else folder + "/"
+
+
+def _filling(to: ExportFormat, where: ExportPlaces, done: _Done) -> Callable[[IO[bytes]], object]:
+    """What writes the one file of the format."""
+    if to in (ExportFormat.CSV, ExportFormat.PARQUET):
+        return partial(write_csv if to is ExportFormat.CSV else write_parquet, done.captions.rows)
+    assert where.videos is not None
+    videos = done.usable(where.videos)
+    if to is ExportFormat.MUSUBI:
+        found = musubi_rows(videos, where.videos)
+    else:
+        found = videofolder_rows(videos, _from_metadata(where))
+    rows = []
+    for row in found:
+        if isinstance(row, Skipped):
+            done.skipped.append(row)
+        else:
+            rows.append(row)
+    return partial(write_rows, rows)
+
+
+def _write_sidecars(to: ExportFormat, where: ExportPlaces, force: bool, done: _Done) -> None:
+    folder = where.out_dir or where.videos
+    assert folder is not None
+    videos = done.usable(None if where.out_dir else folder)
+    with own_files(folder, force=force) as files:
+        for name, sidecar, text in _texts(to, videos):
+            path = folder / os.fsdecode(sidecar)
+            try:
+                done.outcomes.append((path, _write(files, path, text)))
+            except OutputError as error:
+                if lacks_room(error):
+                    raise
+                done.skipped.append(Skipped(name, error.cause))
+
+
+def _write(files: OwnFiles, path: Path, text: str) -> Outcome:
+    return files.write(path, lambda stream: stream.write(text.encode()))
+
+
+def _texts(to: ExportFormat, videos: Videos) -> Iterator[tuple[bytes, bytes, str]]:
+    """Of each sidecar: the video's name, its own, and what it holds."""
+    labels = {name: (numbers if to is ExportFormat.TXT else tracks)(spots) for name, spots in videos.items()}
+    names = sidecar_names(labels, to.value)
+    for name, spots in videos.items():
+        inside: dict[str, list[Caption]] = {}
+        for label, spot in zip(labels[name], spots, strict=True):
+            if spot.caption is not None:
+                inside.setdefault(label, []).append(spot.caption)
+        for label, captions in inside.items():
+            yield name, names[name][label], _content(to, captions)
+
+
+def _content(to: ExportFormat, captions: list[Caption]) -> str:
+    match to:
+        case ExportFormat.SRT:
+            return srt(captions)
+        case ExportFormat.VTT:
+            return vtt(captions)
+        case _:
+            return captions[0].text + "\n"

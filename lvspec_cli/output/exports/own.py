@@ -1,0 +1,110 @@
+"""Writing into folders that hold other people's files: what lvspec did not write is left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Literal
+
+from lvspec_cli.output.files import replacing, unwritable
+from lvspec_cli.output.lock import locked
+
+LEDGER = ".lvspec-export.json"
+SCHEMA = "lvspec.export.1"
+Outcome = Literal["written", "unchanged", "foreign"]
+
+
+@dataclass
+class OwnFiles:
+    """Files in and below one folder, with a digest of each that was written by an export.
+
+    A file is one's own as long as it holds what was written: one that was there before, or that somebody
+    has mended by hand since, is foreign, and is not replaced unless ``force`` is set.
+    """
+
+    folder: Path
+    force: bool
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def write(self, path: Path, fill: Callable[[IO[bytes]], object]) -> Outcome:
+        """Writes one file whole or not at all, by ``fill`` on a stream.
+
+        :raises OutputError: it cannot be written.
+        """
+        name = os.fspath(path.relative_to(self.folder))
+        try:
+            with SpooledTemporaryFile(max_size=1 << 20, dir=os.fspath(self.folder)) as draft:
+                fill(draft)
+                new, old = _digest(draft), _digest_of(path)
+                if old == new:
+                    outcome: Outcome = "unchanged"
+                elif old is not None and not self.force and old != self.digests.get(name):
+                    return "foreign"
+                else:
+                    self._place(path, draft)
+                    outcome = "written"
+        except OSError as error:
+            raise unwritable(path, error) from error
+        self.digests[name] = new
+        return outcome
+
+    def _place(self, path: Path, draft: SpooledTemporaryFile[bytes]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.seek(0)
+        with replacing(path) as stream:
+            shutil.copyfileobj(draft, stream)
+
+
+@contextmanager
+def own_files(folder: Path, *, force: bool) -> Iterator[OwnFiles]:
+    """The folder's files, with what earlier exports left. Makes the folder; one export a folder at a time.
+
+    :raises OutputError: the folder cannot be written, or another export is writing to it.
+    """
+    ledger = folder / LEDGER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    with locked(ledger):
+        files = OwnFiles(folder, force, _read(ledger))
+        before = dict(files.digests)
+        try:
+            yield files
+        finally:
+            if files.digests != before:
+                content = {"schema": SCHEMA, "sha256": files.digests}
+                with replacing(ledger) as stream:
+                    stream.write(json.dumps(content, indent=0).encode())
+
+
+def _read(ledger: Path) -> dict[str, str]:
+    """A ledger that is lost or broken makes every file foreign: nothing is overwritten for it."""
+    try:
+        content = json.loads(ledger.read_bytes())
+        return {str(name): str(digest) for name, digest in content["sha256"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _digest(stream: BufferedReader | SpooledTemporaryFile[bytes]) -> str:
+    stream.seek(0)
+    return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest_of(path: Path) -> str | None:
+    """None where there is nothing; what is no regular file has the digest of nothing that is written."""
+    if not os.path.lexists(path):
+        return None
+    if path.is_symlink() or not path.is_file():
+        return "not a regular file"
+    with path.open("rb") as stream:
+        return _digest(stream)

@@ -1,0 +1,56 @@
+"""SubRip and WebVTT: one cue a stretch of the video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lvspec_cli.output.exports.captions import Caption
+
+SHORTEST = 1.0  # seconds that a cue is shown whose end nobody knows
+
+
+def srt(captions: Sequence[Caption]) -> str:
+    """SubRip of captions in the order of time. Those without text are left out."""
+    cues = [
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
+        for number, (start, end, text) in enumerate(_cues(captions), start=1)
+    ]
+    return "\n".join(cues)
+
+
+def vtt(captions: Sequence[Caption]) -> str:
+    """WebVTT of the same. What would be markup in a cue is escaped."""
+    cues = [
+        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(text)}\n"
+        for start, end, text in _cues(captions)
+    ]
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _cues(captions: Sequence[Caption]) -> list[tuple[float, float, str]]:
+    """Start, end and text. A blank line would end a cue, so text has none."""
+    timed = [(caption.start, _end(caption), _lines(caption.text)) for caption in captions]
+    return [(start, end, text) for start, end, text in timed if text]
+
+
+def _end(caption: Caption) -> float:
+    """The end of the video is known by the last frame that was taken from it."""
+    if caption.end is not None:
+        return caption.end
+    return max(caption.last_frame or 0.0, caption.start + SHORTEST)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if line.strip())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _clock(seconds: float, point: str) -> str:
+    thousandths = round(seconds * 1000)
+    minutes, thousandths = divmod(thousandths, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    whole, thousandths = divmod(thousandths, 1000)
+    return f"{hours:02}:{minutes:02}:{whole:02}{point}{thousandths:03}"

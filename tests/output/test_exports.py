@@ -1,0 +1,421 @@
+"""Records in other formats, each read back by what others read it with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.output.exports.captions import gather
+from lvspec_cli.output.exports.export import check_places, export_records
+from lvspec_cli.output.exports.own import LEDGER
+from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
+from lvspec_cli.output.records import Requested, Sampling
+from tests.output.rows import caption, failure, part
+
+TXT, SRT, VTT, CSV, PARQUET = (
+    ExportFormat.TXT,
+    ExportFormat.SRT,
+    ExportFormat.VTT,
+    ExportFormat.CSV,
+    ExportFormat.PARQUET,
+)
+Export = Callable[..., ExportReport]
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder with files that are named as videos."""
+    folder = tmp_path / "videos"
+    (folder / "deep").mkdir(parents=True)
+    for name in (b"a.mp4", b"a.webm", b"b.mp4", b"deep/caf\xe9.mp4"):
+        (folder / os.fsdecode(name)).touch()
+    return folder
+
+
+def files(folder: Path) -> dict[bytes, str]:
+    """What lies in and below a folder, but for the empty videos and the ledger."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    return {os.fsencode(path.relative_to(folder)): path.read_text() for path in found if path.name != LEDGER}
+
+
+def sampled(*timestamps: float) -> Sampling:
+    asked = Requested(frames=8, fps=None, max_pixels=None, decoder="pyav")
+    return Sampling(requested=asked, decoded=len(timestamps), timestamps=timestamps)
+
+
+def test_text_files_lie_beside_their_clips(videos: Path):
+    rows = [
+        caption(b"a.mp4", "One."),
+        caption(b"a.webm", "Two."),
+        failure(b"b.mp4"),
+        caption(b"deep/caf\xe9.mp4", "名 café"),
+    ]
+    report = export_records(rows, TXT, ExportPlaces(videos), prefix="ohwx, ", suffix=" end")
+    assert files(videos) == {
+        b"a.mp4.txt": "ohwx, One. end\n",
+        b"a.webm.txt": "ohwx, Two. end\n",
+        b"deep/caf\xe9.txt": "ohwx, 名 café end\n",
+    }
+    assert (len(report.written), report.captions, report.failed) == (3, 3, 1)
+    again = export_records(rows, TXT, ExportPlaces(videos), prefix="ohwx, ", suffix=" end")
+    assert (len(again.written), len(again.unchanged)) == (0, 3)
+
+
+def test_text_files_in_a_folder_of_their_own_need_no_clips(tmp_path: Path):
+    rows = [caption(b"deep/er/a.mp4"), caption(b"b.mp4", "B.")]
+    export_records(rows, TXT, ExportPlaces(out_dir=tmp_path / "new"))
+    assert files(tmp_path / "new") == {b"deep/er/a.txt": "A.\n", b"b.txt": "B.\n"}
+
+
+def test_a_failed_clip_keeps_its_place_so_that_names_do_not_change_when_it_is_done(videos: Path):
+    segments = [part(0, 5), part(5, 9), part(9, None)]
+    rows = [caption(b"b.mp4", str(index), segment=segment) for index, segment in enumerate(segments)]
+    broken = [*rows[:1], failure(b"b.mp4", segment=segments[1]), rows[2], failure(b"a.webm")]
+    export_records([*broken, caption(b"a.mp4")], TXT, ExportPlaces(videos))
+    assert files(videos) == {b"b.001.txt": "0\n", b"b.003.txt": "2\n", b"a.mp4.txt": "A.\n"}
+    export_records([*broken, rows[1]], TXT, ExportPlaces(videos))
+    assert files(videos)[b"b.002.txt"] == "1\n"
+
+
+def test_several_prompts_are_numbered_as_they_were_given_whatever_order_the_rows_have(videos: Path):
+    rows = [
+        caption(b"b.mp4", text, prompt=text, id=f"b.mp4#{number}")
+        for number, text in ((10, "tenth"), (2, "second"), (1, "first"))
+    ]
+    export_records(rows, TXT, ExportPlaces(videos))
+    assert files(videos) == {b"b.1.txt": "first\n", b"b.2.txt": "second\n", b"b.3.txt": "tenth\n"}
+
+
+def test_a_later_caption_of_the_same_clip_and_prompt_counts_in_all_but_tables(videos: Path, tmp_path: Path):
+    rows = [caption(b"b.mp4", "Old."), caption(b"b.mp4", "New.").model_copy(update={"key": "other settings"})]
+    report = export_records(rows, TXT, ExportPlaces(videos))
+    assert files(videos) == {b"b.txt": "New.\n"}
+    assert report.superseded == 1
+    export_records(rows, CSV, ExportPlaces(out=tmp_path / "t.csv"))
+    assert [row["text"] for row in csv.DictReader((tmp_path / "t.csv").open())] == ["Old.", "New."]
+
+
+def test_what_somebody_else_wrote_or_changed_is_left_alone(videos: Path):
+    where = ExportPlaces(videos)
+    rows = [caption(b"a.mp4", "One."), caption(b"b.mp4", "Two."), caption(b"deep/caf\xe9.mp4", "Three.")]
+    (videos / "b.txt").write_text("by hand\n")
+    report = export_records(rows, TXT, where)
+    assert report.foreign == (videos / "b.txt",)
+    (videos / "a.txt").write_text("mended by hand\n")
+    changed = [row.model_copy(update={"text": "New."}) for row in rows]
+    report = export_records(changed, TXT, where)
+    assert set(report.foreign) == {videos / "a.txt", videos / "b.txt"}
+    assert [os.fsencode(path.name) for path in report.written] == [b"caf\xe9.txt"], "its own, and replaced"
+    assert files(videos) == {
+        b"a.txt": "mended by hand\n",
+        b"b.txt": "by hand\n",
+        b"deep/caf\xe9.txt": "New.\n",
+    }
+    assert not export_records(changed, TXT, where, force=True).foreign
+    assert set(files(videos).values()) == {"New.\n"}
+    assert not export_records(rows, TXT, where).foreign, "what was forced is lvspec's own from then on"
+
+
+@pytest.mark.parametrize("ledger", ["", "[]", '{"sha256": 3}', None])
+def test_a_lost_ledger_overwrites_nothing(videos: Path, ledger: str | None):
+    export_records([caption(b"b.mp4", "One.")], TXT, ExportPlaces(videos))
+    if ledger is None:
+        (videos / LEDGER).unlink()
+    else:
+        (videos / LEDGER).write_text(ledger)
+    assert export_records([caption(b"b.mp4", "Two.")], TXT, ExportPlaces(videos)).foreign
+    assert export_records([caption(b"b.mp4", "One.")], TXT, ExportPlaces(videos)).unchanged
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder"])
+def test_what_is_no_regular_file_is_foreign(videos: Path, tmp_path: Path, kind: str):
+    target = tmp_path / "elsewhere.txt"
+    if kind == "folder":
+        (videos / "b.txt").mkdir()
+    else:
+        (videos / "b.txt").symlink_to(target)
+    if kind == "link":
+        target.write_text("precious")
+    assert export_records([caption(b"b.mp4")], TXT, ExportPlaces(videos)).foreign == (videos / "b.txt",)
+    assert not target.exists() or target.read_text() == "precious"
+
+
+def test_a_video_that_is_named_like_a_sidecar_is_never_written_to(videos: Path):
+    (videos / "a.txt").write_text("a video in disguise")
+    rows = [caption(b"a.mp4", "One."), caption(b"a.txt", "Two.")]
+    export_records(rows, TXT, ExportPlaces(videos), force=True)
+    assert files(videos) == {
+        b"a.txt": "a video in disguise", b"a.mp4.txt": "One.\n", b"a.txt.txt": "Two.\n"
+    }  # fmt: skip
+
+
+def test_names_that_lead_elsewhere_and_clips_that_are_gone_are_skipped(videos: Path):
+    names = [b"../out.mp4", b"/tmp/out.mp4", b"gone.mp4", b"x" * 300, b"b.mp4"]
+    report = export_records(map(caption, names), TXT, ExportPlaces(videos))
+    assert report.skipped == (
+        Skipped(b"../out.mp4", "its name leads out of the folder"),
+        Skipped(b"/tmp/out.mp4", "its name leads out of the folder"),
+        Skipped(b"gone.mp4", f"there is no such file in {videos}"),
+        Skipped(b"x" * 300, "File name too long"),
+    )
+    assert [path.name for path in report.written] == ["b.txt"]
+    assert not (videos.parent / "out.txt").exists()
+
+
+def test_one_sidecar_that_cannot_be_written_does_not_stop_the_others(tmp_path: Path):
+    (tmp_path / "deep").write_text("a file where a folder has to be")
+    long = b"x" * 251 + b".mp4"
+    rows = [caption(b"deep/a.mp4"), caption(long), caption(b"b.mp4")]
+    report = export_records(rows, TXT, ExportPlaces(out_dir=tmp_path))
+    assert [skipped.name for skipped in report.skipped] == [b"deep/a.mp4"]
+    assert len(report.written) == 2
+    report = export_records([caption(b"x" * 255), caption(b"c.mp4")], TXT, ExportPlaces(out_dir=tmp_path))
+    assert "File name too long" in report.skipped[0].reason
+    assert [path.name for path in report.written] == ["c.txt"]
+
+
+def subtitles(path: Path) -> list[tuple[float, float, str]]:
+    """Start, end and text of each cue, as FFmpeg reads them."""
+    with av.open(str(path)) as container:
+        return [
+            (
+                float(packet.pts * packet.time_base),
+                float((packet.pts + packet.duration) * packet.time_base),
+                bytes(packet).decode(),
+            )
+            for packet in container.demux()
+            if packet.pts is not None and packet.time_base is not None and packet.duration
+        ]
+
+
+@pytest.mark.parametrize("to", [SRT, VTT])
+def test_subtitles_are_read_by_ffmpeg(videos: Path, to: ExportFormat):
+    rows = [
+        caption(b"b.mp4", "Last --> of all.", segment=part(3661.5, None), sampling=sampled(3661.5, 3670.25)),
+        caption(b"b.mp4", "First line.\n\n \nSecond line.", segment=part(0, 2.0004)),
+        caption(b"b.mp4", " ", segment=part(2, 3)),
+        failure(b"b.mp4", segment=part(3, 4)),
+        caption(b"a.mp4", "Whole.", sampling=sampled(0.0, 7.5)),
+    ]
+    report = export_records(rows, to, ExportPlaces(videos))
+    assert sorted(path.name for path in report.written) == [f"a.{to}", f"b.{to}"]
+    arrow = "Last --> of all." if to is SRT else "Last --&gt; of all."
+    assert subtitles(videos / f"b.{to}") == [
+        (0.0, 2.0, "First line.\nSecond line."),
+        (3661.5, 3670.25, arrow),
+    ]
+    assert subtitles(videos / f"a.{to}") == [(0.0, 7.5, "Whole.")]
+
+
+def test_subtitles_to_the_letter(videos: Path):
+    rows = [
+        caption(b"b.mp4", "A <b> & {c}.", segment=part(0, 1.5)),
+        caption(b"b.mp4", "D.", segment=part(1.5, 36000)),
+    ]
+    for to in (SRT, VTT):
+        export_records(rows, to, ExportPlaces(videos))
+    assert (videos / "b.srt").read_text() == (
+        "1\n00:00:00,000 --> 00:00:01,500\nA <b> & {c}.\n\n2\n00:00:01,500 --> 10:00:00,000\nD.\n"
+    )
+    assert (videos / "b.vtt").read_text() == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nA &lt;b&gt; &amp; {c}.\n\n"
+        "00:00:01.500 --> 10:00:00.000\nD.\n"
+    )
+
+
+def test_several_prompts_give_a_track_each(videos: Path):
+    rows = [
+        caption(b"b.mp4", f"{prompt} {start}", prompt=prompt, segment=part(start, start + 1))
+        for start in (0, 1)
+        for prompt in ("p", "q")
+    ]
+    export_records(rows, SRT, ExportPlaces(videos))
+    assert [text for _, _, text in subtitles(videos / "b.1.srt")] == ["p 0", "p 1"]
+    assert [text for _, _, text in subtitles(videos / "b.2.srt")] == ["q 0", "q 1"]
+
+
+ROWS = [
+    caption(b"a.mp4", 'Says "hi",\nthen leaves.', sampling=sampled(0.0, 1.5)),
+    failure(b"b.mp4"),
+    caption(b"caf\xe9.mp4", "名", segment=part(1, 2.5)),
+]
+TABLE: list[dict[str, Any]] = [
+    {"file_name": "a.mp4", "file_name_b64": None, "start": 0.0, "end": None,
+     "text": 'Says "hi",\nthen leaves.', "frames": 2, "last_frame": 1.5, "lossless": False,
+     "output_tokens": None},
+    {"file_name": "caf\\xe9.mp4", "file_name_b64": "Y2Fm6S5tcDQ=", "start": 1.0, "end": 2.5, "text": "名",
+     "frames": None, "last_frame": None, "lossless": False, "output_tokens": None},
+]  # fmt: skip
+
+
+def test_csv(tmp_path: Path):
+    path = tmp_path / "t.csv"
+    export_records(ROWS, CSV, ExportPlaces(out=path))
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [{name: row[name] for name in TABLE[0]} for row in rows] == [
+        {name: "" if value is None else str(value) for name, value in row.items()} for row in TABLE
+    ]
+    assert {row["key"] for row in rows} == {ROWS[0].key, ROWS[2].key}
+
+
+def test_parquet(tmp_path: Path):
+    from pyarrow import parquet
+
+    path = tmp_path / "t.parquet"
+    export_records(ROWS, PARQUET, ExportPlaces(out=path))
+    table = parquet.read_table(path)
+    assert table.select(list(TABLE[0])).to_pylist() == TABLE
+    types = dict(zip(table.column_names, map(str, table.schema.types), strict=True))
+    assert (types["end"], types["frames"], types["lossless"]) == ("double", "int64", "bool")
+    export_records([failure(b"a.mp4")], PARQUET, ExportPlaces(out=tmp_path / "none.parquet"))
+    empty = parquet.read_table(tmp_path / "none.parquet")
+    assert (empty.num_rows, empty.schema) == (0, table.schema), "the types do not depend on the rows"
+
+
+def test_without_pyarrow_parquet_says_what_to_install(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; sys.modules['pyarrow'] = None\n"
+        "from lvspec_cli.output.exports.export import export_records, ExportFormat, ExportPlaces\n"
+        "from lvspec_cli.errors import OutputError\n"
+        "try:\n    export_records([], ExportFormat.PARQUET, ExportPlaces(out=Path(sys.argv[1])))\n"
+        "except OutputError as error:\n    print(error.cause, '|', error.remedy)\n"
+    )
+    path = tmp_path / "t.parquet"
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert "pyarrow, which is not here | pip install 'lvspec[parquet]'" in done.stdout
+    assert not path.exists()
+
+
+def load(folder: Path, home: Path) -> list[dict[str, Any]]:
+    """A VideoFolder as ``datasets`` loads it: rows with the path of each video in place of its frames."""
+    import datasets
+
+    loaded = datasets.load_dataset("videofolder", data_dir=str(folder), split="train", cache_dir=str(home))
+    loaded = loaded.cast_column("video", datasets.Video(decode=False))
+    return [{**row, "video": os.path.relpath(row["video"]["path"], folder)} for row in loaded]
+
+
+def test_datasets_loads_a_videofolder(tmp_path: Path, video_file: Path):
+    folder = tmp_path / "clips"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.mp4", "deep/é.mp4", "left out.mp4"):
+        shutil.copy(video_file, folder / name)
+    rows = [
+        caption(b"a.mp4", "One.\nTwo."),
+        caption("deep/é.mp4".encode(), "名."),
+        failure(b"left out.mp4"),
+    ]
+    report = export_records(rows, ExportFormat.VIDEOFOLDER, ExportPlaces(folder), prefix="ohwx ")
+    assert report.written == (folder / "metadata.jsonl",)
+    assert load(folder, tmp_path / "cache") == [
+        {"video": "a.mp4", "text": "ohwx One.\nTwo."},
+        {"video": "deep/é.mp4", "text": "ohwx 名."},
+    ]
+
+
+def test_datasets_loads_stretches_and_prompts_from_above_the_videos(tmp_path: Path, video_file: Path):
+    (tmp_path / "set" / "clips").mkdir(parents=True)
+    shutil.copy(video_file, tmp_path / "set" / "clips" / "a.mp4")
+    rows = [
+        caption(b"a.mp4", f"{prompt}{start}", prompt=prompt, segment=part(start, end))
+        for start, end in ((0, 1), (1, None))
+        for prompt in ("p", "q")
+    ]
+    where = ExportPlaces(tmp_path / "set" / "clips", out_dir=tmp_path / "set")
+    export_records(rows, ExportFormat.VIDEOFOLDER, where)
+    common = {"video": "clips/a.mp4"}
+    assert load(tmp_path / "set", tmp_path / "cache") == [
+        {**common, "text": "p0", "start": 0.0, "end": 1.0, "prompt": "p"},
+        {**common, "text": "q0", "start": 0.0, "end": 1.0, "prompt": "q"},
+        {**common, "text": "p1", "start": 1.0, "end": None, "prompt": "p"},
+        {**common, "text": "q1", "start": 1.0, "end": None, "prompt": "q"},
+    ]
+
+
+def test_a_videofolder_cannot_hold_some_names(videos: Path):
+    (videos / "back\\slash.mp4").touch()
+    rows = [caption(b"deep/caf\xe9.mp4"), caption(b"back\\slash.mp4"), caption(b"b.mp4")]
+    report = export_records(rows, ExportFormat.VIDEOFOLDER, ExportPlaces(videos))
+    assert [skipped.name for skipped in report.skipped] == [b"deep/caf\xe9.mp4", b"back\\slash.mp4"]
+    assert json.loads((videos / "metadata.jsonl").read_text()) == {"file_name": "b.mp4", "text": "A."}
+
+
+def test_musubi_takes_one_caption_of_each_whole_video(videos: Path, tmp_path: Path):
+    rows = [
+        caption(b"b.mp4", "second", prompt="q", id="b.mp4#2"),
+        caption(b"b.mp4", "first", prompt="p", id="b.mp4#1"),
+        caption(b"a.mp4", "part", segment=part(1, 2)),
+        caption(b"deep/caf\xe9.mp4", "名"),
+    ]
+    path = tmp_path / "m.jsonl"
+    report = export_records(rows, ExportFormat.MUSUBI, ExportPlaces(videos, out=path))
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert found == [
+        {"video_path": str(videos / "b.mp4"), "caption": "first"},
+        {"video_path": str(videos / "deep/caf\udce9.mp4"), "caption": "名"},
+    ]
+    assert all(Path(row["video_path"]).is_file() for row in found)
+    assert [skipped.name for skipped in report.skipped] == [b"b.mp4", b"a.mp4"]
+
+
+FOLDER = Path("folder")
+
+
+@pytest.mark.parametrize(
+    ("to", "where", "cause"),
+    [
+        (TXT, ExportPlaces(), "txt files need a folder"),
+        (SRT, ExportPlaces(FOLDER, out=Path("x.srt")), "--out names one file, and srt has one a video"),
+        (CSV, ExportPlaces(FOLDER), "csv needs a place"),
+        (CSV, ExportPlaces(out=Path("t.csv"), out_dir=FOLDER), "--out and --out-dir are both given"),
+        (ExportFormat.MUSUBI, ExportPlaces(out=Path("m.jsonl")), "musubi needs the videos"),
+        (ExportFormat.VIDEOFOLDER, ExportPlaces(out_dir=FOLDER), "videofolder needs the videos"),
+        (ExportFormat.VIDEOFOLDER, ExportPlaces(FOLDER, out_dir=Path("other")), "metadata.jsonl cannot lie"),
+        (
+            ExportFormat.VIDEOFOLDER,
+            ExportPlaces(FOLDER, out_dir=FOLDER / "deep"),
+            "metadata.jsonl cannot lie",
+        ),
+    ],
+)
+def test_places_that_do_not_fit_the_format(to: ExportFormat, where: ExportPlaces, cause: str):
+    with pytest.raises(UsageError, match=cause) as caught:
+        check_places(to, where)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("to", list(ExportFormat))
+def test_every_format_can_be_written_where_it_belongs(to: ExportFormat, videos: Path, tmp_path: Path):
+    where = ExportPlaces(videos, out=to.beside(tmp_path / "captions.jsonl"))
+    report = export_records([caption(b"b.mp4")], to, where)
+    (path,) = report.written
+    names = {TXT: "videos/b.txt", SRT: "videos/b.srt", VTT: "videos/b.vtt"}
+    more = {ExportFormat.VIDEOFOLDER: "videos/metadata.jsonl", ExportFormat.MUSUBI: "captions.musubi.jsonl"}
+    assert path == tmp_path / {**names, **more}.get(to, f"captions.{to}")
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file") as caught:
+        export_records([caption(b"b.mp4")], TXT, ExportPlaces(out_dir=tmp_path / "file" / "deep"))
+    assert caught.value.remedy
+
+
+def test_a_row_says_when_and_how_it_was_made():
+    made = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    (row,) = gather([caption(b"a.mp4", created=made)]).rows
+    assert (row.created, row.finish_reason, row.mode) == ("2026-01-02T03:04:05+00:00", "stop", "lvspec")
