@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -16,6 +15,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import EncryptedVideoError, NoVideoStreamError, VideoError, VideoLimitError
 from lvspec_cli.types import VideoInfo, VideoLimits
 from lvspec_cli.video.source import head_of, shown, unopenable
@@ -64,7 +64,7 @@ def open_video(
         stream = _default_stream(container, path)
         check_canvas(stream.width, stream.height, limits, path)
         stream.thread_type = "AUTO"
-        stream.thread_count = min(_MAX_THREADS, threads or os.cpu_count() or 1)
+        stream.thread_count = min(_MAX_THREADS, threads or usable_cores())
         stream.codec_context.options = options
         yield container, stream
 

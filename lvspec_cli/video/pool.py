@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import TypeVar
 from weakref import WeakSet
 
+from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError, VideoError
 from lvspec_cli.types import Clip, VideoInfo, VideoRequest
 from lvspec_cli.video.child import Child, decoding_child
@@ -46,6 +46,8 @@ class Decoded:
 class DecodePool:
     """Reads videos in ``workers`` processes at a time, ahead of their taker and in the order asked for.
 
+    With none one process reads each video when it is asked for, and nothing ahead.
+
     A file that hangs or crashes a process costs that process and its own result. The processes of an iterator
     end with it: at its end, when it is closed or dropped, and with the pool.
 
@@ -55,9 +57,10 @@ class DecodePool:
     """
 
     def __init__(self, workers: int, max_bytes: int, *, threads: int | None = None) -> None:
-        self._workers = workers
+        self._workers = max(1, workers)
+        self._most_ahead = max(1, _AHEAD * workers)
         self._max_bytes = max_bytes
-        self._threads = threads or max(1, (os.cpu_count() or 1) // workers)
+        self._threads = threads or max(1, usable_cores() // max(1, workers))
         self._runs: WeakSet[Generator[object, None, None]] = WeakSet()
 
     def __enter__(self) -> DecodePool:
@@ -120,7 +123,7 @@ class DecodePool:
             stack.callback(threads.shutdown, cancel_futures=True)
             stack.callback(crew.close)
             while True:
-                for number, item in islice(numbered, _AHEAD * self._workers - len(ahead)):
+                for number, item in islice(numbered, self._most_ahead - len(ahead)):
                     ahead.append(threads.submit(work, crew, number, item))
                 if not ahead or not _is_done(ahead[0], interrupted):
                     return

@@ -204,6 +204,20 @@ def test_requests_are_pulled_a_few_ahead(clips):
             assert taken <= len(pulled) <= taken + 3
 
 
+def test_without_workers_nothing_is_read_ahead(clips, started):
+    pulled = []
+
+    def requests():
+        for path in clips[:4]:
+            pulled.append(path)
+            yield everything(path)
+
+    with DecodePool(0, PLENTY) as pool:
+        for taken, result in enumerate(pool.clips(requests()), 1):
+            assert result.clip and len(result.clip.timestamps) == 3 * taken == 3 * len(pulled)
+    assert len(started) == 1
+
+
 def test_what_was_taken_is_kept_by_its_taker_alone(clips):
     with DecodePool(2, PLENTY) as pool:
         results: Any = pool.clips(repeat(everything(clips[-1])))

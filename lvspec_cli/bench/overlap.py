@@ -1,0 +1,198 @@
+"""Clips captioned per second, with and without decoding ahead: ``python -m lvspec_cli.bench.overlap``.
+
+Scenes of the demo world are drawn at the size at which decoding one takes about as long as captioning it.
+The loop of ``lvspec caption`` runs over them with the bundled pair: in turn, where one process decodes each
+clip when the one before is captioned, and ahead. Each side first finds its own best threads, then both run
+alternately in this process. Times are from the first request to the last record, and hold the start of the
+decoding processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from lvspec_cli.batch.serve import WorkerPlan, serving
+from lvspec_cli.batch.work import Work, make_work
+from lvspec_cli.cores import usable_cores
+from lvspec_cli.demo.scenes import Scene
+from lvspec_cli.demo.write import scene_of
+from lvspec_cli.output.records import Record
+from lvspec_cli.pipeline import AskRequest, pinned_request
+from lvspec_cli.registry import load_registry, rule_of
+from lvspec_cli.types import DecodeSettings, Looseness, VideoRequest
+
+PROMPT = "Describe this video in detail."
+_SEED = 3
+_SAMPLE = 3  # scenes whose times stand for all when the size is chosen
+_CLOSE = 1.1  # decoding and captioning differ by this factor at most
+_ROUNDS = 5  # of looking for the size
+
+
+@dataclass(frozen=True)
+class Setup:
+    """``decode_workers`` 0 is decoding in turn."""
+
+    decode_workers: int
+    torch_threads: int
+    decode_threads: int
+
+    def __str__(self) -> str:
+        way = f"ahead in {self.decode_workers}" if self.decode_workers else "in turn"
+        return f"{way}, threads: torch {self.torch_threads}, decoding {self.decode_threads}"
+
+
+@dataclass(frozen=True)
+class Timed:
+    ends: tuple[float, ...]  # seconds from the first request to each record
+    records: tuple[Record, ...]
+
+    @property
+    def rate(self) -> float:
+        """Clips a second."""
+        return len(self.ends) / self.ends[-1]
+
+    @property
+    def decode_seconds(self) -> tuple[float, ...]:
+        """Of each clip."""
+        return tuple(record.stats.decode_video_s for record in self.records if record.stats)
+
+    @property
+    def caption_seconds(self) -> tuple[float, ...]:
+        """Of each clip decoded in turn, all that is not decoding."""
+        spans = (end - begin for begin, end in itertools.pairwise((0.0, *self.ends)))
+        return tuple(span - decoding for span, decoding in zip(spans, self.decode_seconds, strict=True))
+
+
+def scaled(scene: Scene, scale: float) -> Scene:
+    """The same scene in a larger picture, with even sides as the codec wants them."""
+    width, height = (max(2, 2 * round(side * scale / 2)) for side in (scene.width, scene.height))
+    return replace(scene, width=width, height=height)
+
+
+def better_scale(scale: float, decode_seconds: float, caption_seconds: float) -> float:
+    """Where decoding should take as long as captioning: its time goes with the pixels."""
+    return scale * min(4.0, max(0.25, math.sqrt(caption_seconds / decode_seconds)))
+
+
+def run(works: Sequence[Work], setup: Setup) -> Timed:
+    """Captions all ``works``."""
+    plan = WorkerPlan(
+        base=replace(works[0].request, threads=setup.torch_threads),
+        decode_workers=setup.decode_workers,
+        decode_bytes=1 << 30,
+        on_out_of_memory="fail",
+        decode_threads=setup.decode_threads,
+    )
+    with serving(plan, lambda event: None, lambda: False) as serve:
+        began = time.perf_counter()
+        done = [
+            (time.perf_counter() - began, record) for finished in serve(works) for record in finished.records
+        ]
+    ends, records = zip(*done, strict=True)
+    failed = next((record.error.message for record in records if record.error), None)
+    if failed or len(records) != len(works):
+        raise RuntimeError(f"not all clips were captioned: {failed}")
+    return Timed(ends, records)
+
+
+def make_works(folder: Path, count: int, scale: float) -> list[Work]:
+    """Clips of ``count`` scenes in ``folder``, each to be captioned with the bundled pair."""
+    from lvspec_cli.demo.encode import encode_scene
+
+    folder.mkdir()
+    name, pair = load_registry(environment={}).pair(None)
+    defaults = pair.defaults
+    settings = DecodeSettings(
+        gamma=defaults.gamma, rule=rule_of(pair, Looseness.BALANCED), max_new_tokens=defaults.max_new_tokens
+    )
+    works = []
+    for number in range(1, count + 1):
+        path = folder / f"{number:03}.mp4"
+        encode_scene(scaled(scene_of(_SEED, number)[0], scale), path)
+        video = VideoRequest(
+            path, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels
+        )
+        request = AskRequest(video, (PROMPT,), name, pair, settings, task="caption")
+        works.append(make_work(pinned_request(request)))
+    return works
+
+
+def fitting_scale(folder: Path) -> float:
+    """The scale at which decoding a clip takes about as long as captioning it, with one thread each."""
+    scale = 2.0
+    for attempt in range(_ROUNDS):
+        works = make_works(folder / f"scale_{attempt}", _SAMPLE, scale)
+        timed = run([works[0], *works], Setup(0, 1, 1))  # what the first one takes is also to warm up
+        decoding, captioning = median(timed.decode_seconds[1:]), median(timed.caption_seconds[1:])
+        print(f"scale {scale:.2f}: decoding takes {decoding:.3f} s a clip, its caption {captioning:.3f} s")
+        if 1 / _CLOSE < decoding / captioning < _CLOSE:
+            break
+        scale = better_scale(scale, decoding, captioning)
+    return scale
+
+
+def best_setups(works: Sequence[Work], workers: Sequence[int], threads: Sequence[int]) -> tuple[Setup, Setup]:
+    """The fastest setup without decoding ahead, and the fastest with, of all combinations."""
+    in_turn = [Setup(0, *pair) for pair in itertools.product(threads, threads)]
+    ahead = [Setup(count, *pair) for count in workers for pair in itertools.product(threads, threads)]
+    if len(in_turn) == len(ahead) == 1:
+        return in_turn[0], ahead[0]
+    rates: dict[Setup, list[float]] = {setup: [] for setup in (*in_turn, *ahead)}
+    for order in (list(rates), list(reversed(rates))):
+        for setup in order:
+            rates[setup].append(run(works, setup).rate)
+    for setup, found in rates.items():
+        print(f"{setup}: {max(found):.2f} clips/s")
+    best = [max(side, key=lambda setup: max(rates[setup])) for side in (in_turn, ahead)]
+    return best[0], best[1]
+
+
+def compare(
+    works: Sequence[Work], sides: tuple[Setup, Setup], repeats: int
+) -> tuple[list[float], list[float]]:
+    """Clips per second of both sides, which take turns at being first. Both have to say the same."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    texts: set[tuple[str | None, ...]] = set()
+    for repeat in range(repeats):
+        for side in (0, 1) if repeat % 2 == 0 else (1, 0):
+            timed = run(works, sides[side])
+            rates[side].append(timed.rate)
+            texts.add(tuple(record.text for record in timed.records))
+    if len(texts) > 1:
+        raise RuntimeError("the captions differ between the runs")
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--scale", type=float, help="of the pictures' sides; found by measuring if not given")
+    parser.add_argument("--decode-workers", type=int, nargs="+", default=[1])
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, usable_cores()}))
+    given = parser.parse_args()
+    print(f"{usable_cores()} cores, {platform.machine()}, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as name:
+        scale = given.scale or fitting_scale(Path(name))
+        works = make_works(Path(name) / "clips", given.clips, scale)
+        sides = best_setups(works[: max(1, given.clips // 2)], given.decode_workers, given.threads)
+        rates = compare(works, sides, given.repeats)
+    print(f"\n{given.clips} clips at scale {scale:.2f}, {given.repeats} runs of each side in turns:")
+    for setup, found in zip(sides, rates, strict=True):
+        print(f"{setup}: {median(found):.2f} clips/s ({min(found):.2f} to {max(found):.2f})")
+    print(f"ahead / in turn: {median(rates[1]) / median(rates[0]):.2f}")
+
+
+if __name__ == "__main__":
+    main()
