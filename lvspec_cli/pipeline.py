@@ -1,10 +1,13 @@
-"""The only place that wires the stages together, and the library's entry: ``ask``."""
+"""The only place that wires the stages together, and the library's entry: ``ask``.
+
+A batch takes the same parts one by one: ``pinned_request``, ``load``, ``identify_video``, ``answers``.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +30,7 @@ from lvspec_cli.output.text import TextStream
 from lvspec_cli.output.trace import trace_row
 from lvspec_cli.registry import Pair
 from lvspec_cli.storage import pinned, require
-from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, VideoRequest
+from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, TaskName, VideoRequest
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
@@ -41,6 +44,7 @@ class AskRequest:
     """Questions about one clip, and how to answer them; ``device`` and ``dtype`` as in ``load_pair``.
 
     ``threads``: what torch may use of the CPU from here on, in the whole process; None leaves it alone.
+    ``name`` and ``id`` are what records call the video, where its file's name is not meant.
     """
 
     video: VideoRequest
@@ -52,6 +56,9 @@ class AskRequest:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    task: TaskName = "ask"
+    name: bytes | None = None
+    id: str | None = None
 
 
 def ask(
@@ -69,35 +76,72 @@ def ask(
     """
     if not request.questions:
         raise UsageError("there is no question", "ask one")
-    pair = request.pair
-    folders = {"target": require(pair.target)}
-    if request.settings.mode is not Mode.AR:
-        folders["draft"] = require(pair.draft)
-    read = {role: pinned(getattr(pair, role), folder) for role, folder in folders.items()}
-    request = replace(request, pair=pair.model_copy(update=read))
-    identity = _identify(request.video)
+    request = pinned_request(request)
+    identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
     except VideoError as error:
         for number in range(1, len(request.questions) + 1):
             listen(Answered(failed_record(request, identity, number, error)))
         raise
-    with _memory_errors(), _stage(Stage.LOADING, listen):
+    loaded = load(request, listen)
+    with memory_errors():
+        return list(answers(loaded, request, identity, clip, listen, trace=trace, interrupted=interrupted))
+
+
+def pinned_request(request: AskRequest) -> AskRequest:
+    """The request with the revisions of the pair that is on this machine.
+
+    :raises PairError: not all of it is here.
+    """
+    pair = request.pair
+    roles = ("target",) if request.settings.mode is Mode.AR else ("target", "draft")
+    read = {role: pinned(getattr(pair, role), require(getattr(pair, role))) for role in roles}
+    return replace(request, pair=pair.model_copy(update=read))
+
+
+def load(request: AskRequest, listen: Listener = lambda event: None) -> LoadedPair:
+    """The models that the request's mode needs.
+
+    :raises PairError: they are not here, cannot be read, or do not fit.
+    """
+    pair = request.pair
+    with memory_errors(), _stage(Stage.LOADING, listen):
         import torch
 
         from lvspec_cli.models.load import load_pair
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
-        loaded = load_pair(
-            folders["target"],
-            folders.get("draft"),
+        return load_pair(
+            require(pair.target),
+            None if request.settings.mode is Mode.AR else require(pair.draft),
             device=request.device,
             dtype=request.dtype,
             progress=lambda share: listen(StageAdvanced(Stage.LOADING, share, 1.0)),
         )
-    with _memory_errors():
-        return list(_Run(request, identity, clip, loaded, listen, trace).answers(interrupted))
+
+
+def answers(
+    loaded: LoadedPair,
+    request: AskRequest,
+    identity: FileIdentity,
+    clip: Clip,
+    listen: Listener = lambda event: None,
+    *,
+    trace: Trace | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    numbers: Sequence[int] | None = None,
+    oom_retries: int = 0,
+) -> Iterator[Record]:
+    """A record for each of the request's questions about the clip, whose video is encoded once.
+
+    :param numbers: which questions, counted from 1; all by default.
+    :param oom_retries: how often the clip has been made smaller, for the records.
+    """
+    chosen = range(1, len(request.questions) + 1) if numbers is None else numbers
+    run = _Run(request, identity, clip, loaded, listen, trace, oom_retries)
+    yield from run.answers(chosen, interrupted)
 
 
 @dataclass(frozen=True)
@@ -110,12 +154,13 @@ class _Run:
     pair: LoadedPair
     listen: Listener
     trace: Trace | None
+    oom_retries: int
 
-    def answers(self, interrupted: Callable[[], bool]) -> Iterator[Record]:
+    def answers(self, numbers: Sequence[int], interrupted: Callable[[], bool]) -> Iterator[Record]:
         from lvspec_cli.speculation.engine import Session
 
         session, prompts = Session(self.pair), None
-        for number in range(1, len(self.request.questions) + 1):
+        for number in numbers:
             if interrupted():
                 return
             prompts = self._encode(session, number, prompts)
@@ -138,7 +183,12 @@ class _Run:
         text = TextStream(self.pair.target.tokenizer.backend_tokenizer)
         with _stage(Stage.ANSWERING, self.listen):
             generation = self._rounds(session, prompts, number, text, interrupted)
-        facts = Facts(self.clip, prompts.target.visual_tokens, str(self.pair.target.dtype) == "torch.float32")
+        facts = Facts(
+            self.clip,
+            prompts.target.visual_tokens,
+            full_precision=str(self.pair.target.dtype) == "torch.float32",
+            oom_retries=self.oom_retries,
+        )
         record = answered_record(self.request, self.identity, number, facts, generation, text.text)
         self.listen(Answered(record, text.tail))
         return record
@@ -178,26 +228,34 @@ def _stage(stage: Stage, listen: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Too little memory reads as a pair that does not fit."""
     remedy = "take fewer frames (--frames), smaller ones (--max-pixels), another --device or a smaller pair"
     try:
         yield
-    except MemoryError as error:
-        raise PairError("the pair does not fit into memory", remedy) from error
-    except RuntimeError as error:
-        import torch
-
-        if not isinstance(error, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise PairError("the pair does not fit into the device's memory", remedy) from error
+        raise PairError("the pair does not fit into memory", remedy) from error
 
 
-def _identify(video: VideoRequest) -> FileIdentity:
-    name = os.fsencode(video.path.name)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory, or the machine's, did not suffice."""
+    import torch
+
+    # torch has no class of its own for the machine's memory.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def identify_video(request: AskRequest) -> FileIdentity:
+    """What the record's key says of the file; without content where it cannot be read."""
+    path = request.video.path
+    name = request.name if request.name is not None else os.fsencode(path.name)
     try:
-        if video.path.is_file():
-            return identify(video.path, name)
+        if path.is_file():
+            return identify(path, name)
     except OSError:
         pass  # decoding meets the same file and says what is wrong with it
     return FileIdentity(name, 0, "")
@@ -210,17 +268,20 @@ def _decode(video: VideoRequest, listen: Listener) -> Clip:
         clip = read_clip(
             video, progress=lambda done, expected: listen(StageAdvanced(Stage.DECODING, done, expected))
         )
-    listen(
-        ClipReady(
-            path=clip.path,
-            duration=clip.duration,
-            start=clip.start,
-            end=clip.end,
-            frames=len(clip.timestamps),
-            frames_expected=clip.frames_expected,
-            width=clip.width,
-            height=clip.height,
-            warnings=clip.warnings,
-        )
-    )
+    listen(clip_ready(clip))
     return clip
+
+
+def clip_ready(clip: Clip) -> ClipReady:
+    """What was taken from the video, for whoever listens."""
+    return ClipReady(
+        path=clip.path,
+        duration=clip.duration,
+        start=clip.start,
+        end=clip.end,
+        frames=len(clip.timestamps),
+        frames_expected=clip.frames_expected,
+        width=clip.width,
+        height=clip.height,
+        warnings=clip.warnings,
+    )

@@ -26,7 +26,7 @@ def build_prompts(
     over, which saves going through the frames again.
     """
     for text in (question, system or ""):
-        _check_text(pair.target.tokenizer, text)
+        check_text(pair.target.tokenizer, text)
     draft = None
     if pair.draft is not None:
         before = earlier.draft if earlier else None
@@ -76,7 +76,8 @@ def _expanded(loaded: LoadedModel, text: str, count: int) -> Tensor:
     return loaded.tokenizer([text.replace(token, token * count)], return_tensors="pt")["input_ids"]
 
 
-def _check_text(tokenizer: Any, text: str) -> None:
+def check_text(tokenizer: Any, text: str) -> None:
+    """UsageError when ``text`` holds one of the special tokens."""
     special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
     found = next((token for token in special if token in text), None)
     if found is not None:

@@ -68,6 +68,14 @@ class Looseness(StrEnum):
     LOOSE = "loose"
 
 
+class Gate(StrEnum):
+    """What makes an answer count as failed although there is a text."""
+
+    LENGTH = "length"  # cut at --max-new-tokens
+    REPETITION = "repetition"  # stopped by the repetition guard
+    PARTIAL = "partial"  # fewer frames could be read than expected
+
+
 # --- video ---------------------------------------------------------------------------------
 
 

@@ -70,6 +70,7 @@ class Shell:
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("LVSPEC", "XDG"))}
         home = {"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home / "config"), "HF_HUB_OFFLINE": "1"}
+        home["XDG_STATE_HOME"] = str(self.home / "state")
         path = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         return {**kept, **home, **path, **self.extra}
 
@@ -114,7 +115,11 @@ def here(
 
         for name in ("LVSPEC_PAIR", "LVSPEC_MODELS"):
             monkeypatch.delenv(name, raising=False)
-        for name, value in {"XDG_CONFIG_HOME": str(tmp_path), **(environment or {})}.items():
+        for name, value in {
+            "XDG_CONFIG_HOME": str(tmp_path),
+            "XDG_STATE_HOME": str(tmp_path / "state"),
+            **(environment or {}),
+        }.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(sys, "argv", ["lvspec", *map(str, arguments)])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,18 +11,12 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.errors import OutputError, UsageError
-from lvspec_cli.types import (
-    DecodeSettings,
-    Looseness,
-    Mode,
-    RuleSettings,
-    VideoRequest,
-)
+from lvspec_cli.cli.requests import decode_settings, quieten_libraries, video_request
+from lvspec_cli.errors import OutputError
+from lvspec_cli.types import Looseness, Mode
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace
-    from lvspec_cli.registry import Defaults, Pair
 
 
 def ask(
@@ -71,7 +64,7 @@ def ask(
     given = dict(locals())
     with reporting(debug) as stop:
         if not debug:
-            _quieten_libraries()
+            quieten_libraries()
         from lvspec_cli import pipeline
         from lvspec_cli.cli.questions import checked_text, collect_questions
         from lvspec_cli.cli.show import showing
@@ -98,90 +91,6 @@ def ask(
             pipeline.ask(request, listen, trace=write_row, interrupted=stop.asked)
         if stop.asked():
             raise KeyboardInterrupt
-
-
-def _quieten_libraries() -> None:
-    """Their advice to programmers is not for the user's terminal. Errors still come through."""
-    import os
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.simplefilter("ignore")
-
-
-def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:
-    """What the flags ask of the video, the pair's defaults where they are silent.
-
-    :raises UsageError: a value is out of range.
-    """
-    from lvspec_cli.video.times import parse_time
-
-    start, end = (parse_time(given[name]) if given[name] is not None else None for name in ("start", "end"))
-    if end is not None and end <= (start or 0.0):
-        raise UsageError("--end is not after --start", "choose a later end")
-    _check(given, "fps", above=0.0)
-    _check(given, "decode_timeout", above=0.0)
-    sampled = given["frames"] is not None or given["fps"] is not None
-    return VideoRequest(
-        path=Path(given["video"]),
-        start=start,
-        end=end,
-        max_frames=given["frames"] if sampled else defaults.frames,
-        fps=given["fps"] if sampled else defaults.fps,
-        max_pixels=given["max_pixels"] or defaults.max_pixels,
-        decoder=given["decoder"],
-        timeout=given["decode_timeout"],
-    )
-
-
-def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
-    """How the flags want answers decoded, the pair's defaults where they are silent.
-
-    :raises UsageError: a value is out of range, or flags do not go together.
-    """
-    _check(given, "temperature", least=0.0)
-    if given["temperature"] > 0 and given["mode"] is Mode.LVSPEC:
-        raise UsageError("--temperature has no rule in mode lvspec yet", "add --mode exact or --mode ar")
-    return DecodeSettings(
-        mode=given["mode"],
-        gamma=given["gamma"] or pair.defaults.gamma,
-        rule=_rule(given, pair),
-        max_new_tokens=given["max_new_tokens"] or pair.defaults.max_new_tokens,
-        temperature=given["temperature"],
-        seed=given["seed"],
-    )
-
-
-def _rule(given: Mapping[str, Any], pair: Pair) -> RuleSettings:
-    from dataclasses import asdict, fields
-
-    from pydantic import TypeAdapter, ValidationError
-
-    from lvspec_cli.registry import rule_of
-
-    flags = {field.name: given.get(field.name) for field in fields(RuleSettings)}
-    flags["layers"] = given["layer"] or None
-    changes = {name: value for name, value in flags.items() if value is not None}
-    try:
-        return TypeAdapter(RuleSettings).validate_python(
-            {**asdict(rule_of(pair, given["looseness"])), **changes}
-        )
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(
-            f"{flag}: {first['msg']}, not {first['input']}", "lvspec ask --help lists the flags"
-        ) from None
-
-
-def _check(
-    given: Mapping[str, Any], name: str, *, above: float = -math.inf, least: float = -math.inf
-) -> None:
-    """A number that has a range: NaN and infinity are in none."""
-    value = given[name]
-    if value is not None and not (math.isfinite(value) and value > above and value >= least):
-        bound = f"above {above:g}" if above > -math.inf else f"{least:g} or more"
-        raise UsageError(f"--{name.replace('_', '-')} {value:g} is out of range", f"give a number {bound}")
 
 
 @contextmanager

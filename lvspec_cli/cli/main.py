@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lvspec_cli import __version__
-from lvspec_cli.cli import ask, demo, models
+from lvspec_cli.cli import ask, caption, demo, export, merge, models
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
 
@@ -19,6 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("ask")(ask.ask)
+app.command("caption")(caption.caption)
+app.command("export")(export.export)
+app.command("merge")(merge.merge)
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 

@@ -27,7 +27,7 @@ def collect_questions(first: str | None, more: Sequence[str], file: Path | None)
         for question in given
     ]
     if file is not None:
-        text = _stdin() if file == Path("-") else _read(file)
+        text = _stdin() if file == Path("-") else read_text(file)
         questions += [line.strip() for line in text.splitlines() if line.strip()]
         if not text.strip():
             raise UsageError(f"{file}: no question in it", "write one a line")
@@ -58,13 +58,16 @@ def _stdin() -> str:
     return _decoded(sys.stdin.buffer.read(), "stdin")
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """The file's text.
+
+    :raises NoInputError: it cannot be read.
+    :raises UsageError: it is not UTF-8.
+    """
     try:
         return _decoded(file.read_bytes(), str(file))
     except OSError as error:
-        raise NoInputError(
-            f"{file}: {error.strerror}", "name a text file with one question a line"
-        ) from error
+        raise NoInputError(f"{file}: {error.strerror}", "name a text file that can be read") from error
 
 
 def _decoded(raw: bytes, name: str) -> str:

@@ -16,6 +16,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._answering = False
+        self._held = 0
 
     def listen(self, event: Event) -> None:
         if isinstance(event, RoundDone):
@@ -26,6 +27,15 @@ class Stop:
     def asked(self) -> bool:
         return self.signal is not None
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """What happens in the block is finished: the first signal only shows in ``asked``."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
     @property
     def exit_code(self) -> int:
         return 128 + (self.signal or signal.SIGINT)
@@ -35,7 +45,7 @@ class Stop:
 
         :raises KeyboardInterrupt: nothing has been answered that could be kept, or this is the second signal.
         """
-        wait = self._answering and self.signal is None
+        wait = (self._answering or self._held > 0) and self.signal is None
         self.signal = number
         if not wait:
             raise KeyboardInterrupt

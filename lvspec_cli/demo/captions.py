@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from lvspec_cli.demo.lexicon import (
     APPEAR_VERBS,
@@ -27,13 +29,26 @@ CAPTION_PROMPTS = (
 )
 
 
+@dataclass(frozen=True)
+class Told:
+    """A stretch of text, and the index of the object that it is about."""
+
+    text: str
+    about: int | None = None
+
+
 def caption(scene: Scene, rng: random.Random) -> str:
     """A caption of the scene that states every fact once: 80 to 200 tokens of the demo tokenizer."""
-    sentences = [_opening(scene, rng), _viewpoint(rng)]
-    sentences += [_object_sentence(item, rng) for item in scene.objects]
-    sentences.append(events_sentence(scene, rng))
-    sentences.append(_closing(rng))
-    return " ".join(sentences)
+    return "".join(told.text for told in told_caption(scene, rng))
+
+
+def told_caption(scene: Scene, rng: random.Random) -> Iterator[Told]:
+    """The same caption in stretches, each with the object that it is about."""
+    yield Told(f"{_opening(scene, rng)} {_viewpoint(rng)}")
+    for index, item in enumerate(scene.objects):
+        yield Told(f" {_object_sentence(item, rng)}", index)
+    yield from _told_events(scene, rng)
+    yield Told(f" {_closing(rng)}")
 
 
 def _opening(scene: Scene, rng: random.Random) -> str:
@@ -107,19 +122,24 @@ def event_clause(scene: Scene, event: Event, rng: random.Random) -> str:
     return f"{subject} {rng.choice(RECOLOUR_VERBS)} {item.new_colour}"
 
 
-def events_sentence(scene: Scene, rng: random.Random) -> str:
+def _told_events(scene: Scene, rng: random.Random) -> Iterator[Told]:
     """What happens over time, in one sentence; two events are told in their order or with ``after``."""
     if not scene.events:
         when = rng.choice(("during the clip", "in the scene", "from start to finish", "while we watch"))
-        return f"Nothing else {rng.choice(('happens', 'changes'))} {when}."
+        yield Told(f" Nothing else {rng.choice(('happens', 'changes'))} {when}.")
+        return
     clauses = [event_clause(scene, event, rng) for event in scene.events]
+    first, last = scene.events[0].index, scene.events[-1].index
     if len(clauses) == 1:
         lead = rng.choice(("Partway through", "After a while", "At some point", "During the clip"))
-        return f"{lead}, {clauses[0]}."
-    if rng.random() < 0.35:
-        return f"After {clauses[0]}, {clauses[1]}."
-    link = rng.choice(("and then", "and later", "and after that"))
-    return f"First, {clauses[0]}, {link} {clauses[1]}."
+        yield Told(f" {lead}, {clauses[0]}.", first)
+    elif rng.random() < 0.35:
+        yield Told(f" After {clauses[0]}", first)
+        yield Told(f", {clauses[1]}.", last)
+    else:
+        link = rng.choice(("and then", "and later", "and after that"))
+        yield Told(f" First, {clauses[0]}", first)
+        yield Told(f", {link} {clauses[1]}.", last)
 
 
 def _closing(rng: random.Random) -> str:

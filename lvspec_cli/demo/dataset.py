@@ -7,7 +7,7 @@ it would have alone: what training sees is what decoding sees.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +17,14 @@ from torch.utils.data import Dataset
 from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
-from lvspec_cli.demo.captions import CAPTION_PROMPTS, caption
+from lvspec_cli.demo.captions import CAPTION_PROMPTS, Told, told_caption
+from lvspec_cli.demo.guides import IGNORED, empty_labels, object_labels, told_labels
 from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS, TOKENS_PER_SECOND
 from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
 from lvspec_cli.demo.questions import questions
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position, sample_scene
 
-IGNORED = -100
 # Kinds of patch label and the word of each value; value 0 of an object's kinds means no object.
 NOTHING = "nothing"
 PATCH_WORDS = {
@@ -49,6 +49,16 @@ class Example:
     positions: Tensor  # long (3, T)
     segments: Tensor  # long (T,), 0 for the video's prefix, then one number a turn
     patch_labels: Tensor  # long (V, kinds of patch label)
+    seen_labels: Tensor  # long (V, kinds), what the text model should know of the video's tokens
+    told_labels: Tensor  # long (kinds, T), what it should know of the object that the next token is about
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer, in stretches with the object that each is about."""
+
+    question: str
+    answer: tuple[Told, ...]
 
 
 class SceneDataset(Dataset[Example]):
@@ -69,11 +79,15 @@ class SceneDataset(Dataset[Example]):
         scene = sample_scene(rng)
         times = sample_times(scene, rng)
         video = frame_values(self.processor, scene, times)
-        pairs = [(rng.choice(CAPTION_PROMPTS), caption(scene, rng))]
-        pairs += [(item.question, item.answer) for item in questions(scene, rng)[: self.turns]]
+        turns = [Turn(rng.choice(CAPTION_PROMPTS), tuple(told_caption(scene, rng)))]
+        turns += [
+            Turn(item.question, (Told(item.answer, item.about),))
+            for item in questions(scene, rng)[: self.turns]
+        ]
         grid = video["video_grid_thw"][0]
         seconds_per_grid = 2 * (times[-1] - times[0]) / (len(times) - 1)
-        tokens = pack_turns(self.processor, pairs, grid, seconds_per_grid)
+        tokens = pack_turns(self.processor, turns, grid, seconds_per_grid)
+        subjects = tokens.pop("subjects")
         weights = torch.isin(tokens["labels"], self.fact_tokens).float()
         return Example(
             video["pixel_values_videos"],
@@ -81,6 +95,8 @@ class SceneDataset(Dataset[Example]):
             **tokens,
             weights=weights,
             patch_labels=patch_labels(scene, times, grid),
+            seen_labels=seen_labels(scene, times, grid),
+            told_labels=told_labels(object_labels(scene), subjects),
         )
 
 
@@ -137,9 +153,9 @@ def fact_tokens(processor: Qwen2_5_VLProcessor) -> Tensor:
 
 
 def pack_turns(
-    processor: Qwen2_5_VLProcessor, pairs: list[tuple[str, str]], grid: Tensor, seconds_per_grid: float
+    processor: Qwen2_5_VLProcessor, turns: Sequence[Turn], grid: Tensor, seconds_per_grid: float
 ) -> dict[str, Tensor]:
-    """Token ids, labels, positions and segments of a clip with several turns behind it."""
+    """Token ids, labels, positions, segments and subjects of a clip with several turns behind it."""
     tokenizer = processor.tokenizer
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "\0"}]}]
     template = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -152,14 +168,15 @@ def pack_turns(
     positions = [video_positions(place, len(prefix) - place - 1, (grid_t, grid_h, grid_w), seconds_per_grid)]
     next_position = int(positions[0][:, -1].max()) + 1
     video_end = int(positions[0].max()) + 1
-    labels, segments = [IGNORED] * len(ids), [0] * len(ids)
-    for turn, (question, answer) in enumerate(pairs, start=1):
-        asked = tokenizer.encode(question + after)
-        said = tokenizer.encode(answer + "<|im_end|>")
+    labels, segments, subjects = [IGNORED] * len(ids), [0] * len(ids), [IGNORED] * len(ids)
+    for number, turn in enumerate(turns, start=1):
+        asked = tokenizer.encode(turn.question + after)
+        said, about = encode_told(processor, turn.answer)
         ids += asked + said
         # A position is learnt where its next token is the answer's.
         labels += [IGNORED] * (len(asked) - 1) + said + [IGNORED]
-        segments += [turn] * (len(asked) + len(said))
+        subjects += [IGNORED] * (len(asked) - 1) + about + [IGNORED]
+        segments += [number] * (len(asked) + len(said))
         place_asked = next_position + torch.arange(len(asked))
         # Decoding goes on after the largest position of the prompt, the video's times included.
         place_said = max(int(place_asked[-1]) + 1, video_end) + torch.arange(len(said))
@@ -169,7 +186,17 @@ def pack_turns(
         "labels": torch.tensor(labels),
         "positions": torch.cat(positions, dim=1),
         "segments": torch.tensor(segments),
+        "subjects": torch.tensor(subjects),
     }
+
+
+def encode_told(processor: Qwen2_5_VLProcessor, answer: Sequence[Told]) -> tuple[list[int], list[int]]:
+    """An answer's token ids up to its end, and the object that each token is about."""
+    text = "".join(told.text for told in answer) + "<|im_end|>"
+    encoded = processor.tokenizer(text, return_offsets_mapping=True)
+    about = [IGNORED if told.about is None else told.about for told in answer for _ in told.text]
+    about += [IGNORED] * (len(text) - len(about))
+    return encoded["input_ids"], [about[begin] for begin, _ in encoded["offset_mapping"]]
 
 
 def video_positions(before: int, after: int, grid: tuple[int, int, int], seconds_per_grid: float) -> Tensor:
@@ -185,37 +212,76 @@ def video_positions(before: int, after: int, grid: tuple[int, int, int], seconds
 
 
 def patch_labels(scene: Scene, times: list[float], grid: Tensor) -> Tensor:
-    """What the vision tower should know of each of its outputs, long (V, kinds): see ``PATCH_WORDS``.
+    """What the vision tower should know of each of its outputs, long (V, kinds): see ``PATCH_WORDS``."""
+    ground = (list(BACKGROUNDS).index(scene.background), TEXTURES.index(scene.texture))
+    cells = covered_cells(scene, times, grid, ghosts=False)
+    labels = np.zeros((*cells.shape, len(PATCH_WORDS)), dtype=np.int64)
+    labels[..., 4:] = ground
+    for step, index in _shown(cells):
+        item, second = scene.objects[index], _last_time(times, step)
+        labels[step][cells[step] == index] = (
+            1 + list(COLOURS).index(colour_at(item, second)),
+            1 + list(SHAPES).index(item.shape),
+            1 + list(SIZES).index(item.size),
+            1 + list(MOTIONS).index(item.motion),
+            *ground,
+        )
+    return torch.from_numpy(labels.reshape(-1, len(PATCH_WORDS)))
 
-    An object counts where it covers a third of the cell, or of itself.
+
+def seen_labels(scene: Scene, times: list[float], grid: Tensor) -> Tensor:
+    """What the text model should know of each of the video's tokens, long (V, kinds): ``guides.KINDS``.
+
+    A patch where an object was before it left is still about this object.
+    """
+    cells = covered_cells(scene, times, grid, ghosts=True)
+    known = object_labels(scene)
+    labels = empty_labels(*cells.shape)
+    for step, index in _shown(cells):
+        values = known[index].clone()
+        values[0] = step > 0
+        happened = [event.time for event in scene.events if event.index == index]
+        if happened and happened[0] > _last_time(times, step):
+            values[-2:] = 0  # the event, and the colour after it, are still to come
+        labels[step][cells[step] == index] = values.numpy()
+    return torch.from_numpy(labels.reshape(-1, known.shape[1]))
+
+
+def _shown(cells: np.ndarray) -> list[tuple[int, int]]:
+    return [
+        (step, int(index)) for step in range(len(cells)) for index in np.unique(cells[step]) if index >= 0
+    ]
+
+
+def _last_time(times: list[float], step: int) -> float:
+    return times[min(2 * step + 1, len(times) - 1)]
+
+
+def covered_cells(scene: Scene, times: list[float], grid: Tensor, *, ghosts: bool) -> np.ndarray:
+    """The object in each of a slice's cells, long (slices, rows, columns), or -1.
+
+    An object counts where it covers a third of the cell, or of itself. With ``ghosts`` one that has left
+    counts where it was last, if nothing else is there.
     """
     grid_t, rows, columns = int(grid[0]), int(grid[1]) // 2, int(grid[2]) // 2
     shorter = min(scene.width, scene.height)
-    ground = (list(BACKGROUNDS).index(scene.background), TEXTURES.index(scene.texture))
-    labels = np.zeros((grid_t, rows, columns, len(PATCH_WORDS)), dtype=np.int64)
-    labels[..., 4:] = ground
-    best = np.full((grid_t, rows, columns), 0.35)
+    cells = np.full((grid_t, rows, columns), -1)
+    best = np.full(cells.shape, 0.35)
     for step in range(grid_t):
-        first, second = times[2 * step], times[min(2 * step + 1, len(times) - 1)]
-        for item in scene.objects:
-            if not is_visible(item, second):
+        first, second = times[2 * step], _last_time(times, step)
+        for index, item in enumerate(scene.objects):
+            gone = item.visible_to is not None and second >= item.visible_to
+            if not (is_visible(item, second) or (ghosts and gone)):
                 continue
             x, y = position(item, (first + second) / 2, scene.duration)
             reach = (item.radius * 0.9 * shorter / scene.width, item.radius * 0.9 * shorter / scene.height)
             across, down = _overlap(x, reach[0], columns), _overlap(y, reach[1], rows)
             cell, own = 1 / (rows * columns), 4 * reach[0] * reach[1]
-            cover = down[:, None] * across[None, :] / min(cell, own)
-            values = (
-                1 + list(COLOURS).index(colour_at(item, second)),
-                1 + list(SHAPES).index(item.shape),
-                1 + list(SIZES).index(item.size),
-                1 + list(MOTIONS).index(item.motion),
-                *ground,
-            )
+            cover = down[:, None] * across[None, :] / min(cell, own) * (0.5 if gone else 1.0)
             chosen = cover > best[step]
-            labels[step][chosen] = values
+            cells[step][chosen] = index
             best[step][chosen] = cover[chosen]
-    return torch.from_numpy(labels.reshape(-1, len(PATCH_WORDS)))
+    return cells
 
 
 def _overlap(centre: float, reach: float, cells: int) -> np.ndarray:
@@ -235,6 +301,8 @@ class Batch:
     positions: Tensor  # long (3, B, T)
     segments: Tensor  # long (B, T), -1 for padding
     patch_labels: Tensor  # long (V, kinds)
+    seen_labels: Tensor  # long (V, kinds)
+    told_labels: Tensor  # long (kinds, B, T)
 
     def to(self, device: torch.device) -> Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
@@ -286,4 +354,6 @@ def collate(examples: list[Example]) -> Batch:
         positions=padded("positions", 0),
         segments=padded("segments", -1),
         patch_labels=torch.cat([example.patch_labels for example in examples]),
+        seen_labels=torch.cat([example.seen_labels for example in examples]),
+        told_labels=padded("told_labels", IGNORED),
     )

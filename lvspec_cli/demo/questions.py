@@ -25,13 +25,17 @@ from lvspec_cli.demo.scenes import Scene, SceneObject
 
 @dataclass(frozen=True)
 class Question:
-    """An answer is right that holds one of ``any_of`` and none of ``none_of``."""
+    """An answer is right that holds one of ``any_of`` and none of ``none_of``.
+
+    ``about`` is the index of the object that the answer is about.
+    """
 
     kind: str
     question: str
     answer: str
     any_of: tuple[str, ...]
     none_of: tuple[str, ...] = ()
+    about: int | None = None
 
 
 def is_right(question: Question, answer: str) -> bool:
@@ -61,6 +65,18 @@ def _others(values: object, right: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(value for value in values if value not in right)  # type: ignore[attr-defined]
 
 
+def _about(
+    item: SceneObject,
+    scene: Scene,
+    kind: str,
+    question: str,
+    answer: str,
+    any_of: tuple[str, ...],
+    none_of: tuple[str, ...] = (),
+) -> Question:
+    return Question(kind, question, answer, any_of, none_of, scene.objects.index(item))
+
+
 def _count(scene: Scene, rng: random.Random) -> Iterator[Question]:
     right = COUNTS[len(scene.objects)]
     question = rng.choice(("How many objects are there?", "How many objects does the video show?"))
@@ -77,7 +93,7 @@ def _colour(scene: Scene, rng: random.Random) -> Iterator[Question]:
         (f"What colour is the {shape}{moment}?", f"Which colour does the {shape} have{moment}?")
     )
     answer = rng.choice((f"The {shape} is {item.colour}{moment}.", f"It is {item.colour}{moment}."))
-    yield Question("colour", question, answer, (item.colour,), _others(COLOURS, (item.colour,)))
+    yield _about(item, scene, "colour", question, answer, (item.colour,), _others(COLOURS, (item.colour,)))
 
 
 def _shape(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -88,7 +104,7 @@ def _shape(scene: Scene, rng: random.Random) -> Iterator[Question]:
     shape = rng.choice(SHAPES[item.shape])
     answer = rng.choice((f"The {item.colour} object is a {shape}.", f"It is a {shape}."))
     wrong = tuple(name for key, names in SHAPES.items() if key != item.shape for name in names)
-    yield Question("shape", question, answer, SHAPES[item.shape], wrong)
+    yield _about(item, scene, "shape", question, answer, SHAPES[item.shape], wrong)
 
 
 def _size(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -99,7 +115,7 @@ def _size(scene: Scene, rng: random.Random) -> Iterator[Question]:
         size=rng.choice(SIZES[item.size]), name=name[0].upper() + name[1:]
     )
     wrong = SIZES["large" if item.size == "small" else "small"]
-    yield Question("size", question, answer, SIZES[item.size], wrong)
+    yield _about(item, scene, "size", question, answer, SIZES[item.size], wrong)
 
 
 def _place(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -110,9 +126,10 @@ def _place(scene: Scene, rng: random.Random) -> Iterator[Question]:
     answer = rng.choice((f"It starts in the {place}.", f"{name[0].upper()}{name[1:]} is in the {place}."))
     if (item.row, item.column) == ("middle", "centre"):
         wrong = tuple(f"{row} centre" for rows in ROWS.values() for row in rows)
-        yield Question("place", question, answer, ("centre", "middle"), wrong)
+        yield _about(item, scene, "place", question, answer, ("centre", "middle"), wrong)
     else:
-        yield Question("place", question, answer, tuple(f"{row} {item.column}" for row in ROWS[item.row]))
+        right = tuple(f"{row} {item.column}" for row in ROWS[item.row])
+        yield _about(item, scene, "place", question, answer, right)
 
 
 def _motion(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -121,7 +138,8 @@ def _motion(scene: Scene, rng: random.Random) -> Iterator[Question]:
     question = rng.choice((f"How does {name} move?", f"In which direction does {name} move?"))
     subject = rng.choice(("It", name[0].upper() + name[1:]))
     wrong = tuple(word for key, words in MOTIONS.items() if key != item.motion for word in words)
-    yield Question("motion", question, f"{subject} {motion_phrase(item, rng)}.", MOTIONS[item.motion], wrong)
+    answer = f"{subject} {motion_phrase(item, rng)}."
+    yield _about(item, scene, "motion", question, answer, MOTIONS[item.motion], wrong)
 
 
 def _background(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -149,7 +167,8 @@ def _first(scene: Scene, rng: random.Random) -> Iterator[Question]:
         "changes colour": tuple(f"{verb} {item.new_colour}" for verb in RECOLOUR_VERBS),
     }[event.kind]
     right = tuple(f"{shape} {verb}" for shape in SHAPES[item.shape] for verb in verbs)
-    yield Question("first", question, f"{clause[0].upper()}{clause[1:]}.", right, (*wrong, "nothing"))
+    answer = f"{clause[0].upper()}{clause[1:]}."
+    yield _about(item, scene, "first", question, answer, right, (*wrong, "nothing"))
 
 
 def _final_colour(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -161,9 +180,8 @@ def _final_colour(scene: Scene, rng: random.Random) -> Iterator[Question]:
                 (f"What colour is the {shape} at the end?", f"Which colour does the {shape} have in the end?")
             )
             answer = rng.choice((f"The {shape} is {item.new_colour}.", f"It is {item.new_colour}."))
-            yield Question(
-                "colour", question, answer, (item.new_colour,), _others(COLOURS, (item.new_colour,))
-            )
+            wrong = _others(COLOURS, (item.new_colour,))
+            yield _about(item, scene, "colour", question, answer, (item.new_colour,), wrong)
 
 
 def _exists(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -194,7 +212,7 @@ def _does_it(scene: Scene, rng: random.Random) -> Iterator[Question]:
         ("Yes, it does.", "yes", "no") if kind == asked else ("No, it does not.", "no", "yes")
     )
     question = f"Does {_named(item, rng, full=True)} {verb}?"
-    yield Question("yes/no", question, answer, (right,), (wrong,))
+    yield _about(item, scene, "yes/no", question, answer, (right,), (wrong,))
 
 
 def _yes_no(right: bool, question: str, statement: str) -> Question:

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lvspec_cli.demo.dataset import (
-    IGNORED,
     NOTHING,
     PATCH_WORDS,
     Batch,
@@ -34,6 +33,7 @@ from lvspec_cli.demo.dataset import (
     collate,
     collate_slices,
 )
+from lvspec_cli.demo.guides import IGNORED, KINDS, Guides
 from lvspec_cli.demo.halves import (
     SIZES,
     HalfName,
@@ -63,6 +63,9 @@ class Plan:
     frozen_until: int  # step until which the vision tower then stays as it is
     dense_until: int  # step until which the dense loss goes on beside the text's
     fact_weight: float  # of tokens that carry a fact, until the rate falls
+    seen_after: int  # text layers after which the guides read the video's tokens
+    told_after: int  # and after which they read the answers'
+    guided_until: int  # step until which the guides' loss goes on beside the text's
     seed: int
     save_every: int
     checked: int  # held-out clips that a line of the log is about
@@ -119,21 +122,32 @@ def use_linear_patches(model: Qwen2_5_VLForConditionalGeneration) -> None:
     embed.forward = product
 
 
-def forward_hidden(
-    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, frozen: bool
-) -> tuple[Tensor, Tensor]:
-    """Last hidden states (B, T, width) and the vision tower's outputs (V, width)."""
+@dataclass(frozen=True)
+class Hidden:
+    """What a pass over a batch leaves: B examples of T tokens, V of them the videos'."""
+
+    layers: tuple[Tensor, ...]  # (B, T, width) after 0, 1, … text layers; the last is normed
+    features: Tensor  # (V, width), the vision tower's outputs
+
+    @property
+    def last(self) -> Tensor:
+        return self.layers[-1]
+
+
+def forward_hidden(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, frozen: bool) -> Hidden:
+    """Hidden states of all text layers; no gradient for the vision tower where it is ``frozen``."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
         features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
     embeds = model.get_input_embeddings()(batch.input_ids)
     video = (batch.input_ids == model.config.video_token_id)[..., None].expand_as(embeds)
-    hidden = model.model.language_model(
+    layers = model.model.language_model(
         inputs_embeds=embeds.masked_scatter(video, features.to(embeds.dtype)),
         position_ids=batch.positions,
         attention_mask=batch.attention_mask(),
         use_cache=False,
-    ).last_hidden_state
-    return hidden, features
+        output_hidden_states=True,
+    ).hidden_states
+    return Hidden(layers, features)
 
 
 def text_loss(
@@ -153,7 +167,7 @@ def fact_accuracy(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch
     right = total = 0
     losses = []
     for batch in batches:
-        hidden, _ = forward_hidden(model, batch, True)
+        hidden = forward_hidden(model, batch, True).last
         facts = (batch.labels != IGNORED) & (batch.weights > 0)
         right += int((model.lm_head(hidden[facts]).argmax(-1) == batch.labels[facts]).sum())
         total += int(facts.sum())
@@ -178,11 +192,42 @@ def patch_accuracy(
     return " ".join(f"{kind} {torch.cat(right).float().mean():.3f}" for kind, right in rights.items())
 
 
-def make_optimizers(model: Qwen2_5_VLForConditionalGeneration) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings, biases and norms."""
+@torch.no_grad()
+def guide_accuracy(run: Run, batches: list[Batch]) -> str:
+    """What the guides read right, by kind, of the video's tokens and of the answers'."""
+    seen, told = [], []
+    for batch in batches:
+        hidden = forward_hidden(run.model, batch, True)
+        at_video, at_answers = guided_positions(run, batch)
+        seen.append(
+            run.guides.accuracy("seen", hidden.layers[run.plan.seen_after][at_video], batch.seen_labels)
+        )
+        labels = batch.told_labels[:, at_answers].T
+        told.append(run.guides.accuracy("told", hidden.layers[run.plan.told_after][at_answers], labels))
+    parts = []
+    for name, rights in (("seen", seen), ("told", told)):
+        means = torch.stack(rights).mean(0).tolist()
+        parts += [name, *(f"{kind} {value:.2f}" for kind, value in zip(KINDS, means, strict=True))]
+    return " ".join(parts)
+
+
+def guided_positions(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Where the guides read, bool (B, T) each: at the video, and before a token about an object."""
+    return batch.input_ids == run.model.config.video_token_id, batch.told_labels[1] != IGNORED
+
+
+def guide_loss(run: Run, hidden: Hidden, batch: Batch) -> Tensor:
+    at_video, at_answers = guided_positions(run, batch)
+    seen = run.guides.seen_loss(hidden.layers[run.plan.seen_after][at_video], batch.seen_labels)
+    labels = batch.told_labels[:, at_answers].T
+    return seen + run.guides.told_loss(hidden.layers[run.plan.told_after][at_answers], labels)
+
+
+def make_optimizers(model: Qwen2_5_VLForConditionalGeneration, guides: Guides) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, biases, norms and the guides."""
     inner = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name}
     matrices = [p for p in model.parameters() if id(p) in inner]
-    others = [p for p in model.parameters() if id(p) not in inner]
+    others = [p for p in model.parameters() if id(p) not in inner] + list(guides.parameters())
     adam = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     # Matrices take steps of this many times the rate: tried, and the vision tower learns faster.
     return [Muon(matrices, lr=1.0, weight_decay=0.02, scale=2.5), adam]
@@ -195,6 +240,7 @@ class Run:
     plan: Plan
     model: Qwen2_5_VLForConditionalGeneration
     reader: PatchReader
+    guides: Guides
     optimizers: list[torch.optim.Optimizer]
     processor: Qwen2_5_VLProcessor
     out: Path
@@ -206,6 +252,7 @@ class Run:
     def save(self, step: int) -> None:
         state = {
             "model": self.model.state_dict(),
+            "guides": self.guides.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": step,
         }
@@ -218,6 +265,7 @@ class Run:
             return 0
         state = torch.load(self.state_file, map_location=device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.guides.load_state_dict(state["guides"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         return int(state["step"])
@@ -236,8 +284,10 @@ def start_run(
         copy_vision(_load(vision_from), model)
     use_linear_patches(model)
     processor = build_processor(tokenizer)
+    guides = Guides(SIZES[plan.half].width).to(device)
     out.mkdir(parents=True, exist_ok=True)
-    return Run(plan, model.train(), PatchReader.of(processor, device), make_optimizers(model), processor, out)
+    reader, optimizers = PatchReader.of(processor, device), make_optimizers(model, guides)
+    return Run(plan, model.train(), reader, guides, optimizers, processor, out)
 
 
 def _load(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
@@ -295,7 +345,8 @@ def progress_line(run: Run, checks: list[Batch], done: int) -> str:
     if done <= run.plan.vision_first:
         return f"step {done} patches {patch_accuracy(run.model, run.reader, checks)}"
     accuracy, loss = fact_accuracy(run.model, checks)
-    return f"step {done} facts {accuracy:.4f} loss {loss:.4f}"
+    line = f"step {done} facts {accuracy:.4f} loss {loss:.4f}"
+    return f"{line} {guide_accuracy(run, checks)}" if done <= run.plan.guided_until else line
 
 
 def train_step(run: Run, batch: Batch | SliceBatch, step: int) -> None:
@@ -322,11 +373,13 @@ def step_loss(run: Run, batch: Batch | SliceBatch, step: int) -> Tensor:
     if isinstance(batch, SliceBatch):
         features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
         return run.reader.loss(features, batch.patch_labels, embeddings)
-    hidden, features = forward_hidden(model, batch, step < plan.frozen_until)
+    hidden = forward_hidden(model, batch, step < plan.frozen_until)
     falling = step >= plan.steps * (1 - plan.decay)
-    loss = text_loss(model, hidden, batch, 1.0 if falling else plan.fact_weight)
+    loss = text_loss(model, hidden.last, batch, 1.0 if falling else plan.fact_weight)
+    if step < plan.guided_until:
+        loss = loss + guide_loss(run, hidden, batch)
     if plan.frozen_until <= step < plan.dense_until:
-        loss = loss + run.reader.loss(features, batch.patch_labels, embeddings)
+        loss = loss + run.reader.loss(hidden.features, batch.patch_labels, embeddings)
     return loss
 
 
@@ -349,6 +402,9 @@ def main() -> None:
     parser.add_argument("--frozen-until", type=int, default=12_000)
     parser.add_argument("--dense-until", type=int, default=0)
     parser.add_argument("--fact-weight", type=float, default=4.0)
+    parser.add_argument("--seen-after", type=int, default=2)
+    parser.add_argument("--told-after", type=int, default=4)
+    parser.add_argument("--guided-until", type=int, default=12_000)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--checked", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli import __version__
-from lvspec_cli.errors import VideoError
+from lvspec_cli.errors import LvspecError
 from lvspec_cli.output.records import (
     Failure,
     FileIdentity,
@@ -33,6 +33,7 @@ class Facts:
     clip: Clip
     visual_tokens: int
     full_precision: bool
+    oom_retries: int = 0
 
 
 def answered_record(
@@ -56,14 +57,15 @@ def answered_record(
             width=clip.width,
             height=clip.height,
             visual_tokens=facts.visual_tokens,
+            oom_retries=facts.oom_retries,
             warnings=clip.warnings,
         ),
         stats=stats_fields(generation.stats, clip.decode_seconds),
     )
 
 
-def failed_record(request: AskRequest, identity: FileIdentity, number: int, error: VideoError) -> Record:
-    """The record of a video that could not be read."""
+def failed_record(request: AskRequest, identity: FileIdentity, number: int, error: LvspecError) -> Record:
+    """The record of a video that could not be read or answered about."""
     return Record(
         **_common(request, identity, number),
         status="error",
@@ -76,13 +78,18 @@ def failed_record(request: AskRequest, identity: FileIdentity, number: int, erro
     )
 
 
+def record_key(request: AskRequest, identity: FileIdentity, number: int) -> str:
+    """The key that the record of the request's question ``number`` (from 1) will have."""
+    return str(_common(request, identity, number)["key"])
+
+
 def _common(request: AskRequest, identity: FileIdentity, number: int) -> dict[str, Any]:
     file_name, file_name_b64 = encode_name(identity.name)
     segment = Segment(start=request.video.start or 0.0, end=request.video.end)
     with_draft = request.settings.mode is not Mode.AR
     fields: dict[str, Any] = {
         "segment": segment,
-        "task": "ask",
+        "task": request.task,
         "system": request.system,
         "prompt": request.questions[number - 1],
         "pair": request.pair_name,
@@ -108,11 +115,11 @@ def _common(request: AskRequest, identity: FileIdentity, number: int) -> dict[st
 
 
 def _readable_id(request: AskRequest, file_name: str, number: int) -> str:
-    """The file's name, then the segment and the question's number where there are such."""
+    """The given id or the file's name, then the segment and the question's number where there are such."""
     video = request.video
     times = ["" if time is None else f"{time:g}" for time in (video.start, video.end)]
     segment = f"@{times[0] or 0}-{times[1]}" if any(times) else ""
-    return f"{file_name}{segment}" + (f"#{number}" if len(request.questions) > 1 else "")
+    return f"{request.id or file_name}{segment}" + (f"#{number}" if len(request.questions) > 1 else "")
 
 
 def _requested(request: AskRequest) -> Requested:

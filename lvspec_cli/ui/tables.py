@@ -39,16 +39,68 @@ def plain_pairs(rows: Sequence[PairRow]) -> str:
 
 def pair_table(rows: Sequence[PairRow]) -> str:
     """A table as wide as the terminal."""
+    cells = []
+    for row in rows:
+        name, *others = _cells(row)
+        cells.append([Text(name, "bold" if row.default else ""), *map(Text, others)])
+    return _table(HEADINGS, "about", cells)
+
+
+FORECAST_HEADINGS = ("file", "stretch", "length", "frames", "size", "visual tokens", "what")
+
+
+@dataclass(frozen=True)
+class ForecastRow:
+    """What a batch would take of one stretch of a video. Times in seconds, sizes in pixels."""
+
+    name: str
+    start: float | None = None
+    end: float | None = None
+    duration: float | None = None
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    visual_tokens: int = 0
+    to_do: int = 0  # prompts
+    prompts: int = 0
+    problem: str = ""
+
+
+def plain_forecasts(rows: Sequence[ForecastRow]) -> str:
+    """Tab-separated, one stretch a line, headings first."""
+    lines = [FORECAST_HEADINGS, *(_forecast_cells(row) for row in rows)]
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def forecast_table(rows: Sequence[ForecastRow]) -> str:
+    """A table as wide as the terminal."""
+    return _table(FORECAST_HEADINGS, "file", [[Text(cell) for cell in _forecast_cells(row)] for row in rows])
+
+
+def _forecast_cells(row: ForecastRow) -> tuple[str, ...]:
+    name = visible_line(row.name)
+    if row.problem:
+        return (name, "", "", "", "", "", visible_line(f"cannot be read: {row.problem}"))
+    stretch = "" if row.start is None and row.end is None else f"{row.start or 0:g}-{_seconds(row.end)}"
+    what = "done" if not row.to_do else "to do" if row.prompts == 1 else f"{row.to_do} of {row.prompts} to do"
+    size = f"{row.width}x{row.height}"
+    return (name, stretch, _seconds(row.duration), str(row.frames), size, str(row.visual_tokens), what)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _table(headings: Sequence[str], wide: str, rows: Sequence[Sequence[Text]]) -> str:
     width = shutil.get_terminal_size().columns
     console = Console(file=io.StringIO(), width=width, force_terminal=True, markup=False, highlight=False)
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, safe_box="utf" not in (sys.stdout.encoding or "").lower()
     )
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold", no_wrap=heading != "about")
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading != wide)
     for row in rows:
-        name, *others = _cells(row)
-        table.add_row(Text(name, "bold" if row.default else ""), *(Text(cell) for cell in others))
+        table.add_row(*row)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 

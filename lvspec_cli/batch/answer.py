@@ -1,0 +1,123 @@
+"""One work answered: what fails becomes a record, and too little memory makes the clip smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from lvspec_cli.batch.work import Work
+from lvspec_cli.errors import LvspecError, VideoError
+from lvspec_cli.events import Answered, Listener
+from lvspec_cli.output.build import failed_record
+from lvspec_cli.output.records import Record
+from lvspec_cli.pipeline import answers, clip_ready, is_out_of_memory
+from lvspec_cli.types import Clip, FinishReason, VideoRequest
+
+if TYPE_CHECKING:
+    from lvspec_cli.models.load import LoadedPair
+
+OnOutOfMemory = Literal["shrink", "fail"]
+LEAST_PIXELS = 112 * 112  # of a frame that is still worth looking at
+LEAST_FRAMES = 2
+
+
+class OutOfMemoryError(LvspecError):
+    """The device's memory did not suffice for a clip."""
+
+    kind = "out_of_memory"
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What answers every work: the loaded pair and what to do when memory is short.
+
+    ``read`` decodes a video again, for a clip that has to be smaller.
+    """
+
+    pair: LoadedPair
+    read: Callable[[VideoRequest], Clip]
+    on_out_of_memory: OnOutOfMemory
+    listen: Listener
+    interrupted: Callable[[], bool]
+
+    def answer(self, work: Work, clip: Clip) -> Iterator[Record]:
+        """A record for each of the work's prompts, but for one that was interrupted and those after it."""
+        self.listen(clip_ready(clip))
+        left, retries = list(work.numbers), 0
+        while left:
+            try:
+                for record in self._records(work, clip, left, retries):
+                    if record.finish_reason is FinishReason.INTERRUPTED:
+                        return
+                    del left[0]
+                    yield record
+                return  # also where an interruption came between two prompts
+            except Exception as error:
+                failure = explained(error, work)
+            if not isinstance(failure, OutOfMemoryError):
+                yield from self.failed(work, failure, left)
+                return
+            _release_memory()
+            smaller = _smaller(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
+            if smaller is None:
+                yield from self.failed(work, failure, left)
+                return
+            retries += 1
+            try:
+                clip = self.read(smaller)
+            except VideoError as unreadable:
+                yield from self.failed(work, unreadable, left)
+                return
+
+    def failed(self, work: Work, error: LvspecError, numbers: list[int] | None = None) -> Iterator[Record]:
+        """An error record for each prompt that is left."""
+        for number in numbers if numbers is not None else work.numbers:
+            record = failed_record(work.request, work.identity, number, error)
+            self.listen(Answered(record))
+            yield record
+
+    def _records(self, work: Work, clip: Clip, numbers: list[int], retries: int) -> Iterator[Record]:
+        return answers(
+            self.pair,
+            work.request,
+            work.identity,
+            clip,
+            self.listen,
+            interrupted=self.interrupted,
+            numbers=tuple(numbers),
+            oom_retries=retries,
+        )
+
+
+def explained(error: Exception, work: Work) -> LvspecError:
+    """What went wrong with one clip, as an error that a record can hold."""
+    if isinstance(error, LvspecError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemoryError(
+            "not enough memory for this clip, made smaller as far as that goes",
+            "lower --frames or --max-pixels",
+        )
+    return LvspecError(f"{type(error).__name__}: {error}", "report it with the file if you can")
+
+
+def _smaller(asked: VideoRequest, clip: Clip) -> VideoRequest | None:
+    """A request for half the pixels of what the clip has, then half the frames; None at the smallest."""
+    pixels, frames = clip.width * clip.height, len(clip.timestamps)
+    if pixels // 2 >= LEAST_PIXELS:
+        return replace(asked, max_pixels=pixels // 2, max_frames=frames)
+    if frames // 2 >= LEAST_FRAMES:
+        return replace(asked, max_pixels=pixels, max_frames=frames // 2)
+    return None
+
+
+def _release_memory() -> None:
+    """What the failed attempt held goes back, so that the next one has all of it."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

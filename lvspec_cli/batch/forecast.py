@@ -1,0 +1,36 @@
+"""What decoding would take of a video, from its header alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lvspec_cli.types import VideoInfo, VideoRequest
+
+FALLBACK_RATE = 25.0  # frames a second, where the header says nothing
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Frames that would be taken and their size in pixels; ``timestamps`` in seconds."""
+
+    timestamps: tuple[float, ...]
+    width: int
+    height: int
+
+
+def forecast(info: VideoInfo, request: VideoRequest) -> Forecast:
+    """As ``read_clip`` would choose them were the header true and the frame rate even."""
+    import numpy as np
+
+    from lvspec_cli.video.geometry import fitted_size
+    from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
+
+    rate = info.frame_rate or FALLBACK_RATE
+    length = info.duration if info.duration is not None else request.end or 1.0
+    count = max(1, math.floor(min(length, request.limits.duration) * rate + 1e-6))
+    times = np.arange(count) / rate
+    times = times[stretch(times, request.start or 0.0, request.end)]
+    chosen = choose(times, Sampling.of(request))
+    width, height = fitted_size(info.width, info.height, None, request.max_pixels or DEFAULT_MAX_PIXELS)
+    return Forecast(tuple(float(times[index]) for index in chosen), width, height)

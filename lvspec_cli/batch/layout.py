@@ -1,0 +1,110 @@
+"""Inputs -> works: where each video is cut, and what is asked of each stretch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from lvspec_cli.batch.inputs import Input
+from lvspec_cli.batch.prompts import fill
+from lvspec_cli.batch.segments import Stretch, even_segments
+from lvspec_cli.batch.work import Work, make_work
+from lvspec_cli.errors import LvspecError
+from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.types import VideoInfo, VideoRequest
+
+Probes = Callable[[Iterable[Path]], Iterator[VideoInfo | LvspecError]]
+Scenes = Callable[[VideoRequest], Sequence[Stretch]]
+Measure = Callable[[VideoRequest], float | None]
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How long videos are cut: every ``seconds`` with ``overlap``, or at changes of the scene."""
+
+    seconds: float | None = None
+    overlap: float = 0.0
+    scenes: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return self.seconds is None and not self.scenes
+
+
+def lay_out(
+    inputs: Sequence[Input],
+    base: AskRequest,
+    cutting: Cutting,
+    *,
+    probes: Probes,
+    scenes: Scenes,
+    measure: Measure,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Work]:
+    """The works of all inputs, in their order.
+
+    ``base`` has the prompts' templates in ``questions`` and all of the video's options but its path. A file
+    that cannot be read stays whole: decoding meets the same error, and that becomes its record.
+    """
+    requests = [request_for(base, item) for item in inputs]
+    timed = [not cutting.whole or any("{duration" in text for text in one.questions) for one in requests]
+    known = iter(probes(one.video.path for one, wanted in zip(requests, timed, strict=True) if wanted))
+    works: list[Work] = []
+    for number, (request, wanted) in enumerate(zip(requests, timed, strict=True), start=1):
+        duration = _duration(next(known), request.video, measure) if wanted else None
+        works += [make_work(_prompted(one, duration)) for one in _cut(request, cutting, duration, scenes)]
+        progress(number, len(inputs))
+    return works
+
+
+def _duration(info: VideoInfo | LvspecError, video: VideoRequest, measure: Measure) -> float | None:
+    """Seconds; None where the video cannot be read."""
+    if isinstance(info, LvspecError):
+        return None
+    try:
+        return info.duration if info.duration is not None else measure(video)
+    except LvspecError:
+        return None
+
+
+def request_for(base: AskRequest, item: Input) -> AskRequest:
+    """The request of one input, before it is cut and its prompts are filled in."""
+    start = item.start if item.start is not None else base.video.start
+    end = item.end if item.end is not None else base.video.end
+    return replace(
+        base,
+        video=replace(base.video, path=item.path, start=start, end=end),
+        questions=item.prompts or base.questions,
+        name=item.name,
+        id=item.id,
+    )
+
+
+def _prompted(request: AskRequest, duration: float | None) -> AskRequest:
+    start, end = request.video.start or 0.0, request.video.end if request.video.end is not None else duration
+    length = None if end is None else end - start
+    stem = PurePath(os.fsdecode(request.name or b"")).stem
+    name = stem.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return replace(
+        request, questions=tuple(fill(text, name=name, duration=length) for text in request.questions)
+    )
+
+
+def _cut(
+    request: AskRequest, cutting: Cutting, duration: float | None, scenes: Scenes
+) -> Iterator[AskRequest]:
+    video = request.video
+    stretches: Sequence[Stretch] = ()
+    if cutting.scenes and duration is not None:
+        with suppress(LvspecError):  # decoding will say the same
+            stretches = scenes(video)
+    elif cutting.seconds is not None and duration is not None:
+        end = duration if video.end is None else min(video.end, duration)
+        stretches = even_segments(video.start or 0.0, end, cutting.seconds, cutting.overlap)
+    if not stretches:
+        yield request
+    for stretch in stretches:
+        yield replace(request, video=replace(video, start=stretch.start, end=stretch.end))

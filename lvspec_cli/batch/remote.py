@@ -1,0 +1,170 @@
+"""Several workers, each in its own process, over one queue of works and with one writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.batch.work import Work
+from lvspec_cli.batch.worker import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
+from lvspec_cli.errors import LvspecError, PairError
+from lvspec_cli.events import Listener
+from lvspec_cli.output.build import failed_record
+from lvspec_cli.output.records import Record
+
+POLL = 0.2  # seconds until a wish to stop is noticed
+
+
+class WorkerDiedError(LvspecError):
+    """A worker ended in the middle of a clip."""
+
+    kind = "worker_died"
+
+
+@dataclass
+class _Worker:
+    """The parent's side of one worker process."""
+
+    setup: Setup
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    ready: bool = False
+    under_way: deque[Work] = field(default_factory=deque)  # taken and not done, the oldest first
+    written: set[str] = field(default_factory=set)  # keys of the oldest one's rows
+
+
+def run_remote(
+    works: Sequence[Work],
+    plans: Sequence[WorkerPlan],
+    *,
+    write: Callable[[Record], None],
+    listen: Listener,
+    interrupted: Callable[[], bool],
+) -> None:
+    """As ``run.run``: a worker that dies costs the clip it was at, and is started again."""
+    crew = _Crew(deque(works), write, listen)
+    setups = [Setup(plan, telling=number == 0) for number, plan in enumerate(plans[: len(works)])]
+    with _ending(crew):
+        for setup in setups:
+            crew.start(setup)
+        told = False
+        while crew.workers:
+            if interrupted() and not told:
+                told = True
+                crew.stop()
+            for connection in wait([worker.connection for worker in crew.workers], POLL):
+                crew.hear(connection)
+
+
+@dataclass
+class _Crew:
+    """The workers and what is still to be done."""
+
+    pending: deque[Work]
+    write: Callable[[Record], None]
+    listen: Listener
+    workers: list[_Worker] = field(default_factory=list)
+    stopping: bool = False
+
+    def start(self, setup: Setup) -> None:
+        ours, theirs = Pipe()
+        with theirs:
+            process = _start(theirs.fileno())
+        self.workers.append(_Worker(setup, process, ours))
+        with suppress(OSError):  # hearing will say why it is gone
+            ours.send(setup)
+
+    def stop(self) -> None:
+        """Answers under way end at their next round, and nothing new begins."""
+        self.stopping = True
+        self.pending.clear()
+        for worker in self.workers:
+            worker.process.send_signal(signal.SIGTERM if worker.ready else signal.SIGKILL)
+
+    def hear(self, connection: Any) -> None:
+        worker = next(worker for worker in self.workers if worker.connection is connection)
+        try:
+            message: Message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._ended(worker)
+            return
+        match message:
+            case LvspecError():
+                raise message
+            case Ready():
+                worker.ready = True
+            case WantsWork():
+                self._give(worker)
+            case Row(record):
+                worker.written.add(record.key)
+                self.write(record)
+            case WorkDone():
+                worker.under_way.popleft()
+                worker.written.clear()
+            case Happened(event):
+                self.listen(event)
+
+    def _give(self, worker: _Worker) -> None:
+        work = self.pending.popleft() if self.pending else None
+        if work is not None:
+            worker.under_way.append(work)
+        with suppress(OSError):
+            worker.connection.send(work)
+
+    def _ended(self, worker: _Worker) -> None:
+        self.workers.remove(worker)
+        worker.connection.close()
+        code = worker.process.wait()
+        if code == 0 or self.stopping:
+            return
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if not worker.ready:
+            raise PairError(
+                f"a worker ended while it loaded the pair ({how})",
+                "take fewer --workers, or see with --workers 1 what is wrong",
+            )
+        if worker.under_way:
+            self._fail(worker.under_way.popleft(), worker.written, how)
+        self.pending.extendleft(reversed(worker.under_way))
+        if self.pending:
+            self.start(worker.setup)
+
+    def _fail(self, work: Work, written: set[str], how: str) -> None:
+        error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")
+        for number in work.numbers:
+            if work.keys[number - 1] not in written:
+                self.write(failed_record(work.request, work.identity, number, error))
+
+
+@contextmanager
+def _ending(crew: _Crew) -> Iterator[None]:
+    """No worker outlives the block; those that were told to stop have had their time."""
+    try:
+        yield
+    finally:
+        for worker in crew.workers:
+            worker.process.kill()
+            worker.process.wait()
+            worker.connection.close()
+
+
+def _start(socket: int) -> subprocess.Popen[bytes]:
+    # As the decoding child: a process group of its own keeps the terminal's Ctrl-C from it.
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-P", "-m", "lvspec_cli.batch.worker", str(socket)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=(socket,),
+        process_group=0,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},  # noqa: PTH109
+    )

@@ -1,0 +1,39 @@
+"""Runs works: in this process with one worker, in a process each with several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lvspec_cli.batch.serve import WorkerPlan, serving
+from lvspec_cli.batch.work import Work
+from lvspec_cli.events import Listener
+from lvspec_cli.output.records import Record
+
+
+def run(
+    works: Sequence[Work],
+    plans: Sequence[WorkerPlan],
+    *,
+    write: Callable[[Record], None],
+    listen: Listener = lambda event: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Answers all works; ``write`` gets each record when it is finished.
+
+    One plan runs here, and ``listen`` gets the pipeline's events. Several run in a process each, over one
+    queue: then the events are those of the first.
+
+    :param interrupted: asked once a round; when true the answers under way are dropped and nothing new begins.
+    :raises PairError: the pair cannot be had or does not fit.
+    """
+    if len(plans) > 1:
+        from lvspec_cli.batch.remote import run_remote
+
+        run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)
+        return
+    with serving(plans[0], listen, interrupted) as serve:
+        for finished in serve(works):
+            for record in finished.records:
+                write(record)
+            if interrupted():
+                return

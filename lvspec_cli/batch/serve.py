@@ -1,0 +1,93 @@
+"""The loop of one worker: works come in, their clips are decoded ahead, records go out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lvspec_cli.batch.answer import Answering, OnOutOfMemory
+from lvspec_cli.batch.work import Work
+from lvspec_cli.events import Listener
+from lvspec_cli.output.records import Record
+from lvspec_cli.pipeline import AskRequest, load
+from lvspec_cli.types import VideoRequest
+
+if TYPE_CHECKING:
+    from lvspec_cli.models.load import LoadedPair
+    from lvspec_cli.video.pool import Decoded, DecodePool
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """How one worker works. ``base`` has the pair, the device and the settings that all works share."""
+
+    base: AskRequest
+    decode_workers: int
+    decode_bytes: int  # of frames decoded ahead
+    on_out_of_memory: OnOutOfMemory
+    decode_threads: int | None = None  # of each decoding process; None shares the cores out
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A work and all of its records, but for those that an interruption left out."""
+
+    work: Work
+    records: Iterator[Record]
+
+
+@contextmanager
+def serving(
+    plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
+) -> Iterator[Callable[[Iterable[Work]], Iterator[Finished]]]:
+    """Loads the pair, and gives the function that turns works into records, in their order.
+
+    The records of one work have to be taken before the next one's.
+
+    :raises PairError: the pair cannot be had or does not fit.
+    :raises UsageError: a prompt of ``plan.base`` cannot be given to the pair.
+    """
+    from lvspec_cli.video.decode import read_clip
+    from lvspec_cli.video.pool import DecodePool
+
+    pair = load(plan.base, listen)
+    _check_prompts(pair, plan.base)
+    answering = Answering(pair, read_clip, plan.on_out_of_memory, listen, interrupted)
+    with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
+
+        def serve(works: Iterable[Work]) -> Iterator[Finished]:
+            with closing(_decoded(pool, works, interrupted)) as decoded:
+                for work, outcome in decoded:
+                    if interrupted():
+                        return
+                    if outcome.clip is not None:
+                        yield Finished(work, answering.answer(work, outcome.clip))
+                    elif outcome.error is not None:
+                        yield Finished(work, answering.failed(work, outcome.error))
+
+        yield serve
+
+
+def _decoded(
+    pool: DecodePool, works: Iterable[Work], interrupted: Callable[[], bool]
+) -> Generator[tuple[Work, Decoded], None, None]:
+    ahead: deque[Work] = deque()
+
+    def requests() -> Iterator[VideoRequest]:
+        for work in works:
+            ahead.append(work)
+            yield work.request.video
+
+    with closing(pool.clips(requests(), interrupted=interrupted)) as clips:
+        for decoded in clips:
+            yield ahead.popleft(), decoded
+
+
+def _check_prompts(pair: LoadedPair, base: AskRequest) -> None:
+    from lvspec_cli.prompt import check_text
+
+    for text in (*base.questions, base.system or ""):
+        check_text(pair.target.tokenizer, text)

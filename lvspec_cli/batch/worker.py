@@ -1,0 +1,112 @@
+"""A worker in a process of its own: ``python -m lvspec_cli.batch.worker SOCKET``.
+
+It gets a Setup, then works one by one as it asks for them, and sends what happens. It ends when its parent
+does; SIGTERM lets the answer under way end at the next round.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from lvspec_cli.batch.serve import WorkerPlan, serving
+from lvspec_cli.batch.work import Work
+from lvspec_cli.errors import LvspecError
+from lvspec_cli.events import Event
+from lvspec_cli.output.records import Record
+
+
+@dataclass(frozen=True)
+class Setup:
+    plan: WorkerPlan
+    telling: bool  # whether the pipeline's events are wanted, too
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The pair is loaded."""
+
+
+@dataclass(frozen=True)
+class WantsWork:
+    """Answered with a Work, or None when there is none left."""
+
+
+@dataclass(frozen=True)
+class Happened:
+    event: Event
+
+
+@dataclass(frozen=True)
+class Row:
+    record: Record
+
+
+@dataclass(frozen=True)
+class WorkDone:
+    """All rows of the oldest work that has not been done."""
+
+
+Message = Ready | WantsWork | Happened | Row | WorkDone | LvspecError
+
+
+def main(socket: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    connection = Connection(socket)
+    setup: Setup = connection.recv()
+    inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    try:
+        _work(setup, connection, inbox, stop)
+    except LvspecError as error:
+        connection.send(error)
+
+
+def _receive(connection: Connection, inbox: queue.SimpleQueue[Work | None]) -> None:
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(1)  # the parent has gone, and nobody takes what we do
+
+
+def _work(
+    setup: Setup, connection: Connection, inbox: queue.SimpleQueue[Work | None], stop: threading.Event
+) -> None:
+    sending = threading.Lock()  # the thread that decodes ahead asks for works, too
+
+    def send(message: Message) -> None:
+        with sending:
+            connection.send(message)
+
+    def works() -> Iterator[Work]:
+        while not stop.is_set():
+            send(WantsWork())
+            if (work := inbox.get()) is None:
+                return
+            yield work
+
+    def listen(event: Event) -> None:
+        if setup.telling:
+            send(Happened(event))
+
+    with serving(setup.plan, listen, stop.is_set) as serve:
+        send(Ready())
+        for finished in serve(works()):
+            for record in finished.records:
+                send(Row(record))
+            if stop.is_set():
+                return
+            send(WorkDone())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,70 @@
+"""``lvspec caption --to FORMAT``: the exports at the end of a batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lvspec_cli.batch.names import absolute
+from lvspec_cli.batch.types import Collected
+from lvspec_cli.batch.work import Work
+from lvspec_cli.cli.reporting import say
+from lvspec_cli.errors import UsageError
+from lvspec_cli.output.exports.export import check_places, export_records
+from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
+from lvspec_cli.output.jsonl import read_records
+
+if TYPE_CHECKING:
+    from lvspec_cli.cli.batch import Job
+
+
+def check_export(given: Mapping[str, Any], collected: Collected) -> None:
+    """:raises UsageError: what is to be exported has no place, or flags are given without ``--to``."""
+    if not given["to"]:
+        for flag in ("out_dir", "prefix", "suffix", "force"):
+            if given[flag]:
+                name = "--" + flag.replace("_", "-")
+                raise UsageError(f"{name} goes with --to only", f"add --to, or leave out {name}")
+        return
+    for to in given["to"]:
+        check_places(to, _places(given, to, collected))
+
+
+def export_rows(given: Mapping[str, Any], job: Job, works: Sequence[Work]) -> bool:
+    """Exports the rows of this command's videos; False where a file stood in the way or was left out."""
+    keys = {key for work in works for key in work.keys}
+    return all([_export(given, to, job, keys) for to in given["to"] or ()])
+
+
+def _export(given: Mapping[str, Any], to: ExportFormat, job: Job, keys: Collection[str]) -> bool:
+    assert job.out is not None
+    report = export_records(
+        (record for record in read_records(job.out, say) if record.key in keys),
+        to,
+        _places(given, to, job.collected),
+        prefix=given["prefix"],
+        suffix=given["suffix"],
+        force=given["force"],
+    )
+    if not given["quiet"]:
+        say(f"{to}: {len(report.written)} written, {len(report.unchanged)} unchanged")
+    for path in report.foreign:
+        say(f"warning: {path} is not lvspec's own and stays; --force overwrites it")
+    for skipped in report.skipped:
+        say(f"warning: {os.fsdecode(skipped.name)} left out of {to}: {skipped.reason}")
+    return not report.foreign and not report.skipped
+
+
+def _places(given: Mapping[str, Any], to: ExportFormat, collected: Collected) -> ExportPlaces:
+    videos, out_dir = videos_folder(collected), given["out_dir"]
+    beside = to.beside(Path(given["out"])) if out_dir is None else None
+    return ExportPlaces(videos=videos, out_dir=out_dir, out=beside)
+
+
+def videos_folder(collected: Collected) -> Path | None:
+    """The folder that the inputs' names are relative to."""
+    for item in collected.inputs:
+        return Path(os.fsdecode(absolute(item.path)[: -len(item.name)] or b"/"))
+    return None

@@ -1,0 +1,85 @@
+"""``lvspec caption --dry-run``: what would be done, with no weights loaded and nothing written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lvspec_cli.batch.forecast import forecast
+from lvspec_cli.batch.history import history_file, past_runs, seconds_a_row
+from lvspec_cli.batch.resume import Outstanding, outstanding
+from lvspec_cli.batch.work import Work
+from lvspec_cli.cli.batch import Job, lay_out_job, past_run
+from lvspec_cli.cli.reporting import say, write_out
+from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.output.jsonl import Kept, read_records
+from lvspec_cli.output.records import encode_name
+from lvspec_cli.storage import require
+from lvspec_cli.types import VideoInfo
+from lvspec_cli.ui.batch_state import clock
+from lvspec_cli.ui.tables import ForecastRow, forecast_table, plain_forecasts
+
+
+def dry_run(job: Job, quiet: bool) -> int:
+    """Prints a row for each stretch; 1 when one of them cannot be read."""
+    from lvspec_cli.video.pool import DecodePool
+
+    works = lay_out_job(job, quiet)
+    left = outstanding(works, _kept(job.out), job.again)
+    with DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool:
+        readable = [work for work in works if work.error is None]
+        known = dict(zip(map(id, readable), pool.probes(w.request.video.path for w in readable), strict=True))
+        rows = list(_rows(job, works, left, known))
+    write_out(forecast_table(rows) if sys.stdout.isatty() else plain_forecasts(rows))
+    if not quiet:
+        for line in _totals(job, left, rows):
+            say(line)
+    return 1 if any(row.problem for row in rows) else 0
+
+
+def _kept(out: Path | None) -> Mapping[str, Kept]:
+    if out is None:
+        return {}
+    try:
+        return {record.key: Kept.of(record) for record in read_records(out, say)}
+    except NoInputError:
+        return {}  # the first run will make it
+
+
+def _rows(
+    job: Job, works: Sequence[Work], left: Outstanding, known: Mapping[int, VideoInfo | LvspecError]
+) -> Iterator[ForecastRow]:
+    from lvspec_cli.models.visual_tokens import visual_token_counter
+
+    count = visual_token_counter(require(job.base.pair.target))
+    to_do = {key for work in left.works for key in (work.keys[n - 1] for n in work.numbers)}
+    for work in works:
+        info = known.get(id(work), work.error)
+        name = encode_name(work.name)[0]
+        if not isinstance(info, VideoInfo):
+            yield ForecastRow(name, problem=info.cause if info else "unknown")
+            continue
+        taken = forecast(info, work.request.video)
+        yield ForecastRow(
+            name,
+            start=work.request.video.start,
+            end=work.request.video.end,
+            duration=info.duration,
+            frames=len(taken.timestamps),
+            width=taken.width,
+            height=taken.height,
+            visual_tokens=count(taken.timestamps, taken.width, taken.height),
+            to_do=sum(key in to_do for key in work.keys),
+            prompts=len(work.keys),
+        )
+
+
+def _totals(job: Job, left: Outstanding, rows: Sequence[ForecastRow]) -> Iterator[str]:
+    unreadable = sum(bool(row.problem) for row in rows)
+    yield f"{left.count} captions to do, {left.done} done, {left.failed} failed, {unreadable} unreadable"
+    seconds = seconds_a_row(past_runs(history_file()), past_run(job, rows=1, seconds=0.0))
+    if seconds is None:
+        yield "no estimate of the time: no run like this one has been made on this machine yet"
+    else:
+        yield f"about {clock(seconds * left.count)}, as the last run like this one went"

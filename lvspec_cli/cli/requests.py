@@ -1,0 +1,96 @@
+"""From flags to what is asked of the video and of the decoding: the same for every command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lvspec_cli.errors import UsageError
+from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
+
+if TYPE_CHECKING:
+    from lvspec_cli.registry import Defaults, Pair
+
+
+def quieten_libraries() -> None:
+    """Their advice to programmers is not for the user's terminal. Errors still come through."""
+    import os
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
+
+
+def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:
+    """What the flags ask of the video, the pair's defaults where they are silent.
+
+    :raises UsageError: a value is out of range.
+    """
+    from lvspec_cli.video.times import parse_time
+
+    start, end = (parse_time(given[name]) if given[name] is not None else None for name in ("start", "end"))
+    if end is not None and end <= (start or 0.0):
+        raise UsageError("--end is not after --start", "choose a later end")
+    _check(given, "fps", above=0.0)
+    _check(given, "decode_timeout", above=0.0)
+    sampled = given["frames"] is not None or given["fps"] is not None
+    return VideoRequest(
+        path=Path(given["video"]),
+        start=start,
+        end=end,
+        max_frames=given["frames"] if sampled else defaults.frames,
+        fps=given["fps"] if sampled else defaults.fps,
+        max_pixels=given["max_pixels"] or defaults.max_pixels,
+        decoder=given["decoder"],
+        timeout=given["decode_timeout"],
+    )
+
+
+def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
+    """How the flags want answers decoded, the pair's defaults where they are silent.
+
+    :raises UsageError: a value is out of range, or flags do not go together.
+    """
+    _check(given, "temperature", least=0.0)
+    if given["temperature"] > 0 and given["mode"] is Mode.LVSPEC:
+        raise UsageError("--temperature has no rule in mode lvspec yet", "add --mode exact or --mode ar")
+    return DecodeSettings(
+        mode=given["mode"],
+        gamma=given["gamma"] or pair.defaults.gamma,
+        rule=_rule(given, pair),
+        max_new_tokens=given["max_new_tokens"] or pair.defaults.max_new_tokens,
+        temperature=given["temperature"],
+        seed=given["seed"],
+    )
+
+
+def _rule(given: Mapping[str, Any], pair: Pair) -> RuleSettings:
+    from dataclasses import asdict, fields
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from lvspec_cli.registry import rule_of
+
+    flags = {field.name: given.get(field.name) for field in fields(RuleSettings)}
+    flags["layers"] = given["layer"] or None
+    changes = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return TypeAdapter(RuleSettings).validate_python(
+            {**asdict(rule_of(pair, given["looseness"])), **changes}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{flag}: {first['msg']}, not {first['input']}", "see --help") from None
+
+
+def _check(
+    given: Mapping[str, Any], name: str, *, above: float = -math.inf, least: float = -math.inf
+) -> None:
+    """A number that has a range: NaN and infinity are in none."""
+    value = given[name]
+    if value is not None and not (math.isfinite(value) and value > above and value >= least):
+        bound = f"above {above:g}" if above > -math.inf else f"{least:g} or more"
+        raise UsageError(f"--{name.replace('_', '-')} {value:g} is out of range", f"give a number {bound}")

@@ -1,0 +1,140 @@
+"""The view of a batch: live in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.segment import Segment
+from rich.text import Text
+from tqdm import tqdm
+
+from lvspec_cli.escape import visible_line
+from lvspec_cli.events import Event, StageStarted
+from lvspec_cli.output.records import Record
+from lvspec_cli.ui.batch_state import RECENT, BatchView, add_event, add_row, counts, rates
+from lvspec_cli.ui.render import answer_text, clip_line, last_pieces, stages_line
+
+ANSWER_LINES = 4
+INTERVAL = 10.0  # seconds between two lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class BatchPicture:
+    """A BatchView in at most twelve lines."""
+
+    view: BatchView
+    seconds: float  # since the batch began
+    stage_seconds: float  # since the running stage began
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, plain = options.max_width, options.ascii_only
+        height = options.max_height - 1  # the cursor's own line
+        body = last_pieces(self.view.current.pieces, ANSWER_LINES * width)
+        answer = answer_text(body).wrap(console, width)[-ANSWER_LINES:]
+        answer += [Text()] * (ANSWER_LINES - len(answer))
+        recent = [result_line(record) for record in self.view.recent]
+        recent += [Text()] * (RECENT - len(recent))
+        lines = [
+            *recent,
+            clip_line(self.view.current),
+            stages_line(self.view.current, plain, self.stage_seconds),
+            *answer,
+            Text(rates(self.view, self.seconds), "dim"),
+        ]
+        for line in lines[max(0, len(lines) - height + 1) :]:
+            line.truncate(width, overflow="crop" if plain else "ellipsis")
+            yield from line.render(console)
+            yield Segment.line()
+        label = counts(self.view)
+        yield Segment(label + " ")
+        yield from ProgressBar(
+            max(1, self.view.total), self.view.done, width=max(1, min(40, width - len(label) - 2))
+        ).__rich_console__(console, options)
+
+
+def result_line(record: Record) -> Text:
+    """A row that went well, as one line."""
+    text = Text("done ", "green")
+    text.append(visible_line(record.id), "bold")
+    return text.append(f" {visible_line(record.text or '')}", "dim")
+
+
+def failure_line(record: Record) -> str:
+    """A row that failed, with its cause."""
+    message = record.error.message if record.error else "unknown"
+    return visible_line(f"failed {record.id}: {message}")
+
+
+class BatchShow:
+    """Takes rows and events and shows them: above what is live on ``console``, or as lines of ``stream``."""
+
+    def __init__(self, start: BatchView, stream: TextIO, console: Console | None = None) -> None:
+        self.view = start
+        self._stream = stream
+        self._console = console
+        self._began = self._stage_began = self._shown = time.monotonic()
+
+    def listen(self, event: Event) -> None:
+        if isinstance(event, StageStarted):
+            self._stage_began = time.monotonic()
+        self.view = add_event(self.view, event)
+
+    def add(self, record: Record) -> None:
+        self.view = add_row(self.view, record)
+        if record.status == "error":
+            self.say(failure_line(record))
+        elif self._console is None and time.monotonic() - self._shown >= INTERVAL:
+            self._shown = time.monotonic()
+            self.say(self._meter())
+
+    def say(self, line: str) -> None:
+        """A line that stays, above what is live."""
+        if self._console is not None:
+            self._console.print(Text(line), soft_wrap=True)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def _meter(self) -> str:
+        form = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% {elapsed}<{remaining} {postfix}"
+        return tqdm.format_meter(
+            self.view.done,
+            self.view.total,
+            self.seconds,
+            prefix="captions",
+            bar_format=form,
+            postfix=f"{counts(self.view)}, {rates(self.view, self.seconds)}",
+        )
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def picture(self) -> BatchPicture:
+        return BatchPicture(self.view, self.seconds, time.monotonic() - self._stage_began)
+
+
+@contextmanager
+def batch_show(start: BatchView, *, live: bool) -> Iterator[BatchShow]:
+    """Shows a batch on stderr until the block ends; what is live goes then."""
+    if not live:
+        yield BatchShow(start, sys.stderr)
+        return
+    console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
+    show = BatchShow(start, sys.stderr, console)
+    with Live(
+        console=console,
+        transient=True,
+        refresh_per_second=8,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        get_renderable=show.picture,
+    ):
+        yield show
