@@ -1,56 +1,98 @@
-"""Writes docs/live-view.svg from a real run: the live view as it stood when the answer was nearly done.
+"""Writes docs/live-view.svg and docs/batch-view.svg from real runs, each as it stood near its end.
 
-    python docs/picture.py [VIDEO] [QUESTION]
+    python docs/picture.py
 
-Without arguments it asks the bundled pair about a shipped clip.
+The bundled pair is asked about a shipped clip, and captions all of them.
 """
 
 from __future__ import annotations
 
 import io
 import re
-import sys
+from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from lvspec_cli import pipeline
+from lvspec_cli.batch.run import run
+from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.batch.work import make_work
+from lvspec_cli.cli.job import DEFAULT_PROMPT
 from lvspec_cli.events import Answered, Event
+from lvspec_cli.output.records import Record
 from lvspec_cli.registry import load_registry, rule_of
 from lvspec_cli.types import DecodeSettings, Looseness, VideoRequest
+from lvspec_cli.ui.batch import BatchPicture
+from lvspec_cli.ui.batch_state import BatchView, add_event, add_row
 from lvspec_cli.ui.render import Picture
 from lvspec_cli.ui.state import View, fold
 
 ROOT = Path(__file__).parents[1]
-CLIP = ROOT / "lvspec_cli/demo/clips/clip_0001.mp4"
+CLIPS = sorted((ROOT / "lvspec_cli/demo/clips").glob("*.mp4"))
+QUESTION = "Describe the video."
 
 
-def main(video: str = str(CLIP), question: str = "Describe the video.") -> None:
-    name, pair = load_registry().pair(None)
+def request(clip: Path, question: str) -> pipeline.AskRequest:
+    name, pair = load_registry().pair("demo")
     defaults = pair.defaults
     settings = DecodeSettings(
         gamma=defaults.gamma,
         rule=rule_of(pair, Looseness.BALANCED),
         max_new_tokens=defaults.max_new_tokens,
     )
-    clip = VideoRequest(
-        Path(video), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels
-    )
-    view = View(name, settings.mode.value, settings.gamma)
+    video = VideoRequest(clip, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
+    return pipeline.AskRequest(video, (question,), name, pair, settings)
+
+
+def answer_view() -> View:
+    """The view of one question, just before its answer ended."""
+    asked = request(CLIPS[0], QUESTION)
+    view = View(asked.pair_name, asked.settings.mode.value, asked.settings.gamma)
 
     def listen(event: Event) -> None:
         nonlocal view
         if not isinstance(event, Answered):
             view = fold(view, event)
 
-    pipeline.ask(pipeline.AskRequest(clip, (question,), name, pair, settings), listen)
-    console = Console(file=io.StringIO(), record=True, width=80, height=20, force_terminal=True, markup=False)
-    console.print(Picture(view), height=20)
-    title = f'lvspec ask {Path(video).name} "{question}"'
+    pipeline.ask(asked, listen)
+    return view
+
+
+def batch_picture() -> BatchPicture:
+    """The view of a batch, just before the last caption ended."""
+    works = [make_work(replace(request(clip, DEFAULT_PROMPT), task="caption")) for clip in CLIPS]
+    base = works[0].request
+    empty = View(base.pair_name, base.settings.mode.value, base.settings.gamma)
+    view, seconds = BatchView(total=len(works), skipped=0, current=empty), 0.0
+
+    def listen(event: Event) -> None:
+        nonlocal view
+        if view.done < len(works):
+            view = add_event(view, event)
+
+    def write(record: Record) -> None:
+        nonlocal view, seconds
+        if view.done < len(works) - 1:
+            view = add_row(view, record)
+            assert record.stats is not None
+            seconds += record.stats.decode_s + record.stats.prefill_s
+
+    plan = WorkerPlan(base, decode_workers=1, decode_bytes=2**28, on_out_of_memory="shrink")
+    run(works, [plan], write=write, listen=listen)
+    return BatchPicture(view, seconds, stage_seconds=0.0)
+
+
+def save(picture: RenderableType, rows: int, title: str, name: str) -> None:
+    console = Console(
+        file=io.StringIO(), record=True, width=80, height=rows, force_terminal=True, markup=False
+    )
+    console.print(picture, height=rows)
     # The picture fetches no font: the reader's own monospace does.
-    picture = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
-    (ROOT / "docs/live-view.svg").write_text(picture, encoding="utf-8")
+    svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
+    (ROOT / "docs" / name).write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    save(Picture(answer_view()), 20, f'lvspec ask {CLIPS[0].name} "{QUESTION}"', "live-view.svg")
+    save(batch_picture(), 14, "lvspec caption ./clips --out captions.jsonl", "batch-view.svg")

@@ -217,6 +217,7 @@ class DecodeSettings:
     temperature: float = 0.0  # 0 is greedy; above it only in modes exact and ar
     seed: int = 0
     repetition_guard: bool = True
+    draft_keep: float = 1.0  # share of the video's tokens that the draft sees, evenly spread
 
 
 @dataclass(frozen=True)

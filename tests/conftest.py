@@ -59,6 +59,22 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models
 
 
+@pytest.fixture(scope="session")
+def endless_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pair that goes on until it is stopped."""
+    from tests.tiny_models import save_pair, set_generation
+
+    folder = tmp_path_factory.mktemp("endless")
+    for model in save_pair(folder, "qwen2_5_vl"):
+        set_generation(model, eos_token_id=[424], repetition_penalty=1.3)
+    models = folder / "models.yaml"
+    models.write_text(
+        "default: endless\npairs:\n  endless:\n    target: {folder: target}\n    draft: {folder: draft}\n"
+        "    defaults: {frames: 2, max_new_tokens: 100000}\n"
+    )
+    return models
+
+
 @dataclass(frozen=True)
 class Shell:
     """Runs the real command line in a process of its own, away from the user's files."""

@@ -23,7 +23,7 @@ def run(
     One plan runs here, and ``listen`` gets the pipeline's events. Several run in a process each, over one
     queue: then the events are those of the first.
 
-    :param interrupted: asked once a round; when true the answers under way are dropped and nothing new begins.
+    :param interrupted: asked once a round; when true answers under way are dropped and none begins.
     :raises PairError: the pair cannot be had or does not fit.
     """
     if len(plans) > 1:

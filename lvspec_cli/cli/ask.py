@@ -34,6 +34,7 @@ def ask(
     threads: options.Threads = None,
     mode: options.ModeName = Mode.LVSPEC,
     gamma: options.Gamma = None,
+    draft_keep: options.DraftKeep = 1.0,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,

@@ -17,7 +17,7 @@ from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import read_records
 
 if TYPE_CHECKING:
-    from lvspec_cli.cli.batch import Job
+    from lvspec_cli.cli.job import Job
 
 
 def check_export(given: Mapping[str, Any], collected: Collected) -> None:
@@ -35,7 +35,8 @@ def check_export(given: Mapping[str, Any], collected: Collected) -> None:
 def export_rows(given: Mapping[str, Any], job: Job, works: Sequence[Work]) -> bool:
     """Exports the rows of this command's videos; False where a file stood in the way or was left out."""
     keys = {key for work in works for key in work.keys}
-    return all([_export(given, to, job, keys) for to in given["to"] or ()])
+    went_well = [_export(given, to, job, keys) for to in given["to"] or ()]
+    return all(went_well)
 
 
 def _export(given: Mapping[str, Any], to: ExportFormat, job: Job, keys: Collection[str]) -> bool:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from lvspec_cli.output.exports.types import ExportFormat
-from lvspec_cli.types import Gate
 
 Sources = Annotated[
     list[str] | None,
@@ -56,12 +55,11 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Do again what failed before.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Do all of it again.")]
 FailOn = Annotated[
-    list[Gate] | None,
+    list[str] | None,
     typer.Option(
-        "--fail-on", parser=Gate, metavar="WHAT",
-        help="Count such captions as failed: length, repetition, partial. Repeat for several.",
+        "--fail-on", metavar="LIST", help="Count such captions as failed: length,repetition,partial."
     ),
-]  # fmt: skip
+]
 OnOutOfMemory = Annotated[
     Literal["shrink", "fail"],
     typer.Option("--on-oom", help="Where memory is short: try with fewer pixels, then frames, or fail."),

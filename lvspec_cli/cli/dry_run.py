@@ -10,7 +10,8 @@ from lvspec_cli.batch.forecast import forecast
 from lvspec_cli.batch.history import history_file, past_runs, seconds_a_row
 from lvspec_cli.batch.resume import Outstanding, outstanding
 from lvspec_cli.batch.work import Work
-from lvspec_cli.cli.batch import Job, lay_out_job, past_run
+from lvspec_cli.cli.batch import lay_out_job, past_run
+from lvspec_cli.cli.job import Job
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.output.jsonl import Kept, read_records

@@ -71,6 +71,10 @@ ModeName = Annotated[
 Gamma = Annotated[
     int | None, typer.Option("--gamma", min=1, max=64, metavar="N", help="Tokens the draft proposes a round.")
 ]
+DraftKeep = Annotated[
+    float,
+    typer.Option("--draft-keep", metavar="X", help="Share of the video's tokens that the draft sees."),
+]
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, metavar="N", help="End the answer after N tokens.")
 ]

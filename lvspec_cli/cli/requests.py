@@ -54,6 +54,7 @@ def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
     :raises UsageError: a value is out of range, or flags do not go together.
     """
     _check(given, "temperature", least=0.0)
+    _check(given, "draft_keep", above=0.0, most=1.0)
     if given["temperature"] > 0 and given["mode"] is Mode.LVSPEC:
         raise UsageError("--temperature has no rule in mode lvspec yet", "add --mode exact or --mode ar")
     return DecodeSettings(
@@ -63,6 +64,7 @@ def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
         max_new_tokens=given["max_new_tokens"] or pair.defaults.max_new_tokens,
         temperature=given["temperature"],
         seed=given["seed"],
+        draft_keep=given["draft_keep"],
     )
 
 
@@ -87,10 +89,18 @@ def _rule(given: Mapping[str, Any], pair: Pair) -> RuleSettings:
 
 
 def _check(
-    given: Mapping[str, Any], name: str, *, above: float = -math.inf, least: float = -math.inf
+    given: Mapping[str, Any],
+    name: str,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> None:
     """A number that has a range: NaN and infinity are in none."""
     value = given[name]
-    if value is not None and not (math.isfinite(value) and value > above and value >= least):
+    if value is not None and not (math.isfinite(value) and value > above and least <= value <= most):
         bound = f"above {above:g}" if above > -math.inf else f"{least:g} or more"
-        raise UsageError(f"--{name.replace('_', '-')} {value:g} is out of range", f"give a number {bound}")
+        end = f", {most:g} at most" if most < math.inf else ""
+        raise UsageError(
+            f"--{name.replace('_', '-')} {value:g} is out of range", f"give a number {bound}{end}"
+        )

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.demo.encode import encode_scene
@@ -136,6 +137,7 @@ def report_lines(reports: Mapping[str, Report]) -> Iterator[str]:
 
 
 def main() -> None:
+    transformers_logging.set_verbosity_error()  # its notes are about its own releases
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

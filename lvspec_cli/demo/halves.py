@@ -82,7 +82,7 @@ class HalfSize:
 
 
 SIZES = {
-    "target": HalfSize(192, 16, 3, 1, 512, 128, 4, 2, 256),
+    "target": HalfSize(192, 22, 3, 1, 512, 128, 4, 2, 256),
     "draft": HalfSize(128, 2, 2, 1, 256, 128, 4, 2, 256),
 }
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.utils import logging as transformers_logging
 
 from lvspec_cli.demo.dataset import (
     NOTHING,
@@ -384,6 +385,7 @@ def step_loss(run: Run, batch: Batch | SliceBatch, step: int) -> Tensor:
 
 
 def main() -> None:
+    transformers_logging.set_verbosity_error()  # its notes are about its own releases
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

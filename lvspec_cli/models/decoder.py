@@ -43,6 +43,7 @@ class Decoder:
         self.cache = KeyValueCache()
         self._layers = tuple(loaded.family.layers(loaded.model))
         self._rotary: Rotary | None = None  # of the answer's positions
+        self._prefix_length = 0
         self._prompt_length = 0
         self._video: Tensor | None = None  # bool (prefix,), on the device
 
@@ -55,9 +56,10 @@ class Decoder:
         """How many of the answer's tokens are in the cache."""
         return self.cache.length - self._prompt_length
 
-    def encode(self, prompt: Prompt, watch: Collection[int] = ()) -> Pass:
+    def encode(self, prompt: Prompt, watch: Collection[int] = (), keep: float = 1.0) -> Pass:
         """Run the prompt's prefix, video and all, into an empty cache.
 
+        ``keep``: share of the video's tokens that are run, evenly spread, each at its own position.
         ``watch`` names layers whose inputs are kept, counted from 0; the number of layers itself
         is the last layer's output.
         """
@@ -68,14 +70,20 @@ class Decoder:
         inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
         ids = prompt.input_ids[:, :length].to(device)
         embeddings = family.embed_video(model, ids, self._video, inputs)
-        rotary = family.rotary(model, embeddings, prompt.position_ids[..., :length].to(device))
+        positions = prompt.position_ids[..., :length].to(device)
+        if keep < 1:
+            places = kept_places(self._video, keep)
+            embeddings, positions = embeddings[:, places], positions[..., places]
+            self._video = self._video[places]
+        rotary = family.rotary(model, embeddings, positions)
+        self._prefix_length = embeddings.shape[1]
         return self._run(embeddings, rotary, watch)
 
     def begin(self, prompt: Prompt, room: int) -> Pass:
         """Go back to the prefix and run the rest of the prompt, for an answer of ``room`` tokens at most."""
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
-        self.cache.rollback(start)
+        self.cache.rollback(self._prefix_length)
         embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
         rotary = family.rotary(model, embeddings, prompt.position_ids[..., start:].to(device))
         passed = self._run(embeddings, rotary)
@@ -168,6 +176,20 @@ class Decoder:
         self.cache.advance(rows)
         hidden = self.loaded.family.norm(self.loaded.model, hidden)
         return Pass(hidden, start, rotary, inputs)
+
+
+def kept_places(video: Tensor, keep: float) -> Tensor:
+    """Places of a prefix that stay when a share ``keep`` of its video tokens does: all of its text, one
+    video token at least, the first and the last among them when there are more.
+
+    ``video``: bool (prefix,). SpecVLM (arXiv 2508.16201) prunes the draft's video tokens to about a tenth.
+    """
+    places = video.nonzero()[:, 0]
+    count = max(1, min(len(places), round(keep * len(places))))
+    chosen = torch.linspace(0, len(places) - 1, count, device=video.device).round().long()
+    stays = ~video
+    stays[places[chosen]] = True
+    return stays.nonzero()[:, 0]
 
 
 def _causal(start: int, rows: int, device: torch.device) -> Tensor:

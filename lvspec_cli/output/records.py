@@ -180,7 +180,7 @@ def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
     if settings.mode is not Mode.LVSPEC:
         del fields["rule"]
     if settings.mode is Mode.AR:
-        del fields["gamma"]
+        del fields["gamma"], fields["draft_keep"]
     del fields["mode"]
     return _without_infinity(fields)
 

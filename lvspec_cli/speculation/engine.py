@@ -35,7 +35,7 @@ class Session:
         self._target = Decoder(pair.target)
         self._draft = Decoder(pair.draft) if pair.draft else None
         self._prefix: tuple[int, ...] | None = None
-        self._has_draft = False  # the draft has read the prefix, too
+        self._draft_keep: float | None = None  # share of the video that the draft has read, None before
         self._video = VideoStates({})
         self._encode_seconds = 0.0
 
@@ -53,9 +53,12 @@ class Session:
         kept = self._prefix == prefix
         if not kept or not set(layers) <= set(self._video.by_layer):
             self._encode_target(prompts, layers)
-        if draft and not (kept and self._has_draft):
-            self._encode_draft(prompts)
-        self._has_draft = draft or (kept and self._has_draft)
+        keep = settings.draft_keep if settings else 1.0
+        if draft and not (kept and self._draft_keep == keep):
+            self._encode_draft(prompts, keep)
+            self._draft_keep = keep
+        elif not kept:
+            self._draft_keep = None
         self._prefix = prefix
         self._encode_seconds += time.perf_counter() - began
 
@@ -103,10 +106,10 @@ class Session:
         self._video = VideoStates({layer: self._target.video_states(passed, layer) for layer in layers})
 
     @torch.inference_mode()
-    def _encode_draft(self, prompts: PairPrompts) -> None:
+    def _encode_draft(self, prompts: PairPrompts, keep: float) -> None:
         if self._draft is None or prompts.draft is None:
             raise ValueError("the draft's prompt is missing: build the prompts with the pair that answers")
-        self._draft.encode(prompts.draft)
+        self._draft.encode(prompts.draft, keep=keep)
 
     @torch.inference_mode()
     def _relevance(self, settings: DecodeSettings) -> Relevance | None:
@@ -146,6 +149,8 @@ def _check(settings: DecodeSettings, pair: LoadedPair) -> None:
         return
     if pair.draft is None:
         raise UsageError(f"mode {settings.mode} needs a draft, and none is loaded", "use --mode ar or a pair")
+    if not 0 < settings.draft_keep <= 1:
+        raise UsageError(f"draft-keep is {settings.draft_keep:g}", "use more than 0, and 1 at most")
     if settings.gamma < 1:
         raise UsageError(f"gamma is {settings.gamma}", "use 1 or more, or --mode ar to go without a draft")
     if settings.mode == Mode.LVSPEC and settings.temperature > 0:

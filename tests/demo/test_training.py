@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from lvspec_cli.demo.captions import caption
-from lvspec_cli.demo.dataset import IGNORED, SceneDataset, collate, pack_turns
+from lvspec_cli.demo.captions import Told, caption, told_caption
+from lvspec_cli.demo.dataset import SceneDataset, Turn, collate, encode_told, pack_turns, seen_labels
+from lvspec_cli.demo.guides import EVENTS, IGNORED, KINDS, Guides, object_labels
 from lvspec_cli.demo.halves import build_model, build_processor, copy_into, save_half, train_tokenizer
 from lvspec_cli.demo.muon import orthogonalise
 from lvspec_cli.demo.scenes import sample_scene
@@ -35,8 +36,11 @@ def test_a_packed_turn_stands_where_transformers_puts_it_in_decoding(
     processor: Qwen2_5_VLProcessor, model: Qwen2_5_VLForConditionalGeneration
 ) -> None:
     grid = torch.tensor([4, 8, 12])
-    pairs = [("What happens?", "It vanishes."), ("How many objects are there?", "Two.")]
-    packed = pack_turns(processor, pairs, grid, seconds_per_grid=2.5)
+    turns = [
+        Turn("What happens?", (Told("It vanishes.", 0),)),
+        Turn("How many objects are there?", (Told("Two."),)),
+    ]
+    packed = pack_turns(processor, turns, grid, seconds_per_grid=2.5)
     turn = (packed["segments"] == 2).nonzero()[:, 0]
     # The prompt ends with the first position that learns: its next token is the answer's first.
     asked = turn[: int((packed["labels"][turn] != IGNORED).nonzero()[0]) + 1]
@@ -62,11 +66,70 @@ def test_a_packed_turn_is_predicted_as_if_it_stood_alone(
     alone = replace(
         packed,
         positions=packed.positions[:, kept],
+        told_labels=packed.told_labels[:, kept],
         **{name: getattr(packed, name)[kept] for name in ("input_ids", "labels", "weights", "segments")},
     )
     with torch.no_grad():
-        together, _ = forward_hidden(model, collate([packed, alone]), True)
+        together = forward_hidden(model, collate([packed, alone]), True).last
     assert torch.allclose(together[0][last], together[1][int(prefix.sum()) : int(kept.sum())], atol=1e-4)
+
+
+def test_a_caption_in_stretches_is_the_caption() -> None:
+    for seed in range(20):
+        scene = sample_scene(random.Random(seed))
+        told = list(told_caption(scene, random.Random(seed)))
+        assert "".join(part.text for part in told) == caption(scene, random.Random(seed))
+        about = [part.about for part in told if part.about is not None]
+        assert about[: len(scene.objects)] == list(range(len(scene.objects)))
+        assert about[len(scene.objects) :] == [event.index for event in scene.events]
+
+
+def test_a_token_is_about_the_object_of_its_stretch(processor: Qwen2_5_VLProcessor) -> None:
+    told = (Told("A red star is"), Told(" here", 1), Told(", a blue one there.", 0))
+    ids, about = encode_told(processor, told)
+    assert ids == processor.tokenizer.encode("A red star is here, a blue one there.<|im_end|>")
+    texts = dict.fromkeys((IGNORED, 0, 1), "")
+    for token, number in zip(ids, about, strict=True):
+        texts[number] += processor.tokenizer.decode([token])
+    assert texts == {IGNORED: "A red star is<|im_end|>", 1: " here", 0: ", a blue one there."}
+
+
+def test_labels_know_an_event_once_it_has_happened() -> None:
+    scene = next(
+        scene
+        for scene in (sample_scene(random.Random(seed)) for seed in range(100))
+        if [event.kind for event in scene.events] == ["disappears"]
+    )
+    (event,) = scene.events
+    times = [scene.duration * (index + 0.5) / 8 for index in range(8)]
+    labels = seen_labels(scene, times, torch.tensor([4, 8, 8])).reshape(4, 16, len(KINDS))
+    shape = object_labels(scene)[event.index, list(KINDS).index("shape")]
+    here = labels[..., list(KINDS).index("shape")] == shape
+    for step in range(4):
+        gone = times[2 * step + 1] >= event.time
+        told = labels[step, here[step], list(KINDS).index("event")]
+        assert len(told)
+        assert set(told.tolist()) == {1 + EVENTS.index("disappears") if gone else 0}
+
+
+def test_guides_read_what_a_hidden_state_holds() -> None:
+    torch.manual_seed(0)
+    guides = Guides(16)
+    hidden = torch.randn(40, 16)
+    labels = torch.stack([torch.randint(0, count, (40,)) for count in KINDS.values()], dim=1)
+    labels[::2, 1] = IGNORED
+    optimizer = torch.optim.Adam(guides.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        loss = guides.told_loss(hidden, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < 0.6 * losses[0]
+    right = guides.accuracy("told", hidden, labels)
+    assert right.shape == (len(KINDS),)
+    assert float(right[2]) > 0.5
 
 
 def test_the_patch_product_equals_the_convolution(
@@ -125,6 +188,7 @@ def _run(start_from: Path, out: Path, stop_after: int | None = None) -> None:
 
     plan = Plan(
         half="draft", layers=1, steps=4, batch=2, learning_rate=1e-3, warm_up=2, decay=0.5, vision_first=1,
-        slices=4, frozen_until=2, dense_until=3, fact_weight=2.0, seed=1, save_every=2, checked=4,
+        slices=4, frozen_until=2, dense_until=3, fact_weight=2.0, seen_after=1, told_after=1, guided_until=3,
+        seed=1, save_every=2, checked=4,
     )  # fmt: skip
     train(plan, out, device=torch.device("cpu"), workers=0, start_from=start_from, after_step=watch)

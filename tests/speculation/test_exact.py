@@ -42,6 +42,7 @@ STRICT = RuleSettings(anchor_margin=0.0, filler_margin=0.0, shift_window=0)
     question=st.lists(WORDS, min_size=1, max_size=6).map(" ".join),
     seed=st.integers(0, 5),
     gamma=st.integers(1, 12),
+    keep=st.sampled_from([1.0, 1.0, 0.5, 0.1]),
     penalty=st.sampled_from([1.0, 1.0, 1.3, 0.8]),
     ends=st.sets(st.integers(0, 23), max_size=2),
     limit=st.integers(1, 24),
@@ -53,6 +54,7 @@ def test_exact_is_generate(
     question: str,
     seed: int,
     gamma: int,
+    keep: float,
     penalty: float,
     ends: set[int],
     limit: int,
@@ -65,7 +67,9 @@ def test_exact_is_generate(
         pair, end_ids=(*pair.target.generation.end_ids, *(free[at] for at in ends if at < len(free)))
     )
     expected = generate(pair, prompts.target, max_new_tokens=limit)
-    wanted = DecodeSettings(mode=Mode.EXACT, gamma=gamma, max_new_tokens=limit, repetition_guard=False)
+    wanted = DecodeSettings(
+        mode=Mode.EXACT, gamma=gamma, max_new_tokens=limit, repetition_guard=False, draft_keep=keep
+    )
 
     found, rounds = decode(pair, prompts, wanted)
 

@@ -1,0 +1,157 @@
+"""All that ``lvspec caption`` is asked for, checked before anything slow begins."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lvspec_cli.batch.inputs import collect
+from lvspec_cli.batch.layout import Cutting
+from lvspec_cli.batch.lists import read_paths
+from lvspec_cli.batch.prompts import check_template
+from lvspec_cli.batch.resume import Again
+from lvspec_cli.batch.segments import check_lengths
+from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.batch.shard import parse_shard
+from lvspec_cli.batch.types import Collected
+from lvspec_cli.cli.requests import decode_settings, video_request
+from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.pipeline import AskRequest, pinned_request
+from lvspec_cli.registry import load_registry
+from lvspec_cli.types import Gate
+
+DEFAULT_PROMPT = "Describe this video in detail."
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the command line asks for, checked."""
+
+    base: AskRequest
+    collected: Collected
+    cutting: Cutting
+    again: Again
+    plans: tuple[WorkerPlan, ...]
+    gates: frozenset[Gate]
+    out: Path | None  # None for stdout
+
+
+def read_job(given: Mapping[str, Any]) -> Job:
+    """Everything that can be wrong is found here, before anything slow begins.
+
+    :raises UsageError: flags are wrong or exclude each other.
+    :raises NoInputError: there is nothing to caption.
+    """
+    name, pair = load_registry(given["models"]).pair(given["pair"])
+    _check_together(given)
+    base = pinned_request(
+        AskRequest(
+            video=video_request({**given, "video": ""}, pair.defaults),
+            questions=_prompts(given),
+            pair_name=name,
+            pair=pair,
+            settings=decode_settings(given, pair),
+            system=given["system"],
+            device=given["device"],
+            dtype=given["dtype"],
+            threads=given["threads"],
+            task="caption",
+        )
+    )
+    return Job(
+        base=base,
+        collected=_collected(given),
+        cutting=Cutting(given["segment"], given["overlap"], given["scenes"]),
+        again=Again.ALL if given["redo"] else Again.ERRORS if given["retry_errors"] else Again.NOTHING,
+        plans=_plans(given, base),
+        gates=_gates(given["fail_on"] or ()),
+        out=None if given["out"] == "-" else Path(given["out"]),
+    )
+
+
+def _check_together(given: Mapping[str, Any]) -> None:
+    if given["segment"] is not None and given["scenes"]:
+        raise UsageError("--segment and --scenes exclude each other", "choose one")
+    if given["segment"] is not None:
+        check_lengths(given["segment"], given["overlap"])
+    elif given["overlap"]:
+        raise UsageError("--overlap goes with --segment only", "add --segment, or leave it out")
+    if given["redo"] and given["retry_errors"]:
+        raise UsageError("--redo and --retry-errors exclude each other", "--redo does all of it again")
+    if given["devices"] and (given["workers"] > 1 or given["device"] != "auto"):
+        raise UsageError("--devices excludes --device and --workers", "name each device in --devices")
+    if given["out"] == "-" and (given["to"] or given["retry_errors"] or given["redo"]):
+        raise UsageError("--out - leaves no file to go on from or to export", "name a file with --out")
+
+
+def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
+    from lvspec_cli.cli.questions import checked_text, read_text
+
+    texts = [checked_text(text, "--prompt") for text in given["prompt"] or ()]
+    if given["prompt_file"] is not None:
+        texts.append(checked_text(read_text(given["prompt_file"]), f"{given['prompt_file']}"))
+    for text in texts:
+        check_template(text)
+    if given["system"] is not None:
+        checked_text(given["system"], "--system")
+    return tuple(dict.fromkeys(texts)) or (DEFAULT_PROMPT,)
+
+
+def _gates(texts: Sequence[str]) -> frozenset[Gate]:
+    words = [word.strip() for text in texts for word in text.split(",")]
+    unknown = next((word for word in words if word not in list(Gate)), None)
+    if unknown is not None:
+        raise UsageError(f"--fail-on does not know {unknown!r}", f"choose among {', '.join(Gate)}")
+    return frozenset(map(Gate, words))
+
+
+def _collected(given: Mapping[str, Any]) -> Collected:
+    sources = [Path(text) for text in given["paths"] or () if text != "-"]
+    lists = [given["from_list"]] if given["from_list"] else []
+    lists += [Path("-")] * (given["paths"] or []).count("-")
+    for name in lists:
+        sources += read_paths(_bytes_of(name), nul=given["null"])
+    if not sources:
+        raise NoInputError("no video was named", "name files or folders: lvspec caption ./clips")
+    collected = collect(sources, recursive=given["recursive"], glob=given["glob"])
+    for text in {text for item in collected.inputs for text in item.prompts}:
+        check_template(text)
+    if not given["shard"]:
+        return collected
+    shard = parse_shard(given["shard"])
+    return Collected(
+        tuple(item for item in collected.inputs if shard.holds(item.name)),
+        tuple(item for item in collected.problems if shard.holds(item.name)),
+    )
+
+
+def _bytes_of(name: Path) -> bytes:
+    if name == Path("-"):
+        if sys.stdin is None:
+            raise UsageError("stdin is closed", "name the paths as arguments")
+        return sys.stdin.buffer.read()
+    try:
+        return name.read_bytes()
+    except OSError as error:
+        raise NoInputError(f"{name}: {error.strerror}", "name a file of paths, one a line") from error
+
+
+def _plans(given: Mapping[str, Any], base: AskRequest) -> tuple[WorkerPlan, ...]:
+    cores = len(os.sched_getaffinity(0))
+    devices = given["devices"].split(",") if given["devices"] else [base.device] * given["workers"]
+    decoding = given["decode_workers"] or max(1, min(4, cores // 2) // len(devices))
+    if len(devices) > 1 and base.threads is None:
+        base = replace(base, threads=max(1, cores // len(devices)))
+    return tuple(
+        WorkerPlan(
+            base=replace(base, device=device.strip()),
+            decode_workers=decoding,
+            decode_bytes=given["decode_memory"] * 2**20 // len(devices),
+            on_out_of_memory=given["on_oom"],
+        )
+        for device in devices
+    )

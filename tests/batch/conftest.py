@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Printed, write_video
+
+Caption = Callable[..., Printed]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def lasting(row: dict[str, Any]) -> dict[str, Any]:
+    """What two runs of the same agree on: all but times."""
+    stats = row["stats"] and {
+        name: value for name, value in row["stats"].items() if not name.endswith("_s") or name == "tokens"
+    }
+    return {**row, "stats": stats, "created": None}
+
+
+@pytest.fixture(scope="session")
+def some_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five short videos of different lengths, one of them in a folder of its own."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "more").mkdir()
+    for number, name in enumerate(("a.mp4", "b.mp4", "c.mkv", "d.mp4", "more/e.mp4"), start=1):
+        write_video(folder / name, seconds=0.5 + 0.25 * number)
+    return folder
+
+
+@pytest.fixture
+def clips(some_clips: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    import shutil
+
+    return Path(shutil.copytree(some_clips, tmp_path / "clips"))
+
+
+@pytest.fixture
+def caption(here: Caption, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caption:
+    """Runs ``lvspec caption`` in this process with the tiny pair, in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, **options: Any) -> Printed:
+        return here("caption", *arguments, environment={"LVSPEC_MODELS": str(tiny_models)}, **options)
+
+    return run

@@ -1,0 +1,140 @@
+"""Real processes of the command line, forked from one that has imported everything: each starts at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+FORKER = """
+import json, os, sys
+import torch
+import lvspec_cli.models.load, lvspec_cli.speculation.engine, lvspec_cli.cli.batch, lvspec_cli.prompt
+import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, transformers.models.qwen2_5_vl.processing_qwen2_5_vl
+import transformers.models.qwen2_vl.video_processing_qwen2_vl
+from lvspec_cli.cli.main import main
+
+for line in sys.stdin:
+    job = json.loads(line)
+    if "wait" in job:
+        print(os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1]), flush=True)
+        continue
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.chdir(job["folder"])
+        for stream, name in ((0, "/dev/null"), (1, "stdout.txt"), (2, "stderr.txt")):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if stream else 0), 0o666), stream)
+        sys.stdin = open(0)
+        os.environ.update(job["environment"])
+        for limit, value in job["limits"]:
+            import resource
+            resource.setrlimit(limit, (value, value))
+        sys.argv = ["lvspec", *job["arguments"]]
+        main()
+    print(pid, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process of ``lvspec``; its streams are files in ``folder``."""
+
+    forker: subprocess.Popen[str]
+    pid: int
+    folder: Path
+    mark: str  # in the environment of all its children
+
+    def wait(self) -> int:
+        """The exit code; minus the signal where one ended it."""
+        return int(_tell(self.forker, {"wait": self.pid}))
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr.txt").read_text()
+
+    def family(self) -> list[int]:
+        """Processes that run and were started by this one, itself included."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                marked = self.mark.encode() in (entry / "environ").read_bytes()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except (OSError, IndexError):
+                continue
+            if marked and state not in "ZX":
+                found.append(int(entry.name))
+        return found
+
+
+class Processes:
+    """Starts runs."""
+
+    def __init__(self, forker: subprocess.Popen[str], environment: dict[str, str]) -> None:
+        self._forker = forker
+        self._environment = environment
+
+    def start(self, folder: Path, *arguments: object, limits: tuple[tuple[int, int], ...] = ()) -> Run:
+        mark = uuid4().hex
+        job = {
+            "folder": str(folder),
+            "arguments": list(map(str, arguments)),
+            "environment": {**self._environment, "LVSPEC_TEST_MARK": mark},
+            "limits": limits,
+        }
+        return Run(self._forker, int(_tell(self._forker, job)), folder, mark)
+
+
+def _tell(forker: subprocess.Popen[str], job: dict[str, Any]) -> str:
+    assert forker.stdin
+    assert forker.stdout
+    forker.stdin.write(json.dumps(job) + "\n")
+    forker.stdin.flush()
+    return forker.stdout.readline()
+
+
+@contextmanager
+def processes(home: Path, models: Path) -> Iterator[Processes]:
+    own = {
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": str(home / "config"),
+        "XDG_STATE_HOME": str(home / "state"),
+        "LVSPEC_MODELS": str(models),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    forker = subprocess.Popen(
+        [sys.executable, "-c", FORKER],
+        env={**os.environ, **own},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with forker:
+        try:
+            yield Processes(forker, own)
+        finally:
+            assert forker.stdin
+            forker.stdin.close()
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether it came to hold in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True

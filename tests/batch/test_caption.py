@@ -1,0 +1,368 @@
+"""``lvspec caption`` with the tiny pair: what it takes, writes and leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lvspec_cli.speculation.engine import Session
+from tests.batch.conftest import Caption, lasting, rows
+from tests.conftest import write_video
+
+NAMES = ["a.mp4", "b.mp4", "c.mkv", "d.mp4", "more/e.mp4"]
+
+
+def names(path: Path) -> list[str]:
+    return [row["file_name"] for row in rows(path)]
+
+
+def test_a_folder_gives_a_record_a_video_in_order(caption: Caption, clips: Path, tmp_path: Path):
+    printed = caption(clips, "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout == ""
+    found = rows(tmp_path / "out.jsonl")
+    assert [row["file_name"] for row in found] == NAMES
+    assert {row["task"] for row in found} == {"caption"}
+    assert {row["status"] for row in found} == {"ok"}
+    assert all(row["text"] and row["sampling"]["decoded"] == 4 for row in found)
+    assert "5 captioned, 0 failed" in printed.stderr
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_the_same_run_twice_gives_the_same_rows(caption: Caption, clips: Path, tmp_path: Path):
+    for name in ("one.jsonl", "two.jsonl"):
+        assert caption(clips, "--out", name).returncode == 0
+    one, two = ([lasting(row) for row in rows(tmp_path / name)] for name in ("one.jsonl", "two.jsonl"))
+    assert one == two
+
+
+def test_what_has_a_record_is_skipped_and_new_files_are_done(caption: Caption, clips: Path, tmp_path: Path):
+    caption(clips, "--out", "out.jsonl")
+    before = (tmp_path / "out.jsonl").read_bytes()
+    printed = caption(clips, "--out", "out.jsonl")
+    assert printed.returncode == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert "5 done, 0 failed, 0 to do" in printed.stderr
+    write_video(clips / "aa.mp4")
+    printed = caption(clips, "--out", "out.jsonl")
+    assert "5 done, 0 failed, 1 to do" in printed.stderr
+    assert (tmp_path / "out.jsonl").read_bytes().startswith(before)
+    assert names(tmp_path / "out.jsonl") == [*NAMES, "aa.mp4"]
+
+
+def test_other_settings_are_new_work_and_are_said_so(caption: Caption, clips: Path, tmp_path: Path):
+    caption(clips, "--out", "out.jsonl")
+    printed = caption(clips, "--out", "out.jsonl", "--mode", "ar")
+    assert "0 done" not in printed.stderr
+    assert "5 rows of these videos were made with other settings" in printed.stderr
+    assert [row["mode"] for row in rows(tmp_path / "out.jsonl")] == ["lvspec"] * 5 + ["ar"] * 5
+
+
+def test_a_changed_file_is_new_work(caption: Caption, clips: Path, tmp_path: Path):
+    caption(clips, "--out", "out.jsonl")
+    write_video(clips / "b.mp4", seconds=2.5)
+    printed = caption(clips, "--out", "out.jsonl")
+    assert "4 done, 0 failed, 1 to do" in printed.stderr
+    assert names(tmp_path / "out.jsonl") == [*NAMES, "b.mp4"]
+
+
+def test_failures_are_rows_and_stay_failures_until_they_are_retried(
+    caption: Caption, clips: Path, tmp_path: Path
+):
+    good = (clips / "b.mp4").read_bytes()
+    (clips / "b.mp4").write_bytes(b"no video")
+    (clips / "c.mkv").write_bytes(good[: len(good) // 3])
+    printed = caption(clips, "--out", "out.jsonl")
+    assert printed.returncode == 1
+    found = {row["file_name"]: row for row in rows(tmp_path / "out.jsonl")}
+    assert [found[name]["status"] for name in NAMES] == ["ok", "error", "error", "ok", "ok"]
+    assert found["b.mp4"]["error"]["kind"] == "not_a_video"
+    assert "failed: b.mp4: not a video" in printed.stderr
+    assert "--retry-errors" in printed.stderr
+    again = caption(clips, "--out", "out.jsonl")
+    assert again.returncode == 1, "a failure that was only skipped is still one"
+    assert "3 done, 2 failed, 0 to do" in again.stderr
+    retried = caption(clips, "--out", "out.jsonl", "--retry-errors")
+    assert retried.returncode == 1
+    assert "3 done, 0 failed, 2 to do" in retried.stderr
+    assert len(rows(tmp_path / "out.jsonl")) == 5
+
+
+def test_redo_does_all_of_it_again_and_nothing_else(caption: Caption, clips: Path, tmp_path: Path):
+    caption(clips, "--out", "out.jsonl")
+    caption(clips / "a.mp4", "--out", "out.jsonl", "--mode", "ar")
+    printed = caption(clips, "--out", "out.jsonl", "--redo")
+    assert "0 done, 0 failed, 5 to do" in printed.stderr
+    assert [(row["mode"], row["file_name"]) for row in rows(tmp_path / "out.jsonl")] == [
+        ("ar", "a.mp4"),
+        *(("lvspec", name) for name in NAMES),
+    ]
+
+
+def test_rows_of_an_interruption_are_done_again(caption: Caption, clips: Path, tmp_path: Path):
+    caption(clips, "--out", "out.jsonl")
+    found = rows(tmp_path / "out.jsonl")
+    found[1] |= {
+        "status": "error",
+        "finish_reason": "interrupted",
+        "error": {"kind": "interrupted", "message": "stopped"},
+    }
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    printed = caption(clips, "--out", "out.jsonl")
+    assert printed.returncode == 0
+    assert "4 done, 0 failed, 1 to do" in printed.stderr
+    assert sorted(names(tmp_path / "out.jsonl")) == NAMES
+
+
+def test_several_prompts_take_one_pass_over_the_video(
+    caption: Caption, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    encoded: list[int] = []
+    original = Session._encode_target
+    monkeypatch.setattr(
+        Session, "_encode_target", lambda self, *rest: (encoded.append(1), original(self, *rest))[1]
+    )
+    prompts = ("--prompt", "Describe it.", "--prompt", "What is {name}, of {duration} seconds?")
+    assert caption(clips / "a.mp4", "--out", "out.jsonl", *prompts).returncode == 0
+    assert [row["prompt"] for row in rows(tmp_path / "out.jsonl")] == [
+        "Describe it.",
+        "What is a, of 0:00.8 seconds?",
+    ]
+    assert len(encoded) == 1
+    assert caption(clips / "a.mp4", "--out", "out.jsonl", *prompts, "--prompt", "Why?").returncode == 0
+    assert [row["prompt"] for row in rows(tmp_path / "out.jsonl")][2:] == ["Why?"]
+
+
+def test_a_prompt_that_two_videos_share_is_read_from_a_file(caption: Caption, clips: Path, tmp_path: Path):
+    (tmp_path / "prompt.txt").write_text("Say what\nyou see.\n")
+    assert caption(clips, "--out", "out.jsonl", "--prompt-file", "prompt.txt").returncode == 0
+    assert {row["prompt"] for row in rows(tmp_path / "out.jsonl")} == {"Say what\nyou see."}
+
+
+def test_long_videos_are_cut(caption: Caption, clips: Path, tmp_path: Path):
+    write_video(clips / "long.mp4", seconds=5)
+    printed = caption(clips / "long.mp4", "--out", "out.jsonl", "--segment", 2, "--overlap", 0.5)
+    assert printed.returncode == 0, printed.stderr
+    stretches = [(row["segment"]["start"], row["segment"]["end"]) for row in rows(tmp_path / "out.jsonl")]
+    assert stretches == [(0, 2), (1.5, 3.5), (3, 5)]
+    times = [row["sampling"]["timestamps"] for row in rows(tmp_path / "out.jsonl")]
+    assert all(
+        start <= taken[0] <= taken[-1] < end for taken, (start, end) in zip(times, stretches, strict=True)
+    )
+
+
+def test_jobs_bring_their_own_prompts_times_and_ids(caption: Caption, clips: Path, tmp_path: Path):
+    (clips / "jobs.csv").write_text("path,start,end,prompt,id\na.mp4,0.2,0.5,How many?,first\nd.mp4,,,,\n")
+    printed = caption(clips / "jobs.csv", "--out", "out.jsonl", "--prompt", "Describe it.")
+    assert printed.returncode == 0, printed.stderr
+    one, other = rows(tmp_path / "out.jsonl")
+    assert (one["prompt"], one["segment"]) == ("How many?", {"start": 0.2, "end": 0.5})
+    assert one["id"].startswith("first")
+    assert (other["file_name"], other["prompt"]) == ("d.mp4", "Describe it.")
+
+
+def test_a_list_of_paths_comes_from_stdin(caption: Caption, clips: Path, tmp_path: Path):
+    listed = f"{clips / 'd.mp4'}\0{clips / 'a.mp4'}\0"
+    assert caption("-", "-0", "--out", "out.jsonl", stdin=listed).returncode == 0
+    assert names(tmp_path / "out.jsonl") == ["d.mp4", "a.mp4"]
+
+
+def test_names_that_are_not_utf8_or_hostile_round_trip(caption: Caption, clips: Path, tmp_path: Path):
+    hostile = [b"\xff\xfe.mp4", b"-rf.mp4", b"new\nline.mp4", b"\x1b[31mred.mp4", b"[bold]x.mp4", b"a b.mp4"]
+    folder = os.fsencode(tmp_path) + b"/hostile"
+    os.mkdir(folder)  # noqa: PTH102
+    for name in hostile:
+        shutil.copy(clips / "a.mp4", folder + b"/" + name)
+    printed = caption("hostile", "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    import base64
+
+    found = [
+        base64.b64decode(row["file_name_b64"]) if row["file_name_b64"] else row["file_name"].encode()
+        for row in rows(tmp_path / "out.jsonl")
+    ]
+    assert found == sorted(hostile)
+    assert "\x1b" not in printed.stderr
+    assert caption("hostile", "--out", "out.jsonl").stderr.startswith("6 done")
+
+
+def test_what_cannot_be_taken_is_a_row_that_failed(caption: Caption, clips: Path, tmp_path: Path):
+    os.mkfifo(clips / "pipe.mp4")
+    printed = caption(clips / "a.mp4", clips / "pipe.mp4", clips / "gone.mp4", "--out", "out.jsonl")
+    assert printed.returncode == 1
+    found = {row["file_name"]: row for row in rows(tmp_path / "out.jsonl")}
+    assert found["a.mp4"]["status"] == "ok"
+    assert found["pipe.mp4"]["error"]["kind"] == "not_a_video"
+    assert found["gone.mp4"]["error"]["kind"] == "no_input"
+    again = caption(clips / "a.mp4", clips / "pipe.mp4", clips / "gone.mp4", "--out", "out.jsonl")
+    assert again.returncode == 1
+    assert len(rows(tmp_path / "out.jsonl")) == 3
+
+
+def test_gates_make_failures_that_keep_their_text(caption: Caption, clips: Path, tmp_path: Path):
+    short = ("--max-new-tokens", 3, "--out", "out.jsonl")
+    printed = caption(clips / "a.mp4", *short, "--fail-on", "length")
+    assert printed.returncode == 1
+    (row,) = rows(tmp_path / "out.jsonl")
+    assert (row["status"], row["error"]["kind"], row["finish_reason"]) == ("error", "length", "length")
+    assert row["text"]
+    assert caption(clips / "a.mp4", *short, "--retry-errors").returncode == 0
+    assert rows(tmp_path / "out.jsonl")[0]["status"] == "ok"
+
+
+def test_a_damaged_file_counts_as_partial_where_that_is_asked(caption: Caption, clips: Path, tmp_path: Path):
+    whole = write_video(clips / "whole.mkv", seconds=4)
+    raw = whole.read_bytes()
+    whole.write_bytes(raw[: len(raw) * 2 // 3])
+    printed = caption(whole, "--out", "out.jsonl", "--fail-on", "partial", "--fps", 4)
+    (row,) = rows(tmp_path / "out.jsonl")
+    sampling = row["sampling"]
+    assert printed.returncode == (sampling["decoded"] < sampling["frames_expected"])
+    assert row["status"] == ("error" if printed.returncode else "ok")
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A memory that holds the prompts of 20 visual tokens; gives the sizes that were tried."""
+    tried: list[int] = []
+    encode = Session.encode
+
+    def limited(self: Session, prompts: Any, settings: Any = None) -> None:
+        tried.append(prompts.target.visual_tokens)
+        if tried[-1] > 20:
+            torch.empty(1 << 60, dtype=torch.uint8)  # what an allocator says when memory ends
+        encode(self, prompts, settings)
+
+    monkeypatch.setattr(Session, "encode", limited)
+    return tried
+
+
+def test_too_little_memory_makes_the_clip_smaller_and_the_next_runs_as_ever(
+    caption: Caption, clips: Path, tmp_path: Path, small_memory: list[int]
+):
+    write_video(clips / "big.mp4", size=512)
+    printed = caption(clips / "big.mp4", clips / "a.mp4", "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    big, small = rows(tmp_path / "out.jsonl")
+    assert big["sampling"]["oom_retries"] > 0
+    assert big["sampling"]["width"] < 512
+    assert small["sampling"]["oom_retries"] == 0
+    assert small_memory[0] > small_memory[1], "fewer pixels first"
+
+
+def test_too_little_memory_fails_the_clip_where_it_shall_not_shrink(
+    caption: Caption, clips: Path, tmp_path: Path, small_memory: list[int]
+):
+    write_video(clips / "big.mp4", size=512)
+    printed = caption(clips / "big.mp4", clips / "a.mp4", "--out", "out.jsonl", "--on-oom", "fail")
+    assert printed.returncode == 1
+    big, small = rows(tmp_path / "out.jsonl")
+    assert (big["status"], big["error"]["kind"]) == ("error", "out_of_memory")
+    assert small["status"] == "ok"
+
+
+def test_a_dry_run_tells_and_writes_nothing(caption: Caption, clips: Path, tmp_path: Path):
+    (clips / "bad.mp4").write_bytes(b"no video")
+    caption(clips / "a.mp4", "--out", "out.jsonl")
+    before = (tmp_path / "out.jsonl").read_bytes()
+    printed = caption(clips, "--out", "out.jsonl", "--dry-run")
+    assert printed.returncode == 1
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    table = [line.split("\t") for line in printed.stdout.splitlines()]
+    told = {line[0]: line for line in table[1:]}
+    assert told["a.mp4"][-1] == "done"
+    assert told["b.mp4"][-1] == "to do"
+    assert "cannot be read" in told["bad.mp4"][-1]
+    assert "5 captions to do, 1 done, 0 failed, 1 unreadable" in printed.stderr
+    assert caption(clips, "--out", "out.jsonl").returncode == 1
+    taken = {row["file_name"]: row["sampling"] for row in rows(tmp_path / "out.jsonl")}
+    assert told["b.mp4"][3:6] == [
+        str(taken["b.mp4"]["decoded"]),
+        f"{taken['b.mp4']['width']}x{taken['b.mp4']['height']}",
+        str(taken["b.mp4"]["visual_tokens"]),
+    ]
+    write_video(clips / "new.mp4")
+    assert "as the last run like this one went" in caption(clips, "--out", "out.jsonl", "--dry-run").stderr
+
+
+def test_records_go_to_stdout_on_request(caption: Caption, clips: Path, tmp_path: Path):
+    printed = caption(clips, "--out", "-")
+    assert printed.returncode == 0
+    assert [json.loads(line)["file_name"] for line in printed.stdout.splitlines()] == NAMES
+    assert not (tmp_path / "-").exists()
+
+
+def test_exports_are_written_in_the_same_pass(caption: Caption, clips: Path, tmp_path: Path):
+    printed = caption(clips, "--out", "out.jsonl", "--to", "txt", "--to", "csv", "--prefix", "sks ")
+    assert printed.returncode == 0, printed.stderr
+    texts = {row["file_name"]: row["text"] for row in rows(tmp_path / "out.jsonl")}
+    assert (clips / "a.txt").read_text().rstrip("\n") == "sks " + texts["a.mp4"].rstrip("\n")
+    assert (clips / "more" / "e.txt").exists()
+    assert len((tmp_path / "out.csv").read_text().splitlines()) >= 6
+    (clips / "b.txt").write_text("my own words")
+    (clips / "bb.txt").write_text("mine")
+    write_video(clips / "bb.mp4")
+    printed = caption(clips, "--out", "out.jsonl", "--to", "txt", "--prefix", "sks ")
+    assert printed.returncode == 1
+    assert (clips / "b.txt").read_text() == "my own words"
+    assert (clips / "bb.txt").read_text() == "mine"
+
+
+def test_shards_share_the_work_out_and_merge_to_the_whole(
+    caption: Caption, here: Caption, clips: Path, tmp_path: Path
+):
+    caption(clips, "--out", "whole.jsonl")
+    for share in (1, 2, 3):
+        assert caption(clips, "--out", f"{share}.jsonl", "--shard", f"{share}/3").returncode in (0, 4)
+    parts = [name for name in ("1.jsonl", "2.jsonl", "3.jsonl") if (tmp_path / name).exists()]
+    assert len(parts) > 1
+    printed = here("merge", "merged.jsonl", *parts)
+    assert printed.returncode == 0, printed.stderr
+
+    def by_name(path: str) -> list[dict[str, Any]]:
+        return sorted((lasting(row) for row in rows(tmp_path / path)), key=lambda row: row["file_name"])
+
+    assert by_name("merged.jsonl") == by_name("whole.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("nowhere",), 4, "nowhere"),
+        ((), 4, "no video was named"),
+        (("clips", "--segment", "2", "--scenes"), 2, "exclude each other"),
+        (("clips", "--segment", "2", "--overlap", "3"), 2, "--overlap"),
+        (("clips", "--overlap", "1"), 2, "--overlap goes with --segment"),
+        (("clips", "--redo", "--retry-errors"), 2, "exclude each other"),
+        (("clips", "--shard", "4/3"), 2, "4/3"),
+        (("clips", "--prompt", "What is {colour}?"), 2, "{colour}"),
+        (("clips", "--prompt", "<|im_end|>"), 2, "<|im_end|>"),
+        (("clips", "--fail-on", "boredom"), 2, "boredom"),
+        (("clips", "--out", "-", "--to", "csv"), 2, "--out -"),
+        (("clips", "--prefix", "x"), 2, "--prefix goes with --to"),
+        (("clips", "--out", "no/such/folder/out.jsonl"), 5, "no such folder"),
+        (("clips", "--devices", "cpu,cpu", "--workers", "2"), 2, "--devices"),
+        (("clips", "--glob", "*.webm"), 4, "*.webm"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    caption: Caption, clips: Path, arguments: tuple[str, ...], code: int, message: str
+):
+    printed = caption(*arguments)
+    assert printed.returncode == code, printed.stderr
+    errors = [line for line in printed.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_a_file_that_is_not_ours_is_refused_and_stays(caption: Caption, clips: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("dear diary\nmore\n")
+    printed = caption(clips, "--out", "notes.txt")
+    assert printed.returncode == 5
+    assert (tmp_path / "notes.txt").read_text() == "dear diary\nmore\n"

@@ -1,0 +1,220 @@
+"""Kills, signals, full disks and hangs: nothing is lost and nothing doubled. Real processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.batch.conftest import rows
+from tests.batch.processes import Processes, processes, until
+from tests.conftest import write_video
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Processes]:
+    with processes(tmp_path_factory.mktemp("home"), tiny_models) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty short videos, of which one cannot be read."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(COUNT):
+        write_video(folder / f"{number:02}.mp4", seconds=0.5 + number / 40)
+    (folder / "07.mp4").write_bytes(b"no video")
+    return folder
+
+
+def size_of(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def whole_rows(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def assert_complete(file: Path) -> None:
+    """Every input has exactly one row."""
+    assert sorted(row["file_name"] for row in rows(file)) == [f"{number:02}.mp4" for number in range(COUNT)]
+    assert [row["file_name"] for row in rows(file) if row["status"] == "error"] == ["07.mp4"]
+
+
+def test_kill_9_at_random_moments_twenty_times_loses_and_doubles_nothing(
+    lvspec: Processes, many: Path, tmp_path: Path
+) -> None:
+    dice, out = random.Random(5), tmp_path / "out.jsonl"
+    kills = 0
+    while kills < 20:
+        before = size_of(out)
+        run = lvspec.start(tmp_path, "caption", many, "--out", out)
+        if dice.random() < 0.7:  # while rows are written, rather than while it starts
+            until(lambda before=before: size_of(out) > before, 20)
+        time.sleep(dice.uniform(0, 0.15))
+        run.kill(signal.SIGKILL)
+        ended = run.wait()
+        assert until(lambda run=run: not run.family(), 10), "a child outlived its parent"
+        if ended == -signal.SIGKILL:
+            kills += 1
+        else:
+            assert_complete(out)
+            out.unlink()
+    assert lvspec.start(tmp_path, "caption", many, "--out", out).wait() == 1
+    assert_complete(out)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_within_a_second_and_leaves_a_file_that_resumes(
+    lvspec: Processes, many: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    out = tmp_path / "out.jsonl"
+    run = lvspec.start(tmp_path, "caption", many, "--out", out)
+    assert until(lambda: whole_rows(out) >= 3)
+    run.kill(number)
+    assert run.wait() == code
+    done = whole_rows(out)
+    assert 3 <= done < COUNT
+    assert len(rows(out)) == done
+    assert not run.family()
+    assert "interrupted" in run.stderr
+    assert lvspec.start(tmp_path, "caption", many, "--out", out).wait() == 1
+    assert_complete(out)
+
+
+def test_a_second_signal_ends_at_once(
+    lvspec: Processes, many: Path, endless_models: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, "--models", endless_models, "--quiet")
+    assert until(lambda: len(run.family()) > 1)
+    time.sleep(1.0)
+    run.kill(signal.SIGINT)
+    run.kill(signal.SIGINT)
+    assert run.wait() == 130
+    assert not run.family()
+    assert not rows(out)
+
+
+def test_a_full_disk_stops_with_one_error_and_keeps_the_rows(
+    lvspec: Processes, many: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    # As a disk with room for so much: the system refuses to write beyond it.
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, limits=((resource.RLIMIT_FSIZE, 16_000),))
+    assert run.wait() == 5
+    assert run.stderr.count("error: ") == 1
+    assert "make room" in run.stderr
+    done = len(rows(out))
+    assert 0 < done < COUNT
+    assert lvspec.start(tmp_path, "caption", many, "--out", out).wait() == 1
+    assert_complete(out)
+
+
+def test_a_second_run_on_the_same_file_is_refused(lvspec: Processes, many: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out.jsonl", tmp_path / "other"
+    other.mkdir()
+    first = lvspec.start(tmp_path, "caption", many, "--out", out)
+    assert until(lambda: whole_rows(out) >= 1)
+    second = lvspec.start(other, "caption", many, "--out", out)
+    assert second.wait() == 5
+    assert str(first.pid) in second.stderr
+    assert first.wait() == 1
+    assert_complete(out)
+
+
+def test_a_decoder_that_hangs_costs_its_clip(lvspec: Processes, tmp_path: Path) -> None:
+    folder, out = tmp_path / "clips", tmp_path / "out.jsonl"
+    folder.mkdir()
+    for number in range(6):
+        write_video(folder / f"{number}.mp4", seconds=20, size=256)
+    run = lvspec.start(
+        tmp_path, "caption", folder, "--out", out, "--decode-timeout", 3, "--decode-workers", 1, "--fps", 8
+    )
+    assert until(lambda: len(run.family()) > 1)
+    decoders = [pid for pid in run.family() if pid != run.pid]
+    os.kill(decoders[0], signal.SIGSTOP)
+    assert run.wait() == 1
+    failed = [row for row in rows(out) if row["status"] == "error"]
+    assert [row["error"]["kind"] for row in failed] == ["decode_timeout"]
+    assert len(rows(out)) == 6
+    assert not run.family()
+
+
+def test_two_workers_write_the_rows_of_one(lvspec: Processes, many: Path, tmp_path: Path) -> None:
+    from tests.batch.conftest import lasting
+
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert lvspec.start(tmp_path, "caption", many, "--out", one).wait() == 1
+    run = lvspec.start(tmp_path, "caption", many, "--out", two, "--workers", 2)
+    assert run.wait() == 1, run.stderr
+    assert_complete(two)
+
+    def in_order(file: Path) -> list[dict[str, object]]:
+        return sorted((lasting(row) for row in rows(file)), key=lambda row: row["file_name"])
+
+    assert in_order(one) == in_order(two)
+    assert not run.family()
+
+
+def test_a_worker_that_dies_costs_its_clip_and_is_started_again(
+    lvspec: Processes, many: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, "--workers", 2)
+    assert until(lambda: whole_rows(out) >= 2)
+    for pid in run.family():
+        if b"lvspec_cli.batch.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+            break
+    assert run.wait() == 1
+    kinds = {row["file_name"]: row["error"]["kind"] for row in rows(out) if row["status"] == "error"}
+    assert kinds.pop("07.mp4") == "not_a_video"
+    assert set(kinds.values()) <= {"worker_died"}
+    assert len(kinds) <= 1
+    assert lvspec.start(tmp_path, "caption", many, "--out", out, "--retry-errors").wait() == 1
+    assert_complete(out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stopping_ends_every_worker(lvspec: Processes, many: Path, tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "out.jsonl"
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, "--workers", workers)
+    assert until(lambda: whole_rows(out) >= 2)
+    run.kill(signal.SIGTERM)
+    assert run.wait() == 143
+    assert until(lambda: not run.family(), 10)
+    assert len(rows(out)) == whole_rows(out) < COUNT
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_clips(lvspec: Processes, tmp_path: Path) -> None:
+    """200 clips by default; ``LVSPEC_TEST_CLIPS=2000`` for more."""
+    count = int(os.environ.get("LVSPEC_TEST_CLIPS", "200"))
+    folder, out = tmp_path / "clips", tmp_path / "out.jsonl"
+    folder.mkdir()
+    clip = write_video(tmp_path / "clip.mp4", seconds=0.5).read_bytes()
+    for number in range(count):
+        (folder / f"{number:05}.mp4").write_bytes(clip)
+    run = lvspec.start(tmp_path, "caption", folder, "--out", out, "--max-new-tokens", 12)
+    assert until(lambda: whole_rows(out) >= count // 4, 600)
+    early = resident(run.pid)
+    assert until(lambda: whole_rows(out) >= count - 5, 1800)
+    late = resident(run.pid)
+    assert run.wait() == 0
+    assert len({row["key"] for row in rows(out)}) == count
+    assert late - early < 32 * 2**20, f"{(late - early) / 2**20:.0f} MiB more than after a quarter of them"
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024

@@ -1,0 +1,46 @@
+"""A batch in a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tests.cli.terminal import Terminal
+from tests.conftest import Shell, write_video
+
+
+def test_the_view_of_a_batch_and_what_stays(tiny_shell: Shell, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    clip = write_video(tmp_path / "clip.mp4")
+    for number in range(12):
+        shutil.copy(clip, folder / f"{number:02}.mp4")
+    (folder / "03\x1b[31m.mp4").write_bytes(b"no video")
+    terminal = Terminal(tiny_shell, "caption", folder, "--out", tmp_path / "out.jsonl")
+    terminal.read(lambda text: "of 13 done" in text and "captions/s" in text)
+    shown = terminal.text
+    for part in ("mean accepted length", "left", "answering", ".mp4"):
+        assert part in shown, part
+    terminal.resize(60, 10)
+    assert terminal.finish() == 1
+    left = terminal.scrollback
+    assert "failed 03\\x1b[31m.mp4: not a video" in left.replace("\n", "")
+    assert "12 captioned, 1 failed" in left
+    assert "of 13 done" not in left, "the live view leaves nothing behind"
+    assert "answering" not in left
+    assert b"\x1b[31m.mp4" not in terminal.raw
+    assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 13
+
+
+def test_no_terminal_gets_lines_and_no_escapes(tiny_shell: Shell, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "clip.mp4")
+    done = tiny_shell.run("caption", clip, "--out", tmp_path / "out.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "\x1b" not in done.stderr
+    assert "\r" not in done.stderr
+    assert "1 captioned, 0 failed" in done.stderr
+    quiet = tiny_shell.run("caption", clip, "--out", tmp_path / "out.jsonl", "--redo", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert os.listdir(tmp_path / "state" / "lvspec") == ["runs.jsonl"]  # noqa: PTH208

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.models.decoder import kept_places
+
+
+def test_kept_video_tokens_are_evenly_spread_and_text_stays() -> None:
+    video = torch.tensor([0, 0, 1, 1, 1, 1, 1, 0], dtype=torch.bool)
+    assert kept_places(video, 0.6).tolist() == [0, 1, 2, 4, 6, 7]
+    assert kept_places(video, 0.2).tolist() == [0, 1, 2, 7]
+    assert kept_places(video, 1.0).tolist() == list(range(8))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=80).filter(any), st.floats(0.01, 1.0))
+def test_text_stays_and_the_share_is_kept(mask: list[bool], keep: float) -> None:
+    video = torch.tensor(mask)
+    places = kept_places(video, keep)
+    assert places.tolist() == sorted(set(places.tolist()))
+    assert set((~video).nonzero()[:, 0].tolist()) <= set(places.tolist())
+    assert int(video[places].sum()) == max(1, round(keep * sum(mask)))
