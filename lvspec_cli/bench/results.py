@@ -1,0 +1,307 @@
+"""``results.json``: what ``lvspec bench`` measured, with all that is needed to compute its figures again.
+
+    items          what was asked of which clip, and what is known to be true of it
+    blocks         one item, one repeat: every mode once, one after the other, in one process
+    modes          figures of each mode and gamma over all blocks; the other parts are enough to compute them
+
+Times are in seconds, rates in tokens a second, shares from 0 to 1. Absent facts are null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lvspec_cli import __version__
+from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.types import RelevanceName, TaskName, TokenKind
+
+SCHEMA: Final = "lvspec.bench.1"
+FILE_NAME: Final = "results.json"
+
+Gamma = int | Literal["auto"]
+
+
+class BenchMode(StrEnum):
+    """What the bench can run: our own modes, and two peers of transformers on the same weights."""
+
+    AR = "ar"
+    EXACT = "exact"
+    EXACT_PRUNED = "exact-pruned"  # the draft sees a share of the video's tokens
+    LVSPEC = "lvspec"
+    LVSPEC_PRUNED = "lvspec-pruned"
+    HF_AR = "hf-ar"  # generate()
+    HF_ASSISTED = "hf-assisted"  # generate(assistant_model=...)
+
+    @property
+    def is_peer(self) -> bool:
+        return self in (BenchMode.HF_AR, BenchMode.HF_ASSISTED)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it goes token by token, without a draft."""
+        return self in (BenchMode.AR, BenchMode.HF_AR)
+
+    @property
+    def is_loose(self) -> bool:
+        return self in (BenchMode.LVSPEC, BenchMode.LVSPEC_PRUNED)
+
+    @property
+    def is_pruned(self) -> bool:
+        return self in (BenchMode.EXACT_PRUNED, BenchMode.LVSPEC_PRUNED)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Spread(_Part):
+    """A median over clips with a bootstrap interval; without one where a single clip was measured."""
+
+    median: float
+    low: float | None
+    high: float | None
+
+
+class Estimate(_Part):
+    """A figure with a bootstrap interval over clips; without one where a single clip was measured."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the report: a mode with what it is run with.
+
+    ``relevance``: another scheme than the pair's own, in the loose modes. ``gamma``: none in the plain
+    modes; in ``hf-assisted`` none is what transformers itself takes.
+    """
+
+    mode: BenchMode
+    gamma: Gamma | None = None
+    relevance: RelevanceName | None = None
+
+    @property
+    def name(self) -> str:
+        """The mode as ``--modes`` takes it."""
+        return f"{self.mode}:{self.relevance}" if self.relevance else str(self.mode)
+
+    def __str__(self) -> str:
+        return self.name if self.gamma is None else f"{self.name} γ={self.gamma}"
+
+
+class Item(_Part):
+    """One question about one clip, or its caption, and what is known of the right answer."""
+
+    id: str  # unique within the run
+    file_name: str
+    prompt: str
+    task: TaskName = "caption"
+    kind: str | None = None  # of question, in the demo world
+    reference: str | None = None  # a right answer
+    choices: tuple[str, ...] = ()
+    any_of: tuple[str, ...] = ()  # demo world: an answer is right that holds one of these ...
+    none_of: tuple[str, ...] = ()  # ... and none of these
+    scene: dict[str, Any] | None = None  # demo world: what the clip shows (demo.scenes.Scene.as_dict)
+    frames: int | None = None  # taken from the video
+    visual_tokens: int | None = None
+    error: str | None = None  # why nothing could be measured
+
+
+class Measurement(_Part):
+    """One answer of one mode, timed. With ``error`` it could not run, and all the rest is empty."""
+
+    mode: BenchMode
+    gamma: Gamma | None = None
+    relevance: RelevanceName | None = None
+    place: int = 0  # when in its block it ran, from 0
+    error: str | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    output_tokens: int = 0  # with the end token
+    first_tokens: int = 1  # of these, how many the prefill gave; decoding is the rest
+    rounds: int | None = None  # after the prefill; null where there are none (plain decoding of a peer)
+    drafted: int | None = None
+    accepted_exact: int = 0
+    accepted_filler: int = 0
+    accepted_shift: int = 0
+    accepted_lengths: tuple[int, ...] = ()  # one a round
+    video_s: float = 0.0  # decoding of the frames: once a clip, the same for every mode
+    prompt_s: float = 0.0  # the processors: pixels and token ids
+    prefill_s: float = 0.0
+    decode_s: float = 0.0  # of all tokens but the first ones
+    tokens: tuple[int, ...] | None = None  # in the first repeat
+    kinds: tuple[TokenKind, ...] | None = None  # one a token, in the first repeat
+    pieces: tuple[tuple[str, TokenKind], ...] | None = None  # the text by tokens, for examples
+    log_probability: float | None = None  # nats a token: how the target itself scores the text
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.mode, self.gamma, self.relevance)
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Of decoding; None where the prefill gave all there is."""
+        decoded = self.output_tokens - self.first_tokens
+        return self.decode_s / decoded if decoded > 0 and self.error is None else None
+
+    @property
+    def end_to_end_s(self) -> float:
+        return self.video_s + self.prompt_s + self.prefill_s + self.decode_s
+
+
+class Block(_Part):
+    """One item, one repeat: every mode once. Ratios of times are taken within a block only."""
+
+    item: str  # id
+    repeat: int  # from 0
+    measurements: tuple[Measurement, ...]  # in the order of ``modes``, not in that of time
+
+    def of(self, variant: Variant) -> Measurement | None:
+        return next((each for each in self.measurements if each.variant == variant), None)
+
+
+class Costs(_Part):
+    """Seconds of the parts of a round, from runs of their own with a clock in them."""
+
+    answers: int  # how many were looked at
+    draft_step_s: float
+    verification_s: float
+    overhead_s: float  # of a round: all that is neither drafting nor verification
+    drafted_a_round: float
+    ar_step_s: float  # of the reference, on the same clips
+
+
+class Kinds(_Part):
+    """Output tokens by why they stand there."""
+
+    exact: int = 0
+    filler: int = 0
+    shift: int = 0
+    target: int = 0
+
+
+class ModeResult(_Part):
+    """One mode and gamma over all clips. ``speedup_vs_ar`` is against ``Results.reference``."""
+
+    mode: BenchMode
+    gamma: Gamma | None = None
+    relevance: RelevanceName | None = None
+    error: str | None = None  # why it could not run, in its own words
+    failed: int = 0  # answers that ended in an error
+    answers: int = 0  # measured ones
+    speedup_vs_ar: Spread | None = None  # decoding only
+    end_to_end_speedup_vs_ar: Spread | None = None  # video, prefill and an answer of ar's length
+    mean_accepted_length: float | None = None
+    mean_accepted_length_interval: Estimate | None = None
+    acceptance_rate: float | None = None
+    retention: Estimate | None = None  # quality / that of ar
+    tokens_per_s: float | None = None
+    video_s: float | None = None  # medians over the answers
+    prompt_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    c: float | None = None  # DESIGN.md, section 6
+    v: float | None = None
+    o: float | None = None
+    predicted_speedup: float | None = None
+    costs: Costs | None = None
+    kinds: Kinds | None = None
+    accepted_lengths: dict[int, int] = {}  # how many rounds were of each length
+    fidelity: dict[str, Any] | None = None  # all of bench.fidelity's figures
+    settings: dict[str, Any] = {}
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.mode, self.gamma, self.relevance)
+
+
+class Environment(_Part):
+    """What was measured where."""
+
+    device: str  # cpu, cuda:0, ...
+    device_name: str  # of the processor or the GPU
+    cores: int
+    threads: int
+    target_dtype: str
+    draft_dtype: str | None
+    platform: str
+    versions: dict[str, str]  # lvspec, python, torch, transformers, ...
+
+
+class BenchSettings(_Part):
+    """What was asked for: with the items it decides every answer."""
+
+    pair: str
+    target: str
+    draft: str | None
+    revisions: tuple[str | None, ...] = ()
+    modes: tuple[str, ...]  # as --modes takes them
+    gammas: tuple[Gamma, ...]
+    repeat: int
+    max_new_tokens: int
+    draft_keep: float  # the share of the video's tokens that a pruned draft sees
+    rule: dict[str, Any]
+    sampling: dict[str, Any]  # frames, fps, max_pixels, start, end, decoder
+    system: str | None = None
+    seed: int = 0
+    device: str = "auto"  # as asked for
+    dtype: str = "auto"
+    threads: int | None = None
+
+
+class Results(_Part):
+    """All of ``results.json``."""
+
+    schema_: Literal["lvspec.bench.1"] = Field(default=SCHEMA, alias="schema")
+    version: str = __version__
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    command: str = ""
+    environment: Environment
+    settings: BenchSettings
+    reference: BenchMode  # ar or hf-ar: the faster one, on which speedups rest
+    modes: tuple[ModeResult, ...]
+    items: tuple[Item, ...]
+    blocks: tuple[Block, ...]
+
+    def measurements(self, variant: Variant) -> Iterator[tuple[Item, Block, Measurement]]:
+        """Every answer of a variant that was measured, with its item; blocks in the order they ran."""
+        items = {item.id: item for item in self.items}
+        for block in self.blocks:
+            found = block.of(variant)
+            if found is not None and found.error is None:
+                yield items[block.item], block, found
+
+
+def to_json(results: Results) -> str:
+    """The file's text."""
+    return results.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def read_results(path: Path) -> Results:
+    """The results in a file, or in the folder that ``lvspec bench --out`` wrote.
+
+    :raises NoInputError: there is no such file.
+    :raises UsageError: it holds something else.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        return Results.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise NoInputError(
+            f"{file}: {error.strerror or error}", "name a results.json of lvspec bench"
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UsageError(
+            f"{file}: {where}: {first['msg']}", "name a results.json of this version of lvspec bench"
+        ) from error
