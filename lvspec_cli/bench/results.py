@@ -189,6 +189,49 @@ class Kinds(_Part):
     target: int = 0
 
 
+class Kept(_Part):
+    """A quality figure from 0 to 1 of a mode beside that of ``ar``, and their ratio."""
+
+    mode: float
+    ar: float
+    count: int  # facts that there were to find, or questions asked
+    retention: Estimate | None  # mode / ar; null where ar got nothing right
+
+
+class Fidelity(_Part):
+    """What a mode keeps of ``ar``, over its first answer to each item; intervals are over clips, paired.
+
+    Log probabilities are the target's own, in nats a token, each text counting alike.
+    """
+
+    answers: int
+    clips: int
+    facts: Kept | None = None  # F1 of captions of the demo world
+    facts_by_kind: dict[str, Kept] = {}
+    questions: Kept | None = None  # accuracy where the right answer is known
+    questions_by_kind: dict[str, Kept] = {}
+    log_probability: Estimate | None = None
+    ar_log_probability: Estimate | None = None
+    log_probability_change: Estimate | None = None  # mode - ar
+    chrf: Estimate | None = None  # 0 to 100, to ar's text
+    rouge_l: Estimate | None = None  # 0 to 100, to ar's text
+    identical: Estimate | None = None  # share of texts
+    same_answers: Estimate | None = None  # share of short and multiple-choice answers
+    short_answers: int = 0  # how many of those there are
+    repetition: float = 0.0  # share of 4-grams of tokens said before
+    ar_repetition: float = 0.0
+    length: float = 0.0  # tokens an answer
+    ar_length: float = 0.0
+
+    @property
+    def retention(self) -> Estimate | None:
+        """Of facts and questions, the one whose lower end is lower. None without labels."""
+        found = [kept.retention for kept in (self.facts, self.questions) if kept and kept.retention]
+        return min(
+            found, key=lambda each: (each.value if each.low is None else each.low, each.value), default=None
+        )
+
+
 class ModeResult(_Part):
     """One mode and gamma over all clips. ``speedup_vs_ar`` is against ``Results.reference``."""
 
@@ -216,7 +259,7 @@ class ModeResult(_Part):
     costs: Costs | None = None
     kinds: Kinds | None = None
     accepted_lengths: dict[int, int] = {}  # how many rounds were of each length
-    fidelity: dict[str, Any] | None = None  # all of bench.fidelity's figures
+    fidelity: Fidelity | None = None
     settings: dict[str, Any] = {}
 
     @property
