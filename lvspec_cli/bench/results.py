@@ -158,26 +158,44 @@ class Measurement(_Part):
         return self.video_s + self.prompt_s + self.prefill_s + self.decode_s
 
 
+class Profile(_Part):
+    """One more answer with a clock around every pass. Counts and seconds over its rounds, prefill left out."""
+
+    mode: BenchMode
+    gamma: Gamma | None = None
+    relevance: RelevanceName | None = None
+    rounds: int
+    draft_steps: int
+    draft_s: float
+    verification_s: float  # of the target's passes
+    overhead_s: float  # all else: the rule, relevance, choosing tokens, keeping count
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.mode, self.gamma, self.relevance)
+
+
 class Block(_Part):
     """One item, one repeat: every mode once. Ratios of times are taken within a block only."""
 
     item: str  # id
     repeat: int  # from 0
     measurements: tuple[Measurement, ...]  # in the order of ``modes``, not in that of time
+    profiles: tuple[Profile, ...] = ()  # in some blocks, of the modes that have a draft
 
     def of(self, variant: Variant) -> Measurement | None:
         return next((each for each in self.measurements if each.variant == variant), None)
 
 
 class Costs(_Part):
-    """Seconds of the parts of a round, from runs of their own with a clock in them."""
+    """Seconds of the parts of a round, over the profiles of a mode."""
 
     answers: int  # how many were looked at
     draft_step_s: float
     verification_s: float
-    overhead_s: float  # of a round: all that is neither drafting nor verification
+    overhead_s: float  # of a round
     drafted_a_round: float
-    ar_step_s: float  # of the reference, on the same clips
+    ar_step_s: float  # of the reference, without a clock, in the same blocks
 
 
 class Kinds(_Part):
