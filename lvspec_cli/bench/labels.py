@@ -1,0 +1,125 @@
+"""What is known of the right answer, and how far a text gives it: demo scenes, a user's reference answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lvspec_cli.bench.likeness import words
+from lvspec_cli.demo.facts import FactScore, read_facts, scene_facts, score_facts
+from lvspec_cli.demo.questions import Question, is_right
+from lvspec_cli.demo.scenes import Scene, scene_from_dict
+from lvspec_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The user's own: a right answer, and what there is to choose from, as far as given.
+
+    With choices, ``answer`` is one of them or its letter.
+    """
+
+    answer: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+Label = Scene | Question | Reference
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How far one text gives what is right. Empty and None where that is not known."""
+
+    facts: Mapping[str, FactScore] = field(default_factory=dict)  # of a caption: by kind, "all" over all
+    right: bool | None = None  # of an answer
+    choice: int | None = None  # which of the choices it takes, from 0
+
+
+def judge_text(text: str, label: Label | None) -> Judgement:
+    """Compares a text with what is known."""
+    match label:
+        case Scene():
+            return Judgement(facts=score_facts(read_facts(text), scene_facts(label)))
+        case Question():
+            return Judgement(right=is_right(label, text))
+        case Reference(answer, choices) if choices:
+            choice = chosen(text, choices)
+            wanted = None if answer is None else chosen(answer, choices)
+            return Judgement(right=None if wanted is None else choice == wanted, choice=choice)
+        case Reference(answer) if answer is not None:
+            return Judgement(right=_holds(words(text), words(answer)))
+    return Judgement()
+
+
+_LETTER = re.compile(
+    r"\W*(?:(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)\s*(?:is)?\W*)?"
+    r"(?P<letter>[a-z])(?:[).:,\]]|\W*$)",
+    re.IGNORECASE,
+)
+
+
+def chosen(text: str, choices: Sequence[str]) -> int | None:
+    """Which of the choices an answer takes, by letter (``B``, ``(b) blue``, ``Answer: B``) or in words.
+
+    None where it takes none of them, or several. Of two that are both said, one inside the other (``red``,
+    ``dark red``), it is the longer.
+    """
+    match = _LETTER.match(text)
+    if match and (index := ord(match["letter"].lower()) - ord("a")) < len(choices):
+        return index
+    said, phrases = words(text), [words(choice) for choice in choices]
+    held = [index for index, phrase in enumerate(phrases) if phrase and _holds(said, phrase)]
+    inside = {
+        one
+        for one in held
+        for other in held
+        if phrases[one] != phrases[other] and _holds(phrases[other], phrases[one])
+    }
+    whole = [index for index in held if index not in inside]
+    return whole[0] if len(whole) == 1 else None
+
+
+def _holds(text: Sequence[str], phrase: Sequence[str]) -> bool:
+    """Whether the words of a phrase stand in a text, in order and together."""
+    count = len(phrase)
+    return any(tuple(text[start : start + count]) == tuple(phrase) for start in range(len(text) - count + 1))
+
+
+@dataclass(frozen=True)
+class SceneLabels:
+    """What ``lvspec demo`` writes beside a clip."""
+
+    scene: Scene
+    questions: tuple[Question, ...]
+
+
+def labels_beside(clip: Path) -> SceneLabels | None:
+    """The facts of a clip of the demo world, from ``clip_0001.json`` beside ``clip_0001.mp4``.
+
+    None where there is no such file, or it is somebody else's.
+
+    :raises UsageError: the file is the demo's, but damaged.
+    """
+    path = clip.with_suffix(".json")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(data, dict) or not {"scene", "questions"} <= data.keys():
+        return None
+    try:
+        questions = tuple(
+            Question(
+                item["kind"], item["question"], item["answer"], tuple(item["any_of"]), tuple(item["none_of"])
+            )
+            for item in data["questions"]
+        )
+        return SceneLabels(scene_from_dict(data["scene"]), questions)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path}: not the facts of a scene ({type(error).__name__}: {error})",
+            "write it again with `lvspec demo`, or take it away",
+        ) from error
