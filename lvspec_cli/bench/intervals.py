@@ -16,8 +16,8 @@ import numpy as np
 from lvspec_cli.bench.results import Estimate, Spread
 
 LEVEL = 0.95
-RESAMPLES = 9_999
-_CELLS = 1 << 22  # numbers in memory at a time
+RESAMPLES = (1_999, 9_999)  # of many clips fewer: each costs more, and all lie closer together
+_CELLS = 1 << 21  # numbers in memory at a time
 
 Statistic = Callable[..., Any]  # (samples..., axis) -> the figure of each resample
 
@@ -76,7 +76,7 @@ def interval(
             statistic,
             paired=True,
             vectorized=True,
-            n_resamples=RESAMPLES,
+            n_resamples=min(RESAMPLES[1], max(RESAMPLES[0], _CELLS // count)),
             batch=max(1, _CELLS // count),
             confidence_level=LEVEL,
             method=method,

@@ -1,0 +1,172 @@
+"""The figures of each mode as the table, ``results.md`` and a pipe show them: cells of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lvspec_cli.bench.results import Environment, Estimate, ModeResult, Results, Spread, Variant
+from lvspec_cli.bench.summary import MIN_RETENTION, winner
+
+HEADINGS = (
+    "mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "acceptance", "retention",
+    "c", "v", "o", "predicted",
+)  # fmt: skip
+WINNER = "*"
+
+
+def rows(results: Results) -> list[tuple[str, ...]]:
+    """A row for each mode; the winner's name has a mark."""
+    best = winner(results.modes)
+    return [_cells(each, best) for each in results.modes]
+
+
+def _cells(result: ModeResult, best: Variant | None) -> tuple[str, ...]:
+    name = result.variant.name + (f" {WINNER}" if result.variant == best else "")
+    gamma = "" if result.gamma is None else str(result.gamma)
+    return (
+        name,
+        gamma,
+        spread(result.speedup_vs_ar),
+        spread(result.end_to_end_speedup_vs_ar),
+        number(result.tokens_per_s, 1),
+        number(result.mean_accepted_length, 2),
+        percent(result.acceptance_rate, 0),
+        retention(result.retention),
+        number(result.c, 3),
+        number(result.v, 2),
+        number(result.o, 2),
+        number(result.predicted_speedup, 2),
+    )
+
+
+def spread(value: Spread | None) -> str:
+    """``2.31 (2.20-2.44)``."""
+    if value is None:
+        return ""
+    return f"{value.median:.2f}" + _ends(value.low, value.high, 1, 2)
+
+
+def retention(value: Estimate | None) -> str:
+    """``99.9 % (99.1-100.0)``."""
+    if value is None:
+        return ""
+    return f"{100 * value.value:.1f} %" + _ends(value.low, value.high, 100, 1)
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _ends(low: float | None, high: float | None, factor: float, digits: int) -> str:
+    if low is None or high is None:
+        return ""
+    return f" ({factor * low:.{digits}f}-{factor * high:.{digits}f})"
+
+
+def notes(results: Results) -> Iterator[str]:
+    """What a reader of the rows has to know, a sentence a line."""
+    for each in results.modes:
+        if each.error is not None:
+            yield f"{each.variant} cannot run: {each.error}"
+        elif each.failed:
+            yield f"{each.variant}: {each.failed} of {each.failed + each.answers} answers failed"
+    read = [item for item in results.items if item.error is None]
+    clips = len({item.file_name for item in read})
+    yield (
+        f"{len(read)} prompts about {clips} clips, {results.settings.repeat} times each, at most"
+        f" {results.settings.max_new_tokens} tokens; speedups are medians over clips against"
+        f" {results.reference}, with 95 % intervals"
+    )
+    for item in results.items:
+        if item.error is not None:
+            yield f"not measured: {item.id}: {item.error}"
+    if winner(results.modes):
+        yield (
+            f"{WINNER} the fastest of those that keep {percent(MIN_RETENTION, 1)} of ar's quality"
+            " (lower end of the interval)"
+        )
+    else:
+        yield (
+            f"none is faster than {results.reference} and shown to keep {percent(MIN_RETENTION, 1)} of its quality"
+        )
+    yield machine(results.environment)
+
+
+def machine(environment: Environment) -> str:
+    """What was measured where, in one line."""
+    dtypes = environment.target_dtype
+    if environment.draft_dtype not in (None, environment.target_dtype):
+        dtypes += f" and {environment.draft_dtype}"
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    return (
+        f"{environment.device_name} ({environment.device}), {environment.cores} cores,"
+        f" {environment.threads} threads, {dtypes}; {environment.platform}; {versions}"
+    )
+
+
+def markdown(results: Results) -> str:
+    """``results.md``."""
+    settings = results.settings
+    lines = [
+        "# lvspec bench",
+        "",
+        f"Pair {_code(settings.pair)}: {_code(settings.target)}"
+        + (f" with {_code(settings.draft)}" if settings.draft else ""),
+        "",
+        *_table(HEADINGS, rows(results)),
+        "",
+        *_fidelity(results),
+        *(f"- {_escaped(note)}" for note in notes(results)),
+        "",
+        f"Measured {results.created:%Y-%m-%d} with:",
+        "",
+        f"    {results.command}",
+        "",
+        "speedup: decoding only, seconds a token of the reference / of the mode. end to end: video, prefill and an"
+        " answer as long as the reference's. c, v, o: a draft step, a verification and the overhead of a round, in"
+        " steps of the reference; predicted: accepted length / (γ c + v + o).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _fidelity(results: Results) -> Iterator[str]:
+    """Quality beside ar's, of the modes where it was compared."""
+    found = [(each.variant, each.fidelity) for each in results.modes if each.fidelity is not None]
+    if not found:
+        return
+    headings = ("mode", "facts F1", "questions", "log probability", "chrF", "ROUGE-L", "identical", "same answer")
+    body = [
+        (
+            str(variant),
+            number(kept.facts.mode, 3) if kept.facts else "",
+            number(kept.questions.mode, 3) if kept.questions else "",
+            number(kept.log_probability.value, 3) if kept.log_probability else "",
+            number(kept.chrf.value, 1) if kept.chrf else "",
+            number(kept.rouge_l.value, 1) if kept.rouge_l else "",
+            percent(kept.identical.value, 0) if kept.identical else "",
+            percent(kept.same_answers.value, 0) if kept.same_answers else "",
+        )
+        for variant, kept in found
+    ]
+    yield from _table(headings, body)
+    yield ""
+
+
+def _table(headings: tuple[str, ...], body: list[tuple[str, ...]]) -> Iterator[str]:
+    for cells in (headings, ("---",) * len(headings), *body):
+        yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    """Text of libraries and file names, so that Markdown takes it as it is."""
+    for character in "\\`*_<>[]|":
+        text = text.replace(character, "\\" + character)
+    return text.replace("\n", " ")
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("`", "'") + "`"

@@ -1,0 +1,184 @@
+"""All modes on every clip, in turns, in one process."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.journal import Journal
+from lvspec_cli.bench.modes import settings_of
+from lvspec_cli.bench.own import measure_own, profile_own
+from lvspec_cli.bench.peers import measure_peer
+from lvspec_cli.bench.results import Block, Item, Measurement, Profile, Variant
+from lvspec_cli.bench.score import score_texts
+from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.pipeline import memory_errors
+from lvspec_cli.prompt import build_prompt
+from lvspec_cli.types import Clip, DecodeSettings, Prompt
+from lvspec_cli.video.decode import read_clip
+
+WARM_TOKENS = 32  # an answer's length while warming up
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run on every item.
+
+    ``examples``: of so many items the texts are kept by tokens; ``profiles``: so many are run once more with
+    a clock around every pass.
+    """
+
+    variants: tuple[Variant, ...]
+    settings: DecodeSettings
+    draft_keep: float
+    repeat: int = 1
+    system: str | None = None
+    examples: int = 12
+    profiles: int = 8
+
+
+def turn(variants: Sequence[Variant], number: int) -> tuple[Variant, ...]:
+    """The order of modes in block ``number``: each is first, second, ... equally often."""
+    shift = number % len(variants)
+    return (*variants[shift:], *variants[:shift])
+
+
+def measure(
+    pair: LoadedPair,
+    clips: Sequence[BenchClip],
+    plan: Plan,
+    journal: Journal,
+    *,
+    progress: Progress = lambda done, total: None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Measures what the journal does not hold yet, clip by clip; every finished block is kept at once.
+
+    A clip that cannot be read is noted with its item. A peer that fails while warming up is not tried again.
+
+    :param progress: called with the blocks done and all of them.
+    :raises NoInputError: no clip can be read.
+    :raises PairError: the pair does not fit into memory.
+    """
+    run = _Run(pair, plan, journal, warn)
+    total, done = sum(len(clip.items) for clip in clips) * plan.repeat, 0
+    first = 0  # number of the clip's first item among all
+    with memory_errors():
+        for clip in clips:
+            for _ in run.blocks(clip, first):
+                done += 1
+                progress(done, total)
+            first += len(clip.items)
+    if not journal.blocks:
+        why = next((item.error for item in journal.items.values() if item.error), "nothing was asked")
+        raise NoInputError(f"nothing could be measured: {why}", "name videos that can be read")
+
+
+class _Run:
+    """What stays the same from clip to clip."""
+
+    def __init__(
+        self, pair: LoadedPair, plan: Plan, journal: Journal, warn: Callable[[str], None]
+    ) -> None:
+        self._pair, self._plan, self._journal, self._warn = pair, plan, journal, warn
+        self._failed: dict[Variant, Measurement] | None = None  # None before warming up
+
+    def blocks(self, clip: BenchClip, first: int) -> Iterator[None]:
+        """Yields once for every block, also where it is done or cannot be."""
+        asked = [(item, repeat) for repeat in range(self._plan.repeat) for item in clip.items]
+        left = [each for each in asked if (each[0].id, each[1]) not in self._journal.blocks]
+        yield from [None] * (len(asked) - len(left))
+        if not left:
+            return
+        try:
+            frames = read_clip(clip.video)
+        except LvspecError as error:
+            self._warn(f"{clip.items[0].file_name}: {error.cause}")
+            for item in clip.items:
+                self._journal.add_item(item.model_copy(update={"error": error.cause}))
+            yield from [None] * len(left)
+            return
+        if self._failed is None:
+            self._failed = self._warm_up(frames, clip.items[0])
+        for item, repeat in left:
+            number = first + clip.items.index(item)
+            block = self._block(frames, item, repeat, number)
+            if repeat == 0:
+                prompt = build_prompt(self._pair.target, frames, item.prompt, system=self._plan.system)
+                seen = {"frames": len(frames.timestamps), "visual_tokens": prompt.visual_tokens}
+                self._journal.add_item(item.model_copy(update=seen))
+                block = self._scored(prompt, block)
+            self._journal.add_block(_slim(block, with_pieces=number < self._plan.examples))
+            yield
+
+    def _warm_up(self, frames: Clip, item: Item) -> dict[Variant, Measurement]:
+        """Runs every mode once for nothing; gives the peers that failed."""
+        plan = self._plan
+        few = min(WARM_TOKENS, plan.settings.max_new_tokens)
+        short = replace(plan, settings=replace(plan.settings, max_new_tokens=few))
+        found = {variant: self._one(frames, item, variant, short) for variant in plan.variants}
+        failed = {variant: each for variant, each in found.items() if each.error is not None}
+        for variant, each in failed.items():
+            self._warn(f"{variant} cannot run: {each.error}")
+        return failed
+
+    def _block(self, frames: Clip, item: Item, repeat: int, number: int) -> Block:
+        plan, failed = self._plan, self._failed or {}
+        gc.collect()  # what other blocks left is nobody's time here
+        found: dict[Variant, Measurement] = dict(failed)
+        for place, variant in enumerate(turn(plan.variants, number + repeat)):
+            if variant not in failed:
+                measured = self._one(frames, item, variant, plan)
+                found[variant] = measured.model_copy(update={"place": place})
+        return Block(
+            item=item.id,
+            repeat=repeat,
+            measurements=tuple(found[variant] for variant in plan.variants),
+            profiles=self._profiles(frames, item) if repeat == 0 and number < plan.profiles else (),
+        )
+
+    def _one(self, frames: Clip, item: Item, variant: Variant, plan: Plan) -> Measurement:
+        if variant.mode.is_peer:
+            limit = plan.settings.max_new_tokens
+            return measure_peer(self._pair, frames, item, variant, limit, system=plan.system)
+        settings = settings_of(variant, plan.settings, plan.draft_keep)
+        return measure_own(self._pair, frames, item, variant, settings, system=plan.system)
+
+    def _profiles(self, frames: Clip, item: Item) -> tuple[Profile, ...]:
+        plan = self._plan
+        return tuple(
+            profile_own(
+                self._pair,
+                frames,
+                item,
+                variant,
+                settings_of(variant, plan.settings, plan.draft_keep),
+                system=plan.system,
+            )
+            for variant in plan.variants
+            if not (variant.mode.is_peer or variant.mode.is_plain)
+        )
+
+    def _scored(self, prompt: Prompt, block: Block) -> Block:
+        """The same with the target's own score of every text."""
+        texts = [each.tokens or () for each in block.measurements]
+        (scores,) = score_texts(self._pair.target, [(prompt, texts)])
+        measurements = tuple(
+            each.model_copy(update={"log_probability": score.mean}) if score else each
+            for each, score in zip(block.measurements, scores, strict=True)
+        )
+        return block.model_copy(update={"measurements": measurements})
+
+
+def _slim(block: Block, *, with_pieces: bool) -> Block:
+    """Without what the report does not need of this block: the file grows with every one."""
+    dropped: dict[str, None] = {} if with_pieces else {"pieces": None}
+    if block.repeat > 0:
+        dropped |= {"tokens": None, "kinds": None}
+    measurements = tuple(each.model_copy(update=dropped) for each in block.measurements)
+    return block.model_copy(update={"measurements": measurements})

@@ -1,0 +1,153 @@
+"""One answer of one of our own modes, timed; and once more with a clock around every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from torch import Tensor
+
+from lvspec_cli.bench.clock import Watch, now
+from lvspec_cli.bench.results import Item, Measurement, Profile, Variant
+from lvspec_cli.models.decoder import Decoder, Pass
+from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.output.text import TextStream
+from lvspec_cli.prompt import build_prompts
+from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, Round
+
+
+def measure_own(
+    pair: LoadedPair,
+    clip: Clip,
+    item: Item,
+    variant: Variant,
+    settings: DecodeSettings,
+    *,
+    system: str | None = None,
+) -> Measurement:
+    """Answers as ``lvspec ask`` would: a session of its own, so that the video is encoded every time."""
+    loaded, device = _needed(pair, settings), pair.target.device
+    began = now(device)
+    prompts = build_prompts(loaded, clip, item.prompt, system=system)
+    prompted = now(device)
+    decoding = Session(loaded).answer(prompts, settings)
+    rounds = [next(decoding)]
+    filled = now(device)
+    generation = _rest(decoding, rounds)
+    ended = now(device)
+    text = TextStream(pair.target.tokenizer.backend_tokenizer)
+    pieces = text.feed(generation.tokens, generation.kinds)
+    shown = [(piece.text, piece.kind) for piece in pieces]
+    if text.tail:
+        shown.append((text.tail, generation.kinds[-1]))
+    stats = generation.stats
+    return Measurement(
+        mode=variant.mode,
+        gamma=variant.gamma,
+        relevance=variant.relevance,
+        text=text.text,
+        finish_reason=generation.finish_reason.value,
+        output_tokens=stats.output_tokens,
+        rounds=stats.rounds,
+        drafted=stats.drafted,
+        accepted_exact=stats.accepted_exact,
+        accepted_filler=stats.accepted_filler,
+        accepted_shift=stats.accepted_shift,
+        accepted_lengths=() if variant.mode.is_plain else tuple(len(each.tokens) for each in rounds[1:]),
+        video_s=clip.decode_seconds,
+        prompt_s=prompted - began,
+        prefill_s=filled - prompted,
+        decode_s=ended - filled,
+        tokens=generation.tokens,
+        kinds=generation.kinds,
+        pieces=tuple(shown),
+    )
+
+
+def profile_own(
+    pair: LoadedPair,
+    clip: Clip,
+    item: Item,
+    variant: Variant,
+    settings: DecodeSettings,
+    *,
+    system: str | None = None,
+) -> Profile:
+    """Answers once more and tells where the time of its rounds went."""
+    prompts = build_prompts(pair, clip, item.prompt, system=system)
+    session = _WatchedSession(pair)
+    decoding = session.answer(prompts, settings)
+    next(decoding)
+    with session.watching() as (drafting, verifying):
+        began = now(pair.target.device)
+        generation = _rest(decoding, [])
+        whole = now(pair.target.device) - began
+    return Profile(
+        mode=variant.mode,
+        gamma=variant.gamma,
+        relevance=variant.relevance,
+        rounds=generation.stats.rounds,
+        draft_steps=generation.stats.drafted,
+        draft_s=drafting.seconds,
+        verification_s=verifying.seconds,
+        overhead_s=max(0.0, whole - drafting.seconds - verifying.seconds),
+    )
+
+
+def _needed(pair: LoadedPair, settings: DecodeSettings) -> LoadedPair:
+    """The target alone where no draft is asked for: nothing is prepared for it then."""
+    return replace(pair, draft=None) if settings.mode is Mode.AR else pair
+
+
+def _rest(decoding: Generator[Round, None, Generation], rounds: list[Round]) -> Generation:
+    """Runs an answer to its end, adds its rounds, gives the whole."""
+    while True:
+        try:
+            rounds.append(next(decoding))
+        except StopIteration as stop:
+            return stop.value
+
+
+class _WatchedSession(Session):
+    """A session whose passes can be timed."""
+
+    def __init__(self, pair: LoadedPair) -> None:
+        super().__init__(pair)
+        self._watched = _WatchedDecoder(pair.target), pair.draft and _WatchedDecoder(pair.draft)
+        self._target, self._draft = self._watched
+
+    @contextmanager
+    def watching(self) -> Iterator[tuple[Watch, Watch]]:
+        """Watches for the draft's passes and the target's."""
+        target, draft = self._watched
+        device = target.loaded.device
+        drafting, verifying = Watch(device), Watch(device)
+        target.clock = verifying
+        if draft is not None:
+            draft.clock = drafting
+        yield drafting, verifying
+        target.clock = None
+        if draft is not None:
+            draft.clock = None
+
+
+class _WatchedDecoder(Decoder):
+    """A pass and its logits run on the clock, where there is one."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__(loaded)
+        self.clock: Watch | None = None
+
+    def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
+        if self.clock is None:
+            return super().forward(tokens, watch)
+        with self.clock.running():
+            return super().forward(tokens, watch)
+
+    def logits(self, passed: Pass, last: int) -> Tensor:
+        if self.clock is None:
+            return super().logits(passed, last)
+        with self.clock.running():
+            return super().logits(passed, last)

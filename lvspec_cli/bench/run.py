@@ -1,0 +1,179 @@
+"""A whole run of the bench: clips, measurements, figures, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from lvspec_cli.bench.environment import environment_of
+from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.journal import Header, digest_of, journal
+from lvspec_cli.bench.lines import markdown
+from lvspec_cli.bench.measure import Plan, Progress, measure
+from lvspec_cli.bench.modes import settings_of
+from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
+from lvspec_cli.bench.report import report
+from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Gamma, Results, Variant, to_json
+from lvspec_cli.bench.summary import Measured, summarise
+from lvspec_cli.demo.evaluate import HELD_OUT_SEED
+from lvspec_cli.demo.write import write_clips
+from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.events import Listener
+from lvspec_cli.output.files import replacing
+from lvspec_cli.output.records import identify, settings_fields
+from lvspec_cli.pipeline import AskRequest, load, pinned_request
+from lvspec_cli.types import DecodeSettings, Mode, RuleSettings
+
+MARKDOWN_NAME = "results.md"
+
+
+@dataclass(frozen=True)
+class BenchJob:
+    """All that was asked for. ``request`` says which pair, how it is loaded, and what is taken of a video."""
+
+    request: AskRequest
+    clips: tuple[BenchClip, ...]
+    modes: tuple[Variant, ...]  # without gamma
+    gammas: tuple[Gamma, ...]
+    plan: Plan
+    out: Path
+    redo: bool = False
+    command: str = ""
+
+
+def demo_clips(
+    folder: Path, count: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Path]:
+    """Clips of the demo world that no training has seen, with their scenes beside them; written once.
+
+    :raises OutputError: the folder cannot be written.
+    """
+    paths = [folder / f"clip_{number:04d}.mp4" for number in range(1, count + 1)]
+    if all(path.is_file() and path.with_suffix(".json").is_file() for path in paths):
+        return paths
+    try:
+        return write_clips(folder, count, HELD_OUT_SEED, progress)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: {error.strerror or error}", "name a folder that can be written with --out"
+        ) from error
+
+
+def run_bench(
+    job: BenchJob,
+    *,
+    listen: Listener = lambda event: None,
+    progress: Progress = lambda done, total: None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Results:
+    """Measures what is left to measure, and computes and writes the results.
+
+    :raises LvspecError: the pair, the clips or the folder cannot be used.
+    """
+    plain = all(variant.mode.is_plain for variant in job.plan.variants)
+    settings = replace(job.request.settings, mode=Mode.AR if plain else Mode.LVSPEC)
+    request = pinned_request(replace(job.request, settings=settings))
+    loaded = load(request, listen)
+    environment = environment_of(loaded)
+    asked = _settings(job, request, plain)
+    items = tuple(item for clip in job.clips for item in clip.items)
+    header = Header(settings=asked, environment=environment, inputs=_digest(job.clips))
+    with journal(job.out, header, redo=job.redo) as kept:
+        measure(loaded, job.clips, job.plan, kept, progress=progress, warn=warn)
+        seen = tuple(kept.items.get(item.id, item) for item in items)
+        blocks = tuple(kept.blocks.values())
+    measured = Measured({item.id: item for item in seen}, blocks)
+    used = {variant: _variant_settings(variant, job.plan) for variant in job.plan.variants}
+    try:
+        reference, modes = summarise(measured, job.plan.variants, used)
+    except ValueError as error:
+        raise UsageError(f"nothing to compare with: {error}", "add ar to --modes, or allow more tokens") from error
+    results = Results(
+        command=job.command,
+        environment=environment,
+        settings=asked,
+        reference=reference.mode,
+        modes=modes,
+        items=seen,
+        blocks=blocks,
+    )
+    write_results(results, job.out)
+    return results
+
+
+def write_results(results: Results, folder: Path) -> list[Path]:
+    """Writes the files of the results, each whole or not at all.
+
+    :raises OutputError: one cannot be written.
+    """
+    texts = {FILE_NAME: to_json(results), MARKDOWN_NAME: markdown(results), REPORT_NAME: report(results)}
+    paths = []
+    for name, text in texts.items():
+        with replacing(folder / name) as stream:
+            stream.write(text.encode())
+        paths.append(folder / name)
+    return paths
+
+
+def _settings(job: BenchJob, request: AskRequest, plain: bool) -> BenchSettings:
+    video, plan, pair = request.video, job.plan, request.pair
+    return BenchSettings(
+        pair=request.pair_name,
+        target=pair.target.name,
+        draft=None if plain else pair.draft.name,
+        revisions=(pair.target.revision, None if plain else pair.draft.revision),
+        modes=tuple(variant.name for variant in job.modes),
+        gammas=job.gammas,
+        repeat=plan.repeat,
+        max_new_tokens=plan.settings.max_new_tokens,
+        draft_keep=plan.draft_keep,
+        rule=_rule_fields(plan.settings),
+        sampling={
+            "frames": video.max_frames,
+            "fps": video.fps,
+            "max_pixels": video.max_pixels,
+            "start": video.start,
+            "end": video.end,
+            "decoder": video.decoder,
+        },
+        system=plan.system,
+        seed=plan.settings.seed,
+        device=request.device,
+        dtype=request.dtype,
+        threads=request.threads,
+    )
+
+
+def _rule_fields(settings: DecodeSettings) -> dict[str, Any]:
+    fields = _RULE.dump_python(settings.rule, mode="json")
+    return {name: "Infinity" if value == float("inf") else value for name, value in fields.items()}
+
+
+_RULE = TypeAdapter(RuleSettings)
+
+
+def _variant_settings(variant: Variant, plan: Plan) -> Mapping[str, Any]:
+    """What a variant was run with, as JSON can hold it."""
+    if not variant.mode.is_peer:
+        return settings_fields(settings_of(variant, plan.settings, plan.draft_keep))
+    found: dict[str, Any] = {"do_sample": False, "max_new_tokens": plan.settings.max_new_tokens}
+    if variant.gamma is not None:
+        found |= {"num_assistant_tokens": variant.gamma, "num_assistant_tokens_schedule": "constant"}
+    return found
+
+
+def _digest(clips: Sequence[BenchClip]) -> str:
+    """What tells these clips and questions from others, the files' content included."""
+    facts = []
+    for clip in clips:
+        sample = ""
+        with suppress(OSError):  # it stands in the results as one that cannot be read
+            sample = identify(clip.video.path, b"").sample
+        stretch = [clip.video.start, clip.video.end]
+        facts.append([sample, stretch, [item.model_dump(mode="json") for item in clip.items]])
+    return digest_of(facts)

@@ -1,0 +1,259 @@
+"""From blocks to the figures of each mode: pure, so that ``results.json`` is enough to compute them again."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from lvspec_cli.bench.costs import costs_of, model_of
+from lvspec_cli.bench.fidelity import compare_blocks, fidelity_of
+from lvspec_cli.bench.intervals import median_spread, ratio_of_sums
+from lvspec_cli.bench.results import (
+    BenchMode,
+    Block,
+    Estimate,
+    Item,
+    Kinds,
+    Measurement,
+    ModeResult,
+    Spread,
+    Variant,
+)
+
+MIN_RETENTION = 0.998
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured, as the figures are computed from it."""
+
+    items: Mapping[str, Item]  # by id
+    blocks: Sequence[Block]
+
+    def of(self, variant: Variant) -> list[Measurement]:
+        """Its answers that did not fail."""
+        found = (block.of(variant) for block in self.blocks)
+        return [each for each in found if each is not None and each.error is None]
+
+    def clips(self) -> dict[str, list[Block]]:
+        """The blocks of each clip."""
+        found: dict[str, list[Block]] = defaultdict(list)
+        for block in self.blocks:
+            found[self.items[block.item].file_name].append(block)
+        return dict(found)
+
+
+def reference_of(measured: Measured, variants: Sequence[Variant]) -> Variant:
+    """The plain mode that decodes fastest, ours or transformers': what speedups are held against.
+
+    :raises ValueError: none was measured.
+    """
+    seconds = {
+        variant: cost
+        for variant in variants
+        if variant.mode.is_plain and (cost := _seconds_a_token(measured.of(variant))) is not None
+    }
+    if not seconds:
+        raise ValueError("no plain mode was measured")
+    return min(seconds, key=lambda variant: seconds[variant])
+
+
+def summarise(
+    measured: Measured,
+    variants: Sequence[Variant],
+    settings: Mapping[Variant, Mapping[str, object]],
+) -> tuple[Variant, tuple[ModeResult, ...]]:
+    """The reference of all speedups, and the figures of every variant in their order."""
+    reference = reference_of(measured, variants)
+    judge = _quality_reference(measured, variants, reference)
+    results = tuple(_result(measured, variant, reference, judge) for variant in variants)
+    return reference, tuple(
+        each.model_copy(update={"settings": dict(settings.get(each.variant, {}))}) for each in results
+    )
+
+
+def _quality_reference(measured: Measured, variants: Sequence[Variant], reference: Variant) -> Variant:
+    """Our own ar where it was run, else transformers'."""
+    own = Variant(BenchMode.AR)
+    return own if own in variants and measured.of(own) else reference
+
+
+def _result(measured: Measured, variant: Variant, reference: Variant, judge: Variant) -> ModeResult:
+    answers = measured.of(variant)
+    errors = [each for block in measured.blocks if (each := block.of(variant)) is not None and each.error]
+    result = ModeResult(
+        mode=variant.mode,
+        gamma=variant.gamma,
+        relevance=variant.relevance,
+        error=errors[0].error if errors and not answers else None,
+        failed=len(errors),
+        answers=len(answers),
+    )
+    if not answers:
+        return result
+    fidelity = fidelity_of(compare_blocks(measured.items, measured.blocks, variant, judge))
+    return result.model_copy(
+        update={
+            **_speed(measured, variant, reference, answers),
+            **_acceptance(measured, variant, answers),
+            **_predicted(measured, variant, reference),
+            "fidelity": fidelity,
+            "retention": fidelity.retention if fidelity else None,
+        }
+    )
+
+
+def _speed(
+    measured: Measured, variant: Variant, reference: Variant, answers: Sequence[Measurement]
+) -> dict[str, object]:
+    seconds = _seconds_a_token(answers)
+    return {
+        "speedup_vs_ar": speedup(measured, variant, reference),
+        "end_to_end_speedup_vs_ar": end_to_end_speedup(measured, variant, reference),
+        "tokens_per_s": 1 / seconds if seconds else None,
+        "video_s": median(each.video_s for each in answers),
+        "prompt_s": median(each.prompt_s for each in answers),
+        "prefill_s": median(each.prefill_s for each in answers),
+        "decode_s": median(each.decode_s for each in answers),
+    }
+
+
+def speedup(measured: Measured, variant: Variant, reference: Variant) -> Spread | None:
+    """Seconds a token of the reference / of the variant: the median over clips.
+
+    A clip's ratio is the median over its repeats, and in a repeat that of all its answers together.
+    """
+    return median_spread(_ratios(measured, variant, reference, _decode_ratio))
+
+
+def end_to_end_speedup(measured: Measured, variant: Variant, reference: Variant) -> Spread | None:
+    """The same of the whole time of an answer, from the video's file to the last token.
+
+    For the variant this is its time up to the first token and, at its own seconds a token, an answer as long
+    as the reference's: a mode gains nothing by saying less.
+    """
+    return median_spread(_ratios(measured, variant, reference, _end_to_end_ratio))
+
+
+Both = tuple[Measurement, Measurement]  # of the variant and of the reference, in one block
+Ratio = Callable[[Sequence[Both]], float]
+
+
+def _ratios(measured: Measured, variant: Variant, reference: Variant, ratio: Ratio) -> list[float]:
+    """One a clip, of the clips where there is any."""
+    found = []
+    for blocks in measured.clips().values():
+        by_repeat: dict[int, list[Both]] = defaultdict(list)
+        for block in blocks:
+            ours, theirs = block.of(variant), block.of(reference)
+            if ours and theirs and ours.seconds_per_token and theirs.seconds_per_token:
+                by_repeat[block.repeat].append((ours, theirs))
+        if by_repeat:
+            found.append(median(ratio(both) for both in by_repeat.values()))
+    return found
+
+
+def _decode_ratio(both: Sequence[Both]) -> float:
+    ours, theirs = (_seconds_a_token(side) for side in zip(*both, strict=True))
+    assert ours
+    assert theirs
+    return theirs / ours
+
+
+def _end_to_end_ratio(both: Sequence[Both]) -> float:
+    ours = sum(_as_long_as(mine, theirs) for mine, theirs in both)
+    return sum(theirs.end_to_end_s for _, theirs in both) / ours
+
+
+def _as_long_as(mine: Measurement, theirs: Measurement) -> float:
+    """Seconds of a whole answer, were it as long as the other."""
+    step = mine.seconds_per_token or 0.0
+    before = mine.end_to_end_s - mine.decode_s
+    return before + step * max(0, theirs.output_tokens - mine.first_tokens)
+
+
+def _seconds_a_token(answers: Iterable[Measurement]) -> float | None:
+    """Of decoding, over all of them; None where the prefill gave all there is."""
+    decoded = [each for each in answers if each.seconds_per_token]
+    tokens = sum(each.output_tokens - each.first_tokens for each in decoded)
+    return sum(each.decode_s for each in decoded) / tokens if tokens else None
+
+
+def _acceptance(
+    measured: Measured, variant: Variant, answers: Sequence[Measurement]
+) -> dict[str, object]:
+    if variant.mode.is_plain:
+        return {}
+    drafted = sum(each.drafted or 0 for each in answers)
+    kinds = Kinds(
+        exact=sum(each.accepted_exact for each in answers),
+        filler=sum(each.accepted_filler for each in answers),
+        shift=sum(each.accepted_shift for each in answers),
+        target=sum(each.output_tokens for each in answers) - sum(map(_accepted, answers)),
+    )
+    length = _mean_accepted_length(measured, variant)
+    return {
+        "mean_accepted_length": length.value if length else None,
+        "mean_accepted_length_interval": length,
+        "acceptance_rate": sum(map(_accepted, answers)) / drafted if drafted else None,
+        "kinds": kinds,
+        "accepted_lengths": dict(
+            sorted(Counter(length for each in answers for length in each.accepted_lengths).items())
+        ),
+    }
+
+
+def _mean_accepted_length(measured: Measured, variant: Variant) -> Estimate | None:
+    sums = []
+    for blocks in measured.clips().values():
+        found = [each for block in blocks if (each := block.of(variant)) is not None and each.rounds]
+        if found:
+            tokens = sum(each.output_tokens - each.first_tokens for each in found)
+            sums.append((float(tokens), float(sum(each.rounds or 0 for each in found))))
+    return ratio_of_sums(*zip(*sums, strict=True)) if sums else None
+
+
+def _accepted(measured: Measurement) -> int:
+    return measured.accepted_exact + measured.accepted_filler + measured.accepted_shift
+
+
+def _predicted(measured: Measured, variant: Variant, reference: Variant) -> dict[str, object]:
+    costs = costs_of(measured.blocks, variant, reference)
+    length = _mean_accepted_length(measured, variant)
+    if costs is None or length is None:
+        return {}
+    model = model_of(costs)
+    return {
+        "c": model.c,
+        "v": model.v,
+        "o": model.o,
+        "predicted_speedup": model.speedup(length.value),
+        "costs": costs,
+    }
+
+
+def winner(results: Sequence[ModeResult], least: float = MIN_RETENTION) -> Variant | None:
+    """The fastest of those that keep ``least`` of ar's quality; None where none is faster than ar.
+
+    Of a loose mode the lower end of its retention counts. The others say what the target says, and keep all.
+    """
+    kept = [
+        each
+        for each in results
+        if each.speedup_vs_ar is not None
+        and not each.mode.is_plain
+        and (not each.mode.is_loose or _lower_end(each) >= least)
+    ]
+    best = max(kept, key=lambda each: each.speedup_vs_ar.median if each.speedup_vs_ar else 0.0, default=None)
+    if best is None or best.speedup_vs_ar is None or best.speedup_vs_ar.median <= 1:
+        return None
+    return best.variant
+
+
+def _lower_end(result: ModeResult) -> float:
+    kept = result.retention
+    if kept is None:
+        return 0.0
+    return kept.value if kept.low is None else kept.low

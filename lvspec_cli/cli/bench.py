@@ -1,0 +1,116 @@
+"""``lvspec bench``: how much faster, and what it costs in quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvspec_cli.cli import options
+from lvspec_cli.cli.reporting import reporting
+from lvspec_cli.types import Looseness
+
+Clips = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CLIPS]...", help="Videos or folders of videos; none draws clips of its own."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")]
+Modes = Annotated[
+    str | None,
+    typer.Option(
+        "--modes", metavar="LIST",
+        help="Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted; lvspec:random is the rule "
+        "with another relevance. Left out, the first seven.",
+    ),
+]  # fmt: skip
+Gammas = Annotated[
+    str | None,
+    typer.Option("--gamma", metavar="LIST", help="Tokens the draft proposes a round: 3,5,8,12."),
+]
+DraftKeep = Annotated[
+    float,
+    typer.Option(
+        "--draft-keep", metavar="X", help="Share of the video's tokens that the draft sees in pruned modes."
+    ),
+]
+Repeat = Annotated[int, typer.Option("--repeat", min=1, metavar="N", help="Measure everything N times.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="What to ask of each clip; repeat for more."),
+]
+QuestionFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--questions", metavar="FILE",
+        help="A JSONL file in place of CLIPS: path, question, and if you like answer, choices, start, end.",
+    ),
+]  # fmt: skip
+AskedPerClip = Annotated[
+    int | None,
+    typer.Option(
+        "--questions-per-clip", min=0, metavar="N",
+        help="Questions about each clip that has its own beside it, as lvspec demo writes them.",
+    ),
+]  # fmt: skip
+Quick = Annotated[bool, typer.Option("--quick", help="A minute's look: two clips, short answers.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Measure all of it again.")]
+
+
+def bench(
+    clips: Clips = None,
+    out: Out = Path("lvspec-bench"),
+    quick: Quick = False,
+    modes: Modes = None,
+    gamma: Gammas = None,
+    draft_keep: DraftKeep = 0.1,
+    repeat: Repeat = 1,
+    limit: Limit = None,
+    prompt: Prompts = None,
+    questions: QuestionFile = None,
+    questions_per_clip: AskedPerClip = None,
+    redo: Redo = False,
+    system: options.System = None,
+    pair: options.PairName = None,
+    models: options.ModelsPath = None,
+    device: options.Device = "auto",
+    dtype: options.DataType = "auto",
+    threads: options.Threads = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = 0,
+    looseness: options.LoosenessName = Looseness.BALANCED,
+    relevance: options.Relevance = None,
+    anchor_threshold: options.AnchorThreshold = None,
+    anchor_margin: options.AnchorMargin = None,
+    filler_margin: options.FillerMargin = None,
+    shift_window: options.ShiftWindow = None,
+    max_loose_run: options.MaxLooseRun = None,
+    max_loose_in_window: options.MaxLooseInWindow = None,
+    loose_window: options.LooseWindow = None,
+    random_rate: options.RandomRate = None,
+    layer: options.Layers = None,
+    frames: options.FrameCap = None,
+    fps: options.FrameRate = None,
+    start: options.Start = None,
+    end: options.End = None,
+    max_pixels: options.MaxPixels = None,
+    decoder: options.Decoder = "pyav",
+    decode_timeout: options.DecodeTimeout = 120.0,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure every mode against ar and against transformers: speed and fidelity. It can be stopped, and
+    goes on where it was."""
+    given = dict(locals())
+    with reporting(debug) as stop:
+        if not debug:
+            from lvspec_cli.cli.requests import quieten_libraries
+
+            quieten_libraries()
+        from lvspec_cli.cli.bench_run import bench_all
+
+        code = bench_all(given, stop)
+        raise typer.Exit(code)

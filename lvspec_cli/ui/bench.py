@@ -1,0 +1,82 @@
+"""The bench's figures as tables in a terminal, and as plain lines for a pipe."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lvspec_cli.bench.compare import Change
+from lvspec_cli.bench.lines import HEADINGS, WINNER, rows
+from lvspec_cli.bench.results import Results
+from lvspec_cli.escape import visible_line
+
+_COSTS = ("mode", "γ", "c", "v", "o", "accepted length", "predicted", "speedup")
+
+
+def plain_results(results: Results) -> str:
+    """Tab-separated, one mode a line, headings first."""
+    return _plain([HEADINGS, *rows(results)])
+
+
+def result_tables(results: Results) -> str:
+    """What is gained and what it costs, then what a round is made of where it was measured."""
+    cells = [dict(zip(HEADINGS, row, strict=True)) for row in rows(results)]
+    names = [name for name in HEADINGS if name not in ("c", "v", "o", "predicted")]
+    text = _table(names, [[row[name] for name in names] for row in cells])
+    costs = [[row[name] for name in _COSTS] for row in cells if row["c"]]
+    return text + (_table(_COSTS, costs) if costs else "")
+
+
+CHANGE_HEADINGS = ("mode", "figure", "before", "after", "change", "")
+
+
+def plain_changes(changes: Sequence[Change]) -> str:
+    """Tab-separated, one figure a line, headings first."""
+    return _plain([CHANGE_HEADINGS, *map(_change_cells, changes)])
+
+
+def change_table(changes: Sequence[Change]) -> str:
+    """A table of figures; the worse ones stand out."""
+    return _table(CHANGE_HEADINGS, [_change_cells(change) for change in changes])
+
+
+def _change_cells(change: Change) -> tuple[str, ...]:
+    share = "" if change.share is None else f"{100 * change.share:+.1f} %"
+    verdict = "worse" if change.regression else ""
+    return (change.mode, change.figure, _figure(change.before), _figure(change.after), share, verdict)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _plain(lines: Sequence[Sequence[str]]) -> str:
+    return "".join("\t".join(map(visible_line, line)) + "\n" for line in lines)
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """As wide as it needs: an interval stands below its figure."""
+    width = shutil.get_terminal_size().columns
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, markup=False, highlight=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, safe_box="utf" not in (sys.stdout.encoding or "").lower()
+    )
+    for index, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold", justify="left" if index == 0 else "right")
+    for line in lines:
+        table.add_row(*_styled(line))
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _styled(line: Sequence[str]) -> Iterator[Text]:
+    style = "bold" if line[0].endswith(WINNER) else "red" if line[-1] == "worse" else ""
+    for cell in line:
+        yield Text(visible_line(cell).replace(" (", "\n("), style)

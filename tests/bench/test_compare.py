@@ -1,0 +1,94 @@
+"""Results against doctored ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from lvspec_cli.bench.compare import Margins, compare_results, differences
+from lvspec_cli.bench.results import BenchMode, Estimate, ModeResult, Spread
+from tests.bench.made import ENVIRONMENT, SETTINGS, item, results
+
+
+def _mode(**fields) -> ModeResult:
+    return ModeResult(
+        **{
+            "mode": BenchMode.LVSPEC,
+            "gamma": 8,
+            "speedup_vs_ar": Spread(median=3.0, low=2.9, high=3.1),
+            "end_to_end_speedup_vs_ar": Spread(median=2.0, low=1.9, high=2.1),
+            "mean_accepted_length": 8.0,
+            "retention": Estimate(value=0.999, low=0.998, high=1.0),
+            "tokens_per_s": 100.0,
+            **fields,
+        }
+    )
+
+
+AS_IT_WAS = results((_mode(),))
+
+
+def worse(after, margins: Margins | None = None) -> list[str]:
+    changes = compare_results(AS_IT_WAS, after, margins or Margins())
+    return [change.figure for change in changes if change.regression]
+
+
+def test_the_same_results_have_not_changed():
+    changes = compare_results(AS_IT_WAS, AS_IT_WAS, Margins(0.0, 0.0))
+    assert [change.share for change in changes] == [0.0] * 5
+    assert worse(AS_IT_WAS, Margins(0.0, 0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "figure"),
+    [
+        ({"speedup_vs_ar": Spread(median=2.8, low=2.7, high=2.9)}, "speedup"),
+        ({"end_to_end_speedup_vs_ar": Spread(median=1.8, low=1.8, high=1.8)}, "end-to-end speedup"),
+        ({"mean_accepted_length": 7.5}, "mean accepted length"),
+        ({"retention": Estimate(value=0.9965, low=0.99, high=1.0)}, "retention"),
+        ({"retention": None}, "retention"),
+    ],
+)
+def test_a_figure_that_falls_beyond_the_margin_is_a_regression(fields, figure):
+    assert worse(results((_mode(**fields),))) == [figure]
+
+
+def test_within_the_margin_and_upwards_nothing_is_worse():
+    after = _mode(
+        speedup_vs_ar=Spread(median=2.86, low=2.7, high=2.9),
+        mean_accepted_length=9.0,
+        retention=Estimate(value=0.9975, low=0.99, high=1.0),
+        tokens_per_s=10.0,  # of another machine
+    )
+    assert worse(results((after,))) == []
+    assert worse(results((after,)), Margins(speed=0.04)) == ["speedup"]
+    assert worse(results((after,)), Margins(retention=0.001)) == ["retention"]
+
+
+def test_a_mode_that_is_gone_or_cannot_run_is_a_regression():
+    broken = ModeResult(mode=BenchMode.LVSPEC, gamma=8, error="ValueError: no", failed=3)
+    for after in (results((broken,)), results(())):
+        assert worse(after) == ["speedup", "end-to-end speedup", "mean accepted length", "retention"]
+
+
+def test_a_new_mode_is_shown_and_is_no_regression():
+    after = results((_mode(), _mode(gamma=12, mean_accepted_length=9.0)))
+    changes = compare_results(AS_IT_WAS, after, Margins())
+    new = [change for change in changes if change.mode == "lvspec γ=12"]
+    assert [(change.before, change.share) for change in new] == [(None, None)] * 5
+    assert not any(change.regression for change in changes)
+
+
+def test_what_was_not_the_same_is_told():
+    assert list(differences(AS_IT_WAS, AS_IT_WAS)) == []
+    after = results(
+        (_mode(),),
+        environment=ENVIRONMENT.model_copy(update={"threads": 1, "versions": {"torch": "3"}}),
+        settings=SETTINGS.model_copy(update={"gammas": (3, 8)}),
+        items=(item("one.mp4"), item("two.mp4")),
+    )
+    assert list(differences(AS_IT_WAS, after)) == [
+        "threads: 2, now 1",
+        "versions: lvspec 1, torch 2, now torch 3",
+        "gammas: 4, now 3, 8",
+        "items: 1, now 2, or others",
+    ]

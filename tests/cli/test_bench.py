@@ -1,0 +1,190 @@
+"""`lvspec bench` and `lvspec bench-compare` with a tiny pair: their files, their exit codes, going on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.bench.results import BenchMode, Results, read_results, to_json
+from lvspec_cli.bench.summary import Measured, summarise
+from tests.conftest import Printed, Shell, write_video
+
+SHORT = ("--max-new-tokens", 6, "--frames", 2)
+
+
+@pytest.fixture
+def tiny(here: Callable[..., Printed], tiny_models: Path) -> Callable[..., Printed]:
+    return partial(here, environment={"LVSPEC_MODELS": str(tiny_models)})
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "my clips"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_video(folder / f"{name}.mp4")
+    return folder
+
+
+def test_quick_measures_every_mode_on_clips_of_its_own(tiny, tmp_path: Path):
+    out = tmp_path / "out"
+    done = tiny("bench", "--quick", "--out", out, *SHORT)
+    assert done.returncode == 0, done.stderr
+    heading, *lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert heading[:3] == ["mode", "γ", "speedup"]
+    names = [line[0].removesuffix(" *") for line in lines]
+    assert names == [*map(str, BenchMode), "hf-assisted"]  # once as it is, once with our gamma
+    results = read_results(out)
+    assert [each.mode for each in results.modes] == names
+    assert len(results.items) == 4  # a caption and a question about each of two clips
+    assert len(results.blocks) == 4
+    for each in results.modes:
+        assert each.error is None, each.error
+        assert each.speedup_vs_ar is not None
+        assert each.tokens_per_s is not None
+    exact = next(each for each in results.modes if each.mode is BenchMode.EXACT)
+    assert exact.fidelity is not None
+    assert exact.fidelity.identical is not None
+    assert exact.fidelity.identical.value == 1.0
+    assert exact.retention is None or exact.retention.value == 1.0
+    assert exact.c
+    assert exact.predicted_speedup
+    assert results.environment.target_dtype == "float32"
+    text = (out / "results.md").read_text()
+    assert all(f"| {name}" in text for name in names)
+    assert results.environment.device_name.split()[0] in text
+
+
+def test_the_figures_can_be_computed_again_from_the_file(tiny, clips: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    flags = ("--modes", "ar,exact,lvspec:random", "--gamma", "2,3", "--repeat", 2, "--prompt", "What?")
+    done = tiny("bench", clips, "--out", out, *flags, *SHORT, "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    raw = json.loads((out / "results.json").read_text())
+    assert raw["schema"] == "lvspec.bench.1"
+    named = [(each["mode"], each["relevance"], each["gamma"]) for each in raw["modes"]]
+    assert named == [
+        ("ar", None, None), ("exact", None, 2), ("exact", None, 3), ("lvspec", "random", 2), ("lvspec", "random", 3),
+    ]  # fmt: skip
+    assert {"median", "low", "high"} == raw["modes"][1]["speedup_vs_ar"].keys()
+    results = Results.model_validate(raw)
+    assert to_json(results) == (out / "results.json").read_text()
+    assert len(results.blocks) == 4
+    measured = Measured({item.id: item for item in results.items}, results.blocks)
+    variants = [each.variant for each in results.modes]
+    used = {each.variant: each.settings for each in results.modes}
+    assert summarise(measured, variants, used) == (variants[0], results.modes)
+
+
+def test_a_second_run_has_nothing_left_and_other_settings_are_refused(tiny, clips: Path, tmp_path: Path):
+    flags = ("bench", clips, "--out", tmp_path / "out", "--modes", "ar,exact", *SHORT)
+    assert tiny(*flags).returncode == 0
+    before = read_results(tmp_path / "out").blocks
+    assert tiny(*flags).returncode == 0
+    assert read_results(tmp_path / "out").blocks == before
+    refused = tiny(*flags, "--seed", 3)
+    assert refused.returncode == 2
+    assert "seed was 0, is 3" in refused.stderr
+    assert "--redo" in refused.stderr
+    assert tiny(*flags, "--seed", 3, "--redo").returncode == 0
+    assert read_results(tmp_path / "out").blocks != before
+
+
+def test_questions_of_a_file_are_asked_and_judged(tiny, clips: Path, tmp_path: Path):
+    rows = [
+        {"path": str(clips / "a.mp4"), "question": "Which?", "choices": ["red", "blue"], "answer": "A"},
+        {"path": str(clips / "b.mp4"), "question": "Which?", "choices": ["red", "blue"]},
+    ]
+    file = tmp_path / "qa.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = tiny("bench", "--questions", file, "--out", tmp_path / "out", "--modes", "ar,exact", *SHORT)
+    assert done.returncode == 0, done.stderr
+    results = read_results(tmp_path / "out")
+    assert [item.choices for item in results.items] == [("red", "blue")] * 2
+    exact = results.modes[1]
+    assert exact.fidelity is not None
+    assert exact.fidelity.short_answers == 2
+
+
+def test_a_clip_that_cannot_be_read_is_a_1_and_the_rest_is_measured(tiny, clips: Path, tmp_path: Path):
+    (clips / "bad.mp4").write_text("no video\n" * 100)
+    done = tiny("bench", clips, "--out", tmp_path / "out", "--modes", "ar", *SHORT)
+    assert done.returncode == 1
+    assert "bad.mp4" in done.stderr
+    results = read_results(tmp_path / "out")
+    assert [item.file_name for item in results.items if item.error] == ["bad.mp4"]
+    assert len({block.item for block in results.blocks}) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (("--modes", "fast"), 2, "--modes does not know 'fast'"),
+        (("--gamma", "0"), 2, "--gamma '0' is not a number"),
+        (("--draft-keep", "0"), 2, "--draft-keep 0 is out of range"),
+        (("--questions", "qa.jsonl", "clip.mp4"), 2, "names its own clips"),
+        (("gone.mp4",), 4, "gone.mp4"),
+        (("--pair", "gone"), 3, "no pair named 'gone'"),
+    ],
+)
+def test_wrong_flags_are_found_before_anything_slow(tiny, tmp_path: Path, flags, code: int, said: str):
+    done = tiny("bench", *flags, "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 2
+
+
+def test_a_stopped_run_goes_on(clips: Path, tmp_path: Path, tiny_models: Path):
+    shell = Shell(tmp_path, {"LVSPEC_MODELS": str(tiny_models)})
+    out = tmp_path / "out"
+    flags = ["bench", clips, "--out", out, "--modes", "ar,exact", "--repeat", 40, *SHORT]
+    command = [*shell.command, *map(str, flags)]
+    running = subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True)
+    file = out / "measurements.jsonl"
+    while not file.is_file() or file.read_bytes().count(b'"block"') < 2:
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130, said
+    assert "goes on from there" in said
+    left = file.read_bytes()
+    assert left.count(b'"block"') < 80
+    done = shell.run(*flags)
+    assert done.returncode == 0, done.stderr
+    whole = file.read_bytes()
+    assert whole.startswith(left[: left.rindex(b"\n") + 1])
+    assert len(read_results(out).blocks) == 80
+
+
+def test_compare_shows_what_changed_and_fails_on_a_regression(tiny, clips: Path, tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert tiny("bench", clips, "--out", first, "--modes", "ar,exact", *SHORT).returncode == 0
+    results = read_results(first)
+    ar, exact = results.modes
+    assert exact.mean_accepted_length is not None
+
+    def doctored(factor: float) -> None:
+        changed = exact.model_copy(update={"mean_accepted_length": factor * exact.mean_accepted_length})
+        second.mkdir(exist_ok=True)
+        (second / "results.json").write_text(to_json(results.model_copy(update={"modes": (ar, changed)})))
+
+    doctored(0.9)
+    worse = tiny("bench-compare", first, second)
+    assert worse.returncode == 6
+    assert "exact γ=4 got worse: mean accepted length" in worse.stderr
+    (row,) = [line for line in worse.stdout.splitlines() if line.endswith("worse")]
+    assert row.startswith("exact γ=4\tmean accepted length\t")
+    assert "-10.0 %" in row
+    assert tiny("bench-compare", first, second, "--margin", "0.15").returncode == 0
+    doctored(1.1)
+    better = tiny("bench-compare", first / "results.json", second)
+    assert (better.returncode, better.stderr) == (0, "")
+    (second / "results.json").write_text("{}")
+    assert tiny("bench-compare", first, second).returncode == 2
+    assert tiny("bench-compare", first, tmp_path / "gone").returncode == 4
