@@ -17,7 +17,7 @@ from lvspec_cli.bench.lines import markdown
 from lvspec_cli.bench.measure import Plan, Progress, measure
 from lvspec_cli.bench.modes import settings_of
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
-from lvspec_cli.bench.report import report
+from lvspec_cli.bench.report import report, write_report
 from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Gamma, Results, Variant, to_json
 from lvspec_cli.bench.summary import Measured, summarise
 from lvspec_cli.demo.evaluate import HELD_OUT_SEED
@@ -117,7 +117,7 @@ def write_results(results: Results, folder: Path) -> list[Path]:
         with replacing(folder / name) as stream:
             stream.write(text.encode())
         paths.append(folder / name)
-    return paths
+    return [*paths, write_report(folder, results)]
 
 
 def _settings(job: BenchJob, request: AskRequest, plain: bool) -> BenchSettings:

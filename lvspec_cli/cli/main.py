@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lvspec_cli import __version__
-from lvspec_cli.cli import ask, bench, bench_compare, caption, demo, export, merge, models
+from lvspec_cli.cli import ask, bench, bench_compare, bench_relevance, caption, demo, export, merge, models
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
 
@@ -24,6 +24,7 @@ app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
+app.command("bench-relevance")(bench_relevance.bench_relevance)
 app.command("bench-compare")(bench_compare.bench_compare)
 app.add_typer(models.app, name="models")
 

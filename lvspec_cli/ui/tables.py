@@ -43,7 +43,7 @@ def pair_table(rows: Sequence[PairRow]) -> str:
     for row in rows:
         name, *others = _cells(row)
         cells.append([Text(name, "bold" if row.default else ""), *map(Text, others)])
-    return _table(HEADINGS, "about", cells)
+    return text_table(HEADINGS, "about", cells)
 
 
 FORECAST_HEADINGS = ("file", "stretch", "length", "frames", "size", "visual tokens", "what")
@@ -74,7 +74,9 @@ def plain_forecasts(rows: Sequence[ForecastRow]) -> str:
 
 def forecast_table(rows: Sequence[ForecastRow]) -> str:
     """A table as wide as the terminal."""
-    return _table(FORECAST_HEADINGS, "file", [[Text(cell) for cell in _forecast_cells(row)] for row in rows])
+    return text_table(
+        FORECAST_HEADINGS, "file", [[Text(cell) for cell in _forecast_cells(row)] for row in rows]
+    )
 
 
 def _forecast_cells(row: ForecastRow) -> tuple[str, ...]:
@@ -91,7 +93,8 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _table(headings: Sequence[str], wide: str, rows: Sequence[Sequence[Text]]) -> str:
+def text_table(headings: Sequence[str], wide: str, rows: Sequence[Sequence[Text]]) -> str:
+    """A table as wide as the terminal; only the column of the heading ``wide`` breaks its lines."""
     width = shutil.get_terminal_size().columns
     console = Console(file=io.StringIO(), width=width, force_terminal=True, markup=False, highlight=False)
     table = Table(

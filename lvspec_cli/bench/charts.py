@@ -1,0 +1,409 @@
+"""Charts as inline SVG: the same figures give the same bytes, text stays text, ink has the page's colour."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from lvspec_cli.bench.results import BenchMode, Estimate, Kinds, ModeResult, Spread
+from lvspec_cli.types import RelevanceName
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; a marker each besides.
+COLOURS = {
+    BenchMode.AR: "#666666",
+    BenchMode.HF_AR: "#999999",
+    BenchMode.EXACT: "#0072b2",
+    BenchMode.EXACT_PRUNED: "#56b4e9",
+    BenchMode.LVSPEC: "#d55e00",
+    BenchMode.LVSPEC_PRUNED: "#e69f00",
+    BenchMode.HF_ASSISTED: "#009e73",
+}
+MARKERS = {
+    BenchMode.AR: "s",
+    BenchMode.HF_AR: "D",
+    BenchMode.EXACT: "o",
+    BenchMode.EXACT_PRUNED: "v",
+    BenchMode.LVSPEC: "^",
+    BenchMode.LVSPEC_PRUNED: "P",
+    BenchMode.HF_ASSISTED: "X",
+}
+KIND_COLOURS = {"exact": "#009e73", "filler": "#e69f00", "shift": "#cc79a7", "target": "#999999"}
+LINES = ("-", "--", ":", "-.")  # relevance schemes of one mode
+WRITTEN = 14  # columns of a map in which numbers are still read
+_INK = "#010203"  # stands for the page's own colour
+_WIDTH = 8.0  # inches, of 72 units each
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lvspec",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid.axis": "both",
+    "grid.color": _INK,
+    "grid.alpha": 0.12,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
+
+Draw = Callable[[Figure], None]
+
+
+def svg(name: str, height: float, draw: Draw, *, width: float = _WIDTH) -> str:
+    """An ``<svg>`` element for a page. ``name`` makes its ids its own; sizes in inches."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", text)  # HTML knows them
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    return text.replace("<svg", '<svg role="img"', 1)
+
+
+# --- modes and gammas ----------------------------------------------------------------------
+
+
+def speedup_bars(results: Sequence[ModeResult]) -> str | None:
+    """Decoding and end-to-end speedup of every line, with intervals and what the costs predict."""
+    shown = [each for each in results if each.speedup_vs_ar is not None]
+    if not shown:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = _rows(figure, [str(each.variant) for each in shown])
+        for place, each in enumerate(shown):
+            colour = COLOURS[each.mode]
+            _bar(axes, place - 0.18, each.speedup_vs_ar, 0.34, colour)
+            _bar(axes, place + 0.18, each.end_to_end_speedup_vs_ar, 0.26, colour, alpha=0.45)
+            if each.predicted_speedup is not None:
+                axes.plot(each.predicted_speedup, place - 0.18, "|", color=_INK, markersize=12, zorder=4)
+        axes.axvline(1.0, color=_INK, linewidth=1)
+        axes.set_xlim(left=0.0)
+        axes.set_xlabel("speedup: decoding (full), end to end (pale); | predicted by c, v, o and t")
+
+    return svg("speedups", 0.9 + 0.42 * len(shown), draw)
+
+
+def _bar(
+    axes: Axes, place: float, value: Spread | None, height: float, colour: str, *, alpha: float = 1.0
+) -> None:
+    if value is None:
+        return
+    axes.barh(place, value.median, height, color=colour, alpha=alpha, zorder=2)
+    right = value.median
+    if value.low is not None and value.high is not None:
+        axes.plot([value.low, value.high], [place, place], color=_INK, linewidth=1, zorder=3)
+        right = max(right, value.high)
+    axes.annotate(
+        f"{value.median:.2f}×", (right, place), (4, 0), textcoords="offset points", va="center", fontsize=8
+    )
+
+
+def lines_by_gamma(results: Sequence[ModeResult]) -> str | None:
+    """Speedup and mean accepted length of each mode over gamma, side by side."""
+    lines: dict[str, list[ModeResult]] = {}
+    for each in results:
+        if each.gamma is not None and each.answers:
+            lines.setdefault(each.variant.name, []).append(each)
+    if not lines:
+        return None
+    gammas = sorted({each.gamma for line in lines.values() for each in line if each.gamma}, key=_gamma_order)
+    places = {gamma: place for place, gamma in enumerate(gammas)}
+
+    def points(axes: Axes, value: Callable[[ModeResult], _Range | None]) -> None:
+        for name, line in lines.items():
+            found = [(places[each.gamma], range_) for each in line if each.gamma and (range_ := value(each))]
+            _line(axes, name, line[0], found)
+        axes.set_xticks(range(len(gammas)), [str(gamma) for gamma in gammas])
+        axes.set_xlim(-0.4, len(gammas) - 0.6)
+        axes.set_xlabel("gamma")
+        axes.grid(True)
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        points(left, lambda each: _spread_range(each.speedup_vs_ar))
+        left.axhline(1.0, color=_INK, linewidth=1)
+        left.set_ylabel("decode speedup")
+        points(right, _length_range)
+        right.set_ylabel("mean accepted length")
+        for axes in (left, right):
+            axes.set_ylim(bottom=0.0)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+
+    return svg("gammas", 3.6, draw)
+
+
+_Range = tuple[float, float, float]  # value, low, high
+
+
+def _spread_range(spread: Spread | None) -> _Range | None:
+    if spread is None:
+        return None
+    return _range(spread.median, spread.low, spread.high)
+
+
+def _estimate_range(estimate: Estimate | None, scale: float = 1.0) -> _Range | None:
+    if estimate is None:
+        return None
+    value, low, high = _range(estimate.value, estimate.low, estimate.high)
+    return value * scale, low * scale, high * scale
+
+
+def _range(value: float, low: float | None, high: float | None) -> _Range:
+    return value, value if low is None else low, value if high is None else high
+
+
+def _length_range(result: ModeResult) -> _Range | None:
+    return _estimate_range(result.mean_accepted_length_interval)
+
+
+def _gamma_order(gamma: int | Literal["auto"]) -> float:
+    return float("inf") if gamma == "auto" else float(gamma)
+
+
+def _line(axes: Axes, name: str, result: ModeResult, found: Sequence[tuple[float, _Range]]) -> None:
+    if not found:
+        return
+    colour, marker, style = _look(name, result.mode)
+    values = [range_[0] for _, range_ in found]
+    down = [max(0.0, range_[0] - range_[1]) for _, range_ in found]
+    up = [max(0.0, range_[2] - range_[0]) for _, range_ in found]
+    axes.errorbar(
+        [place for place, _ in found], values, yerr=[down, up],
+        label=name, color=colour, marker=marker, linestyle=style, linewidth=1.4, elinewidth=1,
+    )  # fmt: skip
+
+
+def _look(name: str, mode: BenchMode) -> tuple[str, str, str]:
+    """Colour and marker of a mode, and a line of its own for each other relevance."""
+    scheme = name.partition(":")[2]
+    schemes = [str(each) for each in RelevanceName]
+    style = LINES[1 + schemes.index(scheme) % (len(LINES) - 1)] if scheme else LINES[0]
+    return COLOURS[mode], MARKERS[mode], style
+
+
+# --- fidelity ------------------------------------------------------------------------------
+
+
+def tradeoff(results: Sequence[ModeResult]) -> str | None:
+    """Quality kept against speedup, one point a line of the table; lines join the gammas of a mode."""
+    axis = quality_axis(results)
+    if axis is None:
+        return None
+    label, quality = axis
+    lines: dict[str, list[tuple[ModeResult, _Range, _Range]]] = {}
+    for each in results:
+        speed, kept = _spread_range(each.speedup_vs_ar), quality(each)
+        if speed and kept:
+            lines.setdefault(each.variant.name, []).append((each, speed, kept))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, points in lines.items():
+            colour, marker, style = _look(name, points[0][0].mode)
+            speeds, qualities = [speed for _, speed, _ in points], [kept for *_, kept in points]
+            axes.errorbar(
+                [speed[0] for speed in speeds], [kept[0] for kept in qualities],
+                xerr=_sides(speeds), yerr=_sides(qualities),
+                label=name, color=colour, marker=marker, linestyle=style, linewidth=1, elinewidth=0.8,
+            )  # fmt: skip
+            for each, speed, kept in points:
+                if each.gamma is not None:
+                    axes.annotate(
+                        str(each.gamma), (speed[0], kept[0]), (5, 4), textcoords="offset points", fontsize=8
+                    )
+        axes.grid(True)
+        axes.set_xlabel("decode speedup (numbers at the points: gamma)")
+        axes.set_ylabel(label)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+
+    return svg("tradeoff", 4.4, draw) if lines else None
+
+
+def quality_axis(
+    results: Sequence[ModeResult],
+) -> tuple[str, Callable[[ModeResult], _Range | None]] | None:
+    """What stands for quality: retention where there are labels, or the target's own score, or likeness."""
+    axes: tuple[tuple[str, Callable[[ModeResult], _Range | None]], ...] = (
+        ("quality kept, % of ar", lambda each: _estimate_range(each.retention, 100.0)),
+        (
+            "log probability by the target, nats a token against ar",
+            lambda each: _estimate_range(each.fidelity.log_probability_change) if each.fidelity else None,
+        ),
+        (
+            "chrF to the text of ar",
+            lambda each: _estimate_range(each.fidelity.chrf) if each.fidelity else None,
+        ),
+    )
+    return next((axis for axis in axes if any(axis[1](each) for each in results)), None)
+
+
+def _sides(ranges: Iterable[_Range]) -> list[list[float]]:
+    found = list(ranges)
+    return [[max(0.0, each[0] - each[1]) for each in found], [max(0.0, each[2] - each[0]) for each in found]]
+
+
+# --- rounds and tokens ---------------------------------------------------------------------
+
+
+def length_histograms(results: Sequence[ModeResult]) -> str | None:
+    """Share of rounds by accepted length, a small chart for every line with rounds."""
+    shown = [each for each in results if each.accepted_lengths]
+    if not shown:
+        return None
+    longest = max(max(each.accepted_lengths) for each in shown)
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for axes, each in zip(grid, shown, strict=False):
+            rounds = sum(each.accepted_lengths.values())
+            lengths = list(each.accepted_lengths)
+            shares = [100 * each.accepted_lengths[length] / rounds for length in lengths]
+            axes.bar(lengths, shares, color=COLOURS[each.mode], zorder=2)
+            if each.mean_accepted_length is not None:
+                axes.axvline(each.mean_accepted_length, color=_INK, linewidth=1, linestyle="--")
+            axes.set_title(str(each.variant), fontsize=9)
+            axes.set_xlim(0.3, longest + 0.7)
+            axes.grid(True, axis="y")
+        for axes in grid[len(shown) :]:
+            axes.set_visible(False)
+        figure.supxlabel("accepted length (dashed: mean)", fontsize=10)
+        figure.supylabel("% of rounds", fontsize=10)
+
+    return svg("histograms", 0.6 + 1.6 * rows, draw)
+
+
+def kind_bars(results: Sequence[ModeResult]) -> str | None:
+    """Why the output's tokens stand there, in per cent of all."""
+    shown = [(str(each.variant), each.kinds) for each in results if each.kinds and _total(each.kinds)]
+    if not shown:
+        return None
+
+    def draw(figure: Figure) -> None:
+        parts = {
+            kind: [100 * getattr(kinds, kind) / _total(kinds) for _, kinds in shown] for kind in KIND_COLOURS
+        }
+        axes = _stacked(figure, [name for name, _ in shown], parts, KIND_COLOURS)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of output tokens")
+
+    return svg("kinds", 1.1 + 0.3 * len(shown), draw)
+
+
+def _total(kinds: Kinds) -> int:
+    return kinds.exact + kinds.filler + kinds.shift + kinds.target
+
+
+def round_costs(results: Sequence[ModeResult]) -> str | None:
+    """What a round costs in steps of ar: drafting, verification, the rest; beside the tokens it brings."""
+    shown = [each for each in results if each.costs and None not in (each.c, each.v, each.o)]
+    if not shown:
+        return None
+    colours = {"drafting": "#0072b2", "verification": "#d55e00", "rest": "#999999"}
+
+    def draw(figure: Figure) -> None:
+        parts = {
+            "drafting": [each.costs.drafted_a_round * (each.c or 0.0) for each in shown if each.costs],
+            "verification": [each.v or 0.0 for each in shown],
+            "rest": [each.o or 0.0 for each in shown],
+        }
+        axes = _stacked(figure, [str(each.variant) for each in shown], parts, colours)
+        for place, each in enumerate(shown):
+            axes.plot(each.mean_accepted_length, place, "d", color=_INK, markersize=6, zorder=4)
+        axes.set_xlim(left=0.0)
+        axes.set_xlabel("steps of ar that a round takes; ◆ tokens it brings")
+
+    return svg("costs", 1.1 + 0.3 * len(shown), draw)
+
+
+# --- relevance -----------------------------------------------------------------------------
+
+
+def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str | None:
+    """Receiver operating characteristics: false and true positive rates from 0 to 1, by name of a scheme."""
+    if not curves:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":")
+        palette = list(COLOURS.values())
+        for number, (name, (false, true)) in enumerate(curves.items()):
+            colour, style = palette[(number + 2) % len(palette)], LINES[number // len(palette) % len(LINES)]
+            axes.plot(false, true, label=name, color=colour, linestyle=style, linewidth=1.4)
+        axes.set_aspect("equal")
+        axes.set_xlabel("filler tokens taken for anchors")
+        axes.set_ylabel("fact tokens found")
+        axes.grid(True)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+
+    return svg("roc", 4.6, draw)
+
+
+def head_map(areas: Sequence[Sequence[float]]) -> str | None:
+    """AUC of each layer (rows) as its largest head has it (first column) and by each of its heads."""
+    if not areas or not areas[0]:
+        return None
+    height, width = len(areas), len(areas[0])
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.pcolormesh(areas, cmap="cividis", vmin=0.5, vmax=1.0)
+        if width <= WRITTEN:
+            for row, line in enumerate(areas):
+                for column, area in enumerate(line):
+                    ink = "black" if area > 0.75 else "white"
+                    place = (column + 0.5, row + 0.5)
+                    axes.text(*place, f"{area:.2f}", ha="center", va="center", color=ink, fontsize=8)
+        axes.set_yticks([row + 0.5 for row in range(height)], [str(row) for row in range(height)])
+        names = ["largest", *(str(head) for head in range(width - 1))]
+        axes.set_xticks([column + 0.5 for column in range(width)], names)
+        axes.invert_yaxis()
+        axes.set_xlabel("head")
+        axes.set_ylabel("layer")
+
+    return svg("heads", 0.9 + 0.28 * height, draw, width=min(_WIDTH, 1.6 + 0.55 * width))
+
+
+# --- parts ---------------------------------------------------------------------------------
+
+
+def _rows(figure: Figure, names: Sequence[str]) -> Axes:
+    """Axes with a row for each name, the first on top."""
+    axes: Any = figure.subplots()
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(True, axis="x")
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _stacked(
+    figure: Figure, names: Sequence[str], parts: Mapping[str, Sequence[float]], colours: Mapping[str, str]
+) -> Axes:
+    axes = _rows(figure, names)
+    ends = [0.0] * len(names)
+    for name, values in parts.items():
+        axes.barh(range(len(names)), values, 0.7, left=ends, color=colours[name], label=name, zorder=2)
+        ends = [end + value for end, value in zip(ends, values, strict=True)]
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(parts))
+    return axes

@@ -1,0 +1,95 @@
+"""A page of charts, tables and texts: one HTML file that refers to nothing outside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lvspec_cli.escape import visible
+from lvspec_cli.types import TokenKind
+
+LEGEND = (
+    (TokenKind.EXACT.value, "the draft's token is the target's own"),
+    (TokenKind.FILLER.value, "loosely accepted"),
+    (TokenKind.SHIFT.value, "accepted in another place"),
+    (TokenKind.TARGET.value, "the target's own: first, corrected or bonus"),
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Row:
+    cells: tuple[str, ...]
+    marked: bool = False
+    note: str = ""  # in place of the cells that are left
+
+
+@dataclass(frozen=True)
+class Table:
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    title: str = ""
+    facts: bool = False  # two columns of names and values, as long as they are
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+    kind: str  # of token
+
+
+@dataclass(frozen=True)
+class Said:
+    name: str
+    pieces: tuple[Piece, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    title: str
+    prompt: str
+    texts: tuple[Said, ...]
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    text: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    examples: tuple[Example, ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
+    code: str = ""
+
+
+def render_page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page's HTML. All text is escaped, and what could act on the reader's screen is made visible."""
+    environment = Environment(
+        loader=PackageLoader("lvspec_cli.bench", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_harmless,
+    )
+    return environment.get_template("page.html.jinja").render(title=title, lead=lead, sections=sections)
+
+
+def _harmless(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def chart(svg: str | None, caption: str) -> tuple[Chart, ...]:
+    """One chart, or none where there is nothing to draw."""
+    # Our own drawing: no text from outside is in it.
+    return (Chart(Markup(svg), caption),) if svg else ()  # noqa: S704

@@ -1,0 +1,131 @@
+"""What ``lvspec bench-relevance`` does: clips, captions, scores, files."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lvspec_cli.bench.environment import environment_of
+from lvspec_cli.bench.items import BenchClip, clips_of
+from lvspec_cli.bench.relevance import (
+    FILE_NAME,
+    SCHEMES,
+    RelevanceResults,
+    counts,
+    measure_relevance,
+    separate,
+    to_json,
+)
+from lvspec_cli.bench.report import write_report
+from lvspec_cli.bench.run import demo_clips
+from lvspec_cli.cli.questions import checked_text
+from lvspec_cli.cli.reporting import say, write_out
+from lvspec_cli.cli.requests import decode_settings, video_request
+from lvspec_cli.errors import OutputError
+from lvspec_cli.output.files import replacing
+from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
+from lvspec_cli.registry import load_registry
+from lvspec_cli.types import DecodeSettings, Looseness, Mode, RelevanceName, RuleSettings, VideoRequest
+from lvspec_cli.ui.progress import PlainProgress
+from lvspec_cli.ui.relevance import plain_schemes, scheme_table
+
+DEMO_CLIPS = 20
+LABELS = ("drawing clips", "captioning and scoring")
+
+
+def relevance_all(given: Mapping[str, Any]) -> None:
+    """Runs the command."""
+    progress = None if given["quiet"] or sys.stderr is None else PlainProgress(sys.stderr)
+    try:
+        results = _measured(given, progress)
+    finally:
+        if progress:
+            progress.close()
+    out = given["out"]
+    with replacing(out / FILE_NAME) as stream:
+        stream.write(to_json(results).encode())
+    page = write_report(out)
+    write_out(scheme_table(results) if sys.stdout.isatty() else plain_schemes(results))
+    if not given["quiet"]:
+        say(
+            f"{results.facts} tokens of facts, {results.fillers} others, in {results.clips} captions by"
+            f" {results.target}"
+        )
+        say(f"results: {out / FILE_NAME}, {page}")
+
+
+def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> RelevanceResults:
+    name, pair = load_registry(given["models"]).pair(given["pair"])
+    request = AskRequest(
+        video=video_request({**given, "video": ""}, pair.defaults),
+        questions=(),
+        pair_name=name,
+        pair=pair,
+        settings=decode_settings({**given, **_SILENT}, pair),
+        system=None if given["system"] is None else checked_text(given["system"], "--system"),
+        device=given["device"],
+        dtype=given["dtype"],
+        threads=given["threads"],
+    )
+    clips = _clips(given, request.video, progress)
+    request = pinned_request(request)
+    loaded = load(request, progress.listen if progress else lambda event: None)
+    if progress:
+        progress.begin(LABELS[1])
+    settings: DecodeSettings = request.settings
+    schemes = [RelevanceName(each) for each in given["relevance"] or SCHEMES]
+    with memory_errors():
+        scored = measure_relevance(
+            loaded,
+            clips,
+            settings,
+            system=request.system,
+            schemes=schemes,
+            progress=lambda done, total: progress.advance(LABELS[1], done, total) if progress else None,
+        )
+    return RelevanceResults(
+        command=shlex.join(["lvspec", *sys.argv[1:]]),
+        environment=environment_of(loaded),
+        pair=name,
+        target=request.pair.target.name,
+        gamma=settings.gamma,
+        threshold=settings.rule.anchor_threshold,
+        schemes=separate(scored, settings.rule.anchor_threshold),
+        **counts(scored),
+    )
+
+
+# The target captions alone; the pair's own rule stands, whose threshold is looked at.
+_SILENT = {
+    "mode": Mode.AR,
+    "temperature": 0.0,
+    "draft_keep": 1.0,
+    "looseness": Looseness.BALANCED,
+    "layer": None,
+    **dict.fromkeys(RuleSettings.__dataclass_fields__),
+}
+
+
+def _clips(
+    given: Mapping[str, Any], video: VideoRequest, progress: PlainProgress | None
+) -> tuple[BenchClip, ...]:
+    out, limit = given["out"], given["limit"]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: {error.strerror or error}", "name a folder that can be written") from error
+    sources = [Path(text) for text in given["clips"] or ()]
+    if not sources:
+        if progress:
+            progress.begin(LABELS[0])
+        sources = demo_clips(
+            out / "clips",
+            limit or DEMO_CLIPS,
+            lambda done, total: progress.advance(LABELS[0], done, total) if progress else None,
+        )
+        if progress:
+            progress.close()
+    return clips_of(sources, video, limit=limit)

@@ -1,0 +1,157 @@
+"""Scores of a tiny target's captions, and the command around them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lvspec_cli.bench.relevance import (
+    Scheme,
+    fact_tokens,
+    measure_relevance,
+    read_relevance,
+    score_caption,
+)
+from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.prompt import build_prompts
+from lvspec_cli.types import DecodeSettings, Mode, RelevanceName
+from tests.conftest import Printed
+from tests.speculation.conftest import decode
+from tests.tiny_models import make_clip, save_pair, set_generation
+
+CLIPS = Path(__file__).parents[2] / "lvspec_cli" / "demo" / "clips"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "facts"),
+    [
+        (["A", " red", " circle", " moves", "."], [False, True, True, False, False]),
+        (["Two", " objects"], [True, False]),  # in any case
+        (["re", "d", "dish"], [False, False, False]),  # a word is whole
+        ([" check", "ered"], [True, True]),  # in pieces
+        (["left", ",", "right"], [True, False, True]),
+        (["red", "", " ", "\n", "."], [True, None, None, None, False]),
+        (["a re", "d one"], [True, True]),  # tokens across words
+    ],
+)
+def test_which_tokens_are_facts(pieces: list[str], facts: list[bool | None]) -> None:
+    assert list(fact_tokens(pieces)) == facts
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> LoadedPair:
+    folders = save_pair(tmp_path_factory.mktemp("pair"), "qwen2_5_vl")
+    for folder in folders:
+        set_generation(folder, eos_token_id=[424], repetition_penalty=1.3)
+    return load_pair(*folders, device="cpu", dtype="float32")
+
+
+def test_every_scheme_scores_every_token_of_the_caption(pair: LoadedPair) -> None:
+    settings = DecodeSettings(gamma=3, max_new_tokens=12)
+    clip = make_clip(4)
+    scored = score_caption(pair, clip, "What moves?", settings)
+    assert scored is not None
+    layers, heads = 3, 4
+    assert {str(scheme) for scheme in scored.scores if scheme.head is None} == {
+        *(
+            f"{name}, layer {layer}"
+            for name in ("attention", "similarity", "lens")
+            for layer in range(layers)
+        ),
+        "lexicon",
+        "random",
+    }
+    assert len([scheme for scheme in scored.scores if scheme.head is not None]) == layers * heads
+    for scheme, scores in scored.scores.items():
+        assert len(scores) == len(scored.facts) <= 11
+        assert all(-1e-6 <= score <= 1 + 1e-6 for score in scores)
+        if scheme.head is None:
+            assert scored.score_us[scheme] > 0
+            assert scored.prepare_ms[scheme] >= 0
+    for layer in range(layers):
+        of_heads = [scored.scores[Scheme(RelevanceName.ATTENTION, layer, head)] for head in range(heads)]
+        largest = scored.scores[Scheme(RelevanceName.ATTENTION, layer)]
+        assert largest == pytest.approx([max(scores) for scores in zip(*of_heads, strict=True)])
+
+
+def test_the_scores_are_those_of_a_verification(pair: LoadedPair) -> None:
+    """What the rule reads while a draft's proposal, here the target's own words, is verified."""
+    settings = DecodeSettings(gamma=3, max_new_tokens=12)
+    prompts = build_prompts(pair, make_clip(4), "What moves?")
+    tokens = decode(pair, prompts, DecodeSettings(mode=Mode.AR, max_new_tokens=12))[0].tokens
+    decoder = Decoder(pair.target)
+    with torch.inference_mode():
+        decoder.encode(prompts.target)
+        decoder.begin(prompts.target, 12)
+        decoder.forward(torch.tensor(tokens[:4]))
+        passed = decoder.forward(torch.tensor(tokens[4:8]), [1])
+        shares = decoder.video_attention(passed, 1, 3).amax(dim=0)
+    scored = score_caption(pair, make_clip(4), "What moves?", settings)
+    assert scored is not None
+    assert len(scored.facts) == 11  # every token adds letters
+    assert scored.scores[Scheme(RelevanceName.ATTENTION, 1)][4:7] == pytest.approx(shares.tolist(), abs=1e-5)
+
+
+def test_without_facts_beside_a_clip_there_is_nothing_to_measure(pair: LoadedPair) -> None:
+    with pytest.raises(NoInputError, match="facts"):
+        measure_relevance(pair, [], DecodeSettings())
+
+
+def test_a_file_of_other_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NoInputError, match="relevance"):
+        read_relevance(tmp_path / "relevance.json")
+    (tmp_path / "relevance.json").write_text('{"schema": "other"}')
+    with pytest.raises(UsageError, match=r"relevance\.json"):
+        read_relevance(tmp_path / "relevance.json")
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for model in save_pair(folder, "qwen2_5_vl"):
+        set_generation(model, eos_token_id=[424], repetition_penalty=1.3)
+    models = folder / "models.yaml"
+    models.write_text(
+        "default: tiny\npairs:\n  tiny:\n    target: {folder: target}\n    draft: {folder: draft}\n"
+        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 60}\n"
+    )
+    return models
+
+
+def test_the_command_writes_its_files(here: Callable[..., Printed], endless: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        for suffix in ("mp4", "json"):
+            shutil.copy(CLIPS / f"clip_000{number}.{suffix}", tmp_path)
+    out = tmp_path / "out"
+    done = here(
+        "bench-relevance", tmp_path, "--out", out, "--relevance", "attention", "--relevance", "random",
+        environment={"LVSPEC_MODELS": str(endless)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("scheme\tAUC")
+    results = read_relevance(out / "relevance.json")
+    assert (results.clips, results.pair, results.gamma) == (2, "tiny", 4)
+    assert results.facts > 0
+    assert results.fillers > results.facts
+    areas = [each.auc for each in results.schemes]
+    assert areas == sorted(areas, reverse=True)
+    assert {each.relevance.value for each in results.schemes} == {"attention", "random"}
+    assert json.loads((out / "relevance.json").read_text())["schema"] == "lvspec.relevance.1"
+    page = (out / "report.html").read_text()
+    assert "attention, layer" in page
+    assert "fact tokens found" in page
+
+
+def test_clips_without_facts_are_refused(
+    here: Callable[..., Printed], endless: Path, video_file: Path, tmp_path: Path
+) -> None:
+    done = here(
+        "bench-relevance", video_file, "--out", tmp_path / "out", environment={"LVSPEC_MODELS": str(endless)}
+    )
+    assert done.returncode == 4
+    assert "no clip has the facts" in done.stderr
