@@ -23,7 +23,7 @@ from lvspec_cli import __version__
 from lvspec_cli.bench.clock import now
 from lvspec_cli.bench.intervals import mean
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.results import Environment, Estimate, _Part
+from lvspec_cli.bench.results import Environment, Estimate, Part
 from lvspec_cli.bench.separation import Point, auc, best_point, curve, point_at, roc
 from lvspec_cli.demo.lexicon import FACT_WORDS
 from lvspec_cli.errors import NoInputError, UsageError
@@ -65,7 +65,7 @@ class Scheme:
         return ", ".join(parts + ([] if self.head is None else [f"head {self.head}"]))
 
 
-class SchemeResult(_Part):
+class SchemeResult(Part):
     """How well one scheme tells facts from fillers. Layers and heads count from 0."""
 
     relevance: RelevanceName
@@ -84,7 +84,7 @@ class SchemeResult(_Part):
         return Scheme(self.relevance, self.layer, self.head)
 
 
-class RelevanceResults(_Part):
+class RelevanceResults(Part):
     """All of ``relevance.json``."""
 
     schema_: Literal["lvspec.relevance.1"] = Field(default=SCHEMA, alias="schema")

@@ -57,11 +57,13 @@ class BenchMode(StrEnum):
         return self in (BenchMode.EXACT_PRUNED, BenchMode.LVSPEC_PRUNED)
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """What all parts of a file of results have in common."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
-class Spread(_Part):
+class Spread(Part):
     """A median over clips with a bootstrap interval; without one where a single clip was measured."""
 
     median: float
@@ -69,7 +71,7 @@ class Spread(_Part):
     high: float | None
 
 
-class Estimate(_Part):
+class Estimate(Part):
     """A figure with a bootstrap interval over clips; without one where a single clip was measured."""
 
     value: float
@@ -98,7 +100,7 @@ class Variant:
         return self.name if self.gamma is None else f"{self.name} γ={self.gamma}"
 
 
-class Item(_Part):
+class Item(Part):
     """One question about one clip, or its caption, and what is known of the right answer."""
 
     id: str  # unique within the run
@@ -116,7 +118,7 @@ class Item(_Part):
     error: str | None = None  # why nothing could be measured
 
 
-class Measurement(_Part):
+class Measurement(Part):
     """One answer of one mode, timed. With ``error`` it could not run, and all the rest is empty."""
 
     mode: BenchMode
@@ -158,7 +160,7 @@ class Measurement(_Part):
         return self.video_s + self.prompt_s + self.prefill_s + self.decode_s
 
 
-class Profile(_Part):
+class Profile(Part):
     """One more answer with a clock around every pass. Counts and seconds over its rounds, prefill left out."""
 
     mode: BenchMode
@@ -175,7 +177,7 @@ class Profile(_Part):
         return Variant(self.mode, self.gamma, self.relevance)
 
 
-class Block(_Part):
+class Block(Part):
     """One item, one repeat: every mode once. Ratios of times are taken within a block only."""
 
     item: str  # id
@@ -187,7 +189,7 @@ class Block(_Part):
         return next((each for each in self.measurements if each.variant == variant), None)
 
 
-class Costs(_Part):
+class Costs(Part):
     """Seconds of the parts of a round, over the profiles of a mode."""
 
     answers: int  # how many were looked at
@@ -198,7 +200,7 @@ class Costs(_Part):
     ar_step_s: float  # of the reference, without a clock, in the same blocks
 
 
-class Kinds(_Part):
+class Kinds(Part):
     """Output tokens by why they stand there."""
 
     exact: int = 0
@@ -207,7 +209,7 @@ class Kinds(_Part):
     target: int = 0
 
 
-class Kept(_Part):
+class Kept(Part):
     """A quality figure from 0 to 1 of a mode beside that of ``ar``, and their ratio."""
 
     mode: float
@@ -216,7 +218,7 @@ class Kept(_Part):
     retention: Estimate | None  # mode / ar; null where ar got nothing right
 
 
-class Fidelity(_Part):
+class Fidelity(Part):
     """What a mode keeps of ``ar``, over its first answer to each item; intervals are over clips, paired.
 
     Log probabilities are the target's own, in nats a token, each text counting alike.
@@ -250,7 +252,7 @@ class Fidelity(_Part):
         )
 
 
-class ModeResult(_Part):
+class ModeResult(Part):
     """One mode and gamma over all clips. ``speedup_vs_ar`` is against ``Results.reference``."""
 
     mode: BenchMode
@@ -285,7 +287,7 @@ class ModeResult(_Part):
         return Variant(self.mode, self.gamma, self.relevance)
 
 
-class Environment(_Part):
+class Environment(Part):
     """What was measured where."""
 
     device: str  # cpu, cuda:0, ...
@@ -298,7 +300,7 @@ class Environment(_Part):
     versions: dict[str, str]  # lvspec, python, torch, transformers, ...
 
 
-class BenchSettings(_Part):
+class BenchSettings(Part):
     """What was asked for: with the items it decides every answer."""
 
     pair: str
@@ -319,7 +321,7 @@ class BenchSettings(_Part):
     threads: int | None = None
 
 
-class Results(_Part):
+class Results(Part):
     """All of ``results.json``."""
 
     schema_: Literal["lvspec.bench.1"] = Field(default=SCHEMA, alias="schema")

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lvspec_cli.bench.results import _Part
+from lvspec_cli.bench.results import Part
 
 
-class Point(_Part):
+class Point(Part):
     """What a threshold does: a score at or above it is taken for a fact."""
 
     threshold: float

@@ -71,7 +71,8 @@ def measured(name: BenchMode, gamma: int | None, text: str) -> Measurement:
     return Measurement(
         mode=name, gamma=gamma, text=text, output_tokens=3, rounds=None if name.is_plain else 2,
         pieces=(
-            (text, TokenKind.TARGET), (" and", TokenKind.FILLER), (" so", TokenKind.SHIFT), ("!", TokenKind.EXACT),
+            (text, TokenKind.TARGET), (" and", TokenKind.FILLER),
+            (" so", TokenKind.SHIFT), ("!", TokenKind.EXACT),
         ),
     )  # fmt: skip
 
