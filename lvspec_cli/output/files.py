@@ -31,11 +31,12 @@ def lacks_room(error: OutputError) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A stream whose bytes take the place of ``path`` when the block ends well, and are dropped when not.
 
     The old file's permissions stay. Whoever reads ``path`` meanwhile sees the old file or the new one.
 
+    :param sync: wait until it outlasts a power cut. For many files one ``os.sync`` at the end is far quicker.
     :raises OutputError: it cannot be written.
     """
     # The name does not grow with the file's own, which may be as long as the file system allows.
@@ -46,18 +47,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         draft.replace(path)
-        sync_folder(path.parent)
+        if sync:
+            sync_path(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the folder's own entries outlast a power cut, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_path(path: Path) -> None:
+    """Makes a file, or the entries of a folder, outlast a power cut, where the file system can."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:

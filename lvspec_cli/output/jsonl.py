@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, Self
 from pydantic import ValidationError
 
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
-from lvspec_cli.output.files import replacing, sync_folder, unwritable
+from lvspec_cli.output.files import replacing, sync_path, unwritable
 from lvspec_cli.output.lock import locked
 from lvspec_cli.output.records import SCHEMA, Record, to_line
 
@@ -132,7 +132,7 @@ class RecordFile:
             file = cls(path, _open(path))
             held.callback(lambda: os.close(file._descriptor))
             file._load()
-            sync_folder(path.parent)
+            sync_path(path.parent)
             file._held = held.pop_all()
             return file
 

@@ -31,13 +31,13 @@ def write(folder: Path, *rows: object, tail: str = "") -> Path:
 def test_text_files_beside_the_clips(here: Run, records: Path):
     clips = records.parent / "clips"
     done = here("export", records, "--to", "txt", "--videos", clips, "--prefix", "ohwx ")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "wrote 2 txt files\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "txt files: 2 written, 0 unchanged\n")
     assert (clips / "a.txt").read_text() == "ohwx One.\n"
     (clips / "b.txt").write_text("mine")
     done = here("export", records, "--to", "txt", "--videos", clips)
     assert done.returncode == 5
     assert done.stderr.splitlines() == [
-        "wrote 1 txt files",
+        "txt files: 1 written, 0 unchanged",
         f"error: {clips}/b.txt was not written by lvspec, or changed since, and left alone",
         "try: look at them; --force replaces them",
     ]
@@ -48,8 +48,8 @@ def test_text_files_beside_the_clips(here: Run, records: Path):
 
 def test_a_table_lies_beside_the_records(here: Run, records: Path):
     done = here("export", records, "--to", "csv")
-    assert (done.returncode, done.stderr) == (0, f"wrote 2 captions to {records.parent}/captions.csv\n")
-    assert here("export", records, "--to", "csv").stderr.endswith("it held the very same\n")
+    assert (done.returncode, done.stderr) == (0, f"{records.parent}/captions.csv: 2 captions written\n")
+    assert here("export", records, "--to", "csv").stderr.endswith(": unchanged, 2 captions\n")
     assert here("export", records, "--to", "csv", "--suffix", "!").returncode == 0, "its own is replaced"
     assert "Two.!" in (records.parent / "captions.csv").read_text()
 
@@ -61,7 +61,7 @@ def test_failures_and_a_torn_end_are_said_and_are_a_1(here: Run, tmp_path: Path,
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"warning: {records}, line 3: cut off in its middle, left out",
-        "wrote 1 txt files",
+        "txt files: 1 written, 0 unchanged",
         "left out: 1 that failed",
     ]
 
@@ -71,7 +71,7 @@ def test_many_skipped_clips_are_counted(here: Run, tmp_path: Path, records: Path
     done = here("export", records, "--to", "musubi", "--videos", tmp_path / "clips")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert lines[0] == f"wrote 0 captions to {tmp_path}/captions.musubi.jsonl"
+    assert lines[0] == f"{tmp_path}/captions.musubi.jsonl: 0 captions written"
     assert lines[1] == f"left out: gone\\x1b0.mp4: there is no such file in {tmp_path}/clips"
     assert (len(lines), lines[-1]) == (12, "left out: 3 more")
 

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import Shell
 
 HEAVY = {"torch", "transformers", "av", "decord", "rich", "numpy", "tqdm", "huggingface_hub", "yaml"}
+HEAVY |= {"pyarrow", "scenedetect"}
+HELP = [[*command, "--help"] for command in ([], ["ask"], ["caption"], ["export"], ["merge"], ["models"])]
 
 
 def run_python(code: str, shell: Shell) -> str:
@@ -27,7 +29,7 @@ def complete(shell: Shell, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run(shell.command, env=whole, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["models", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--version"], *HELP])
 def test_help_imports_nothing_heavy(shell: Shell, arguments: list[str]):
     code = (
         "import sys\n"

@@ -22,7 +22,7 @@ from lvspec_cli.output.exports.export import check_places, export_records
 from lvspec_cli.output.exports.own import LEDGER
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
 from lvspec_cli.output.records import Requested, Sampling
-from tests.output.rows import caption, failure, part
+from tests.output.rows import caption, failure, part, room_for
 
 TXT, SRT, VTT, CSV, PARQUET = (
     ExportFormat.TXT,
@@ -413,6 +413,16 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path):
     with pytest.raises(OutputError, match="file") as caught:
         export_records([caption(b"b.mp4")], TXT, ExportPlaces(out_dir=tmp_path / "file" / "deep"))
     assert caught.value.remedy
+
+
+def test_a_full_disk_stops_an_export_with_whole_files(tmp_path: Path):
+    rows = [caption(b"a.mp4", "short"), caption(b"b.mp4", "long " * 2000), caption(b"c.mp4", "short")]
+    where = ExportPlaces(out_dir=tmp_path)
+    with room_for(5000), pytest.raises(OutputError, match=r"b\.txt: File too large") as caught:
+        export_records(rows, TXT, where)
+    assert "make room" in caught.value.remedy
+    assert files(tmp_path) == {b"a.txt": "short\n"}
+    assert len(export_records(rows, TXT, where).written) == 2
 
 
 def test_a_row_says_when_and_how_it_was_made():

@@ -6,13 +6,10 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,7 @@ from hypothesis import strategies as st
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.output.jsonl import Kept, RecordFile, prevails, read_records
 from lvspec_cli.output.records import Record, to_line
-from tests.output.rows import caption, failure
+from tests.output.rows import caption, failure, room_for
 
 APPENDER = """
 import sys
@@ -69,17 +66,6 @@ def keys(path: Path) -> list[str]:
 def left(path: Path) -> list[str]:
     """The names of all that is in the file's folder."""
     return [entry.name for entry in path.parent.iterdir()]
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond ``size`` bytes: a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_rows_are_appended_and_found_again(path: Path):

@@ -86,12 +86,15 @@ class Spot:
     caption: Caption | None  # None: it failed
 
 
+Videos = Mapping[bytes, tuple[Spot, ...]]  # by raw name; in the order of time, then of prompts
+
+
 @dataclass(frozen=True)
 class Captions:
     """All that a file of records says; failures too keep their places, so that others do not move."""
 
     rows: tuple[Caption, ...]  # one a key
-    videos: Mapping[bytes, tuple[Spot, ...]]  # by raw name; in the order of time, then of prompts
+    videos: Videos
     failed: int  # spots without a caption
     superseded: int  # rows that have no spot: a later one has it
 
@@ -121,7 +124,7 @@ def gather(records: Iterable[Record], prefix: str = "", suffix: str = "") -> Cap
     """
     by_key: dict[str, _Entry] = {}
     for record in records:
-        text = f"{prefix}{record.text}{suffix}"
+        text = f"{prefix}{record.text or ''}{suffix}"
         caption = Caption.of(record, text) if record.status == "ok" else None
         segment = record.segment
         entry = _Entry(
@@ -154,7 +157,7 @@ def _number(record: Record) -> int:
     return int(match[1]) if match else 0
 
 
-def _by_video(entries: Iterable[_Entry]) -> dict[bytes, tuple[Spot, ...]]:
+def _by_video(entries: Iterable[_Entry]) -> Videos:
     videos = defaultdict(list)
     for entry in entries:
         videos[entry.name].append(entry)

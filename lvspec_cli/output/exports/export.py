@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from lvspec_cli.errors import OutputError, UsageError
-from lvspec_cli.output.exports.captions import Caption, Captions, Spot, gather
+from lvspec_cli.output.exports.captions import Caption, Captions, Videos, gather
 from lvspec_cli.output.exports.names import is_inside, numbers, sidecar_names, tracks
-from lvspec_cli.output.exports.own import Outcome, OwnFiles, own_files
+from lvspec_cli.output.exports.own import Fill, Outcome, own_files
 from lvspec_cli.output.exports.subtitles import srt, vtt
 from lvspec_cli.output.exports.tables import write_csv, write_parquet
 from lvspec_cli.output.exports.training import musubi_rows, videofolder_rows, write_rows
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
 from lvspec_cli.output.files import lacks_room
 from lvspec_cli.output.records import Record
-
-Videos = Mapping[bytes, tuple[Spot, ...]]
 
 
 def check_places(to: ExportFormat, where: ExportPlaces) -> None:
@@ -82,6 +79,7 @@ class _Done:
     captions: Captions
     outcomes: list[tuple[Path, Outcome]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    exported: int = 0
 
     def usable(self, videos: Path | None) -> Videos:
         """The videos whose names can be used, and which are in ``videos``; the others are skipped."""
@@ -103,7 +101,7 @@ class _Done:
             unchanged=those("unchanged"),
             foreign=those("foreign"),
             skipped=tuple(self.skipped),
-            captions=len(self.captions.rows),
+            captions=self.exported,
             failed=self.captions.failed,
             superseded=self.captions.superseded,
         )
@@ -135,9 +133,10 @@ def _from_metadata(where: ExportPlaces) -> str:
     return "" if folder == "." else folder + "/"
 
 
-def _filling(to: ExportFormat, where: ExportPlaces, done: _Done) -> Callable[[IO[bytes]], object]:
+def _filling(to: ExportFormat, where: ExportPlaces, done: _Done) -> Fill:
     """What writes the one file of the format."""
     if to in (ExportFormat.CSV, ExportFormat.PARQUET):
+        done.exported = len(done.captions.rows)
         return partial(write_csv if to is ExportFormat.CSV else write_parquet, done.captions.rows)
     assert where.videos is not None
     videos = done.usable(where.videos)
@@ -151,6 +150,7 @@ def _filling(to: ExportFormat, where: ExportPlaces, done: _Done) -> Callable[[IO
             done.skipped.append(row)
         else:
             rows.append(row)
+    done.exported = len(rows)
     return partial(write_rows, rows)
 
 
@@ -159,22 +159,19 @@ def _write_sidecars(to: ExportFormat, where: ExportPlaces, force: bool, done: _D
     assert folder is not None
     videos = done.usable(None if where.out_dir else folder)
     with own_files(folder, force=force) as files:
-        for name, sidecar, text in _texts(to, videos):
+        for name, sidecar, captions in _sidecars(to, videos):
             path = folder / os.fsdecode(sidecar)
             try:
-                done.outcomes.append((path, _write(files, path, text)))
+                done.outcomes.append((path, files.write(path, _sidecar(to, captions))))
+                done.exported += len(captions)
             except OutputError as error:
                 if lacks_room(error):
                     raise
                 done.skipped.append(Skipped(name, error.cause))
 
 
-def _write(files: OwnFiles, path: Path, text: str) -> Outcome:
-    return files.write(path, lambda stream: stream.write(text.encode()))
-
-
-def _texts(to: ExportFormat, videos: Videos) -> Iterator[tuple[bytes, bytes, str]]:
-    """Of each sidecar: the video's name, its own, and what it holds."""
+def _sidecars(to: ExportFormat, videos: Videos) -> Iterator[tuple[bytes, bytes, list[Caption]]]:
+    """Of each sidecar: the video's name, its own, and the captions it holds."""
     labels = {name: (numbers if to is ExportFormat.TXT else tracks)(spots) for name, spots in videos.items()}
     names = sidecar_names(labels, to.value)
     for name, spots in videos.items():
@@ -183,14 +180,16 @@ def _texts(to: ExportFormat, videos: Videos) -> Iterator[tuple[bytes, bytes, str
             if spot.caption is not None:
                 inside.setdefault(label, []).append(spot.caption)
         for label, captions in inside.items():
-            yield name, names[name][label], _content(to, captions)
+            yield name, names[name][label], captions
 
 
-def _content(to: ExportFormat, captions: list[Caption]) -> str:
+def _sidecar(to: ExportFormat, captions: list[Caption]) -> Fill:
+    """What writes one sidecar."""
     match to:
         case ExportFormat.SRT:
-            return srt(captions)
+            text = srt(captions)
         case ExportFormat.VTT:
-            return vtt(captions)
+            text = vtt(captions)
         case _:
-            return captions[0].text + "\n"
+            text = captions[0].text + "\n"
+    return lambda stream: stream.write(text.encode())

@@ -20,6 +20,7 @@ from lvspec_cli.output.lock import locked
 LEDGER = ".lvspec-export.json"
 SCHEMA = "lvspec.export.1"
 Outcome = Literal["written", "unchanged", "foreign"]
+Fill = Callable[[IO[bytes]], object]  # writes what a file holds
 
 
 @dataclass
@@ -34,7 +35,7 @@ class OwnFiles:
     force: bool
     digests: dict[str, str] = field(default_factory=dict)
 
-    def write(self, path: Path, fill: Callable[[IO[bytes]], object]) -> Outcome:
+    def write(self, path: Path, fill: Fill) -> Outcome:
         """Writes one file whole or not at all, by ``fill`` on a stream.
 
         :raises OutputError: it cannot be written.
@@ -59,7 +60,7 @@ class OwnFiles:
     def _place(self, path: Path, draft: SpooledTemporaryFile[bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.seek(0)
-        with replacing(path) as stream:
+        with replacing(path, sync=False) as stream:
             shutil.copyfileobj(draft, stream)
 
 
@@ -81,6 +82,7 @@ def own_files(folder: Path, *, force: bool) -> Iterator[OwnFiles]:
             yield files
         finally:
             if files.digests != before:
+                os.sync()  # the files before the ledger that vouches for them
                 content = {"schema": SCHEMA, "sha256": files.digests}
                 with replacing(ledger) as stream:
                     stream.write(json.dumps(content, indent=0).encode())

@@ -26,11 +26,7 @@ def report_lines(report: ExportReport, to: ExportFormat, named: int) -> list[str
 
 def _written(report: ExportReport, to: ExportFormat) -> str:
     if to.is_sidecar:
-        same = f", {len(report.unchanged)} unchanged" if report.unchanged else ""
-        return f"wrote {len(report.written)} {to} files{same}"
-    if report.foreign:
-        return "wrote nothing"
-    path, *_ = report.written + report.unchanged
-    return f"wrote {report.captions - len(report.skipped)} captions to {path}" + (
-        ": it held the very same" if report.unchanged else ""
-    )
+        return f"{to} files: {len(report.written)} written, {len(report.unchanged)} unchanged"
+    done = [f"{path}: {report.captions} captions written" for path in report.written]
+    same = [f"{path}: unchanged, {report.captions} captions" for path in report.unchanged]
+    return "".join(done or same or [f"{to}: nothing written"])

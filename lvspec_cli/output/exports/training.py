@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lvspec_cli.output.exports.captions import Caption, Spot
+from lvspec_cli.output.exports.captions import Caption, Videos
 from lvspec_cli.output.exports.types import Skipped
 
 Row = dict[str, Any]
-Videos = Mapping[bytes, tuple[Spot, ...]]
 
 
 def videofolder_rows(videos: Videos, folder: str) -> Iterator[Row | Skipped]:

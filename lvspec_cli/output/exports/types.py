@@ -36,9 +36,8 @@ class ExportFormat(StrEnum):
         """
         if self.is_sidecar or self is ExportFormat.VIDEOFOLDER:
             return None
-        return records.with_name(
-            records.stem + (".musubi.jsonl" if self is ExportFormat.MUSUBI else f".{self}")
-        )
+        suffix = ".musubi.jsonl" if self is ExportFormat.MUSUBI else f".{self}"
+        return records.with_name(records.stem + suffix)
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,6 @@ class ExportReport:
     unchanged: tuple[Path, ...]  # they held the very same already
     foreign: tuple[Path, ...]  # left as they are
     skipped: tuple[Skipped, ...]
-    captions: int  # records that went well
+    captions: int  # that the files hold
     failed: int  # clips and prompts without a caption
     superseded: int  # captions that gave way to a later one of the same clip and prompt
