@@ -1,4 +1,4 @@
-"""What is asked of which clip: clips of the demo world, clips and prompts of the user, questions in a file."""
+"""What is asked of which clip: the demo's own, the user's clips and prompts, questions in a file."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _about(path: Path, name: str, number: int, prompts: Sequence[str], questions
 
 
 class QuestionRow(BaseModel):
-    """One line of a file of questions. ``answer`` is a right one; with ``choices``, one of them or its letter."""
+    """A line of a file of questions. ``answer``: a right one; with ``choices``, one of them or its letter."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,9 +102,7 @@ class QuestionRow(BaseModel):
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
-def clips_of_questions(
-    file: Path, video: VideoRequest, *, limit: int | None = None
-) -> tuple[BenchClip, ...]:
+def clips_of_questions(file: Path, video: VideoRequest, *, limit: int | None = None) -> tuple[BenchClip, ...]:
     """The clips that a JSONL file of questions names, in its order, each with all that it asks about it.
 
     Relative paths are relative to the file's folder.
@@ -142,7 +140,8 @@ def with_choices(question: str, choices: Sequence[str]) -> str:
     """The question with its choices lettered below it, and how to answer; as it is where there are none."""
     if not choices:
         return question
-    lettered = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)]
+    letters = string.ascii_uppercase
+    lettered = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=False)]
     return "\n".join((question, *lettered, "Answer with the letter of the right choice."))
 
 

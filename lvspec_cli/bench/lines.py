@@ -90,9 +90,8 @@ def notes(results: Results) -> Iterator[str]:
             " (lower end of the interval)"
         )
     else:
-        yield (
-            f"none is faster than {results.reference} and shown to keep {percent(MIN_RETENTION, 1)} of its quality"
-        )
+        least = percent(MIN_RETENTION, 1)
+        yield f"none is faster than {results.reference} and shown to keep {least} of its quality"
     yield machine(results.environment)
 
 
@@ -126,9 +125,9 @@ def markdown(results: Results) -> str:
         "",
         f"    {results.command}",
         "",
-        "speedup: decoding only, seconds a token of the reference / of the mode. end to end: video, prefill and an"
-        " answer as long as the reference's. c, v, o: a draft step, a verification and the overhead of a round, in"
-        " steps of the reference; predicted: accepted length / (γ c + v + o).",
+        "speedup: decoding only, seconds a token of the reference / of the mode. end to end: video, prefill"
+        " and an answer as long as the reference's. c, v, o: a draft step, a verification and the overhead of"
+        " a round, in steps of the reference; predicted: accepted length / (γ c + v + o).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -138,8 +137,10 @@ def _fidelity(results: Results) -> Iterator[str]:
     found = [(each.variant, each.fidelity) for each in results.modes if each.fidelity is not None]
     if not found:
         return
-    headings = ("mode", "facts F1", "questions", "log probability", "chrF", "ROUGE-L", "identical", "same answer")
-    body = [
+    headings = (
+        "mode", "facts F1", "questions", "log probability", "chrF", "ROUGE-L", "identical", "same answer",
+    )  # fmt: skip
+    body: list[tuple[str, ...]] = [
         (
             str(variant),
             number(kept.facts.mode, 3) if kept.facts else "",

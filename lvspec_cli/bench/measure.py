@@ -82,9 +82,7 @@ def measure(
 class _Run:
     """What stays the same from clip to clip."""
 
-    def __init__(
-        self, pair: LoadedPair, plan: Plan, journal: Journal, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, pair: LoadedPair, plan: Plan, journal: Journal, warn: Callable[[str], None]) -> None:
         self._pair, self._plan, self._journal, self._warn = pair, plan, journal, warn
         self._failed: dict[Variant, Measurement] | None = None  # None before warming up
 
@@ -177,8 +175,10 @@ class _Run:
 
 def _slim(block: Block, *, with_pieces: bool) -> Block:
     """Without what the report does not need of this block: the file grows with every one."""
-    dropped: dict[str, None] = {} if with_pieces else {"pieces": None}
+    dropped: dict[str, None] = {}
+    if block.repeat > 0 or not with_pieces:
+        dropped |= {"pieces": None, "kinds": None}
     if block.repeat > 0:
-        dropped |= {"tokens": None, "kinds": None}
+        dropped |= {"tokens": None}
     measurements = tuple(each.model_copy(update=dropped) for each in block.measurements)
     return block.model_copy(update={"measurements": measurements})

@@ -55,7 +55,8 @@ def parse_gammas(text: str) -> tuple[Gamma, ...]:
     :raises UsageError: one is not a number from 1 to 64, or there is none.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    wrong = next((word for word in words if not (word.isdecimal() and 1 <= int(word) <= GREATEST_GAMMA)), None)
+    known = {str(gamma) for gamma in range(1, GREATEST_GAMMA + 1)}
+    wrong = next((word for word in words if word not in known), None)
     if wrong is not None or not words:
         raise UsageError(
             f"--gamma {wrong or text!r} is not a number from 1 to {GREATEST_GAMMA}", "write --gamma 3,5,8"

@@ -115,22 +115,22 @@ class _WatchedSession(Session):
 
     def __init__(self, pair: LoadedPair) -> None:
         super().__init__(pair)
-        self._watched = _WatchedDecoder(pair.target), pair.draft and _WatchedDecoder(pair.draft)
-        self._target, self._draft = self._watched
+        self._target = _WatchedDecoder(pair.target)
+        self._draft = _WatchedDecoder(pair.draft) if pair.draft else None
 
     @contextmanager
     def watching(self) -> Iterator[tuple[Watch, Watch]]:
         """Watches for the draft's passes and the target's."""
-        target, draft = self._watched
-        device = target.loaded.device
+        device = self._target.loaded.device
         drafting, verifying = Watch(device), Watch(device)
-        target.clock = verifying
-        if draft is not None:
-            draft.clock = drafting
+        watched: tuple[tuple[Decoder | None, Watch], ...] = (self._target, verifying), (self._draft, drafting)
+        for decoder, clock in watched:
+            if isinstance(decoder, _WatchedDecoder):
+                decoder.clock = clock
         yield drafting, verifying
-        target.clock = None
-        if draft is not None:
-            draft.clock = None
+        for decoder, _ in watched:
+            if isinstance(decoder, _WatchedDecoder):
+                decoder.clock = None
 
 
 class _WatchedDecoder(Decoder):

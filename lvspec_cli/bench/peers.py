@@ -17,7 +17,7 @@ from torch import Tensor
 from lvspec_cli.bench.clock import now, synchronise
 from lvspec_cli.bench.results import BenchMode, Item, Measurement, Variant
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.processing import quiet, video_metadata
+from lvspec_cli.models.processing import features_of, quiet
 from lvspec_cli.prompt import chat_text
 from lvspec_cli.types import Clip
 
@@ -38,12 +38,12 @@ def measure_peer(
     Decoding is what comes behind the target's first pass. With an assistant that pass already checks a first
     proposal, so the prefill holds it, and ``first_tokens`` are those that it accepted.
     """
-    facts = {"mode": variant.mode, "gamma": variant.gamma}
     try:
         with quiet(), _as_shipped(pair):
-            return Measurement(**facts, **_answered(pair, clip, item, variant, max_new_tokens, system))
+            found = _answered(pair, clip, item, variant, max_new_tokens, system)
     except Exception as error:  # a peer may fail in any way: that is a finding
-        return Measurement(**facts, error=described(error))
+        found = {"error": described(error)}
+    return Measurement(mode=variant.mode, gamma=variant.gamma, **found)
 
 
 def described(error: Exception) -> str:
@@ -65,9 +65,7 @@ def _answered(
     with _observed(pair) as seen, _proposing(pair, variant), torch.inference_mode():
         if assisted:
             arguments["streamer"] = seen
-        output = target.model.generate(
-            **inputs, **arguments, do_sample=False, max_new_tokens=max_new_tokens
-        )
+        output = target.model.generate(**inputs, **arguments, do_sample=False, max_new_tokens=max_new_tokens)
         ended = now(device)
     length = int(inputs["input_ids"].shape[1])
     tokens = tuple(output[0, length:].tolist())
@@ -98,16 +96,10 @@ def _answered(
 
 def _inputs(target: LoadedModel, clip: Clip, question: str, system: str | None) -> Mapping[str, Any]:
     """The same text and frames, with their real times, as our own modes read them."""
-    inputs = target.processor(
-        text=[chat_text(target.processor, question, system)],
-        videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
-        video_metadata=[video_metadata(clip)],
-        do_sample_frames=False,
-        return_tensors="pt",
-    ).to(target.device)
-    inputs.pop("video_metadata", None)
+    text = chat_text(target.processor, question, system)
+    inputs = features_of(target.processor, text, clip).to(target.device)
     for name, value in inputs.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if name.startswith("pixel_values"):
             inputs[name] = value.to(target.dtype)
     return inputs
 

@@ -9,6 +9,7 @@ Times are in seconds, rates in tokens a second, shares from 0 to 1. Absent facts
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -141,7 +142,7 @@ class Measurement(Part):
     prefill_s: float = 0.0
     decode_s: float = 0.0  # of all tokens but the first ones
     tokens: tuple[int, ...] | None = None  # in the first repeat
-    kinds: tuple[TokenKind, ...] | None = None  # one a token, in the first repeat
+    kinds: tuple[TokenKind, ...] | None = None  # one a token, for examples
     pieces: tuple[tuple[str, TokenKind], ...] | None = None  # the text by tokens, for examples
     log_probability: float | None = None  # nats a token: how the target itself scores the text
 
@@ -161,7 +162,7 @@ class Measurement(Part):
 
 
 class Profile(Part):
-    """One more answer with a clock around every pass. Counts and seconds over its rounds, prefill left out."""
+    """One more answer with a clock around every pass. Counts and seconds over its rounds, without prefill."""
 
     mode: BenchMode
     gamma: Gamma | None = None
@@ -345,8 +346,21 @@ class Results(Part):
 
 
 def to_json(results: Results) -> str:
-    """The file's text."""
-    return results.model_dump_json(by_alias=True, indent=1) + "\n"
+    """The file's text: a line for each mode, item and block, so that two files can be told apart by lines."""
+    fields = results.model_dump(mode="json", by_alias=True)
+    parts = [f"{json.dumps(name)}: {_by_line(value)}" for name, value in fields.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _by_line(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n " + ",\n ".join(_compact(each) for each in value) + "\n]"
+    return _compact(value)
+
+
+def _compact(value: Any) -> str:
+    # Lone surrogates of a file's name have no UTF-8.
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def read_results(path: Path) -> Results:

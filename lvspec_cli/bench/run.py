@@ -92,7 +92,8 @@ def run_bench(
     try:
         reference, modes = summarise(measured, job.plan.variants, used)
     except ValueError as error:
-        raise UsageError(f"nothing to compare with: {error}", "add ar to --modes, or allow more tokens") from error
+        remedy = "add ar to --modes, or allow more tokens"
+        raise UsageError(f"nothing to compare with: {error}", remedy) from error
     results = Results(
         command=job.command,
         environment=environment,

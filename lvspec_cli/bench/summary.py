@@ -181,9 +181,7 @@ def _seconds_a_token(answers: Iterable[Measurement]) -> float | None:
     return sum(each.decode_s for each in decoded) / tokens if tokens else None
 
 
-def _acceptance(
-    measured: Measured, variant: Variant, answers: Sequence[Measurement]
-) -> dict[str, object]:
+def _acceptance(measured: Measured, variant: Variant, answers: Sequence[Measurement]) -> dict[str, object]:
     if variant.mode.is_plain:
         return {}
     drafted = sum(each.drafted or 0 for each in answers)

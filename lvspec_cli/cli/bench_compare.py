@@ -56,7 +56,8 @@ def bench_compare(
             named = worse[0]
             more = f", and {len(worse) - 1} more" if len(worse) > 1 else ""
             raise RegressionError(
-                f"{named.mode} got worse: {named.figure} {_figure(named.before)}, now {_figure(named.after)}{more}",
+                f"{named.mode} got worse: {named.figure} {_figure(named.before)},"
+                f" now {_figure(named.after)}{more}",
                 "mend it, or allow more with --margin or --retention-margin",
             )
 

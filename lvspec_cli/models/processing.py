@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,16 +15,23 @@ from lvspec_cli.types import Clip
 
 _TICKS = 90_000  # a second; the clock of MPEG, which holds every usual frame time exactly
 # What processors give besides a video's own tensors.
-_TEXT_KEYS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "video_metadata"})
+_TEXT_KEYS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids"})
 
 
 def process(processor: Any, text: str, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
-    """Token ids (1, length) with the video's placeholders, and the video's tensors.
+    """Token ids (1, length) with the video's placeholders, and the video's tensors."""
+    features = features_of(processor, text, clip)
+    video = {name: torch.as_tensor(value) for name, value in features.items() if name not in _TEXT_KEYS}
+    return features["input_ids"], video
+
+
+def features_of(processor: Any, text: str, clip: Clip) -> Any:
+    """All that the processor gives for one text and clip, as ``generate`` takes it.
 
     The frames are taken as they are: none is picked or dropped.
     """
     with quiet():
-        features: Mapping[str, Any] = processor(
+        features = processor(
             text=[text],
             videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
             video_metadata=[video_metadata(clip)],
@@ -32,8 +39,8 @@ def process(processor: Any, text: str, clip: Clip) -> tuple[Tensor, dict[str, Te
             return_tensors="pt",
             **_uncapped(processor),
         )
-    video = {name: torch.as_tensor(value) for name, value in features.items() if name not in _TEXT_KEYS}
-    return features["input_ids"], video
+    features.pop("video_metadata", None)
+    return features
 
 
 def _uncapped(processor: Any) -> dict[str, bool]:

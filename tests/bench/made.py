@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from lvspec_cli.bench.results import (
     BenchMode,
@@ -16,6 +16,13 @@ from lvspec_cli.bench.results import (
     Results,
 )
 
+T = TypeVar("T")
+
+
+def known(value: T | None) -> T:
+    assert value is not None
+    return value
+
 
 def item(clip: str, number: int = 1, **fields: Any) -> Item:
     return Item(**{"id": f"{clip}#{number}", "file_name": clip, "prompt": "What?", **fields})
@@ -24,12 +31,23 @@ def item(clip: str, number: int = 1, **fields: Any) -> Item:
 def plain(seconds: float, tokens: int = 11, mode: BenchMode = BenchMode.AR, **fields: Any) -> Measurement:
     """An answer token by token: ``seconds`` of decoding, the first token came of the prefill."""
     return Measurement(
-        **{"mode": mode, "text": "a", "output_tokens": tokens, "decode_s": seconds, "prefill_s": 1.0, **fields}
+        **{
+            "mode": mode,
+            "text": "a",
+            "output_tokens": tokens,
+            "decode_s": seconds,
+            "prefill_s": 1.0,
+            **fields,
+        }
     )
 
 
 def drafted(
-    seconds: float, lengths: tuple[int, ...], mode: BenchMode = BenchMode.EXACT, gamma: int = 4, **fields: Any
+    seconds: float,
+    lengths: tuple[int, ...],
+    mode: BenchMode = BenchMode.EXACT,
+    gamma: int | None = 4,
+    **fields: Any,
 ) -> Measurement:
     """An answer in rounds of these accepted lengths, each with a token of the target's own."""
     return Measurement(
@@ -39,7 +57,7 @@ def drafted(
             "text": "a",
             "output_tokens": 1 + sum(lengths),
             "rounds": len(lengths),
-            "drafted": gamma * len(lengths),
+            "drafted": (gamma or 4) * len(lengths),
             "accepted_exact": sum(lengths) - len(lengths),
             "accepted_lengths": lengths,
             "decode_s": seconds,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.items import clips_of, clips_of_questions, with_choices
+from lvspec_cli.bench.items import PROMPT, clips_of, clips_of_questions, with_choices
+from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.types import VideoRequest
@@ -34,7 +35,7 @@ def test_clips_are_captioned_and_the_demos_are_asked_as_well(folder: Path):
     known, *questions = second.items
     facts = json.loads((folder / "b.json").read_text())
     assert json.loads(known.model_dump_json())["scene"] == facts["scene"]
-    assert known.prompt != caption.prompt
+    assert (caption.prompt, known.prompt) == (PROMPT, CAPTION_PROMPTS[1])
     assert [item.id for item in questions] == ["b.mp4#q1", "b.mp4#q2"]
     for item, asked in zip(questions, facts["questions"], strict=False):
         assert (item.prompt, item.reference, item.kind) == (asked["question"], asked["answer"], asked["kind"])

@@ -16,7 +16,9 @@ ONE, TWO = item("one.mp4"), item("two.mp4", frames=4, error="broken\n")
 FIRST = block(
     ONE,
     plain(1.0),
-    drafted(0.5, (2, 1), tokens=(5, 6, 7, 8), kinds=(TokenKind.TARGET,) * 4, pieces=(("a ", TokenKind.EXACT),)),
+    drafted(
+        0.5, (2, 1), tokens=(5, 6, 7, 8), kinds=(TokenKind.TARGET,) * 4, pieces=(("a ", TokenKind.EXACT),)
+    ),
 )
 SECOND = block(ONE, plain(2.0), repeat=1)
 
@@ -88,7 +90,11 @@ def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path):
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path):
-    with journal(tmp_path, HEADER), pytest.raises(OutputError, match="being written"), journal(tmp_path, HEADER):
+    with (
+        journal(tmp_path, HEADER),
+        pytest.raises(OutputError, match="being written"),
+        journal(tmp_path, HEADER),
+    ):
         pass
 
 

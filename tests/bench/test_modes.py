@@ -68,7 +68,7 @@ def test_plain_modes_have_no_gamma_and_the_assistant_also_its_own():
 
 
 def test_all_modes_are_greedy_and_have_the_same_budget():
-    modes = [variant for variant in variants_of(parse_modes("ar,exact,lvspec"), (5,))]
+    modes = variants_of(parse_modes("ar,exact,lvspec"), (5,))
     for settings in (settings_of(variant, BASE, 0.1) for variant in modes):
         assert (settings.temperature, settings.max_new_tokens, settings.repetition_guard) == (0.0, 99, False)
         assert settings.seed == 3
