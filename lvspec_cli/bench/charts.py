@@ -39,7 +39,7 @@ LINES = ("-", "--", ":", "-.")  # relevance schemes of one mode
 WRITTEN = 14  # columns of a map in which numbers are still read
 _INK = "#010203"  # stands for the page's own colour
 _WIDTH = 8.0  # inches, of 72 units each
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lvspec",
     "font.family": "sans-serif",
@@ -328,7 +328,7 @@ def round_costs(results: Sequence[ModeResult]) -> str | None:
         }
         axes = _stacked(figure, [str(each.variant) for each in shown], parts, colours)
         for place, each in enumerate(shown):
-            axes.plot(each.mean_accepted_length, place, "d", color=_INK, markersize=6, zorder=4)
+            axes.plot(each.mean_accepted_length or 0.0, place, "d", color=_INK, markersize=6, zorder=4)
         axes.set_xlim(left=0.0)
         axes.set_xlabel("steps of ar that a round takes; ◆ tokens it brings")
 

@@ -7,7 +7,6 @@ The demo world knows which words are facts. The scores are those of the rule its
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -159,8 +158,9 @@ class Scored:
     The caption's first token is left out: prefill gives it, and no rule judges it.
     """
 
-    facts: tuple[bool, ...]
-    scores: Mapping[Scheme, tuple[float, ...]]  # one a token
+    places: tuple[int, ...]  # in the caption, from 0: tokens without a letter are left out, too
+    facts: tuple[bool, ...]  # one a place
+    scores: Mapping[Scheme, tuple[float, ...]]  # one a place
     score_us: Mapping[Scheme, float]
     prepare_ms: Mapping[Scheme, float]
 
@@ -178,8 +178,8 @@ def score_caption(
     alone = replace(pair, draft=None)
     prompts = build_prompts(alone, clip, question, system=system)
     generation = _finish(Session(alone), prompts, replace(settings, mode=Mode.AR, temperature=0.0))
-    kept = fact_tokens(_pieces(pair.target, generation))[1:]
-    places = [place for place, fact in enumerate(kept) if fact is not None]
+    facts = fact_tokens(_pieces(pair.target, generation))
+    places = tuple(place for place, fact in enumerate(facts) if place and fact is not None)
     if not places:
         return None
     with torch.inference_mode():
@@ -187,8 +187,9 @@ def score_caption(
         scores, prepare_ms = reading.scores()
         score_us = reading.costs()
     return Scored(
-        facts=tuple(bool(kept[place]) for place in places),
-        scores={scheme: tuple(values[place] for place in places) for scheme, values in scores.items()},
+        places=places,
+        facts=tuple(bool(facts[place]) for place in places),
+        scores={scheme: tuple(values[place - 1] for place in places) for scheme, values in scores.items()},
         score_us=score_us,
         prepare_ms=prepare_ms,
     )
@@ -384,12 +385,3 @@ def measure_relevance(
         found += [scored] if scored is not None else []
         progress(done, len(asked))
     return found
-
-
-def counts(scored: Sequence[Scored]) -> dict[str, int]:
-    """Captions, and tokens by class."""
-    found: dict[str, int] = defaultdict(int, clips=len(scored))
-    for each in scored:
-        found["facts"] += sum(each.facts)
-        found["fillers"] += len(each.facts) - sum(each.facts)
-    return dict(found)

@@ -39,7 +39,10 @@ def _scheme_cells(each: SchemeResult) -> tuple[str, ...]:
 def relevance_section(results: RelevanceResults) -> Section:
     """How well each scheme tells facts from fillers."""
     curves = {
-        f"{each.scheme} ({each.auc:.3f})": tuple(zip(*each.roc, strict=True))
+        f"{each.scheme} ({each.auc:.3f})": (
+            [point[0] for point in each.roc],
+            [point[1] for point in each.roc],
+        )
         for each in best_of_each(results)
     }
     areas: dict[int, dict[int, float]] = {}

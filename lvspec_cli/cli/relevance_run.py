@@ -14,7 +14,6 @@ from lvspec_cli.bench.relevance import (
     FILE_NAME,
     SCHEMES,
     RelevanceResults,
-    counts,
     measure_relevance,
     separate,
     to_json,
@@ -91,10 +90,12 @@ def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> Relev
         environment=environment_of(loaded),
         pair=name,
         target=request.pair.target.name,
+        clips=len(scored),
+        facts=sum(sum(each.facts) for each in scored),
+        fillers=sum(len(each.facts) - sum(each.facts) for each in scored),
         gamma=settings.gamma,
         threshold=settings.rule.anchor_threshold,
         schemes=separate(scored, settings.rule.anchor_threshold),
-        **counts(scored),
     )
 
 

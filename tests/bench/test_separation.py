@@ -63,7 +63,11 @@ def test_schemes_are_ranked_over_all_captions() -> None:
         sure = tuple(0.9 if fact else 0.1 for fact in facts)
         timed = {good: microseconds, poor: 1.0}
         return Scored(
-            facts, {poor: (1.0,) * len(facts), good: sure, head: sure}, timed, {good: 2.0, poor: 0.0}
+            tuple(range(len(facts))),
+            facts,
+            {poor: (1.0,) * len(facts), good: sure, head: sure},
+            timed,
+            {good: 2.0, poor: 0.0},
         )
 
     found = separate([scored((True, False), 10), scored((True, True), 30), scored((False, True), 20)], 0.5)
