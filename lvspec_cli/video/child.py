@@ -24,7 +24,7 @@ from lvspec_cli.video.source import open_local, shown
 class Child:
     """A decoding process that serves one Job after another.
 
-    One thread at a time may talk to it and close it, any may kill it.
+    One thread at a time may talk to it and close it, any may kill it. It dies with the thread that made it.
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ It gets open descriptors, never a path to open, and ends when its parent does.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -18,9 +19,12 @@ from lvspec_cli.errors import LvspecError, VideoError
 from lvspec_cli.video.messages import Job
 from lvspec_cli.video.source import shown
 
+_PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
+
 
 def main(socket: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _be_killed_with_parent()
     connection = Connection(socket)
     jobs: SimpleQueue[tuple[Job, int]] = SimpleQueue()
     threading.Thread(target=_take_jobs, args=(connection, jobs), daemon=True).start()
@@ -42,6 +46,12 @@ def main(socket: int) -> None:
         finally:
             os.close(descriptor)
         gc.collect()  # frames at full size can hang in cycles
+
+
+def _be_killed_with_parent() -> None:
+    """Also while stopped, where the system can; to a process that runs, the end of the socket says it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _take_jobs(connection: Connection, jobs: SimpleQueue[tuple[Job, int]]) -> None:
