@@ -59,7 +59,7 @@ class Answering:
                 yield from self.failed(work, failure, left)
                 return
             _release_memory()
-            smaller = _smaller(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
+            smaller = smaller_request(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
             if smaller is None:
                 yield from self.failed(work, failure, left)
                 return
@@ -102,7 +102,7 @@ def explained(error: Exception, work: Work) -> LvspecError:
     return LvspecError(f"{type(error).__name__}: {error}", "report it with the file if you can")
 
 
-def _smaller(asked: VideoRequest, clip: Clip) -> VideoRequest | None:
+def smaller_request(asked: VideoRequest, clip: Clip) -> VideoRequest | None:
     """A request for half the pixels of what the clip has, then half the frames; None at the smallest."""
     pixels, frames = clip.width * clip.height, len(clip.timestamps)
     if pixels // 2 >= LEAST_PIXELS:

@@ -14,9 +14,9 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Work
-from lvspec_cli.batch.worker import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
 from lvspec_cli.errors import LvspecError, PairError
 from lvspec_cli.events import Listener
 from lvspec_cli.output.build import failed_record

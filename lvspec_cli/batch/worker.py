@@ -12,48 +12,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from lvspec_cli.batch.serve import WorkerPlan, serving
+from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
+from lvspec_cli.batch.serve import serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.events import Event
-from lvspec_cli.output.records import Record
-
-
-@dataclass(frozen=True)
-class Setup:
-    plan: WorkerPlan
-    telling: bool  # whether the pipeline's events are wanted, too
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The pair is loaded."""
-
-
-@dataclass(frozen=True)
-class WantsWork:
-    """Answered with a Work, or None when there is none left."""
-
-
-@dataclass(frozen=True)
-class Happened:
-    event: Event
-
-
-@dataclass(frozen=True)
-class Row:
-    record: Record
-
-
-@dataclass(frozen=True)
-class WorkDone:
-    """All rows of the oldest work that has not been done."""
-
-
-Message = Ready | WantsWork | Happened | Row | WorkDone | LvspecError
 
 
 def main(socket: int) -> None:

@@ -125,8 +125,7 @@ def _length(video: VideoRequest) -> float | None:
 
 
 def _announce(left: Outstanding) -> None:
-    if left.done or left.failed or left.taken_out:
-        say(f"{left.done} done, {left.failed} failed, {left.count} to do")
+    say(f"{left.done} done, {left.failed} failed, {left.count} to do")
     if left.others:
         say(f"{left.others} rows of these videos were made with other settings or another content; they stay")
 

@@ -13,11 +13,14 @@ from lvspec_cli.batch.work import Work
 from lvspec_cli.cli.reporting import say
 from lvspec_cli.errors import UsageError
 from lvspec_cli.output.exports.export import check_places, export_records
+from lvspec_cli.output.exports.show import report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import read_records
 
 if TYPE_CHECKING:
     from lvspec_cli.cli.job import Job
+
+NAMED = 10  # captions left out that are named; the others are counted
 
 
 def check_export(given: Mapping[str, Any], collected: Collected) -> None:
@@ -50,11 +53,10 @@ def _export(given: Mapping[str, Any], to: ExportFormat, job: Job, keys: Collecti
         force=given["force"],
     )
     if not given["quiet"]:
-        say(f"{to}: {len(report.written)} written, {len(report.unchanged)} unchanged")
+        for line in report_lines(report, to, NAMED):
+            say(line)
     for path in report.foreign:
-        say(f"warning: {path} is not lvspec's own and stays; --force overwrites it")
-    for skipped in report.skipped:
-        say(f"warning: {os.fsdecode(skipped.name)} left out of {to}: {skipped.reason}")
+        say(f"warning: {path} was not written by lvspec, or changed since, and stays; --force replaces it")
     return not report.foreign and not report.skipped
 
 

@@ -18,7 +18,7 @@ from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from lvspec_cli.demo.captions import CAPTION_PROMPTS, Told, told_caption
-from lvspec_cli.demo.guides import IGNORED, empty_labels, object_labels, told_labels
+from lvspec_cli.demo.guides import IGNORED, empty_labels, object_labels, scene_labels, told_labels
 from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS, TOKENS_PER_SECOND
 from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
 from lvspec_cli.demo.questions import questions
@@ -51,6 +51,7 @@ class Example:
     patch_labels: Tensor  # long (V, kinds of patch label)
     seen_labels: Tensor  # long (V, kinds), what the text model should know of the video's tokens
     told_labels: Tensor  # long (kinds, T), what it should know of the object that the next token is about
+    scene_labels: Tensor  # long (scene kinds,), and of the whole video
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class SceneDataset(Dataset[Example]):
             patch_labels=patch_labels(scene, times, grid),
             seen_labels=seen_labels(scene, times, grid),
             told_labels=told_labels(object_labels(scene), subjects),
+            scene_labels=scene_labels(scene),
         )
 
 
@@ -303,6 +305,7 @@ class Batch:
     patch_labels: Tensor  # long (V, kinds)
     seen_labels: Tensor  # long (V, kinds)
     told_labels: Tensor  # long (kinds, B, T)
+    scene_labels: Tensor  # long (B, scene kinds)
 
     def to(self, device: torch.device) -> Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
@@ -356,4 +359,5 @@ def collate(examples: list[Example]) -> Batch:
         patch_labels=torch.cat([example.patch_labels for example in examples]),
         seen_labels=torch.cat([example.seen_labels for example in examples]),
         told_labels=padded("told_labels", IGNORED),
+        scene_labels=torch.stack([example.scene_labels for example in examples]),
     )

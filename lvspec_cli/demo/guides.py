@@ -7,12 +7,14 @@ asks more often: of every token of the video (after ``seen_after`` layers), and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lvspec_cli.demo.lexicon import COLOURS, COLUMNS, MOTIONS, ROWS, SHAPES, SIZES
+from lvspec_cli.demo.lexicon import COLOURS, COLUMNS, COUNTS, MOTIONS, ROWS, SHAPES, SIZES
 from lvspec_cli.demo.scenes import Scene
 
 IGNORED = -100
@@ -30,6 +32,31 @@ KINDS = {
     "event": 1 + len(EVENTS),
     "new colour": 1 + len(COLOURS),
 }
+
+
+#: Of the whole video: how many objects, and what its events are. Value 0 of an event's kinds means none.
+SCENE_KINDS = {
+    "count": len(COUNTS),
+    "first event": 1 + len(EVENTS),
+    "first colour": 1 + len(COLOURS),
+    "first shape": 1 + len(SHAPES),
+    "second event": 1 + len(EVENTS),
+    "second colour": 1 + len(COLOURS),
+    "second shape": 1 + len(SHAPES),
+}
+
+
+def scene_labels(scene: Scene) -> Tensor:
+    """The facts of the whole video, long (scene kinds,)."""
+    values = [len(scene.objects)]
+    for event in scene.events:
+        item = scene.objects[event.index]
+        values += [
+            1 + EVENTS.index(event.kind),
+            1 + list(COLOURS).index(item.colour),
+            1 + list(SHAPES).index(item.shape),
+        ]
+    return torch.tensor(values + [0] * (len(SCENE_KINDS) - len(values)))
 
 
 def object_labels(scene: Scene) -> Tensor:
@@ -69,20 +96,34 @@ def told_labels(objects: Tensor, subjects: Tensor) -> Tensor:
 
 
 class Guides(nn.Module):
-    """Linear heads on hidden states inside the text model: one for the video's tokens, one for answers."""
+    """Linear heads on hidden states inside the text model: of the video's tokens, and of answers' tokens.
+
+    ``seen`` and ``told`` read an object's facts (``KINDS``), ``scene`` the video's (``SCENE_KINDS``).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.seen = nn.Linear(width, sum(KINDS.values()))
         self.told = nn.Linear(width, sum(KINDS.values()))
+        self.scene = nn.Linear(width, sum(SCENE_KINDS.values()))
 
     def seen_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of the kinds, from hidden (V, width) and labels (V, kinds)."""
-        return _loss(self.seen(_normed(hidden)), labels)
+        return _loss(self.seen(_normed(hidden)), labels, KINDS)
 
     def told_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The same of answer tokens, from hidden (N, width) and labels (N, kinds)."""
-        return _loss(self.told(_normed(hidden)), labels)
+        return _loss(self.told(_normed(hidden)), labels, KINDS)
+
+    def scene_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The same for the whole video, from hidden (N, width) and labels (N, scene kinds)."""
+        return _loss(self.scene(_normed(hidden)), labels, SCENE_KINDS)
+
+    def scene_accuracy(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Share right of each scene kind, (scene kinds,)."""
+        logits = self.scene(_normed(hidden)).split(list(SCENE_KINDS.values()), dim=-1)
+        rights = [values.argmax(-1) == labels[:, index] for index, values in enumerate(logits)]
+        return torch.stack(rights).float().mean(-1)
 
     def accuracy(self, name: str, hidden: Tensor, labels: Tensor) -> Tensor:
         """Share right of each kind, (kinds,); of tokens with an object (value above 0 of ``colour``)."""
@@ -96,8 +137,8 @@ def _normed(hidden: Tensor) -> Tensor:
     return functional.rms_norm(hidden.float(), hidden.shape[-1:])
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    parts = logits.split(list(KINDS.values()), dim=-1)
+def _loss(logits: Tensor, labels: Tensor, kinds: Mapping[str, int]) -> Tensor:
+    parts = logits.split(list(kinds.values()), dim=-1)
     losses = [
         functional.cross_entropy(part, labels[:, index])
         for index, part in enumerate(parts)

@@ -34,7 +34,7 @@ from lvspec_cli.demo.dataset import (
     collate,
     collate_slices,
 )
-from lvspec_cli.demo.guides import IGNORED, KINDS, Guides
+from lvspec_cli.demo.guides import IGNORED, KINDS, SCENE_KINDS, Guides
 from lvspec_cli.demo.halves import (
     SIZES,
     HalfName,
@@ -196,7 +196,7 @@ def patch_accuracy(
 @torch.no_grad()
 def guide_accuracy(run: Run, batches: list[Batch]) -> str:
     """What the guides read right, by kind, of the video's tokens and of the answers'."""
-    seen, told = [], []
+    seen, told, whole = [], [], []
     for batch in batches:
         hidden = forward_hidden(run.model, batch, True)
         at_video, at_answers = guided_positions(run, batch)
@@ -205,10 +205,15 @@ def guide_accuracy(run: Run, batches: list[Batch]) -> str:
         )
         labels = batch.told_labels[:, at_answers].T
         told.append(run.guides.accuracy("told", hidden.layers[run.plan.told_after][at_answers], labels))
+        whole.append(run.guides.scene_accuracy(*scene_reading(run, hidden, batch)))
     parts = []
-    for name, rights in (("seen", seen), ("told", told)):
+    for name, kinds, rights in (
+        ("seen", KINDS, seen),
+        ("told", KINDS, told),
+        ("scene", SCENE_KINDS, whole),
+    ):
         means = torch.stack(rights).mean(0).tolist()
-        parts += [name, *(f"{kind} {value:.2f}" for kind, value in zip(KINDS, means, strict=True))]
+        parts += [name, *(f"{kind} {value:.2f}" for kind, value in zip(kinds, means, strict=True))]
     return " ".join(parts)
 
 
@@ -221,7 +226,15 @@ def guide_loss(run: Run, hidden: Hidden, batch: Batch) -> Tensor:
     at_video, at_answers = guided_positions(run, batch)
     seen = run.guides.seen_loss(hidden.layers[run.plan.seen_after][at_video], batch.seen_labels)
     labels = batch.told_labels[:, at_answers].T
-    return seen + run.guides.told_loss(hidden.layers[run.plan.told_after][at_answers], labels)
+    told = run.guides.told_loss(hidden.layers[run.plan.told_after][at_answers], labels)
+    return seen + told + run.guides.scene_loss(*scene_reading(run, hidden, batch))
+
+
+def scene_reading(run: Run, hidden: Hidden, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the guide of the scene reads, (N, width), before each token of an answer, and the labels."""
+    learnt = batch.labels != IGNORED
+    labels = batch.scene_labels[:, None].expand(-1, batch.labels.shape[1], -1)
+    return hidden.layers[run.plan.told_after][learnt], labels[learnt]
 
 
 def make_optimizers(model: Qwen2_5_VLForConditionalGeneration, guides: Guides) -> list[torch.optim.Optimizer]:

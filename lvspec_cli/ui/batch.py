@@ -53,11 +53,13 @@ class BatchPicture:
             line.truncate(width, overflow="crop" if plain else "ellipsis")
             yield from line.render(console)
             yield Segment.line()
-        label = counts(self.view)
-        yield Segment(label + " ")
-        yield from ProgressBar(
-            max(1, self.view.total), self.view.done, width=max(1, min(40, width - len(label) - 2))
-        ).__rich_console__(console, options)
+        label = Text(counts(self.view))
+        label.truncate(width - 1, overflow="crop" if plain else "ellipsis")
+        yield from label.render(console)
+        if (room := min(40, width - label.cell_len - 2)) > 3:
+            yield Segment(" ")
+            bar = ProgressBar(max(1, self.view.total), self.view.done, width=room)
+            yield from bar.__rich_console__(console, options)
 
 
 def result_line(record: Record) -> Text:

@@ -18,7 +18,8 @@ FORKER = """
 import json, os, sys
 import torch
 import lvspec_cli.models.load, lvspec_cli.speculation.engine, lvspec_cli.cli.batch, lvspec_cli.prompt
-import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, transformers.models.qwen2_5_vl.processing_qwen2_5_vl
+import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl
+import transformers.models.qwen2_5_vl.processing_qwen2_5_vl
 import transformers.models.qwen2_vl.video_processing_qwen2_vl
 from lvspec_cli.cli.main import main
 
@@ -69,7 +70,8 @@ class Run:
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                marked = self.mark.encode() in (entry / "environ").read_bytes()
+                # What a fork changes of its environment does not show here.
+                marked = entry.name == str(self.pid) or self.mark.encode() in (entry / "environ").read_bytes()
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
             except (OSError, IndexError):
                 continue

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from lvspec_cli.batch.answer import smaller_request
 from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import VideoRequest
+from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, lasting, rows
 from tests.conftest import write_video
 
@@ -30,7 +35,7 @@ def test_a_folder_gives_a_record_a_video_in_order(caption: Caption, clips: Path,
     assert [row["file_name"] for row in found] == NAMES
     assert {row["task"] for row in found} == {"caption"}
     assert {row["status"] for row in found} == {"ok"}
-    assert all(row["text"] and row["sampling"]["decoded"] == 4 for row in found)
+    assert all(row["stats"]["output_tokens"] and row["sampling"]["decoded"] == 4 for row in found)
     assert "5 captioned, 0 failed" in printed.stderr
     assert not list(tmp_path.glob("*.lock"))
 
@@ -59,7 +64,7 @@ def test_what_has_a_record_is_skipped_and_new_files_are_done(caption: Caption, c
 def test_other_settings_are_new_work_and_are_said_so(caption: Caption, clips: Path, tmp_path: Path):
     caption(clips, "--out", "out.jsonl")
     printed = caption(clips, "--out", "out.jsonl", "--mode", "ar")
-    assert "0 done" not in printed.stderr
+    assert "0 done, 0 failed, 5 to do" in printed.stderr
     assert "5 rows of these videos were made with other settings" in printed.stderr
     assert [row["mode"] for row in rows(tmp_path / "out.jsonl")] == ["lvspec"] * 5 + ["ar"] * 5
 
@@ -123,11 +128,14 @@ def test_rows_of_an_interruption_are_done_again(caption: Caption, clips: Path, t
 def test_several_prompts_take_one_pass_over_the_video(
     caption: Caption, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    encoded: list[int] = []
+    encoded: list[Session] = []
     original = Session._encode_target
-    monkeypatch.setattr(
-        Session, "_encode_target", lambda self, *rest: (encoded.append(1), original(self, *rest))[1]
-    )
+
+    def counted(self: Session, *rest: Any) -> None:
+        encoded.append(self)
+        original(self, *rest)
+
+    monkeypatch.setattr(Session, "_encode_target", counted)
     prompts = ("--prompt", "Describe it.", "--prompt", "What is {name}, of {duration} seconds?")
     assert caption(clips / "a.mp4", "--out", "out.jsonl", *prompts).returncode == 0
     assert [row["prompt"] for row in rows(tmp_path / "out.jsonl")] == [
@@ -178,7 +186,7 @@ def test_names_that_are_not_utf8_or_hostile_round_trip(caption: Caption, clips: 
     folder = os.fsencode(tmp_path) + b"/hostile"
     os.mkdir(folder)  # noqa: PTH102
     for name in hostile:
-        shutil.copy(clips / "a.mp4", folder + b"/" + name)
+        shutil.copy(os.fsencode(clips / "a.mp4"), folder + b"/" + name)
     printed = caption("hostile", "--out", "out.jsonl")
     assert printed.returncode == 0, printed.stderr
     import base64
@@ -229,13 +237,13 @@ def test_a_damaged_file_counts_as_partial_where_that_is_asked(caption: Caption, 
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A memory that holds the prompts of 20 visual tokens; gives the sizes that were tried."""
+    """A memory that holds the prompts of 12 visual tokens; gives the sizes that were tried."""
     tried: list[int] = []
     encode = Session.encode
 
     def limited(self: Session, prompts: Any, settings: Any = None) -> None:
         tried.append(prompts.target.visual_tokens)
-        if tried[-1] > 20:
+        if tried[-1] > 12:
             torch.empty(1 << 60, dtype=torch.uint8)  # what an allocator says when memory ends
         encode(self, prompts, settings)
 
@@ -251,9 +259,23 @@ def test_too_little_memory_makes_the_clip_smaller_and_the_next_runs_as_ever(
     assert printed.returncode == 0, printed.stderr
     big, small = rows(tmp_path / "out.jsonl")
     assert big["sampling"]["oom_retries"] > 0
-    assert big["sampling"]["width"] < 512
+    assert big["sampling"]["width"] < 512, "fewer pixels first"
     assert small["sampling"]["oom_retries"] == 0
-    assert small_memory[0] > small_memory[1], "fewer pixels first"
+    assert big["sampling"]["requested"] == small["sampling"]["requested"], "the record says what was asked"
+    assert max(small_memory[-1:]) <= 12
+
+
+def test_a_clip_gets_smaller_by_pixels_and_then_by_frames(video_file: Path):
+    asked = VideoRequest(video_file, fps=2.0, max_frames=16)
+    clip = read_clip(VideoRequest(video_file, max_frames=4))
+    large = replace(clip, frames=np.zeros((4, 200, 200, 3), np.uint8))
+    fewer_pixels = smaller_request(asked, large)
+    assert fewer_pixels == replace(asked, max_pixels=20_000, max_frames=4)
+    small = replace(clip, frames=np.zeros((4, 120, 120, 3), np.uint8))
+    fewer_frames = smaller_request(asked, small)
+    assert fewer_frames == replace(asked, max_pixels=14_400, max_frames=2)
+    least = replace(small, frames=small.frames[:3], timestamps=clip.timestamps[:3])
+    assert smaller_request(asked, least) is None
 
 
 def test_too_little_memory_fails_the_clip_where_it_shall_not_shrink(

@@ -8,12 +8,13 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.batch.conftest import rows
-from tests.batch.processes import Processes, processes, until
+from tests.batch.processes import Processes, Run, processes, until
 from tests.conftest import write_video
 
 COUNT = 30
@@ -39,6 +40,14 @@ def size_of(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
+def has_grown(file: Path, size: int) -> bool:
+    return size_of(file) > size
+
+
+def has_ended(run: Run) -> bool:
+    return not run.family()
+
+
 def whole_rows(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
@@ -58,11 +67,11 @@ def test_kill_9_at_random_moments_twenty_times_loses_and_doubles_nothing(
         before = size_of(out)
         run = lvspec.start(tmp_path, "caption", many, "--out", out)
         if dice.random() < 0.7:  # while rows are written, rather than while it starts
-            until(lambda before=before: size_of(out) > before, 20)
+            until(partial(has_grown, out, before), 20)
         time.sleep(dice.uniform(0, 0.15))
         run.kill(signal.SIGKILL)
         ended = run.wait()
-        assert until(lambda run=run: not run.family(), 10), "a child outlived its parent"
+        assert until(partial(has_ended, run), 10), "a child outlived its parent"
         if ended == -signal.SIGKILL:
             kills += 1
         else:

@@ -28,7 +28,7 @@ def view(*records: Record) -> BatchView:
 def draw(view: BatchView, columns: int = 80, rows: int = 24) -> list[str]:
     console = Console(file=io.StringIO(), width=columns, height=rows, markup=False)
     picture = BatchPicture(view, seconds=20.0, stage_seconds=1.0)
-    lines = console.render_lines(picture, console.options.update(height=rows), pad=False)
+    lines = console.render_lines(picture, pad=False)
     return ["".join(segment.text for segment in line) for line in lines]
 
 

@@ -5,7 +5,7 @@ import pytest
 from lvspec_cli.output.records import Requested, Sampling, stats_fields
 from lvspec_cli.types import DecodeStats, FinishReason
 from lvspec_cli.ui.summary import answer_summary, clip_summary
-from tests.output.test_records import record
+from tests.output.rows import record
 
 STATS = DecodeStats(
     output_tokens=21, rounds=5, drafted=40, accepted_exact=10, accepted_filler=4, accepted_shift=1,
