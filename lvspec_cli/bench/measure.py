@@ -68,6 +68,7 @@ def measure(
     run = _Run(pair, plan, journal, warn)
     total, done = sum(len(clip.items) for clip in clips) * plan.repeat, 0
     first = 0  # number of the clip's first item among all
+    progress(0, total)
     with memory_errors():
         for clip in clips:
             for _ in run.blocks(clip, first):

@@ -17,7 +17,8 @@ from lvspec_cli.bench.lines import HEADINGS, WINNER, rows
 from lvspec_cli.bench.results import Results
 from lvspec_cli.escape import visible_line
 
-_COSTS = ("mode", "γ", "c", "v", "o", "accepted length", "predicted", "speedup")
+_GAINS = ("mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "retention")
+_COSTS = ("mode", "γ", "acceptance", "c", "v", "o", "predicted", "speedup")
 
 
 def plain_results(results: Results) -> str:
@@ -26,10 +27,9 @@ def plain_results(results: Results) -> str:
 
 
 def result_tables(results: Results) -> str:
-    """What is gained and what it costs, then what a round is made of where it was measured."""
+    """What is gained and what it costs, then what a round is made of where that was measured."""
     cells = [dict(zip(HEADINGS, row, strict=True)) for row in rows(results)]
-    names = [name for name in HEADINGS if name not in ("c", "v", "o", "predicted")]
-    text = _table(names, [[row[name] for name in names] for row in cells])
+    text = _table(_GAINS, [[row[name] for name in _GAINS] for row in cells])
     costs = [[row[name] for name in _COSTS] for row in cells if row["c"]]
     return text + (_table(_COSTS, costs) if costs else "")
 
@@ -62,14 +62,14 @@ def _plain(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """As wide as it needs: an interval stands below its figure."""
+    """As narrow as can be: an interval stands below its figure."""
     width = shutil.get_terminal_size().columns
     console = Console(file=io.StringIO(), width=width, force_terminal=True, markup=False, highlight=False)
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, safe_box="utf" not in (sys.stdout.encoding or "").lower()
     )
     for index, heading in enumerate(headings):
-        table.add_column(heading, overflow="fold", justify="left" if index == 0 else "right")
+        table.add_column(heading, overflow="fold", justify="right" if index else "left", no_wrap=not index)
     for line in lines:
         table.add_row(*_styled(line))
     console.print(table)
@@ -79,4 +79,5 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def _styled(line: Sequence[str]) -> Iterator[Text]:
     style = "bold" if line[0].endswith(WINNER) else "red" if line[-1] == "worse" else ""
     for cell in line:
-        yield Text(visible_line(cell).replace(" (", "\n("), style)
+        figure, _, interval = visible_line(cell).partition(" (")
+        yield Text(f"{figure}\n{interval[:-1]}" if interval else figure, style)

@@ -13,7 +13,8 @@ from tests.conftest import Shell
 
 HEAVY = {"torch", "transformers", "av", "decord", "rich", "numpy", "tqdm", "huggingface_hub", "yaml"}
 HEAVY |= {"pyarrow", "scenedetect"}
-HELP = [[*command, "--help"] for command in ([], ["ask"], ["caption"], ["export"], ["merge"], ["models"])]
+COMMANDS = ("ask", "caption", "export", "merge", "models", "bench", "bench-compare")
+HELP = [["--help"], *([command, "--help"] for command in COMMANDS)]
 
 
 def run_python(code: str, shell: Shell) -> str:
