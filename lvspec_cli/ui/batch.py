@@ -17,7 +17,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from lvspec_cli.escape import visible_line
-from lvspec_cli.events import Event, StageStarted
+from lvspec_cli.events import Event, Stage, StageFinished, StageStarted
 from lvspec_cli.output.records import Record
 from lvspec_cli.ui.batch_state import RECENT, BatchView, add_event, add_row, counts, rates
 from lvspec_cli.ui.render import answer_text, clip_line, last_pieces, stages_line
@@ -87,6 +87,8 @@ class BatchShow:
     def listen(self, event: Event) -> None:
         if isinstance(event, StageStarted):
             self._stage_began = time.monotonic()
+        elif isinstance(event, StageFinished) and event.stage is Stage.LOADING:
+            self._began = time.monotonic()  # loading is no part of the rates
         self.view = add_event(self.view, event)
 
     def add(self, record: Record) -> None:

@@ -10,22 +10,24 @@ from tests.cli.terminal import Terminal
 from tests.conftest import Shell, write_video
 
 
-def test_the_view_of_a_batch_and_what_stays(tiny_shell: Shell, tmp_path: Path) -> None:
+def test_the_view_of_a_batch_and_what_stays(endless_models: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()
     clip = write_video(tmp_path / "clip.mp4")
     for number in range(12):
         shutil.copy(clip, folder / f"{number:02}.mp4")
-    (folder / "03\x1b[31m.mp4").write_bytes(b"no video")
-    terminal = Terminal(tiny_shell, "caption", folder, "--out", tmp_path / "out.jsonl")
-    terminal.read(lambda text: "of 13 done" in text and "captions/s" in text)
+    (folder / "09\x1b[31m.mp4").write_bytes(b"no video")
+    shell = Shell(tmp_path, {"LVSPEC_MODELS": str(endless_models)})
+    command = ("caption", folder, "--out", tmp_path / "out.jsonl", "--max-new-tokens", 60)
+    terminal = Terminal(shell, *command)
+    assert terminal.read(lambda text: "of 13 done" in text and "mean accepted length" in text)
     shown = terminal.text
     for part in ("mean accepted length", "left", "answering", ".mp4"):
         assert part in shown, part
     terminal.resize(60, 10)
     assert terminal.finish() == 1
     left = terminal.scrollback
-    assert "failed 03\\x1b[31m.mp4: not a video" in left.replace("\n", "")
+    assert "failed 09\\x1b[31m.mp4: not a video" in left.replace("\n", "")
     assert "12 captioned, 1 failed" in left
     assert "of 13 done" not in left, "the live view leaves nothing behind"
     assert "answering" not in left

@@ -95,21 +95,22 @@ def test_a_token_is_about_the_object_of_its_stretch(processor: Qwen2_5_VLProcess
 
 
 def test_labels_know_an_event_once_it_has_happened() -> None:
-    scene = next(
-        scene
-        for scene in (sample_scene(random.Random(seed)) for seed in range(100))
-        if [event.kind for event in scene.events] == ["disappears"]
-    )
-    (event,) = scene.events
-    times = [scene.duration * (index + 0.5) / 8 for index in range(8)]
-    labels = seen_labels(scene, times, torch.tensor([4, 8, 8])).reshape(4, 16, len(KINDS))
-    shape = object_labels(scene)[event.index, list(KINDS).index("shape")]
-    here = labels[..., list(KINDS).index("shape")] == shape
-    for step in range(4):
-        gone = times[2 * step + 1] >= event.time
-        told = labels[step, here[step], list(KINDS).index("event")]
-        assert len(told)
-        assert set(told.tolist()) == {1 + EVENTS.index("disappears") if gone else 0}
+    scenes = (sample_scene(random.Random(seed)) for seed in range(60))
+    found = set()
+    for scene in scenes:
+        if [event.kind for event in scene.events] != ["disappears"]:
+            continue
+        (event,) = scene.events
+        times = [scene.duration * (index + 0.5) / 8 for index in range(8)]
+        labels = seen_labels(scene, times, torch.tensor([4, 8, 8])).reshape(4, 16, len(KINDS))
+        shape = object_labels(scene)[event.index, list(KINDS).index("shape")]
+        here = labels[..., list(KINDS).index("shape")] == shape
+        for step in range(4):
+            gone = times[2 * step + 1] >= event.time
+            told = set(labels[step, here[step], list(KINDS).index("event")].tolist())
+            assert told <= {1 + EVENTS.index("disappears") if gone else 0}
+            found |= told
+    assert len(found) == 2, "before it and after it"
 
 
 def test_guides_read_what_a_hidden_state_holds() -> None:
@@ -125,7 +126,7 @@ def test_guides_read_what_a_hidden_state_holds() -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
     right = guides.accuracy("told", hidden, labels)
     assert right.shape == (len(KINDS),)
