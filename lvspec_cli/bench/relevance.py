@@ -126,8 +126,17 @@ def read_relevance(path: Path) -> RelevanceResults:
 
 # --- which tokens are facts ----------------------------------------------------------------
 
-_FACTS = frozenset(word.lower() for word in FACT_WORDS)
-_WORD = re.compile(r"[^\W_]+")
+# "The clip shows a star" states nothing by its verb; "a star shows up" does.
+_PHRASES = {"shows": "up", "comes": "into", "goes": "out"}
+_FACT = re.compile(
+    r"\b(?:{})\b".format(
+        "|".join(
+            rf"{word}(?=\s+{_PHRASES[word]}\b)" if word in _PHRASES else re.escape(word)
+            for word in sorted(FACT_WORDS)
+        )
+    ),
+    re.IGNORECASE,
+)
 
 
 def fact_tokens(pieces: Sequence[str]) -> tuple[bool | None, ...]:
@@ -139,7 +148,7 @@ def fact_tokens(pieces: Sequence[str]) -> tuple[bool | None, ...]:
     for piece in pieces:
         place += len(piece)
         ends.append(place)
-    facts = [match.span() for match in _WORD.finditer(text) if match.group().lower() in _FACTS]
+    facts = [match.span() for match in _FACT.finditer(text)]
     found: list[bool | None] = []
     for piece, end in zip(pieces, ends, strict=True):
         start = end - len(piece)

@@ -26,7 +26,7 @@ def _scheme_cells(each: SchemeResult) -> tuple[str, ...]:
         str(each.scheme),
         number(each.auc, 3),
         estimate(each.auc_by_clip, 3),
-        f"{each.best.threshold:.3g}",
+        f"{each.best.threshold:.4g}",
         percent(each.best.precision, 1),
         percent(each.best.recall, 1),
         percent(each.at_threshold.precision, 1),

@@ -37,6 +37,7 @@ CLIPS = Path(__file__).parents[2] / "lvspec_cli" / "demo" / "clips"
         (["left", ",", "right"], [True, False, True]),
         (["red", "", " ", "\n", "."], [True, None, None, None, False]),
         (["a re", "d one"], [True, True]),  # tokens across words
+        ([" shows", " a", " star", " shows", " up"], [False, False, True, True, True]),
     ],
 )
 def test_which_tokens_are_facts(pieces: list[str], facts: list[bool | None]) -> None:
