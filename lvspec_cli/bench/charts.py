@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lvspec_cli.bench.results import BenchMode, Estimate, Kinds, ModeResult, Spread
 from lvspec_cli.types import RelevanceName
@@ -283,6 +284,7 @@ def length_histograms(results: Sequence[ModeResult]) -> str | None:
                 axes.axvline(each.mean_accepted_length, color=_INK, linewidth=1, linestyle="--")
             axes.set_title(str(each.variant), fontsize=9)
             axes.set_xlim(0.3, longest + 0.7)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.grid(True, axis="y")
         for axes in grid[len(shown) :]:
             axes.set_visible(False)

@@ -81,7 +81,7 @@ def _speed(results: Results) -> Section:
     table = Table(HEADINGS, tuple(_rows(results, best)))
     return Section(
         "Speed",
-        text=tuple(notes(results)),
+        text=tuple(note for note in notes(results) if note != machine(results.environment)),
         charts=(
             *chart(
                 charts.speedup_bars(results.modes),
