@@ -33,12 +33,19 @@ AR, EXACT, LVSPEC = Variant(BenchMode.AR), Variant(BenchMode.EXACT, 4), Variant(
 HF_AR, ASSISTED = Variant(BenchMode.HF_AR), Variant(BenchMode.HF_ASSISTED, 4)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedPair:
-    folder = tmp_path_factory.mktemp(request.param)
-    # One width of vocabulary: transformers' assistant then needs no second tokenizer.
-    target, draft = save_pair(folder, request.param, draft_padding=8)
-    return load_pair(target, draft, device="cpu", dtype="float32")
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedPair]:
+    found = {}
+    for family in FAMILIES:
+        # One width of vocabulary: transformers' assistant then needs no second tokenizer.
+        folders = save_pair(tmp_path_factory.mktemp(family), family, draft_padding=8)
+        found[family] = load_pair(*folders, device="cpu", dtype="float32")
+    return found
+
+
+@pytest.fixture(params=FAMILIES)
+def pair(request: pytest.FixtureRequest, pairs: dict[str, LoadedPair]) -> LoadedPair:
+    return pairs[request.param]
 
 
 def own(pair: LoadedPair, variant: Variant):
@@ -139,15 +146,13 @@ def plan_of(modes: str, **fields: object) -> Plan:
 
 
 @pytest.fixture
-def header(pair: LoadedPair) -> Header:
-    return Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
+def one_family(pairs: dict[str, LoadedPair]) -> LoadedPair:
+    return pairs[FAMILIES[0]]
 
 
 @pytest.fixture
-def one_family(pair: LoadedPair) -> LoadedPair:
-    if pair.target.family.model_type != FAMILIES[0]:
-        pytest.skip("one family will do")
-    return pair
+def header(one_family: LoadedPair) -> Header:
+    return Header(settings=SETTINGS, environment=environment_of(one_family), inputs="")
 
 
 def test_all_modes_answer_everything_in_turns(one_family, clips, header, tmp_path: Path):
