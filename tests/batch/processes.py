@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class Processes:
     def __init__(self, forker: subprocess.Popen[str], environment: dict[str, str]) -> None:
         self._forker = forker
         self._environment = environment
+        self._runs: list[Run] = []
 
     def start(self, folder: Path, *arguments: object, limits: tuple[tuple[int, int], ...] = ()) -> Run:
         mark = uuid4().hex
@@ -95,7 +97,16 @@ class Processes:
             "environment": {**self._environment, "LVSPEC_TEST_MARK": mark},
             "limits": limits,
         }
-        return Run(self._forker, int(_tell(self._forker, job)), folder, mark)
+        self._runs.append(run := Run(self._forker, int(_tell(self._forker, job)), folder, mark))
+        return run
+
+    def kill_all(self) -> None:
+        """What a failed test left running."""
+        for run in self._runs:
+            with suppress(ProcessLookupError, FileNotFoundError):
+                if "lvspec" not in Path(f"/proc/{run.pid}/cmdline").read_text():
+                    continue
+                run.kill(signal.SIGKILL)
 
 
 def _tell(forker: subprocess.Popen[str], job: dict[str, Any]) -> str:
@@ -125,9 +136,11 @@ def processes(home: Path, models: Path) -> Iterator[Processes]:
         text=True,
     )
     with forker:
+        started = Processes(forker, own)
         try:
-            yield Processes(forker, own)
+            yield started
         finally:
+            started.kill_all()
             assert forker.stdin
             forker.stdin.close()
 
