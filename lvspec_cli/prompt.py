@@ -54,7 +54,8 @@ def build_prompt(
     return Prompt(
         input_ids=ids,
         position_ids=positions,
-        next_position=int(positions.max()) + 1,
+        # As generate counts: from the prompt's last token on, also where a long video's times go further.
+        next_position=int(positions[..., -1].max()) + 1,
         video_mask=video,
         prefix_length=int(video.nonzero()[-1]) + 1,
         video_inputs=video_inputs,

@@ -169,7 +169,6 @@ def pack_turns(
     ids = prefix[:place] + [prefix[place]] * visual + prefix[place + 1 :]
     positions = [video_positions(place, len(prefix) - place - 1, (grid_t, grid_h, grid_w), seconds_per_grid)]
     next_position = int(positions[0][:, -1].max()) + 1
-    video_end = int(positions[0].max()) + 1
     labels, segments, subjects = [IGNORED] * len(ids), [0] * len(ids), [IGNORED] * len(ids)
     for number, turn in enumerate(turns, start=1):
         asked = tokenizer.encode(turn.question + after)
@@ -179,10 +178,9 @@ def pack_turns(
         labels += [IGNORED] * (len(asked) - 1) + said + [IGNORED]
         subjects += [IGNORED] * (len(asked) - 1) + about + [IGNORED]
         segments += [number] * (len(asked) + len(said))
-        place_asked = next_position + torch.arange(len(asked))
-        # Decoding goes on after the largest position of the prompt, the video's times included.
-        place_said = max(int(place_asked[-1]) + 1, video_end) + torch.arange(len(said))
-        positions.append(torch.cat([place_asked, place_said]).expand(3, -1))
+        # Decoding goes on from the prompt's last position, also where the video's times go further.
+        places = next_position + torch.arange(len(asked) + len(said))
+        positions.append(places.expand(3, -1))
     return {
         "input_ids": torch.tensor(ids),
         "labels": torch.tensor(labels),

@@ -1,11 +1,14 @@
 """The pair and the clips that ship in the package."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from lvspec_cli.demo.encode import encode_scene
 from lvspec_cli.demo.evaluate import PAIR_FOLDER, answer_batch
 from lvspec_cli.demo.halves import CLIP_FRAMES
 from lvspec_cli.demo.scenes import Scene, scene_from_dict
@@ -64,6 +67,19 @@ def test_exact_modes_say_what_transformers_says(pair: LoadedPair, clip: Clip, mo
         generation = _answer(pair, clip, question, DecodeSettings(mode=mode, gamma=6))
         text = pair.target.tokenizer.decode(generation.tokens, skip_special_tokens=True)
         assert text == answer_batch(pair.target, [(clip, question)], 256)[0]
+
+
+def test_exact_modes_say_what_transformers_says_of_a_long_clip(pair: LoadedPair, tmp_path: Path) -> None:
+    """Its times go further than the prompt's positions."""
+    scene, _ = scene_of(9, 1)
+    encode_scene(replace(scene, duration=12.0, objects=scene.objects, events=()), tmp_path / "long.mp4")
+    long = read_clip(VideoRequest(tmp_path / "long.mp4", max_frames=CLIP_FRAMES))
+    prompt = build_prompts(pair, long, QUESTIONS[0]).target
+    assert int(prompt.position_ids.max()) >= prompt.next_position
+    for mode in (Mode.AR, Mode.EXACT):
+        generation = _answer(pair, long, QUESTIONS[0], DecodeSettings(mode=mode, gamma=6))
+        text = pair.target.tokenizer.decode(generation.tokens, skip_special_tokens=True)
+        assert text == answer_batch(pair.target, [(long, QUESTIONS[0])], 256)[0]
 
 
 def test_the_default_rule_accepts_more_than_exact_mode(pair: LoadedPair, clip: Clip) -> None:

@@ -46,7 +46,7 @@ def test_a_packed_turn_stands_where_transformers_puts_it_in_decoding(
     asked = turn[: int((packed["labels"][turn] != IGNORED).nonzero()[0]) + 1]
     prompt = torch.cat([(packed["segments"] == 0).nonzero()[:, 0], asked])
     ids = packed["input_ids"][prompt][None]
-    positions, delta = model.model.get_rope_index(
+    positions, _ = model.model.get_rope_index(
         ids,
         mm_token_type_ids=(ids == model.config.video_token_id).int() * 2,
         video_grid_thw=grid[None],
@@ -54,7 +54,7 @@ def test_a_packed_turn_stands_where_transformers_puts_it_in_decoding(
     )
     assert torch.equal(packed["positions"][:, prompt], positions[:, 0])
     first_answer = packed["positions"][:, turn[len(asked)]]
-    assert first_answer.tolist() == [ids.shape[1] + int(delta)] * 3
+    assert first_answer.tolist() == (positions[:, 0, -1] + 1).tolist()
 
 
 def test_a_packed_turn_is_predicted_as_if_it_stood_alone(
