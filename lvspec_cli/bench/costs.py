@@ -14,31 +14,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from lvspec_cli.bench.results import Block, Costs, Measurement, Profile, Variant
+from lvspec_cli.bench.results import Block, Costs, Profile, Variant
 
 
 def costs_of(blocks: Sequence[Block], variant: Variant, reference: Variant) -> Costs | None:
-    """Mean seconds of the parts of a round over a variant's profiles. None where it has none."""
+    """Seconds of the parts of a round: medians over a variant's profiles. None where it has none.
+
+    Other work on the machine now and then stretches an answer manifold, which a mean would not forgive.
+    """
     found: list[Profile] = []
-    steps: list[Measurement] = []
+    steps: list[float] = []
     for block in blocks:
         profile = next((each for each in block.profiles if each.variant == variant), None)
-        step = block.of(reference)
-        if profile is not None and profile.rounds and step is not None and step.seconds_per_token:
+        plain = block.of(reference)
+        if profile is not None and profile.draft_steps and plain is not None and plain.seconds_per_token:
             found.append(profile)
-            steps.append(step)
-    rounds, drafted = sum(each.rounds for each in found), sum(each.draft_steps for each in found)
-    if not rounds or not drafted:
+            steps.append(plain.seconds_per_token)
+    if not found:
         return None
     return Costs(
         answers=len(found),
-        draft_step_s=sum(each.draft_s for each in found) / drafted,
-        verification_s=sum(each.verification_s for each in found) / rounds,
-        overhead_s=sum(each.overhead_s for each in found) / rounds,
-        drafted_a_round=drafted / rounds,
-        ar_step_s=sum(each.decode_s for each in steps)
-        / sum(each.output_tokens - each.first_tokens for each in steps),
+        draft_step_s=median(each.draft_s / each.draft_steps for each in found),
+        verification_s=median(each.verification_s / each.rounds for each in found),
+        overhead_s=median(each.overhead_s / each.rounds for each in found),
+        drafted_a_round=sum(each.draft_steps for each in found) / sum(each.rounds for each in found),
+        ar_step_s=median(steps),
     )
 
 

@@ -191,7 +191,7 @@ class Block(Part):
 
 
 class Costs(Part):
-    """Seconds of the parts of a round, over the profiles of a mode."""
+    """Seconds of the parts of a round: medians over the profiles of a mode."""
 
     answers: int  # how many were looked at
     draft_step_s: float
@@ -268,7 +268,7 @@ class ModeResult(Part):
     mean_accepted_length_interval: Estimate | None = None
     acceptance_rate: float | None = None
     retention: Estimate | None = None  # quality / that of ar
-    tokens_per_s: float | None = None
+    tokens_per_s: float | None = None  # of decoding: the median over clips
     video_s: float | None = None  # medians over the answers
     prompt_s: float | None = None
     prefill_s: float | None = None

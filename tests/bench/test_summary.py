@@ -95,7 +95,7 @@ def test_lengths_rates_and_kinds_are_over_all_answers():
     kinds = {"accepted_exact": 3, "accepted_filler": 2, "accepted_shift": 1}
     found = measured(
         block(ONE, plain(8.0, tokens=9), drafted(4.0, (5, 3), BenchMode.LVSPEC, 4, **kinds)),
-        block(TWO, plain(2.0, tokens=3), drafted(4.0, (1, 1, 1), BenchMode.LVSPEC)),
+        block(TWO, plain(2.0, tokens=3), drafted(2.0, (1, 1, 1), BenchMode.LVSPEC)),
     )
     variant = Variant(BenchMode.LVSPEC, 4)
     _, (ar, result) = summarise(found, (AR, variant), {variant: {"gamma": 4}})
@@ -104,7 +104,7 @@ def test_lengths_rates_and_kinds_are_over_all_answers():
     assert result.accepted_lengths == {1: 3, 3: 1, 5: 1}
     # 13 tokens: 6 accepted, two of the prefill and five of the target's own.
     assert result.kinds == Kinds(exact=3, filler=2, shift=1, target=7)
-    assert result.tokens_per_s == pytest.approx(11 / 8)
+    assert result.tokens_per_s == pytest.approx((8 / 4 + 3 / 2) / 2)
     assert result.settings == {"gamma": 4}
     assert result.answers == 2
     assert (ar.mean_accepted_length, ar.kinds, ar.acceptance_rate) == (None, None, None)
@@ -131,6 +131,28 @@ def test_the_costs_of_a_round_predict_a_speedup():
     assert result.mean_accepted_length == pytest.approx(3.0)
     assert result.predicted_speedup == pytest.approx(3.0 / (4 * 0.1 + 1.5 + 0.1))
     assert (known(result.costs).answers, known(result.costs).drafted_a_round) == (1, 4.0)
+
+
+def test_one_answer_that_other_work_has_stretched_changes_no_cost_and_no_reference():
+    quiet = Profile(
+        mode=BenchMode.EXACT,
+        gamma=4,
+        rounds=2,
+        draft_steps=8,
+        draft_s=0.08,
+        verification_s=0.3,
+        overhead_s=0.02,
+    )
+    hit = quiet.model_copy(update={"draft_s": 9.0, "verification_s": 90.0})
+    hf = BenchMode.HF_AR
+    found = measured(
+        block(ONE, plain(1.0), plain(2.0, mode=hf), drafted(0.5, (5, 5)), profiles=(quiet,)),
+        block(TWO, plain(99.0), plain(2.0, mode=hf), drafted(0.5, (5, 5)), profiles=(hit,)),
+        block(THREE, plain(1.0), plain(2.0, mode=hf), drafted(0.5, (5, 5)), profiles=(quiet,)),
+    )
+    reference, (_, _, result) = summarise(found, (AR, HF_AR, EXACT), {})
+    assert reference == AR
+    assert (result.c, result.v, result.o) == pytest.approx((0.1, 1.5, 0.1))
 
 
 def test_a_peer_that_cannot_run_is_there_with_its_error():
