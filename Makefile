@@ -31,13 +31,13 @@ demo: $(VENV)/installed
 	$(BIN)/lvspec ask $(CLIP) "Describe the video."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lvspec_cli tests docs
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
