@@ -68,6 +68,20 @@ class Looseness(StrEnum):
     LOOSE = "loose"
 
 
+class Quantisation(StrEnum):
+    """How a model's weights are kept; all but the last need no choice by the machine."""
+
+    NONE = "none"  # in the type that is computed in
+    BF16 = "bf16"
+    NF4 = "nf4"
+    INT8 = "int8"
+    FP8 = "fp8"
+    AWQ = "awq"
+    GPTQ = "gptq"
+    TORCHAO_INT4 = "torchao-int4"
+    AUTO = "auto"  # what fits and is fast here
+
+
 class Gate(StrEnum):
     """What makes an answer count as failed although there is a text."""
 
