@@ -82,20 +82,6 @@ class Quantisation(StrEnum):
     AUTO = "auto"  # what fits and is fast here
 
 
-class Quantisation(StrEnum):
-    """What a model's weights are kept in, or who decides that."""
-
-    AUTO = "auto"  # what fits, and is fast at the width of a verification
-    NONE = "none"  # as the files are, in --dtype
-    BF16 = "bf16"
-    NF4 = "nf4"  # bitsandbytes, 4 bits
-    INT8 = "int8"  # bitsandbytes, LLM.int8()
-    FP8 = "fp8"
-    AWQ = "awq"  # files that were quantised so, as are gptq's
-    GPTQ = "gptq"
-    TORCHAO_INT4 = "torchao-int4"
-
-
 class Gate(StrEnum):
     """What makes an answer count as failed although there is a text."""
 
