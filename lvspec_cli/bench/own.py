@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from torch import Tensor
 
@@ -44,9 +44,7 @@ def measure_own(
         shown.append((text.tail, generation.kinds[-1]))
     stats = generation.stats
     return Measurement(
-        mode=variant.mode,
-        gamma=variant.gamma,
-        relevance=variant.relevance,
+        **asdict(variant),
         text=text.text,
         finish_reason=generation.finish_reason.value,
         output_tokens=stats.output_tokens,
@@ -85,9 +83,7 @@ def profile_own(
         generation = _rest(decoding, [])
         whole = now(pair.target.device) - began
     return Profile(
-        mode=variant.mode,
-        gamma=variant.gamma,
-        relevance=variant.relevance,
+        **asdict(variant),
         rounds=generation.stats.rounds,
         draft_steps=generation.stats.drafted,
         draft_s=drafting.seconds,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def measure_peer(
             found = _answered(pair, clip, item, variant, max_new_tokens, system)
     except Exception as error:  # a peer may fail in any way: that is a finding
         found = {"error": described(error)}
-    return Measurement(mode=variant.mode, gamma=variant.gamma, **found)
+    return Measurement(**asdict(variant), **found)
 
 
 def described(error: Exception) -> str:

@@ -85,17 +85,20 @@ class Variant:
     """One line of the report: a mode with what it is run with.
 
     ``relevance``: another scheme than the pair's own, in the loose modes. ``gamma``: none in the plain
-    modes; in ``hf-assisted`` none is what transformers itself takes.
+    modes; in ``hf-assisted`` none is what transformers itself takes. ``label``: a setting of the rule that
+    has a name of its own (``bench.rules``).
     """
 
     mode: BenchMode
     gamma: Gamma | None = None
     relevance: RelevanceName | None = None
+    label: str | None = None
 
     @property
     def name(self) -> str:
-        """The mode as ``--modes`` takes it."""
-        return f"{self.mode}:{self.relevance}" if self.relevance else str(self.mode)
+        """The mode as ``--modes`` takes it, or with its rule's name: ``lvspec/no-shift``."""
+        named = f"{self.mode}/{self.label}" if self.label else str(self.mode)
+        return f"{named}:{self.relevance}" if self.relevance else named
 
     def __str__(self) -> str:
         return self.name if self.gamma is None else f"{self.name} γ={self.gamma}"
@@ -119,12 +122,25 @@ class Item(Part):
     error: str | None = None  # why nothing could be measured
 
 
-class Measurement(Part):
-    """One answer of one mode, timed. With ``error`` it could not run, and all the rest is empty."""
+class OfVariant(Part):
+    """What is known of one line of the report."""
 
     mode: BenchMode
     gamma: Gamma | None = None
     relevance: RelevanceName | None = None
+    label: str | None = None
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.mode, self.gamma, self.relevance, self.label)
+
+
+class Measurement(OfVariant):
+    """One answer of one mode, timed. With ``error`` it could not run, and all the rest is empty.
+
+    Where only texts were wanted, all seconds are 0.
+    """
+
     place: int = 0  # when in its block it ran, from 0
     error: str | None = None
     text: str | None = None
@@ -147,10 +163,6 @@ class Measurement(Part):
     log_probability: float | None = None  # nats a token: how the target itself scores the text
 
     @property
-    def variant(self) -> Variant:
-        return Variant(self.mode, self.gamma, self.relevance)
-
-    @property
     def seconds_per_token(self) -> float | None:
         """Of decoding; None where the prefill gave all there is."""
         decoded = self.output_tokens - self.first_tokens
@@ -161,21 +173,14 @@ class Measurement(Part):
         return self.video_s + self.prompt_s + self.prefill_s + self.decode_s
 
 
-class Profile(Part):
+class Profile(OfVariant):
     """One more answer with a clock around every pass. Counts and seconds over its rounds, without prefill."""
 
-    mode: BenchMode
-    gamma: Gamma | None = None
-    relevance: RelevanceName | None = None
     rounds: int
     draft_steps: int
     draft_s: float
     verification_s: float  # of the target's passes
     overhead_s: float  # all else: the rule, relevance, choosing tokens, keeping count
-
-    @property
-    def variant(self) -> Variant:
-        return Variant(self.mode, self.gamma, self.relevance)
 
 
 class Block(Part):
@@ -253,12 +258,9 @@ class Fidelity(Part):
         )
 
 
-class ModeResult(Part):
+class ModeResult(OfVariant):
     """One mode and gamma over all clips. ``speedup_vs_ar`` is against ``Results.reference``."""
 
-    mode: BenchMode
-    gamma: Gamma | None = None
-    relevance: RelevanceName | None = None
     error: str | None = None  # why it could not run, in its own words
     failed: int = 0  # answers that ended in an error
     answers: int = 0  # measured ones
@@ -283,9 +285,18 @@ class ModeResult(Part):
     fidelity: Fidelity | None = None
     settings: dict[str, Any] = {}
 
-    @property
-    def variant(self) -> Variant:
-        return Variant(self.mode, self.gamma, self.relevance)
+
+class Contrast(Part):
+    """One line of the report against another, over the same answers; intervals are over clips, paired.
+
+    Above 1 the first is the better one.
+    """
+
+    line: str
+    other: str
+    speed: Spread | None = None  # seconds a token of the other / of the first
+    accepted_length: Estimate | None = None  # of the first / of the other
+    quality: Estimate | None = None  # facts or answers, whichever compares worse: first / other
 
 
 class Environment(Part):
@@ -314,6 +325,8 @@ class BenchSettings(Part):
     max_new_tokens: int
     draft_keep: float  # the share of the video's tokens that a pruned draft sees
     rule: dict[str, Any]
+    rules: dict[str, dict[str, Any]] = {}  # of lines with a name of their own
+    timed: bool = True
     sampling: dict[str, Any]  # frames, fps, max_pixels, start, end, decoder
     system: str | None = None
     seed: int = 0
@@ -333,6 +346,7 @@ class Results(Part):
     settings: BenchSettings
     reference: BenchMode  # ar or hf-ar: the faster one, on which speedups rest
     modes: tuple[ModeResult, ...]
+    contrasts: tuple[Contrast, ...] = ()  # of the pair's own rule with every other
     items: tuple[Item, ...]
     blocks: tuple[Block, ...]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 
 from lvspec_cli.bench.costs import costs_of, model_of
@@ -85,9 +85,7 @@ def _result(measured: Measured, variant: Variant, reference: Variant, judge: Var
     answers = measured.of(variant)
     errors = [each for block in measured.blocks if (each := block.of(variant)) is not None and each.error]
     result = ModeResult(
-        mode=variant.mode,
-        gamma=variant.gamma,
-        relevance=variant.relevance,
+        **asdict(variant),
         error=errors[0].error if errors and not answers else None,
         failed=len(errors),
         answers=len(answers),
