@@ -65,11 +65,20 @@ class Turn:
 class SceneDataset(Dataset[Example]):
     """Example ``index`` is drawn from its own seed: any stretch can be made again, by any worker."""
 
-    def __init__(self, processor: Qwen2_5_VLProcessor, count: int, *, seed: int, turns: int = 5) -> None:
+    def __init__(
+        self,
+        processor: Qwen2_5_VLProcessor,
+        count: int,
+        *,
+        seed: int,
+        turns: int = 5,
+        eventful: float = 0.0,
+    ) -> None:
         self.processor = processor
         self.count = count
         self.seed = seed
         self.turns = turns
+        self.eventful = eventful
         self.fact_tokens = fact_tokens(processor)
 
     def __len__(self) -> int:
@@ -77,7 +86,7 @@ class SceneDataset(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         rng = random.Random(f"{self.seed}/{index}")
-        scene = sample_scene(rng)
+        scene = training_scene(rng, self.eventful)
         times = sample_times(scene, rng)
         video = frame_values(self.processor, scene, times)
         turns = [Turn(rng.choice(CAPTION_PROMPTS), tuple(told_caption(scene, rng)))]
@@ -100,6 +109,12 @@ class SceneDataset(Dataset[Example]):
             told_labels=told_labels(object_labels(scene), subjects),
             scene_labels=scene_labels(scene),
         )
+
+
+def training_scene(rng: random.Random, eventful: float) -> Scene:
+    """A scene of the world; a share ``eventful`` of the time the one of two with more events."""
+    scenes = [sample_scene(rng) for _ in range(2 if rng.random() < eventful else 1)]
+    return max(scenes, key=lambda scene: len(scene.events))
 
 
 @dataclass(frozen=True)

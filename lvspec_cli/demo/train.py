@@ -67,6 +67,7 @@ class Plan:
     seen_after: int  # text layers after which the guides read the video's tokens
     told_after: int  # and after which they read the answers'
     guided_until: int  # step until which the guides' loss goes on beside the text's
+    eventful: float  # share of the scenes that are the one of two with more events
     seed: int
     save_every: int
     checked: int  # held-out clips that a line of the log is about
@@ -313,7 +314,7 @@ def batches(run: Run, first: int, workers: int) -> Iterator[Batch | SliceBatch]:
     plan = run.plan
     slices = SliceDataset(run.processor, plan.vision_first * plan.slices, seed=plan.seed)
     yield from _loader(slices, first, plan.slices, collate_slices, workers)
-    examples = SceneDataset(run.processor, plan.steps * plan.batch, seed=plan.seed)
+    examples = SceneDataset(run.processor, plan.steps * plan.batch, seed=plan.seed, eventful=plan.eventful)
     yield from _loader(examples, max(first, plan.vision_first), plan.batch, collate, workers)
 
 
@@ -420,6 +421,7 @@ def main() -> None:
     parser.add_argument("--seen-after", type=int, default=2)
     parser.add_argument("--told-after", type=int, default=4)
     parser.add_argument("--guided-until", type=int, default=12_000)
+    parser.add_argument("--eventful", type=float, default=0.0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--checked", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)

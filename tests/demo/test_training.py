@@ -7,7 +7,15 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lvspec_cli.demo.captions import Told, caption, told_caption
-from lvspec_cli.demo.dataset import SceneDataset, Turn, collate, encode_told, pack_turns, seen_labels
+from lvspec_cli.demo.dataset import (
+    SceneDataset,
+    Turn,
+    collate,
+    encode_told,
+    pack_turns,
+    seen_labels,
+    training_scene,
+)
 from lvspec_cli.demo.guides import EVENTS, IGNORED, KINDS, Guides, object_labels
 from lvspec_cli.demo.halves import build_model, build_processor, copy_into, save_half, train_tokenizer
 from lvspec_cli.demo.muon import orthogonalise
@@ -23,6 +31,14 @@ def processor() -> Qwen2_5_VLProcessor:
 @pytest.fixture(scope="module")
 def model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:
     return build_model("draft", processor.tokenizer, 3).eval()
+
+
+def test_eventful_scenes_have_more_events() -> None:
+    rng = random.Random(2)
+    plain, eventful = ([len(training_scene(rng, share).events) for _ in range(300)] for share in (0.0, 1.0))
+    # Of two scenes with 0, 1 and 2 events one time in 4, 2.5 and 3, the one with more has 1.52 on average.
+    assert abs(sum(plain) / 300 - 1.1) < 0.15
+    assert abs(sum(eventful) / 300 - 1.52) < 0.15
 
 
 def test_captions_have_80_to_200_tokens() -> None:
@@ -190,6 +206,6 @@ def _run(start_from: Path, out: Path, stop_after: int | None = None) -> None:
     plan = Plan(
         half="draft", layers=1, steps=4, batch=2, learning_rate=1e-3, warm_up=2, decay=0.5, vision_first=1,
         slices=4, frozen_until=2, dense_until=3, fact_weight=2.0, seen_after=1, told_after=1, guided_until=3,
-        seed=1, save_every=2, checked=4,
+        eventful=0.5, seed=1, save_every=2, checked=4,
     )  # fmt: skip
     train(plan, out, device=torch.device("cpu"), workers=0, start_from=start_from, after_step=watch)
