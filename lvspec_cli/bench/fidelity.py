@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from lvspec_cli.bench.intervals import interval, ratio_of_sums
+from lvspec_cli.bench.intervals import interval_of_sums, ratio_of_sums
 from lvspec_cli.bench.labels import Judgement, Label, Reference, judge_text
 from lvspec_cli.bench.likeness import chrf, repetition, rouge_l, same_answer, words
 from lvspec_cli.bench.results import Block, Estimate, Fidelity, Item, Kept, Measurement, Results, Variant
@@ -157,13 +155,13 @@ def _kept(rows: list[list[float]], count: int, seed: int) -> Kept | None:
     if rows[:2] == rows[2:]:  # exact modes: nothing varies
         ends: tuple[float | None, float | None] = (1.0, 1.0) if len(rows[0]) > 1 else (None, None)
     else:
-        ends = interval(_retention, rows, seed=seed)
+        ends = interval_of_sums(_retention, rows, seed=seed)
     return Kept(mode=mode, ar=ar, count=count, retention=Estimate(value=mode / ar, low=ends[0], high=ends[1]))
 
 
-def _retention(above: Any, below: Any, ar_above: Any, ar_below: Any, axis: int = -1) -> Any:
-    mode = np.sum(above, axis=axis) / np.sum(below, axis=axis)
-    return mode / (np.sum(ar_above, axis=axis) / np.sum(ar_below, axis=axis))
+def _retention(sums: Any) -> Any:
+    above, below, ar_above, ar_below = sums
+    return above / below / (ar_above / ar_below)
 
 
 def _by_clip(

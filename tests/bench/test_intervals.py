@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
 from lvspec_cli.bench import intervals
-from lvspec_cli.bench.intervals import mean, median_spread, ratio_of_sums
+from lvspec_cli.bench.intervals import interval_of_sums, mean, median_spread, ratio_of_sums
 from tests.bench.made import known
 
 FEW = (499, 499)
@@ -100,3 +104,42 @@ def test_many_clips_are_drawn_less_often_and_still_have_an_interval():
     found = known(mean(values.tolist()))
     half = 1.96 * values.std() / np.sqrt(3000)
     assert known(found.high) - known(found.low) == pytest.approx(2 * half, rel=0.12)
+
+
+@pytest.mark.parametrize("count", [40, 41])
+def test_intervals_are_those_of_scipy(count: int):
+    random = np.random.default_rng(7)
+    above, below = random.exponential(2.0, count), random.uniform(5.0, 15.0, count)
+
+    def of_scipy(statistic, *samples, method: str):
+        found = bootstrap(
+            samples, statistic, paired=True, vectorized=True, n_resamples=9_999, method=method,
+            rng=np.random.default_rng(0),
+        )  # fmt: skip
+        return pytest.approx(tuple(found.confidence_interval), rel=1e-6)
+
+    def ratio(one, other, axis=-1):
+        return one.sum(axis) / other.sum(axis)
+
+    quotient, average = known(ratio_of_sums(above.tolist(), below.tolist())), known(mean(above.tolist()))
+    middle = known(median_spread(above.tolist()))
+    assert (quotient.low, quotient.high) == of_scipy(ratio, above, below, method="BCa")
+    assert (average.low, average.high) == of_scipy(np.mean, above, method="BCa")
+    assert (middle.low, middle.high) == of_scipy(np.median, above, method="percentile")
+
+
+def test_a_draw_with_nothing_to_divide_by_leaves_the_others():
+    found = known(ratio_of_sums([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))
+    assert (found.low, found.high) == (1.0, 1.0)
+
+
+def test_a_thousand_clips_take_seconds_and_no_more_memory_than_their_draws():
+    columns = np.random.default_rng(8).integers(0, 12, (4, 1000)).tolist()
+    tracemalloc.start()
+    began = time.process_time()
+    for seed in (1, 1, *[2] * 98):
+        interval_of_sums(lambda sums: sums[0] / sums[1] / (sums[2] / sums[3]), columns, seed=seed)
+    spent, (_, most) = time.process_time() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert spent < 8  # about 2 on a slow core; ten modes with ten kinds of facts are 100 such figures
+    assert most < 120 * 2**20
