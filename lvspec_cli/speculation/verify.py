@@ -143,11 +143,12 @@ def _loose_kind(
 ) -> TokenKind | None:
     """Why a token that is not the target's own may stay, or None. ``history`` ends right before it."""
     token, own = evidence.drafted[place], evidence.target[place]
-    protected = words.ends | words.fixed
-    if token in protected or own in protected or _is_spent(history.loose, rule):
+    if _is_spent(history.loose, rule):
         return None
-    if starts_loop(history.tokens, token):
-        return None
+    if rule.never_loosely:
+        protected = words.ends | words.fixed
+        if token in protected or own in protected or starts_loop(history.tokens, token):
+            return None
     allowed = margin(evidence.relevance[place] if evidence.relevance else 0.0, rule)
     # A margin of zero is no margin: not even a draw passes.
     if allowed > 0 and evidence.gap[place] <= allowed:

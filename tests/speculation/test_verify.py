@@ -102,6 +102,15 @@ def test_ends_numerals_negations_only_exact(special: int) -> None:
     assert kinds(evidence([special], [special, 6]), loose)[0] == EXACT
 
 
+def test_without_the_list_they_are_tokens_like_any_other() -> None:
+    loose = replace(RULE, filler_margin=math.inf, never_loosely=False)
+    assert kinds(evidence([TWO, NOT], [9, 9, 7]), loose) == [FILLER, FILLER, TARGET]
+    assert kinds(evidence([5, END, 6], [9, 9, 9, 7]), loose) == [FILLER, FILLER]  # an accepted end ends it
+    assert kinds(evidence([8], [9, 7]), loose, History(tokens=(8,))) == [FILLER, TARGET]
+    shifting = replace(SHIFTING, never_loosely=False)
+    assert kinds(evidence([TWO, 50], [50, 50, 60]), shifting) == [SHIFT, EXACT, TARGET]
+
+
 def test_an_accepted_end_ends_the_round() -> None:
     verdict = judge(evidence([5, END, 6], [5, END, 6, 7]), RULE, WORDS, History())
     assert (verdict.tokens, verdict.kinds) == ((5, END), (EXACT, EXACT))
