@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le
@@ -17,6 +17,7 @@ from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.types import Looseness, RuleSettings
 
 PACKAGE = Path(__file__).parent
+Parsed = TypeVar("Parsed", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
@@ -145,16 +146,26 @@ def read_models_file(path: Path) -> ModelsFile:
 
     :raises UsageError: with the file, the line and the key that are wrong.
     """
+    parsed = read_yaml(path, ModelsFile, "a models.yaml", "the shipped models.yaml shows the form")
+    return parsed.model_copy(
+        update={"pairs": {name: _rooted(pair, path.parent) for name, pair in parsed.pairs.items()}}
+    )
+
+
+def read_yaml(path: Path, model: type[Parsed], what: str, remedy: str) -> Parsed:
+    """A YAML file, checked; an empty one is an empty mapping.
+
+    :param what: what the file should be, for who names one that cannot be read; ``remedy`` for other errors.
+    :raises UsageError: with the file, the line and the key that are wrong.
+    """
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
         if node is not None:
             _refuse_repeated_keys(node, path)
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader) if node else {}
-        parsed = ModelsFile.model_validate(values)
+        return model.model_validate(values)
     except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror or error}", "name a models.yaml that can be read"
-        ) from error
+        raise UsageError(f"{path}: {error.strerror or error}", f"name {what} that can be read") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
     except yaml.YAMLError as error:
@@ -162,10 +173,7 @@ def read_models_file(path: Path) -> ModelsFile:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{_place(path, mark)}: {problem}", "mend the YAML") from error
     except ValidationError as error:
-        raise UsageError(_explain(error, node, path), "the shipped models.yaml shows the form") from error
-    return parsed.model_copy(
-        update={"pairs": {name: _rooted(pair, path.parent) for name, pair in parsed.pairs.items()}}
-    )
+        raise UsageError(_explain(error, node, path), remedy) from error
 
 
 def rule_of(pair: Pair, looseness: Looseness) -> RuleSettings:
