@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.items import PROMPT, clips_of, clips_of_questions, with_choices
+from lvspec_cli.bench.fidelity import label_of
+from lvspec_cli.bench.items import PROMPT, asks_for_caption, clips_of, clips_of_questions, with_choices
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
+from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.types import VideoRequest
@@ -47,7 +49,33 @@ def test_own_prompts_replace_the_usual_ones(folder: Path):
     first, second = clips_of([folder], VIDEO, prompts=("What?", "Who?"))
     assert [item.prompt for item in second.items] == ["What?", "Who?"]
     assert [item.id for item in first.items] == ["a.mp4#1", "a.mp4#2"]
-    assert second.items[0].scene is not None
+
+
+def test_only_what_asks_for_a_caption_or_is_the_clips_own_question_is_judged(folder: Path):
+    own = json.loads((folder / "b.json").read_text())["questions"][3]
+    prompts = ("describe this clip, in great detail", own["question"].upper(), "What colour is the ball?")
+    _, clip = clips_of([folder], VIDEO, prompts=prompts)
+    caption, question, other = clip.items
+    assert caption.scene is not None
+    assert (question.scene, question.kind, list(question.any_of)) == (None, own["kind"], own["any_of"])
+    assert label_of(other) is None
+    assert isinstance(label_of(question), Question)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        *((prompt, True) for prompt in (*CAPTION_PROMPTS, PROMPT)),
+        ("Please describe the scene", True),
+        ("Describe the circle.", False),
+        ("Describe the video's colours.", False),
+        ("What happens first?", False),
+        ("What happens in this video after the circle leaves?", False),
+        ("", False),
+    ],
+)
+def test_prompts_for_captions(prompt: str, wanted: bool):
+    assert asks_for_caption(prompt) == wanted
 
 
 def test_a_limit_takes_the_first_clips(folder: Path):
