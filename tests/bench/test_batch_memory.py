@@ -1,0 +1,23 @@
+"""The measurement of a long batch's memory: what it makes of readings, and that it runs."""
+
+import re
+import subprocess
+import sys
+
+from lvspec_cli.bench.batch_memory import Reading, growth
+
+MIB = 2**20
+
+
+def test_growth_is_counted_from_a_quarter_of_the_rows_on():
+    found = [Reading(10, 100 * MIB, 0), Reading(25, 200 * MIB, 60 * MIB), Reading(100, 230 * MIB, 50 * MIB)]
+    assert growth(found) == 20 * MIB
+
+
+def test_it_reads_the_memory_of_a_real_batch():
+    command = "-m lvspec_cli.bench.batch_memory --clips 12 --tokens 4"
+    done = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True, check=True)
+    lines = re.findall(r"(\d+) rows: +(\d+) MiB, decoding +(\d+) MiB", done.stdout)
+    assert lines
+    assert all(100 < int(main) < 10_000 and int(workers) < 10_000 for _, main, workers in lines)
+    assert re.search(r"grown after a quarter: [+-][\d.]+ MiB\n$", done.stdout)
