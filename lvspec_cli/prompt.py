@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lvspec_cli.errors import UsageError
@@ -26,7 +27,7 @@ def build_prompts(
     over, which saves going through the frames again.
     """
     for text in (question, system or ""):
-        check_text(pair.target.tokenizer, text)
+        check_text(pair.target.processor, text)
     draft = None
     if pair.draft is not None:
         before = earlier.draft if earlier else None
@@ -45,13 +46,15 @@ def build_prompt(
 ) -> Prompt:
     """One model's inputs: its chat template around the video and the question, real frame times."""
     text = chat_text(loaded.processor, question, system)
-    if earlier is None:
+    ids = _expanded(loaded.processor, text, earlier) if earlier else None
+    if ids is None or earlier is None:
         ids, video_inputs = process(loaded.processor, text, clip)
     else:
-        ids, video_inputs = _expanded(loaded, text, earlier.visual_tokens), dict(earlier.video_inputs)
+        video_inputs = dict(earlier.video_inputs)
     video = ids[0] == loaded.family.video_token(loaded.model)
     positions = loaded.family.position_ids(loaded.model, ids, video_inputs)
     return Prompt(
+        text=text,
         input_ids=ids,
         position_ids=positions,
         # As generate counts: from the prompt's last token on, also where a long video's times go further.
@@ -71,15 +74,29 @@ def chat_text(processor: Any, question: str, system: str | None) -> str:
     return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
-def _expanded(loaded: LoadedModel, text: str, count: int) -> Tensor:
-    """Token ids of a conversation whose placeholder stands for ``count`` tokens of video."""
-    token = loaded.tokenizer.convert_ids_to_tokens(loaded.family.video_token(loaded.model))
-    return loaded.tokenizer([text.replace(token, token * count)], return_tensors="pt")["input_ids"]
+def _expanded(processor: Any, text: str, earlier: Prompt) -> Tensor | None:
+    """Token ids of a conversation about the video of an earlier one, without going through its frames.
+
+    What stands for the video is found in the earlier tokens. None where they do not decode to the text
+    that they were made of.
+    """
+    tokenizer, placeholder = processor.tokenizer, processor.video_token
+    head, tail = earlier.text.split(placeholder)
+    whole = tokenizer.decode(earlier.input_ids[0], clean_up_tokenization_spaces=False)
+    video = whole[whole.find(head) + len(head) : len(whole) - len(tail)]
+
+    def tokens(conversation: str) -> Tensor:
+        return tokenizer([conversation.replace(placeholder, video)], return_tensors="pt")["input_ids"]
+
+    return tokens(text) if torch.equal(tokens(earlier.text), earlier.input_ids) else None
 
 
-def check_text(tokenizer: Any, text: str) -> None:
-    """UsageError when ``text`` holds one of the special tokens."""
+def check_text(processor: Any, text: str) -> None:
+    """UsageError when ``text`` holds one of the special tokens, or what stands for an image or a video."""
+    tokenizer = processor.tokenizer
     special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
-    found = next((token for token in special if token in text), None)
+    found = next(
+        (token for token in (*special, processor.image_token, processor.video_token) if token in text), None
+    )
     if found is not None:
         raise UsageError(f"the text holds {found!r}, which the model reads as a command", "leave it out")

@@ -169,6 +169,7 @@ class Prompt:
     about the clip, so that their cache can be kept.
     """
 
+    text: str  # the conversation, with the processor's placeholder for the video
     input_ids: Tensor  # long (1, length)
     position_ids: Tensor  # long, the family's shape, (..., 1, length)
     next_position: int  # position of the first generated token (the same on every axis)

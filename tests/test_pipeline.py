@@ -101,7 +101,7 @@ def test_frames_are_processed_and_encoded_once_for_all_questions(
 
     monkeypatch.setattr("lvspec_cli.prompt.process", counted("process", processing.process))
     family = FAMILIES["qwen2_5_vl"]
-    monkeypatch.setattr(family, "video_embeddings", counted("encode", family.video_embeddings))
+    monkeypatch.setattr(family, "video_features", counted("encode", family.video_features))
     # Similarity reads more of the video than the others do: that has to be kept at once.
     rule = RuleSettings(relevance=RelevanceName.SIMILARITY)
     pipeline.ask(replace(request_, settings=replace(request_.settings, max_new_tokens=6, rule=rule)))

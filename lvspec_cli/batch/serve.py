@@ -90,4 +90,4 @@ def _check_prompts(pair: LoadedPair, base: AskRequest) -> None:
     from lvspec_cli.prompt import check_text
 
     for text in (*base.questions, base.system or ""):
-        check_text(pair.target.tokenizer, text)
+        check_text(pair.target.processor, text)

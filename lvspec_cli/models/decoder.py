@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,15 +69,19 @@ class Decoder:
         self._video = prompt.video_mask[:length].to(device)
         inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
         ids = prompt.input_ids[:, :length].to(device)
-        embeddings = family.embed_video(model, ids, self._video, inputs)
+        video = family.video_features(model, inputs, prompt.visual_tokens)
+        embeddings, deeper = family.embed(model, ids), video.deeper
+        embeddings = embeddings.masked_scatter(self._video.view(1, -1, 1), video.embeddings.to(embeddings))
         positions = prompt.position_ids[..., :length].to(device)
         if keep < 1:
             places = kept_places(self._video, keep)
             embeddings, positions = embeddings[:, places], positions[..., places]
+            stays = torch.isin(self._video.nonzero()[:, 0], places)
+            deeper = tuple(rows[stays] for rows in deeper)
             self._video = self._video[places]
         rotary = family.rotary(model, embeddings, positions)
         self._prefix_length = embeddings.shape[1]
-        return self._run(embeddings, rotary, watch)
+        return self._run(embeddings, rotary, watch, deeper)
 
     def begin(self, prompt: Prompt, room: int) -> Pass:
         """Go back to the prefix and run the rest of the prompt, for an answer of ``room`` tokens at most."""
@@ -156,7 +160,13 @@ class Decoder:
             best = torch.maximum(best, chances.amax(dim=0))
         return best
 
-    def _run(self, embeddings: Tensor, rotary: Rotary, watch: Collection[int] = ()) -> Pass:
+    def _run(
+        self,
+        embeddings: Tensor,
+        rotary: Rotary,
+        watch: Collection[int] = (),
+        deeper: Sequence[Tensor] = (),
+    ) -> Pass:
         start, rows = self.cache.length, embeddings.shape[1]
         self.cache.reserve(start + rows)
         # From an empty cache, or for one row, attention needs no mask.
@@ -171,6 +181,8 @@ class Decoder:
                 position_embeddings=rotary,
                 past_key_values=self.cache,
             )
+            if index < len(deeper):
+                hidden[0, self._video] += deeper[index].to(hidden)
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden
         self.cache.advance(rows)

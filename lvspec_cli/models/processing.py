@@ -30,10 +30,15 @@ def features_of(processor: Any, text: str, clip: Clip) -> Any:
 
     The frames are taken as they are: none is picked or dropped.
     """
+    frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+    # Qwen3-VL refuses a lone frame; where frames go in pairs, an odd one is repeated anyway.
+    missing = getattr(processor.video_processor, "temporal_patch_size", 1) - len(frames)
+    if missing > 0:
+        frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
     with quiet():
         features = processor(
             text=[text],
-            videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
+            videos=[frames],
             video_metadata=[video_metadata(clip)],
             do_sample_frames=False,
             return_tensors="pt",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from lvspec_cli.errors import PairError
 from lvspec_cli.models.families.base import Family
+from lvspec_cli.models.families.internvl import InternVL
+from lvspec_cli.models.families.llava_next_video import LlavaNextVideo
 from lvspec_cli.models.families.llava_onevision import LlavaOnevision
 from lvspec_cli.models.families.qwen2_5_vl import Qwen2_5VL
+from lvspec_cli.models.families.qwen3_vl import Qwen3VL
+from lvspec_cli.models.families.smolvlm import SmolVLM
 
-FAMILIES: dict[str, Family] = {
-    "qwen2_5_vl": Qwen2_5VL(),
-    "llava_onevision": LlavaOnevision(),
-}
+_ALL = (Qwen2_5VL(), Qwen3VL(), LlavaOnevision(), LlavaNextVideo(), SmolVLM(), InternVL())
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def family_of(model_type: str, source: str) -> Family:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +12,20 @@ from torch import Tensor
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (1, rows, head size)
 
 
+@dataclass(frozen=True)
+class VideoFeatures:
+    """A video as the language model reads it, one row a video token, each tensor (tokens, width)."""
+
+    embeddings: Tensor  # in the place of the tokens' own
+    deeper: tuple[Tensor, ...] = ()  # added to the tokens' states behind the first layers, in order
+
+
 class Family:
     """A family's differences; the engine is free of them.
 
     The defaults fit models made of a video tower and a language model of Llama's shape
     (``model.model.language_model`` with ``layers``, ``norm`` and ``rotary_emb``, and ``lm_head``).
-    A family says at least how its video enters: :meth:`video_embeddings`. Models with windowed
+    A family says at least how its video enters: :meth:`video_features`. Models with windowed
     attention are refused when they are loaded.
     """
 
@@ -38,21 +47,13 @@ class Family:
 
     # --- prefill ------------------------------------------------------------------------
 
-    def video_embeddings(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
-        """The video as the language model reads it, (count, width), one row a video token."""
+    def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
+        """The video of a prompt that has ``count`` video tokens."""
         raise NotImplementedError
 
     def embed(self, model: Any, input_ids: Tensor) -> Tensor:
         """Embeddings of tokens, (1, rows) -> (1, rows, width)."""
         return self.language(model).embed_tokens(input_ids)
-
-    def embed_video(
-        self, model: Any, input_ids: Tensor, video_mask: Tensor, video_inputs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Embeddings of a prompt's tokens with the video's in their place, (1, rows, width)."""
-        embeddings = self.embed(model, input_ids)
-        video = self.video_embeddings(model, video_inputs, int(video_mask.sum())).to(embeddings)
-        return embeddings.masked_scatter(video_mask.view(1, -1, 1), video)
 
     # --- decoding -----------------------------------------------------------------------
 
@@ -81,7 +82,10 @@ class Family:
         block = self.layers(model)[layer]
         attention = block.self_attn
         rows = attention.q_proj(block.input_layernorm(hidden))
-        rows = rows.view(1, hidden.shape[1], -1, attention.head_dim).transpose(1, 2)
+        rows = rows.view(1, hidden.shape[1], -1, attention.head_dim)
+        if hasattr(attention, "q_norm"):  # Qwen3 normalises each head
+            rows = attention.q_norm(rows)
+        rows = rows.transpose(1, 2)
         cosines, sines = (part.unsqueeze(1) for part in rotary)
         half = rows.shape[-1] // 2
         turned = torch.cat((-rows[..., half:], rows[..., :half]), dim=-1)

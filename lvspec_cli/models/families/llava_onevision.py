@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec_cli.models.families.base import Family
+from lvspec_cli.models.families.base import Family, VideoFeatures
 
 
 class LlavaOnevision(Family):
     model_type = "llava_onevision"
 
-    def video_embeddings(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
+    def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         inner: Any = model.model
         config: Any = model.config
         outputs = inner.get_video_features(
@@ -27,4 +27,4 @@ class LlavaOnevision(Family):
         if len(features) == count - 1:
             # Early releases of transformers 5 add the newline in the model's forward.
             features = torch.cat((features, inner.image_newline[None].to(features)))
-        return features
+        return VideoFeatures(features)

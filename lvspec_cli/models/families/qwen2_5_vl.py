@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec_cli.models.families.base import Family
+from lvspec_cli.models.families.base import Family, VideoFeatures
 
 
 class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
@@ -43,8 +43,8 @@ class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
     def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
         return torch.arange(start, start + count, device=device).expand(3, 1, -1)
 
-    def video_embeddings(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> Tensor:
+    def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(
             video_inputs["pixel_values_videos"], video_inputs["video_grid_thw"], return_dict=True
         )
-        return torch.cat(tuple(outputs.pooler_output), dim=0)
+        return VideoFeatures(torch.cat(tuple(outputs.pooler_output)))

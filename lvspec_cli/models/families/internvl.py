@@ -1,0 +1,26 @@
+"""InternVL: every frame an image behind its number as text, plain positions; no times reach the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lvspec_cli.models.families.base import Family, VideoFeatures
+
+
+class InternVL(Family):
+    model_type = "internvl"
+
+    def video_token(self, model: Any) -> int:
+        return int(model.config.image_token_id)
+
+    def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
+        outputs = model.model.get_image_features(
+            video_inputs["pixel_values"],
+            vision_feature_layer=model.config.vision_feature_layer,
+            vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+            return_dict=True,
+        )
+        return VideoFeatures(outputs.pooler_output.flatten(0, 1))

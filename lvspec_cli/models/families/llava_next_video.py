@@ -1,0 +1,24 @@
+"""LLaVA-NeXT-Video: pooled frames in a row, plain positions; no times reach the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lvspec_cli.models.families.base import Family, VideoFeatures
+
+
+class LlavaNextVideo(Family):
+    model_type = "llava_next_video"
+
+    def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
+        outputs = model.model.get_video_features(
+            video_inputs["pixel_values_videos"],
+            vision_feature_layer=model.config.vision_feature_layer,
+            vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+            return_dict=True,
+        )
+        # (1, tokens, width), and in early releases of transformers 5 one (frames, tokens, width) a clip.
+        return VideoFeatures(outputs.pooler_output[0].reshape(count, -1))

@@ -1,0 +1,35 @@
+"""Qwen3-VL: times as text before every pair of frames, features for the first layers too (DeepStack)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.models.families.base import Family, VideoFeatures
+
+
+class Qwen3VL(Family):
+    model_type = "qwen3_vl"
+
+    def position_ids(self, model: Any, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
+        """Positions (3, 1, length): text counts on by one, each block of frames by its larger side."""
+        kinds = (input_ids == self.video_token(model)).long() * 2
+        grid = video_inputs["video_grid_thw"]
+        positions, _ = model.model.get_rope_index(input_ids, kinds, video_grid_thw=grid)
+        return positions
+
+    def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
+        return torch.arange(start, start + count, device=device).expand(3, 1, -1)
+
+    def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
+        outputs = model.model.get_video_features(
+            video_inputs["pixel_values_videos"], video_inputs["video_grid_thw"], return_dict=True
+        )
+        # Early releases of transformers 5 do not split what goes to the first layers by video.
+        deeper = (
+            part if isinstance(part, Tensor) else torch.cat(part) for part in outputs.deepstack_features
+        )
+        return VideoFeatures(torch.cat(tuple(outputs.pooler_output)), tuple(deeper))

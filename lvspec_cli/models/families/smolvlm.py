@@ -1,0 +1,29 @@
+"""SmolVLM2: every frame an image behind its time as text, plain positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.models.families.base import Family, VideoFeatures
+
+
+class SmolVLM(Family):
+    model_type = "smolvlm"
+
+    def video_token(self, model: Any) -> int:
+        return int(model.config.image_token_id)
+
+    def language(self, model: Any) -> Any:
+        return model.model.text_model
+
+    def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
+        outputs = model.model.get_image_features(
+            video_inputs["pixel_values"], video_inputs.get("pixel_attention_mask"), return_dict=True
+        )
+        # One tensor (frames, tokens, width) in early releases of transformers 5, then one a clip.
+        frames = outputs.pooler_output
+        return VideoFeatures(frames.flatten(0, 1) if isinstance(frames, Tensor) else torch.cat(frames))
