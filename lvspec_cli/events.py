@@ -21,6 +21,7 @@ class Stage(StrEnum):
     LOADING = "loading"
     ENCODING = "encoding the video"
     ANSWERING = "answering"
+    AUDITING = "audit"  # of some answers: the same in mode ar
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,23 @@ def _cells(result: ModeResult, best: Variant | None) -> tuple[str, ...]:
     )
 
 
+CONTRAST_HEADINGS = ("line", "against", "speed", "accepted length", "quality")
+
+
+def contrast_rows(results: Results) -> list[tuple[str, ...]]:
+    """The pair's own rule against every other line: above 1, or 100 %, it is the better one."""
+    return [
+        (
+            each.line,
+            each.other,
+            spread(each.speed),
+            estimate(each.accepted_length, 2),
+            retention(each.quality),
+        )
+        for each in results.contrasts
+    ]
+
+
 def spread(value: Spread | None) -> str:
     """``2.31 (2.20-2.44)``."""
     if value is None:
@@ -51,6 +68,13 @@ def retention(value: Estimate | None) -> str:
     if value is None:
         return ""
     return f"{100 * value.value:.1f} %" + _ends(value.low, value.high, 100, 1)
+
+
+def estimate(value: Estimate | None, digits: int) -> str:
+    """``0.935 (0.921-0.948)``."""
+    if value is None:
+        return ""
+    return f"{value.value:.{digits}f}" + _ends(value.low, value.high, 1, digits)
 
 
 def number(value: float | None, digits: int) -> str:
@@ -84,7 +108,9 @@ def notes(results: Results) -> Iterator[str]:
     for item in results.items:
         if item.error is not None:
             yield f"not measured: {item.id}: {item.error}"
-    if winner(results.modes):
+    if not results.settings.timed:
+        yield "nothing was timed: texts alone were wanted"
+    elif winner(results.modes):
         yield (
             f"{WINNER} the fastest of those that keep {percent(MIN_RETENTION, 1)} of ar's quality"
             " (lower end of the interval)"
@@ -118,6 +144,7 @@ def markdown(results: Results) -> str:
         "",
         *_table(HEADINGS, rows(results)),
         "",
+        *_contrasts(results),
         *_fidelity(results),
         *(f"- {_escaped(note)}" for note in notes(results)),
         "",
@@ -130,6 +157,15 @@ def markdown(results: Results) -> str:
         " a round, in steps of the reference; predicted: accepted length / (γ c + v + o).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _contrasts(results: Results) -> Iterator[str]:
+    found = contrast_rows(results)
+    if found:
+        yield "Over the same answers, by so much the first is faster, accepts more, and keeps more:"
+        yield ""
+        yield from _table(CONTRAST_HEADINGS, found)
+        yield ""
 
 
 def _fidelity(results: Results) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One answer of one of our own modes, timed; and once more with a clock around every pass."""
+"""One answer of one of our own modes: timed, with a clock around every pass, or for its text alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, Round
+from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round
 
 
 def measure_own(
@@ -35,8 +35,46 @@ def measure_own(
     decoding = Session(loaded).answer(prompts, settings)
     rounds = [next(decoding)]
     filled = now(device)
-    generation = _rest(decoding, rounds)
+    generation = rest(decoding, rounds)
     ended = now(device)
+    return _measurement(pair, variant, rounds, generation).model_copy(
+        update={
+            "video_s": clip.decode_seconds,
+            "prompt_s": prompted - began,
+            "prefill_s": filled - prompted,
+            "decode_s": ended - filled,
+        }
+    )
+
+
+class Texts:
+    """Answers about one clip by any of our modes, untimed: its video is encoded once for all of them."""
+
+    def __init__(self, pair: LoadedPair, clip: Clip, *, system: str | None = None) -> None:
+        self._pair, self._clip, self._system = pair, clip, system
+        self._session = Session(pair)
+        self._prompts: dict[str, PairPrompts] = {}
+
+    def prompts(self, item: Item) -> PairPrompts:
+        """What the models read."""
+        if item.prompt not in self._prompts:
+            earlier = next(iter(self._prompts.values()), None)
+            self._prompts[item.prompt] = build_prompts(
+                self._pair, self._clip, item.prompt, system=self._system, earlier=earlier
+            )
+        return self._prompts[item.prompt]
+
+    def answer(self, item: Item, variant: Variant, settings: DecodeSettings) -> Measurement:
+        """One answer, all its seconds 0."""
+        rounds: list[Round] = []
+        generation = rest(self._session.answer(self.prompts(item), settings), rounds)
+        return _measurement(self._pair, variant, rounds, generation)
+
+
+def _measurement(
+    pair: LoadedPair, variant: Variant, rounds: list[Round], generation: Generation
+) -> Measurement:
+    """What was said and counted. ``rounds``: the prefill's token first."""
     text = TextStream(pair.target.tokenizer.backend_tokenizer)
     pieces = text.feed(generation.tokens, generation.kinds)
     shown = [(piece.text, piece.kind) for piece in pieces]
@@ -54,10 +92,6 @@ def measure_own(
         accepted_filler=stats.accepted_filler,
         accepted_shift=stats.accepted_shift,
         accepted_lengths=() if variant.mode.is_plain else tuple(len(each.tokens) for each in rounds[1:]),
-        video_s=clip.decode_seconds,
-        prompt_s=prompted - began,
-        prefill_s=filled - prompted,
-        decode_s=ended - filled,
         tokens=generation.tokens,
         kinds=generation.kinds,
         pieces=tuple(shown),
@@ -80,7 +114,7 @@ def profile_own(
     next(decoding)
     with session.watching() as (drafting, verifying):
         began = now(pair.target.device)
-        generation = _rest(decoding, [])
+        generation = rest(decoding, [])
         whole = now(pair.target.device) - began
     return Profile(
         **asdict(variant),
@@ -97,7 +131,7 @@ def _needed(pair: LoadedPair, settings: DecodeSettings) -> LoadedPair:
     return replace(pair, draft=None) if settings.mode is Mode.AR else pair
 
 
-def _rest(decoding: Generator[Round, None, Generation], rounds: list[Round]) -> Generation:
+def rest(decoding: Generator[Round, None, Generation], rounds: list[Round]) -> Generation:
     """Runs an answer to its end, adds its rounds, gives the whole."""
     while True:
         try:

@@ -22,6 +22,7 @@ from lvspec_cli import __version__
 from lvspec_cli.bench.clock import now
 from lvspec_cli.bench.intervals import mean
 from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.own import rest
 from lvspec_cli.bench.results import Environment, Estimate, Part
 from lvspec_cli.bench.separation import Point, auc, best_point, curve, point_at, roc
 from lvspec_cli.demo.lexicon import FACT_WORDS
@@ -186,7 +187,8 @@ def score_caption(
     """Lets the target caption a clip greedily and scores the tokens; None where there are no two tokens."""
     alone = replace(pair, draft=None)
     prompts = build_prompts(alone, clip, question, system=system)
-    generation = _finish(Session(alone), prompts, replace(settings, mode=Mode.AR, temperature=0.0))
+    greedy = replace(settings, mode=Mode.AR, temperature=0.0)
+    generation = rest(Session(alone).answer(prompts, greedy), [])
     facts = fact_tokens(_pieces(pair.target, generation))
     places = tuple(place for place, fact in enumerate(facts) if place and fact is not None)
     if not places:
@@ -202,15 +204,6 @@ def score_caption(
         score_us=score_us,
         prepare_ms=prepare_ms,
     )
-
-
-def _finish(session: Session, prompts: PairPrompts, settings: DecodeSettings) -> Generation:
-    decoding = session.answer(prompts, settings)
-    while True:
-        try:
-            next(decoding)
-        except StopIteration as stop:
-            return stop.value
 
 
 def _pieces(target: LoadedModel, generation: Generation) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from lvspec_cli.bench import charts
-from lvspec_cli.bench.lines import number, percent
+from lvspec_cli.bench.lines import estimate, number, percent
 from lvspec_cli.bench.page import Row, Section, Table, chart
 from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult, best_of_each
-from lvspec_cli.bench.results import Estimate
 from lvspec_cli.types import RelevanceName
 
 SCHEME_HEADINGS = (
@@ -70,15 +69,3 @@ def relevance_section(results: RelevanceResults) -> Section:
         tables=(Table(SCHEME_HEADINGS, tuple(map(Row, scheme_rows(results)))),),
         code=results.command,
     )
-
-
-def estimate(value: Estimate | None, digits: int) -> str:
-    """``0.935 (0.921-0.948)``."""
-    if value is None:
-        return ""
-    ends = (
-        ""
-        if value.low is None or value.high is None
-        else f" ({value.low:.{digits}f}-{value.high:.{digits}f})"
-    )
-    return f"{value.value:.{digits}f}{ends}"

@@ -7,11 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from lvspec_cli.bench import charts
-from lvspec_cli.bench.lines import HEADINGS, machine, notes, number, percent, retention, rows
+from lvspec_cli.bench.lines import (
+    CONTRAST_HEADINGS,
+    HEADINGS,
+    contrast_rows,
+    estimate,
+    machine,
+    notes,
+    number,
+    percent,
+    retention,
+    rows,
+)
 from lvspec_cli.bench.page import LEGEND, Example, Piece, Row, Said, Section, Table, chart, render_page
 from lvspec_cli.bench.relevance import FILE_NAME as RELEVANCE_NAME
 from lvspec_cli.bench.relevance import RelevanceResults, read_relevance
-from lvspec_cli.bench.relevance_report import estimate, relevance_section
+from lvspec_cli.bench.relevance_report import relevance_section
 from lvspec_cli.bench.results import FILE_NAME as RESULTS_NAME
 from lvspec_cli.bench.results import (
     BenchMode,
@@ -90,8 +101,15 @@ def _speed(results: Results) -> Section:
             ),
             *chart(charts.lines_by_gamma(results.modes), "By the number of tokens that the draft proposes."),
         ),
-        tables=(table,),
+        tables=(table, *_contrasts(results)),
     )
+
+
+def _contrasts(results: Results) -> Iterator[Table]:
+    found = contrast_rows(results)
+    if found:
+        title = "Over the same answers: above 1 or 100 % the first is the better one"
+        yield Table(CONTRAST_HEADINGS, tuple(map(Row, found)), title)
 
 
 def _rows(results: Results, best: Variant | None) -> Iterator[Row]:
@@ -248,6 +266,8 @@ def shown_variants(modes: Sequence[ModeResult]) -> tuple[Variant, ...]:
     fastest: dict[str, ModeResult] = {}
     for each in modes:
         if each.error is not None or not each.answers or each.mode.is_plain or each.mode.is_peer:
+            continue
+        if each.label is not None:  # they would be too many side by side
             continue
         best = fastest.get(each.variant.name)
         if best is None or _median(each) > _median(best):

@@ -39,17 +39,19 @@ def score_texts(
     """
     decoder = Decoder(target)
     scores: list[list[TextScore | None]] = []
-    with torch.inference_mode():
-        for number, (prompt, texts) in enumerate(asked):
-            if number == 0:
+    for number, (prompt, texts) in enumerate(asked):
+        if number == 0:
+            with torch.inference_mode():
                 decoder.encode(prompt)
-            # Modes often say the same: each text is read once.
-            known = {text: _score(decoder, prompt, text) for text in {tuple(text) for text in texts}}
-            scores.append([known[tuple(text)] for text in texts])
+        # Modes often say the same: each text is read once.
+        known = {text: score_text(decoder, prompt, text) for text in {tuple(text) for text in texts}}
+        scores.append([known[tuple(text)] for text in texts])
     return scores
 
 
-def _score(decoder: Decoder, prompt: Prompt, text: Sequence[int]) -> TextScore | None:
+@torch.inference_mode()
+def score_text(decoder: Decoder, prompt: Prompt, text: Sequence[int]) -> TextScore | None:
+    """The score of one text behind a prompt whose clip the decoder has encoded."""
     if not text:
         return None
     tokens = torch.tensor(text, dtype=torch.long, device=decoder.loaded.device)

@@ -86,6 +86,27 @@ class Stats(_Part):
     tokens_per_s: float | None
 
 
+class Audit(_Part):
+    """The same answer in mode ar, and what the record's own text keeps of it (``lvspec caption --audit``).
+
+    Log probabilities are the target's own, in nats a token; repetition is a share of 4-grams of words.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    output_tokens: int
+    prefill_s: float  # of the prompt alone: the video was encoded before
+    decode_s: float
+    speedup: float | None  # ar's seconds a token / the record's, decoding only
+    identical: bool
+    chrf: float  # 0 to 100, to ar's text
+    rouge_l: float  # 0 to 100, to ar's text
+    log_probability: float
+    ar_log_probability: float
+    repetition: float
+    ar_repetition: float
+
+
 class Record(_Part):
     """One line of output. Absent facts are null."""
 
@@ -110,7 +131,7 @@ class Record(_Part):
     lossless: bool
     sampling: Sampling
     stats: Stats | None
-    audit: dict[str, Any] | None = None
+    audit: Audit | Failure | None = None  # Failure: there was no answer in mode ar to compare with
     version: str = __version__
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 

@@ -104,9 +104,12 @@ def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
     """Each stage: waiting, how far and for how long, or how long it took. Seconds in all of them."""
     text = Text()
     for stage in Stage:
+        now = view.stages.get(stage, StageView())
+        if stage is Stage.AUDITING and not now.running:
+            continue
         if text:
             text.append("  ")
-        _append_stage(text, stage, view.stages.get(stage, StageView()), plain, elapsed)
+        _append_stage(text, stage, now, plain, elapsed)
     return text
 
 
