@@ -105,10 +105,13 @@ def run(works: Sequence[Work], setup: Setup) -> Timed:
 
 
 def make_works(folder: Path, count: int, scale: float) -> list[Work]:
-    """Clips of ``count`` scenes in ``folder``, each to be captioned with the bundled pair."""
+    """Clips of ``count`` scenes in ``folder``, each to be captioned with the bundled pair.
+
+    Those that are there are used again: drawing large ones takes longer than all else.
+    """
     from lvspec_cli.demo.encode import encode_scene
 
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     name, pair = load_registry(environment={}).pair(None)
     defaults = pair.defaults
     settings = DecodeSettings(
@@ -117,7 +120,9 @@ def make_works(folder: Path, count: int, scale: float) -> list[Work]:
     works = []
     for number in range(1, count + 1):
         path = folder / f"{number:03}.mp4"
-        encode_scene(scaled(scene_of(_SEED, number)[0], scale), path)
+        if not path.exists():
+            encode_scene(scaled(scene_of(_SEED, number)[0], scale), path.with_suffix(".new.mp4"))
+            path.with_suffix(".new.mp4").replace(path)
         video = VideoRequest(
             path, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels
         )
@@ -129,8 +134,8 @@ def make_works(folder: Path, count: int, scale: float) -> list[Work]:
 def fitting_scale(folder: Path) -> float:
     """The scale at which decoding a clip takes about as long as captioning it, with one thread each."""
     scale = 2.0
-    for attempt in range(_ROUNDS):
-        works = make_works(folder / f"scale_{attempt}", _SAMPLE, scale)
+    for _ in range(_ROUNDS):
+        works = make_works(folder / f"{scale:.2f}", _SAMPLE, scale)
         timed = run([works[0], *works], Setup(0, 1, 1))  # what the first one takes is also to warm up
         decoding, captioning = median(timed.decode_seconds[1:]), median(timed.caption_seconds[1:])
         print(f"scale {scale:.2f}: decoding takes {decoding:.3f} s a clip, its caption {captioning:.3f} s")
@@ -179,13 +184,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scale", type=float, help="of the pictures' sides; found by measuring if not given")
+    parser.add_argument("--folder", type=Path, help="keep the clips here, a folder a scale")
     parser.add_argument("--decode-workers", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, usable_cores()}))
     given = parser.parse_args()
     print(f"{usable_cores()} cores, {platform.machine()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:
-        scale = given.scale or fitting_scale(Path(name))
-        works = make_works(Path(name) / "clips", given.clips, scale)
+        folder = given.folder or Path(name)
+        scale = given.scale or fitting_scale(folder)
+        works = make_works(folder / f"{scale:.2f}", given.clips, scale)
         sides = best_setups(works[: max(1, given.clips // 2)], given.decode_workers, given.threads)
         rates = compare(works, sides, given.repeats)
     print(f"\n{given.clips} clips at scale {scale:.2f}, {given.repeats} runs of each side in turns:")
