@@ -39,6 +39,11 @@ class Session:
         self._video = VideoStates({})
         self._encode_seconds = 0.0
 
+    @property
+    def target(self) -> Decoder:
+        """The target with the clip in its cache, for a pass over a text that is known."""
+        return self._target
+
     def encode(self, prompts: PairPrompts, settings: DecodeSettings | None = None) -> None:
         """Read the part of the prompts that all questions about the clip share, the video in it.
 
