@@ -1,0 +1,112 @@
+"""How large a model is, from its config alone: built on torch's ``meta`` device, where tensors are empty."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from lvspec_cli.errors import PairError
+from lvspec_cli.models.memory import ModelSize, VisionSize
+from lvspec_cli.models.processing import quiet
+from lvspec_cli.registry import Source
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def known_config(repo: str) -> Path | None:
+    """The config that the package brings of a hub's repository, for sizes before it is downloaded."""
+    path = CONFIGS / f"{repo.replace('/', '--')}.json"
+    return path if path.is_file() else None
+
+
+def config_path(source: Source, folder: Path | None) -> Path:
+    """The model's own config where it is on this machine, else the one that the package brings.
+
+    :raises PairError: there is neither.
+    """
+    known = known_config(source.repo) if source.repo else None
+    for path in (folder / "config.json" if folder else None, known):
+        if path is not None and path.is_file():
+            return path
+    raise PairError(
+        f"{source.name} is not on this machine, and its size is not known beforehand",
+        "download it, or name a folder with a config.json",
+    )
+
+
+def size_of(config_file: Path, name: str = "") -> ModelSize:
+    """The size of the model that a config.json describes.
+
+    :raises PairError: it describes none that can be built.
+    """
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(config_file, local_files_only=True, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise PairError(f"{config_file}: {cause}", "check the config, or download it again") from error
+    return size_of_model(model, name or str(config_file))
+
+
+def size_of_model(model: Any, name: str) -> ModelSize:
+    """The size of a model, on whatever device it is."""
+    text = model.config.get_text_config()
+    layer = model.get_decoder().layers[0]
+    matrices = _matrices(model)
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelSize(
+        name=name,
+        parameters=_count(model),
+        matrices=sum(matrices),
+        largest_matrix=max(matrices),
+        layer=_count(layer),
+        layer_matrices=sum(_matrices(layer)),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        mlp=text.intermediate_size,
+        key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
+        vision=vision_size(model.config),
+    )
+
+
+def vision_size(config: Any) -> VisionSize:
+    """How the family of a config sees: patches and tokens of a frame."""
+    vision = config.vision_config
+    width, mlp, patch = vision.hidden_size, vision.intermediate_size, vision.patch_size
+    side = getattr(vision, "image_size", 0)
+    patches = (side // patch) ** 2
+    match config.model_type:
+        case "qwen2_5_vl" | "qwen3_vl":
+            # Qwen3-VL writes each pair of frames' time before it.
+            text = 5 if config.model_type == "qwen3_vl" else 0
+            return VisionSize(
+                width, mlp, patch, vision.spatial_merge_size, vision.temporal_patch_size, text_a_frame=text
+            )
+        case "llava_onevision":
+            pooled = -((-(side // patch) // 2) ** 2)  # two patches a side become one, the odd one too
+            return VisionSize(width, mlp, patch, 2, 1, patches, pooled)
+        case "smolvlm":
+            # Each frame stands between its time and two marks.
+            tokens = patches // config.scale_factor**2
+            return VisionSize(width, mlp, patch, config.scale_factor, 1, patches, tokens, text_a_frame=16)
+    return VisionSize(width, mlp, patch, 1, 1, patches or None, patches or None)
+
+
+def _count(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _matrices(module: Any) -> list[int]:
+    """Sizes of what quantisers convert: linear layers, but not the output head."""
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    return [
+        part.weight.numel()
+        for part in module.modules()
+        if isinstance(part, torch.nn.Linear) and part is not head
+    ]

@@ -1,0 +1,104 @@
+"""Sizes from configs, against sums done by hand."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.errors import PairError
+from lvspec_cli.models.memory import ModelSize
+from lvspec_cli.models.sizes import CONFIGS, config_path, known_config, size_of
+from lvspec_cli.registry import PACKAGE, Source, read_models_file, shipped_models
+
+
+@cache
+def size(name: str) -> ModelSize:
+    (path,) = CONFIGS.glob(f"*--{name}.json")
+    return size_of(path, name)
+
+
+def qwen_layer(width: int, mlp: int, keys: int) -> int:
+    attention = 2 * width * width + 2 * width * keys + width + 2 * keys  # q and o, k and v, biases of q, k, v
+    return attention + 3 * width * mlp + 2 * width
+
+
+def qwen_tower(out: int, mlp: int) -> int:
+    block = 4 * 1280 * 1280 + 4 * 1280 + 3 * 1280 * mlp + 2 * mlp + 1280 + 2 * 1280
+    merger = 1280 + 5120 * 5120 + 5120 + 5120 * out + out
+    return 3 * 2 * 14 * 14 * 1280 + 32 * block + merger
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "mlp", "keys", "layers", "tower_mlp", "published"),
+    [
+        ("Qwen2.5-VL-7B-Instruct", 3584, 18944, 512, 28, 3420, 8_292_166_656),
+        ("Qwen2.5-VL-32B-Instruct", 5120, 27648, 1024, 64, 3456, 33_452_718_336),
+    ],
+)
+def test_parameters_are_the_sum_of_the_layers(
+    name: str, width: int, mlp: int, keys: int, layers: int, tower_mlp: int, published: int
+) -> None:
+    layer, tower = qwen_layer(width, mlp, keys), qwen_tower(width, tower_mlp)
+    by_hand = 2 * 152064 * width + layers * layer + width + tower
+    assert by_hand == published
+    found = size(name)
+    assert (found.parameters, found.layer, found.layers) == (by_hand, layer, layers)
+    assert found.key_width == keys
+    assert found.largest_matrix == width * mlp
+    assert found.layer_matrices == layer - 2 * width - (width + 2 * keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),  # what the hub shows of the weights' files
+    [
+        ("Qwen2.5-VL-3B-Instruct", 3_754_622_976),  # input and output embeddings are one
+        ("Qwen3-VL-2B-Instruct", 2_127_532_032),
+        ("Qwen3-VL-8B-Instruct", 8_767_123_696),
+        ("SmolVLM2-2.2B-Instruct", 2_246_784_880),
+        ("SmolVLM2-256M-Video-Instruct", 256_484_928),
+    ],
+)
+def test_parameters_of_other_shapes(name: str, published: int) -> None:
+    assert size(name).parameters == published
+
+
+def test_tokens_of_a_video() -> None:
+    pixels = 448 * 448
+    assert size("Qwen2.5-VL-7B-Instruct").vision.tokens(8, pixels) == 4 * 16 * 16
+    assert size("Qwen2.5-VL-7B-Instruct").vision.patches(8, pixels) == 4 * 32 * 32
+    assert size("Qwen3-VL-2B-Instruct").vision.tokens(8, pixels) == 4 * 14 * 14
+    assert size("SmolVLM2-2.2B-Instruct").vision.tokens(8, pixels) == 8 * 81
+    assert size("SmolVLM2-256M-Video-Instruct").vision.tokens(8, pixels) == 8 * 64
+
+
+def test_every_repository_of_the_shipped_pairs_has_its_config() -> None:
+    pairs = read_models_file(shipped_models()).pairs.values()
+    repos = {source.repo for pair in pairs for source in (pair.target, pair.draft) if source.repo}
+    assert {repo for repo in repos if known_config(repo) is None} == set()
+
+
+def test_which_config_is_taken(tmp_path: Path) -> None:
+    source = Source(repo="Qwen/Qwen2.5-VL-7B-Instruct")
+    assert config_path(source, None) == CONFIGS / "Qwen--Qwen2.5-VL-7B-Instruct.json"
+    (tmp_path / "config.json").write_text("{}")
+    assert config_path(source, tmp_path) == tmp_path / "config.json"
+    with pytest.raises(PairError, match="its size is not known"):
+        config_path(Source(repo="some/other"), None)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"model_type": "gpt2"}', '{"model_type": "no such"}'])
+def test_a_config_that_describes_no_such_model(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(PairError, match=r"config\.json"):
+        size_of(path)
+
+
+def test_the_bundled_pair_is_as_large_as_its_files() -> None:
+    from lvspec_cli.storage import count_parameters
+
+    for half in ("target", "draft"):
+        folder = PACKAGE / "demo/pair" / half
+        assert size_of(folder / "config.json").parameters == count_parameters(folder / "model.safetensors")
