@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from math import exp
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -248,6 +249,16 @@ class Fidelity(Part):
     ar_repetition: float = 0.0
     length: float = 0.0  # tokens an answer
     ar_length: float = 0.0
+
+    @property
+    def likelihood(self) -> Estimate | None:
+        """How probable the target itself finds a token of the texts, mode / ar: the geometric mean over answers
+        of what each text's tokens have on average. It can lie above 1: ar is greedy, not likeliest."""
+        change = self.log_probability_change
+        if change is None:
+            return None
+        low, high = (None if end is None else exp(end) for end in (change.low, change.high))
+        return Estimate(value=exp(change.value), low=low, high=high)
 
     @property
     def retention(self) -> Estimate | None:
