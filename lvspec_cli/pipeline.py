@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lvspec_cli.batch.audit import is_audited
 from lvspec_cli.errors import PairError, UsageError, VideoError
 from lvspec_cli.events import (
     Answered,
@@ -25,7 +26,7 @@ from lvspec_cli.events import (
     StageStarted,
 )
 from lvspec_cli.output.build import Facts, answered_record, failed_record
-from lvspec_cli.output.records import FileIdentity, Record, identify
+from lvspec_cli.output.records import Audit, Failure, FileIdentity, Record, identify
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.output.trace import trace_row
 from lvspec_cli.registry import Pair
@@ -45,6 +46,7 @@ class AskRequest:
 
     ``threads``: what torch may use of the CPU from here on, in the whole process; None leaves it alone.
     ``name`` and ``id`` are what records call the video, where its file's name is not meant.
+    ``audit``: the share of the answers that is given in mode ar as well, to compare (``batch.audit``).
     """
 
     video: VideoRequest
@@ -59,6 +61,7 @@ class AskRequest:
     task: TaskName = "ask"
     name: bytes | None = None
     id: str | None = None
+    audit: float = 0.0
 
 
 def ask(
@@ -164,7 +167,10 @@ class _Run:
             if interrupted():
                 return
             prompts = self._encode(session, number, prompts)
-            yield self._answer(session, prompts, number, interrupted)
+            record = self._answer(session, prompts, number, interrupted)
+            if isinstance(record.audit, Failure):  # its caches are in pieces
+                session, prompts = Session(self.pair), None
+            yield record
 
     def _encode(self, session: Session, number: int, earlier: PairPrompts | None) -> PairPrompts:
         from lvspec_cli.prompt import build_prompts
@@ -190,8 +196,29 @@ class _Run:
             oom_retries=self.oom_retries,
         )
         record = answered_record(self.request, self.identity, number, facts, generation, text.text)
+        if record.status == "ok" and is_audited(record.key, self.request.audit):
+            audit = self._audit(session, prompts, generation, text.text, interrupted)
+            record = record.model_copy(update={"audit": audit})
         self.listen(Answered(record, text.tail))
         return record
+
+    def _audit(
+        self,
+        session: Session,
+        prompts: PairPrompts,
+        given: Generation,
+        text: str,
+        interrupted: Callable[[], bool],
+    ) -> Audit | Failure | None:
+        from lvspec_cli.bench.audit import audited
+
+        with _stage(Stage.AUDITING, self.listen):
+            try:
+                return audited(session, self.pair, prompts, self.request.settings, given, text, interrupted)
+            except Exception as error:  # the answer itself is there, and is kept
+                if not is_out_of_memory(error):
+                    raise
+            return Failure(kind="out_of_memory", message="not enough memory to answer in mode ar as well")
 
     def _rounds(
         self,

@@ -23,7 +23,7 @@ from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.signals import Stop
 from lvspec_cli.events import Event, Stage, StageFinished
 from lvspec_cli.output.build import failed_record
-from lvspec_cli.output.jsonl import Kept, RecordFile
+from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.types import Mode, VideoRequest
 from lvspec_cli.ui.batch_state import BatchView, clock
@@ -58,6 +58,7 @@ class Outcome:
     ok: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    printed: list[Record] = field(default_factory=list)  # for the audit, where no file keeps them
 
 
 def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
@@ -84,6 +85,8 @@ def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
         finally:
             if not given["quiet"]:
                 _summarise(job, left, outcome)
+        if job.base.audit and not given["quiet"]:
+            _report_audits(job, works, outcome)
     exported = stop.asked() or job.out is None or export_rows(given, job, works)
     return 1 if outcome.failures or left.failed or not exported else 0
 
@@ -144,6 +147,8 @@ def _run(
                     outcome.ok += 1
                 else:
                     outcome.failures.append(f"{record.id}: {record.error.message}")
+                if job.base.audit and job.out is None:
+                    outcome.printed.append(record)
             shown(record)
 
         def tell(event: Event) -> None:
@@ -178,6 +183,7 @@ def past_run(job: Job, rows: int, seconds: float) -> PastRun:
         frames=base.video.max_frames,
         rows=rows,
         seconds=round(seconds, 3),
+        audit=base.audit,
     )
 
 
@@ -213,6 +219,19 @@ def _summarise(job: Job, left: Outstanding, outcome: Outcome) -> None:
             say(f"try: {_retrying(sys.argv)}")
     if job.base.pair.world:
         say(world_note(job.base.pair_name, job.base.pair.world))
+
+
+def _report_audits(job: Job, works: Sequence[Work], outcome: Outcome) -> None:
+    """Of all rows that the file has of this command's captions, those of earlier runs among them."""
+    from lvspec_cli.batch.audited import summarise_audits
+    from lvspec_cli.ui.audit import audit_lines
+
+    videos = {key: work.request.video for work in works for key in work.keys}
+    whole = {key: video.path for key, video in videos.items() if video.start is None and video.end is None}
+    found = outcome.printed if job.out is None else read_records(job.out)
+    summary = summarise_audits((each for each in found if each.key in videos), whole)
+    for line in audit_lines(summary, job.base.audit):
+        say(line)
 
 
 def _retrying(arguments: Sequence[str]) -> str:

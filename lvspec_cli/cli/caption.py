@@ -27,6 +27,7 @@ def caption(
     retry_errors: caption_options.RetryErrors = False,
     redo: caption_options.Redo = False,
     fail_on: caption_options.FailOn = None,
+    audit: caption_options.Audit = None,
     on_oom: caption_options.OnOutOfMemory = "shrink",
     to: caption_options.To = None,
     out_dir: caption_options.OutDir = None,

@@ -60,6 +60,14 @@ FailOn = Annotated[
         "--fail-on", metavar="LIST", help="Count such captions as failed: length,repetition,partial."
     ),
 ]
+Audit = Annotated[
+    str | None,
+    typer.Option(
+        "--audit", metavar="SHARE",
+        help="Answer this share of the captions in mode ar as well, and say what is kept of it and how much"
+        " faster --mode is: 5% or 0.05. Chosen by key, of what is captioned now.",
+    ),
+]  # fmt: skip
 OnOutOfMemory = Annotated[
     Literal["shrink", "fail"],
     typer.Option("--on-oom", help="Where memory is short: try with fewer pixels, then frames, or fail."),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lvspec_cli.batch.audit import parse_share
 from lvspec_cli.batch.inputs import collect
 from lvspec_cli.batch.layout import Cutting
 from lvspec_cli.batch.lists import read_paths
@@ -22,7 +23,7 @@ from lvspec_cli.cli.requests import decode_settings, video_request
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.pipeline import AskRequest, pinned_request
 from lvspec_cli.registry import load_registry
-from lvspec_cli.types import Gate
+from lvspec_cli.types import Gate, Mode
 
 DEFAULT_PROMPT = "Describe this video in detail."
 
@@ -60,6 +61,7 @@ def read_job(given: Mapping[str, Any]) -> Job:
             dtype=given["dtype"],
             threads=given["threads"],
             task="caption",
+            audit=_audit(given),
         )
     )
     return Job(
@@ -99,6 +101,17 @@ def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
     if given["system"] is not None:
         checked_text(given["system"], "--system")
     return tuple(dict.fromkeys(texts)) or (DEFAULT_PROMPT,)
+
+
+def _audit(given: Mapping[str, Any]) -> float:
+    if given["audit"] is None:
+        return 0.0
+    share = parse_share(given["audit"])
+    if given["mode"] is Mode.AR:
+        raise UsageError("--audit compares with mode ar, and --mode ar is that", "leave out one of them")
+    if given["temperature"] > 0:
+        raise UsageError("--audit compares greedy answers", "leave out --audit or --temperature")
+    return share
 
 
 def _gates(texts: Sequence[str]) -> frozenset[Gate]:
