@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.models.generation import read_generation
 from lvspec_cli.models.load import choose_device, choose_dtype, load_model, load_pair
-from tests.tiny_models import build_tokenizer, save_model, set_generation
+from tests.tiny_models import save_model, set_generation
+from tests.tiny_tokenizers import build_tokenizer
 
 
 @pytest.fixture

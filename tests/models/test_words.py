@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lvspec_cli.models.words import TokenSets, token_sets
-from tests.tiny_models import WORDS, build_tokenizer
+from tests.tiny_tokenizers import WORDS, build_tokenizer
 
 TOKENIZER = build_tokenizer(f"{WORDS} 12 2nd isn't don't never Never grün grün")
 SETS = token_sets(TOKENIZER, (5, 6))

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.types import TokenKind
-from tests.tiny_models import build_tokenizer
+from tests.tiny_tokenizers import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 CORE: Tokenizer = TOKENIZER.backend_tokenizer

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, TokenKind
 from tests.speculation.conftest import decode, generate, prompts_for, with_generation
-from tests.tiny_models import FAMILIES, TinyShape, save_model
+from tests.tiny_families import TinyShape
+from tests.tiny_models import FAMILIES, save_model
 
 WORDS = st.sampled_from(
     [
