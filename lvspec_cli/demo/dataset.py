@@ -18,7 +18,14 @@ from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from lvspec_cli.demo.captions import CAPTION_PROMPTS, Told, told_caption
-from lvspec_cli.demo.guides import IGNORED, empty_labels, object_labels, scene_labels, told_labels
+from lvspec_cli.demo.guides import (
+    IGNORED,
+    empty_labels,
+    object_labels,
+    presence_labels,
+    scene_labels,
+    told_labels,
+)
 from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS, TOKENS_PER_SECOND
 from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
 from lvspec_cli.demo.questions import questions
@@ -52,6 +59,7 @@ class Example:
     seen_labels: Tensor  # long (V, kinds), what the text model should know of the video's tokens
     told_labels: Tensor  # long (kinds, T), what it should know of the object that the next token is about
     scene_labels: Tensor  # long (scene kinds,), and of the whole video
+    presence_labels: Tensor  # long (presence kinds,), and of what it holds
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class SceneDataset(Dataset[Example]):
             seen_labels=seen_labels(scene, times, grid),
             told_labels=told_labels(object_labels(scene), subjects),
             scene_labels=scene_labels(scene),
+            presence_labels=presence_labels(scene),
         )
 
 
@@ -319,6 +328,7 @@ class Batch:
     seen_labels: Tensor  # long (V, kinds)
     told_labels: Tensor  # long (kinds, B, T)
     scene_labels: Tensor  # long (B, scene kinds)
+    presence_labels: Tensor  # long (B, presence kinds)
 
     def to(self, device: torch.device) -> Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
@@ -373,4 +383,5 @@ def collate(examples: list[Example]) -> Batch:
         seen_labels=torch.cat([example.seen_labels for example in examples]),
         told_labels=padded("told_labels", IGNORED),
         scene_labels=torch.stack([example.scene_labels for example in examples]),
+        presence_labels=torch.stack([example.presence_labels for example in examples]),
     )

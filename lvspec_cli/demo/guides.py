@@ -44,6 +44,17 @@ SCENE_KINDS = {
     "second colour": 1 + len(COLOURS),
     "second shape": 1 + len(SHAPES),
 }
+#: And which colours and shapes it holds: 0 not at all, 1 as an object's, 2 only after a change of colour.
+PRESENCE_KINDS = {**dict.fromkeys(COLOURS, 3), **dict.fromkeys(SHAPES, 2)}
+
+
+def presence_labels(scene: Scene) -> Tensor:
+    """Which colours and shapes there are, long (presence kinds,)."""
+    values = dict.fromkeys(PRESENCE_KINDS, 0)
+    values |= {item.new_colour: 2 for item in scene.objects if item.new_colour}
+    for item in scene.objects:
+        values |= {item.colour: 1, item.shape: 1}
+    return torch.tensor([values[kind] for kind in PRESENCE_KINDS])
 
 
 def scene_labels(scene: Scene) -> Tensor:
@@ -98,7 +109,8 @@ def told_labels(objects: Tensor, subjects: Tensor) -> Tensor:
 class Guides(nn.Module):
     """Linear heads on hidden states inside the text model: of the video's tokens, and of answers' tokens.
 
-    ``seen`` and ``told`` read an object's facts (``KINDS``), ``scene`` the video's (``SCENE_KINDS``).
+    ``seen`` and ``told`` read an object's facts (``KINDS``), ``scene`` the video's (``SCENE_KINDS``), and
+    ``presence`` what it holds (``PRESENCE_KINDS``).
     """
 
     def __init__(self, width: int) -> None:
@@ -106,6 +118,7 @@ class Guides(nn.Module):
         self.seen = nn.Linear(width, sum(KINDS.values()))
         self.told = nn.Linear(width, sum(KINDS.values()))
         self.scene = nn.Linear(width, sum(SCENE_KINDS.values()))
+        self.presence = nn.Linear(width, sum(PRESENCE_KINDS.values()))
 
     def seen_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of the kinds, from hidden (V, width) and labels (V, kinds)."""
@@ -119,11 +132,17 @@ class Guides(nn.Module):
         """The same for the whole video, from hidden (N, width) and labels (N, scene kinds)."""
         return _loss(self.scene(_normed(hidden)), labels, SCENE_KINDS)
 
+    def presence_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The same for what it holds, from hidden (N, width) and labels (N, presence kinds)."""
+        return _loss(self.presence(_normed(hidden)), labels, PRESENCE_KINDS)
+
+    def presence_accuracy(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Share right of each presence kind, (presence kinds,)."""
+        return _rights(self.presence(_normed(hidden)), labels, PRESENCE_KINDS)
+
     def scene_accuracy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Share right of each scene kind, (scene kinds,)."""
-        logits = self.scene(_normed(hidden)).split(list(SCENE_KINDS.values()), dim=-1)
-        rights = [values.argmax(-1) == labels[:, index] for index, values in enumerate(logits)]
-        return torch.stack(rights).float().mean(-1)
+        return _rights(self.scene(_normed(hidden)), labels, SCENE_KINDS)
 
     def accuracy(self, name: str, hidden: Tensor, labels: Tensor) -> Tensor:
         """Share right of each kind, (kinds,); of tokens with an object (value above 0 of ``colour``)."""
@@ -135,6 +154,11 @@ class Guides(nn.Module):
 
 def _normed(hidden: Tensor) -> Tensor:
     return functional.rms_norm(hidden.float(), hidden.shape[-1:])
+
+
+def _rights(logits: Tensor, labels: Tensor, kinds: Mapping[str, int]) -> Tensor:
+    parts = logits.split(list(kinds.values()), dim=-1)
+    return torch.stack([(part.argmax(-1) == labels[:, i]).float().mean() for i, part in enumerate(parts)])
 
 
 def _loss(logits: Tensor, labels: Tensor, kinds: Mapping[str, int]) -> Tensor:

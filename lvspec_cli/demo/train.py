@@ -34,7 +34,7 @@ from lvspec_cli.demo.dataset import (
     collate,
     collate_slices,
 )
-from lvspec_cli.demo.guides import IGNORED, KINDS, SCENE_KINDS, Guides
+from lvspec_cli.demo.guides import IGNORED, KINDS, PRESENCE_KINDS, SCENE_KINDS, Guides
 from lvspec_cli.demo.halves import (
     SIZES,
     HalfName,
@@ -197,7 +197,7 @@ def patch_accuracy(
 @torch.no_grad()
 def guide_accuracy(run: Run, batches: list[Batch]) -> str:
     """What the guides read right, by kind, of the video's tokens and of the answers'."""
-    seen, told, whole = [], [], []
+    seen, told, whole, held = [], [], [], []
     for batch in batches:
         hidden = forward_hidden(run.model, batch, True)
         at_video, at_answers = guided_positions(run, batch)
@@ -206,12 +206,15 @@ def guide_accuracy(run: Run, batches: list[Batch]) -> str:
         )
         labels = batch.told_labels[:, at_answers].T
         told.append(run.guides.accuracy("told", hidden.layers[run.plan.told_after][at_answers], labels))
-        whole.append(run.guides.scene_accuracy(*scene_reading(run, hidden, batch)))
+        whole.append(run.guides.scene_accuracy(*scene_reading(run, hidden, batch, batch.scene_labels)))
+        reading = scene_reading(run, hidden, batch, batch.presence_labels)
+        held.append(run.guides.presence_accuracy(*reading))
     parts = []
     for name, kinds, rights in (
         ("seen", KINDS, seen),
         ("told", KINDS, told),
         ("scene", SCENE_KINDS, whole),
+        ("presence", PRESENCE_KINDS, held),
     ):
         means = torch.stack(rights).mean(0).tolist()
         parts += [name, *(f"{kind} {value:.2f}" for kind, value in zip(kinds, means, strict=True))]
@@ -228,14 +231,16 @@ def guide_loss(run: Run, hidden: Hidden, batch: Batch) -> Tensor:
     seen = run.guides.seen_loss(hidden.layers[run.plan.seen_after][at_video], batch.seen_labels)
     labels = batch.told_labels[:, at_answers].T
     told = run.guides.told_loss(hidden.layers[run.plan.told_after][at_answers], labels)
-    return seen + told + run.guides.scene_loss(*scene_reading(run, hidden, batch))
+    scene = run.guides.scene_loss(*scene_reading(run, hidden, batch, batch.scene_labels))
+    presence = run.guides.presence_loss(*scene_reading(run, hidden, batch, batch.presence_labels))
+    return seen + told + scene + presence
 
 
-def scene_reading(run: Run, hidden: Hidden, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the guide of the scene reads, (N, width), before each token of an answer, and the labels."""
+def scene_reading(run: Run, hidden: Hidden, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the guides of a scene read, (N, width), before each token of an answer, and its ``labels``."""
     learnt = batch.labels != IGNORED
-    labels = batch.scene_labels[:, None].expand(-1, batch.labels.shape[1], -1)
-    return hidden.layers[run.plan.told_after][learnt], labels[learnt]
+    spread = labels[:, None].expand(-1, batch.labels.shape[1], -1)
+    return hidden.layers[run.plan.told_after][learnt], spread[learnt]
 
 
 def make_optimizers(model: Qwen2_5_VLForConditionalGeneration, guides: Guides) -> list[torch.optim.Optimizer]:

@@ -16,7 +16,15 @@ from lvspec_cli.demo.dataset import (
     seen_labels,
     training_scene,
 )
-from lvspec_cli.demo.guides import EVENTS, IGNORED, KINDS, Guides, object_labels
+from lvspec_cli.demo.guides import (
+    EVENTS,
+    IGNORED,
+    KINDS,
+    PRESENCE_KINDS,
+    Guides,
+    object_labels,
+    presence_labels,
+)
 from lvspec_cli.demo.halves import build_model, build_processor, copy_into, save_half, train_tokenizer
 from lvspec_cli.demo.muon import orthogonalise
 from lvspec_cli.demo.scenes import sample_scene
@@ -127,6 +135,17 @@ def test_labels_know_an_event_once_it_has_happened() -> None:
             assert told <= {1 + EVENTS.index("disappears") if gone else 0}
             found |= told
     assert len(found) == 2, "before it and after it"
+
+
+def test_presence_labels_tell_an_objects_colour_from_one_that_comes_later() -> None:
+    scenes = [sample_scene(random.Random(seed)) for seed in range(40)]
+    scene = next(scene for scene in scenes if any(item.new_colour for item in scene.objects))
+    labels = dict(zip(PRESENCE_KINDS, presence_labels(scene).tolist(), strict=True))
+    expected = dict.fromkeys(PRESENCE_KINDS, 0)
+    expected |= {item.new_colour: 2 for item in scene.objects if item.new_colour}
+    expected |= {name: 1 for item in scene.objects for name in (item.colour, item.shape)}
+    assert labels == expected
+    assert sorted(set(labels.values())) == [0, 1, 2]
 
 
 def test_guides_read_what_a_hidden_state_holds() -> None:
