@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lvspec_cli.bench.results import BenchMode, Estimate, Kinds, ModeResult, Spread
-from lvspec_cli.types import RelevanceName
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; a marker each besides.
 COLOURS = {
@@ -193,10 +193,9 @@ def _line(axes: Axes, name: str, result: ModeResult, found: Sequence[tuple[float
 
 
 def _look(name: str, mode: BenchMode) -> tuple[str, str, str]:
-    """Colour and marker of a mode, and a line of its own for each other relevance."""
-    scheme = name.partition(":")[2]
-    schemes = [str(each) for each in RelevanceName]
-    style = LINES[1 + schemes.index(scheme) % (len(LINES) - 1)] if scheme else LINES[0]
+    """Colour and marker of a mode, and a line of its own for another relevance or a rule with a name."""
+    own = name.removeprefix(mode)
+    style = LINES[1 + zlib.crc32(own.encode()) % (len(LINES) - 1)] if own else LINES[0]
     return COLOURS[mode], MARKERS[mode], style
 
 
@@ -228,10 +227,14 @@ def tradeoff(results: Sequence[ModeResult]) -> str | None:
             for each, speed, kept in points:
                 if each.gamma is not None:
                     axes.annotate(
-                        str(each.gamma), (speed[0], kept[0]), (5, 4), textcoords="offset points", fontsize=8
+                        each.label or str(each.gamma),
+                        (speed[0], kept[0]),
+                        (5, 4),
+                        textcoords="offset points",
+                        fontsize=8,
                     )
         axes.grid(True)
-        axes.set_xlabel("decode speedup (numbers at the points: gamma)")
+        axes.set_xlabel("decode speedup (at the points: gamma, or the rule's name)")
         axes.set_ylabel(label)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
 

@@ -10,7 +10,17 @@ from typing import Any
 from lvspec_cli.bench.intervals import interval_of_sums, ratio_of_sums
 from lvspec_cli.bench.labels import Judgement, Label, Reference, judge_text
 from lvspec_cli.bench.likeness import chrf, repetition, rouge_l, same_answer, words
-from lvspec_cli.bench.results import Block, Estimate, Fidelity, Item, Kept, Measurement, Results, Variant
+from lvspec_cli.bench.results import (
+    Block,
+    Estimate,
+    Fidelity,
+    Item,
+    Kept,
+    Measurement,
+    Results,
+    Variant,
+    least_kept,
+)
 from lvspec_cli.demo.facts import FACT_KINDS
 from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.scenes import scene_from_dict
@@ -115,6 +125,13 @@ def fidelity_of(compared: Sequence[Compared], *, seed: int = 0) -> Fidelity | No
         length=_average(each.mode.output_tokens for each in compared),
         ar_length=_average(each.ar.output_tokens for each in compared),
     )
+
+
+def retention_of(compared: Sequence[Compared], *, seed: int = 0) -> Estimate | None:
+    """``Fidelity.retention`` alone."""
+    captions = [each for each in compared if each.judged[0].facts]
+    questions = [each for each in compared if each.judged[0].right is not None]
+    return least_kept(kept_facts(captions, "all", seed=seed), kept_answers(questions, seed=seed))
 
 
 def kept_facts(captions: Sequence[Compared], kind: str, *, seed: int = 0) -> Kept | None:

@@ -1,15 +1,15 @@
-"""All modes on every clip, in turns, in one process."""
+"""All modes on every clip, in turns, in one process; or their texts alone."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Journal
 from lvspec_cli.bench.modes import settings_of
-from lvspec_cli.bench.own import measure_own, profile_own
+from lvspec_cli.bench.own import Texts, measure_own, profile_own
 from lvspec_cli.bench.peers import measure_peer
 from lvspec_cli.bench.results import Block, Item, Measurement, Profile, Variant
 from lvspec_cli.bench.score import score_texts
@@ -17,7 +17,7 @@ from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.pipeline import memory_errors
 from lvspec_cli.prompt import build_prompt
-from lvspec_cli.types import Clip, DecodeSettings, Prompt
+from lvspec_cli.types import Clip, DecodeSettings, Prompt, RuleSettings
 from lvspec_cli.video.decode import read_clip
 
 WARM_TOKENS = 32  # an answer's length while warming up
@@ -29,6 +29,8 @@ Progress = Callable[[int, int], None]
 class Plan:
     """What is run on every item.
 
+    ``rules``: of variants with a label, by that. ``timed``: if not, texts alone are wanted: of every clip the
+    video is encoded once for all of our own modes, nothing is warmed up, and all seconds are 0.
     ``examples``: of so many items the texts are kept by tokens; ``profiles``: so many are run once more with
     a clock around every pass.
     """
@@ -40,6 +42,12 @@ class Plan:
     system: str | None = None
     examples: int = 12
     profiles: int = 8
+    rules: Mapping[str, RuleSettings] = field(default_factory=dict)
+    timed: bool = True
+
+    def settings_of(self, variant: Variant) -> DecodeSettings:
+        """How one of our own variants decodes."""
+        return settings_of(variant, self.settings, self.draft_keep, self.rules)
 
 
 def turn(variants: Sequence[Variant], number: int) -> tuple[Variant, ...]:
@@ -103,10 +111,14 @@ class _Run:
             yield from [None] * len(left)
             return
         if self._failed is None:
-            self._failed = self._warm_up(frames, clip.items[0])
+            self._failed = self._warm_up(frames, clip.items[0]) if self._plan.timed else {}
+        texts = Texts(self._pair, frames, system=self._plan.system)
         for item, repeat in left:
             number = first + clip.items.index(item)
-            block = self._block(frames, item, repeat, number)
+            if self._plan.timed:
+                block = self._block(frames, item, repeat, number)
+            else:
+                block = self._untimed(texts, frames, item, repeat)
             if repeat == 0:
                 prompt = build_prompt(self._pair.target, frames, item.prompt, system=self._plan.system)
                 seen = {"frames": len(frames.timestamps), "visual_tokens": prompt.visual_tokens}
@@ -141,12 +153,21 @@ class _Run:
             profiles=self._profiles(frames, item) if repeat == 0 and number < plan.profiles else (),
         )
 
+    def _untimed(self, texts: Texts, frames: Clip, item: Item, repeat: int) -> Block:
+        plan = self._plan
+        measurements = (
+            _without_times(self._one(frames, item, variant, plan))
+            if variant.mode.is_peer
+            else texts.answer(item, variant, plan.settings_of(variant))
+            for variant in plan.variants
+        )
+        return Block(item=item.id, repeat=repeat, measurements=tuple(measurements))
+
     def _one(self, frames: Clip, item: Item, variant: Variant, plan: Plan) -> Measurement:
         if variant.mode.is_peer:
             limit = plan.settings.max_new_tokens
             return measure_peer(self._pair, frames, item, variant, limit, system=plan.system)
-        settings = settings_of(variant, plan.settings, plan.draft_keep)
-        return measure_own(self._pair, frames, item, variant, settings, system=plan.system)
+        return measure_own(self._pair, frames, item, variant, plan.settings_of(variant), system=plan.system)
 
     def _profiles(self, frames: Clip, item: Item) -> tuple[Profile, ...]:
         plan = self._plan
@@ -156,7 +177,7 @@ class _Run:
                 frames,
                 item,
                 variant,
-                settings_of(variant, plan.settings, plan.draft_keep),
+                plan.settings_of(variant),
                 system=plan.system,
             )
             for variant in plan.variants
@@ -172,6 +193,10 @@ class _Run:
             for each, score in zip(block.measurements, scores, strict=True)
         )
         return block.model_copy(update={"measurements": measurements})
+
+
+def _without_times(measured: Measurement) -> Measurement:
+    return measured.model_copy(update=dict.fromkeys(("video_s", "prompt_s", "prefill_s", "decode_s"), 0.0))
 
 
 def _slim(block: Block, *, with_pieces: bool) -> Block:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lvspec_cli.bench.results import BenchMode, Gamma, Variant
 from lvspec_cli.errors import UsageError
-from lvspec_cli.types import DecodeSettings, Mode, RelevanceName
+from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings, read_gamma
 
 # ar first: it is what the others are held against, and decides whether a clip can be measured at all.
 ALL_MODES = tuple(map(str, BenchMode))
-GREATEST_GAMMA = 64
 
 _OWN = {
     BenchMode.AR: Mode.AR,
@@ -50,47 +49,60 @@ def _parse_mode(word: str) -> Variant:
 
 
 def parse_gammas(text: str) -> tuple[Gamma, ...]:
-    """Numbers with commas between them, each once, in ascending order.
+    """Numbers and ``auto`` with commas between them, each once, in ascending order.
 
-    :raises UsageError: one is not a number from 1 to 64, or there is none.
+    :raises UsageError: one is neither, or there is none.
     """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    known = {str(gamma) for gamma in range(1, GREATEST_GAMMA + 1)}
-    wrong = next((word for word in words if word not in known), None)
-    if wrong is not None or not words:
-        raise UsageError(
-            f"--gamma {wrong or text!r} is not a number from 1 to {GREATEST_GAMMA}", "write --gamma 3,5,8"
-        )
-    return tuple(sorted({int(word) for word in words}))
+    remedy = "write --gamma auto,3,5,8"
+    try:
+        found = {read_gamma(word.strip()) for word in text.split(",") if word.strip()}
+    except ValueError as error:
+        raise UsageError(f"--gamma: {error}", remedy) from None
+    if not found:
+        raise UsageError(f"--gamma {text!r} names none", remedy)
+    return tuple(sorted(found, key=gamma_order))
+
+
+def gamma_order(gamma: Gamma) -> float:
+    """``auto`` stands behind all numbers."""
+    return float("inf") if gamma == "auto" else float(gamma)
 
 
 def variants_of(modes: Sequence[Variant], gammas: Sequence[Gamma]) -> tuple[Variant, ...]:
-    """Every mode with every gamma; a plain mode has none.
+    """Every mode with every gamma, unless it has its own; a plain mode has none.
 
-    ``hf-assisted`` is run with each as well, and once as transformers itself would do it.
+    ``hf-assisted`` is run with each number as well, and once as transformers itself would do it.
     """
     found: list[Variant] = []
     for mode in modes:
-        if mode.mode.is_plain or mode.mode is BenchMode.HF_ASSISTED:
+        own = mode.gamma is not None
+        if own or mode.mode.is_plain or mode.mode is BenchMode.HF_ASSISTED:
             found.append(mode)
-        if not mode.mode.is_plain:
-            found += [replace(mode, gamma=gamma) for gamma in gammas]
+        if not own and not mode.mode.is_plain:
+            peer = mode.mode is BenchMode.HF_ASSISTED
+            found += [replace(mode, gamma=gamma) for gamma in gammas if not (peer and gamma == "auto")]
     return tuple(found)
 
 
-def settings_of(variant: Variant, base: DecodeSettings, draft_keep: float) -> DecodeSettings:
+def settings_of(
+    variant: Variant, base: DecodeSettings, draft_keep: float, rules: Mapping[str, RuleSettings] | None = None
+) -> DecodeSettings:
     """How one of our own variants decodes.
 
     Greedy, and without the guard against repetition, so that every mode and peer has the same budget of
-    tokens: a loop shows in the fidelity, not as a short answer.
+    tokens: a loop shows in the fidelity, not as a short answer. Without falling back: what a mode costs is
+    what is asked.
 
     :param draft_keep: share of the video's tokens that the draft sees in the pruned modes.
+    :param rules: of variants with a label, by that.
     """
     if variant.mode.is_peer:
         raise ValueError(f"{variant.mode} is not one of our own modes")
-    settings = replace(base, mode=_OWN[variant.mode], temperature=0.0, repetition_guard=False)
-    if isinstance(variant.gamma, int):
+    settings = replace(base, mode=_OWN[variant.mode], temperature=0.0, repetition_guard=False, fallback=False)
+    if variant.gamma is not None:
         settings = replace(settings, gamma=variant.gamma)
+    if variant.label is not None:
+        settings = replace(settings, rule=(rules or {})[variant.label])
     if variant.relevance is not None:
         settings = replace(settings, rule=replace(settings.rule, relevance=variant.relevance))
     return replace(settings, draft_keep=draft_keep if variant.mode.is_pruned else 1.0)

@@ -225,6 +225,17 @@ class Kept(Part):
     retention: Estimate | None  # mode / ar; null where ar got nothing right
 
 
+def least_kept(*kept: Kept | None) -> Estimate | None:
+    """The retention whose lower end is lowest; None where there is none."""
+    found = [each.retention for each in kept if each and each.retention]
+    return min(found, key=lambda each: (lower_end(each), each.value), default=None)
+
+
+def lower_end(estimate: Estimate) -> float:
+    """The lower end of its interval; the value itself where one clip was measured."""
+    return estimate.value if estimate.low is None else estimate.low
+
+
 class Fidelity(Part):
     """What a mode keeps of ``ar``, over its first answer to each item; intervals are over clips, paired.
 
@@ -263,10 +274,7 @@ class Fidelity(Part):
     @property
     def retention(self) -> Estimate | None:
         """Of facts and questions, the one whose lower end is lower. None without labels."""
-        found = [kept.retention for kept in (self.facts, self.questions) if kept and kept.retention]
-        return min(
-            found, key=lambda each: (each.value if each.low is None else each.low, each.value), default=None
-        )
+        return least_kept(self.facts, self.questions)
 
 
 class ModeResult(OfVariant):

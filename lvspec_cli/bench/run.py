@@ -8,26 +8,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
+from lvspec_cli.bench.contrast import contrasts
 from lvspec_cli.bench.environment import environment_of
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Header, digest_of, journal
 from lvspec_cli.bench.lines import markdown
 from lvspec_cli.bench.measure import Plan, Progress, measure
-from lvspec_cli.bench.modes import settings_of
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import report, write_report
 from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Gamma, Results, Variant, to_json
+from lvspec_cli.bench.rules import rule_fields
 from lvspec_cli.bench.summary import Measured, summarise
 from lvspec_cli.demo.evaluate import HELD_OUT_SEED
 from lvspec_cli.demo.write import write_clips
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
+from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import identify, settings_fields
 from lvspec_cli.pipeline import AskRequest, load, pinned_request
-from lvspec_cli.types import DecodeSettings, Mode, RuleSettings
+from lvspec_cli.types import Mode
 
 MARKDOWN_NAME = "results.md"
 
@@ -47,17 +47,22 @@ class BenchJob:
 
 
 def demo_clips(
-    folder: Path, count: int, progress: Callable[[int, int], None] = lambda done, total: None
+    folder: Path,
+    count: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    seed: int = HELD_OUT_SEED,
 ) -> list[Path]:
     """Clips of the demo world that no training has seen, with their scenes beside them; written once.
 
+    :param seed: another one gives other clips.
     :raises OutputError: the folder cannot be written.
     """
     paths = [folder / f"clip_{number:04d}.mp4" for number in range(1, count + 1)]
     if all(path.is_file() and path.with_suffix(".json").is_file() for path in paths):
         return paths
     try:
-        return write_clips(folder, count, HELD_OUT_SEED, progress)
+        return write_clips(folder, count, seed, progress)
     except OSError as error:
         raise OutputError(
             f"{folder}: {error.strerror or error}", "name a folder that can be written with --out"
@@ -79,10 +84,21 @@ def run_bench(
     settings = replace(job.request.settings, mode=Mode.AR if plain else Mode.LVSPEC)
     request = pinned_request(replace(job.request, settings=settings))
     loaded = load(request, listen)
+    return run_loaded(loaded, replace(job, request=request), progress=progress, warn=warn)
+
+
+def run_loaded(
+    loaded: LoadedPair,
+    job: BenchJob,
+    *,
+    progress: Progress = lambda done, total: None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Results:
+    """The same with a pair that is loaded already; the request says which revisions it is of."""
     environment = environment_of(loaded)
-    asked = _settings(job, request, plain)
+    asked = bench_settings(job, loaded)
     items = tuple(item for clip in job.clips for item in clip.items)
-    header = Header(settings=asked, environment=environment, inputs=_digest(job.clips))
+    header = Header(settings=asked, environment=environment, inputs=inputs_digest(job.clips))
     with journal(job.out, header, redo=job.redo) as kept:
         measure(loaded, job.clips, job.plan, kept, progress=progress, warn=warn)
         seen = tuple(kept.items.get(item.id, item) for item in items)
@@ -100,6 +116,7 @@ def run_bench(
         settings=asked,
         reference=reference.mode,
         modes=modes,
+        contrasts=contrasts(measured, modes),
         items=seen,
         blocks=blocks,
     )
@@ -121,8 +138,10 @@ def write_results(results: Results, folder: Path) -> list[Path]:
     return [*paths, write_report(folder, results)]
 
 
-def _settings(job: BenchJob, request: AskRequest, plain: bool) -> BenchSettings:
-    video, plan, pair = request.video, job.plan, request.pair
+def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
+    """What was asked for, as the files tell it."""
+    request, plan, plain = job.request, job.plan, loaded.draft is None
+    video, pair = request.video, request.pair
     return BenchSettings(
         pair=request.pair_name,
         target=pair.target.name,
@@ -133,7 +152,9 @@ def _settings(job: BenchJob, request: AskRequest, plain: bool) -> BenchSettings:
         repeat=plan.repeat,
         max_new_tokens=plan.settings.max_new_tokens,
         draft_keep=plan.draft_keep,
-        rule=_rule_fields(plan.settings),
+        rule=rule_fields(plan.settings.rule),
+        rules={name: rule_fields(rule) for name, rule in plan.rules.items()},
+        timed=plan.timed,
         sampling={
             "frames": video.max_frames,
             "fps": video.fps,
@@ -150,25 +171,17 @@ def _settings(job: BenchJob, request: AskRequest, plain: bool) -> BenchSettings:
     )
 
 
-def _rule_fields(settings: DecodeSettings) -> dict[str, Any]:
-    fields = _RULE.dump_python(settings.rule, mode="json")
-    return {name: "Infinity" if value == float("inf") else value for name, value in fields.items()}
-
-
-_RULE = TypeAdapter(RuleSettings)
-
-
 def _variant_settings(variant: Variant, plan: Plan) -> Mapping[str, Any]:
     """What a variant was run with, as JSON can hold it."""
     if not variant.mode.is_peer:
-        return settings_fields(settings_of(variant, plan.settings, plan.draft_keep))
+        return settings_fields(plan.settings_of(variant))
     found: dict[str, Any] = {"do_sample": False, "max_new_tokens": plan.settings.max_new_tokens}
     if variant.gamma is not None:
         found |= {"num_assistant_tokens": variant.gamma, "num_assistant_tokens_schedule": "constant"}
     return found
 
 
-def _digest(clips: Sequence[BenchClip]) -> str:
+def inputs_digest(clips: Sequence[BenchClip]) -> str:
     """What tells these clips and questions from others, the files' content included."""
     facts = []
     for clip in clips:

@@ -26,7 +26,24 @@ Modes = Annotated[
 ]  # fmt: skip
 Gammas = Annotated[
     str | None,
-    typer.Option("--gamma", metavar="LIST", help="Tokens the draft proposes a round: 3,5,8,12."),
+    typer.Option("--gamma", metavar="LIST", help="Tokens the draft proposes a round: auto,3,5,8,12."),
+]
+RuleFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--variants", metavar="FILE",
+        help="A YAML file of rules to run too: names, each with what it changes (and gamma, mode).",
+    ),
+]  # fmt: skip
+Ablate = Annotated[
+    bool, typer.Option("--ablate", help="Run the rule also without each of its parts: anchors, shift, ...")
+]
+Controls = Annotated[
+    bool, typer.Option("--controls", help="Run every other relevance too, with the same thresholds.")
+]
+TextsOnly = Annotated[
+    bool,
+    typer.Option("--texts-only", help="Fidelity alone, of many clips: nothing is timed, all goes quicker."),
 ]
 DraftKeep = Annotated[
     float,
@@ -66,6 +83,10 @@ def bench(
     quick: Quick = False,
     modes: Modes = None,
     gamma: Gammas = None,
+    variants: RuleFile = None,
+    ablate: Ablate = False,
+    controls: Controls = False,
+    texts_only: TextsOnly = False,
     draft_keep: DraftKeep = 0.1,
     repeat: Repeat = 1,
     limit: Limit = None,

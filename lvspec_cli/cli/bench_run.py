@@ -14,6 +14,7 @@ from lvspec_cli.bench.lines import notes
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.modes import ALL_MODES, parse_gammas, parse_modes, variants_of
 from lvspec_cli.bench.results import Results
+from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
 from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
 from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
@@ -22,7 +23,7 @@ from lvspec_cli.cli.signals import Stop
 from lvspec_cli.errors import UsageError
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.registry import load_registry
-from lvspec_cli.types import DecodeSettings, Mode, VideoRequest
+from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 from lvspec_cli.ui.bench import plain_results, result_tables
 from lvspec_cli.ui.progress import PlainProgress
 
@@ -67,7 +68,10 @@ def read_job(given: Mapping[str, Any], progress: PlainProgress | None) -> BenchJ
     settings = decode_settings({**given, "mode": Mode.LVSPEC, "temperature": 0.0, "gamma": None}, pair)
     if given["quick"]:
         settings = replace(settings, max_new_tokens=_quick_tokens(given, settings))
-    modes = parse_modes(given["modes"] or ",".join(ALL_MODES))
+    named = _named_rules(given, settings.rule)
+    others = controls(settings.rule) if given["controls"] else ()
+    modes = tuple(dict.fromkeys((*parse_modes(given["modes"] or ",".join(ALL_MODES)), *others)))
+    modes += tuple(each.variant for each in named)
     gammas = parse_gammas(given["gamma"]) if given["gamma"] else (settings.gamma,)
     system = None if given["system"] is None else checked_text(given["system"], "--system")
     request = AskRequest(
@@ -92,11 +96,19 @@ def read_job(given: Mapping[str, Any], progress: PlainProgress | None) -> BenchJ
             draft_keep=given["draft_keep"],
             repeat=given["repeat"],
             system=system,
+            rules=rules_of(named),
+            timed=not given["texts_only"],
         ),
         out=given["out"],
         redo=given["redo"],
         command=shlex.join(["lvspec", *sys.argv[1:]]),
     )
+
+
+def _named_rules(given: Mapping[str, Any], rule: RuleSettings) -> tuple[NamedRule, ...]:
+    """The rules that ``--variants`` and ``--ablate`` add."""
+    own = read_rules(given["variants"], rule) if given["variants"] is not None else ()
+    return (*own, *(ablations(rule) if given["ablate"] else ()))
 
 
 def _quick_tokens(given: Mapping[str, Any], settings: DecodeSettings) -> int:

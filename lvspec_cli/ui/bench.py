@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lvspec_cli.bench.compare import Change
-from lvspec_cli.bench.lines import HEADINGS, WINNER, rows
+from lvspec_cli.bench.lines import CONTRAST_HEADINGS, HEADINGS, WINNER, contrast_rows, rows
 from lvspec_cli.bench.results import Results
 from lvspec_cli.escape import visible_line
 
@@ -27,11 +27,13 @@ def plain_results(results: Results) -> str:
 
 
 def result_tables(results: Results) -> str:
-    """What is gained and what it costs, then what a round is made of where that was measured."""
+    """What is gained and what it costs, what a round is made of, how the pair's rule compares."""
     cells = [dict(zip(HEADINGS, row, strict=True)) for row in rows(results)]
     text = _table(_GAINS, [[row[name] for name in _GAINS] for row in cells])
     costs = [[row[name] for name in _COSTS] for row in cells if row["c"]]
-    return text + (_table(_COSTS, costs) if costs else "")
+    text += _table(_COSTS, costs) if costs else ""
+    contrasts = contrast_rows(results)
+    return text + (_table(CONTRAST_HEADINGS, contrasts) if contrasts else "")
 
 
 CHANGE_HEADINGS = ("mode", "figure", "before", "after", "change", "")

@@ -191,3 +191,55 @@ def test_compare_shows_what_changed_and_fails_on_a_regression(tiny, clips: Path,
     (second / "results.json").write_text("{}")
     assert tiny("bench-compare", first, second).returncode == 2
     assert tiny("bench-compare", first, tmp_path / "gone").returncode == 4
+
+
+def test_rules_with_names_are_lines_of_their_own(tiny, clips: Path, tmp_path: Path):
+    out, file = tmp_path / "out", tmp_path / "rules.yaml"
+    file.write_text("bold: {filler_margin: .inf, gamma: 6}\n")
+    flags = ("--modes", "ar,lvspec", "--gamma", 4, "--variants", file, "--ablate", "--controls")
+    done = tiny("bench", clips, "--out", out, "--limit", 1, *flags, *SHORT)
+    assert done.returncode == 0, done.stderr
+    results = read_results(out)
+    names = [str(each.variant) for each in results.modes]
+    assert names[:2] == ["ar", "lvspec γ=4"]
+    assert {"lvspec/bold γ=6", "lvspec/no-shift γ=4", "lvspec/no-list γ=4", "lvspec:random γ=4"} <= set(names)
+    rules = {each.label: each.settings["rule"] for each in results.modes if each.label}
+    assert rules["bold"]["filler_margin"] == "Infinity"
+    assert rules["no-shift"]["shift_window"] == 0
+    assert not rules["no-list"]["never_loosely"]
+    assert [each.line for each in results.contrasts] == ["lvspec γ=4"] * (len(names) - 2)
+    assert all(each.speed and each.accepted_length for each in results.contrasts)
+    for name in ("results.md", "report.html"):
+        assert "lvspec/no-shift γ=4" in (out / name).read_text()
+    refused = tiny("bench", clips, "--out", out, "--limit", 1, *flags[:-1], *SHORT)
+    assert "modes was" in refused.stderr  # the same folder holds another run
+    assert tiny("bench", clips, "--variants", tmp_path / "gone.yaml").returncode == 2
+
+
+def test_texts_alone_are_the_same_texts_without_times(tiny, clips: Path, tmp_path: Path):
+    flags = (
+        "bench",
+        clips,
+        "--modes",
+        "ar,exact,lvspec,hf-ar",
+        "--prompt",
+        "What?",
+        "--prompt",
+        "Who?",
+        *SHORT,
+    )
+    assert tiny(*flags, "--out", tmp_path / "timed").returncode == 0
+    done = tiny(*flags, "--out", tmp_path / "texts", "--texts-only")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was timed" in done.stderr
+    timed, texts = (read_results(tmp_path / name) for name in ("timed", "texts"))
+    for one, other in zip(timed.blocks, texts.blocks, strict=True):
+        pairs = list(zip(one.measurements, other.measurements, strict=True))
+        assert [each.text for each, _ in pairs] == [each.text for _, each in pairs]
+        assert [each.accepted_lengths for each, _ in pairs] == [each.accepted_lengths for _, each in pairs]
+        assert [each.log_probability for _, each in pairs] == [
+            pytest.approx(each.log_probability) for each, _ in pairs
+        ]
+        assert all(each.end_to_end_s == 0 for _, each in pairs)
+    assert all(each.speedup_vs_ar is None for each in texts.modes)
+    assert texts.modes[1].mean_accepted_length == timed.modes[1].mean_accepted_length

@@ -1,0 +1,70 @@
+"""The pair's own rule against every other line of the report, clip by clip: by how much it beats them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lvspec_cli.bench.fidelity import compare_blocks, retention_of
+from lvspec_cli.bench.intervals import interval_of_sums
+from lvspec_cli.bench.results import BenchMode, Contrast, Estimate, Measurement, ModeResult, Variant
+from lvspec_cli.bench.summary import Measured, speedup
+
+
+def contrasts(measured: Measured, modes: Sequence[ModeResult]) -> tuple[Contrast, ...]:
+    """The pair's own rule, at its best gamma, against every other line at its own best."""
+    best = best_of_each(modes)
+    own = best.pop(Variant(BenchMode.LVSPEC).name, None)
+    if own is None:
+        return ()
+    return tuple(contrast(measured, own, other) for other in best.values())
+
+
+def best_of_each(modes: Sequence[ModeResult]) -> dict[str, Variant]:
+    """Of each line that drafts, by name, the gamma that is fastest; untimed, the one that accepts most."""
+
+    def rank(each: ModeResult) -> tuple[float, float]:
+        speed = each.speedup_vs_ar.median if each.speedup_vs_ar else 0.0
+        return speed, each.mean_accepted_length or 0.0
+
+    found: dict[str, ModeResult] = {}
+    for each in modes:
+        if each.answers and not each.mode.is_plain:
+            name = each.variant.name
+            found[name] = max(found.get(name, each), each, key=rank)
+    return {name: each.variant for name, each in found.items()}
+
+
+def contrast(measured: Measured, line: Variant, other: Variant) -> Contrast:
+    """One line against another, over the answers that both gave."""
+    return Contrast(
+        line=str(line),
+        other=str(other),
+        speed=speedup(measured, line, other),
+        accepted_length=_lengths(measured, line, other),
+        quality=retention_of(compare_blocks(measured.items, measured.blocks, line, other)),
+    )
+
+
+def _lengths(measured: Measured, line: Variant, other: Variant) -> Estimate | None:
+    """Mean accepted length of one / of the other: tokens behind the first / rounds, over all clips."""
+    rows = []
+    for blocks in measured.clips().values():
+        both = [(one, two) for block in blocks if (one := block.of(line)) and (two := block.of(other))]
+        counts = [(*_counts(one), *_counts(two)) for one, two in both if one.rounds and two.rounds]
+        if counts:
+            rows.append([float(sum(column)) for column in zip(*counts, strict=True)])
+    columns = list(zip(*rows, strict=True))
+    if not all(map(sum, columns)) or not rows:
+        return None
+    low, high = interval_of_sums(_ratio, columns)
+    return Estimate(value=float(_ratio([sum(column) for column in columns])), low=low, high=high)
+
+
+def _counts(answer: Measurement) -> tuple[int, int]:
+    return answer.output_tokens - answer.first_tokens, answer.rounds or 0
+
+
+def _ratio(sums: Any) -> Any:
+    tokens, rounds, other_tokens, other_rounds = sums
+    return (tokens / rounds) / (other_tokens / other_rounds)

@@ -1,0 +1,90 @@
+"""Rules with names: the rule less one part, the controls, and what a file of them says."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.bench.modes import settings_of, variants_of
+from lvspec_cli.bench.results import BenchMode, Variant
+from lvspec_cli.bench.rules import ablations, changes, controls, read_rules, rules_of
+from lvspec_cli.errors import UsageError
+from lvspec_cli.speculation.verify import is_exact
+from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
+
+BASE = RuleSettings(anchor_margin=0.5, filler_margin=2.0, shift_window=2)
+
+
+def test_each_ablation_takes_one_part_away():
+    found = {each.name: changes(each.rule, BASE) for each in ablations(BASE)}
+    unlimited = {"max_loose_run": 1_000_000, "max_loose_in_window": 1_000_000}
+    assert found == {
+        "no-anchors": {"relevance": "plausible"},
+        "no-ties": {"anchor_margin": 0.0},
+        "no-fillers": {"filler_margin": 0.5},
+        "no-shift": {"shift_window": 0},
+        "no-limits": unlimited,
+        "no-list": {**unlimited, "never_loosely": False},
+    }
+    without = RuleSettings(relevance=RelevanceName.PLAUSIBLE, anchor_margin=0.0, shift_window=0)
+    assert [each.name for each in ablations(without)] == ["no-fillers", "no-limits", "no-list"]
+    assert is_exact(ablations(without)[0].rule)
+
+
+def test_controls_are_every_other_relevance():
+    assert [each.name for each in controls(BASE)] == [
+        "lvspec:similarity", "lvspec:lens", "lvspec:lexicon", "lvspec:plausible", "lvspec:random"
+    ]  # fmt: skip
+
+
+def test_a_file_says_what_is_other_than_in_the_pairs_rule(tmp_path: Path):
+    file = tmp_path / "rules.yaml"
+    file.write_text(
+        "bold: {filler_margin: .inf, gamma: 12}\n"
+        "auto: {gamma: auto, shift_window: 0}\n"
+        "pruned: {mode: lvspec-pruned, relevance: lexicon, layers: [3, -1]}\n"
+    )
+    bold, auto, pruned = read_rules(file, BASE)
+    assert (bold.rule.filler_margin, bold.rule.anchor_margin) == (inf, 0.5)
+    assert bold.variant == Variant(BenchMode.LVSPEC, 12, label="bold")
+    assert (auto.gamma, auto.rule.shift_window) == ("auto", 0)
+    assert pruned.variant == Variant(BenchMode.LVSPEC_PRUNED, label="pruned")
+    assert (pruned.rule.relevance, pruned.rule.layers) == (RelevanceName.LEXICON, (3, -1))
+    named = variants_of([Variant(BenchMode.AR), *(each.variant for each in (bold, auto, pruned))], (4, 8))
+    assert [str(each) for each in named] == [
+        "ar", "lvspec/bold γ=12", "lvspec/auto γ=auto", "lvspec-pruned/pruned γ=4",
+        "lvspec-pruned/pruned γ=8",
+    ]  # fmt: skip
+    settings = settings_of(named[3], DecodeSettings(rule=BASE), 0.1, rules_of([bold, pruned]))
+    assert (settings.mode, settings.gamma, settings.draft_keep) == (Mode.LVSPEC, 4, 0.1)
+    assert settings.rule == pruned.rule
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bold: {filler_margins: 2}", "line 1: bold.filler_margins: there is no such key"),
+        ("a: {shift_window: 0}\nb: {shift_window: 99}", "line 2: b.shift_window: Input should be less"),
+        ("bold: {mode: exact}", "bold.mode: Input should be 'lvspec'"),
+        ("bold: {gamma: 0}", "bold.gamma"),
+        ("bold: {anchor_margin: -1}", "bold.anchor_margin: Input should be greater"),
+        ("a/b: {shift_window: 0}", "a/b"),
+        ("", "there is no rule in it"),
+        ("[", "line 2"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, said: str):
+    file = tmp_path / "rules.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        read_rules(file, BASE)
+    assert said in refused.value.cause
+    with pytest.raises(UsageError, match="No such file"):
+        read_rules(tmp_path / "gone.yaml", BASE)
+
+
+def test_two_rules_of_one_name_are_refused():
+    with pytest.raises(UsageError, match="'no-shift'"):
+        rules_of([*ablations(BASE), ablations(BASE)[3]])
