@@ -19,10 +19,10 @@ SLACK = 0.03  # of a device's free memory, for fragments
 SPARE_ROWS = 512  # that a cache sets aside at once, as ``models.cache``
 TEXT_TOKENS = 256  # of a prompt, around the video
 
-# Bytes of a weight of a converted matrix, with its scales: blocks of 64 with a float32 each (nf4), rows
-# (int8), blocks of 128 x 128 (fp8), groups of 128 with scale and zero (the rest).
+# Bytes of a weight of a converted matrix, with its scales: blocks of 64 whose scale is a byte, which has one
+# of float32 for 256 (nf4), rows (int8), blocks of 128 x 128 (fp8), groups of 128 with scale and zero.
 MATRIX_BYTES: Mapping[Quantisation, float] = {
-    Quantisation.NF4: 0.5 + 4 / 64,
+    Quantisation.NF4: 0.5 + 1 / 64 + 4 / (64 * 256),
     Quantisation.INT8: 1.0,
     Quantisation.FP8: 1.0,
     Quantisation.AWQ: 0.5 + 2.5 / 128,
@@ -60,15 +60,19 @@ class ModelSize:
 
     name: str
     parameters: int  # tied ones once
-    matrices: int  # parameters in matrices that quantisers convert
-    largest_matrix: int  # parameters
     layer: int  # parameters of one decoder layer
-    layer_matrices: int  # of them in matrices
+    layer_matrices: int  # of them in matrices: what quantisers convert
+    largest_matrix: int  # parameters of a layer's largest
     layers: int
     width: int
     mlp: int
     key_width: int  # key heads * head size
     vision: VisionSize
+
+    @property
+    def matrices(self) -> int:
+        """Parameters that quantisers convert."""
+        return self.layers * self.layer_matrices
 
 
 @dataclass(frozen=True)

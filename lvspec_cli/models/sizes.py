@@ -57,16 +57,15 @@ def size_of_model(model: Any, name: str) -> ModelSize:
     """The size of a model, on whatever device it is."""
     text = model.config.get_text_config()
     layer = model.get_decoder().layers[0]
-    matrices = _matrices(model)
+    matrices = _matrices(layer)
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelSize(
         name=name,
         parameters=_count(model),
-        matrices=sum(matrices),
-        largest_matrix=max(matrices),
         layer=_count(layer),
-        layer_matrices=sum(_matrices(layer)),
+        layer_matrices=sum(matrices),
+        largest_matrix=max(matrices),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         mlp=text.intermediate_size,
@@ -89,7 +88,7 @@ def vision_size(config: Any) -> VisionSize:
                 width, mlp, patch, vision.spatial_merge_size, vision.temporal_patch_size, text_a_frame=text
             )
         case "llava_onevision":
-            pooled = -((-(side // patch) // 2) ** 2)  # two patches a side become one, the odd one too
+            pooled = ((side // patch + 1) // 2) ** 2  # two patches a side become one, the odd one too
             return VisionSize(width, mlp, patch, 2, 1, patches, pooled)
         case "smolvlm":
             # Each frame stands between its time and two marks.
@@ -103,10 +102,4 @@ def _count(module: Any) -> int:
 
 
 def _matrices(module: Any) -> list[int]:
-    """Sizes of what quantisers convert: linear layers, but not the output head."""
-    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    return [
-        part.weight.numel()
-        for part in module.modules()
-        if isinstance(part, torch.nn.Linear) and part is not head
-    ]
+    return [part.weight.numel() for part in module.modules() if isinstance(part, torch.nn.Linear)]

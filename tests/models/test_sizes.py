@@ -69,6 +69,7 @@ def test_tokens_of_a_video() -> None:
     assert size("Qwen2.5-VL-7B-Instruct").vision.tokens(8, pixels) == 4 * 16 * 16
     assert size("Qwen2.5-VL-7B-Instruct").vision.patches(8, pixels) == 4 * 32 * 32
     assert size("Qwen3-VL-2B-Instruct").vision.tokens(8, pixels) == 4 * 14 * 14
+    assert size("llava-onevision-qwen2-0.5b-ov-hf").vision.tokens(8, pixels) == 8 * 14 * 14
     assert size("SmolVLM2-2.2B-Instruct").vision.tokens(8, pixels) == 8 * 81
     assert size("SmolVLM2-256M-Video-Instruct").vision.tokens(8, pixels) == 8 * 64
 
