@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.processing import process
+from lvspec_cli.models.processing import process, quiet
 from lvspec_cli.types import Clip, PairPrompts, Prompt
 
 
@@ -71,7 +71,8 @@ def chat_text(processor: Any, question: str, system: str | None) -> str:
     if system:
         turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
     turns.append({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]})
-    return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    with quiet():
+        return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def _expanded(processor: Any, text: str, earlier: Prompt) -> Tensor | None:

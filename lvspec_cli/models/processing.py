@@ -38,7 +38,7 @@ def features_of(processor: Any, text: str, clip: Clip) -> Any:
     with quiet():
         features = processor(
             text=[text],
-            videos=[frames],
+            videos=[[frames]],  # nested: early releases of transformers 5 count the videos so for SmolVLM2
             video_metadata=[video_metadata(clip)],
             do_sample_frames=False,
             return_tensors="pt",
