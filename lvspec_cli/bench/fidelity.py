@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,6 +133,20 @@ def retention_of(compared: Sequence[Compared], *, seed: int = 0) -> Estimate | N
     captions = [each for each in compared if each.judged[0].facts]
     questions = [each for each in compared if each.judged[0].right is not None]
     return least_kept(kept_facts(captions, "all", seed=seed), kept_answers(questions, seed=seed))
+
+
+def likelihood_kept(compared: Sequence[Compared], *, seed: int = 0) -> Estimate | None:
+    """How likely the target finds the mode's texts, against its own: exp of the mean change of nats a token.
+
+    It needs no label. None where the texts were not scored.
+    """
+    scored = [each for each in compared if None not in (each.mode.log_probability, each.ar.log_probability)]
+    rows = _by_clip(scored, lambda each: (_change(each), 1)) if scored else []
+    change = ratio_of_sums(*rows, seed=seed) if rows else None
+    if change is None:
+        return None
+    low, high = (None if end is None else math.exp(end) for end in (change.low, change.high))
+    return Estimate(value=math.exp(change.value), low=low, high=high)
 
 
 def kept_facts(captions: Sequence[Compared], kind: str, *, seed: int = 0) -> Kept | None:

@@ -139,13 +139,13 @@ def markdown(results: Results) -> str:
     lines = [
         "# lvspec bench",
         "",
-        f"Pair {_code(settings.pair)}: {_code(settings.target)}"
-        + (f" with {_code(settings.draft)}" if settings.draft else ""),
+        f"Pair {code(settings.pair)}: {code(settings.target)}"
+        + (f" with {code(settings.draft)}" if settings.draft else ""),
         "",
-        *_table(HEADINGS, rows(results)),
+        *table(HEADINGS, rows(results)),
         "",
-        *_contrasts(results),
-        *_fidelity(results),
+        *contrast_table(results),
+        *fidelity_table(results),
         *(f"- {_escaped(note)}" for note in notes(results)),
         "",
         f"Measured {results.created:%Y-%m-%d} with:",
@@ -159,16 +159,16 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _contrasts(results: Results) -> Iterator[str]:
+def contrast_table(results: Results) -> Iterator[str]:
     found = contrast_rows(results)
     if found:
         yield "Over the same answers, by so much the first is faster, accepts more, and keeps more:"
         yield ""
-        yield from _table(CONTRAST_HEADINGS, found)
+        yield from table(CONTRAST_HEADINGS, found)
         yield ""
 
 
-def _fidelity(results: Results) -> Iterator[str]:
+def fidelity_table(results: Results) -> Iterator[str]:
     """Quality beside ar's, of the modes where it was compared."""
     found = [(each.variant, each.fidelity) for each in results.modes if each.fidelity is not None]
     if not found:
@@ -189,11 +189,11 @@ def _fidelity(results: Results) -> Iterator[str]:
         )
         for variant, kept in found
     ]
-    yield from _table(headings, body)
+    yield from table(headings, body)
     yield ""
 
 
-def _table(headings: tuple[str, ...], body: list[tuple[str, ...]]) -> Iterator[str]:
+def table(headings: tuple[str, ...], body: list[tuple[str, ...]]) -> Iterator[str]:
     for cells in (headings, ("---",) * len(headings), *body):
         yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
 
@@ -205,5 +205,5 @@ def _escaped(text: str) -> str:
     return text.replace("\n", " ")
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     return "`" + text.replace("`", "'") + "`"

@@ -16,7 +16,6 @@ from lvspec_cli.bench.score import score_texts
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.pipeline import memory_errors
-from lvspec_cli.prompt import build_prompt
 from lvspec_cli.types import Clip, DecodeSettings, Prompt, RuleSettings
 from lvspec_cli.video.decode import read_clip
 
@@ -31,6 +30,7 @@ class Plan:
 
     ``rules``: of variants with a label, by that. ``timed``: if not, texts alone are wanted: of every clip the
     video is encoded once for all of our own modes, nothing is warmed up, and all seconds are 0.
+    ``scored``: the target itself scores every text.
     ``examples``: of so many items the texts are kept by tokens; ``profiles``: so many are run once more with
     a clock around every pass.
     """
@@ -44,6 +44,7 @@ class Plan:
     profiles: int = 8
     rules: Mapping[str, RuleSettings] = field(default_factory=dict)
     timed: bool = True
+    scored: bool = True
 
     def settings_of(self, variant: Variant) -> DecodeSettings:
         """How one of our own variants decodes."""
@@ -120,10 +121,10 @@ class _Run:
             else:
                 block = self._untimed(texts, frames, item, repeat)
             if repeat == 0:
-                prompt = build_prompt(self._pair.target, frames, item.prompt, system=self._plan.system)
+                prompt = texts.prompts(item).target
                 seen = {"frames": len(frames.timestamps), "visual_tokens": prompt.visual_tokens}
                 self._journal.add_item(item.model_copy(update=seen))
-                block = self._scored(prompt, block)
+                block = self._scored(prompt, block) if self._plan.scored else block
             self._journal.add_block(_slim(block, with_pieces=number < self._plan.examples))
             yield
 

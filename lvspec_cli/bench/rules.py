@@ -97,9 +97,14 @@ def rule_fields(rule: RuleSettings) -> dict[str, Any]:
 _RULE = TypeAdapter(RuleSettings)
 
 
+def as_yaml(rule: RuleSettings) -> dict[str, Any]:
+    """A rule as YAML can hold it."""
+    return _RULE.dump_python(rule, mode="json")
+
+
 def changes(rule: RuleSettings, base: RuleSettings) -> dict[str, Any]:
     """What is other in one rule than in another, as YAML can hold it."""
-    own, other = (_RULE.dump_python(each, mode="json") for each in (rule, base))
+    own, other = as_yaml(rule), as_yaml(base)
     return {name: value for name, value in own.items() if value != other[name]}
 
 

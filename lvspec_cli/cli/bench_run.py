@@ -18,8 +18,9 @@ from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, r
 from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
 from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
-from lvspec_cli.cli.requests import decode_settings, video_request
+from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.cli.signals import Stop
+from lvspec_cli.demo.evaluate import HELD_OUT_SEED
 from lvspec_cli.errors import UsageError
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.registry import load_registry
@@ -83,11 +84,12 @@ def read_job(given: Mapping[str, Any], progress: PlainProgress | None) -> BenchJ
         system=system,
         device=given["device"],
         dtype=given["dtype"],
+        **loading_of(given),
         threads=given["threads"],
     )
     return BenchJob(
         request=request,
-        clips=_clips(given, request.video, progress),
+        clips=chosen_clips(given, request.video, progress),
         modes=modes,
         gammas=gammas,
         plan=Plan(
@@ -115,9 +117,18 @@ def _quick_tokens(given: Mapping[str, Any], settings: DecodeSettings) -> int:
     return settings.max_new_tokens if given["max_new_tokens"] else min(QUICK_TOKENS, settings.max_new_tokens)
 
 
-def _clips(
-    given: Mapping[str, Any], video: VideoRequest, progress: PlainProgress | None
+def chosen_clips(
+    given: Mapping[str, Any],
+    video: VideoRequest,
+    progress: PlainProgress | None,
+    *,
+    drawn: int = DEMO_CLIPS,
+    seed: int = HELD_OUT_SEED,
 ) -> tuple[BenchClip, ...]:
+    """What the flags name; without any, ``drawn`` clips of the demo world are drawn.
+
+    :raises LvspecError: there is nothing to measure, or what is named is wrong.
+    """
     limit = given["limit"] or (QUICK_CLIPS if given["quick"] else None)
     if given["questions"] is not None:
         return clips_of_questions(given["questions"], video, limit=limit)
@@ -126,18 +137,18 @@ def _clips(
         asked = 0 if given["prompt"] else QUICK_QUESTIONS if given["quick"] else QUESTIONS
     sources = [Path(text) for text in given["clips"] or ()]
     if not sources:
-        sources = _drawn(given["out"] / "clips", limit or DEMO_CLIPS, progress)
+        sources = _drawn(given["out"] / "clips", limit or drawn, progress, seed)
     prompts = [checked_text(text, "--prompt") for text in given["prompt"] or ()]
     return clips_of(sources, video, prompts=prompts, questions=asked, limit=limit)
 
 
-def _drawn(folder: Path, count: int, progress: PlainProgress | None) -> list[Path]:
+def _drawn(folder: Path, count: int, progress: PlainProgress | None, seed: int) -> list[Path]:
     if progress is None:
-        return demo_clips(folder, count)
+        return demo_clips(folder, count, seed=seed)
     label = "drawing clips"
     progress.begin(label)
     try:
-        return demo_clips(folder, count, lambda done, total: progress.advance(label, done, total))
+        return demo_clips(folder, count, lambda done, total: progress.advance(label, done, total), seed=seed)
     finally:
         progress.close()
 

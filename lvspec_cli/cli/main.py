@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from lvspec_cli import __version__
-from lvspec_cli.cli import ask, bench, bench_compare, bench_relevance, caption, demo, export, merge, models
+from lvspec_cli.cli import (
+    ask,
+    bench,
+    bench_compare,
+    bench_relevance,
+    caption,
+    demo,
+    doctor,
+    export,
+    merge,
+    models,
+    tune,
+)
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
 
@@ -26,7 +38,9 @@ app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
 app.command("bench-relevance")(bench_relevance.bench_relevance)
 app.command("bench-compare")(bench_compare.bench_compare)
+app.command("tune")(tune.tune)
 app.add_typer(models.app, name="models")
+app.command("doctor")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

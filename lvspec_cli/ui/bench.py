@@ -29,11 +29,11 @@ def plain_results(results: Results) -> str:
 def result_tables(results: Results) -> str:
     """What is gained and what it costs, what a round is made of, how the pair's rule compares."""
     cells = [dict(zip(HEADINGS, row, strict=True)) for row in rows(results)]
-    text = _table(_GAINS, [[row[name] for name in _GAINS] for row in cells])
+    text = figures_table(_GAINS, [[row[name] for name in _GAINS] for row in cells])
     costs = [[row[name] for name in _COSTS] for row in cells if row["c"]]
-    text += _table(_COSTS, costs) if costs else ""
+    text += figures_table(_COSTS, costs) if costs else ""
     contrasts = contrast_rows(results)
-    return text + (_table(CONTRAST_HEADINGS, contrasts) if contrasts else "")
+    return text + (figures_table(CONTRAST_HEADINGS, contrasts) if contrasts else "")
 
 
 CHANGE_HEADINGS = ("mode", "figure", "before", "after", "change", "")
@@ -46,7 +46,7 @@ def plain_changes(changes: Sequence[Change]) -> str:
 
 def change_table(changes: Sequence[Change]) -> str:
     """A table of figures; the worse ones stand out."""
-    return _table(CHANGE_HEADINGS, [_change_cells(change) for change in changes])
+    return figures_table(CHANGE_HEADINGS, [_change_cells(change) for change in changes])
 
 
 def _change_cells(change: Change) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def _plain(lines: Sequence[Sequence[str]]) -> str:
     return "".join("\t".join(map(visible_line, line)) + "\n" for line in lines)
 
 
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def figures_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """As narrow as can be: an interval stands below its figure."""
     width = shutil.get_terminal_size().columns
     console = Console(file=io.StringIO(), width=width, force_terminal=True, markup=False, highlight=False)

@@ -1,0 +1,141 @@
+"""What a search needs to know of a pair first: the costs of a round, and what its relevance schemes give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+
+from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.own import measure_own, profile_own, rest
+from lvspec_cli.bench.results import BenchMode, Item, Part, Profile, Variant
+from lvspec_cli.bench.tuning import thresholds
+from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.prompt import build_prompts
+from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import Clip, DecodeSettings, Gamma, Mode, RelevanceName, Round, RoundCosts
+from lvspec_cli.video.decode import read_clip
+
+CLIPS = 2  # that are looked at
+PROFILED = (4, 8, 16)  # gammas whose rounds are timed, where none is given
+
+
+class Calibration(Part):
+    """Costs in steps of the target alone, and borders to try between anchors and fillers, by relevance."""
+
+    ar_step_s: float
+    costs: dict[RelevanceName, RoundCosts]
+    borders: dict[RelevanceName, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    clip: Clip
+    item: Item
+
+
+def calibrate(
+    pair: LoadedPair,
+    clips: Sequence[BenchClip],
+    settings: DecodeSettings,
+    relevances: Sequence[RelevanceName],
+    gammas: Sequence[Gamma],
+    *,
+    system: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Calibration:
+    """Times some answers about the first clips that can be read.
+
+    :raises NoInputError: none can be read.
+    """
+    seen = _first_readable(clips)
+    timed = sorted({gamma for gamma in gammas if isinstance(gamma, int)}) or PROFILED
+    ends = tuple(sorted({timed[0], timed[len(timed) // 2], timed[-1]}))
+    step = _step(pair, seen, settings, system)
+    costs, borders = {}, {}
+    for number, relevance in enumerate(relevances):
+        progress(number, len(relevances))
+        rule = replace(settings.rule, relevance=relevance)
+        loose = replace(settings, mode=Mode.LVSPEC, rule=rule, repetition_guard=False)
+        profiles = {
+            gamma: [
+                profile_own(
+                    pair,
+                    each.clip,
+                    each.item,
+                    Variant(BenchMode.LVSPEC, gamma),
+                    replace(loose, gamma=gamma),
+                    system=system,
+                )
+                for each in seen
+            ]
+            for gamma in ends
+        }
+        costs[relevance] = costs_of_rounds(profiles, step)
+        scores = [score for each in seen for score in _scores(pair, each, loose, system)]
+        borders[relevance] = thresholds(scores)
+    return Calibration(ar_step_s=step, costs=costs, borders=borders)
+
+
+def costs_of_rounds(profiles: Mapping[int, Sequence[Profile]], step: float) -> RoundCosts:
+    """Medians over answers, in steps of ``step`` seconds; a row's share from a line through the gammas."""
+    drafted = [each for many in profiles.values() for each in many if each.draft_steps and each.rounds]
+    if not drafted:
+        raise NoInputError("no answer is long enough to be timed", "allow more tokens, or ask for captions")
+    rows, seconds = [], []
+    for many in profiles.values():
+        whole = [each for each in many if each in drafted]
+        if whole:
+            rows.append(median(each.draft_steps / each.rounds + 1 for each in whole))
+            seconds.append(median(each.verification_s / each.rounds for each in whole))
+    slope = max(0.0, float(np.polyfit(rows, seconds, 1)[0])) if len(set(rows)) > 1 else 0.0
+    fixed = max(float(np.mean(seconds)) - slope * float(np.mean(rows)), 0.01 * step)
+    return RoundCosts(
+        draft=_rounded(median(each.draft_s / each.draft_steps for each in drafted) / step),
+        verification=_rounded(fixed / step),
+        row=round(slope / step, 4),
+        overhead=round(median(each.overhead_s / each.rounds for each in drafted) / step, 4),
+    )
+
+
+def _rounded(value: float) -> float:
+    return max(round(value, 4), 0.0001)
+
+
+def _first_readable(clips: Sequence[BenchClip]) -> list[_Seen]:
+    found: list[_Seen] = []
+    why = "nothing was asked"
+    for clip in clips:
+        try:
+            found.append(_Seen(read_clip(clip.video), clip.items[0]))
+        except LvspecError as error:
+            why = error.cause
+        if len(found) == CLIPS:
+            break
+    if not found:
+        raise NoInputError(f"nothing could be measured: {why}", "name videos that can be read")
+    return found
+
+
+def _step(pair: LoadedPair, seen: Sequence[_Seen], settings: DecodeSettings, system: str | None) -> float:
+    """Seconds of a step of the target alone; the first answer warms up."""
+    plain = replace(settings, mode=Mode.AR, repetition_guard=False)
+    answers = [
+        measure_own(pair, each.clip, each.item, Variant(BenchMode.AR), plain, system=system)
+        for each in (*seen[:1], *seen)
+    ]
+    steps = [each.seconds_per_token for each in answers[1:] if each.seconds_per_token]
+    if not steps:
+        raise NoInputError("no answer is long enough to be timed", "allow more tokens, or ask for captions")
+    return median(steps)
+
+
+def _scores(pair: LoadedPair, seen: _Seen, settings: DecodeSettings, system: str | None) -> list[float]:
+    """Relevance of every drafted token of an answer."""
+    prompts = build_prompts(pair, seen.clip, seen.item.prompt, system=system)
+    rounds: list[Round] = []
+    rest(Session(pair).answer(prompts, settings), rounds)
+    return [score for each in rounds for score in each.relevance]

@@ -1,0 +1,166 @@
+"""What the search decides, with literals: halves, settings, turns, who goes on, what is taken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.bench.calibrate import costs_of_rounds
+from lvspec_cli.bench.results import BenchMode, Estimate, Profile
+from lvspec_cli.bench.tuning import (
+    FEWEST_CLIPS,
+    FINALISTS,
+    RATES,
+    Score,
+    choice,
+    going_on,
+    predicted_speedup,
+    settings_to_try,
+    split,
+    thresholds,
+    turns,
+)
+from lvspec_cli.errors import NoInputError
+from lvspec_cli.types import RelevanceName, RoundCosts, RuleSettings
+from tests.bench.made import drafted, plain
+
+BASE = RuleSettings(anchor_threshold=0.5, anchor_margin=0.5, filler_margin=2.0)
+
+
+@given(st.lists(st.text(max_size=4), unique=True), st.integers(0, 9))
+def test_halves_are_disjoint_and_depend_on_names_and_seed_alone(names: list[str], seed: int):
+    first, second = split(names, seed)
+    assert first | second == set(names)
+    assert not first & second
+    assert len(first) - len(second) in (0, 1)
+    assert split(names[::-1], seed) == (first, second)
+
+
+def test_another_seed_gives_other_halves():
+    names = [f"clip_{number}.mp4" for number in range(12)]
+    assert split(names, 0) != split(names, 1)
+
+
+def test_thresholds_are_quantiles_above_zero():
+    assert thresholds([number / 100 for number in range(101)]) == (0.5, 0.65, 0.8, 0.9)
+    assert thresholds([0.0] * 9 + [1.0]) == (0.1,)  # the nine tenths' quantile lies between
+    assert thresholds([]) == ()
+
+
+def test_settings_cover_each_part_evenly_and_begin_with_the_pairs_own():
+    found = settings_to_try(BASE, RelevanceName.ATTENTION, (4, 8), (0.3, 0.6), 24, seed=1)
+    assert (found[0].rule, found[0].gamma) == (BASE, 8)
+    assert len(found) == 24
+    assert [each.name for each in found[:2]] == ["attention-001", "attention-002"]
+    assert len({(each.rule, each.gamma) for each in found}) == 24
+    for value in (lambda each: each.gamma, lambda each: each.rule.anchor_threshold):
+        counts = Counter(map(value, found[1:]))
+        assert len(counts) == 2 or (0.5 in counts and len(counts) == 3)
+        assert min(counts[key] for key in counts if key != 0.5) >= 10
+    assert all(each.rule.filler_margin >= each.rule.anchor_margin for each in found)
+    again = settings_to_try(BASE, RelevanceName.ATTENTION, (4, 8), (0.3, 0.6), 24, seed=1)
+    assert again == found
+
+
+def test_controls_vary_only_what_they_have():
+    die = settings_to_try(BASE, RelevanceName.RANDOM, (4,), (), 12, seed=0)
+    assert {each.rule.random_rate for each in die} == set(RATES)
+    assert {(each.rule.anchor_margin, each.rule.filler_margin) for each in die} == {(0.0, inf)}
+    bare = settings_to_try(BASE, RelevanceName.PLAUSIBLE, (4,), (), 12, seed=0)
+    assert {each.rule.anchor_margin for each in bare} == {0.0}
+    assert len({each.rule.filler_margin for each in bare}) > 4
+    words = settings_to_try(BASE, RelevanceName.LEXICON, (4,), (), 12, seed=0)
+    assert {each.rule.anchor_threshold for each in words} == {0.5}
+    assert len({each.rule.anchor_margin for each in words}) > 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "clips", "planned"),
+    [
+        (48, 36, ((48, 4), (16, 12), (6, 36))),
+        (48, 11, ((48, 11),)),
+        (2, 12, ((2, 4), (2, 12))),
+        (9, 1, ((9, 1),)),
+    ],
+)
+def test_turns_have_more_clips_for_fewer_settings(settings: int, clips: int, planned):
+    assert turns(settings, clips) == planned
+
+
+@given(st.integers(1, 200), st.integers(1, 300))
+def test_every_turn_grows_and_the_last_has_all_clips(settings: int, clips: int):
+    planned = turns(settings, clips)
+    assert planned[-1][1] == clips
+    assert planned[0][0] == settings
+    assert planned[0][1] >= min(clips, FEWEST_CLIPS)
+    assert all(one >= two >= min(settings, FINALISTS) for (one, _), (two, _) in pairwise(planned))
+    assert all(one < two for (_, one), (_, two) in pairwise(planned))
+
+
+def test_predicted_speedup_is_that_of_the_model():
+    # 10 tokens in 2 rounds of 4 drafted: 5 / (4 * .1 + 1 + 5 * .02 + .2) = 5 / 1.7
+    costs = RoundCosts(draft=0.1, verification=1.0, row=0.02, overhead=0.2)
+    assert predicted_speedup([drafted(0.0, (5, 5))], costs) == pytest.approx(5 / 1.7)
+    both = [drafted(0.0, (5, 5)), drafted(0.0, (1, 1, 1))]
+    assert predicted_speedup(both, costs) == pytest.approx(13 / (5 * 1.7))
+    assert predicted_speedup([plain(0.0)], costs) is None
+
+
+def profile(gamma: int, draft: float, verification: float, overhead: float) -> Profile:
+    return Profile(
+        mode=BenchMode.LVSPEC, gamma=gamma, rounds=2, draft_steps=2 * gamma,
+        draft_s=2 * gamma * draft, verification_s=2 * verification, overhead_s=2 * overhead,
+    )  # fmt: skip
+
+
+def test_costs_of_a_round_are_medians_and_a_line():
+    # 0.5 s a step of ar; a verification takes 0.4 s and 0.01 s a row.
+    profiles = {
+        gamma: [profile(gamma, 0.05, 0.4 + 0.01 * (gamma + 1), 0.1), profile(gamma, 0.05, 9.0, 0.1)]
+        for gamma in (4, 8, 16)
+    }
+    profiles = {gamma: [each[0], each[0], each[1]] for gamma, each in profiles.items()}
+    found = costs_of_rounds(profiles, 0.5)
+    assert found == RoundCosts(draft=0.1, verification=0.8, row=0.02, overhead=0.2)
+    flat = costs_of_rounds({4: [profile(4, 0.05, 0.5, 0.1)]}, 0.5)
+    assert (flat.verification, flat.row) == (1.0, 0.0)
+    with pytest.raises(NoInputError, match="long enough"):
+        costs_of_rounds({4: []}, 0.5)
+
+
+def score(name: str, speedup: float, kept: tuple[float, float, float] | None) -> Score:
+    found = Estimate(low=kept[0], value=kept[1], high=kept[2]) if kept else None
+    return Score(name, 4, speedup, 2 * speedup, found)
+
+
+CAREFUL = score("careful", 1.5, (1.0, 1.0, 1.0))
+MIDDLE = score("middle", 2.0, (0.99, 0.999, 1.0))
+BOLD = score("bold", 3.0, (0.98, 0.995, 1.0))
+SLOW = score("slow", 1.2, (0.99, 0.999, 1.0))
+WILD = score("wild", 9.0, (0.7, 0.8, 0.9))
+BLIND = score("blind", 9.0, None)
+
+
+def test_those_that_no_other_beats_go_on_fastest_first_and_the_hopeless_go():
+    everything = [SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD]
+    assert going_on(everything, 3, 0.998) == ("bold", "middle", "careful")
+    assert going_on(everything, 2, 0.998) == ("bold", "middle")
+    assert going_on(everything, 9, 0.998) == ("bold", "middle", "careful", "slow")
+
+
+def test_where_all_are_hopeless_the_best_go_on():
+    assert going_on([WILD, BLIND, score("worse", 9.5, (0.1, 0.2, 0.3))], 2, 0.998) == ("worse", "wild")
+    assert going_on([BLIND], 1, 0.998) == ("blind",)
+
+
+def test_the_fastest_that_is_shown_to_keep_enough_is_taken():
+    assert choice([SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD], 0.998) == CAREFUL
+    assert choice([SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD], 0.99) == MIDDLE
+    assert choice([WILD, BLIND], 0.998) is None
+    alone = Score("alone", 1, 2.0, 4.0, Estimate(value=1.0, low=None, high=None))
+    assert choice([alone], 0.998) == alone
