@@ -93,10 +93,12 @@ def set_generation(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def make_clip(frames: int = 6, *, seed: int = 0, spacing: float = 0.5, size: int = 60) -> Clip:
-    """A clip of noise with real times, as the decoder would give it."""
+def make_clip(
+    frames: int = 6, *, seed: int = 0, spacing: float = 0.5, size: int = 60, width: int | None = None
+) -> Clip:
+    """A clip of noise with real times, as the decoder would give it; square unless it has a ``width``."""
     generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
+    pixels = generator.integers(0, 256, (frames, size, width or size, 3), dtype=np.uint8)
     return Clip(
         path=Path("noise.mp4"),
         frames=pixels,
@@ -105,7 +107,7 @@ def make_clip(frames: int = 6, *, seed: int = 0, spacing: float = 0.5, size: int
         duration=frames * spacing,
         start=0.0,
         end=None,
-        source_width=size,
+        source_width=width or size,
         source_height=size,
         frames_expected=frames,
         decoder="pyav",

@@ -1,0 +1,86 @@
+"""A tiny pair of every family of lvspec's own table, beside transformers' own model and processor."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
+from lvspec_cli.models.processing import features_of
+from lvspec_cli.prompt import build_prompts, chat_text
+from lvspec_cli.types import Clip, PairPrompts, Prompt
+from tests.tiny_models import make_clip, save_pair
+
+CLIPS: dict[str, Clip] = {
+    "one-frame": make_clip(1),
+    "two-frames": make_clip(2, seed=1, spacing=1.0),
+    "odd": make_clip(5, seed=2, spacing=0.4),
+    "wide": make_clip(4, seed=3, width=100),
+    "tall-and-odd": make_clip(3, seed=4, size=100, width=60, spacing=2.0),
+    "12-seconds": make_clip(25, seed=5, spacing=0.5),
+    "over-a-minute": make_clip(9, seed=6, spacing=8.0),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One family: the pair as lvspec loads it, and the target as transformers does."""
+
+    family: str
+    folders: tuple[Path, Path]
+    pair: LoadedPair
+    _prompts: dict[tuple[str, str], PairPrompts] = field(default_factory=dict)
+
+    @functools.cached_property
+    def stock(self) -> Any:
+        return AutoModelForImageTextToText.from_pretrained(self.folders[0])
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        return AutoProcessor.from_pretrained(self.folders[0])
+
+    def prompts(self, clip: str, question: str = "What moves?") -> PairPrompts:
+        if (clip, question) not in self._prompts:
+            self._prompts[clip, question] = build_prompts(self.pair, CLIPS[clip], question)
+        return self._prompts[clip, question]
+
+    def generate(
+        self, clip: str, question: str = "What moves?", *, model: Any = None, **values: Any
+    ) -> list[int]:
+        """Greedy tokens of transformers' own loop over what its own processor makes of frames and text."""
+        inputs = features_of(self.processor, chat_text(self.processor, question, None), CLIPS[clip])
+        tokens = (model or self.stock).generate(**inputs, do_sample=False, **values)
+        return tokens[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folders = save_pair(tmp_path_factory.mktemp(request.param), request.param)
+    return Subject(request.param, folders, load_pair(*folders, device="cpu", dtype="float32"))
+
+
+@functools.cache
+def _stock(folder: str, attention: str) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention)
+
+
+@torch.inference_mode()
+def scratch(
+    loaded: LoadedModel, prompt: Prompt, answer: list[int], attention: str = "sdpa", **more: Any
+) -> Any:
+    """The stock model's own forward over prompt and answer at once, without a cache."""
+    behind = loaded.family.answer_positions(prompt.next_position, len(answer), torch.device("cpu"))
+    return _stock(loaded.name, attention)(
+        input_ids=torch.cat((prompt.input_ids, torch.tensor([answer], dtype=torch.long)), dim=1),
+        position_ids=torch.cat((prompt.position_ids, behind), dim=-1),
+        use_cache=False,
+        **prompt.video_inputs,
+        **more,
+    )

@@ -1,0 +1,158 @@
+"""Exact mode gives the very tokens of the stock model's generate(do_sample=False)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.prompt import build_prompts
+from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import DecodeSettings, FinishReason, Mode, TokenKind
+from tests.conformance.conftest import CLIPS, Subject
+from tests.speculation.conftest import decode, with_generation
+from tests.tiny_families import TinyShape
+from tests.tiny_models import save_model, save_pair
+
+WANTED = DecodeSettings(mode=Mode.EXACT, gamma=4, max_new_tokens=24, repetition_guard=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    clip: str
+    question: str = "What moves?"
+    gamma: int = 4
+    keep: float = 1.0
+    penalty: float = 1.0
+    ends: tuple[int, ...] = ()  # places of the free answer whose tokens become ends
+    limit: int = 24
+
+
+CASES = (
+    Case("one-frame", gamma=3),
+    Case("two-frames", "how many balls", gamma=1, penalty=1.3),
+    Case("odd", "which colour is it", gamma=12, ends=(7, 15)),
+    Case("wide", gamma=5, keep=0.1, penalty=0.8),
+    Case("tall-and-odd", "what now", gamma=6, keep=0.5, penalty=1.3, ends=(9,)),
+    Case("12-seconds", "describe the clip", gamma=4, limit=40),
+    Case("over-a-minute", gamma=8, keep=0.3, limit=17),
+)
+
+
+def check(subject: Subject, case: Case) -> None:
+    """The pair's answer is generate's; the extra ends stand among the pair's own two."""
+    pair = with_generation(subject.pair, repetition_penalty=case.penalty)
+    asked, values = (case.clip, case.question), {"repetition_penalty": case.penalty}
+    own_ends = pair.target.generation.end_ids
+    assert len(own_ends) == 2
+    free = subject.generate(*asked, max_new_tokens=24, **values) if case.ends else []
+    ends = (*own_ends, *(free[at] for at in case.ends if at < len(free)))
+    expected = subject.generate(*asked, max_new_tokens=case.limit, eos_token_id=list(ends), **values)
+    pair = with_generation(pair, end_ids=ends)
+    wanted = replace(WANTED, gamma=case.gamma, max_new_tokens=case.limit, draft_keep=case.keep)
+
+    found, rounds = decode(pair, subject.prompts(*asked), wanted)
+
+    assert list(found.tokens) == expected
+    assert found.finish_reason == (FinishReason.STOP if expected[-1] in ends else FinishReason.LENGTH)
+    assert set(found.kinds) <= {TokenKind.EXACT, TokenKind.TARGET}
+    assert found.tokens == tuple(token for done in rounds for token in done.tokens)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.clip)
+def test_exact_is_generate(subject: Subject, case: Case) -> None:
+    check(subject, case)
+
+
+@given(
+    case=st.builds(
+        Case,
+        clip=st.sampled_from(["one-frame", "odd", "wide", "tall-and-odd"]),
+        question=st.sampled_from(["What moves?", "is there not a red cube", "now"]),
+        gamma=st.integers(1, 12),
+        keep=st.sampled_from([1.0, 1.0, 0.5, 0.1]),
+        penalty=st.sampled_from([1.0, 1.0, 1.3, 0.8]),
+        ends=st.sets(st.integers(0, 23), max_size=2).map(tuple),
+        limit=st.integers(1, 24),
+    )
+)
+@settings(max_examples=8)
+def test_exact_is_generate_at_any_setting(subject: Subject, case: Case) -> None:
+    check(subject, case)
+
+
+def test_ar_is_generate(subject: Subject) -> None:
+    alone = replace(subject.pair, draft=None)
+    prompts = build_prompts(alone, CLIPS["odd"], "What moves?")
+    found, _ = decode(alone, prompts, replace(WANTED, mode=Mode.AR))
+    assert prompts.draft is None
+    assert list(found.tokens) == subject.generate("odd", max_new_tokens=24)
+    assert found.stats.drafted == 0
+
+
+def test_a_batch_of_questions_over_one_prefix(subject: Subject) -> None:
+    """The video is processed and encoded once, whatever is asked; ``wide`` has other sides than ``odd``."""
+    session = Session(subject.pair)
+    prompts = subject.prompts("wide")
+    for gamma, keep, question in ((4, 1.0, "how many balls"), (6, 0.3, "What moves?"), (2, 0.3, "is it red")):
+        prompts = build_prompts(subject.pair, CLIPS["wide"], question, earlier=prompts)
+        found, _ = decode(
+            subject.pair, prompts, replace(WANTED, gamma=gamma, draft_keep=keep, max_new_tokens=16), session
+        )
+        assert list(found.tokens) == subject.generate("wide", question, max_new_tokens=16)
+
+
+def with_likeliest_padding(pair: LoadedPair) -> LoadedPair:
+    """The likeliest token of all is one of the target's padding, which a smaller draft has no row for."""
+    with torch.no_grad():
+        pair.target.model.lm_head.weight[-1] = 3 * pair.target.model.lm_head.weight[90]
+    return pair
+
+
+@pytest.mark.parametrize("padding", [0, 60])
+def test_paddings_of_the_vocabularies_may_differ(subject: Subject, tmp_path: Path, padding: int) -> None:
+    shape = TinyShape(extra_vocabulary=padding)
+    target = subject.folders[0]
+    draft = save_model(tmp_path / "draft", subject.family, shape=shape, noise=(target, 0.01))
+    pair = with_likeliest_padding(load_pair(target, draft, device="cpu", dtype="float32"))
+    assert pair.draft is not None
+    assert pair.draft.vocabulary == pair.target.vocabulary + padding - 8
+    tokens = set()
+    for clip in ("one-frame", "odd", "wide"):
+        found, _ = decode(pair, subject.prompts(clip), WANTED)
+        assert list(found.tokens) == subject.generate(clip, model=pair.target.model, max_new_tokens=24)
+        tokens |= set(found.tokens)
+    assert pair.target.vocabulary - 1 in tokens
+
+
+def test_half_precision_takes_the_processors_tensors(subject: Subject) -> None:
+    pair = load_pair(*subject.folders, device="cpu", dtype="bfloat16")
+    found, _ = decode(pair, subject.prompts("odd"), replace(WANTED, max_new_tokens=4))
+    assert found.tokens
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "shape"),
+    [
+        # As SmolVLM2 2.2B and 256M: other numbers of tokens an image.
+        ("smolvlm", "smolvlm", TinyShape(merge=4)),
+        ("qwen2_5_vl", "llava_onevision", TinyShape()),
+    ],
+    ids=["smolvlm", "qwen2_5_vl-llava_onevision"],
+)
+def test_prompts_of_different_lengths(tmp_path: Path, target: str, draft: str, shape: TinyShape) -> None:
+    """Each half reads the video in its own way; only the answer's tokens are common."""
+    folders = save_pair(tmp_path, target)[0], save_model(tmp_path / "other", draft, shape=shape)
+    subject = Subject(target, folders, load_pair(*folders, device="cpu", dtype="float32"))
+    prompts = subject.prompts("odd")
+    assert prompts.draft is not None
+    assert prompts.draft.visual_tokens != prompts.target.visual_tokens
+    assert prompts.draft.length != prompts.target.length
+    for gamma in (1, 5):
+        found, _ = decode(subject.pair, prompts, replace(WANTED, gamma=gamma))
+        assert list(found.tokens) == subject.generate("odd", max_new_tokens=24)

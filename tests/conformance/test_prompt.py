@@ -1,0 +1,129 @@
+"""What reaches the models: the processor's own tokens, real times, one prefix for all questions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.models.decoder import Decoder, kept_places
+from lvspec_cli.models.load import check_tokenizers
+from lvspec_cli.models.processing import features_of
+from lvspec_cli.models.visual_tokens import visual_token_counter
+from lvspec_cli.prompt import build_prompts, chat_text
+from tests.conformance.conftest import CLIPS, Subject
+from tests.tiny_families import TINY
+from tests.tiny_models import make_clip
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_tokens_are_the_processors_own(subject: Subject, clip: str) -> None:
+    prompt = subject.prompts(clip).target
+    text = chat_text(subject.processor, "What moves?", None)
+    features = features_of(subject.processor, text, CLIPS[clip])
+    assert torch.equal(prompt.input_ids, features["input_ids"])
+    assert set(prompt.video_inputs) <= set(features)
+    count = visual_token_counter(subject.folders[0])
+    assert prompt.visual_tokens == count(CLIPS[clip].timestamps, CLIPS[clip].width, CLIPS[clip].height) > 0
+    assert prompt.position_ids.shape[-2:] == (1, prompt.length)
+    assert prompt.next_position == int(prompt.position_ids[..., -1].max()) + 1
+
+
+def test_questions_share_the_video_and_the_prefix(subject: Subject) -> None:
+    first = subject.prompts("odd")
+    for question, system in (("how many balls", None), ("how many balls", "there is a red ball: grün")):
+        taken = build_prompts(subject.pair, CLIPS["odd"], question, system=system, earlier=first)
+        anew = build_prompts(subject.pair, CLIPS["odd"], question, system=system)
+        for one, two, before in (
+            (taken.target, anew.target, first.target),
+            (taken.draft, anew.draft, first.draft),
+        ):
+            assert one is not None
+            assert two is not None
+            assert before is not None
+            assert torch.equal(one.input_ids, two.input_ids)
+            assert torch.equal(one.position_ids, two.position_ids)
+            assert (one.next_position, one.prefix_length) == (two.next_position, two.prefix_length)
+            assert all(one.video_inputs[name] is before.video_inputs[name] for name in two.video_inputs)
+            assert not one.video_mask[one.prefix_length :].any()
+            if system is None:
+                prefix = one.prefix_length
+                assert torch.equal(one.input_ids[:, :prefix], before.input_ids[:, :prefix])
+
+
+def test_a_system_text_comes_before_the_video(subject: Subject) -> None:
+    prompt = build_prompts(subject.pair, CLIPS["odd"], "What moves?", system="there is a red ball").target
+    tokenizer = subject.pair.target.tokenizer
+    before = tokenizer.decode(prompt.input_ids[0, : int(prompt.video_mask.nonzero()[0])])
+    behind = tokenizer.decode(prompt.input_ids[0, prompt.prefix_length :])
+    assert "there is a red ball" in before
+    assert "What moves?" in behind
+
+
+def test_placeholders_and_special_tokens_in_the_text_are_refused(subject: Subject) -> None:
+    processor = subject.processor
+    ends = TINY[subject.family].ends
+    for token in {processor.video_token, processor.image_token, *ends}:
+        for question, system in ((f"what {token} is", None), ("What?", f"stop {token} here")):
+            with pytest.raises(UsageError, match=re.escape(token)):
+                build_prompts(subject.pair, CLIPS["odd"], question, system=system)
+
+
+TIMES = (0.0, 0.5, 61.0, 62.0, 125.3)
+EXPECTED_TIMES = {
+    # Pairs of frames: the mean of each, an odd last frame with itself.
+    "qwen3_vl": ["<0.2 seconds>", "<61.5 seconds>", "<125.3 seconds>"],
+    "smolvlm": [
+        "five frames from a 0:02:10 [H:MM:SS] video",
+        "Frame from 00:00:",
+        "Frame from 01:01:",
+        "Frame from 01:02:",
+        "Frame from 02:05:",
+    ],
+}
+
+
+def test_times_stand_in_the_text_of_families_that_write_them(subject: Subject) -> None:
+    clip = replace(make_clip(len(TIMES)), timestamps=TIMES, duration=130.0)
+    prompt = build_prompts(subject.pair, clip, "What moves?").target
+    text = subject.pair.target.tokenizer.decode(prompt.input_ids[0])
+    for words in EXPECTED_TIMES.get(subject.family, ()):
+        assert words in text
+    written = re.search(r"\d+[.:]\d+", text) is not None
+    assert written == (subject.family in EXPECTED_TIMES)
+
+
+def test_a_pruned_video_keeps_its_features_and_positions(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without attention every row stands alone: what is left is what it was among all."""
+    loaded, prompt = subject.pair.target, subject.prompts("wide").target
+    for layer in loaded.family.layers(loaded.model):
+        projection = layer.self_attn.o_proj
+        zeros = torch.nn.Parameter(torch.zeros_like(projection.weight), requires_grad=False)
+        monkeypatch.setattr(projection, "weight", zeros)
+    with torch.inference_mode():
+        whole = Decoder(loaded).encode(prompt)
+        pruned = Decoder(loaded).encode(prompt, keep=0.4)
+    places = kept_places(prompt.video_mask[: prompt.prefix_length], 0.4)
+    assert pruned.rows == len(places) < whole.rows
+    assert torch.allclose(pruned.hidden, whole.hidden[:, places], atol=1e-4)
+    for part, all_of_it in zip(pruned.rotary, whole.rotary, strict=True):
+        assert torch.equal(part, all_of_it[:, places])
+
+
+def test_a_mismatched_tokenizer_is_refused_with_the_first_differing_token(subject: Subject) -> None:
+    target, draft = subject.pair.target, subject.pair.draft
+    assert draft is not None
+    other = TINY[subject.family].tokenizer("some other words entirely, and what they say")
+    ours, theirs = (
+        {index: token for token, index in one.get_vocab().items()} for one in (target.tokenizer, other)
+    )
+    first = min(index for index in ours if index in theirs and ours[index] != theirs[index])
+    words = f"token {first} is {ours[first]!r} in the target and {theirs[first]!r} in the draft"
+    with pytest.raises(PairError, match=re.escape(words)):
+        check_tokenizers(target, replace(draft, tokenizer=other))
+    check_tokenizers(target, draft)
