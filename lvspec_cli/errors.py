@@ -3,6 +3,7 @@
 LvspecError
 ├── UsageError             2    wrong flags, settings or files of settings
 ├── PairError              3    the pair cannot be had, loaded or does not fit
+│   └── NoRoomError             it does not fit into memory
 ├── NoInputError           4    no such file, or nothing to read in the folder
 ├── OutputError            5    the output cannot be written or is locked
 ├── RegressionError        6    a benchmark got worse than the margin allows
@@ -44,6 +45,12 @@ class UsageError(LvspecError):
 class PairError(LvspecError):
     exit_code = 3
     kind = "pair"
+
+
+class NoRoomError(PairError):
+    """Memory does not suffice, on a device or in the machine."""
+
+    kind = "no_room"
 
 
 class NoInputError(LvspecError):

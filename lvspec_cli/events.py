@@ -31,7 +31,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StageAdvanced:
-    """``done`` of ``total`` in the stage's own unit: frames, or a share of 1; total 0 when unknown."""
+    """``done`` of ``total`` in the stage's own unit, frames or bytes of weights; total 0 when unknown."""
 
     stage: Stage
     done: float
@@ -94,5 +94,14 @@ class Answered:
     tail: str = ""
 
 
-Event = StageStarted | StageAdvanced | StageFinished | ClipReady | QuestionStarted | RoundDone | Answered
+@dataclass(frozen=True)
+class Noted:
+    """Something was decided that is worth a line."""
+
+    text: str
+
+
+Event = (
+    Noted | StageStarted | StageAdvanced | StageFinished | ClipReady | QuestionStarted | RoundDone | Answered
+)
 Listener = Callable[[Event], None]

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.batch.audit import is_audited
-from lvspec_cli.errors import PairError, UsageError, VideoError
+from lvspec_cli.errors import NoRoomError, UsageError, VideoError
 from lvspec_cli.events import (
     Answered,
     ClipReady,
     Listener,
+    Noted,
     QuestionStarted,
     RoundDone,
     Stage,
@@ -31,7 +34,17 @@ from lvspec_cli.output.text import TextStream
 from lvspec_cli.output.trace import trace_row
 from lvspec_cli.registry import Pair
 from lvspec_cli.storage import pinned, require
-from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, TaskName, VideoRequest
+from lvspec_cli.types import (
+    Clip,
+    DecodeSettings,
+    Generation,
+    Loading,
+    Mode,
+    PairPrompts,
+    Quantisation,
+    TaskName,
+    VideoRequest,
+)
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
@@ -44,6 +57,8 @@ Trace = Callable[[dict[str, Any]], None]
 class AskRequest:
     """Questions about one clip, and how to answer them; ``device`` and ``dtype`` as in ``load_pair``.
 
+    ``quant_target``, ``quant_draft``, ``draft_device``: what weights are kept in, and where the draft
+    goes if it is named. ``loading``: what was decided, by ``pinned_request``.
     ``threads``: what torch may use of the CPU from here on, in the whole process; None leaves it alone.
     ``name`` and ``id`` are what records call the video, where its file's name is not meant.
     ``audit``: the share of the answers that is given in mode ar as well, to compare (``batch.audit``).
@@ -57,6 +72,10 @@ class AskRequest:
     system: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quant_target: Quantisation = Quantisation.AUTO
+    quant_draft: Quantisation = Quantisation.AUTO
+    draft_device: str | None = None
+    loading: Loading | None = None
     threads: int | None = None
     task: TaskName = "ask"
     name: bytes | None = None
@@ -79,7 +98,7 @@ def ask(
     """
     if not request.questions:
         raise UsageError("there is no question", "ask one")
-    request = pinned_request(request)
+    request = pinned_request(request, listen)
     identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
@@ -88,19 +107,49 @@ def ask(
             listen(Answered(failed_record(request, identity, number, error)))
         raise
     loaded = load(request, listen)
-    with memory_errors():
+    with memory_errors(request):
         return list(answers(loaded, request, identity, clip, listen, trace=trace, interrupted=interrupted))
 
 
-def pinned_request(request: AskRequest) -> AskRequest:
-    """The request with the revisions of the pair that is on this machine.
+def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -> AskRequest:
+    """The request with the revisions of the pair that is on this machine, and with how it is loaded here.
 
-    :raises PairError: not all of it is here.
+    Where nobody named a gamma, a round is no wider than the target's kernels are fast.
+
+    :raises PairError: not all of it is here, or it cannot be loaded as it is asked for.
     """
+    from lvspec_cli.models.settle import settle
+
     pair = request.pair
     roles = ("target",) if request.settings.mode is Mode.AR else ("target", "draft")
     read = {role: pinned(getattr(pair, role), require(getattr(pair, role))) for role in roles}
-    return replace(request, pair=pair.model_copy(update=read))
+    settled = settle(request, *_folders(request))
+    for note in settled.notes:
+        listen(Noted(note))
+    return replace(
+        request,
+        pair=pair.model_copy(update=read),
+        loading=settled.loading,
+        settings=narrowed(request.settings, settled.width_limit, listen),
+    )
+
+
+def narrowed(settings: DecodeSettings, width_limit: int | None, listen: Listener) -> DecodeSettings:
+    """Settings whose gamma ``auto`` stays within the rows that are fast. A gamma that was named stays."""
+    if width_limit is None or settings.mode is Mode.AR or settings.greatest_gamma < width_limit:
+        return settings
+    if settings.gamma != "auto":
+        listen(Noted(f"gamma {settings.gamma}: the target's kernels are fast up to {width_limit - 1}"))
+        return settings
+    listen(Noted(f"gamma is {width_limit - 1} at most: the target's kernels take {width_limit} rows at once"))
+    most = max(1, width_limit - 1)
+    return replace(settings, adaptation=replace(settings.adaptation, most=most))
+
+
+def _folders(request: AskRequest) -> tuple[Path, Path | None]:
+    """Where the models are that the request's mode needs."""
+    draft = None if request.settings.mode is Mode.AR else require(request.pair.draft)
+    return require(request.pair.target), draft
 
 
 def load(request: AskRequest, listen: Listener = lambda event: None) -> LoadedPair:
@@ -108,21 +157,28 @@ def load(request: AskRequest, listen: Listener = lambda event: None) -> LoadedPa
 
     :raises PairError: they are not here, cannot be read, or do not fit.
     """
-    pair = request.pair
-    with memory_errors(), _stage(Stage.LOADING, listen):
+    if request.loading is None:
+        request = pinned_request(request, listen)
+    target, draft = _folders(request)
+    assert request.loading is not None
+    with _stage(Stage.LOADING, listen):
         import torch
 
-        from lvspec_cli.models.load import load_pair
+        from lvspec_cli.models.load import ModelRequest, load_models
+        from lvspec_cli.models.settle import placed
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
-        return load_pair(
-            require(pair.target),
-            None if request.settings.mode is Mode.AR else require(pair.draft),
-            device=request.device,
-            dtype=request.dtype,
-            progress=lambda share: listen(StageAdvanced(Stage.LOADING, share, 1.0)),
-        )
+        loading, plan = request.loading, placed(request, target, draft)
+        one = ModelRequest(target, None, request.device, request.dtype, loading.target, plan.target)
+        other = None
+        if draft is not None and loading.draft is not None:
+            home = request.draft_device or request.device
+            other = ModelRequest(draft, None, home, request.dtype, loading.draft, plan.draft)
+        with memory_errors(request):
+            return load_models(
+                one, other, progress=lambda done, total: listen(StageAdvanced(Stage.LOADING, done, total))
+            )
 
 
 def answers(
@@ -192,7 +248,7 @@ class _Run:
         facts = Facts(
             self.clip,
             prompts.target.visual_tokens,
-            full_precision=str(self.pair.target.dtype) == "torch.float32",
+            full_precision=self.pair.target.full_precision,
             oom_retries=self.oom_retries,
         )
         record = answered_record(self.request, self.identity, number, facts, generation, text.text)
@@ -255,15 +311,21 @@ def _stage(stage: Stage, listen: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """Too little memory reads as a pair that does not fit."""
-    remedy = "take fewer frames (--frames), smaller ones (--max-pixels), another --device or a smaller pair"
+def memory_errors(request: AskRequest | None = None) -> Iterator[None]:
+    """Too little memory reads as a pair that does not fit; with the ``request``, what would."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        return
+    except (NoRoomError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, NoRoomError) and not is_out_of_memory(error):
             raise
-        raise PairError("the pair does not fit into memory", remedy) from error
+        traceback.clear_frames(error.__traceback__)  # they hold what the failed attempt had in memory
+    if request is not None and request.loading is not None:
+        from lvspec_cli.models.settle import no_room_for
+
+        raise no_room_for(request, *_folders(request)) from None
+    remedy = "take fewer frames (--frames), smaller ones (--max-pixels), another --device or a smaller pair"
+    raise NoRoomError("the pair does not fit into memory", remedy) from None
 
 
 def is_out_of_memory(error: Exception) -> bool:

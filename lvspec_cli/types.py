@@ -90,6 +90,16 @@ class Gate(StrEnum):
     PARTIAL = "partial"  # fewer frames could be read than expected
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How a pair is loaded, as far as its answers depend on it."""
+
+    target: Quantisation
+    draft: Quantisation | None  # None in mode ar
+    dtype: str  # that is computed in: float32, bfloat16 or float16
+    device: str  # the kind: cpu, cuda or mps
+
+
 # --- video ---------------------------------------------------------------------------------
 
 

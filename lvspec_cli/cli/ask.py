@@ -13,7 +13,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import decode_settings, quieten_libraries, video_request
 from lvspec_cli.errors import OutputError
-from lvspec_cli.types import Looseness, Mode
+from lvspec_cli.types import Looseness, Mode, Quantisation
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace
@@ -31,6 +31,9 @@ def ask(
     models: options.ModelsPath = None,
     device: options.Device = "auto",
     dtype: options.DataType = "auto",
+    draft_device: options.DraftDevice = None,
+    quant_target: options.QuantTarget = Quantisation.AUTO,
+    quant_draft: options.QuantDraft = Quantisation.AUTO,
     threads: options.Threads = None,
     mode: options.ModeName = Mode.LVSPEC,
     gamma: options.Gamma = None,
@@ -81,6 +84,9 @@ def ask(
             system=None if system is None else checked_text(system, "--system"),
             device=device,
             dtype=dtype,
+            quant_target=quant_target,
+            quant_draft=quant_draft,
+            draft_device=draft_device,
             threads=threads,
         )
         with _tracing(trace) as write_row, showing(request, as_json=as_json, quiet=quiet) as show:

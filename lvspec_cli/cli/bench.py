@@ -9,7 +9,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.types import Looseness
+from lvspec_cli.types import Looseness, Quantisation
 
 Clips = Annotated[
     list[str] | None,
@@ -99,6 +99,9 @@ def bench(
     models: options.ModelsPath = None,
     device: options.Device = "auto",
     dtype: options.DataType = "auto",
+    draft_device: options.DraftDevice = None,
+    quant_target: options.QuantTarget = Quantisation.AUTO,
+    quant_draft: options.QuantDraft = Quantisation.AUTO,
     threads: options.Threads = None,
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = 0,

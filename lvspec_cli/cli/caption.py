@@ -6,7 +6,7 @@ import typer
 
 from lvspec_cli.cli import caption_options, options
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.types import Looseness, Mode
+from lvspec_cli.types import Looseness, Mode, Quantisation
 
 
 def caption(
@@ -40,6 +40,9 @@ def caption(
     devices: caption_options.Devices = None,
     workers: caption_options.Workers = 1,
     dtype: options.DataType = "auto",
+    draft_device: options.DraftDevice = None,
+    quant_target: options.QuantTarget = Quantisation.AUTO,
+    quant_draft: options.QuantDraft = Quantisation.AUTO,
     threads: options.Threads = None,
     decode_workers: caption_options.DecodeWorkers = None,
     decode_memory: caption_options.DecodeMemory = 512,

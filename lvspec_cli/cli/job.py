@@ -19,7 +19,8 @@ from lvspec_cli.batch.segments import check_lengths
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.shard import parse_shard
 from lvspec_cli.batch.types import Collected
-from lvspec_cli.cli.requests import decode_settings, video_request
+from lvspec_cli.cli.reporting import say_note
+from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.pipeline import AskRequest, pinned_request
 from lvspec_cli.registry import load_registry
@@ -57,12 +58,14 @@ def read_job(given: Mapping[str, Any]) -> Job:
             pair=pair,
             settings=decode_settings(given, pair),
             system=given["system"],
-            device=given["device"],
+            device=(given["devices"] or given["device"]).split(",")[0].strip(),
             dtype=given["dtype"],
+            **loading_of(given),
             threads=given["threads"],
             task="caption",
             audit=_audit(given),
-        )
+        ),
+        listen=lambda event: None if given["quiet"] else say_note(event),
     )
     return Job(
         base=base,

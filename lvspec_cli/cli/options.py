@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lvspec_cli.types import DecoderName, Looseness, Mode, RelevanceName
+from lvspec_cli.types import DecoderName, Looseness, Mode, Quantisation, RelevanceName
 
 
 def complete_pair(incomplete: str) -> list[str]:
@@ -35,6 +35,23 @@ ModelsPath = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DataType = Annotated[DataTypeName, typer.Option("--dtype", help="What the models compute in.")]
+DraftDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-device", metavar="NAME", help="Where the draft goes; left out, where there is room for it."
+    ),
+]
+QuantTarget = Annotated[
+    Quantisation,
+    typer.Option(
+        "--quant-target",
+        help="What the target's weights are kept in. auto: as the files are where that fits, else packed by "
+        "what is fast on this device (`lvspec models fit` explains). awq and gptq need files made so.",
+    ),
+]
+QuantDraft = Annotated[
+    Quantisation, typer.Option("--quant-draft", help="The same for the draft; auto goes by what reads least.")
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -13,6 +13,7 @@ import typer
 from lvspec_cli.cli.signals import Stop, stopping
 from lvspec_cli.errors import LvspecError, OutputError
 from lvspec_cli.escape import visible_line
+from lvspec_cli.events import Event, Noted
 
 CLOSED_PIPE = 128 + 13  # as a program that SIGPIPE ends
 
@@ -67,6 +68,12 @@ def explain(error: Exception) -> int:
     if error.remedy:
         say(f"try: {error.remedy}")
     return error.exit_code
+
+
+def say_note(event: Event) -> None:
+    """Says what was decided; of other events nothing."""
+    if isinstance(event, Noted):
+        say(event.text)
 
 
 def say(text: str) -> None:

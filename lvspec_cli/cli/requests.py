@@ -23,6 +23,11 @@ def quieten_libraries() -> None:
     warnings.simplefilter("ignore")
 
 
+def loading_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags say of how the pair is loaded, as fields of an AskRequest."""
+    return {name: given[name] for name in ("quant_target", "quant_draft", "draft_device")}
+
+
 def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:
     """What the flags ask of the video, the pair's defaults where they are silent.
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.escape import visible
-from lvspec_cli.events import Answered, ClipReady, Event, Listener, QuestionStarted, RoundDone
+from lvspec_cli.events import Answered, ClipReady, Event, Listener, Noted, QuestionStarted, RoundDone
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.types import Mode
@@ -115,6 +115,8 @@ def _print_what_stays(request: AskRequest, events: list[Event]) -> None:
     text, answers = "", 0
     for event in events:
         match event:
+            case Noted(text=note):
+                say(note)
             case ClipReady():
                 _warn(event)
             case QuestionStarted(count=count, question=question) if count > 1:

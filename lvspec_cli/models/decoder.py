@@ -34,14 +34,16 @@ class Decoder:
     """Runs one model over one clip: its prompt, then an answer's tokens, with rollback.
 
     The language model's layers are called one by one: a step costs less than through the model's
-    own forward, positions and mask are given from outside, and nothing is kept on the model. Every
-    method expects :func:`torch.inference_mode`.
+    own forward, positions and mask are given from outside, and nothing is kept on the model. Where
+    layers lie on several devices, what goes from one to the next is moved here; what comes out is on
+    the model's own. Every method expects :func:`torch.inference_mode`.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self.cache = KeyValueCache()
         self._layers = tuple(loaded.family.layers(loaded.model))
+        self._places = tuple(next(layer.parameters()).device for layer in self._layers)
         self._rotary: Rotary | None = None  # of the answer's positions
         self._prefix_length = 0
         self._prompt_length = 0
@@ -100,7 +102,7 @@ class Decoder:
         """Run answer tokens, long (rows,), behind what the cache holds."""
         if self._rotary is None:
             raise RuntimeError("begin() comes before forward()")
-        embeddings = self.loaded.family.embed(self.loaded.model, tokens.view(1, -1))
+        embeddings = self.loaded.family.embed(self.loaded.model, tokens.view(1, -1).to(self.loaded.device))
         place, rows = self.answered, tokens.shape[0]
         cosines, sines = self._rotary
         rotary = (cosines.narrow(1, place, rows), sines.narrow(1, place, rows))
@@ -126,7 +128,8 @@ class Decoder:
             raise RuntimeError("encode() comes before video_attention()")
         family, model = self.loaded.family, self.loaded.model
         cosines, sines = passed.rotary
-        rotary = (cosines.narrow(1, 0, rows), sines.narrow(1, 0, rows))
+        place = self._places[layer]
+        rotary = (cosines.narrow(1, 0, rows).to(place), sines.narrow(1, 0, rows).to(place))
         queries = family.queries(model, layer, passed.inputs[layer].narrow(1, 0, rows), rotary)[0]
         keys = self.cache.keys(layer, passed.start + rows)[0]
         groups = queries.shape[0] // keys.shape[0]
@@ -136,7 +139,7 @@ class Decoder:
         if rows > 1:
             scores = scores.masked_fill(~_causal(passed.start, rows, scores.device), float("-inf"))
         weights = scores.softmax(dim=-1).narrow(2, 0, self._video.shape[0])
-        return weights @ self._video.float()
+        return (weights @ self._video.to(place).float()).to(self.loaded.device)
 
     def video_states(self, passed: Pass, layer: int) -> Tensor:
         """Hidden states of the video's tokens behind ``layer``, (video tokens, width).
@@ -148,7 +151,8 @@ class Decoder:
 
     def states(self, passed: Pass, layer: int) -> Tensor:
         """Hidden states behind ``layer``, (1, rows, width)."""
-        return passed.hidden if layer == self.layer_count - 1 else passed.inputs[layer + 1]
+        states = passed.hidden if layer == self.layer_count - 1 else passed.inputs[layer + 1]
+        return states.to(self.loaded.device)
 
     def lens(self, states: Tensor, *, normalise: bool) -> Tensor:
         """Read states (n, width) through the head: highest probability of each token, (vocabulary,)."""
@@ -172,17 +176,23 @@ class Decoder:
         # From an empty cache, or for one row, attention needs no mask.
         mask = _causal(start, rows, embeddings.device).view(1, 1, rows, -1) if start and rows > 1 else None
         hidden, inputs = embeddings, {}
+        place, here = embeddings.device, rotary
         for index, layer in enumerate(self._layers):
+            if self._places[index] != place:
+                place = self._places[index]
+                hidden, here = hidden.to(place), (rotary[0].to(place), rotary[1].to(place))
+                mask = None if mask is None else mask.to(place)
             if index in watch:
                 inputs[index] = hidden
             hidden = layer(
                 hidden,
                 attention_mask=mask,
-                position_embeddings=rotary,
+                position_embeddings=here,
                 past_key_values=self.cache,
             )
-            if index < len(deeper):
-                hidden[0, self._video] += deeper[index].to(hidden)
+            if self._video is not None and index < len(deeper):
+                hidden[0, self._video.to(place)] += deeper[index].to(hidden)
+        hidden = hidden.to(embeddings.device)
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden
         self.cache.advance(rows)

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import gc
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_submodules
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from lvspec_cli.errors import LvspecError, PairError, UsageError
+from lvspec_cli.errors import LvspecError, NoRoomError, PairError, UsageError
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
+from lvspec_cli.models.files import broken_file, folder_of, tensor_sizes
 from lvspec_cli.models.generation import GenerationRules, read_generation
+from lvspec_cli.models.memory import Share
+from lvspec_cli.models.place import device_map
 from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.quantise import (
+    ROW_BY_ROW,
+    agreed,
+    check_usable,
+    compute_dtype,
+    kept_modules,
+    quantisation_of_files,
+    quantiser,
+)
 from lvspec_cli.models.words import TokenSets, token_sets
+from lvspec_cli.types import Quantisation
 
-Progress = Callable[[float], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Progress = Callable[[int, int], None]  # bytes read, of how many
 
 
 @dataclass(frozen=True)
@@ -33,10 +49,16 @@ class LoadedModel:
     processor: Any
     tokenizer: Any
     family: Family
-    device: torch.device
-    dtype: torch.dtype
+    device: torch.device  # of its inputs and logits; some decoder layers may be on others
+    dtype: torch.dtype  # that it computes in
     generation: GenerationRules
     vocabulary: int  # rows of the output head, padding included
+    quantisation: Quantisation = Quantisation.NONE
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether a row's logits do not depend on the rows beside it, but for float32's rounding."""
+        return self.dtype == torch.float32 and self.quantisation in ROW_BY_ROW
 
 
 @dataclass(frozen=True)
@@ -54,78 +76,83 @@ class LoadedPair:
         return min(len(self.target.tokenizer), *(model.vocabulary for model in models))
 
 
+@dataclass(frozen=True)
+class ModelRequest:
+    """One model to load, and how.
+
+    ``device`` auto: a GPU where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 or float16 on a GPU.
+    ``shares``: which devices get how many decoder layers, in order; the first has all the rest, too. They
+    replace ``device``.
+    """
+
+    source: str | Path
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quantisation: Quantisation = Quantisation.NONE
+    shares: tuple[Share, ...] = ()
+
+
 def load_pair(
     target_source: str | Path,
     draft_source: str | Path | None,
     *,
-    target_revision: str | None = None,
-    draft_revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress | None = None,
 ) -> LoadedPair:
+    """Load a target and its draft (``None``: target only) onto one device, as their files are."""
+    draft = None if draft_source is None else ModelRequest(draft_source, device=device, dtype=dtype)
+    return load_models(ModelRequest(target_source, device=device, dtype=dtype), draft, progress=progress)
+
+
+def load_models(
+    target: ModelRequest, draft: ModelRequest | None, *, progress: Progress | None = None
+) -> LoadedPair:
     """Load a target and its draft (``None``: target only).
 
-    ``progress`` is called with a share from 0 to 1 of the two together. PairError when one cannot
-    be had, is of an unknown family, or when the two do not share a tokenizer.
+    ``progress`` is called with the bytes read of the two together. PairError when one cannot be had, is of
+    an unknown family, does not fit, or when the two do not share a tokenizer.
     """
     report = progress or _ignore
-    end = 1.0 if draft_source is None else 0.8
-    target = load_model(
-        target_source,
-        revision=target_revision,
-        device=device,
-        dtype=dtype,
-        progress=lambda share: report(share * end),
-    )
-    draft = None
-    if draft_source is not None:
-        draft = load_model(
-            draft_source,
-            revision=draft_revision,
-            device=device,
-            dtype=dtype,
-            progress=lambda share: report(end + share * (1 - end)),
-        )
-        check_tokenizers(target, draft)
-    return LoadedPair(target, draft, token_sets(target.tokenizer, target.generation.end_ids))
+    sizes = [_bytes_of(request) for request in (target, draft) if request is not None]
+    total = sum(sizes)
+    one = load_model(target, progress=lambda done, _: report(done, total))
+    other = None
+    if draft is not None:
+        other = load_model(draft, progress=lambda done, _: report(sizes[0] + done, total))
+        check_tokenizers(one, other)
+    return LoadedPair(one, other, token_sets(one.tokenizer, one.generation.end_ids))
 
 
 def load_model(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    progress: Progress | None = None,
+    request: ModelRequest | str | Path, *, progress: Progress | None = None, **how: Any
 ) -> LoadedModel:
     """Load one model from a local folder or, by its hub id, from the local cache; nothing is downloaded.
 
-    Only safetensors are read and no code that comes with a model is run. ``device`` auto: a GPU
-    where there is one. ``dtype`` auto: bfloat16 on a GPU, float32 on a CPU. PairError with cause
-    and remedy when the model cannot be had or used; UsageError on an unknown device or dtype.
+    ``how``: fields of a ModelRequest, for a source. Only safetensors are read and no code that comes with a
+    model is run. PairError with cause and remedy when the model cannot be had or used; UsageError on an
+    unknown device or dtype, or one that the quantisation excludes.
     """
-    name = str(source)
-    place = choose_device(device)
-    kind = choose_dtype(dtype, place)
-    local = {"revision": revision, "local_files_only": True, "trust_remote_code": False}
-    _check_source(source)
-    with _explained(name), _reported(progress or _ignore):
-        config = AutoConfig.from_pretrained(name, **local)
+    if not isinstance(request, ModelRequest):
+        request = ModelRequest(request, **how)
+    name = str(request.source)
+    places = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
+    folder = folder_of(request.source, request.revision)
+    with _explained(name, folder):
+        config = AutoConfig.from_pretrained(folder, **_LOCAL)
         family = family_of(getattr(config, "model_type", ""), name)
         _check_attention(config, name)
-        processor = AutoProcessor.from_pretrained(name, **local)
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            name,
-            config=config,
-            dtype=kind,
-            use_safetensors=True,
-            attn_implementation={"": "sdpa", "text_config": register()},
-            output_loading_info=True,
-            **local,
+        files = quantisation_of_files(getattr(config, "quantization_config", None), name)
+        quantisation = agreed(request.quantisation, files, name)
+        check_usable(quantisation, places[0])
+        dtype = choose_dtype(request.dtype, places[0], quantisation)
+        processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
+        how = _placed(
+            config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation
         )
-        _check_weights(info, name)
-        model = model.to(place).eval()
+        with _reported(tensor_sizes(folder, name), progress or _ignore):
+            model = _weights(folder, name, config, dtype, how)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
         name=name,
@@ -133,11 +160,69 @@ def load_model(
         processor=processor,
         tokenizer=processor.tokenizer,
         family=family,
-        device=place,
-        dtype=kind,
+        device=places[0],
+        dtype=dtype,
         generation=generation,
-        vocabulary=model.get_output_embeddings().weight.shape[0],
+        vocabulary=model.get_output_embeddings().out_features,
+        quantisation=quantisation,
     )
+
+
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _placed(
+    config: Any,
+    family: Family,
+    shares: Sequence[Share],
+    places: Sequence[torch.device],
+    dtype: torch.dtype,
+    quantisation: Quantisation,
+) -> dict[str, Any]:
+    """Where and in what weights are put as they are read, as ``from_pretrained`` takes it.
+
+    ``quantisation``: what is still to be done to the files.
+    """
+    whole = {"device_map": {"": str(places[0])}}
+    if len(places) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16):
+        return whole
+    with torch.device("meta"), quiet():
+        skeleton = AutoModelForImageTextToText.from_config(config)
+    layers = family.layers(skeleton)
+    kept = kept_modules(skeleton, layers)
+    if len(places) > 1:
+        name = next(name for name, module in skeleton.named_modules() if module is layers)
+        whole = {"device_map": device_map(kept, name, shares)}
+    return {**whole, "quantization_config": quantiser(quantisation, dtype, kept)}
+
+
+def _weights(folder: Path, name: str, config: Any, dtype: torch.dtype, how: Mapping[str, Any]) -> Any:
+    flash = is_flash_attn_2_available() and dtype != torch.float32
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation={
+            "": tower_attention(how["device_map"].values(), flash),
+            "text_config": register(),
+        },
+        output_loading_info=True,
+        **how,
+        **_LOCAL,
+    )
+    _check_weights(info, name)
+    # Between devices the decoder itself moves what goes from layer to layer, once and not at every module.
+    remove_hook_from_submodules(model)
+    return model.eval()
+
+
+def tower_attention(devices: Any, flash: bool) -> str:
+    """The video tower's attention: flash attention's own package where all is on GPUs and it is installed.
+
+    The language model's is torch's, which takes the flash kernels of its own where it can.
+    """
+    return "flash_attention_2" if flash and all(str(each).startswith("cuda") for each in devices) else "sdpa"
 
 
 def choose_device(name: str) -> torch.device:
@@ -153,14 +238,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` or one of float32, bfloat16, float16."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    try:
-        return DTYPES[name]
-    except KeyError:
-        raise UsageError(f"unknown dtype {name!r}", f"use auto, {', '.join(DTYPES)}") from None
+def choose_dtype(
+    name: str, device: torch.device, quantisation: Quantisation = Quantisation.NONE
+) -> torch.dtype:
+    """What is computed in on a device: see :func:`lvspec_cli.models.quantise.compute_dtype`."""
+    has_bfloat16 = device.type != "cuda" or _has_bfloat16(device)
+    return compute_dtype(name, quantisation, device.type, has_bfloat16=has_bfloat16)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
@@ -185,17 +272,6 @@ def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
         )
 
 
-def _check_source(source: str | Path) -> None:
-    path, text = Path(source), str(source)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise PairError(f"{source} holds no config.json", "name the folder of a saved model")
-        return
-    is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
-    if path.exists() or is_path:
-        raise PairError(f"{source} is not a folder", "name a saved model's folder or a hub id, owner/name")
-
-
 def _check_attention(config: Any, name: str) -> None:
     text = config.get_text_config()
     if any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ()):
@@ -215,54 +291,73 @@ def _check_weights(info: dict[str, Any], name: str) -> None:
             )
 
 
+def _bytes_of(request: ModelRequest) -> int:
+    folder = folder_of(request.source, request.revision)
+    return sum(tensor_sizes(folder, str(request.source)).values())
+
+
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, folder: Path) -> Iterator[None]:
     """Turn what the libraries raise into one line of cause and one of remedy."""
     try:
         yield
+        return
     except LvspecError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise PairError(f"{name} does not fit into the device's memory", "choose a smaller pair") from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what was loaded
     except Exception as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
-        if not Path(name).is_dir():
-            raise PairError(
-                f"{name} is not in the local cache", f"download it with: hf download {name}"
-            ) from error
+        broken = broken_file(folder)
+        if broken is not None:
+            raise PairError(f"{broken} is broken or cut short", "download it again") from error
         raise PairError(f"{name} cannot be loaded: {cause}", "check or download the folder again") from error
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise NoRoomError(f"{name} does not fit into the device's memory", "choose a smaller pair") from None
 
 
 @contextlib.contextmanager
-def _reported(progress: Progress) -> Iterator[None]:
-    """Report the library's own progress bar as a share, and keep bar and notes off the terminal."""
+def _reported(sizes: Mapping[str, int], progress: Progress) -> Iterator[None]:
+    """Report the library's own progress bar in bytes, and keep bar and notes off the terminal."""
+    total = sum(sizes.values())
 
     def bar(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Bar:
-        return _Bar(args[0] if args else kwargs.get("iterable"), kwargs.get("total"), progress)
+        return _Bar(args[0] if args else kwargs.get("iterable"), sizes, progress)
 
     hook = transformers_logging.set_tqdm_hook(bar)
     try:
-        progress(0.0)
+        progress(0, total)
         with quiet():
             yield
-        progress(1.0)
+        progress(total, total)
     finally:
         transformers_logging.set_tqdm_hook(hook)
 
 
 class _Bar:
-    """As much of a tqdm bar as loading weights calls."""
+    """As much of a tqdm bar as loading weights calls, over weights' names and where they come from."""
 
-    def __init__(self, items: Any, total: int | None, progress: Progress) -> None:
+    def __init__(self, items: Any, sizes: Mapping[str, int], progress: Progress) -> None:
         self._items = items
-        self._total = total or (len(items) if hasattr(items, "__len__") else 0)
+        self._sizes = sizes
         self._progress = progress
 
     def __iter__(self) -> Iterator[Any]:
-        for count, item in enumerate(self._items, 1):
+        done, total = 0, sum(self._sizes.values())
+        for item in self._items:
+            read = self._bytes_of(item)
             yield item
-            if self._total:
-                self._progress(min(0.99, count / self._total))
+            done += read
+            self._progress(min(done, total), total)
+
+    def _bytes_of(self, item: Any) -> int:
+        """Of the tensors that a weight is made of: a bar over anything else counts nothing."""
+        if not (isinstance(item, tuple) and len(item) == 2):
+            return 0
+        sources = getattr(item[1], "collected_tensors", None) or (item[0],)
+        return sum(self._sizes.get(str(source), 0) for source in sources)
 
     def __enter__(self) -> _Bar:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli import __version__
@@ -96,7 +96,7 @@ def _common(request: AskRequest, identity: FileIdentity, number: int) -> dict[st
         "target": request.pair.target.name,
         "draft": request.pair.draft.name if with_draft else None,
         "mode": request.settings.mode,
-        "settings": settings_fields(request.settings),
+        "settings": {**settings_fields(request.settings), **_loading(request)},
     }
     facts = {
         **fields,
@@ -120,6 +120,11 @@ def _readable_id(request: AskRequest, file_name: str, number: int) -> str:
     times = ["" if time is None else f"{time:g}" for time in (video.start, video.end)]
     segment = f"@{times[0] or 0}-{times[1]}" if any(times) else ""
     return f"{request.id or file_name}{segment}" + (f"#{number}" if len(request.questions) > 1 else "")
+
+
+def _loading(request: AskRequest) -> dict[str, Any]:
+    """What the models are kept and computed in, once that is settled."""
+    return {} if request.loading is None else {"loading": asdict(request.loading)}
 
 
 def _requested(request: AskRequest) -> Requested:

@@ -38,7 +38,8 @@ def propose(
     chances: list[Tensor] = []
     step = pending
     while True:
-        logits = rules.apply(draft.logits(draft.forward(step), 1)[:, :vocabulary])
+        # The rules and the random numbers are on the target's device, where the draft may not be.
+        logits = rules.apply(draft.logits(draft.forward(step), 1)[:, :vocabulary].to(step.device))
         if temperature > 0:
             chances.append(distribution(logits, temperature))
             step = draw(chances[-1], generator)

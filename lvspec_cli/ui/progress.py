@@ -8,7 +8,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from lvspec_cli.events import Event, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.escape import visible_line
+from lvspec_cli.events import Event, Noted, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
 
 INTERVAL = 5.0  # seconds between two lines of the same stage
 
@@ -29,10 +30,12 @@ class PlainProgress:
 
     def listen(self, event: Event) -> None:
         match event:
+            case Noted(text):
+                print(visible_line(text), file=self._stream, flush=True)
             case StageStarted(stage) if stage not in self._skipped:
                 self.begin(stage.value)
             case StageAdvanced(stage, done, total):
-                self.advance(stage.value, done, total)
+                self.advance(stage.value, done, total, "B" if stage is Stage.LOADING else "")
             case StageFinished(stage, seconds) if stage not in self._skipped:
                 self._end(stage.value, seconds)
             case RoundDone(round=done) if self._bar is not None:
@@ -48,17 +51,18 @@ class PlainProgress:
                 desc=label, file=self._stream, leave=False, bar_format=_form(0.0), dynamic_ncols=True
             )
 
-    def advance(self, label: str, done: float, total: float) -> None:
-        """``done`` of ``total``, which may be 0 where it is unknown."""
+    def advance(self, label: str, done: float, total: float, unit: str = "") -> None:
+        """``done`` of ``total``, which may be 0 where it is unknown; with a ``unit`` both are shown."""
         if self._bar is not None:
             self._bar.total, self._bar.n = total or None, min(done, total) if total else done
-            self._bar.bar_format = _form(total)
+            self._bar.bar_format, self._bar.unit_scale = _form(total, unit), bool(unit)
             self._bar.refresh()
         elif self._running and (now := time.monotonic()) - self._shown >= INTERVAL:
             self._shown = now
-            form = _form(total).replace("{bar} ", "")
+            form = _form(total, unit).replace("{bar} ", "")
             elapsed = now - self._started
-            meter = tqdm.format_meter(done, total, elapsed, prefix=label, bar_format=form)
+            shown = {"prefix": label, "bar_format": form, "unit_scale": bool(unit)}
+            meter = tqdm.format_meter(done, total, elapsed, **shown)
             print(meter, file=self._stream, flush=True)
 
     def _end(self, label: str, seconds: float) -> None:
@@ -75,5 +79,6 @@ class PlainProgress:
             self._bar = None
 
 
-def _form(total: float) -> str:
-    return "{desc} {percentage:3.0f}% {bar} {elapsed}" if total else "{desc} {elapsed}"
+def _form(total: float, unit: str = "") -> str:
+    counts = f" {{n_fmt}}/{{total_fmt}}{unit}" if unit else ""
+    return "{desc} {percentage:3.0f}%" + counts + " {bar} {elapsed}" if total else "{desc} {elapsed}"

@@ -10,6 +10,7 @@ from lvspec_cli.events import (
     Answered,
     ClipReady,
     Event,
+    Noted,
     Piece,
     QuestionStarted,
     RoundDone,
@@ -68,6 +69,8 @@ class View:
 def fold(view: View, event: Event) -> View:
     """The view after an event."""
     match event:
+        case Noted():
+            return view
         case StageStarted(stage):
             return _stage(view, stage, StageView(running=True))
         case StageAdvanced(stage, done, total):

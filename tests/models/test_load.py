@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.errors import NoRoomError, PairError, UsageError
+from lvspec_cli.models.files import folder_of, tensor_sizes
 from lvspec_cli.models.generation import read_generation
-from lvspec_cli.models.load import choose_device, choose_dtype, load_model, load_pair
+from lvspec_cli.models.load import (
+    ModelRequest,
+    choose_device,
+    choose_dtype,
+    load_model,
+    load_models,
+    load_pair,
+    tower_attention,
+)
 from tests.tiny_models import save_model, set_generation
 from tests.tiny_tokenizers import build_tokenizer
 
@@ -31,8 +41,8 @@ def change(folder: Path, file: str, **values: Any) -> None:
 
 def test_a_loaded_pair(pair_folders: dict[str, tuple[Path, Path]]) -> None:
     target, draft = pair_folders["qwen2_5_vl"]
-    shares: list[float] = []
-    pair = load_pair(str(target), draft, device="cpu", progress=shares.append)
+    reports: list[tuple[int, int]] = []
+    pair = load_pair(str(target), draft, device="cpu", progress=lambda *report: reports.append(report))
     assert pair.draft is not None
     assert (pair.target.name, pair.draft.name) == (str(target), str(draft))
     assert pair.target.family.model_type == "qwen2_5_vl"
@@ -43,9 +53,12 @@ def test_a_loaded_pair(pair_folders: dict[str, tuple[Path, Path]]) -> None:
     assert pair.words.ends == set(pair.target.generation.end_ids)
     assert pair.draft.vocabulary == pair.target.vocabulary + 16
     assert pair.shared_vocabulary == len(pair.target.tokenizer) < pair.target.vocabulary
-    assert shares == sorted(shares)
-    assert (shares[0], shares[-1]) == (0.0, 1.0)
-    assert len(shares) > 20
+    total = sum(sum(tensor_sizes(folder, "x").values()) for folder in (target, draft))
+    assert {of for _, of in reports} == {total}
+    read = [done for done, _ in reports]
+    assert (read[0], read[-1]) == (0, total)
+    assert read == sorted(read)
+    assert len(set(read)) > 100  # weight by weight
 
 
 def test_a_target_alone_in_another_precision(pair_folders: dict[str, tuple[Path, Path]]) -> None:
@@ -79,6 +92,13 @@ def spoil_pickle(folder: Path) -> None:
     torch.save(weights, folder / "pytorch_model.bin")
 
 
+def spoil_code(folder: Path) -> None:
+    """A config that asks for code of its own: it is not run."""
+    (folder / "own.py").write_text("raise SystemExit('code of the model was run')")
+    names = {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "auto_map": names}))
+
+
 def spoil_family(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
 
@@ -103,12 +123,13 @@ def spoil_generation(folder: Path) -> None:
     [
         (spoil_config, "config.json"),
         (spoil_weights, "model.safetensors"),
-        (spoil_bytes, "cannot be loaded"),
+        (spoil_bytes, "model.safetensors is broken or cut short"),
         (spoil_part, "lm_head.weight"),
         (spoil_pickle, "model.safetensors"),
         (spoil_family, "clip"),
         (spoil_windows, "windowed"),
-        (spoil_tokenizer, "cannot be loaded"),
+        (spoil_tokenizer, "tokenizer.json is broken or cut short"),
+        (spoil_code, "clip"),
         (spoil_generation, "no_repeat_ngram_size = 3"),
     ],
 )
@@ -135,6 +156,92 @@ def test_a_model_that_is_not_in_the_local_cache(monkeypatch: pytest.MonkeyPatch,
     assert caught.value.remedy == "download it with: hf download nobody/no-such-model"
 
 
+@pytest.fixture
+def cached(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """The same model as the hub's cache lays it out, and its hub id."""
+    commit, home = "c" * 40, tmp_path / "hub"
+    repo = home / "models--someone--some-model"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "blobs").mkdir()
+    snapshot = repo / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        blob = Path(shutil.move(file, repo / "blobs" / f"{number:064x}"))
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))
+    return snapshot, "someone/some-model"
+
+
+def no_network(*arguments: Any, **_: Any) -> Any:
+    raise AssertionError(f"the network was asked: {arguments}")
+
+
+def test_a_warm_cache_asks_no_network(cached: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, name = cached
+    for function in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(f"socket.socket.{function}", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loaded = load_model(name, device="cpu")
+    assert folder_of(name) == folder_of(name, "c" * 40) == snapshot
+    assert loaded.name == name
+    with pytest.raises(PairError, match="not in the local cache"):
+        load_model("someone/another-model", device="cpu")
+
+
+def test_a_cache_without_all_of_its_files(cached: tuple[Path, str]) -> None:
+    snapshot, name = cached
+    blob = (snapshot / "model.safetensors").resolve()
+    content = blob.read_bytes()
+    blob.write_bytes(content[: len(content) // 2])  # as an interrupted copy leaves it
+    with pytest.raises(PairError, match=r"model\.safetensors is broken or cut short") as caught:
+        load_model(name, device="cpu")
+    assert caught.value.remedy == f"download it with: hf download {name}"
+    blob.unlink()
+    with pytest.raises(PairError, match=r"holds no model\.safetensors"):
+        load_model(name, device="cpu")
+
+
+def test_a_broken_draft_is_found_before_the_target_is_loaded(
+    pair_folders: dict[str, tuple[Path, Path]], folder: Path
+) -> None:
+    spoil_bytes(folder)
+    reports: list[int] = []
+    target = pair_folders["qwen2_5_vl"][0]
+    with pytest.raises(PairError, match="cut short"):
+        load_models(
+            ModelRequest(target, device="cpu"),
+            ModelRequest(folder, device="cpu"),
+            progress=lambda done, total: reports.append(done),
+        )
+    assert not reports
+
+
+class Weights:
+    """Something large, half loaded."""
+
+
+def test_too_little_memory_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[Weights]] = []
+
+    def full(*_: Any, **__: Any) -> None:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        raise torch.OutOfMemoryError("tried to allocate too much")
+
+    monkeypatch.setattr("lvspec_cli.models.load._weights", full)
+    with pytest.raises(NoRoomError, match="does not fit"):
+        load_model(folder, device="cpu")
+    assert [reference() for reference in held] == [None]
+
+
+def test_the_towers_attention() -> None:
+    assert tower_attention(["cuda:0", "cuda:1"], flash=True) == "flash_attention_2"
+    assert tower_attention(["cuda:0"], flash=False) == "sdpa"
+    assert tower_attention(["cpu"], flash=True) == "sdpa"
+
+
 def test_tokenizers_that_disagree(pair_folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     other = save_model(
         tmp_path / "other", "qwen2_5_vl", tokenizer=build_tokenizer("some other words entirely")
@@ -152,7 +259,6 @@ def test_a_draft_of_another_family_shares_the_tokenizer(pair_folders: dict[str, 
 def test_devices_and_types() -> None:
     cpu = torch.device("cpu")
     assert choose_dtype("auto", cpu) is torch.float32
-    assert choose_dtype("auto", torch.device("cuda")) is torch.bfloat16
     assert choose_dtype("float16", cpu) is torch.float16
     assert choose_device("cpu") == cpu
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

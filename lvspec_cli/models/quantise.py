@@ -1,0 +1,218 @@
+"""What weights are kept in: transformers' own quantisers, what each needs, and how wide it is fast.
+
+Quantised are the linear layers of the language model's blocks, where nearly all of the weights are. The
+video tower, the embeddings and the output head stay in the type that is computed in: the tower is read once a
+clip and its widths do not always go into the kernels' blocks, the head decides every token, and one that is
+tied to the embeddings cannot be packed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, FineGrainedFP8Config, TorchAoConfig
+
+from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.types import Quantisation
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Kernels that compute in one type only.
+_COMPUTES_IN = {
+    Quantisation.BF16: torch.bfloat16,
+    Quantisation.FP8: torch.bfloat16,
+    Quantisation.TORCHAO_INT4: torch.bfloat16,
+    Quantisation.AWQ: torch.float16,
+    Quantisation.GPTQ: torch.float16,
+}
+_PACKAGES = {
+    Quantisation.NF4: ("bitsandbytes",),
+    Quantisation.INT8: ("bitsandbytes",),
+    Quantisation.FP8: ("kernels",),
+    Quantisation.AWQ: ("gptqmodel",),
+    Quantisation.GPTQ: ("gptqmodel", "optimum"),
+    Quantisation.TORCHAO_INT4: ("torchao",),
+}
+_EXTRAS = {
+    Quantisation.FP8: "fp8",
+    Quantisation.AWQ: "gptq",
+    Quantisation.GPTQ: "gptq",
+    Quantisation.TORCHAO_INT4: "torchao",
+}
+_NEED_A_GPU = frozenset({Quantisation.FP8, Quantisation.AWQ, Quantisation.GPTQ, Quantisation.TORCHAO_INT4})
+# Results of a row that do not depend on the rows beside it, on which exact mode to the letter rests.
+# LLM.int8() chooses its outlier columns over all rows of a pass.
+ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4})
+
+TORCHAO_GROUP = 128
+
+# Rows that bitsandbytes' 4-bit kernels take at once before they write the weights out and multiply those,
+# for projections of 7B to 32B models, by what the device's name holds: from the dispatch of bitsandbytes
+# 0.50.2, not measured. The first that fits counts.
+_NF4_ROWS = (
+    (r"H100|H200|H20|GH200|A100|A800|H800", 5),
+    (r"B200|B300|GB200|GB300", 4),
+    (r"RTX (40|50)\d\d|RTX .*Ada|RTX PRO|\bL4\b|L40", 8),
+    (r"RTX 30\d\d|\bA10G?\b|\bA40\b|RTX A\d", 16),
+    (r"\bT4\b|V100|RTX 20\d\d|TITAN|GTX", 7),
+)
+_NF4_ROWS_AT_LEAST = 4  # on every device, from 0.50 on
+
+
+def verification_width_limit(
+    quantisation: Quantisation, device_name: str, bitsandbytes_version: str
+) -> int | None:
+    """Rows of a verification up to which the weights are read once, packed; None: no such limit is known.
+
+    ``device_name`` as the driver says it, such as ``NVIDIA H100 80GB HBM3``. Wider passes are right and slow.
+    Before 0.50, bitsandbytes has a kernel for one row only.
+    """
+    if quantisation is not Quantisation.NF4:
+        return None
+    if tuple(int(part) for part in re.findall(r"\d+", bitsandbytes_version)[:2]) < (0, 50):
+        return 1
+    for pattern, rows in _NF4_ROWS:
+        if re.search(pattern, device_name):
+            return rows
+    return _NF4_ROWS_AT_LEAST
+
+
+def width_limit_of(quantisation: Quantisation, device: torch.device) -> int | None:
+    """The same for a device of this machine; a CPU reads packed weights once at any width."""
+    if quantisation is not Quantisation.NF4 or device.type != "cuda":
+        return None
+    from importlib.metadata import version
+
+    name = torch.cuda.get_device_name(device)
+    return verification_width_limit(quantisation, name, version("bitsandbytes"))
+
+
+def quantisation_of_files(values: Any, name: str) -> Quantisation | None:
+    """What a model's files are quantised in, from its config's ``quantization_config``; None: they are not.
+
+    :raises PairError: by a method that is not known here.
+    """
+    if not values:
+        return None
+    values = values if isinstance(values, Mapping) else values.to_dict()
+    method = str(getattr(values.get("quant_method"), "value", values.get("quant_method")))
+    if method == "bitsandbytes":
+        return Quantisation.NF4 if values.get("load_in_4bit") else Quantisation.INT8
+    known = {"awq": "awq", "gptq": "gptq", "fp8": "fp8", "torchao": "torchao-int4"}
+    if method not in known:
+        raise PairError(f"{name} is quantised by {method}, which is not supported", "choose another pair")
+    return Quantisation(known[method])
+
+
+def agreed(wanted: Quantisation, files: Quantisation | None, name: str) -> Quantisation:
+    """What is done when ``wanted`` meets files that are quantised, or not (None).
+
+    :raises PairError: files cannot be quantised twice, and some methods need files made for them.
+    """
+    if files is not None:
+        if wanted in (Quantisation.AUTO, Quantisation.NONE, files):
+            return files
+        raise PairError(
+            f"{name} is quantised already, as {files}", f"leave it so, or take {wanted} of the original"
+        )
+    if wanted in (Quantisation.AWQ, Quantisation.GPTQ):
+        raise PairError(
+            f"{name} is not quantised by {wanted}, which needs files made so",
+            "name a model that is, or use nf4",
+        )
+    return Quantisation.NONE if wanted is Quantisation.AUTO else wanted
+
+
+def check_usable(quantisation: Quantisation, device: torch.device) -> None:
+    """PairError where a package or the device for it is missing."""
+    missing = [name for name in _PACKAGES.get(quantisation, ()) if find_spec(name) is None]
+    if missing:
+        extra = _EXTRAS.get(quantisation)
+        what = f"'lvspec[{extra}]'" if extra else " ".join(missing)
+        raise PairError(
+            f"{quantisation} needs the package {missing[0]}", f"install it with: pip install {what}"
+        )
+    if quantisation in _NEED_A_GPU and device.type != "cuda":
+        raise PairError(f"{quantisation} needs a CUDA device, not {device}", "use nf4 or int8 here")
+    if quantisation is Quantisation.FP8 and torch.cuda.get_device_capability(device) < (8, 9):
+        raise PairError(
+            f"fp8 needs a GPU that computes in it, which {torch.cuda.get_device_name(device)} does not",
+            "use nf4 or int8 here",
+        )
+
+
+def compute_dtype(
+    name: str, quantisation: Quantisation, device_type: str, *, has_bfloat16: bool
+) -> torch.dtype:
+    """What a model computes in. ``name``: auto, float32, bfloat16 or float16.
+
+    Auto: float32 on a CPU, bfloat16 on a GPU that has it, else float16; or what the quantisation asks for.
+
+    :raises UsageError: no such type, or the quantisation computes in another.
+    """
+    fixed = _COMPUTES_IN.get(quantisation)
+    if name == "auto":
+        if fixed is not None:
+            return fixed
+        if device_type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if has_bfloat16 else torch.float16
+    if name not in DTYPES:
+        raise UsageError(f"unknown dtype {name!r}", f"use auto, {', '.join(DTYPES)}")
+    if fixed not in (None, DTYPES[name]):
+        raise UsageError(
+            f"{quantisation} computes in {str(fixed).removeprefix('torch.')}, not in {name}",
+            "leave out --dtype, or choose another quantisation",
+        )
+    return DTYPES[name]
+
+
+def kept_modules(model: Any, layers: Any) -> list[str]:
+    """Full names of all that lies beside the language model's blocks ``layers``: what is not quantised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    inside = names[id(layers)]
+    kept: list[str] = []
+
+    def walk(module: Any, prefix: str) -> None:
+        for name, child in module.named_children():
+            full = f"{prefix}{name}"
+            if inside.startswith(f"{full}."):
+                walk(child, f"{full}.")
+            elif full != inside:
+                kept.append(full)
+
+    walk(model, "")
+    return kept
+
+
+def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str]) -> Any:
+    """The config that ``from_pretrained`` takes; None where nothing is to be quantised.
+
+    Files that are quantised already bring their own.
+    """
+    match quantisation:
+        case Quantisation.NF4:
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,  # its scales take a byte
+                bnb_4bit_compute_dtype=dtype,
+                llm_int8_skip_modules=kept,
+            )
+        case Quantisation.INT8:
+            # Else it says at every layer that it computes in float16.
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        case Quantisation.FP8:
+            return FineGrainedFP8Config(modules_to_not_convert=kept)
+        case Quantisation.TORCHAO_INT4:
+            from torchao.quantization import Int4WeightOnlyConfig
+
+            return TorchAoConfig(Int4WeightOnlyConfig(group_size=TORCHAO_GROUP), modules_to_not_convert=kept)
+        case _:
+            return None

@@ -1,0 +1,188 @@
+"""What is left open in how a pair is loaded, settled for this machine before any weights are read.
+
+torch is not imported for a pair that plainly fits a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lvspec_cli.errors import NoRoomError
+from lvspec_cli.models.memory import Machine, Share, Workload
+from lvspec_cli.models.place import Sizes, Wanted, decide, shortage, smallest_change
+from lvspec_cli.types import Loading, Quantisation
+
+if TYPE_CHECKING:
+    from lvspec_cli.pipeline import AskRequest
+
+FRAMES, MAX_PIXELS = 64, 602_112  # of a clip for which nothing is said
+LEAST = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # with less there is nothing to answer about
+_DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
+_PLENTY = 4  # times the files' size: bfloat16 computed in float32, and as much again for the clip
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Shares of each model, as ``ModelRequest`` takes them."""
+
+    target: tuple[Share, ...] = ()
+    draft: tuple[Share, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is settled, and the lines about it that are worth saying."""
+
+    loading: Loading
+    width_limit: int | None = None  # rows of a verification that the target's kernels take at once
+    notes: tuple[str, ...] = ()
+
+
+def settle(request: AskRequest, target: Path, draft: Path | None) -> Settled:
+    """How the pair in these folders is loaded on this machine.
+
+    :raises PairError: files are broken, or do not go with what was asked for.
+    """
+    kind = device_kind(request.device)
+    wanted = (request.quant_target, request.quant_draft)
+    folders = [folder for folder in (target, draft) if folder is not None]
+    plain = kind == "cpu" and all(each in (Quantisation.AUTO, Quantisation.NONE) for each in wanted)
+    if plain and request.draft_device is None and _plainly_fit(folders):
+        none, dtype = Quantisation.NONE, "float32" if request.dtype == "auto" else request.dtype
+        return Settled(Loading(none, none if draft else None, dtype, kind))
+    return _settle(request, target, draft, kind)
+
+
+def device_kind(name: str) -> str:
+    """cpu, cuda or mps. Without torch where that is plain."""
+    if name != "auto":
+        return name.partition(":")[0]
+    if sys.platform == "linux" and not any((Path("/dev") / file).exists() for file in _DEVICE_FILES):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _plainly_fit(folders: list[Path]) -> bool:
+    """Files that are not quantised and far smaller than what is free."""
+    import psutil
+
+    if any(json.loads((folder / "config.json").read_text()).get("quantization_config") for folder in folders):
+        return False
+    taken = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    return taken * _PLENTY <= psutil.virtual_memory().available
+
+
+def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
+    from lvspec_cli.models.load import choose_device, choose_dtype
+    from lvspec_cli.models.machine import this_machine
+    from lvspec_cli.models.quantise import agreed, check_usable, quantisation_of_files, width_limit_of
+
+    device = choose_device(request.device)
+    home = choose_device(request.draft_device) if request.draft_device else device
+    asked = []
+    for folder, quantisation, place in (
+        (target, request.quant_target, device),
+        (draft, request.quant_draft, home),
+    ):
+        if folder is None:
+            continue
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        files = quantisation_of_files(config.get("quantization_config"), str(folder))
+        auto = quantisation is Quantisation.AUTO and files is None
+        asked.append(quantisation if auto else agreed(quantisation, files, str(folder)))
+        check_usable(asked[-1], place)
+    dtype = choose_dtype(request.dtype, device, asked[0])
+    limit = width_limit_of(Quantisation.NF4, device)
+    chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)
+    why = ""
+    if Quantisation.AUTO in asked:
+        decision = decide(
+            this_machine(request.device),
+            sizes_of(target, draft),
+            workload_of(request),
+            Wanted(asked[0], asked[-1], dtype.itemsize, request.draft_device),
+            gamma=request.settings.greatest_gamma,
+            width_limit=limit,
+        )
+        chosen, why = (decision.target, decision.draft), decision.why
+    loading = Loading(*chosen, str(dtype).removeprefix("torch."), kind)
+    return Settled(loading, limit if loading.target is Quantisation.NF4 else None, _notes(loading, why))
+
+
+def _notes(loading: Loading, why: str) -> tuple[str, ...]:
+    kept = [
+        f"{role} in {value}"
+        for role, value in (("target", loading.target), ("draft", loading.draft))
+        if value not in (None, Quantisation.NONE)
+    ]
+    return (f"{', '.join(kept)}: {why}",) if kept and why else ()
+
+
+def workload_of(request: AskRequest) -> Workload:
+    """The clip and the answer that a request asks for, at most."""
+    video = request.video
+    return Workload(
+        frames=video.max_frames or request.pair.defaults.frames or FRAMES,
+        max_pixels=video.max_pixels or MAX_PIXELS,
+        new_tokens=request.settings.max_new_tokens,
+    )
+
+
+def sizes_of(target: Path, draft: Path | None) -> Sizes:
+    """The sizes of the models in these folders, from their configs."""
+    from lvspec_cli.models.sizes import size_of
+
+    return Sizes(
+        size_of(target / "config.json", str(target)),
+        None if draft is None else size_of(draft / "config.json", str(draft)),
+    )
+
+
+def placed(request: AskRequest, target: Path, draft: Path | None) -> Placement:
+    """Where the pair's parts go on the machine as it is now; no shares where there is nothing to choose.
+
+    A clip that is too large for what is free then does not keep the pair from being loaded: it can be made
+    smaller.
+
+    :raises NoRoomError: the weights themselves do not fit.
+    """
+    loading = request.loading
+    if loading is None or loading.device != "cuda":
+        return Placement()
+    from lvspec_cli.models.machine import this_machine
+
+    machine, sizes, load = this_machine(request.device), sizes_of(target, draft), workload_of(request)
+    wanted = wanted_of(request, loading)
+    for each in (load, LEAST):
+        plan = decide(machine, sizes, each, wanted, gamma=1, width_limit=None).plan
+        if plan.fits:
+            return Placement(plan.target, plan.draft)
+    raise no_room(machine, sizes, load, wanted)
+
+
+def wanted_of(request: AskRequest, loading: Loading) -> Wanted:
+    """What was settled, as something to plan for."""
+    element = 4 if loading.dtype == "float32" else 2
+    return Wanted(loading.target, loading.draft or Quantisation.NONE, element, request.draft_device)
+
+
+def no_room_for(request: AskRequest, target: Path, draft: Path | None) -> NoRoomError:
+    """What to say after memory did not suffice, while loading or later."""
+    from lvspec_cli.models.machine import this_machine
+
+    loading = request.loading or settle(request, target, draft).loading
+    machine, sizes = this_machine(request.device), sizes_of(target, draft)
+    return no_room(machine, sizes, workload_of(request), wanted_of(request, loading))
+
+
+def no_room(machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted) -> NoRoomError:
+    """What was needed, what was free, and the smallest change that would fit."""
+    plan = decide(machine, sizes, load, wanted, gamma=1, width_limit=None).plan
+    change = smallest_change(machine, sizes, load, wanted)
+    return NoRoomError(shortage(plan, machine, load), change or "choose a smaller pair with --pair")

@@ -1,0 +1,262 @@
+"""Quantised pairs: what is packed, that exact mode holds, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+
+from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
+from lvspec_cli.models.memory import Choice, Workload, need
+from lvspec_cli.models.quantise import (
+    agreed,
+    check_usable,
+    compute_dtype,
+    kept_modules,
+    quantisation_of_files,
+    verification_width_limit,
+)
+from lvspec_cli.models.sizes import size_of
+from lvspec_cli.prompt import build_prompts
+from lvspec_cli.types import (
+    DecodeSettings,
+    Mode,
+    PairPrompts,
+    Quantisation,
+    RelevanceName,
+    RuleSettings,
+    VideoRequest,
+)
+from lvspec_cli.video.decode import read_clip
+from tests.speculation.conftest import decode, generate
+from tests.tiny_models import make_clip
+
+PAIR_FOLDER = Path("lvspec_cli/demo/pair").resolve()
+CLIP = PAIR_FOLDER.parent / "clips" / "clip_0001.mp4"
+CPU = torch.device("cpu")
+H100, BNB = "NVIDIA H100 80GB HBM3", "0.50.2"
+
+
+@pytest.fixture(scope="module")
+def packed() -> LoadedPair:
+    """The bundled pair, both halves in 4 bits."""
+    how = {"device": "cpu", "dtype": "float32", "quantisation": Quantisation.NF4}
+    return load_models(
+        ModelRequest(PAIR_FOLDER / "target", **how), ModelRequest(PAIR_FOLDER / "draft", **how)
+    )
+
+
+def test_what_is_packed(packed: LoadedPair) -> None:
+    for loaded in (packed.target, packed.draft):
+        assert loaded is not None
+        packed_names = {
+            name
+            for name, part in loaded.model.named_modules()
+            if isinstance(part, bitsandbytes.nn.Linear4bit)
+        }
+        layers = loaded.family.layers(loaded.model)
+        assert len(packed_names) == 7 * len(layers)
+        assert all(".layers." in name and "visual" not in name for name in packed_names)
+        head = loaded.model.get_output_embeddings()
+        assert type(head) is torch.nn.Linear
+        assert head.weight is loaded.model.get_input_embeddings().weight  # tied, and still so
+        assert loaded.full_precision
+        assert layers[0].self_attn.q_proj.weight.quant_type == "nf4"
+
+
+def test_the_plan_knows_the_packed_size(packed: LoadedPair) -> None:
+    """What is planned with is what is in memory."""
+    size = size_of(PAIR_FOLDER / "target" / "config.json")
+    planned = need(size, Workload(1, 784, 1), Choice(Quantisation.NF4, element=4)).weights
+    parts = list(packed.target.model.modules())
+    held = sum(part.numel() * part.element_size() for part in packed.target.model.parameters())
+    states = [part.weight.quant_state for part in parts if isinstance(part, bitsandbytes.nn.Linear4bit)]
+    held += sum(state.absmax.numel() + 4 * state.state2.absmax.numel() for state in states)
+    assert held == pytest.approx(planned, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def prompts(packed: LoadedPair) -> PairPrompts:
+    clip = read_clip(VideoRequest(CLIP, max_frames=4, max_pixels=12544))
+    return build_prompts(packed, clip, "Describe the video.")
+
+
+@pytest.mark.parametrize("gamma", [1, 6])
+def test_exact_is_ar_and_generate_of_the_packed_target(
+    packed: LoadedPair, prompts: PairPrompts, gamma: int
+) -> None:
+    settings = DecodeSettings(mode=Mode.EXACT, gamma=gamma, max_new_tokens=24, repetition_guard=False)
+    exact, rounds = decode(packed, prompts, settings)
+    plain, _ = decode(packed, prompts, replace(settings, mode=Mode.AR))
+    assert exact.tokens == plain.tokens
+    model = packed.target.model
+    assert list(plain.tokens) == generate(packed, prompts.target, model=model, max_new_tokens=24)
+    assert max(len(done.tokens) for done in rounds) > 1  # the packed draft does agree now and then
+
+
+@pytest.mark.parametrize("name", [RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.LENS])
+def test_relevance_reads_packed_models(packed: LoadedPair, prompts: PairPrompts, name: RelevanceName) -> None:
+    settings = DecodeSettings(gamma=4, max_new_tokens=12, rule=RuleSettings(relevance=name))
+    _, rounds = decode(packed, prompts, settings)
+    scores = [score for done in rounds for score in done.relevance]
+    assert scores
+    assert all(0 <= score < 1.0001 for score in scores)
+
+
+def test_int8_on_a_cpu() -> None:
+    request = ModelRequest(PAIR_FOLDER / "target", device="cpu", quantisation=Quantisation.INT8)
+    loaded = load_model(request)
+    whole = load_model(PAIR_FOLDER / "target", device="cpu")
+    parts = [part for part in loaded.model.modules() if isinstance(part, bitsandbytes.nn.Linear8bitLt)]
+    assert len(parts) == 7 * len(loaded.family.layers(loaded.model))
+    assert {part.weight.dtype for part in parts} == {torch.int8}
+    assert not loaded.full_precision  # rows of a pass share their outlier columns
+    pairs = [LoadedPair(each, None, frozenset()) for each in (loaded, whole)]  # type: ignore[arg-type]
+    clip = make_clip(4, size=84)
+    prompts = [build_prompts(each, clip, "Describe the video.") for each in pairs]
+    from lvspec_cli.models.decoder import Decoder
+
+    logits = []
+    with torch.inference_mode():
+        for each, prompt in zip(pairs, prompts, strict=True):
+            decoder = Decoder(each.target)
+            decoder.encode(prompt.target)
+            logits.append(decoder.logits(decoder.begin(prompt.target, 1), 1)[0])
+    assert torch.nn.functional.cosine_similarity(*logits, dim=0) > 0.98
+    assert not torch.equal(*logits)
+
+
+def test_what_lies_beside_the_layers_is_kept(pairs: dict[str, LoadedPair]) -> None:
+    for family, pair in pairs.items():
+        model = pair.target.model
+        kept = kept_modules(model, FAMILIES[family].layers(model))
+        linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+        beside = {
+            name for name in linear if any(name == each or name.startswith(f"{each}.") for each in kept)
+        }
+        assert "lm_head" in beside
+        assert all(".layers." in name for name in linear - beside)
+        assert len(linear - beside) == 7 * len(FAMILIES[family].layers(model))
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "device", "version", "rows"),
+    [
+        ("nf4", H100, BNB, 5),
+        ("nf4", "NVIDIA H200", BNB, 5),
+        ("nf4", "NVIDIA A100-SXM4-80GB", "0.51.0.dev0", 5),
+        ("nf4", "NVIDIA GeForce RTX 4090", BNB, 8),
+        ("nf4", "NVIDIA GeForce RTX 3090 Ti", BNB, 16),
+        ("nf4", "NVIDIA A10G", BNB, 16),
+        ("nf4", "Tesla T4", BNB, 7),
+        ("nf4", "NVIDIA B200", BNB, 4),
+        ("nf4", "something new", BNB, 4),
+        ("nf4", H100, "0.49.2", 1),
+        ("nf4", H100, "1.0.0", 5),
+        ("int8", H100, BNB, None),
+        ("none", H100, BNB, None),
+    ],
+)
+def test_how_wide_a_verification_is_fast(
+    quantisation: str, device: str, version: str, rows: int | None
+) -> None:
+    assert verification_width_limit(Quantisation(quantisation), device, version) == rows
+
+
+@pytest.mark.parametrize(
+    ("wanted", "files", "found"),
+    [
+        ("auto", None, "none"),
+        ("nf4", None, "nf4"),
+        ("auto", "awq", "awq"),
+        ("none", "gptq", "gptq"),
+        ("awq", "awq", "awq"),
+        ("nf4", "awq", None),
+        ("awq", None, None),
+        ("gptq", None, None),
+    ],
+)
+def test_what_is_asked_for_meets_the_files(wanted: str, files: str | None, found: str | None) -> None:
+    kept = None if files is None else Quantisation(files)
+    if found is None:
+        with pytest.raises(PairError, match="a-model"):
+            agreed(Quantisation(wanted), kept, "a-model")
+    else:
+        assert agreed(Quantisation(wanted), kept, "a-model") is Quantisation(found)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (None, None),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "gptq"}, "gptq"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "torchao"}, "torchao-int4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "nf4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
+    ],
+)
+def test_what_files_are_quantised_in(values: Any, found: str | None) -> None:
+    assert quantisation_of_files(values, "a-model") == found
+
+
+def test_an_unknown_method_of_files(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(PAIR_FOLDER / "draft", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "hqq"}})
+    )
+    with pytest.raises(PairError, match="quantised by hqq"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "quantisation", "device", "has_bfloat16", "found"),
+    [
+        ("auto", "none", "cpu", True, torch.float32),
+        ("auto", "nf4", "cpu", True, torch.float32),
+        ("auto", "bf16", "cpu", True, torch.bfloat16),
+        ("auto", "none", "cuda", True, torch.bfloat16),
+        ("auto", "nf4", "cuda", False, torch.float16),
+        ("auto", "awq", "cuda", True, torch.float16),
+        ("float32", "int8", "cuda", True, torch.float32),
+        ("bfloat16", "bf16", "cpu", True, torch.bfloat16),
+        ("float32", "bf16", "cpu", True, None),
+        ("bfloat16", "awq", "cuda", True, None),
+    ],
+)
+def test_what_is_computed_in(
+    name: str, quantisation: str, device: str, has_bfloat16: bool, found: torch.dtype | None
+) -> None:
+    if found is None:
+        with pytest.raises(UsageError, match="computes in"):
+            compute_dtype(name, Quantisation(quantisation), device, has_bfloat16=has_bfloat16)
+    else:
+        assert compute_dtype(name, Quantisation(quantisation), device, has_bfloat16=has_bfloat16) is found
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "package"), [("fp8", "kernels"), ("gptq", "gptqmodel"), ("nf4", "bitsandbytes")]
+)
+def test_a_missing_package_is_named(quantisation: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: None)
+    with pytest.raises(PairError, match=f"needs the package {package}") as caught:
+        check_usable(Quantisation(quantisation), CPU)
+    assert "pip install" in caught.value.remedy
+
+
+def test_what_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: object())
+    for quantisation in (Quantisation.FP8, Quantisation.AWQ, Quantisation.TORCHAO_INT4):
+        with pytest.raises(PairError, match="needs a CUDA device"):
+            check_usable(quantisation, CPU)
+    check_usable(Quantisation.NF4, CPU)
