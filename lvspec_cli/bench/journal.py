@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,9 @@ from lvspec_cli.output.lock import locked
 
 SCHEMA: Final = "lvspec.measurements.1"
 FILE_NAME: Final = "measurements.jsonl"
+
+H = TypeVar("H", bound=BaseModel)  # a file's header
+L = TypeVar("L", bound=BaseModel)  # its other lines
 
 
 class Header(BaseModel):
@@ -49,14 +52,34 @@ def digest_of(facts: Sequence[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class Journal:
-    """The file while a run goes on: what it held, and what is added."""
+class Lines(Generic[L]):
+    """A file of lines behind a header while a run goes on: those it held, and what is added."""
 
-    def __init__(self, path: Path, descriptor: int, items: Sequence[Item], blocks: Sequence[Block]) -> None:
+    def __init__(self, path: Path, descriptor: int, held: Sequence[L]) -> None:
         self.path = path
-        self.items = {item.id: item for item in items}
-        self.blocks = {(block.item, block.repeat): block for block in blocks}
+        self.held = tuple(held)
         self._descriptor = descriptor
+
+    def add(self, line: L) -> None:
+        """Keeps a line; it is on the disk when this returns.
+
+        :raises OutputError: it cannot be written.
+        """
+        try:
+            _append(self._descriptor, line)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+
+class Journal:
+    """The bench's measurements while a run goes on."""
+
+    def __init__(self, lines: Lines[_Line]) -> None:
+        self.path = lines.path
+        self.items = {line.item.id: line.item for line in lines.held if line.item}
+        blocks = (line.block for line in lines.held if line.block)
+        self.blocks = {(block.item, block.repeat): block for block in blocks}
+        self._lines = lines
 
     def add_item(self, item: Item) -> None:
         """Keeps what became known of an item when its clip was decoded.
@@ -64,7 +87,7 @@ class Journal:
         :raises OutputError: it cannot be written.
         """
         if self.items.get(item.id) != item:
-            self._write(_Line(item=item))
+            self._lines.add(_Line(item=item))
             self.items[item.id] = item
 
     def add_block(self, block: Block) -> None:
@@ -72,14 +95,8 @@ class Journal:
 
         :raises OutputError: it cannot be written.
         """
-        self._write(_Line(block=block))
+        self._lines.add(_Line(block=block))
         self.blocks[block.item, block.repeat] = block
-
-    def _write(self, line: BaseModel) -> None:
-        try:
-            _append(self._descriptor, line)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
 
 
 @contextmanager
@@ -90,7 +107,20 @@ def journal(folder: Path, header: Header, *, redo: bool = False) -> Iterator[Jou
     :raises OutputError: another process is writing it, or it cannot be written.
     :raises UsageError: it is of another run, and ``redo`` is not set.
     """
-    path = folder / FILE_NAME
+    with lines_of(folder / FILE_NAME, header, _Line, _difference, redo=redo) as lines:
+        yield Journal(lines)
+
+
+@contextmanager
+def lines_of(
+    path: Path, header: H, line: type[L], difference: Callable[[H, H], str], *, redo: bool = False
+) -> Iterator[Lines[L]]:
+    """Opens a file of lines that go on where an earlier run stopped; raises as ``journal`` does.
+
+    :param line: what its lines are.
+    :param difference: between the header that is there and the one that is wanted, in words; empty: none.
+    """
+    folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,49 +128,46 @@ def journal(folder: Path, header: Header, *, redo: bool = False) -> Iterator[Jou
             f"{folder}: {error.strerror or error}", "name a folder that can be written"
         ) from error
     with locked(path):
-        kept = _kept(path, header, redo)
+        whole, held = _kept(path, header, line, difference, redo)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            # A torn last line, and all of another run, goes.
-            whole = b"".join(raw for raw, _ in kept)
-            os.ftruncate(descriptor, len(whole))
-            if not kept:
-                _append(descriptor, header)
+            os.ftruncate(descriptor, len(whole))  # a torn last line, and all of another run, goes
+            if not whole:
+                _append(descriptor, header, exclude_defaults=False)
             sync_path(folder)
-            lines = [line for _, line in kept if isinstance(line, _Line)]
-            items = [line.item for line in lines if line.item]
-            yield Journal(path, descriptor, items, [line.block for line in lines if line.block])
+            yield Lines(path, descriptor, held)
         except OSError as error:
             raise unwritable(path, error) from error
         finally:
             os.close(descriptor)
 
 
-def _kept(path: Path, header: Header, redo: bool) -> list[tuple[bytes, Header | _Line]]:
-    """The lines that stay, each with its bytes."""
+def _kept(
+    path: Path, header: H, line: type[L], difference: Callable[[H, H], str], redo: bool
+) -> tuple[bytes, list[L]]:
+    """The bytes that stay, and the lines behind the header."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        return []
+        return b"", []
     except OSError as error:
         raise unwritable(path, error) from error
-    lines = raw.splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    if redo or not lines:
-        return []
+    raw = raw[: raw.rfind(b"\n") + 1]
+    if redo or not raw:
+        return b"", []
+    first, *rest = raw.splitlines()
     try:
-        found = Header.model_validate_json(lines[0])
-        kept = [(line, _Line.model_validate_json(line)) for line in lines[1:]]
+        found = type(header).model_validate_json(first)
+        held = [line.model_validate_json(each) for each in rest]
     except ValidationError:
         raise UsageError(f"{path}: not measurements of this version", _REMEDY) from None
-    difference = _difference(found, header)
-    if difference:
-        raise UsageError(f"{path} is of another run: {difference}", _REMEDY)
-    return [(lines[0], found), *kept]
+    differs = difference(found, header)
+    if differs:
+        raise UsageError(f"{path} is of another run: {differs}", _REMEDY)
+    return raw, held
 
 
 _REMEDY = "name another folder with --out, or add --redo to measure again"
@@ -158,8 +185,8 @@ def _difference(found: Header, wanted: Header) -> str:
     return ""
 
 
-def _append(descriptor: int, line: BaseModel) -> None:
-    data = line.model_dump_json(by_alias=True, exclude_defaults=not isinstance(line, Header)).encode() + b"\n"
+def _append(descriptor: int, line: BaseModel, *, exclude_defaults: bool = True) -> None:
+    data = line.model_dump_json(by_alias=True, exclude_defaults=exclude_defaults).encode() + b"\n"
     while data:
         data = data[os.write(descriptor, data) :]
     os.fsync(descriptor)

@@ -21,7 +21,6 @@ from torch import Tensor
 from lvspec_cli import __version__
 from lvspec_cli.bench.clock import now
 from lvspec_cli.bench.intervals import mean
-from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.own import rest
 from lvspec_cli.bench.results import Environment, Estimate, Part
 from lvspec_cli.bench.separation import Point, auc, best_point, curve, point_at, roc
@@ -42,7 +41,6 @@ from lvspec_cli.types import (
     RelevanceName,
     TokenKind,
 )
-from lvspec_cli.video.decode import read_clip
 
 SCHEMA: Final = "lvspec.relevance.1"
 FILE_NAME: Final = "relevance.json"
@@ -95,6 +93,7 @@ class RelevanceResults(Part):
     pair: str
     target: str
     clips: int
+    unread: dict[str, str] = Field(default_factory=dict)  # clips that could not be read, with the cause
     facts: int  # tokens
     fillers: int
     gamma: int  # rows of a round when it was timed: gamma + 1
@@ -359,31 +358,3 @@ def best_of_each(results: RelevanceResults) -> tuple[SchemeResult, ...]:
         if each.head is None:
             found.setdefault(each.relevance, each)
     return tuple(found.values())
-
-
-def measure_relevance(
-    pair: LoadedPair,
-    clips: Sequence[BenchClip],
-    settings: DecodeSettings,
-    *,
-    system: str | None = None,
-    schemes: Sequence[RelevanceName] = SCHEMES,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Scored]:
-    """Captions and scores every clip that has its scene beside it.
-
-    :raises NoInputError: there is none.
-    :raises VideoError: a clip cannot be read.
-    """
-    asked = [(clip, item) for clip in clips for item in clip.items if item.scene is not None]
-    if not asked:
-        raise NoInputError(
-            "no clip has the facts of its scene beside it", "name clips that `lvspec demo` wrote, or none"
-        )
-    found = []
-    for done, (clip, item) in enumerate(asked, 1):
-        frames = read_clip(clip.video)
-        scored = score_caption(pair, frames, item.prompt, settings, system=system, schemes=schemes)
-        found += [scored] if scored is not None else []
-        progress(done, len(asked))
-    return found

@@ -56,6 +56,7 @@ def relevance_section(results: RelevanceResults) -> Section:
             f" {results.clips} captions by the"
             f" target itself. Own: the pair's threshold, {results.threshold:g}. A round has"
             f" {results.gamma + 1} rows.",
+            *(f"Not measured: {name}: {cause}." for name, cause in results.unread.items()),
         ),
         charts=(
             *chart(

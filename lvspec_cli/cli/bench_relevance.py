@@ -32,6 +32,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
 ]
+Redo = Annotated[bool, typer.Option("--redo", help="Score all captions again.")]
 Schemes = Annotated[
     list[SchemeName] | None, typer.Option("--relevance", help="Only this scheme; repeat for more.")
 ]
@@ -42,6 +43,7 @@ def bench_relevance(
     out: Out = Path("lvspec-bench"),
     limit: Limit = None,
     relevance: Schemes = None,
+    redo: Redo = False,
     gamma: options.Gamma = None,
     system: options.System = None,
     pair: options.PairName = None,
@@ -61,7 +63,8 @@ def bench_relevance(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure what tells anchors from fillers: on the target's own captions of clips with known facts."""
+    """Measure what tells anchors from fillers: on the target's own captions of clips with known facts. It can
+    be stopped, and goes on where it was."""
     given = dict(locals())
     with reporting(debug):
         if not debug:
@@ -70,4 +73,4 @@ def bench_relevance(
             quieten_libraries()
         from lvspec_cli.cli.relevance_run import relevance_all
 
-        relevance_all(given)
+        raise typer.Exit(relevance_all(given))

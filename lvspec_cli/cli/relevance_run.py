@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from lvspec_cli.bench.relevance import (
     FILE_NAME,
     SCHEMES,
     RelevanceResults,
-    measure_relevance,
     separate,
     to_json,
 )
+from lvspec_cli.bench.relevance_measure import Header, captions_of, measure_relevance
 from lvspec_cli.bench.report import write_report
 from lvspec_cli.bench.run import demo_clips
 from lvspec_cli.cli.questions import checked_text
@@ -25,6 +26,7 @@ from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.requests import decode_settings, video_request
 from lvspec_cli.errors import OutputError
 from lvspec_cli.output.files import replacing
+from lvspec_cli.output.records import settings_fields
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
 from lvspec_cli.registry import load_registry
 from lvspec_cli.types import DecodeSettings, Looseness, Mode, RelevanceName, RuleSettings, VideoRequest
@@ -35,11 +37,16 @@ DEMO_CLIPS = 20
 LABELS = ("drawing clips", "captioning and scoring")
 
 
-def relevance_all(given: Mapping[str, Any]) -> None:
-    """Runs the command."""
+def relevance_all(given: Mapping[str, Any]) -> int:
+    """Runs the command and gives its exit code."""
     progress = None if given["quiet"] or sys.stderr is None else PlainProgress(sys.stderr)
     try:
         results = _measured(given, progress)
+    except KeyboardInterrupt:
+        if progress:
+            progress.close()
+        say(f"what is scored stands in {given['out']}: the same command goes on from there")
+        raise
     finally:
         if progress:
             progress.close()
@@ -53,7 +60,10 @@ def relevance_all(given: Mapping[str, Any]) -> None:
             f"{results.facts} tokens of facts, {results.fillers} others, in {results.clips} captions by"
             f" {results.target}"
         )
+        for name, cause in results.unread.items():
+            say(f"not measured: {name}: {cause}")
         say(f"results: {out / FILE_NAME}, {page}")
+    return 1 if results.unread else 0
 
 
 def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> RelevanceResults:
@@ -76,18 +86,24 @@ def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> Relev
         progress.begin(LABELS[1])
     settings: DecodeSettings = request.settings
     schemes = [RelevanceName(each) for each in given["relevance"] or SCHEMES]
-    with memory_errors():
-        scored = measure_relevance(
+    environment = environment_of(loaded)
+    header = Header(settings=_facts(request, schemes), environment=environment)
+    with memory_errors(), captions_of(given["out"], header, redo=given["redo"]) as kept:
+        measured = measure_relevance(
             loaded,
             clips,
             settings,
+            kept,
             system=request.system,
             schemes=schemes,
             progress=lambda done, total: progress.advance(LABELS[1], done, total) if progress else None,
+            warn=lambda message: say(f"warning: {message}"),
         )
+    scored = measured.scored
     return RelevanceResults(
         command=shlex.join(["lvspec", *sys.argv[1:]]),
-        environment=environment_of(loaded),
+        environment=environment,
+        unread=measured.unread,
         pair=name,
         target=request.pair.target.name,
         clips=len(scored),
@@ -97,6 +113,23 @@ def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> Relev
         threshold=settings.rule.anchor_threshold,
         schemes=separate(scored, settings.rule.anchor_threshold),
     )
+
+
+def _facts(request: AskRequest, schemes: Sequence[RelevanceName]) -> dict[str, Any]:
+    """What decides the captions, their scores and the times, as JSON can hold it."""
+    pair, video = request.pair, request.video
+    return {
+        "pair": request.pair_name,
+        "target": pair.target.name,
+        "revision": pair.target.revision,
+        "schemes": [str(each) for each in schemes],
+        "settings": settings_fields(replace(request.settings, mode=Mode.LVSPEC)),
+        "sampling": [video.max_frames, video.fps, video.max_pixels, video.decoder],
+        "system": request.system,
+        "device": request.device,
+        "dtype": request.dtype,
+        "threads": request.threads,
+    }
 
 
 # The target captions alone; the pair's own rule stands, whose threshold is looked at.

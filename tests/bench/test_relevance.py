@@ -8,18 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.relevance import (
     Scheme,
     fact_tokens,
-    measure_relevance,
     read_relevance,
     score_caption,
+)
+from lvspec_cli.bench.relevance_measure import (
+    FILE_NAME,
+    Header,
+    captions_of,
+    measure_relevance,
 )
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.prompt import build_prompts
-from lvspec_cli.types import DecodeSettings, Mode, RelevanceName
+from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, VideoRequest
+from tests.bench.made import ENVIRONMENT
 from tests.conftest import Printed
 from tests.speculation.conftest import decode
 from tests.tiny_models import make_clip, save_pair, set_generation
@@ -101,9 +108,49 @@ def test_the_scores_are_those_of_a_verification(pair: LoadedPair) -> None:
         assert score == pytest.approx(float(shares[place - 5]), abs=1e-5)
 
 
-def test_without_facts_beside_a_clip_there_is_nothing_to_measure(pair: LoadedPair) -> None:
-    with pytest.raises(NoInputError, match="facts"):
-        measure_relevance(pair, [], DecodeSettings())
+def test_without_facts_beside_a_clip_there_is_nothing_to_measure(pair: LoadedPair, tmp_path: Path) -> None:
+    header = Header(settings={}, environment=ENVIRONMENT)
+    with captions_of(tmp_path, header) as kept, pytest.raises(NoInputError, match="facts"):
+        measure_relevance(pair, [], DecodeSettings(), kept)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_very_same_scores(
+    pair: LoadedPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        for suffix in ("mp4", "json"):
+            shutil.copy(CLIPS / f"clip_000{number}.{suffix}", tmp_path)
+    (tmp_path / "clip_0002.mp4").write_text("no video")
+    clips = clips_of([tmp_path], VideoRequest(Path(), max_frames=2))
+    settings = DecodeSettings(gamma=3, max_new_tokens=12)
+    header = Header(settings={"gamma": 3}, environment=ENVIRONMENT)
+    schemes = (RelevanceName.ATTENTION, RelevanceName.LEXICON)
+    said: list[str] = []
+
+    def stop(done: int, total: int) -> None:
+        assert total == 3
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with captions_of(out, header) as kept, pytest.raises(KeyboardInterrupt):
+        measure_relevance(pair, clips, settings, kept, schemes=schemes, progress=stop)
+    with captions_of(out, header) as kept:
+        assert len(kept.held) == 1
+        whole = measure_relevance(pair, clips, settings, kept, schemes=schemes, warn=said.append)
+    assert len(whole.scored) == 2
+    assert list(whole.unread) == ["clip_0002.mp4"]
+    assert [line.partition(":")[0] for line in said] == ["clip_0002.mp4"]
+    # Once more from the file alone: nothing is scored, and no number has changed.
+    monkeypatch.setattr("lvspec_cli.bench.relevance_measure.score_caption", None)
+    with captions_of(out, header) as kept:
+        assert measure_relevance(pair, clips, settings, kept, schemes=schemes) == whole
+    with (
+        pytest.raises(UsageError, match="gamma was 3, is 4"),
+        captions_of(out, header.model_copy(update={"settings": {"gamma": 4}})),
+    ):
+        pass
+    with captions_of(out, header, redo=True) as kept:
+        assert kept.held == ()
 
 
 def test_a_file_of_other_results_is_named(tmp_path: Path) -> None:
@@ -132,10 +179,12 @@ def test_the_command_writes_its_files(here: Callable[..., Printed], endless: Pat
         for suffix in ("mp4", "json"):
             shutil.copy(CLIPS / f"clip_000{number}.{suffix}", tmp_path)
     out = tmp_path / "out"
-    done = here(
-        "bench-relevance", tmp_path, "--out", out, "--relevance", "attention", "--relevance", "random",
-        environment={"LVSPEC_MODELS": str(endless)},
-    )  # fmt: skip
+    flags = ("--out", out, "--relevance", "attention", "--relevance", "random")
+
+    def run() -> Printed:
+        return here("bench-relevance", tmp_path, *flags, environment={"LVSPEC_MODELS": str(endless)})
+
+    done = run()
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("scheme\tAUC")
     results = read_relevance(out / "relevance.json")
@@ -149,6 +198,16 @@ def test_the_command_writes_its_files(here: Callable[..., Printed], endless: Pat
     page = (out / "report.html").read_text()
     assert "attention, layer" in page
     assert "fact tokens found" in page
+    kept = (out / FILE_NAME).read_bytes()
+    (tmp_path / "clip_0003.mp4").write_text("no video")
+    shutil.copy(CLIPS / "clip_0003.json", tmp_path)
+    more = run()
+    assert more.returncode == 1
+    assert "not measured: clip_0003.mp4: " in more.stderr
+    assert (out / FILE_NAME).read_bytes() == kept
+    again = read_relevance(out / "relevance.json")
+    assert list(again.unread) == ["clip_0003.mp4"]
+    assert again.schemes == results.schemes
 
 
 def test_clips_without_facts_are_refused(
