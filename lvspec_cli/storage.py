@@ -15,6 +15,9 @@ from lvspec_cli.registry import Source
 Place = Literal["bundled", "folder", "cached", "not here"]
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+# What is taken of a repository: no pickles, no code, nothing in its folders.
+TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
+LEFT = ("*/*", "consolidated*")
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ def locate(source: Source) -> Stored:
     )
 
 
-def require(source: Source) -> Path:
-    """The folder that holds the model.
+def require(source: Source, pair: str | None = None) -> Path:
+    """The folder that holds the model; ``pair`` as the remedy is to name it.
 
     :raises PairError: not all of it is here; the remedy says how to get it.
     """
@@ -56,7 +59,8 @@ def require(source: Source) -> Path:
         revision = f" --revision {source.revision}" if source.revision else ""
         raise PairError(
             f"{source.repo}{size} is not wholly in the local cache",
-            f"download it with: hf download {source.repo}{revision}",
+            "download it with: "
+            + (f"lvspec models pull {pair}" if pair else f"hf download {source.repo}{revision}"),
         )
     if folder is not None and folder.is_dir():
         raise PairError(f"{folder} holds no {missing[0]}", "name a folder that from_pretrained can read")
@@ -92,11 +96,27 @@ def count_parameters(file: Path) -> int:
     return sum(math.prod(entry["shape"]) for entry in tensors)
 
 
-def _cached(source: Source) -> Path | None:
+def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:
+    """The folder of a repository's commit in the hub's local cache; None where there is none."""
+    from huggingface_hub import constants
+
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}").is_dir():
+        return None  # without what the rest imports
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source.repo or "", revision=source.revision, local_files_only=True))
+        found = snapshot_download(
+            repo,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=list(TAKEN),
+            ignore_patterns=list(LEFT),
+        )
     except (LocalEntryNotFoundError, FileNotFoundError, ValueError):
         return None
+    return Path(found)
+
+
+def _cached(source: Source) -> Path | None:
+    return cached_snapshot(source.repo or "", source.revision)

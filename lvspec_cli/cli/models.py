@@ -1,24 +1,60 @@
-"""``lvspec models``: the pairs that can be chosen."""
+"""``lvspec models``: the pairs that can be chosen, and what can be done with one."""
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lvspec_cli.cli import options
+from lvspec_cli.cli import models_fit, models_pull, models_verify, options
 from lvspec_cli.cli.reporting import reporting, write_out
 
-app = typer.Typer(help="List the pairs: names, sizes, and whether they are here.", rich_markup_mode=None)
+if TYPE_CHECKING:
+    from pathlib import Path
+
+app = typer.Typer(
+    help="The pairs: list them, look at one, download it, see whether it fits, check it.",
+    rich_markup_mode=None,
+)
+PairArgument = Annotated[
+    str, typer.Argument(metavar="PAIR", autocompletion=options.complete_pair, help="A pair's name.")
+]
 
 
 @app.callback(invoke_without_command=True)
 def models(
     context: typer.Context, models_file: options.ModelsPath = None, debug: options.Debug = False
 ) -> None:
-    """List the pairs: names, sizes, and whether they are here."""
-    if context.invoked_subcommand is not None:
-        return
+    """The pairs: list them, look at one, download it, see whether it fits, check it. Alone it lists them."""
+    if context.invoked_subcommand is None:
+        _list(models_file, debug)
+
+
+@app.command("list")
+def list_pairs(models_file: options.ModelsPath = None, debug: options.Debug = False) -> None:
+    """List the pairs: names, sizes, licences, and whether they are here."""
+    _list(models_file, debug)
+
+
+@app.command()
+def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: options.Debug = False) -> None:
+    """Show one pair: where its models are, licence, memory, defaults and rule."""
+    with reporting(debug):
+        from lvspec_cli.registry import load_registry
+        from lvspec_cli.storage import locate
+        from lvspec_cli.ui.pairs import pair_facts
+
+        name, chosen = load_registry(models_file).pair(pair)
+        write_out(pair_facts(name, chosen, locate(chosen.target), locate(chosen.draft)))
+
+
+app.command("pull")(models_pull.pull)
+app.command("fit")(models_fit.fit)
+app.command("verify")(models_verify.verify)
+
+
+def _list(models_file: Path | None, debug: bool) -> None:
     with reporting(debug):
         from lvspec_cli.registry import load_registry
         from lvspec_cli.storage import locate

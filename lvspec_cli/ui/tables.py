@@ -17,7 +17,7 @@ from lvspec_cli.escape import visible_line
 from lvspec_cli.registry import Pair, Source
 from lvspec_cli.storage import Stored
 
-HEADINGS = ("pair", "target", "draft", "here", "about")
+HEADINGS = ("pair", "target", "draft", "here", "licence", "about")
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,17 @@ def _cells(row: PairRow) -> tuple[str, ...]:
     )
     cells = (
         row.name + (" (default)" if row.default else ""),
-        _model(row.pair.target, row.target),
-        _model(row.pair.draft, row.draft),
+        model_size(row.pair.target, row.target),
+        model_size(row.pair.draft, row.draft),
         here,
+        row.pair.licence or "",
         row.pair.about,
     )
     return tuple(visible_line(cell) for cell in cells)
 
 
-def _model(source: Source, stored: Stored) -> str:
+def model_size(source: Source, stored: Stored) -> str:
+    """Parameters and bytes: of the files where they are here, else as the pair's entry says."""
     parameters = _count(stored.parameters) if stored.parameters else source.parameters
     size = _bytes(stored.size) if stored.size else source.size
     return ", ".join(fact for fact in (parameters, size) if fact) or "-"

@@ -1,0 +1,36 @@
+"""``lvspec doctor``: what this machine has of what is needed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from lvspec_cli.cli import options
+from lvspec_cli.cli.reporting import reporting, write_out
+from lvspec_cli.escape import visible_line
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One object, for a report of a bug.")] = False,
+    hub: Annotated[bool, typer.Option("--hub", help="Ask the model hub, too, whether it answers.")] = False,
+    models_file: options.ModelsPath = None,
+    debug: options.Debug = False,
+) -> None:
+    """Look at Python, torch, GPUs, decoders, quantisation, cache and pairs, and say what to mend."""
+    with reporting(debug):
+        from lvspec_cli.cli.requests import quieten_libraries
+
+        quieten_libraries()
+        from lvspec_cli.doctor import examine
+
+        if as_json:
+            found = [asdict(finding) for finding in examine(models_file, hub=hub)]
+            write_out(json.dumps({"schema": 1, "findings": found}, indent=2) + "\n")
+            return
+        for finding in examine(models_file, hub=hub):
+            write_out(f"{finding.state:4}  {finding.what}: {visible_line(finding.text)}\n")
+            if finding.remedy:
+                write_out(f"      try: {visible_line(finding.remedy)}\n")
