@@ -59,6 +59,7 @@ class AskRequest:
 
     ``quant_target``, ``quant_draft``, ``draft_device``: what weights are kept in, and where the draft
     goes if it is named. ``loading``: what was decided, by ``pinned_request``.
+    ``pair_note``: why it is this pair, where nobody named it.
     ``threads``: what torch may use of the CPU from here on, in the whole process; None leaves it alone.
     ``name`` and ``id`` are what records call the video, where its file's name is not meant.
     ``audit``: the share of the answers that is given in mode ar as well, to compare (``batch.audit``).
@@ -76,6 +77,7 @@ class AskRequest:
     quant_draft: Quantisation = Quantisation.AUTO
     draft_device: str | None = None
     loading: Loading | None = None
+    pair_note: str = ""
     threads: int | None = None
     task: TaskName = "ask"
     name: bytes | None = None
@@ -122,10 +124,13 @@ def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -
 
     pair = request.pair
     roles = ("target",) if request.settings.mode is Mode.AR else ("target", "draft")
-    read = {role: pinned(getattr(pair, role), require(getattr(pair, role))) for role in roles}
+    read = {
+        role: pinned(getattr(pair, role), require(getattr(pair, role), request.pair_name)) for role in roles
+    }
     settled = settle(request, *_folders(request))
-    for note in settled.notes:
-        listen(Noted(note))
+    for note in (request.pair_note, *settled.notes):
+        if note:
+            listen(Noted(note))
     return replace(
         request,
         pair=pair.model_copy(update=read),

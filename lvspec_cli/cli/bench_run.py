@@ -16,6 +16,7 @@ from lvspec_cli.bench.modes import ALL_MODES, parse_gammas, parse_modes, variant
 from lvspec_cli.bench.results import Results
 from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
 from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
+from lvspec_cli.cli.pairs import chosen_pair, tell
 from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
@@ -23,7 +24,6 @@ from lvspec_cli.cli.signals import Stop
 from lvspec_cli.demo.evaluate import HELD_OUT_SEED
 from lvspec_cli.errors import UsageError
 from lvspec_cli.pipeline import AskRequest
-from lvspec_cli.registry import load_registry
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 from lvspec_cli.ui.bench import plain_results, result_tables
 from lvspec_cli.ui.progress import PlainProgress
@@ -63,7 +63,7 @@ def read_job(given: Mapping[str, Any], progress: PlainProgress | None) -> BenchJ
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to measure.
     """
-    name, pair = load_registry(given["models"]).pair(given["pair"])
+    name, pair, note = chosen_pair(given)
     if given["questions"] is not None and (given["clips"] or given["prompt"]):
         raise UsageError("--questions names its own clips and questions", "leave out CLIPS and --prompt")
     settings = decode_settings({**given, "mode": Mode.LVSPEC, "temperature": 0.0, "gamma": None}, pair)
@@ -87,6 +87,7 @@ def read_job(given: Mapping[str, Any], progress: PlainProgress | None) -> BenchJ
         **loading_of(given),
         threads=given["threads"],
     )
+    tell(note, given)
     return BenchJob(
         request=request,
         clips=chosen_clips(given, request.video, progress),

@@ -19,11 +19,11 @@ from lvspec_cli.batch.segments import check_lengths
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.shard import parse_shard
 from lvspec_cli.batch.types import Collected
+from lvspec_cli.cli.pairs import chosen_pair
 from lvspec_cli.cli.reporting import say_note
 from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.pipeline import AskRequest, pinned_request
-from lvspec_cli.registry import load_registry
 from lvspec_cli.types import Gate, Mode
 
 DEFAULT_PROMPT = "Describe this video in detail."
@@ -48,7 +48,7 @@ def read_job(given: Mapping[str, Any]) -> Job:
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to caption.
     """
-    name, pair = load_registry(given["models"]).pair(given["pair"])
+    name, pair, note = chosen_pair(given)
     _check_together(given)
     base = pinned_request(
         AskRequest(
@@ -56,6 +56,7 @@ def read_job(given: Mapping[str, Any]) -> Job:
             questions=_prompts(given),
             pair_name=name,
             pair=pair,
+            pair_note=note,
             settings=decode_settings(given, pair),
             system=given["system"],
             device=(given["devices"] or given["device"]).split(",")[0].strip(),

@@ -14,13 +14,14 @@ from lvspec_cli.bench.modes import parse_gammas
 from lvspec_cli.bench.tune import Tuned, TuneJob, tune
 from lvspec_cli.bench.tuned import MARKDOWN, MODELS, RULES, markdown, models_yaml, notes, rules_yaml
 from lvspec_cli.cli.bench_run import chosen_clips
+from lvspec_cli.cli.pairs import chosen_pair, tell
 from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.requests import decode_settings, video_request
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
-from lvspec_cli.registry import Pair, load_registry
+from lvspec_cli.registry import Pair
 from lvspec_cli.types import Looseness, Mode, RelevanceName, RuleSettings
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.tune import plain_tuned, tuned_tables
@@ -32,9 +33,10 @@ TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, 
 def tune_all(given: Mapping[str, Any]) -> int:
     """Runs the command and gives its exit code."""
     progress = None if given["quiet"] or sys.stderr is None else PlainProgress(sys.stderr)
-    name, pair = load_registry(given["models"]).pair(given["pair"])
+    name, pair, note = chosen_pair(given)
     try:
         job = read_job(given, name, pair, progress)
+        tell(note, given)
         tuned = _run(job, progress)
     except KeyboardInterrupt:
         if progress:
