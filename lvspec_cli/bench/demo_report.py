@@ -1,0 +1,373 @@
+"""The long report on the bundled pair, docs/bench-demo.md: ``python -m lvspec_cli.bench.demo_report``.
+
+Texts of many held-out scenes for fidelity, untimed; then speed on the first of them. It can be stopped, and
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lvspec_cli.bench.contrast import best_of_each
+from lvspec_cli.bench.items import clips_of
+from lvspec_cli.bench.lines import (
+    HEADINGS,
+    contrast_table,
+    fidelity_table,
+    machine,
+    number,
+    retention,
+    rows,
+    table,
+)
+from lvspec_cli.bench.measure import Plan
+from lvspec_cli.bench.results import (
+    BenchMode,
+    Contrast,
+    Estimate,
+    ModeResult,
+    Results,
+    Spread,
+    Variant,
+    lower_end,
+)
+from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
+from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
+from lvspec_cli.bench.summary import MIN_RETENTION
+from lvspec_cli.errors import LvspecError
+from lvspec_cli.output.files import replacing
+from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.registry import load_registry, settings_of_pair
+from lvspec_cli.types import Gamma, RelevanceName, VideoRequest
+
+QUESTIONS = 2  # about each scene, for fidelity
+OWN_GAMMAS: tuple[Gamma, ...] = ("auto", 3, 5, 8, 12)
+EXACT_GAMMAS: tuple[Gamma, ...] = ("auto", 3, 5, 8)
+CONTROLS = (RelevanceName.PLAUSIBLE, RelevanceName.RANDOM, RelevanceName.LEXICON)
+SAID_EVERY = 30.0  # seconds
+SKIPPED = 0.002  # seconds; what takes less was kept from before
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One figure that the project set itself. ``met``: None where it was not measured."""
+
+    what: str
+    wanted: str
+    found: str
+    met: bool | None
+
+
+def goals(texts: Results, speed: Results) -> tuple[Goal, ...]:
+    """What was aimed at, and what came out. Quality is that of ``texts``, all else that of ``speed``."""
+    kept = next((each.retention for each in texts.modes if _is_own(each)), None)
+    best = _best(speed)
+    pruned, assisted = (_against(speed, name) for name in (BenchMode.EXACT_PRUNED, BenchMode.HF_ASSISTED))
+    return (
+        Goal(
+            "quality kept, lower end",
+            f"{100 * MIN_RETENTION:g} %",
+            retention(kept),
+            None if kept is None else lower_end(kept) >= MIN_RETENTION,
+        ),
+        _at_least("accepted length against exact-pruned", 2.6, pruned and pruned.accepted_length),
+        _at_least("decode speed against exact-pruned", 1.6, pruned and pruned.speed),
+        _at_least(f"decode speed against {speed.reference}", 3.5, best and best.speedup_vs_ar),
+        _at_least("decode speed against hf-assisted", 1.6, assisted and assisted.speed),
+        *(_beats(texts, speed, control) for control in CONTROLS),
+        _auto(speed),
+    )
+
+
+def _is_own(result: ModeResult) -> bool:
+    return result.mode is BenchMode.LVSPEC and result.label is None and result.relevance is None
+
+
+def _best(results: Results) -> ModeResult | None:
+    best = best_of_each(results.modes).get(BenchMode.LVSPEC.value)
+    return next((each for each in results.modes if each.variant == best), None)
+
+
+def _against(results: Results, *names: str) -> Contrast | None:
+    """The contrast with the line of one of these names, whatever its gamma."""
+    return next((each for each in results.contrasts if each.other.split(" γ=")[0] in names), None)
+
+
+def _at_least(what: str, wanted: float, found: Spread | Estimate | None) -> Goal:
+    if found is None:
+        return Goal(what, f"{wanted:g}", "", None)
+    value = found.median if isinstance(found, Spread) else found.value
+    return Goal(what, f"{wanted:g}", _with_ends(value, found), value >= wanted)
+
+
+def _beats(texts: Results, speed: Results, control: RelevanceName) -> Goal:
+    """Whether the rule is faster than a control, whose quality stands beside it."""
+    names = (f"lvspec/{control}", f"lvspec:{control}")
+    faster, quality = _against(speed, *names), _against(texts, *names)
+    found = faster and faster.speed
+    if found is None:
+        return Goal(f"decode speed against {control}", "above 1", "", None)
+    text = _with_ends(found.median, found)
+    if quality is not None:
+        text += f", quality {retention(quality.quality)} of its"
+    return Goal(
+        f"decode speed against {control}",
+        "above 1",
+        text,
+        (found.low if found.low is not None else found.median) > 1,
+    )
+
+
+def _auto(speed: Results) -> Goal:
+    """Gamma auto against the best fixed one."""
+    own = {
+        each.gamma: each.speedup_vs_ar.median for each in speed.modes if _is_own(each) and each.speedup_vs_ar
+    }
+    fixed = [value for gamma, value in own.items() if gamma != "auto"]
+    if "auto" not in own or not fixed:
+        return Goal("gamma auto against the best fixed one", "0.97", "", None)
+    ratio = own["auto"] / max(fixed)
+    return Goal("gamma auto against the best fixed one", "0.97", number(ratio, 2), ratio >= 0.97)
+
+
+def _with_ends(value: float, found: Spread | Estimate) -> str:
+    ends = "" if found.low is None or found.high is None else f" ({found.low:.2f}-{found.high:.2f})"
+    return f"{value:.2f}{ends}"
+
+
+def page(texts: Results, speed: Results, command: str) -> str:
+    """docs/bench-demo.md."""
+    asked = {task: sum(item.task == task for item in texts.items) for task in ("caption", "ask")}
+    answered = {True: "yes", False: "no", None: "not measured"}
+    lines = [
+        "# The bundled pair, measured",
+        "",
+        f"Measured {speed.created:%Y-%m-%d} on {machine(speed.environment)}, with:",
+        "",
+        f"    {command}",
+        "",
+        f"Fidelity over {asked['caption']} captions and {asked['ask']} questions of scenes that no training"
+        f" saw; speed over {len(speed.items)} of these captions. Intervals are 95 %, over clips.",
+        "",
+        "## What was aimed at",
+        "",
+        *table(
+            ("figure", "at least", "found", "reached"),
+            [(goal.what, goal.wanted, goal.found, answered[goal.met]) for goal in goals(texts, speed)],
+        ),
+        "",
+        "## Speed",
+        "",
+        *table(HEADINGS, rows(speed)),
+        "",
+        *contrast_table(speed),
+        "## Fidelity",
+        "",
+        *_kept_tables(texts),
+        *fidelity_table(texts),
+        *contrast_table(texts),
+        "Rules with names: `no-…` is the rule without one of its parts, the others are tuned controls.",
+        "",
+        *table(("rule", "settings"), [*_rules(texts, speed)]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _kept_tables(texts: Results) -> Iterator[str]:
+    found = [(str(each.variant), each.fidelity) for each in texts.modes if each.fidelity is not None]
+    lengths = {str(each.variant): number(each.mean_accepted_length, 2) for each in texts.modes}
+    yield from table(
+        ("mode", "accepted length", "facts F1", "of ar's", "questions right", "of ar's"),
+        [
+            (
+                name,
+                lengths[name],
+                number(each.facts.mode, 4) if each.facts else "",
+                retention(each.facts.retention) if each.facts else "",
+                number(each.questions.mode, 4) if each.questions else "",
+                retention(each.questions.retention) if each.questions else "",
+            )
+            for name, each in found
+        ],
+    )
+    yield ""
+    kinds = sorted({kind for _, each in found for kind in each.facts_by_kind})
+    if kinds:
+        yield "F1 by kind of fact:"
+        yield ""
+        yield from table(
+            ("mode", *kinds),
+            [
+                (
+                    name,
+                    *(
+                        number(each.facts_by_kind[kind].mode, 3) if kind in each.facts_by_kind else ""
+                        for kind in kinds
+                    ),
+                )
+                for name, each in found
+            ],
+        )
+        yield ""
+
+
+def _rules(*results: Results) -> Iterator[tuple[str, str]]:
+    base = results[0].settings.rule
+    yield "lvspec", ", ".join(f"{name} {value}" for name, value in base.items())
+    rules = {name: rule for each in results for name, rule in each.settings.rules.items()}
+    for name, rule in rules.items():
+        yield name, ", ".join(f"{key} {value}" for key, value in rule.items() if value != base[key])
+
+
+# --- measuring -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the command line asks for."""
+
+    out: Path
+    scenes: int
+    speed: int
+    page: Path
+    variants: Path | None = None
+    models: Path | None = None
+    pair: str = "demo"
+    threads: int | None = None
+    max_new_tokens: int | None = None
+    redo: bool = False
+    command: str = ""
+
+
+def measure_report(report: Report, say: Callable[[str], None]) -> None:
+    """Measures what is left to measure, and writes the page.
+
+    :raises LvspecError: the pair or a folder cannot be used.
+    """
+    name, pair = load_registry(report.models).pair(report.pair)
+    settings = replace(settings_of_pair(pair), fallback=False)
+    if report.max_new_tokens is not None:
+        settings = replace(settings, max_new_tokens=report.max_new_tokens)
+    defaults = pair.defaults
+    video = VideoRequest(Path(), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
+    request = AskRequest(video, (), name, pair, settings, threads=report.threads)
+    paths = demo_clips(report.out / "clips", report.scenes, _Told("drawing clips", say))
+    named = _named(report, request)
+    plain = [Variant(BenchMode.AR)]
+    own = [Variant(BenchMode.LVSPEC, settings.gamma), *(_lined(each, settings.gamma) for each in named)]
+    if report.variants is None:
+        own += [replace(each, gamma=settings.gamma) for each in controls(settings.rule)]
+    pruned = Variant(BenchMode.EXACT_PRUNED, settings.gamma)
+
+    def run(
+        label: str,
+        folder: str,
+        sources: Sequence[Path],
+        questions: int,
+        variants: Sequence[Variant],
+        timed: bool,
+    ) -> Results:
+        job = BenchJob(
+            request=request,
+            clips=clips_of(sources, video, questions=questions),
+            modes=tuple(variants),
+            gammas=OWN_GAMMAS,
+            plan=Plan(
+                tuple(dict.fromkeys(variants)), settings, draft_keep=0.1, rules=rules_of(named), timed=timed
+            ),
+            out=report.out / folder,
+            redo=report.redo,
+            command=report.command,
+        )
+        return run_bench(job, progress=_Told(label, say), warn=say)
+
+    texts = run("texts", "texts", paths, QUESTIONS, [*plain, *own, pruned], timed=False)
+    speed = run(
+        "speed", "speed", paths[: report.speed], 0,
+        [
+            *plain, Variant(BenchMode.HF_AR), Variant(BenchMode.HF_ASSISTED),
+            *(Variant(BenchMode.EXACT, gamma) for gamma in EXACT_GAMMAS),
+            *(Variant(BenchMode.EXACT_PRUNED, gamma) for gamma in EXACT_GAMMAS),
+            *(Variant(BenchMode.LVSPEC, gamma) for gamma in OWN_GAMMAS),
+            Variant(BenchMode.LVSPEC_PRUNED, settings.gamma), *own,
+        ],
+        timed=True,
+    )  # fmt: skip
+    with replacing(report.page) as stream:
+        stream.write(page(texts, speed, report.command).encode())
+    say(f"written: {report.page}")
+
+
+def _named(report: Report, request: AskRequest) -> tuple[NamedRule, ...]:
+    rule = request.settings.rule
+    own = read_rules(report.variants, rule) if report.variants is not None else ()
+    # What tune found for the pair's own relevance is the pair's own rule, or should be.
+    others = tuple(each for each in own if each.rule != rule)
+    return (*others, *ablations(rule))
+
+
+def _lined(named: NamedRule, gamma: Gamma) -> Variant:
+    return named.variant if named.gamma is not None else replace(named.variant, gamma=gamma)
+
+
+class _Told:
+    """Says now and then how far it is, and how long the rest may take."""
+
+    def __init__(self, label: str, say: Callable[[str], None]) -> None:
+        self._label, self._say = label, say
+        self._began: tuple[float, int] | None = None  # seconds, and what was done before
+        self._said = self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._began is None or now - self._last < SKIPPED:  # done before: no measure of the pace
+            self._began = (now, done)
+        self._last = now
+        if now - self._said >= SAID_EVERY or done == total:
+            self._said = now
+            left = seconds_left(now - self._began[0], done - self._began[1], total - done)
+            rest = "" if left is None else f", {left / 60:.0f} min left"
+            self._say(f"{self._label}: {done} of {total}{rest}")
+
+
+def seconds_left(seconds: float, done: int, left: int) -> float | None:
+    """At the pace so far; None before there is one."""
+    return seconds / done * left if done > 0 else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("lvspec-demo-report"), help="measurements and clips")
+    parser.add_argument("--scenes", type=int, default=1000, help="for fidelity")
+    parser.add_argument("--speed", type=int, default=100, help="of these, for speed")
+    parser.add_argument("--page", type=Path, default=Path("docs/bench-demo.md"))
+    parser.add_argument("--variants", type=Path, help="tuned controls, as lvspec tune writes them")
+    parser.add_argument("--models", type=Path, help="a models.yaml of your own")
+    parser.add_argument("--pair", default="demo")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--redo", action="store_true", help="measure all of it again")
+    given = parser.parse_args()
+    command = shlex.join(["python", "-m", "lvspec_cli.bench.demo_report", *sys.argv[1:]])
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        measure_report(Report(**vars(given), command=command), say)
+    except LvspecError as error:
+        say(f"error: {error.cause}")
+        say(f"try: {error.remedy}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The long report: its goals from figures made by hand, and all of it on two scenes with a tiny pair."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.bench.demo_report import Report, goals, measure_report, seconds_left
+from lvspec_cli.bench.results import BenchMode, Contrast, Estimate, ModeResult, Spread, read_results
+from tests.bench.made import results
+
+
+def spread(value: float) -> Spread:
+    return Spread(median=value, low=value - 0.1, high=value + 0.1)
+
+
+def estimate(value: float, low: float | None = None) -> Estimate:
+    return Estimate(value=value, low=value if low is None else low, high=value)
+
+
+def line(gamma: int | str, speed: float, kept: Estimate | None = None) -> ModeResult:
+    return ModeResult(
+        mode=BenchMode.LVSPEC, gamma=gamma, answers=4, speedup_vs_ar=spread(speed), retention=kept
+    )
+
+
+def against(other: str, speed: float, length: float = 1.0) -> Contrast:
+    return Contrast(
+        line="lvspec γ=8", other=other, speed=spread(speed), accepted_length=estimate(length),
+        quality=estimate(1.001),
+    )  # fmt: skip
+
+
+def test_goals_are_read_off_the_figures():
+    texts = results(
+        (line("auto", 3.0, estimate(0.9995, low=0.9981)),), contrasts=(against("lvspec/plausible γ=4", 1),)
+    )
+    speed = results(
+        (line("auto", 3.4), line(5, 3.0), line(8, 3.6)),
+        contrasts=(
+            against("exact-pruned γ=5", 1.7, 2.5),
+            against("lvspec/plausible γ=4", 1.05),
+            against("lvspec:random γ=4", 1.3),
+        ),
+    )
+    found = goals(texts, speed)
+    assert [(goal.found, goal.met) for goal in found] == [
+        ("100.0 % (99.8-100.0)", True),
+        ("2.50 (2.50-2.50)", False),
+        ("1.70 (1.60-1.80)", True),
+        ("3.60 (3.50-3.70)", True),
+        ("", None),  # hf-assisted was not measured
+        ("1.05 (0.95-1.15), quality 100.1 % (100.1-100.1) of its", False),  # 1 lies in the interval
+        ("1.30 (1.20-1.40)", True),
+        ("", None),
+        ("0.94", False),
+    ]
+
+
+def test_the_time_left_is_that_of_the_pace_so_far():
+    assert seconds_left(60.0, 30, 90) == 180.0
+    assert seconds_left(0.0, 0, 90) is None
+
+
+def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
+    said: list[str] = []
+    report = Report(
+        out=tmp_path / "out", scenes=2, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
+        max_new_tokens=4, command="python -m …",
+    )  # fmt: skip
+    measure_report(report, said.append)
+    page = report.page.read_text()
+    assert "Fidelity over 2 captions and 4 questions" in page
+    assert "speed over 1 of these captions" in page
+    assert "| gamma auto against the best fixed one | 0.97 |" in page
+    assert "| no-shift | shift\\_window 0 |" in page
+    assert "    python -m …" in page
+    texts, speed = (read_results(report.out / name) for name in ("texts", "speed"))
+    assert (texts.settings.timed, speed.settings.timed) == (False, True)
+    assert {each.mode for each in speed.modes} == set(BenchMode)
+    assert said[-1] == f"written: {report.page}"
+    blocks = texts.blocks
+    measure_report(report, said.append)
+    assert read_results(report.out / "texts").blocks == blocks
+
+
+def test_it_is_a_command():
+    command = [sys.executable, "-m", "lvspec_cli.bench.demo_report", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "--scenes" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["texts", "speed"])
+def test_nothing_measured_is_said_so(missing: str):
+    none = results(())
+    some = results((line("auto", 3.4, estimate(1.0)), line(5, 3.0)))
+    found = goals(none, some) if missing == "texts" else goals(some, none)
+    assert any(goal.met is None for goal in found)
