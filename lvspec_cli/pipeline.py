@@ -141,13 +141,16 @@ def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -
 
 def narrowed(settings: DecodeSettings, width_limit: int | None, listen: Listener) -> DecodeSettings:
     """Settings whose gamma ``auto`` stays within the rows that are fast. A gamma that was named stays."""
-    if width_limit is None or settings.mode is Mode.AR or settings.greatest_gamma < width_limit:
+    from lvspec_cli.models.place import gamma_within
+
+    most = gamma_within(settings.greatest_gamma, width_limit)
+    if settings.mode is Mode.AR or most == settings.greatest_gamma:
         return settings
+    fast = f"the target's kernels take {width_limit} rows at once"
     if settings.gamma != "auto":
-        listen(Noted(f"gamma {settings.gamma}: the target's kernels are fast up to {width_limit - 1}"))
+        listen(Noted(f"gamma {settings.gamma} is wider than is fast: {fast}, which is gamma {most}"))
         return settings
-    listen(Noted(f"gamma is {width_limit - 1} at most: the target's kernels take {width_limit} rows at once"))
-    most = max(1, width_limit - 1)
+    listen(Noted(f"gamma is {most} at most: {fast}"))
     return replace(settings, adaptation=replace(settings.adaptation, most=most))
 
 

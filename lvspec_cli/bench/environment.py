@@ -12,6 +12,7 @@ from lvspec_cli import __version__
 from lvspec_cli.bench.results import Environment
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.types import Quantisation
 
 # Those that decide speed: scikit-learn changes how generate() with an assistant proposes.
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "av", "numpy", "scikit-learn")
@@ -41,7 +42,10 @@ def environment_of(pair: LoadedPair) -> Environment:
 
 
 def _dtype(loaded: LoadedModel) -> str:
-    return str(loaded.dtype).removeprefix("torch.")
+    """What is computed in, and what the weights are kept in where that is another."""
+    name = str(loaded.dtype).removeprefix("torch.")
+    kept = loaded.quantisation
+    return name if kept in (Quantisation.NONE, Quantisation.BF16) else f"{name} ({kept})"
 
 
 def _device_name(device: torch.device) -> str:

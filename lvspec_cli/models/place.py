@@ -65,8 +65,8 @@ def decide(
     The target is quantised only where it does not fit otherwise. Then the least bytes read for a token count,
     by DESIGN's section 6 with bytes in place of seconds. What was asked for by name stays.
 
-    ``gamma``: tokens a round proposes. ``width_limit``: rows that nf4 takes at once on this device; a round
-    then proposes no more than goes into them.
+    ``gamma``: tokens a round proposes. ``width_limit``: rows that nf4 takes at once on this device, 0 for
+    none; a round then proposes no more than goes into them.
     """
     options = [
         Decision(target, draft, _planned(machine, sizes, load, wanted, target, draft), "")
@@ -89,12 +89,20 @@ def bytes_a_round(
 ) -> float:
     """Bytes of weights that one pass of ``rows`` reads and writes.
 
-    Beyond its limit nf4 is written out in the type computed in, and read again.
+    Beyond its limit nf4 is written out in the type computed in, and read again. LLM.int8() counts as no
+    faster than the weights unpacked: it also packs the inputs of every layer.
     """
     packed = MATRIX_BYTES.get(quantisation, float(element))
+    if quantisation is Quantisation.INT8:
+        packed = float(element)
     if quantisation is Quantisation.NF4 and width_limit is not None and rows > width_limit:
         packed += 2 * element
     return size.layers * (size.layer_matrices * packed + (size.layer - size.layer_matrices) * element)
+
+
+def gamma_within(gamma: int, width_limit: int | None) -> int:
+    """A gamma whose verification, one row wider, stays within the limit, where that leaves any."""
+    return gamma if width_limit is None or width_limit < 2 else min(gamma, width_limit - 1)
 
 
 def expected_tokens(gamma: int, accepted: float = ACCEPTED) -> float:
@@ -108,8 +116,8 @@ def _bytes_a_token(
 ) -> float:
     if option.draft is None or sizes.draft is None:
         return bytes_a_round(sizes.target, option.target, element, 1, width_limit)
-    if option.target is Quantisation.NF4 and width_limit is not None:
-        gamma = max(1, min(gamma, width_limit - 1))
+    if option.target is Quantisation.NF4:
+        gamma = gamma_within(gamma, width_limit)
     verified = bytes_a_round(sizes.target, option.target, element, gamma + 1, width_limit)
     drafted = gamma * bytes_a_round(sizes.draft, option.draft, element, 1, width_limit)
     return (verified + drafted) / expected_tokens(gamma)
@@ -176,7 +184,7 @@ def _why(best: Decision, wanted: Wanted, options: Sequence[Decision], width_limi
         else:
             full = next(each for each in options if each.target is Quantisation.NONE)
             parts.append(f"the target as it is would need {gigabytes(full.plan.needed)} in all")
-            if best.target is Quantisation.NF4 and width_limit is not None:
+            if best.target is Quantisation.NF4 and width_limit:
                 parts.append(f"nf4 takes {width_limit} rows at once here")
     if wanted.draft is Quantisation.AUTO and best.draft is not None:
         parts.append(

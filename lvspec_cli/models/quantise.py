@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -82,14 +83,12 @@ def verification_width_limit(
     return _NF4_ROWS_AT_LEAST
 
 
-def width_limit_of(quantisation: Quantisation, device: torch.device) -> int | None:
-    """The same for a device of this machine; a CPU reads packed weights once at any width."""
-    if quantisation is not Quantisation.NF4 or device.type != "cuda":
-        return None
-    from importlib.metadata import version
-
+def width_limit_of(device: torch.device) -> int | None:
+    """The same for nf4 on a device of this machine. A CPU writes the weights out at any width: 0."""
+    if device.type != "cuda":
+        return 0
     name = torch.cuda.get_device_name(device)
-    return verification_width_limit(quantisation, name, version("bitsandbytes"))
+    return verification_width_limit(Quantisation.NF4, name, version("bitsandbytes"))
 
 
 def quantisation_of_files(values: Any, name: str) -> Quantisation | None:

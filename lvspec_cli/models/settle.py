@@ -98,7 +98,7 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
         asked.append(quantisation if auto else agreed(quantisation, files, str(folder)))
         check_usable(asked[-1], place)
     dtype = choose_dtype(request.dtype, device, asked[0])
-    limit = width_limit_of(Quantisation.NF4, device)
+    limit = width_limit_of(device)
     chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)
     why = ""
     if Quantisation.AUTO in asked:
