@@ -21,8 +21,8 @@ from lvspec_cli.batch.work import make_work
 from lvspec_cli.cli.job import DEFAULT_PROMPT
 from lvspec_cli.events import Answered, Event
 from lvspec_cli.output.records import Record
-from lvspec_cli.registry import load_registry, rule_of
-from lvspec_cli.types import DecodeSettings, Looseness, VideoRequest
+from lvspec_cli.registry import load_registry, settings_of_pair
+from lvspec_cli.types import VideoRequest
 from lvspec_cli.ui.batch import BatchPicture
 from lvspec_cli.ui.batch_state import BatchView, add_event, add_row
 from lvspec_cli.ui.render import Picture
@@ -36,11 +36,7 @@ QUESTION = "Describe the video."
 def request(clip: Path, question: str) -> pipeline.AskRequest:
     name, pair = load_registry().pair("demo")
     defaults = pair.defaults
-    settings = DecodeSettings(
-        gamma=defaults.gamma,
-        rule=rule_of(pair, Looseness.BALANCED),
-        max_new_tokens=defaults.max_new_tokens,
-    )
+    settings = settings_of_pair(pair)
     video = VideoRequest(clip, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
     return pipeline.AskRequest(video, (question,), name, pair, settings)
 

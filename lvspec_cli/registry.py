@@ -11,10 +11,10 @@ from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.types import Looseness, RuleSettings
+from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Looseness, RuleSettings, read_gamma
 
 PACKAGE = Path(__file__).parent
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -61,7 +61,9 @@ class Defaults(Section):
     frames: Annotated[int, Ge(1), Le(2048)] | None = None
     fps: Annotated[float, Gt(0), Le(240)] | None = None
     max_pixels: Annotated[int, Ge(784)] | None = None
-    gamma: Annotated[int, Ge(1), Le(64)] = 8
+    gamma: Annotated[Gamma, PlainValidator(read_gamma)] = "auto"
+    adaptation: Adaptation = Adaptation()  # what gamma auto goes by
+    fallback: bool = True  # goes on without the draft where that is faster
     max_new_tokens: Annotated[int, Ge(1)] = 256
 
 
@@ -181,6 +183,18 @@ def rule_of(pair: Pair, looseness: Looseness) -> RuleSettings:
     if looseness is Looseness.STRICT:
         return replace(pair.rules.balanced, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
     return pair.rules.loose if looseness is Looseness.LOOSE else pair.rules.balanced
+
+
+def settings_of_pair(pair: Pair, looseness: Looseness = Looseness.BALANCED) -> DecodeSettings:
+    """How the pair's answers are decoded where nobody says otherwise."""
+    defaults = pair.defaults
+    return DecodeSettings(
+        gamma=defaults.gamma,
+        adaptation=defaults.adaptation,
+        fallback=defaults.fallback,
+        rule=rule_of(pair, looseness),
+        max_new_tokens=defaults.max_new_tokens,
+    )
 
 
 def _rooted(pair: Pair, base: Path) -> Pair:

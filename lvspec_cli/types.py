@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DecoderName = Literal["pyav", "decord"]
 TaskName = Literal["ask", "caption"]
+Gamma = int | Literal["auto"]
+GREATEST_GAMMA = 64
 
 
 class Mode(StrEnum):
@@ -207,6 +209,20 @@ class PairPrompts:
 # --- decoding ------------------------------------------------------------------------------
 
 
+def read_gamma(value: object) -> Gamma:
+    """A gamma from a file or the command line.
+
+    :raises ValueError: it is neither ``auto`` nor a whole number in its range.
+    """
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int | str) and not isinstance(value, bool) and str(value).isdecimal():
+        number = int(value)
+        if 1 <= number <= GREATEST_GAMMA:
+            return number
+    raise ValueError(f"{value} is neither auto nor a number from 1 to {GREATEST_GAMMA}")
+
+
 @dataclass(frozen=True)
 class RuleSettings:
     """Thresholds of the rule (DESIGN.md, section 4). Margins in nats; ``inf`` means no margin.
@@ -233,17 +249,50 @@ class RuleSettings:
 
 
 @dataclass(frozen=True)
+class RoundCosts:
+    """What a round costs, in steps of the target alone (DESIGN.md, section 6).
+
+    ``draft`` is c, ``overhead`` is o, and v is ``verification`` with ``row`` more for each of gamma + 1 rows.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    draft: Annotated[float, Gt(0)]
+    verification: Annotated[float, Gt(0)] = 1.0
+    row: Annotated[float, Ge(0)] = 0.02
+    overhead: Annotated[float, Ge(0)] = 0.1
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What gamma ``auto`` goes by: fixed numbers and no clock, so that an answer can be had again."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    most: Annotated[int, Ge(1), Le(GREATEST_GAMMA)] = 16  # tokens a round
+    costs: RoundCosts | None = None  # None: from the sizes of the two models
+
+
+@dataclass(frozen=True)
 class DecodeSettings:
     """How one answer is decoded."""
 
     mode: Mode = Mode.LVSPEC
-    gamma: int = 8
+    gamma: Gamma = "auto"
+    adaptation: Adaptation = field(default_factory=Adaptation)
     rule: RuleSettings = field(default_factory=RuleSettings)
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0 is greedy; above it only in modes exact and ar
     seed: int = 0
     repetition_guard: bool = True
     draft_keep: float = 1.0  # share of the video's tokens that the draft sees, evenly spread
+    # Goes on without the draft where that is faster. Off, nothing depends on a clock.
+    fallback: bool = False
+
+    @property
+    def greatest_gamma(self) -> int:
+        """The most tokens that a round may draft."""
+        return self.adaptation.most if self.gamma == "auto" else self.gamma
 
 
 @dataclass(frozen=True)
@@ -257,6 +306,7 @@ class Round:
     relevance: tuple[float, ...] = ()  # one a drafted token
     gap: tuple[float, ...] = ()  # nats from the target's token down to the drafted one
     prefill: bool = False  # true for the token that prefill gives: it belongs to no round
+    fallback: bool = False  # by the target alone, as speculation did not pay
 
 
 @dataclass(frozen=True)
@@ -269,8 +319,8 @@ class DecodeStats:
     accepted_exact: int = 0
     accepted_filler: int = 0
     accepted_shift: int = 0
-    gamma: int = 0
-    fallback: bool = False
+    gamma: int = 0  # where it adapts: the most that a round has drafted
+    fallback: bool = False  # some or all of it by the target alone, as speculation did not pay
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 

@@ -27,8 +27,8 @@ from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.write import scene_of
 from lvspec_cli.output.records import Record
 from lvspec_cli.pipeline import AskRequest, pinned_request
-from lvspec_cli.registry import load_registry, rule_of
-from lvspec_cli.types import DecodeSettings, Looseness, VideoRequest
+from lvspec_cli.registry import load_registry, settings_of_pair
+from lvspec_cli.types import VideoRequest
 
 PROMPT = "Describe this video in detail."
 _SEED = 3
@@ -114,9 +114,7 @@ def make_works(folder: Path, count: int, scale: float) -> list[Work]:
     folder.mkdir(parents=True, exist_ok=True)
     name, pair = load_registry(environment={}).pair(None)
     defaults = pair.defaults
-    settings = DecodeSettings(
-        gamma=defaults.gamma, rule=rule_of(pair, Looseness.BALANCED), max_new_tokens=defaults.max_new_tokens
-    )
+    settings = replace(settings_of_pair(pair), fallback=False)
     works = []
     for number in range(1, count + 1):
         path = folder / f"{number:03}.mp4"

@@ -255,7 +255,7 @@ class _Reading:
     def costs(self) -> dict[Scheme, float]:
         """Microseconds that scoring one round takes, at the end of the caption."""
         device = self._pair.target.device
-        rows = min(self._settings.gamma + 1, len(self._tokens) - 1)
+        rows = min(self._settings.greatest_gamma + 1, len(self._tokens) - 1)
         self._decoder.rollback(len(self._tokens) - 1 - rows)
         passed = self._decoder.forward(self._tokens[-1 - rows : -1], range(self._decoder.layer_count + 1))
         drafted = self._tokens[-rows:][: max(1, rows - 1)]

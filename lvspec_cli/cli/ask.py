@@ -37,6 +37,7 @@ def ask(
     threads: options.Threads = None,
     mode: options.ModeName = Mode.LVSPEC,
     gamma: options.Gamma = None,
+    fallback: options.Fallback = None,
     draft_keep: options.DraftKeep = 1.0,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = 0.0,

@@ -57,6 +57,7 @@ class Outcome:
 
     ok: int = 0
     failures: list[str] = field(default_factory=list)
+    fallbacks: int = 0
     seconds: float = 0.0
     printed: list[Record] = field(default_factory=list)  # for the audit, where no file keeps them
 
@@ -145,6 +146,7 @@ def _run(
                 rows.append(record)
                 if record.error is None:
                     outcome.ok += 1
+                    outcome.fallbacks += record.stats is not None and record.stats.fallback
                 else:
                     outcome.failures.append(f"{record.id}: {record.error.message}")
                 if job.base.audit and job.out is None:
@@ -198,7 +200,7 @@ def _showing(
     from lvspec_cli.ui.batch import batch_show
 
     settings = job.base.settings
-    view = View(job.base.pair_name, settings.mode.value, 0 if settings.mode is Mode.AR else settings.gamma)
+    view = View(job.base.pair_name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma)
     start = BatchView(total=left.count, skipped=left.done + left.failed, current=view)
     live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     with batch_show(start, live=live) as show:
@@ -209,6 +211,10 @@ def _summarise(job: Job, left: Outstanding, outcome: Outcome) -> None:
     failures = outcome.failures
     skipped = f", {left.done + left.failed} skipped" if left.done + left.failed else ""
     say(f"{outcome.ok} captioned, {len(failures)} failed{skipped} in {clock(outcome.seconds)}")
+    if outcome.fallbacks:
+        say(
+            f"speculation was slower than the target alone in {outcome.fallbacks}: their rest went without it"
+        )
     for line in failures[:NAMED_FAILURES]:
         say(f"failed: {line}")
     if len(failures) > NAMED_FAILURES:

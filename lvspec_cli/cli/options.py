@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lvspec_cli.types import DecoderName, Looseness, Mode, Quantisation, RelevanceName
+from lvspec_cli.types import DecoderName, Looseness, Mode, Quantisation, RelevanceName, read_gamma
 
 
 def complete_pair(incomplete: str) -> list[str]:
@@ -85,8 +85,30 @@ ModeName = Annotated[
         help="lvspec: loose speculative decoding; exact: the target's very tokens; ar: the target alone.",
     ),
 ]
+
+
+def _gamma(text: str) -> int | str:
+    try:
+        return read_gamma(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+# Typer knows no union: what comes is a number or "auto".
 Gamma = Annotated[
-    int | None, typer.Option("--gamma", min=1, max=64, metavar="N", help="Tokens the draft proposes a round.")
+    str | None,
+    typer.Option(
+        "--gamma", parser=_gamma, metavar="N|auto",
+        help="Tokens the draft proposes a round; auto goes by how many of them were kept so far.",
+    ),
+]  # fmt: skip
+Fallback = Annotated[
+    bool | None,
+    typer.Option(
+        "--fallback/--no-fallback",
+        help="Go on without the draft for the rest of a clip where that is measured to be faster. "
+        "--no-fallback: nothing depends on the clock.",
+    ),
 ]
 DraftKeep = Annotated[
     float,

@@ -109,7 +109,7 @@ def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> Relev
         clips=len(scored),
         facts=sum(sum(each.facts) for each in scored),
         fillers=sum(len(each.facts) - sum(each.facts) for each in scored),
-        gamma=settings.gamma,
+        gamma=settings.greatest_gamma,
         threshold=settings.rule.anchor_threshold,
         schemes=separate(scored, settings.rule.anchor_threshold),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,15 +59,20 @@ def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
 
     :raises UsageError: a value is out of range, or flags do not go together.
     """
+    from lvspec_cli.registry import settings_of_pair
+
     _check(given, "temperature", least=0.0)
     _check(given, "draft_keep", above=0.0, most=1.0)
     if given["temperature"] > 0 and given["mode"] is Mode.LVSPEC:
         raise UsageError("--temperature has no rule in mode lvspec yet", "add --mode exact or --mode ar")
-    return DecodeSettings(
+    defaults, fallback = settings_of_pair(pair), given.get("fallback")
+    return replace(
+        defaults,
         mode=given["mode"],
-        gamma=given["gamma"] or pair.defaults.gamma,
+        gamma=given["gamma"] or defaults.gamma,
+        fallback=defaults.fallback if fallback is None else fallback,
         rule=_rule(given, pair),
-        max_new_tokens=given["max_new_tokens"] or pair.defaults.max_new_tokens,
+        max_new_tokens=given["max_new_tokens"] or defaults.max_new_tokens,
         temperature=given["temperature"],
         seed=given["seed"],
         draft_keep=given["draft_keep"],

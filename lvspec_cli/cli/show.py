@@ -94,7 +94,7 @@ def _live(request: AskRequest) -> Iterator[Listener]:
 
     seen: list[Event] = []
     settings = request.settings
-    view = View(request.pair_name, settings.mode.value, 0 if settings.mode is Mode.AR else settings.gamma)
+    view = View(request.pair_name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma)
     try:
         with live_view(view) as listen:
             yield _both(listen, seen.append)

@@ -200,8 +200,10 @@ def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
     fields = _SETTINGS.dump_python(settings, mode="json")
     if settings.mode is not Mode.LVSPEC:
         del fields["rule"]
+    if settings.mode is Mode.AR or settings.gamma != "auto":
+        del fields["adaptation"]
     if settings.mode is Mode.AR:
-        del fields["gamma"], fields["draft_keep"]
+        del fields["gamma"], fields["draft_keep"], fields["fallback"]
     del fields["mode"]
     return _without_infinity(fields)
 

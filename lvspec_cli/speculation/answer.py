@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.speculation.adapt import guide_for
 from lvspec_cli.speculation.draft import Proposal, propose
 from lvspec_cli.speculation.logits import LogitsRules
 from lvspec_cli.speculation.relevance import Relevance
@@ -53,7 +55,8 @@ class Answer:
         self._generator = torch.Generator(self._device).manual_seed(settings.seed)
         self._history = History()
         self._logits = LogitsRules(pair.target.generation, pair.target.vocabulary, self._device)
-        self.gamma = settings.gamma if self._draft else 0
+        self._guide = guide_for(settings, self._rule, pair) if self._draft else None
+        self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
         self.tally = Tally()
@@ -62,7 +65,7 @@ class Answer:
     @torch.inference_mode()
     def begin(self, prompts: PairPrompts) -> Round:
         """Read the question and take the target's first token."""
-        room = self._settings.max_new_tokens + self.gamma + 1
+        room = self._settings.max_new_tokens + self._settings.greatest_gamma + 1
         passed = self._target.begin(prompts.target, room)
         if self._draft is not None and prompts.draft is not None:
             self._draft.begin(prompts.draft, room)
@@ -70,15 +73,43 @@ class Answer:
         logits = self._logits.apply(self._target.logits(passed, 1), self._tensor(()), produced=0)
         token = int(self._choose(logits))
         self._take((token,), (TokenKind.TARGET,))
-        return Round((token,), (TokenKind.TARGET,), target=(token,), prefill=True)
+        return Round((token,), (TokenKind.TARGET,), target=(token,), prefill=True, fallback=self.fallback)
+
+    @property
+    def gamma(self) -> int:
+        """The settings' own, or the most that a round has drafted; 0 in mode ar."""
+        gamma = self._settings.gamma
+        if self._settings.mode == Mode.AR:
+            return 0
+        return self.tally.widest if gamma == "auto" else gamma
+
+    @property
+    def speculates(self) -> bool:
+        """Whether rounds have a draft."""
+        return self._draft is not None
+
+    def fall_back(self) -> None:
+        """Go on without the draft."""
+        self._draft, self.fallback = None, True
+
+    @torch.inference_mode()
+    def time_step(self) -> float:
+        """Seconds of a step of the target alone, which leaves nothing behind."""
+        began = time.perf_counter()
+        passed = self._target.forward(self._pending(self._target))
+        logits = self._target.logits(passed, 1)
+        self._logits.apply(logits, self._tensor(()), produced=len(self.tokens)).argmax(dim=-1).item()
+        self._target.rollback(len(self.tokens) - 1)
+        return time.perf_counter() - began
 
     @torch.inference_mode()
     def round(self) -> Round:
-        """One draft, one verification, one acceptance; one transfer to the host."""
+        """One draft, one verification, one acceptance; one transfer to the host where gamma is fixed."""
         # The target adds a token of its own to every round.
-        gamma = min(self.gamma, self._settings.max_new_tokens - len(self.tokens) - 1)
-        proposal = self._propose(gamma)
-        watch = self._relevance.watch if self._relevance else ()
+        room = self._settings.max_new_tokens - len(self.tokens) - 1
+        proposal = self._propose(min(self._settings.greatest_gamma, room))
+        gamma = proposal.tokens.shape[0]
+        watch = self._relevance.watch if self._relevance and gamma else ()
         passed = self._target.forward(torch.cat((self._pending(self._target), proposal.tokens)), watch)
         logits = self._target.logits(passed, gamma + 1)
         logits = self._logits.apply(logits, proposal.tokens, produced=len(self.tokens))
@@ -90,6 +121,7 @@ class Answer:
             verdict = judge(evidence, self._rule, self._pair.words, self._history)
         kept = self._take(verdict.tokens, verdict.kinds)
         self.tally.add(gamma, verdict.kinds[:kept])
+        self._guide = self._guide and self._guide.after(proposal.likely, verdict.accepted, kept)
         for decoder in (self._target, self._draft):
             if decoder is not None:
                 decoder.rollback(len(self.tokens) - 1)
@@ -100,6 +132,7 @@ class Answer:
             target=evidence.target,
             relevance=evidence.relevance,
             gap=evidence.gap,
+            fallback=self.fallback,
         )
 
     def _propose(self, gamma: int) -> Proposal:
@@ -115,6 +148,7 @@ class Answer:
             self._logits.drafting(vocabulary),
             self._settings.temperature,
             self._generator,
+            self._guide,
         )
 
     def _sample(self, proposal: Proposal, logits: Tensor) -> tuple[Evidence, Verdict]:

@@ -1,4 +1,4 @@
-"""The draft's side of a round: propose tokens without waiting for the host."""
+"""The draft's side of a round: propose tokens, without waiting for the host where gamma is fixed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.speculation.adapt import Guide
 from lvspec_cli.speculation.logits import DraftRules
 from lvspec_cli.speculation.sampling import distribution, draw
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Drafted tokens, long (gamma,), and when sampling what they were drawn from, (gamma, vocabulary)."""
+    """Drafted tokens, long (gamma,), and when sampling what they were drawn from, (gamma, vocabulary).
+
+    ``likely``: the draft's highest probability at each, where a guide asked for it.
+    """
 
     tokens: Tensor
     chances: Tensor | None = None
+    likely: tuple[float, ...] = ()
 
 
 def propose(
@@ -28,14 +33,17 @@ def propose(
     rules: DraftRules,
     temperature: float,
     generator: torch.Generator,
+    guide: Guide | None = None,
 ) -> Proposal:
     """Draft ``gamma`` tokens (1 or more) behind ``pending``, the answer's tokens not yet in the cache.
 
-    Only ids below ``vocabulary``, which the target has too, are proposed. Tokens stay on the device.
-    The last drafted token is not run: after a full acceptance it is pending in the next round.
+    With a ``guide`` they may be fewer, and each takes a transfer to the host. Only ids below
+    ``vocabulary``, which the target has too, are proposed. Tokens stay on the device. The last drafted
+    token is not run: after a full acceptance it is pending in the next round.
     """
     tokens: list[Tensor] = []
     chances: list[Tensor] = []
+    likely: list[float] = []
     step = pending
     while True:
         # The rules and the random numbers are on the target's device, where the draft may not be.
@@ -46,6 +54,8 @@ def propose(
         else:
             step = logits.argmax(dim=-1)
         tokens.append(step)
-        if len(tokens) == gamma:
-            return Proposal(torch.cat(tokens), torch.cat(chances) if chances else None)
+        if guide is not None:
+            likely.append(logits.softmax(dim=-1).max().item())
+        if len(tokens) == gamma or (guide is not None and not guide.goes_on(likely)):
+            return Proposal(torch.cat(tokens), torch.cat(chances) if chances else None, tuple(likely))
         rules.add(step)

@@ -11,6 +11,7 @@ from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.speculation.answer import Answer
+from lvspec_cli.speculation.fallback import Pace, does_not_pay, wants_step
 from lvspec_cli.speculation.relevance import Relevance, VideoStates, relevance_for, video_layers
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import (
@@ -38,6 +39,9 @@ class Session:
         self._draft_keep: float | None = None  # share of the video that the draft has read, None before
         self._video = VideoStates({})
         self._encode_seconds = 0.0
+        self._pace = Pace()
+        self._paced: tuple[tuple[int, ...] | None, DecodeSettings] | None = None  # whose pace it is
+        self._alone = False  # speculation did not pay: the clip goes on without the draft
 
     @property
     def target(self) -> Decoder:
@@ -74,12 +78,16 @@ class Session:
 
         The first round is the token that prefill gives. ``interrupted`` is asked once a round; when
         it holds, the answer ends with what there is. UsageError on settings that exclude each other.
-        The prompts are those of this session's clip.
+        The prompts are those of this session's clip. With ``settings.fallback`` it goes on without the
+        draft from where that is found to be faster, and so do further answers by these settings.
         """
         _check(settings, self._pair)
         self.encode(prompts, settings)
         clock = _Clock()
         answer = Answer(self._pair, self._target, self._draft, settings, self._relevance(settings))
+        self._compare_paces(settings)
+        if self._alone:
+            answer.fall_back()
         first = answer.begin(prompts)
         prefill_seconds, self._encode_seconds = self._encode_seconds + clock.lap(), 0.0
         yield first
@@ -88,7 +96,7 @@ class Session:
             if interrupted():
                 answer.finish = FinishReason.INTERRUPTED
                 break
-            done = answer.round()
+            done = self._timed_round(answer) if settings.fallback else answer.round()
             clock.pause()
             yield done
             clock.resume()
@@ -96,8 +104,30 @@ class Session:
             tokens=tuple(answer.tokens),
             kinds=tuple(answer.kinds),
             finish_reason=answer.finish,
-            stats=answer.tally.stats(len(answer.tokens), answer.gamma, prefill_seconds, clock.lap()),
+            stats=answer.tally.stats(
+                len(answer.tokens), answer.gamma, answer.fallback, prefill_seconds, clock.lap()
+            ),
         )
+
+    def _compare_paces(self, settings: DecodeSettings) -> None:
+        """What was timed holds for one clip and one way to decode."""
+        if self._paced != (self._prefix, settings):
+            self._pace, self._alone, self._paced = Pace(), False, (self._prefix, settings)
+
+    def _timed_round(self, answer: Answer) -> Round:
+        """A round that counts for the decision whether speculation pays."""
+        if not answer.speculates:
+            return answer.round()
+        if wants_step(self._pace):
+            self._pace = self._pace.with_step(answer.time_step())
+            if does_not_pay(self._pace):
+                self._alone = True
+                answer.fall_back()
+        began = time.perf_counter()
+        done = answer.round()
+        if done.drafted:
+            self._pace = self._pace.with_round(time.perf_counter() - began, len(done.tokens))
+        return done
 
     def _layers(self, settings: DecodeSettings) -> tuple[int, ...]:
         if settings.mode != Mode.LVSPEC:
@@ -156,7 +186,7 @@ def _check(settings: DecodeSettings, pair: LoadedPair) -> None:
         raise UsageError(f"mode {settings.mode} needs a draft, and none is loaded", "use --mode ar or a pair")
     if not 0 < settings.draft_keep <= 1:
         raise UsageError(f"draft-keep is {settings.draft_keep:g}", "use more than 0, and 1 at most")
-    if settings.gamma < 1:
+    if settings.greatest_gamma < 1:
         raise UsageError(f"gamma is {settings.gamma}", "use 1 or more, or --mode ar to go without a draft")
     if settings.mode == Mode.LVSPEC and settings.temperature > 0:
         raise UsageError(

@@ -14,16 +14,18 @@ class Tally:
     def __init__(self) -> None:
         self._rounds = 0
         self._drafted = 0
+        self.widest = 0  # the most that a round has drafted
         self._kinds: Counter[TokenKind] = Counter()
 
     def add(self, drafted: int, kinds: Iterable[TokenKind]) -> None:
         """Count one round and the kinds of the tokens it added."""
         self._rounds += 1
+        self.widest = max(self.widest, drafted)
         self._drafted += drafted
         self._kinds.update(kinds)
 
     def stats(
-        self, output_tokens: int, gamma: int, prefill_seconds: float, decode_seconds: float
+        self, output_tokens: int, gamma: int, fallback: bool, prefill_seconds: float, decode_seconds: float
     ) -> DecodeStats:
         return DecodeStats(
             output_tokens=output_tokens,
@@ -33,6 +35,7 @@ class Tally:
             accepted_filler=self._kinds[TokenKind.FILLER],
             accepted_shift=self._kinds[TokenKind.SHIFT],
             gamma=gamma,
+            fallback=fallback,
             prefill_seconds=prefill_seconds,
             decode_seconds=decode_seconds,
         )

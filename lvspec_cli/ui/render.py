@@ -95,9 +95,15 @@ def clip_line(view: View) -> Text:
         f"{clip.duration:.1f} s" if clip.duration is not None else "length unknown",
         f"{clip.frames} frames of {clip.width}x{clip.height}",
         view.pair,
-        f"{view.mode}, gamma {view.gamma}" if view.gamma else view.mode,
+        _mode(view),
     ]
     return text.append("  " + ", ".join(facts), "dim")
+
+
+def _mode(view: View) -> str:
+    if view.fallback:
+        return f"{view.mode}, now without the draft"
+    return f"{view.mode}, gamma {view.gamma}" if view.gamma else view.mode
 
 
 def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
@@ -170,7 +176,8 @@ def panel_lines(view: View, width: int, plain: bool) -> list[Text]:
 def bars(view: View, width: int, plain: bool = False) -> str:
     """The last rounds' accepted lengths as bars between 0 and gamma + 1."""
     shapes = PLAIN_BARS if plain else BARS
-    most = max((view.gamma + 1, *view.lengths))
+    gamma = view.gamma if isinstance(view.gamma, int) else view.widest
+    most = max((gamma + 1, *view.lengths))
     return "".join(
         shapes[round(length / most * (len(shapes) - 1))] for length in view.lengths[-width:] if width
     )

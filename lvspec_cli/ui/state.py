@@ -19,7 +19,7 @@ from lvspec_cli.events import (
     StageFinished,
     StageStarted,
 )
-from lvspec_cli.types import TokenKind
+from lvspec_cli.types import Gamma, TokenKind
 
 KEPT = (TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT)
 
@@ -39,7 +39,7 @@ class View:
 
     pair: str
     mode: str
-    gamma: int
+    gamma: Gamma | None  # None in mode ar
     stages: Mapping[Stage, StageView] = field(default_factory=lambda: MappingProxyType({}))
     clip: ClipReady | None = None
     question: QuestionStarted | None = None
@@ -47,6 +47,8 @@ class View:
     kinds: Mapping[TokenKind, int] = field(default_factory=lambda: MappingProxyType({}))
     lengths: tuple[int, ...] = ()  # accepted length of each round of this answer
     drafted: int = 0
+    widest: int = 0  # the most tokens that a round has drafted
+    fallback: bool = False  # it goes on without the draft, as speculation did not pay
     seconds: float = 0.0  # since the answer's first token
 
     @property
@@ -82,7 +84,8 @@ def fold(view: View, event: Event) -> View:
         case ClipReady():
             return replace(view, clip=event)
         case QuestionStarted():
-            return View(view.pair, view.mode, view.gamma, view.stages, view.clip, event)
+            fresh = View(view.pair, view.mode, view.gamma, view.stages, view.clip, event)
+            return replace(fresh, fallback=view.fallback)
         case RoundDone():
             return _round(view, event)
         case Answered(_, tail):
@@ -104,5 +107,7 @@ def _round(view: View, event: RoundDone) -> View:
         kinds=MappingProxyType(kinds),
         lengths=view.lengths if done.prefill else (*view.lengths, len(done.tokens)),
         drafted=view.drafted + len(done.drafted),
+        widest=max(view.widest, len(done.drafted)),
+        fallback=view.fallback or done.fallback,
         seconds=event.seconds,
     )

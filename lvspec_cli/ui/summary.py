@@ -25,6 +25,8 @@ def answer_summary(record: Record) -> list[str]:
             f"mean accepted length {stats.mean_accepted_length:.2f}, {stats.acceptance_rate:.0%} accepted"
             f" (exact {stats.accepted_exact}, filler {stats.accepted_filler}, shift {stats.accepted_shift})"
         )
+    if stats.fallback and stats.drafted:  # the clip's further answers draft nothing
+        lines.append("speculation was slower than the target alone: the rest went without the draft")
     return lines
 
 
