@@ -55,50 +55,60 @@ def calibrate(
     timed = sorted({gamma for gamma in gammas if isinstance(gamma, int)}) or PROFILED
     ends = tuple(sorted({timed[0], timed[len(timed) // 2], timed[-1]}))
     step = _step(pair, seen, settings, system)
-    costs, borders = {}, {}
+    profiles: dict[RelevanceName, list[Profile]] = {}
+    borders = {}
     for number, relevance in enumerate(relevances):
         progress(number, len(relevances))
         rule = replace(settings.rule, relevance=relevance)
         loose = replace(settings, mode=Mode.LVSPEC, rule=rule, repetition_guard=False)
-        profiles = {
-            gamma: [
-                profile_own(
-                    pair,
-                    each.clip,
-                    each.item,
-                    Variant(BenchMode.LVSPEC, gamma),
-                    replace(loose, gamma=gamma),
-                    system=system,
-                )
-                for each in seen
-            ]
+        profiles[relevance] = [
+            profile_own(
+                pair,
+                each.clip,
+                each.item,
+                Variant(BenchMode.LVSPEC, gamma),
+                replace(loose, gamma=gamma),
+                system=system,
+            )
             for gamma in ends
-        }
-        costs[relevance] = costs_of_rounds(profiles, step)
-        scores = [score for each in seen for score in _scores(pair, each, loose, system)]
-        borders[relevance] = thresholds(scores)
-    return Calibration(ar_step_s=step, costs=costs, borders=borders)
+            for each in seen
+        ]
+        borders[relevance] = thresholds(
+            [score for each in seen for score in _scores(pair, each, loose, system)]
+        )
+    return Calibration(ar_step_s=step, costs=costs_of_rounds(profiles, step), borders=borders)
 
 
-def costs_of_rounds(profiles: Mapping[int, Sequence[Profile]], step: float) -> RoundCosts:
-    """Medians over answers, in steps of ``step`` seconds; a row's share from a line through the gammas."""
+def costs_of_rounds(
+    profiles: Mapping[RelevanceName, Sequence[Profile]], step: float
+) -> dict[RelevanceName, RoundCosts]:
+    """Medians over answers, in steps of ``step`` seconds; a row's share from a line through the gammas.
+
+    What the models cost is the same whatever the relevance, which is in the overhead.
+
+    :raises NoInputError: no answer has rounds.
+    """
     drafted = [each for many in profiles.values() for each in many if each.draft_steps and each.rounds]
     if not drafted:
         raise NoInputError("no answer is long enough to be timed", "allow more tokens, or ask for captions")
     rows, seconds = [], []
-    for many in profiles.values():
-        whole = [each for each in many if each in drafted]
-        if whole:
-            rows.append(median(each.draft_steps / each.rounds + 1 for each in whole))
-            seconds.append(median(each.verification_s / each.rounds for each in whole))
+    for gamma in {each.gamma for each in drafted}:
+        some = [each for each in drafted if each.gamma == gamma]
+        rows.append(median(each.draft_steps / each.rounds + 1 for each in some))
+        seconds.append(median(each.verification_s / each.rounds for each in some))
     slope = max(0.0, float(np.polyfit(rows, seconds, 1)[0])) if len(set(rows)) > 1 else 0.0
-    fixed = max(float(np.mean(seconds)) - slope * float(np.mean(rows)), 0.01 * step)
-    return RoundCosts(
+    fixed = float(np.mean(seconds)) - slope * float(np.mean(rows))
+    models = RoundCosts(
         draft=_rounded(median(each.draft_s / each.draft_steps for each in drafted) / step),
         verification=_rounded(fixed / step),
         row=round(slope / step, 4),
-        overhead=round(median(each.overhead_s / each.rounds for each in drafted) / step, 4),
     )
+
+    def overhead(many: Sequence[Profile]) -> float:
+        own = [each for each in many if each.rounds] or drafted
+        return round(median(each.overhead_s / each.rounds for each in own) / step, 4)
+
+    return {relevance: replace(models, overhead=overhead(many)) for relevance, many in profiles.items()}
 
 
 def _rounded(value: float) -> float:

@@ -76,10 +76,10 @@ def goals(texts: Results, speed: Results) -> tuple[Goal, ...]:
             retention(kept),
             None if kept is None else lower_end(kept) >= MIN_RETENTION,
         ),
-        _at_least("accepted length against exact-pruned", 2.6, pruned and pruned.accepted_length),
-        _at_least("decode speed against exact-pruned", 1.6, pruned and pruned.speed),
-        _at_least(f"decode speed against {speed.reference}", 3.5, best and best.speedup_vs_ar),
-        _at_least("decode speed against hf-assisted", 1.6, assisted and assisted.speed),
+        _at_least("accepted length against exact-pruned", 2.6, pruned.accepted_length if pruned else None),
+        _at_least("decode speed against exact-pruned", 1.6, pruned.speed if pruned else None),
+        _at_least(f"decode speed against {speed.reference}", 3.5, best.speedup_vs_ar if best else None),
+        _at_least("decode speed against hf-assisted", 1.6, assisted.speed if assisted else None),
         *(_beats(texts, speed, control) for control in CONTROLS),
         _auto(speed),
     )
@@ -110,7 +110,7 @@ def _beats(texts: Results, speed: Results, control: RelevanceName) -> Goal:
     """Whether the rule is faster than a control, whose quality stands beside it."""
     names = (f"lvspec/{control}", f"lvspec:{control}")
     faster, quality = _against(speed, *names), _against(texts, *names)
-    found = faster and faster.speed
+    found = faster.speed if faster else None
     if found is None:
         return Goal(f"decode speed against {control}", "above 1", "", None)
     text = _with_ends(found.median, found)

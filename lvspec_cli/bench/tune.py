@@ -76,6 +76,7 @@ class Tuned:
     chosen: Mapping[RelevanceName, Tried]
     costs: Mapping[RelevanceName, RoundCosts]
     results: Results | None  # of the other half; None where nothing was chosen
+    failed: tuple[str, ...] = ()  # clips of the first half that could not be read
 
     @property
     def best(self) -> Tried | None:
@@ -119,7 +120,9 @@ def tune(
         for relevance in job.relevances
         if (found := _chosen([each for each in tried if each.rule.rule.relevance is relevance], job.least))
     }
-    tuned = Tuned(search.judged_by, len(first), tried, chosen, calibration.costs, None)
+    tuned = Tuned(
+        search.judged_by, len(first), tried, chosen, calibration.costs, None, tuple(sorted(search.failed))
+    )
     if tuned.best is None:
         return tuned
     results = _reported(loaded, job, second, settings, tuned, progress("reporting"), warn)
@@ -219,6 +222,7 @@ class _Search:
         self._loaded, self._job, self._clips, self._settings = loaded, job, clips, settings
         self._calibration, self._named = calibration, named
         self._rules = {each.name: each for many in named.values() for each in many}
+        self.failed: set[str] = set()
         self._labelled = any(label_of(item) is not None for clip in clips for item in clip.items)
 
     @property
@@ -240,6 +244,7 @@ class _Search:
         with journal(bench.out, header, redo=job.redo) as kept:
             for turn in self._turns(kept, progress, warn):
                 scores |= {score.name: score for score in turn}
+            self.failed = {item.file_name for item in kept.items.values() if item.error}
         return tuple(Tried(rule, scores[name]) for name, rule in self._rules.items())
 
     def _turns(self, kept: Journal, progress: Progress, warn: Callable[[str], None]) -> Iterator[list[Score]]:

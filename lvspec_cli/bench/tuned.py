@@ -15,6 +15,7 @@ from lvspec_cli.bench.lines import rows as report_rows
 from lvspec_cli.bench.rules import NO_LIMIT, as_yaml
 from lvspec_cli.bench.tune import Tried, Tuned, TuneJob
 from lvspec_cli.registry import Pair
+from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import RoundCosts
 
 MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
@@ -94,6 +95,8 @@ def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
     for relevance in job.relevances:
         if relevance not in tuned.chosen:
             yield f"no setting of {relevance} is shown to keep {share}: take more clips, or ask for less"
+    if tuned.best is not None and is_exact(tuned.best.rule.rule):
+        yield f"nothing loose is shown to keep {share}: this is exact mode. Take more clips, or ask for less"
     yield (
         f"{CHOSEN} of each relevance the fastest setting whose lower end keeps {share} of {tuned.judged_by},"
         f" on {tuned.clips} clips"

@@ -28,7 +28,7 @@ QUANTILES = (0.5, 0.65, 0.8, 0.9)  # of the relevance of drafted tokens: thresho
 # What is tried for each part of the rule. A margin for fillers that is no wider than the anchors' is theirs.
 MARGINS: Mapping[str, Sequence[Any]] = {
     "anchor_margin": (0.0, 0.25, 0.5, 1.0, 1.5, 2.0),
-    "filler_margin": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, inf),
+    "filler_margin": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, inf),
 }
 SHIFTS = (0, 2, 3)
 LIMITS = ((2, 4), (3, 6), (6, 10), (NO_LIMIT, NO_LIMIT))  # loose tokens in a row, and in the window
@@ -65,7 +65,8 @@ def settings_to_try(
 ) -> tuple[NamedRule, ...]:
     """At most ``count`` settings of one relevance, each value of each part about equally often.
 
-    Where it is the relevance of ``base``, that rule comes first.
+    Exact mode comes first, which keeps everything, so that there is always something to take; then ``base``,
+    where it has this relevance.
 
     :param borders: what to try for ``anchor_threshold``.
     """
@@ -74,9 +75,11 @@ def settings_to_try(
     random = np.random.default_rng([seed, *relevance.encode()])
     columns = [_spread_evenly(values, count, random) for values in (*parts.values(), LIMITS, tuple(gammas))]
     plain = replace(base, relevance=relevance)
-    found: dict[tuple[RuleSettings, Gamma], None] = {}
+    middle = "auto" if "auto" in gammas else gammas[len(gammas) // 2]
+    exact = replace(plain, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
+    found: dict[tuple[RuleSettings, Gamma], None] = {(exact, middle): None}
     if relevance is base.relevance:
-        found |= dict.fromkeys((base, gamma) for gamma in gammas[-1:])
+        found[base, middle] = None
     for row in zip(*columns, strict=True):
         given = dict(zip(names, row, strict=True))
         run, in_window = given.pop("limits")

@@ -26,7 +26,7 @@ from lvspec_cli.types import Looseness, Mode, RelevanceName, RuleSettings
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.tune import plain_tuned, tuned_tables
 
-DEMO_CLIPS = 64
+DEMO_CLIPS = 128
 TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, whose results are reported
 
 
@@ -53,7 +53,8 @@ def tune_all(given: Mapping[str, Any]) -> int:
         for note in notes(job, tuned):
             say(note)
         say(f"results: {job.out}")
-    return 1 if tuned.results and any(item.error for item in tuned.results.items) else 0
+    reported = tuned.results.items if tuned.results else ()
+    return 1 if tuned.failed or any(item.error for item in reported) else 0
 
 
 def read_job(given: Mapping[str, Any], name: str, pair: Pair, progress: PlainProgress | None) -> TuneJob:

@@ -12,11 +12,10 @@ from tests.bench.made import block, drafted, item, known, plain
 AR, OWN = Variant(BenchMode.AR), Variant(BenchMode.LVSPEC, 4)
 PRUNED, BARE = Variant(BenchMode.EXACT_PRUNED, 4), Variant(BenchMode.LVSPEC, 8, label="bare")
 LOOSE = BenchMode.LVSPEC
-RIGHT = {"any_of": ("red",), "reference": "red"}
 
 
 def measured():
-    items = [item(name, **RIGHT) for name in ("one.mp4", "two.mp4")]
+    items = [item(name, any_of=("red",), reference="red") for name in ("one.mp4", "two.mp4")]
     # 10 tokens behind the first: in 2 rounds and 2 s; in 1 round and 1 s, once with a wrong answer.
     own = drafted(2.0, (5, 5), LOOSE, 4, text="red")
     rows = [(own, drafted(1.0, (10,), LOOSE, 8, label="bare", text=text)) for text in ("blue", "red")]

@@ -10,6 +10,7 @@ import pytest
 
 from lvspec_cli.bench.demo_report import Report, goals, measure_report, seconds_left
 from lvspec_cli.bench.results import BenchMode, Contrast, Estimate, ModeResult, Spread, read_results
+from lvspec_cli.types import Gamma
 from tests.bench.made import results
 
 
@@ -21,7 +22,7 @@ def estimate(value: float, low: float | None = None) -> Estimate:
     return Estimate(value=value, low=value if low is None else low, high=value)
 
 
-def line(gamma: int | str, speed: float, kept: Estimate | None = None) -> ModeResult:
+def line(gamma: Gamma, speed: float, kept: Estimate | None = None) -> ModeResult:
     return ModeResult(
         mode=BenchMode.LVSPEC, gamma=gamma, answers=4, speedup_vs_ar=spread(speed), retention=kept
     )

@@ -26,7 +26,7 @@ from lvspec_cli.types import DecodeSettings, RelevanceName, RoundCosts, RuleSett
 from tests.conftest import write_video
 from tests.tiny_models import save_pair
 
-SETTINGS = DecodeSettings(gamma=4, max_new_tokens=16)
+SETTINGS = DecodeSettings(gamma=4, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> LoadedPair:
 def job(tmp_path: Path, tiny_models: Path) -> TuneJob:
     folder = tmp_path / "clips"
     folder.mkdir()
-    for number in range(10):
-        write_video(folder / f"{number}.mp4", seconds=1.0 + number / 8)
+    for number in range(6):
+        write_video(folder / f"{number}.mp4", seconds=1.0 + number / 4)
     video = VideoRequest(Path(), max_frames=2)
     known = read_models_file(tiny_models).pairs["tiny"]
     return TuneJob(
@@ -48,7 +48,7 @@ def job(tmp_path: Path, tiny_models: Path) -> TuneJob:
         clips=clips_of([folder], video),
         relevances=(RelevanceName.ATTENTION, RelevanceName.RANDOM),
         gammas=(2, 4),
-        budget=5,
+        budget=3,
         least=0.01,
         seed=0,
         out=tmp_path,
@@ -68,13 +68,13 @@ def measured(folder: Path) -> dict[str, list[str | None]]:
 def test_one_half_is_tuned_on_and_the_other_reported(pair: LoadedPair, job: TuneJob):
     tuned = tune(pair, job)
     searched, reported = measured(job.out / SEARCH), measured(job.out / REPORT)
-    assert len(searched) == len(reported) == 5
+    assert len(searched) == len(reported) == 3
     assert not searched.keys() & reported.keys()
     names = {each.score.name for each in tuned.tried}
-    assert len(names) == 10
+    assert len(names) == 6
     for said in searched.values():
         assert said[0] == "ar"
-        assert set(said[1:]) == names  # five clips are one turn
+        assert set(said[1:]) == names  # three clips are one turn
     assert tuned.results is not None
     assert {item.id for item in tuned.results.items} == reported.keys()
     assert tuned.best is not None
@@ -99,7 +99,7 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(pair: LoadedPair, job:
     with pytest.raises(KeyboardInterrupt):
         tune(pair, job, progress=stopping)
     before = (job.out / SEARCH / "measurements.jsonl").read_bytes()
-    assert 0 < before.count(b'"block"') < 5
+    assert 0 < before.count(b'"block"') < 3
     tuned = tune(pair, job)
     assert (job.out / SEARCH / "measurements.jsonl").read_bytes().startswith(before)
     other = replace(job, out=job.out / "again")
@@ -107,7 +107,7 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(pair: LoadedPair, job:
     shutil.copy(job.out / CALIBRATION, other.out)  # the same costs, as times differ
     assert tune(pair, other).tried == tuned.tried
     with pytest.raises(UsageError, match="budget differs"):
-        tune(pair, replace(job, budget=4))
+        tune(pair, replace(job, budget=2))
 
 
 def test_one_clip_is_not_enough(pair: LoadedPair, job: TuneJob):

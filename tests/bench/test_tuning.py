@@ -26,6 +26,7 @@ from lvspec_cli.bench.tuning import (
     turns,
 )
 from lvspec_cli.errors import NoInputError
+from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import RelevanceName, RoundCosts, RuleSettings
 from tests.bench.made import drafted, plain
 
@@ -52,14 +53,15 @@ def test_thresholds_are_quantiles_above_zero():
     assert thresholds([]) == ()
 
 
-def test_settings_cover_each_part_evenly_and_begin_with_the_pairs_own():
+def test_settings_cover_each_part_evenly_and_begin_with_exact_mode_and_the_pairs_own():
     found = settings_to_try(BASE, RelevanceName.ATTENTION, (4, 8), (0.3, 0.6), 24, seed=1)
-    assert (found[0].rule, found[0].gamma) == (BASE, 8)
+    assert is_exact(found[0].rule)
+    assert (found[1].rule, found[1].gamma) == (BASE, 8)
     assert len(found) == 24
     assert [each.name for each in found[:2]] == ["attention-001", "attention-002"]
     assert len({(each.rule, each.gamma) for each in found}) == 24
     for value in (lambda each: each.gamma, lambda each: each.rule.anchor_threshold):
-        counts = Counter(map(value, found[1:]))
+        counts = Counter(map(value, found[2:]))
         assert len(counts) == 2 or (0.5 in counts and len(counts) == 3)
         assert min(counts[key] for key in counts if key != 0.5) >= 10
     assert all(each.rule.filler_margin >= each.rule.anchor_margin for each in found)
@@ -69,8 +71,9 @@ def test_settings_cover_each_part_evenly_and_begin_with_the_pairs_own():
 
 def test_controls_vary_only_what_they_have():
     die = settings_to_try(BASE, RelevanceName.RANDOM, (4,), (), 12, seed=0)
-    assert {each.rule.random_rate for each in die} == set(RATES)
-    assert {(each.rule.anchor_margin, each.rule.filler_margin) for each in die} == {(0.0, inf)}
+    assert is_exact(die[0].rule)
+    assert {each.rule.random_rate for each in die[1:]} == set(RATES)
+    assert {(each.rule.anchor_margin, each.rule.filler_margin) for each in die[1:]} == {(0.0, inf)}
     bare = settings_to_try(BASE, RelevanceName.PLAUSIBLE, (4,), (), 12, seed=0)
     assert {each.rule.anchor_margin for each in bare} == {0.0}
     assert len({each.rule.filler_margin for each in bare}) > 4
@@ -120,17 +123,17 @@ def profile(gamma: int, draft: float, verification: float, overhead: float) -> P
 
 def test_costs_of_a_round_are_medians_and_a_line():
     # 0.5 s a step of ar; a verification takes 0.4 s and 0.01 s a row.
-    profiles = {
-        gamma: [profile(gamma, 0.05, 0.4 + 0.01 * (gamma + 1), 0.1), profile(gamma, 0.05, 9.0, 0.1)]
-        for gamma in (4, 8, 16)
-    }
-    profiles = {gamma: [each[0], each[0], each[1]] for gamma, each in profiles.items()}
-    found = costs_of_rounds(profiles, 0.5)
-    assert found == RoundCosts(draft=0.1, verification=0.8, row=0.02, overhead=0.2)
-    flat = costs_of_rounds({4: [profile(4, 0.05, 0.5, 0.1)]}, 0.5)
+    quiet = [profile(gamma, 0.05, 0.4 + 0.01 * (gamma + 1), 0.1) for gamma in (4, 8, 16)]
+    disturbed = [profile(gamma, 0.05, 9.0, 0.1) for gamma in (4, 8, 16)]
+    slower = [each.model_copy(update={"overhead_s": 2 * 0.15}) for each in quiet]
+    attention, lexicon = RelevanceName.ATTENTION, RelevanceName.LEXICON
+    found = costs_of_rounds({attention: slower, lexicon: [*quiet, *disturbed]}, 0.5)
+    assert found[attention] == RoundCosts(draft=0.1, verification=0.8, row=0.02, overhead=0.3)
+    assert found[lexicon] == RoundCosts(draft=0.1, verification=0.8, row=0.02, overhead=0.2)
+    flat = costs_of_rounds({lexicon: [profile(4, 0.05, 0.5, 0.1)]}, 0.5)[lexicon]
     assert (flat.verification, flat.row) == (1.0, 0.0)
     with pytest.raises(NoInputError, match="long enough"):
-        costs_of_rounds({4: []}, 0.5)
+        costs_of_rounds({lexicon: []}, 0.5)
 
 
 def score(name: str, speedup: float, kept: tuple[float, float, float] | None) -> Score:
