@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lvspec_cli.bench.results import Environment, Estimate, ModeResult, Results, Spread, Variant
-from lvspec_cli.bench.summary import MIN_RETENTION, winner
+from lvspec_cli.bench.summary import MIN_LIKELIHOOD, MIN_RETENTION, winner
 
 HEADINGS = (
     "mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "acceptance", "retention",
@@ -110,11 +110,19 @@ def notes(results: Results) -> Iterator[str]:
             yield f"not measured: {item.id}: {item.error}"
     if not results.settings.timed:
         yield "nothing was timed: texts alone were wanted"
-    elif winner(results.modes):
-        yield (
-            f"{WINNER} the fastest of those that keep {percent(MIN_RETENTION, 1)} of ar's quality"
-            " (lower end of the interval)"
-        )
+    elif best := winner(results.modes):
+        won = next(each for each in results.modes if each.variant == best)
+        if won.retention is None and won.mode.is_loose:
+            yield (
+                f"{WINNER} the fastest; no right answers are known, and to the target itself its texts are at"
+                f" least {percent(MIN_LIKELIHOOD, 0)} as probable by the token as ar's (lower end of the"
+                " interval), no shorter and no more repetitive"
+            )
+        else:
+            yield (
+                f"{WINNER} the fastest of those that keep {percent(MIN_RETENTION, 1)} of ar's quality"
+                " (lower end of the interval)"
+            )
     else:
         least = percent(MIN_RETENTION, 1)
         yield f"none is faster than {results.reference} and shown to keep {least} of its quality"

@@ -263,8 +263,10 @@ class Fidelity(Part):
 
     @property
     def likelihood(self) -> Estimate | None:
-        """How probable the target itself finds a token of the texts, mode / ar: the geometric mean over answers
-        of what each text's tokens have on average. It can lie above 1: ar is greedy, not likeliest."""
+        """How probable the target itself finds a token of the mode's texts, as a share of one of ar's.
+
+        Geometric means. It can lie above 1: a greedy text is not the likeliest.
+        """
         change = self.log_probability_change
         if change is None:
             return None

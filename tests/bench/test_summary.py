@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from math import log
+from typing import Any
+
 import pytest
 
-from lvspec_cli.bench.results import BenchMode, Estimate, Kinds, ModeResult, Profile, Spread, Variant
+from lvspec_cli.bench.results import (
+    BenchMode,
+    Estimate,
+    Fidelity,
+    Kinds,
+    ModeResult,
+    Profile,
+    Spread,
+    Variant,
+)
 from lvspec_cli.bench.summary import (
     Measured,
     end_to_end_speedup,
@@ -192,6 +204,34 @@ def test_the_winner_is_the_fastest_that_is_shown_to_keep_the_quality():
     assert winner((exact, careless)) == exact.variant
     unknown = _result(BenchMode.LVSPEC, 9.0)  # nobody has looked at its quality
     assert winner((exact, unknown)) == exact.variant
+
+
+@pytest.mark.parametrize(
+    ("changes", "wins"),
+    [
+        ({}, True),
+        ({"low": log(0.88)}, False),
+        ({"low": None}, True),
+        ({"low": None, "value": log(0.85)}, False),
+        ({"repetition": 0.045}, True),
+        ({"repetition": 0.08}, False),  # what says the same again and again is likely
+        ({"length": 91.0}, True),
+        ({"length": 50.0}, False),
+    ],
+)
+def test_without_labels_the_target_judges(changes: dict[str, Any], wins: bool):
+    values = {"value": log(0.95), "low": log(0.92), "repetition": 0.03, "length": 99.0, **changes}
+    change = Estimate(value=values["value"], low=values["low"], high=0.0)
+    fidelity = Fidelity(
+        answers=9, clips=9, log_probability_change=change, repetition=values["repetition"],
+        ar_repetition=0.04, length=values["length"], ar_length=100.0,
+    )  # fmt: skip
+    exact, loose = _result(BenchMode.EXACT, 1.5), _result(BenchMode.LVSPEC, 3.0)
+    loose = loose.model_copy(update={"fidelity": fidelity})
+    assert winner((exact, loose)) == (loose if wins else exact).variant
+    # Facts that are known go before what the target thinks of a text.
+    wrong = loose.model_copy(update={"retention": Estimate(value=0.9, low=0.9, high=0.9)})
+    assert winner((exact, wrong)) == exact.variant
 
 
 def test_nothing_wins_that_is_slower_than_ar():
