@@ -267,10 +267,10 @@ def winner(results: Sequence[ModeResult], least: float = MIN_RETENTION) -> Varia
 def keeps_quality(result: ModeResult, least: float = MIN_RETENTION) -> bool:
     """Whether a mode is shown to keep ar's quality. One that is not loose says what the target says.
 
-    Of a loose one the lower end of its retention has to be ``least``. Without labels the target judges: at the
-    lower end a token of the texts has to be MIN_LIKELIHOOD times as probable to it as one of ar's, and the texts
-    may not get there by repeating themselves (share of 4-grams) or by saying less (tokens). That finds damage,
-    not a wrong colour: a wrong fact that is told well is likely, too.
+    Of a loose one the lower end of its retention has to be ``least``. Without labels the target judges: at
+    the lower end a token of the texts has to be MIN_LIKELIHOOD times as probable to it as one of ar's, and
+    the texts may not get there by repeating themselves (share of 4-grams) or by saying less (tokens). That
+    finds damage, not a wrong colour: a wrong fact that is told well is likely, too.
     """
     if not result.mode.is_loose:
         return True
