@@ -211,11 +211,12 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def refuse(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("lvspec_cli.models.load.load_pair", refuse)
+    monkeypatch.setattr("lvspec_cli.models.load.load_models", refuse)
     yield
 
 
 def test_too_little_memory_is_a_pair_that_does_not_fit(request_: pipeline.AskRequest, small_memory: None):
-    with pytest.raises(PairError, match="does not fit") as caught:
+    with pytest.raises(PairError, match=r"needs about .* GB with 4 frames .*; free: .* on cpu") as caught:
         pipeline.ask(request_)
-    assert "--frames" in caught.value.remedy
+    assert caught.value.remedy == "--frames 2"
+    assert caught.value.exit_code == 3

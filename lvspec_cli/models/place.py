@@ -243,7 +243,7 @@ def shortage(plan: Plan, machine: Machine, load: Workload) -> str:
         for device in machine.gpus or (machine.cpu,)
     )
     clip = f"{load.frames} frames of {load.max_pixels} pixels"
-    return f"the pair needs about {gigabytes(plan.needed)} with {clip}; free: {free}"
+    return f"too little memory: the pair needs about {gigabytes(plan.needed)} with {clip}; free: {free}"
 
 
 def device_map(kept: Sequence[str], layers: str, shares: Sequence[Share]) -> dict[str, str]:

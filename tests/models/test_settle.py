@@ -1,0 +1,136 @@
+"""What is settled before a pair is loaded, and what records know of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.errors import NoRoomError, PairError
+from lvspec_cli.events import Event, Noted
+from lvspec_cli.models.memory import Device, Machine
+from lvspec_cli.models.settle import Settled, device_kind, placed, settle, workload_of
+from lvspec_cli.output.build import record_key
+from lvspec_cli.output.records import FileIdentity
+from lvspec_cli.pipeline import AskRequest, narrowed, pinned_request
+from lvspec_cli.registry import load_registry
+from lvspec_cli.types import DecodeSettings, Loading, Mode, Quantisation, VideoRequest
+
+NONE, NF4 = Quantisation.NONE, Quantisation.NF4
+PLAIN = Loading(NONE, NONE, "float32", "cpu")
+FOLDER = Path("lvspec_cli/demo/pair").resolve()
+TARGET, DRAFT = FOLDER / "target", FOLDER / "draft"
+
+
+@pytest.fixture
+def request_() -> AskRequest:
+    name, pair = load_registry(environment={}).pair("demo")
+    video = VideoRequest(Path("clip.mp4"), max_frames=8, max_pixels=110_592)
+    return AskRequest(video, ("What happens?",), name, pair, DecodeSettings(), device="cpu")
+
+
+def test_a_small_pair_on_a_cpu_is_kept_as_it_is(request_: AskRequest) -> None:
+    assert settle(request_, TARGET, DRAFT) == Settled(PLAIN)
+    alone = replace(request_, settings=DecodeSettings(mode=Mode.AR))
+    assert settle(alone, TARGET, None).loading == replace(PLAIN, draft=None)
+
+
+def test_that_needs_no_torch() -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from lvspec_cli.pipeline import AskRequest, pinned_request\n"
+        "from lvspec_cli.registry import load_registry\n"
+        "from lvspec_cli.types import DecodeSettings, VideoRequest\n"
+        "name, pair = load_registry(environment={}).pair('demo')\n"
+        "request = AskRequest(VideoRequest(Path('x')), ('?',), name, pair, DecodeSettings(), device='cpu')\n"
+        "pinned_request(request)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_was_asked_for_by_name(request_: AskRequest) -> None:
+    named = replace(request_, quant_target=NF4, quant_draft=Quantisation.BF16)
+    assert settle(named, TARGET, DRAFT).loading == Loading(NF4, Quantisation.BF16, "float32", "cpu")
+    with pytest.raises(PairError, match="not quantised by awq"):
+        settle(replace(request_, quant_target=Quantisation.AWQ), TARGET, DRAFT)
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine whose memory is nearly full."""
+    machine = Machine(Device("cpu", 920_000_000, 8_000_000_000))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: machine)
+    monkeypatch.setattr("lvspec_cli.models.settle._plainly_fit", lambda folders: False)
+    return machine
+
+
+def test_where_little_is_free_the_choice_is_explained(request_: AskRequest, crowded: Machine) -> None:
+    found = settle(request_, TARGET, DRAFT)
+    assert (found.loading.target, found.loading.draft) == (NF4, NF4)
+    (note,) = found.notes
+    assert note.startswith("target in nf4, draft in nf4: ")
+
+
+def test_what_does_not_fit_at_all(
+    request_: AskRequest, crowded: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned for a GPU of a few megabytes, as no machine has it."""
+    small = Machine(crowded.cpu, (Device("cuda:0", 730_000_000, 8_000_000_000),))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: small)
+    here = replace(request_, loading=replace(PLAIN, device="cuda"))
+    with pytest.raises(
+        NoRoomError, match=r"needs about 0\.\d GB with 8 frames .* free: 0\.7 GB of 8\.0 GB"
+    ) as caught:
+        placed(here, TARGET, DRAFT)
+    assert caught.value.remedy == "choose a smaller pair with --pair"
+    roomy = Machine(crowded.cpu, (Device("cuda:0", 8_000_000_000, 8_000_000_000),))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: roomy)
+    assert [share.device for share in placed(here, TARGET, DRAFT).draft] == ["cuda:0"]
+
+
+def test_a_pinned_request_knows_how_it_is_loaded(request_: AskRequest) -> None:
+    assert pinned_request(request_).loading == PLAIN
+    load = workload_of(request_)
+    assert (load.frames, load.max_pixels, load.new_tokens) == (8, 110_592, 256)
+
+
+def test_keys_tell_how_weights_are_kept(request_: AskRequest) -> None:
+    file = FileIdentity(b"clip.mp4", 1, "s")
+    ways = [
+        PLAIN,
+        replace(PLAIN, target=NF4),
+        replace(PLAIN, draft=NF4),
+        replace(PLAIN, dtype="bfloat16"),
+        replace(PLAIN, device="cuda"),
+    ]
+    keys = {record_key(replace(request_, loading=way), file, 1) for way in ways}
+    assert len(keys) == len(ways)
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "gamma", "said"),
+    [
+        (DecodeSettings(gamma="auto"), None, 16, ""),
+        (DecodeSettings(gamma="auto"), 0, 16, ""),
+        (DecodeSettings(gamma="auto"), 5, 4, "gamma is 4 at most: the target's kernels take 5 rows at once"),
+        (DecodeSettings(gamma=3), 5, 3, ""),
+        (DecodeSettings(gamma=8), 5, 8, "gamma 8 is wider than is fast"),
+        (DecodeSettings(gamma="auto", mode=Mode.AR), 5, 16, ""),
+    ],
+)
+def test_gamma_respects_the_kernels(
+    settings: DecodeSettings, limit: int | None, gamma: int, said: str
+) -> None:
+    events: list[Event] = []
+    found = narrowed(settings, limit, events.append)
+    assert found.greatest_gamma == gamma
+    texts = [event.text for event in events if isinstance(event, Noted)]
+    assert (texts[0].startswith(said) if said else not texts) and len(events) < 2
+
+
+def test_kinds_of_devices() -> None:
+    assert [device_kind(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == ["cpu", "cuda", "cuda", "mps"]
