@@ -11,13 +11,31 @@ from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Looseness, RuleSettings, read_gamma
+from lvspec_cli.types import (
+    Adaptation,
+    DecodeSettings,
+    Gamma,
+    Looseness,
+    Quantisation,
+    RuleSettings,
+    read_gamma,
+)
 
 PACKAGE = Path(__file__).parent
 Parsed = TypeVar("Parsed", bound=BaseModel)
+AUTO = "auto"  # no pair's name: the best that is here and fits
+BUNDLED = "demo"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
@@ -82,6 +100,7 @@ class Pair(Section):
     licence: str | None = None
     target: Source
     draft: Source
+    memory: dict[Quantisation, Annotated[float, Gt(0)]] = {}  # GB of one device that holds both
     defaults: Defaults = Defaults()
     rules: Rules = Rules()
 
@@ -92,20 +111,28 @@ class ModelsFile(Section):
     default: Name | None = None
     pairs: dict[Name, Pair] = {}
 
+    @field_validator("pairs")
+    @classmethod
+    def _auto_is_no_pair(cls, pairs: dict[Name, Pair]) -> dict[Name, Pair]:
+        if AUTO in pairs:
+            raise ValueError(f"{AUTO} cannot be a pair's name")
+        return pairs
+
 
 @dataclass(frozen=True)
 class Registry:
-    """All pairs known here, and which one is taken when none is named."""
+    """All pairs known here, and which one is taken when none is named; it may be ``auto`` (``choose``)."""
 
     pairs: Mapping[str, Pair]
     default: str
 
     def pair(self, name: str | None) -> tuple[str, Pair]:
-        """The pair of that name, or the default.
+        """The pair of that name, or the default; the bundled one for ``auto``.
 
         :raises PairError: there is no such pair.
         """
         name = name or self.default
+        name = BUNDLED if name == AUTO else name
         if name not in self.pairs:
             known = ", ".join(self.pairs)
             raise PairError(
@@ -123,8 +150,8 @@ def load_registry(models: Path | None = None, environment: Mapping[str, str] = o
     named = models or (Path(environment["LVSPEC_MODELS"]) if environment.get("LVSPEC_MODELS") else None)
     own = user_models(environment)
     users = read_models_file(named or own) if named or own.is_file() else ModelsFile()
-    registry = Registry({**shipped.pairs, **users.pairs}, users.default or shipped.default or "demo")
-    if registry.default not in registry.pairs:
+    registry = Registry({**shipped.pairs, **users.pairs}, users.default or shipped.default or AUTO)
+    if registry.default not in (AUTO, *registry.pairs):
         raise UsageError(
             f"{named or own}: default: there is no pair named {registry.default!r}", "name a pair of the file"
         )
