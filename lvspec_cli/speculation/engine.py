@@ -85,9 +85,10 @@ class Session:
         self.encode(prompts, settings)
         clock = _Clock()
         answer = Answer(self._pair, self._target, self._draft, settings, self._relevance(settings))
-        self._compare_paces(settings)
-        if self._alone:
-            answer.fall_back()
+        if settings.mode != Mode.AR:  # an answer in mode ar, of an audit, says nothing of paces
+            self._compare_paces(settings)
+            if self._alone:
+                answer.fall_back()
         first = answer.begin(prompts)
         prefill_seconds, self._encode_seconds = self._encode_seconds + clock.lap(), 0.0
         yield first

@@ -177,7 +177,8 @@ def test_the_video_is_encoded_once_and_an_audit_changes_no_answer(
     caption: Caption, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     prompts = ("--prompt", "Describe it.", "--prompt", "What is there?", "--prompt", "Who?")
-    loose = ("--filler-margin", "inf", "--relevance", "plausible", "--anchor-margin", "inf")
+    # Without a look at the clock, on which a loose text may depend.
+    loose = ("--filler-margin", "inf", "--relevance", "plausible", "--anchor-margin", "inf", "--no-fallback")
     caption(clips / "a.mp4", "--out", "plain.jsonl", *prompts, *loose)
     encoded: list[Session] = []
     original = Session._encode_target
@@ -230,6 +231,27 @@ def test_what_is_done_is_not_audited_later_and_the_summary_covers_the_file(
     redone = caption(clips, "--out", "out.jsonl", "--audit", "100%", "--redo", "--quiet")
     assert (redone.returncode, redone.stderr) == (0, "")
     assert all(audits(tmp_path / "out.jsonl").values())
+
+
+def test_an_audit_leaves_what_the_clip_has_decided_about_its_draft(
+    caption: Caption, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    steps: list[Answer] = []
+    original = Answer.time_step
+
+    def counted(self: Answer) -> float:
+        steps.append(self)
+        return original(self)
+
+    monkeypatch.setattr(Answer, "time_step", counted)
+    monkeypatch.setattr("lvspec_cli.speculation.engine.does_not_pay", lambda pace: True)
+    prompts = ("--prompt", "Describe it.", "--prompt", "What is there?", "--prompt", "Who?")
+    done = caption(clips / "a.mp4", "--out", "out.jsonl", "--audit", "100%", "--fallback", *prompts)
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "out.jsonl")
+    assert all(line["audit"] for line in found)
+    assert sum(line["stats"]["fallback"] for line in found) > 1
+    assert len(steps) == 1
 
 
 def test_failed_rows_and_stdout(caption: Caption, clips: Path):
