@@ -274,7 +274,12 @@ def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
 
 def _check_attention(config: Any, name: str) -> None:
     text = config.get_text_config()
-    if any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ()):
+    kinds = getattr(text, "layer_types", None)
+    # Mistral says by its window alone what others say layer by layer.
+    windowed = (
+        any(kind != "full_attention" for kind in kinds) if kinds else getattr(text, "sliding_window", None)
+    )
+    if windowed:
         raise PairError(
             f"{name} uses windowed attention, which is not supported", "choose a pair with full attention"
         )
