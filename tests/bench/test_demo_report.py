@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.demo_report import Report, goals, measure_report, seconds_left
+from lvspec_cli.bench.demo_report import Report, goals, main, measure_report, seconds_left
 from lvspec_cli.bench.results import BenchMode, Contrast, Estimate, ModeResult, Spread, read_results
 from lvspec_cli.types import Gamma
 from tests.bench.made import results
@@ -83,16 +82,18 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     assert (texts.settings.timed, speed.settings.timed) == (False, True)
     assert {each.mode for each in speed.modes} == set(BenchMode)
     assert said[-1] == f"written: {report.page}"
-    blocks = texts.blocks
-    measure_report(report, said.append)
-    assert read_results(report.out / "texts").blocks == blocks
 
 
-def test_it_is_a_command():
-    command = [sys.executable, "-m", "lvspec_cli.bench.demo_report", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "--scenes" in done.stdout
+def test_wrong_pairs_are_said_in_two_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["demo_report", "--pair", "gone", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    cause, remedy = capsys.readouterr().err.splitlines()
+    assert cause.startswith("error: there is no pair named 'gone'")
+    assert remedy.startswith("try: ")
 
 
 @pytest.mark.parametrize("missing", ["texts", "speed"])
