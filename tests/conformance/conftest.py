@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
 from lvspec_cli.models.families import FAMILIES
-from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
+from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.models.processing import features_of
 from lvspec_cli.prompt import build_prompts, chat_text
-from lvspec_cli.types import Clip, PairPrompts, Prompt
+from lvspec_cli.types import Clip, PairPrompts
+from tests.speculation.conftest import stock_model
 from tests.tiny_models import make_clip, save_pair
 
 CLIPS: dict[str, Clip] = {
@@ -39,10 +39,6 @@ class Subject:
     _prompts: dict[tuple[str, str], PairPrompts] = field(default_factory=dict)
 
     @functools.cached_property
-    def stock(self) -> Any:
-        return AutoModelForImageTextToText.from_pretrained(self.folders[0])
-
-    @functools.cached_property
     def processor(self) -> Any:
         return AutoProcessor.from_pretrained(self.folders[0])
 
@@ -56,7 +52,7 @@ class Subject:
     ) -> list[int]:
         """Greedy tokens of transformers' own loop over what its own processor makes of frames and text."""
         inputs = features_of(self.processor, chat_text(self.processor, question, None), CLIPS[clip])
-        tokens = (model or self.stock).generate(**inputs, do_sample=False, **values)
+        tokens = (model or stock_model(self.pair.target.name)).generate(**inputs, do_sample=False, **values)
         return tokens[0, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -64,23 +60,3 @@ class Subject:
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folders = save_pair(tmp_path_factory.mktemp(request.param), request.param)
     return Subject(request.param, folders, load_pair(*folders, device="cpu", dtype="float32"))
-
-
-@functools.cache
-def _stock(folder: str, attention: str) -> Any:
-    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention)
-
-
-@torch.inference_mode()
-def scratch(
-    loaded: LoadedModel, prompt: Prompt, answer: list[int], attention: str = "sdpa", **more: Any
-) -> Any:
-    """The stock model's own forward over prompt and answer at once, without a cache."""
-    behind = loaded.family.answer_positions(prompt.next_position, len(answer), torch.device("cpu"))
-    return _stock(loaded.name, attention)(
-        input_ids=torch.cat((prompt.input_ids, torch.tensor([answer], dtype=torch.long)), dim=1),
-        position_ids=torch.cat((prompt.position_ids, behind), dim=-1),
-        use_cache=False,
-        **prompt.video_inputs,
-        **more,
-    )

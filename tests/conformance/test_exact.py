@@ -81,7 +81,7 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
         limit=st.integers(1, 24),
     )
 )
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_exact_is_generate_at_any_setting(subject: Subject, case: Case) -> None:
     check(subject, case)
 

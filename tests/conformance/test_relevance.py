@@ -13,15 +13,20 @@ from torch import Tensor
 
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.types import DecodeSettings, PairPrompts, RelevanceName, Round, RuleSettings
-from tests.conformance.conftest import Subject, _stock, scratch
-from tests.speculation.conftest import decode
+from tests.conformance.conftest import Subject
+from tests.speculation.conftest import decode, scratch, stock_model
 
 # Nothing is accepted that is not the target's own, yet everything is scored.
 CLOSED = RuleSettings(anchor_threshold=0.0, anchor_margin=1e-9, filler_margin=0.0, shift_window=0)
 
 
 def rounds_of(pair: LoadedPair, prompts: PairPrompts, rule: RuleSettings) -> list[Round]:
-    return decode(pair, prompts, DecodeSettings(gamma=5, max_new_tokens=24, rule=rule))[1]
+    return decode(pair, prompts, DecodeSettings(gamma=5, max_new_tokens=18, rule=rule))[1]
+
+
+def longest(rounds: list[Round]) -> int:
+    """The last of the rounds that drafted most."""
+    return max(range(len(rounds)), key=lambda at: (len(rounds[at].drafted), at))
 
 
 def run_before(rounds: list[Round], at: int) -> list[int]:
@@ -34,9 +39,10 @@ def test_attention_is_the_models_own(subject: Subject, layers: tuple[int, ...]) 
     prompts = subject.prompts("wide")
     video = prompts.target.video_mask
     rounds = rounds_of(subject.pair, prompts, replace(CLOSED, layers=layers))
-    for at in (1, 4):
+    eager = stock_model(subject.pair.target.name, "eager")
+    for at in (1, longest(rounds)):
         tokens = run_before(rounds, at)
-        outputs = scratch(subject.pair.target, prompts.target, tokens, "eager", output_attentions=True)
+        outputs = scratch(subject.pair.target, prompts.target, tokens, eager, output_attentions=True)
         rows = slice(-len(rounds[at].drafted) - 1, -1)
         shares = [
             outputs.attentions[layer][0, :, rows, : len(video)][..., video].sum(-1).amax(0)
@@ -54,7 +60,7 @@ def states_of(subject: Subject, prompts: PairPrompts, tokens: list[int]) -> list
     def note(_: Any, arguments: tuple[Tensor, ...]) -> None:
         states.append(arguments[0][0])
 
-    model = _stock(loaded.name, "sdpa")
+    model = stock_model(loaded.name)
     with ExitStack() as hooks:
         for layer in loaded.family.layers(model)[1:]:
             hooks.callback(layer.register_forward_pre_hook(note).remove)
@@ -69,8 +75,9 @@ def states_of(subject: Subject, prompts: PairPrompts, tokens: list[int]) -> list
 def test_similarity_and_lens_read_the_videos_states(
     subject: Subject, name: RelevanceName, layers: tuple[int, ...]
 ) -> None:
-    prompts, at = subject.prompts("wide"), 3
+    prompts = subject.prompts("wide")
     rounds = rounds_of(subject.pair, prompts, replace(CLOSED, relevance=name, layers=layers))
+    at = longest(rounds)
     drafted = list(rounds[at].drafted)
     states, model = states_of(subject, prompts, run_before(rounds, at)), subject.pair.target.model
     scores = []

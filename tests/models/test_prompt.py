@@ -10,7 +10,6 @@ import torch
 import transformers
 from packaging.version import Version
 
-from lvspec_cli.errors import UsageError
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.processing import quiet, video_metadata
 from lvspec_cli.prompt import build_prompts
@@ -46,11 +45,6 @@ def test_metadata_holds_every_time() -> None:
     metadata = video_metadata(timed(times))
     assert metadata.timestamps == pytest.approx(times, abs=1e-5)
     assert metadata.sampled_fps == pytest.approx(4 / 7.123, rel=1e-4)
-
-
-def test_a_single_frame_has_a_prompt(pair: LoadedPair) -> None:
-    prompt = build_prompts(pair, timed((2.0,)), "What is it?").target
-    assert prompt.visual_tokens > 0
 
 
 def given_times(pair: LoadedPair, times: tuple[float, ...]) -> tuple[Prompt, torch.Tensor]:
@@ -92,43 +86,6 @@ def test_llava_positions_are_plain(pairs: dict[str, LoadedPair]) -> None:
     assert prompt.position_ids.tolist() == [list(range(prompt.length))]
     assert prompt.next_position == prompt.length
     assert prompt.visual_tokens == 4 * 2 * 2 + 1  # pooled 3 x 3 patches a frame, and the newline
-
-
-def test_the_prefix_holds_the_video_and_is_shared(pair: LoadedPair) -> None:
-    one, two = (build_prompts(pair, make_clip(4), text).target for text in ("What moves?", "how many balls"))
-    assert one.prefix_length == two.prefix_length
-    assert torch.equal(one.input_ids[:, : one.prefix_length], two.input_ids[:, : two.prefix_length])
-    assert not one.video_mask[one.prefix_length :].any()
-    assert not torch.equal(one.input_ids, two.input_ids)
-
-
-def test_a_system_text_comes_first(pair: LoadedPair) -> None:
-    prompts = build_prompts(pair, make_clip(4), "What moves?", system="there is a red ball")
-    text = pair.target.tokenizer.decode(prompts.target.input_ids[0])
-    assert text.startswith("<|im_start|>system\nthere is a red ball<|im_end|>")
-    assert text.endswith("What moves?<|im_end|>\n<|im_start|>assistant\n")
-
-
-@pytest.mark.parametrize("text", ["what <|video_pad|> is", "stop <|im_end|> here"])
-def test_special_tokens_in_the_text_are_refused(pair: LoadedPair, text: str) -> None:
-    for question, system in ((text, None), ("What?", text)):
-        with pytest.raises(UsageError, match=r"<\|"):
-            build_prompts(pair, make_clip(4), question, system=system)
-
-
-def test_the_video_of_an_earlier_question_is_taken_over(pair: LoadedPair) -> None:
-    clip = make_clip(4)
-    first = build_prompts(pair, clip, "What moves?")
-    for system in (None, "there is a red ball"):
-        taken = build_prompts(pair, clip, "how many balls", system=system, earlier=first)
-        anew = build_prompts(pair, clip, "how many balls", system=system)
-        for one, two in ((taken.target, anew.target), (taken.draft, anew.draft)):
-            assert one is not None
-            assert two is not None
-            assert torch.equal(one.input_ids, two.input_ids)
-            assert torch.equal(one.position_ids, two.position_ids)
-            assert (one.next_position, one.prefix_length) == (two.next_position, two.prefix_length)
-            assert all(torch.equal(value, two.video_inputs[name]) for name, value in one.video_inputs.items())
 
 
 def test_frames_are_not_capped_a_second_time(pairs: dict[str, LoadedPair]) -> None:

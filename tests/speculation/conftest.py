@@ -1,4 +1,4 @@
-"""Tiny pairs of both families, answers and references."""
+"""Tiny pairs of two families, answers and references."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 from transformers import AutoModelForImageTextToText
 
-from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, Generation, PairPrompts, Prompt, Round
@@ -82,9 +82,22 @@ def model_inputs(prompt: Prompt, family: str) -> dict[str, torch.Tensor]:
 
 
 @functools.cache
-def stock_model(folder: str) -> Any:
+def stock_model(folder: str, attention: str = "sdpa") -> Any:
     """A saved model as transformers itself loads and runs it."""
-    return AutoModelForImageTextToText.from_pretrained(folder)
+    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention)
+
+
+@torch.inference_mode()
+def scratch(loaded: LoadedModel, prompt: Prompt, answer: list[int], model: Any = None, **more: Any) -> Any:
+    """Outputs of the stock model's own forward over prompt and answer at once, without a cache."""
+    behind = loaded.family.answer_positions(prompt.next_position, len(answer), torch.device("cpu"))
+    return (model or stock_model(loaded.name))(
+        input_ids=torch.cat((prompt.input_ids, torch.tensor([answer], dtype=torch.long)), dim=1),
+        position_ids=torch.cat((prompt.position_ids, behind), dim=-1),
+        use_cache=False,
+        **prompt.video_inputs,
+        **more,
+    )
 
 
 def generate(pair: LoadedPair, prompt: Prompt, *, model: Any = None, **values: Any) -> list[int]:

@@ -15,8 +15,7 @@ from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.sampling import accept, distribution
 from lvspec_cli.types import DecodeSettings, Mode
-from tests.speculation.conftest import decode, generate, prompts_for, with_generation
-from tests.speculation.test_rollback import scratch_logits
+from tests.speculation.conftest import decode, generate, prompts_for, scratch, with_generation
 
 TEMPERATURE = 0.9
 
@@ -109,7 +108,7 @@ def test_engine_samples_as_the_target_would(
     temperature = 6.0
 
     def chances(before: list[int]) -> dict[int, float]:
-        logits = scratch_logits(pair.target, prompts.target, before, 1)[0].clone()
+        logits = scratch(pair.target, prompts.target, before, logits_to_keep=1).logits[0, 0].clone()
         for token in seen | set(before):
             logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
         kept = distribution(logits[allowed], temperature)
