@@ -14,6 +14,7 @@ from lvspec_cli.registry import Source
 from lvspec_cli.storage import LEFT, TAKEN
 
 Progress = Callable[[int, int], None]  # bytes done, of how many
+Bar = Callable[[Progress], type[Any]]  # makes the class that the hub's client takes for its progress bars
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Missing:
     size: int  # bytes
 
 
-def missing_of(source: Source) -> Missing:
+def missing_of(source: Source, bar: Bar) -> Missing:
     """Asks the hub what a repository holds, and the cache what of it is here.
 
     :raises PairError: the hub cannot be reached, or does not give it; or it holds no safetensors.
@@ -33,7 +34,7 @@ def missing_of(source: Source) -> Missing:
     from huggingface_hub import snapshot_download
 
     with _explained(source):
-        found = snapshot_download(**_asked(source), dry_run=True)
+        found = snapshot_download(**_asked(source), dry_run=True, tqdm_class=bar(lambda *_: None))
     if not any(file.filename.endswith(".safetensors") for file in found):
         raise PairError(
             f"{source.repo} holds no safetensors, and nothing else is loaded", "choose another repository"
@@ -59,10 +60,8 @@ def check_room(missing: list[Missing]) -> None:
         )
 
 
-def fetch(missing: Missing, bar: Callable[[Progress], type[Any]], progress: Progress) -> Path:
-    """Downloads what is missing into the hub's cache, going on in files that were begun.
-
-    ``bar`` makes of a function that is told bytes a class that the hub's client takes for its progress bar.
+def fetch(missing: Missing, bar: Bar, progress: Progress) -> Path:
+    """Downloads what is missing into the hub's cache. Whole files stay, whenever it is stopped.
 
     :raises PairError: the hub stops giving it.
     """
@@ -100,39 +99,40 @@ def _asked(source: Source) -> dict[str, Any]:
 @contextmanager
 def _explained(source: Source) -> Iterator[None]:
     """What the hub's client raises, as one line of cause and one of remedy."""
+    try:
+        yield
+    except PairError:
+        raise
+    except Exception as error:
+        # The client's HTTP library is its own affair, and differs between releases.
+        known = isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
+        if not known:
+            raise
+        raise _in_words(source, error) from error
+
+
+def _in_words(source: Source, error: BaseException) -> PairError:
     from huggingface_hub import errors
 
     name = f"{source.repo} at {source.revision}" if source.revision else str(source.repo)
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise PairError(
-            f"{name} is given only to those who accepted its terms",
-            "accept them on its page, and set HF_TOKEN",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise PairError(f"the hub has no {name}", "mend its revision in models.yaml") from error
-    except errors.RepositoryNotFoundError as error:
-        raise PairError(
-            f"the hub has no {name}, or it is private", "mend its name, or set HF_TOKEN"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.DryRunError) as error:
-        raise _unreachable(name) from error
-    except errors.HfHubHTTPError as error:
-        cause = " ".join(str(error).split())[:160]
-        raise PairError(
-            f"{name} cannot be downloaded: {cause}", "run the same command later: it goes on"
-        ) from error
-    except OSError as error:
-        cause = " ".join(str(error).split())[:160]
-        raise PairError(
-            f"{name} cannot be downloaded: {cause}", "see to that, and run the same command again: it goes on"
-        ) from error
-    except Exception as error:
-        # The client's HTTP library is its own affair, and differs between releases.
-        if "http" not in type(error).__module__:
-            raise
-        raise _unreachable(name) from error
+    cause = " ".join(str(error).split())[:160]
+    match error:
+        case errors.GatedRepoError():
+            return PairError(
+                f"{name} is given only to those who accepted its terms",
+                "accept them on its page, and set HF_TOKEN",
+            )
+        case errors.RevisionNotFoundError():
+            return PairError(f"the hub has no {name}", "mend its revision in models.yaml")
+        case errors.RepositoryNotFoundError():
+            return PairError(f"the hub has no {name}, or it is private", "mend its name, or set HF_TOKEN")
+        case errors.DryRunError(__cause__=Exception() as reason):
+            return _in_words(source, reason)
+        case errors.HfHubHTTPError():
+            return PairError(f"{name} cannot be downloaded: {cause}", "run the same command again later")
+        case OSError() if error.errno is not None and error.filename is not None:
+            return PairError(f"{name} cannot be written: {cause}", "see to that, or set HF_HOME elsewhere")
+    return _unreachable(name)
 
 
 def _unreachable(name: str) -> PairError:
@@ -142,5 +142,5 @@ def _unreachable(name: str) -> PairError:
         return PairError(f"HF_HUB_OFFLINE keeps {name} from being downloaded", "unset it")
     return PairError(
         f"the hub, {constants.ENDPOINT}, cannot be reached for {name}",
-        "see to the connection, or set HF_ENDPOINT to a mirror; what was begun goes on",
+        "see to the connection, or set HF_ENDPOINT to a mirror",
     )

@@ -28,14 +28,15 @@ def pull(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Download a pair into the hub's cache: safetensors only, and what was begun goes on."""
+    """Download a pair into the hub's cache, safetensors only. Run again after a stop, whole files stay."""
     with reporting(debug):
         from lvspec_cli.hub import check_room, missing_of
         from lvspec_cli.registry import load_registry
+        from lvspec_cli.ui.downloads import byte_counter
 
         name, chosen = load_registry(models_file).pair(pair)
         sources = {source.name: source for source in (chosen.target, chosen.draft)}.values()
-        missing = [missing_of(source) for source in sources if _is_to_be_had(source)]
+        missing = [missing_of(source, byte_counter) for source in sources if _is_to_be_had(source)]
         if not quiet:
             for each in (each for each in missing if each.files):
                 say(_told(each))

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def byte_counter(report: Callable[[int, int], None]) -> type[tqdm[Any]]:
+def byte_counter(report: Callable[[int, int], None]) -> type[Any]:
     """A class of bars that show nothing and report bytes: done, and 0 for a total that is unknown.
 
     The client moves several at once, of bytes that came and of bytes that are written: the furthest counts.
@@ -18,7 +18,7 @@ def byte_counter(report: Callable[[int, int], None]) -> type[tqdm[Any]]:
     lock = threading.Lock()
     done: dict[int, float] = {}
 
-    class Counter(tqdm[Any]):
+    class Counter(tqdm):  # type: ignore[type-arg] - it takes none when it runs
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self._of_bytes = options.get("unit") == "B"
             options.pop("name", None)

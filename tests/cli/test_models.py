@@ -1,0 +1,180 @@
+"""``lvspec models`` and ``lvspec doctor``."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.models.memory import CONTEXT, GIGABYTE, SLACK, Device, Machine, need, together
+from lvspec_cli.models.memory import Choice as Kept
+from lvspec_cli.registry import load_registry
+from tests.conftest import Printed
+from tests.models.test_sizes import size
+
+Run = Callable[..., Printed]
+README = Path(__file__).parents[2] / "README.md"
+
+
+def machine(gpus: int, each: int, memory: int = 64) -> Machine:
+    cards = tuple(Device(f"cuda:{n}", each * GIGABYTE, each * GIGABYTE, "a card") for n in range(gpus))
+    return Machine(Device("cpu", memory * GIGABYTE, memory * GIGABYTE), cards)
+
+
+def test_alone_it_lists(here: Run) -> None:
+    alone, listed = here("models"), here("models", "list")
+    assert alone == listed
+    rows = [line.split("\t") for line in listed.stdout.splitlines()]
+    assert [row[0] for row in rows[:2]] == ["pair", "demo"]
+    assert len(rows) == 13
+    assert all(row[4] for row in rows)
+    assert sorted({row[3] for row in rows[2:]}) == ["not here"]
+
+
+def test_show(here: Run, tiny_models: Path) -> None:
+    shown = here("models", "show", "qwen2.5-vl-7b-3b").stdout
+    assert "Qwen/Qwen2.5-VL-3B-Instruct at 66285546d2b821cf421d4f5eb2576359d3770cd3" in shown
+    assert "Qwen Research (non-commercial)" in shown
+    assert "frames 64, fps 2, max-pixels 200704" in shown
+    mine = here("models", "show", "tiny", "--models", tiny_models).stdout
+    assert f"folder: {tiny_models.parent / 'target'}" in mine
+    assert here("models", "show", "nope").returncode == 3
+
+
+def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: machine(2, 80))
+    monkeypatch.setattr("lvspec_cli.models.fit.nf4_rows", lambda machine: 5)
+    shown = here("models", "fit", "qwen2.5-vl-32b-7b")
+    assert shown.returncode == 0
+    rows = {line.split("\t")[0]: line.split("\t") for line in shown.stdout.splitlines()}
+    assert rows["none"][1:3] == ["66.9 GB", "16.6 GB"]
+    assert rows["none"][-1] == "cuda:0; draft cuda:1"
+    assert rows["nf4"][-1] == "cuda:0"
+    assert "cuda:1 a card, 80.0 GB free of 80.0 GB" in shown.stderr
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: machine(1, 24))
+    short = here("models", "fit", "qwen2.5-vl-32b-7b").stdout
+    assert "auto: does not fit, " in short
+    fewer = here("models", "fit", "qwen2.5-vl-7b-3b", "--frames", "16").stdout
+    assert "16 frames of 200704 pixels at most (2048 visual tokens)" in fewer
+
+
+def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
+    shown = here("models", "fit", "tiny", "--models", tiny_models, "--device", "cpu")
+    assert (shown.returncode, "on cpu: " in shown.stdout) == (0, True)
+    unknown = tiny_models.parent / "unknown.yaml"
+    unknown.write_text("pairs:\n  odd:\n    target: {repo: a/b}\n    draft: {repo: a/c}\n")
+    one = here("models", "fit", "odd", "--models", unknown)
+    assert (one.returncode, "its size is not known beforehand" in one.stderr) == (3, True)
+
+
+def test_memory_in_models_yaml_is_what_fit_says() -> None:
+    from lvspec_cli.models.fit import workload
+
+    for name, pair in load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs.items():
+        if pair.target.repo is None:
+            continue
+        assert set(pair.memory) == {"none", "int8", "nf4"}, name
+        load = workload(pair.defaults)
+        for kind, least in pair.memory.items():
+            both = [
+                need(size((source.repo or "").split("/")[1]), load, Kept(kind))
+                for source in (pair.target, pair.draft)
+            ]
+            assert math.ceil((together(*both) + CONTEXT["gpu"]) / (1 - SLACK) / 1e9) == least, (name, kind)
+
+
+def pairs_table() -> list[str]:
+    """The README's table, as models.yaml has it."""
+    lines = ["| pair | target | draft | GB at bfloat16, nf4 | licence |", "| --- | --- | --- | --- | --- |"]
+    for name, pair in load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs.items():
+        models = ["bundled" if source.bundled else source.name for source in (pair.target, pair.draft)]
+        least = f"{pair.memory['none']:g}, {pair.memory['nf4']:g}" if pair.memory else "any machine"
+        lines.append(f"| `{name}` | {models[0]} | {models[1]} | {least} | {pair.licence} |")
+    return lines
+
+
+def test_the_readme_has_the_pairs_of_models_yaml() -> None:
+    assert "\n".join(pairs_table()) in README.read_text(encoding="utf-8")
+
+
+def test_verify_finds_a_pair_right(here: Run, tiny_models: Path) -> None:
+    done = here("models", "verify", "tiny", "--models", tiny_models, "--device", "cpu", "--quiet")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("\t")[1]: line.split("\t")[0] for line in done.stdout.splitlines()}
+    assert rows.pop("target: files") == rows.pop("draft: files") == "not checked"
+    assert set(rows.values()) == {"ok"}
+    assert "self-test" in rows
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer.json", {"added": "<|vision_pad|>"}, "failed\ttokenizers\t"),
+        ("chat_template.jinja", None, "failed\tchat templates\ttarget and draft write"),
+        ("config.json", {"video_token_id": 5}, "failed\tconfigs\tdiffer in video_token_id"),
+        ("generation_config.json", {"eos_token_id": [3]}, "failed\tconfigs\tdiffer in eos_token_id"),
+        ("config.json", {"layers": 1}, "failed\tdraft: weights\t"),
+    ],
+)
+def test_verify_finds_what_is_wrong(
+    here: Run, tiny_models: Path, tmp_path: Path, file: str, change: dict[str, object] | None, message: str
+) -> None:
+    draft = Path(shutil.copytree(tiny_models.parent / "draft", tmp_path / "draft"))
+    spoil(draft / file, change)
+    models = tmp_path / "m.yaml"
+    target = tiny_models.parent / "target"
+    models.write_text(f"pairs:\n  p:\n    target: {{folder: {target}}}\n    draft: {{folder: draft}}\n")
+    done = here("models", "verify", "p", "--models", models, "--quiet")
+    assert done.returncode == 3
+    assert message in done.stdout
+    assert "not checked\tself-test\tthe pair has to be right first" in done.stdout
+    assert "p: 1 check has failed" in done.stderr
+
+
+def spoil(path: Path, change: dict[str, object] | None) -> None:
+    if change is None:
+        path.write_text(path.read_text() + "!")
+        return
+    values = json.loads(path.read_text())
+    if "added" in change:
+        row = next(row for row in values["added_tokens"] if row["content"] == change["added"])
+        row["content"] = "<|other|>"
+    elif "layers" in change:
+        values["text_config"]["num_hidden_layers"] = 1
+        values["text_config"].pop("layer_types", None)
+    else:
+        values.update(change)
+    path.write_text(json.dumps(values))
+
+
+def test_doctor(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    plain = here("doctor")
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert "PyAV: " in plain.stdout
+    assert "hub" not in [line.split(":")[0].split()[-1] for line in plain.stdout.splitlines()]
+    report = json.loads(here("doctor", "--json", "--hub").stdout)
+    found = {row["what"]: row for row in report["findings"]}
+    assert {"lvspec", "torch", "memory", "PyAV", "decord", "bitsandbytes", "cache", "pairs", "hub"} <= set(
+        found
+    )
+    assert "cpu" in found["bitsandbytes"]["facts"]["nf4"]
+    assert found["pairs"]["facts"]["here"] == ["demo"]
+    assert (found["hub"]["state"], "127.0.0.1:9 cannot be reached" in found["hub"]["text"]) == ("bad", True)
+    assert all(row["remedy"] for row in report["findings"] if row["state"] == "bad")
+
+
+def test_doctor_says_what_is_wrong_with_settings(here: Run, tmp_path: Path) -> None:
+    bad = tmp_path / "m.yaml"
+    bad.write_text("pairs: 3\n")
+    shown = here("doctor", "--models", bad)
+    assert (shown.returncode, f"bad   pairs: {bad}, line 1" in shown.stdout) == (0, True)
+    named = here("doctor", environment={"LVSPEC_PAIR": "nope"}).stdout
+    assert "LVSPEC_PAIR names nope, which is none\n      try: " in named

@@ -1,0 +1,171 @@
+"""Downloads from a hub on this machine, by the real command line and the hub's own client."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from tests.cli.terminal import Terminal
+from tests.conftest import Shell
+from tests.hub.server import COMMIT, Hub, blob, serve
+
+WEIGHTS = save({"weight": np.arange(600_000, dtype=np.float32)})
+FILES = {
+    "config.json": b'{"model_type": "made up"}',
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"{{ messages }}",
+    "model.safetensors": WEIGHTS,
+    "pytorch_model.bin": b"a pickle",
+    "modeling_made_up.py": b"raise SystemExit",
+    "onnx/model.safetensors": b"not this one",
+    "README.md": b"# Made up",
+}
+TAKEN = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub({"some/large": dict(FILES), "some/small": dict(FILES)})
+    server = serve(hub)
+    yield hub
+    hub.release.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def online(tmp_path: Path, hub: Hub) -> Shell:
+    """A command line that knows one pair and may ask the hub."""
+    models = tmp_path / "models.yaml"
+    models.write_text("pairs:\n  made-up:\n    target: {repo: some/large}\n    draft: {repo: some/small}\n")
+    extra = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    return Shell(tmp_path, {**extra, "LVSPEC_MODELS": str(models), "HF_HUB_DISABLE_XET": "1"})
+
+
+def offline(shell: Shell) -> Shell:
+    return Shell(shell.home, {**shell.extra, "HF_HUB_OFFLINE": "1"})
+
+
+def snapshot(shell: Shell, repo: str) -> Path:
+    return Path(shell.extra["HF_HOME"]) / "hub" / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
+
+
+def test_a_pair_comes_without_pickles_and_code(online: Shell, hub: Hub) -> None:
+    done = online.run("models", "pull", "made-up")
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0, [str(snapshot(online, "some/large")), str(snapshot(online, "some/small"))],
+    )  # fmt: skip
+    assert "some/large: 4 files, 0.0 GB to download" in done.stderr
+    assert {path.name for path in snapshot(online, "some/large").iterdir()} == TAKEN
+    assert {path for path, _ in hub.given} == TAKEN
+    before = len(hub.given)
+    again = online.run("models", "pull", "made-up")
+    assert (again.returncode, len(hub.given)) == (0, before)
+    assert "all of it is here" in again.stderr
+    listed = offline(online).run("models", "list").stdout
+    assert "made-up\t0.6M, 2.4 MB\t0.6M, 2.4 MB\tcached" in listed
+
+
+def test_a_connection_that_breaks_goes_on_in_the_file(online: Shell, hub: Hub) -> None:
+    weights = save({"weight": np.zeros(6_000_000, np.float32)})
+    hub.repos["some/large"]["model.safetensors"] = weights
+    hub.cut["model.safetensors"] = 15_000_000  # the client keeps pieces of 10 MiB
+    done = online.run("models", "pull", "made-up")
+    assert done.returncode == 0, done.stderr
+    ranges = [asked for path, asked in hub.given if path == "model.safetensors"]
+    assert any(asked and asked != "bytes=0-" for asked in ranges)
+    assert (snapshot(online, "some/large") / "model.safetensors").read_bytes() == weights
+
+
+def test_what_was_whole_when_it_was_killed_is_not_asked_for_again(online: Shell, hub: Hub) -> None:
+    hub.held = "model.safetensors"
+    process = subprocess.Popen(
+        [*online.command, "models", "pull", "made-up"],
+        env=online.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert hub.holding.wait(30)
+        small = [snapshot(online, "some/large") / name for name in TAKEN - {"model.safetensors"}]
+        for _ in range(200):
+            if all(path.is_file() for path in small):
+                break
+            hub.release.wait(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (snapshot(online, "some/large") / "model.safetensors").exists()
+    shown = offline(online).run("models", "list").stdout
+    assert "made-up\t-\t-\tnot here" in shown
+    hub.held = None
+    hub.release.set()
+    hub.given.clear()
+    done = online.run("models", "pull", "made-up")
+    assert done.returncode == 0, done.stderr
+    assert hub.given[0][0] == "model.safetensors"
+    assert len(hub.given) == 1 + len(TAKEN)
+
+
+def test_more_than_ten_gigabytes_are_asked_about(online: Shell, hub: Hub) -> None:
+    hub.claimed["model.safetensors"] = 6 * 10**9
+    done = online.run("models", "pull", "made-up")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-2:] == [
+        "error: made-up is 12.0 GB to download",
+        "try: say --yes, as there is no terminal to ask on",
+    ]
+    terminal = Terminal(online, "models", "pull", "made-up")
+    assert terminal.read(lambda text: "Go on? [y/N]" in text)
+    terminal.child.sendline("n")
+    assert terminal.finish() == 2
+    assert "was not downloaded" in terminal.text
+    assert hub.given == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE keeps some/large from being downloaded\ntry: unset it"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached for some/large"),
+    ],
+)
+def test_no_hub_is_said(online: Shell, change: dict[str, str], message: str) -> None:
+    done = Shell(online.home, {**online.extra, **change}).run("models", "pull", "made-up")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_repository_that_is_not_there_or_has_pickles_only(online: Shell, hub: Hub) -> None:
+    del hub.repos["some/large"]
+    done = online.run("models", "pull", "made-up")
+    assert (done.returncode, "the hub has no some/large" in done.stderr) == (3, True)
+    hub.repos["some/large"] = {name: FILES[name] for name in FILES if not name.endswith("model.safetensors")}
+    done = online.run("models", "pull", "made-up")
+    assert (done.returncode, "some/large holds no safetensors" in done.stderr) == (3, True)
+
+
+def test_files_are_compared_with_their_hashes(online: Shell, hub: Hub) -> None:
+    assert online.run("models", "pull", "made-up").returncode == 0
+    from lvspec_cli.models.verify import Half, check_files
+    from lvspec_cli.registry import Source
+
+    folder = snapshot(online, "some/large")
+    half = Half("target", Source(repo="some/large"), folder)
+    found = check_files(half, {}, lambda *_: None)
+    assert (found.state, found.detail) == ("ok", "4 files match the hashes in the cache's names")
+    known = {path: blob(path, content) for path, content in FILES.items()}
+    assert check_files(half, known, lambda *_: None).detail == "4 files match the hub's hashes"
+    newer = check_files(half, {**known, "config.json": "0" * 40}, lambda *_: None)
+    assert (newer.state, "config.json" in newer.detail) == ("failed", True)
+    weights = (folder / "model.safetensors").resolve()
+    weights.chmod(0o644)
+    weights.write_bytes(WEIGHTS[:-1] + b"x")
+    found = check_files(half, {}, lambda *_: None)
+    assert (found.state, "model.safetensors is not the file" in found.detail) == ("failed", True)

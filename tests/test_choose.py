@@ -1,0 +1,97 @@
+"""Which pair is taken where nobody names one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.choose import LAPTOP, Here, best, choose_pair, pairs_here
+from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.registry import load_registry, read_models_file, shipped_models
+from lvspec_cli.storage import Stored
+
+PAIRS = read_models_file(shipped_models()).pairs
+NOWHERE = {"XDG_CONFIG_HOME": "/nowhere"}
+
+
+def here(name: str, target: int, draft: int) -> Here:
+    return Here(name, PAIRS[name], *(Stored("cached", Path("x"), 2 * n, n) for n in (target, draft)))
+
+
+LARGE, MIDDLE, SMALL = (
+    here("qwen2.5-vl-32b-7b", 33, 8),
+    here("qwen2.5-vl-32b-3b", 33, 3),
+    here("qwen2.5-vl-7b-3b", 8, 3),
+)
+
+
+def test_the_largest_that_fits() -> None:
+    chosen = best(PAIRS, [SMALL, MIDDLE, LARGE], lambda each: True)
+    assert chosen.name == "qwen2.5-vl-32b-7b"
+    assert chosen.note.startswith(
+        "pair qwen2.5-vl-32b-7b (auto): the largest that is on this machine and fits"
+    )
+    assert best(PAIRS, [LARGE, SMALL, MIDDLE], lambda each: each is not LARGE).name == "qwen2.5-vl-32b-3b"
+    asked: list[Here] = []
+    best(PAIRS, [SMALL, MIDDLE, LARGE], lambda each: not asked.append(each))
+    assert asked == [LARGE]  # no machine is looked at more often than need be
+
+
+def test_the_bundled_one_else_and_what_to_pull() -> None:
+    none = best(PAIRS, [], lambda each: True)
+    assert none.name == "demo"
+    assert f"`lvspec models pull {LAPTOP}`" in none.note
+    assert LAPTOP in PAIRS
+    assert "\n" not in none.note
+    large = best(PAIRS, [LARGE], lambda each: False)
+    assert (large.name, large.pair) == ("demo", PAIRS["demo"])
+    assert "qwen2.5-vl-32b-7b is here, and too large; `lvspec models fit`" in large.note
+
+
+def test_a_name_wins_and_has_no_note(tmp_path: Path, tiny_models: Path) -> None:
+    registry = load_registry(environment=NOWHERE)
+    assert (registry.default, registry.pair(None)[0]) == ("auto", "demo")
+    assert choose_pair(registry, "smolvlm2-2.2b-256m").note == ""
+    assert choose_pair(load_registry(tiny_models, {}), None).name == "tiny"
+    with pytest.raises(PairError, match="no pair named 'nope'"):
+        choose_pair(registry, "nope")
+    named = tmp_path / "m.yaml"
+    named.write_text("pairs:\n  auto:\n    target: {folder: x}\n    draft: {folder: y}\n")
+    with pytest.raises(UsageError, match="line 1: pairs: auto cannot be a pair's name"):
+        load_registry(named, {})
+
+
+def test_a_pair_that_is_here_and_fits(tmp_path: Path, tiny_models: Path) -> None:
+    """A user's folder counts, half a pair does not."""
+    folder = tiny_models.parent
+    models = tmp_path / "m.yaml"
+    models.write_text(
+        f"pairs:\n  half:\n    target: {{folder: {folder / 'target'}}}\n    draft: {{folder: gone}}\n"
+        f"  whole:\n    target: {{folder: {folder / 'target'}}}\n    draft: {{folder: {folder / 'draft'}}}\n"
+        "    defaults: {frames: 4, max_pixels: 10000, max_new_tokens: 40}\n"
+    )
+    registry = load_registry(models, {})
+    assert [each.name for each in pairs_here(registry)] == ["whole"]
+    assert choose_pair(registry, "auto", "cpu").name == "whole"
+
+
+def test_nothing_heavy_is_imported_where_only_the_bundled_pair_is(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from lvspec_cli.choose import choose_pair\n"
+        "from lvspec_cli.registry import load_registry\n"
+        "assert choose_pair(load_registry(), None).name == 'demo'\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    environment = {"HF_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
