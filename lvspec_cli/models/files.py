@@ -6,12 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.storage import missing_files
+from lvspec_cli.storage import cached_snapshot, missing_files
 
 
 def folder_of(source: str | Path, revision: str | None = None) -> Path:
@@ -26,10 +24,10 @@ def folder_of(source: str | Path, revision: str | None = None) -> Path:
             raise PairError(
                 f"{source} is not a folder", "name a saved model's folder or a hub id, owner/name"
             )
-        try:
-            path = Path(snapshot_download(text, revision=revision, local_files_only=True))
-        except (LocalEntryNotFoundError, FileNotFoundError, ValueError) as error:
-            raise PairError(f"{text} is not in the local cache", _again(text)) from error
+        found = cached_snapshot(text, revision)
+        if found is None:
+            raise PairError(f"{text} is not in the local cache", _again(text))
+        path = found
     if missing := missing_files(path):
         remedy = "name the folder of a saved model" if path == Path(source) else _again(text)
         raise PairError(f"{source} holds no {missing[0]}", remedy)

@@ -34,6 +34,7 @@ from lvspec_cli.models.quantise import (
     quantisation_of_files,
     quantiser,
 )
+from lvspec_cli.models.vocabulary import first_difference
 from lvspec_cli.models.words import TokenSets, token_sets
 from lvspec_cli.types import Quantisation
 
@@ -252,19 +253,16 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
     """PairError, with the first token in question, when the two disagree on a shared id."""
-    first, second = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
-    if first == second:
-        return
-    ours = {index: token for token, index in first.items()}
-    theirs = {index: token for token, index in second.items()}
-    for index in sorted(ours.keys() & theirs.keys()):
-        if ours[index] != theirs[index]:
-            raise PairError(
-                f"{target.name} and {draft.name} do not share a tokenizer: token {index} is"
-                f" {ours[index]!r} in the target and {theirs[index]!r} in the draft",
-                "choose a draft of the target's family",
-            )
-    missing = next((index for index in target.generation.end_ids if index not in theirs), None)
+    theirs = draft.tokenizer.get_vocab()
+    if found := first_difference(target.tokenizer.get_vocab(), theirs):
+        index, our_token, their_token = found
+        raise PairError(
+            f"{target.name} and {draft.name} do not share a tokenizer: token {index} is"
+            f" {our_token!r} in the target and {their_token!r} in the draft",
+            "choose a draft of the target's family",
+        )
+    known = set(theirs.values())
+    missing = next((index for index in target.generation.end_ids if index not in known), None)
     if missing is not None:
         raise PairError(
             f"{draft.name} has no token {missing}, which ends an answer of {target.name}",
