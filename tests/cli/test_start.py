@@ -13,8 +13,8 @@ from tests.conftest import Shell
 
 HEAVY = {"torch", "transformers", "av", "decord", "rich", "numpy", "tqdm", "huggingface_hub", "yaml"}
 HEAVY |= {"pyarrow", "scenedetect"}
-COMMANDS = ("ask", "caption", "export", "merge", "models", "bench", "bench-compare")
-HELP = [["--help"], *([command, "--help"] for command in COMMANDS)]
+COMMANDS = ("ask", "caption", "export", "merge", "models", "models fit", "doctor", "bench", "bench-compare")
+HELP = [["--help"], *([*command.split(), "--help"] for command in COMMANDS)]
 
 
 def run_python(code: str, shell: Shell) -> str:
