@@ -49,6 +49,12 @@ class KeyValueCache:
             raise ValueError(f"cannot roll back to {length}: the cache holds {self.length}")
         self.length = length
 
+    @property
+    def bytes(self) -> int:
+        """What is set aside, for all layers."""
+        stores = (*self._keys.values(), *self._values.values())
+        return sum(store.numel() * store.element_size() for store in stores)
+
     def keys(self, layer: int, length: int) -> Tensor:
         """The first ``length`` keys of a layer, ``(1, key heads, length, head size)``."""
         return self._keys[layer].narrow(2, 0, length)

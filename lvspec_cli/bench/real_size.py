@@ -1,0 +1,247 @@
+"""Pairs at their real size with random weights: ``python -m lvspec_cli.bench.real_size --json FILE``.
+
+Each model is built from its config on the device itself, nothing is downloaded, and run as lvspec runs it
+over clips of noise. Measured are the size of its weights against what ``lvspec models fit`` plans with,
+prefill, one step, a verification by its width, and keys and values. From the two models of a pair follow c
+and v of DESIGN's section 6, and the speedup at accepted lengths that are given: what a round spends on the
+host beside the two models' passes is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.bench.clock import now
+from lvspec_cli.bench.costs import Model
+from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.fabricate import fabricate, real_config, size_of_config
+from lvspec_cli.models.load import LoadedModel, choose_device
+from lvspec_cli.models.memory import Choice, ModelSize, Workload, need
+from lvspec_cli.models.place import gigabytes
+from lvspec_cli.types import Prompt, Quantisation
+
+PAIRS = ("32B/3B", "32B/7B", "7B/3B")
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17)  # rows of a verification: gamma + 1
+GAMMAS = (4, 8, 12)
+LENGTHS = (2.0, 3.0, 4.0, 6.0)  # mean accepted lengths that speedups are printed for
+SIDE = 448  # pixels of a square frame
+TEXT = 48  # tokens of text before the video, and behind it
+
+
+@dataclass(frozen=True)
+class ClipFigures:
+    """One model over one clip. Seconds and bytes; ``steps``: seconds of a pass by its rows."""
+
+    frames: int
+    prompt_tokens: int
+    prefill_s: float
+    cache: int
+    cache_planned: int
+    steps: dict[int, float]
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model in one quantisation."""
+
+    model: str
+    quantisation: Quantisation
+    weights: int
+    weights_planned: int
+    clips: tuple[ClipFigures, ...]
+
+    @property
+    def off(self) -> float:
+        """How far the plan is from what was measured: 0.1 plans a tenth too much."""
+        return self.weights_planned / self.weights - 1
+
+
+def costs(target: ClipFigures, draft: ClipFigures, gamma: int) -> Model:
+    """c and v of a pair over the same clip (DESIGN.md, section 6), the host's overhead left out."""
+    step = target.steps[1]
+    return Model(c=draft.steps[1] / step, v=target.steps[gamma + 1] / step, o=0.0, drafted=gamma)
+
+
+def prompt_of_noise(loaded: LoadedModel, frames: int, side: int) -> Prompt:
+    """A prompt of Qwen2.5-VL's form around a video of noise, ``side`` pixels a side, two frames a second."""
+    config = loaded.model.config
+    vision = config.vision_config
+    grid = [frames // vision.temporal_patch_size, side // vision.patch_size, side // vision.patch_size]
+    patches = grid[0] * grid[1] * grid[2]
+    count = patches // vision.spatial_merge_size**2
+    depth = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    inputs = {
+        "pixel_values_videos": torch.randn(patches, depth, dtype=loaded.dtype),
+        "video_grid_thw": torch.tensor([grid]),
+        "second_per_grid_ts": torch.tensor([1.0]),
+    }
+    least = min(config.video_token_id, config.image_token_id)  # text is below the marks
+    text = torch.randint(0, least, (2, TEXT))
+    ids = torch.cat((text[0], torch.full((count,), config.video_token_id), text[1]))[None]
+    positions = loaded.family.position_ids(loaded.model, ids, inputs)
+    return Prompt(
+        text="",
+        input_ids=ids,
+        position_ids=positions,
+        next_position=int(positions[..., -1].max()) + 1,
+        video_mask=ids[0] == config.video_token_id,
+        prefix_length=TEXT + count,
+        video_inputs=inputs,
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each model is put through: clips of so many frames, passes of so many rows, each so often."""
+
+    frames: tuple[int, ...] = (32, 64, 128)
+    side: int = SIDE
+    widths: tuple[int, ...] = WIDTHS
+    repeats: int = 15
+
+
+def measure_model(
+    config: Any, name: str, quantisation: Quantisation, device: torch.device, work: Work
+) -> ModelFigures:
+    """Everything about one model; it is built here, and dropped."""
+    size = size_of_config(config, name)
+    loaded = fabricate(config, name, quantisation, device)
+    choice = Choice(quantisation, loaded.dtype.itemsize)
+    try:
+        return ModelFigures(
+            model=name,
+            quantisation=quantisation,
+            weights=loaded_bytes(loaded.model),
+            weights_planned=need(size, Workload(2, 784, 1), choice).weights,
+            clips=tuple(measure_clip(loaded, size, choice, frames, work) for frames in work.frames),
+        )
+    finally:
+        del loaded
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def loaded_bytes(model: Any) -> int:
+    """Bytes of all parameters, and of the scales of packed ones."""
+    total = 0
+    for part in model.parameters():
+        total += part.numel() * part.element_size()
+        if (state := getattr(part, "quant_state", None)) is not None:
+            total += state.absmax.numel() * state.absmax.element_size() + 4 * state.state2.absmax.numel()
+    return total
+
+
+@torch.inference_mode()
+def measure_clip(
+    loaded: LoadedModel, size: ModelSize, choice: Choice, frames: int, work: Work
+) -> ClipFigures:
+    """One clip's prefill, its cache, and passes of each width behind it."""
+    decoder, prompt, room = Decoder(loaded), prompt_of_noise(loaded, frames, work.side), max(work.widths)
+    for _ in range(2):  # the first one warms up
+        began = now(loaded.device)
+        decoder.encode(prompt)
+        decoder.logits(decoder.begin(prompt, room), 1)
+        prefill = now(loaded.device) - began
+    tokens = torch.arange(room, device=loaded.device)
+    load = Workload(frames, work.side**2, room, text_tokens=2 * TEXT)
+    return ClipFigures(
+        frames=frames,
+        prompt_tokens=prompt.length,
+        prefill_s=prefill,
+        cache=decoder.cache.bytes,
+        cache_planned=need(size, load, choice).cache,
+        steps={width: _step(decoder, tokens[:width], work.repeats) for width in work.widths},
+    )
+
+
+def _step(decoder: Decoder, tokens: Tensor, repeats: int) -> float:
+    """Median seconds of a pass over ``tokens`` with its logits, from the same place each time."""
+    device, seconds = decoder.loaded.device, []
+    for _ in range(repeats + 2):
+        began = now(device)
+        decoder.logits(decoder.forward(tokens), len(tokens))
+        seconds.append(now(device) - began)
+        decoder.rollback(0)
+    return median(seconds[2:])
+
+
+def model_lines(figures: ModelFigures) -> Iterator[str]:
+    """What was measured of one model, for people."""
+    yield (
+        f"{figures.model} {figures.quantisation}: {gigabytes(figures.weights)} of weights,"
+        f" planned {gigabytes(figures.weights_planned)} ({figures.off:+.1%})"
+    )
+    for clip in figures.clips:
+        yield (
+            f"  {clip.frames} frames, {clip.prompt_tokens} tokens: prefill {clip.prefill_s:.2f} s,"
+            f" keys and values {gigabytes(clip.cache)} (planned {gigabytes(clip.cache_planned)})"
+        )
+        steps = ", ".join(f"{rows}: {1000 * seconds:.1f}" for rows, seconds in clip.steps.items())
+        yield f"  milliseconds by rows: {steps}"
+
+
+def pair_lines(target: ModelFigures, draft: ModelFigures) -> Iterator[str]:
+    """c, v, and the speedups that they allow, clip by clip and gamma by gamma."""
+    yield f"{target.model} {target.quantisation} with {draft.model} {draft.quantisation}"
+    for one, other in zip(target.clips, draft.clips, strict=True):
+        for gamma in GAMMAS:
+            if gamma + 1 not in one.steps:
+                continue
+            model = costs(one, other, gamma)
+            speedups = ", ".join(
+                f"{model.speedup(length):.2f} at {length:g}" for length in LENGTHS if length <= gamma + 1
+            )
+            yield f"  {one.frames} frames, gamma {gamma}: c {model.c:.3f}, v {model.v:.2f}; {speedups}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), metavar="TARGET/DRAFT")
+    parser.add_argument(
+        "--quantisations", nargs="+", default=["bf16", "nf4"], choices=["bf16", "nf4", "none"]
+    )
+    parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
+    given = parser.parse_args(arguments)
+    device, work = choose_device(given.device), Work(frames=tuple(given.frames))
+    print(f"{_device_name(device)}, torch {torch.__version__}")
+    found: dict[tuple[str, str], ModelFigures] = {}
+    for name in dict.fromkeys(name for pair in given.pairs for name in pair.split("/")):
+        for kind in given.quantisations:
+            config = real_config(f"Qwen/Qwen2.5-VL-{name}-Instruct")
+            try:
+                found[name, kind] = measure_model(config, name, Quantisation(kind), device, work)
+            except torch.OutOfMemoryError:
+                print(f"{name} {kind}: does not fit")
+                continue
+            print(*model_lines(found[name, kind]), sep="\n", flush=True)
+    for pair in given.pairs:
+        target, draft = pair.split("/")
+        for one in (key for key in found if key[0] == target):
+            for other in (key for key in found if key[0] == draft):
+                print(*pair_lines(found[one], found[other]), sep="\n", flush=True)
+    if given.json:
+        rows = {"device": _device_name(device), "models": [asdict(each) for each in found.values()]}
+        given.json.write_text(json.dumps(rows, indent=1))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Models of random weights, from a config alone and straight on a device: to measure with, not to answer."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from lvspec_cli.errors import PairError
+from lvspec_cli.models.attention import register
+from lvspec_cli.models.families import family_of
+from lvspec_cli.models.generation import GenerationRules
+from lvspec_cli.models.load import LoadedModel, choose_dtype
+from lvspec_cli.models.memory import ModelSize
+from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.sizes import known_config, size_of_model
+from lvspec_cli.types import Quantisation
+
+_ATTENTION = {"": "sdpa", "text_config": register()}
+
+
+def real_config(repo: str) -> Any:
+    """The config that the package brings of a hub's repository.
+
+    :raises PairError: it brings none.
+    """
+    path = known_config(repo)
+    if path is None:
+        raise PairError(f"no config of {repo} is known", "name another model")
+    return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def size_of_config(config: Any, name: str) -> ModelSize:
+    """What ``models.memory`` plans with."""
+    with torch.device("meta"), quiet():
+        return size_of_model(AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16), name)
+
+
+def fabricate(config: Any, name: str, quantisation: Quantisation, device: torch.device) -> LoadedModel:
+    """A model whose decoder layers are made and packed one by one: never more than one is there unpacked.
+
+    It has no processor and no tokenizer. ``quantisation``: none, bf16 or nf4.
+    """
+    dtype = choose_dtype("auto", device, quantisation)
+    family = family_of(config.model_type, name)
+    few = deepcopy(config)
+    few.get_text_config().num_hidden_layers = 1
+    with quiet(), torch.device(device):
+        model = AutoModelForImageTextToText.from_config(few, dtype=dtype, attn_implementation=_ATTENTION)
+    layers = family.layers(model)
+    text = deepcopy(config.get_text_config())
+    text._attn_implementation = _ATTENTION["text_config"]
+    kind = type(layers[0])
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        for number in range(text.num_hidden_layers):
+            with torch.device(device):
+                layer = kind(text, number)
+            _randomise(layer)
+            if quantisation is Quantisation.NF4:
+                _pack(layer, dtype)
+            if number:
+                layers.append(layer)
+            else:
+                layers[0] = layer
+    finally:
+        torch.set_default_dtype(default)
+    model.config = config
+    return LoadedModel(
+        name=name,
+        model=model.eval().requires_grad_(False),
+        processor=None,
+        tokenizer=SimpleNamespace(),
+        family=family,
+        device=device,
+        dtype=dtype,
+        generation=GenerationRules(),
+        vocabulary=model.get_output_embeddings().out_features,
+        quantisation=quantisation,
+    )
+
+
+@torch.no_grad()
+def _randomise(layer: Any) -> None:
+    for part in layer.parameters():
+        if part.dim() > 1:
+            part.normal_(0.0, 0.02)
+
+
+@torch.no_grad()
+def _pack(layer: Any, dtype: torch.dtype) -> None:
+    """Every linear layer in 4 bits, as loading packs it."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, part in list(layer.named_modules()):
+        if type(part) is not torch.nn.Linear:
+            continue
+        with torch.device("meta"):
+            packed = Linear4bit(
+                part.in_features, part.out_features, part.bias is not None, dtype, quant_type="nf4"
+            )
+        values = Params4bit(part.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+        packed.weight = values.to(part.weight.device)
+        packed.bias = part.bias
+        layer.set_submodule(name, packed)

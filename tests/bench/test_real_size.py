@@ -1,0 +1,96 @@
+"""The bench of real sizes, at tiny ones: a CPU cannot show more than that it measures what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lvspec_cli.bench import real_size
+from lvspec_cli.bench.real_size import ClipFigures, ModelFigures, Work, costs, main, measure_model, pair_lines
+from lvspec_cli.models.fabricate import fabricate, real_config
+from lvspec_cli.types import Quantisation
+
+WORK = Work(frames=(4,), side=56, widths=(1, 2, 5), repeats=1)
+CPU = torch.device("cpu")
+
+
+def tiny(repo: str) -> Any:
+    """The real config, its layers narrowed and few."""
+    config = real_config(repo)
+    text, vision = config.get_text_config(), config.vision_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 128, 256, 3
+    text.num_attention_heads, text.num_key_value_heads, text.vocab_size = 4, 2, 2048
+    text.layer_types = ["full_attention"] * 3
+    text.rope_parameters = {**text.rope_parameters, "mrope_section": [4, 6, 6]}
+    vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads = 2, 64, 128, 2
+    vision.out_hidden_size, vision.fullatt_block_indexes = 128, [1]
+    config.image_token_id, config.video_token_id = 2040, 2041
+    return config
+
+
+@pytest.fixture
+def tiny_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_size, "real_config", tiny)
+
+
+@pytest.mark.parametrize("quantisation", [Quantisation.NONE, Quantisation.NF4])
+def test_what_is_measured_of_a_model(quantisation: Quantisation) -> None:
+    config = tiny("Qwen/Qwen2.5-VL-7B-Instruct")
+    found = measure_model(config, "7B", quantisation, CPU, WORK)
+    assert abs(found.off) < 0.01
+    (clip,) = found.clips
+    assert clip.prompt_tokens == 2 * 2 * 2 + 96  # two grids of 2 x 2 tokens, and text
+    rows = 8 + 48 + 512  # the prefix, and what a cache sets aside
+    assert clip.cache == 3 * 2 * 2 * 32 * 4 * rows  # layers, keys and values, heads, their size, float32
+    assert clip.cache == pytest.approx(clip.cache_planned, rel=0.1)
+    assert clip.prefill_s > 0
+    assert list(clip.steps) == [1, 2, 5]
+    assert all(seconds > 0 for seconds in clip.steps.values())
+
+
+def test_a_fabricated_model_is_the_real_one() -> None:
+    """The same modules as transformers builds, but for what is packed."""
+    from transformers import AutoModelForImageTextToText
+
+    config = tiny("Qwen/Qwen2.5-VL-3B-Instruct")
+    stock = AutoModelForImageTextToText.from_config(config)
+    names = {name: tuple(part.shape) for name, part in stock.named_parameters()}
+    made = fabricate(config, "3B", Quantisation.NONE, CPU)
+    assert {name: tuple(part.shape) for name, part in made.model.named_parameters()} == names
+    packed = fabricate(config, "3B", Quantisation.NF4, CPU)
+    kinds = {type(part).__name__ for part in packed.family.layers(packed.model).modules()}
+    assert "Linear4bit" in kinds
+    assert "Linear" not in kinds
+
+
+def figures(name: str, steps: dict[int, float]) -> ModelFigures:
+    clip = ClipFigures(64, 8000, 1.0, 1, 1, steps)
+    return ModelFigures(name, Quantisation.NF4, 1, 1, (clip,))
+
+
+def test_costs_of_a_pair() -> None:
+    target = figures("32B", {1: 0.020, 5: 0.024, 9: 0.030})
+    draft = figures("3B", {1: 0.002, 5: 0.003, 9: 0.004})
+    model = costs(target.clips[0], draft.clips[0], 4)
+    assert (model.c, model.v) == pytest.approx((0.1, 1.2))
+    assert model.speedup(4.0) == pytest.approx(4.0 / (4 * 0.1 + 1.2))
+    lines = list(pair_lines(target, draft))
+    assert lines[1] == "  64 frames, gamma 4: c 0.100, v 1.20; 1.25 at 2, 1.88 at 3, 2.50 at 4"
+    assert len(lines) == 3  # gamma 12 was not measured
+
+
+def test_the_script(
+    tiny_configs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_size, "Work", lambda frames: WORK)
+    file = tmp_path / "figures.json"
+    main(["--pairs", "7B/3B", "--quantisations", "nf4", "--device", "cpu", "--json", str(file)])
+    printed = capsys.readouterr().out
+    assert "7B nf4 with 3B nf4" in printed
+    assert "gamma 4: c " in printed
+    models = json.loads(file.read_text())["models"]
+    assert [(each["model"], each["quantisation"]) for each in models] == [("7B", "nf4"), ("3B", "nf4")]
