@@ -58,7 +58,7 @@ def require(source: Source, pair: str | None = None) -> Path:
         size = f" ({source.size})" if source.size else ""
         revision = f" --revision {source.revision}" if source.revision else ""
         raise PairError(
-            f"{source.repo}{size} is not wholly in the local cache",
+            f"{source.repo}{size} is not wholly in the local cache" + (f": no {missing[0]}" if missing else ""),
             "download it with: "
             + (f"lvspec models pull {pair}" if pair else f"hf download {source.repo}{revision}"),
         )

@@ -105,7 +105,7 @@ def nf4_rows(machine: Machine) -> int | None:
 
     from lvspec_cli.models.quantise import width_limit_of
 
-    return width_limit_of(Quantisation.NF4, torch.device(machine.gpus[0].name)) if machine.gpus else None
+    return width_limit_of(torch.device(machine.gpus[0].name)) if machine.gpus else None
 
 
 def places(target: Sequence[Share], draft: Sequence[Share]) -> str:
