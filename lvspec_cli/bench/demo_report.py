@@ -40,6 +40,7 @@ from lvspec_cli.bench.results import (
 from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
 from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
 from lvspec_cli.bench.summary import MIN_RETENTION
+from lvspec_cli.choose import choose_pair
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest
@@ -250,7 +251,8 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
 
     :raises LvspecError: the pair or a folder cannot be used.
     """
-    name, pair = load_registry(report.models).pair(report.pair)
+    chosen = choose_pair(load_registry(report.models), report.pair, "auto")
+    name, pair = chosen.name, chosen.pair
     settings = replace(settings_of_pair(pair), fallback=False)
     if report.max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=report.max_new_tokens)

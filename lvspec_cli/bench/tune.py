@@ -164,6 +164,7 @@ def _asked(loaded: LoadedPair, job: TuneJob) -> dict[str, Any]:
         **settings.model_dump(mode="json"),
         "environment": environment_of(loaded).model_dump(mode="json"),
         "clips": inputs_digest(job.clips),
+        "weights": [job.request.quant_target, job.request.quant_draft, job.request.draft_device],
         "relevance": list(job.relevances),
         "budget": job.budget,
         "min_fidelity": job.least,

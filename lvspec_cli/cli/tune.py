@@ -10,7 +10,7 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.bench import AskedPerClip, Clips, Limit, Prompts, QuestionFile
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.types import RelevanceName
+from lvspec_cli.types import Quantisation, RelevanceName
 
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where measurements and results go.")]
 Relevances = Annotated[
@@ -52,6 +52,9 @@ def tune(
     models: options.ModelsPath = None,
     device: options.Device = "auto",
     dtype: options.DataType = "auto",
+    draft_device: options.DraftDevice = None,
+    quant_target: options.QuantTarget = Quantisation.AUTO,
+    quant_draft: options.QuantDraft = Quantisation.AUTO,
     threads: options.Threads = None,
     max_new_tokens: options.MaxNewTokens = None,
     seed: SplitSeed = 0,

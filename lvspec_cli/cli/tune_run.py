@@ -17,7 +17,7 @@ from lvspec_cli.cli.bench_run import chosen_clips
 from lvspec_cli.cli.pairs import chosen_pair, tell
 from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
-from lvspec_cli.cli.requests import decode_settings, video_request
+from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
@@ -86,6 +86,7 @@ def read_job(given: Mapping[str, Any], name: str, pair: Pair, progress: PlainPro
             system=None if given["system"] is None else checked_text(given["system"], "--system"),
             device=given["device"],
             dtype=given["dtype"],
+            **loading_of(given),
             threads=given["threads"],
         ),
         relevances=relevances,

@@ -68,12 +68,12 @@ def test_the_time_left_is_that_of_the_pace_so_far():
 def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     said: list[str] = []
     report = Report(
-        out=tmp_path / "out", scenes=2, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
+        out=tmp_path / "out", scenes=1, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
         max_new_tokens=4, command="python -m …",
     )  # fmt: skip
     measure_report(report, said.append)
     page = report.page.read_text()
-    assert "Fidelity over 2 captions and 4 questions" in page
+    assert "Fidelity over 1 captions and 2 questions" in page
     assert "speed over 1 of these captions" in page
     assert "| gamma auto against the best fixed one | 0.97 |" in page
     assert "| no-shift | shift\\_window 0 |" in page

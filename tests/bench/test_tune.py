@@ -21,7 +21,7 @@ from lvspec_cli.bench.tuning import Score
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.pipeline import AskRequest
-from lvspec_cli.registry import read_models_file
+from lvspec_cli.registry import read_models_file, shipped_models
 from lvspec_cli.types import DecodeSettings, RelevanceName, RoundCosts, RuleSettings, VideoRequest
 from tests.conftest import write_video
 from tests.tiny_models import save_pair
@@ -88,26 +88,38 @@ def test_one_half_is_tuned_on_and_the_other_reported(pair: LoadedPair, job: Tune
     assert tuned.judged_by.startswith("how likely")
 
 
-def test_an_interrupted_search_goes_on_and_finds_the_same(pair: LoadedPair, job: TuneJob):
-    def stopping(label: str) -> Callable[[int, int], None]:
+def stopping(at: str, share: float) -> Callable[[str], Callable[[int, int], None]]:
+    """Interrupts what is done when it has come so far."""
+
+    def stage(label: str) -> Callable[[int, int], None]:
         def told(done: int, total: int) -> None:
-            if label == "trying settings" and done >= total / 2:
+            if label == at and done >= share * total:
                 raise KeyboardInterrupt
 
         return told
 
+    return stage
+
+
+def test_an_interrupted_search_goes_on_and_finds_the_same(pair: LoadedPair, job: TuneJob):
+    job = replace(job, relevances=job.relevances[:1], budget=6)
+    file = Path(SEARCH) / "measurements.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        tune(pair, job, progress=stopping)
-    before = (job.out / SEARCH / "measurements.jsonl").read_bytes()
+        tune(pair, job, progress=stopping("trying settings", 0.5))
+    before = (job.out / file).read_bytes()
     assert 0 < before.count(b'"block"') < 3
-    tuned = tune(pair, job)
-    assert (job.out / SEARCH / "measurements.jsonl").read_bytes().startswith(before)
+    with pytest.raises(KeyboardInterrupt):
+        tune(pair, job, progress=stopping("reporting", 0.0))
+    whole = (job.out / file).read_bytes()
+    assert whole.startswith(before)
     other = replace(job, out=job.out / "again")
     other.out.mkdir()
     shutil.copy(job.out / CALIBRATION, other.out)  # the same costs, as times differ
-    assert tune(pair, other).tried == tuned.tried
+    with pytest.raises(KeyboardInterrupt):
+        tune(pair, other, progress=stopping("reporting", 0.0))
+    assert (other.out / file).read_bytes() == whole
     with pytest.raises(UsageError, match="budget differs"):
-        tune(pair, replace(job, budget=2))
+        tune(pair, replace(job, budget=4))
 
 
 def test_one_clip_is_not_enough(pair: LoadedPair, job: TuneJob):
@@ -132,6 +144,16 @@ def test_the_lines_are_a_models_yaml(job: TuneJob, tmp_path: Path):
     assert found.defaults.frames == job.request.pair.defaults.frames
     assert found.target.path == job.request.pair.target.path
     assert found.rules.loose == job.request.pair.rules.loose
+
+
+def test_every_shipped_pair_keeps_what_else_its_entry_says(tmp_path: Path):
+    file = tmp_path / "found.yaml"
+    for name, known in read_models_file(shipped_models()).pairs.items():
+        file.write_text(models_yaml(name, known, BEST, COSTS))
+        found = read_models_file(file).pairs[name]
+        rules = found.rules.model_copy(update={"balanced": known.rules.balanced})
+        assert found.model_copy(update={"defaults": known.defaults, "rules": rules}) == known
+        assert found.defaults.max_new_tokens == known.defaults.max_new_tokens
 
 
 def test_what_was_found_is_read_by_the_bench(tmp_path: Path):
