@@ -56,9 +56,10 @@ def require(source: Source, pair: str | None = None) -> Path:
         return folder
     if source.repo:
         size = f" ({source.size})" if source.size else ""
+        absent = f": no {missing[0]}" if missing else ""
         revision = f" --revision {source.revision}" if source.revision else ""
         raise PairError(
-            f"{source.repo}{size} is not wholly in the local cache" + (f": no {missing[0]}" if missing else ""),
+            f"{source.repo}{size} is not wholly in the local cache{absent}",
             "download it with: "
             + (f"lvspec models pull {pair}" if pair else f"hf download {source.repo}{revision}"),
         )

@@ -24,6 +24,8 @@ from lvspec_cli.models.load import (
     load_pair,
     tower_attention,
 )
+from lvspec_cli.registry import Source
+from lvspec_cli.storage import require
 from tests.tiny_models import save_model, set_generation
 from tests.tiny_tokenizers import build_tokenizer
 
@@ -201,6 +203,8 @@ def test_a_cache_without_all_of_its_files(cached: tuple[Path, str]) -> None:
     blob.unlink()
     with pytest.raises(PairError, match=r"holds no model\.safetensors"):
         load_model(name, device="cpu")
+    with pytest.raises(PairError, match=r"not wholly in the local cache: no model\.safetensors"):
+        require(Source(repo=name))
 
 
 def test_a_broken_draft_is_found_before_the_target_is_loaded(
