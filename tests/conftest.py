@@ -54,7 +54,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "  tiny:\n"
         "    target: {folder: target}\n"
         "    draft: {folder: draft}\n"
-        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 40}\n"
+        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 40, fallback: false}\n"
     )
     return models
 

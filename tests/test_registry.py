@@ -73,7 +73,7 @@ def test_unknown_pair_names_the_known_ones():
         ("pairs:\n  a:\n    target: {folder: x}\n", "line 2: pairs.a.draft: is missing"),
         (
             f"pairs:\n  a:\n    {PAIR}    defaults:\n      gamma: 0\n",
-            "line 6: pairs.a.defaults.gamma: Input should be greater",
+            "line 6: pairs.a.defaults.gamma: 0 is neither auto nor a number from 1 to 64",
         ),
         (
             f"pairs:\n  a:\n    {PAIR}    rules:\n      balanced:\n        anchor_margin: -1\n",

@@ -21,9 +21,9 @@ from lvspec_cli.types import DecodeSettings, RoundCosts, RuleSettings
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedModel, LoadedPair
 
-# What is expected before anything was counted, and how much that weighs. Results hardly depend on either.
-EXACT_TRUTH, LOOSE_TRUTH = 1.0, 0.5  # share of the draft's doubt that comes true
-DOUBT_WEIGHT = 4.0  # refusals
+# What is expected before anything was counted, and how much that weighs: as on the bundled pair.
+EXACT_TRUTH, LOOSE_TRUTH = 1.0, 0.25  # share of the draft's doubt that comes true
+DOUBT_WEIGHT = 2.0  # refusals
 PACE = 1.5  # tokens a step
 PACE_WEIGHT = 5.0  # steps
 FADING = 0.9  # what counts weigh when one more round is over

@@ -19,7 +19,7 @@ def evil_pair(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     models.write_text(
         "default: tiny\npairs:\n  tiny:\n    world: noise\n"
         f"    target: {{folder: {folder}/target}}\n    draft: {{folder: {folder}/draft}}\n"
-        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 120}\n"
+        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 120, fallback: false}\n"
     )
     return models
 

@@ -1,0 +1,256 @@
+"""Gamma auto: when to draft on, what is learnt of a round, and that answers stay what they are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.speculation.adapt import (
+    EXACT_TRUTH,
+    LOOSE_TRUTH,
+    Guide,
+    costs_of_sizes,
+    guide_for,
+    round_cost,
+)
+from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import Adaptation, DecodeSettings, Mode, PairPrompts, RoundCosts, RuleSettings
+from tests.speculation.conftest import decode, generate, prompts_for, with_generation
+from tests.speculation.test_engine import Transfers
+from tests.tiny_models import FAMILIES
+
+# At the pace of 1.5 tokens a step, one more token has to be kept with a chance above .15.
+GUIDE = Guide(RoundCosts(draft=0.1, verification=1.0, row=0.0, overhead=0.0), most=4)
+CHEAP = Adaptation(costs=RoundCosts(draft=0.05, verification=1.0, row=0.01, overhead=0.1))
+AUTO = DecodeSettings(mode=Mode.EXACT, adaptation=CHEAP, max_new_tokens=24)
+LIKELY = st.floats(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("likely", "goes_on"),
+    [
+        ((), True),
+        ((0.5,), True),
+        ((0.1,), False),
+        ((0.5, 0.4), True),
+        ((0.5, 0.2), False),
+        ((0.9, 0.9, 0.2), True),
+        ((0.9, 0.9, 0.1), False),
+        ((1.0, 1.0, 1.0, 1.0), False),  # as many as there may be
+    ],
+)
+def test_drafting_goes_on_while_all_are_likely_to_be_kept(likely: tuple[float, ...], goes_on: bool) -> None:
+    assert GUIDE.goes_on(likely) is goes_on
+
+
+def test_a_round_is_learnt_from() -> None:
+    after = GUIDE.after((0.9, 0.6, 0.5), kept=1, tokens=2)
+    # Judged were the first two: a doubt of .5, one refused. The round cost 1.3 steps.
+    assert after.refused == 1
+    assert after.doubted == pytest.approx(0.5)
+    assert after.kept(0.6) == pytest.approx(1 - (2 + 1) / (2 + 0.5) * 0.4)
+    assert after.pace == pytest.approx((5 * 1.5 + 2) / (5 + 1.3))
+    later = after.after((0.8,), kept=1, tokens=2)
+    assert later.refused == pytest.approx(0.9)
+    assert later.doubted == pytest.approx(0.9 * 0.5 + 0.2)
+    assert later.tokens == pytest.approx(0.9 * 2 + 2)
+    assert later.steps == pytest.approx(0.9 * 1.3 + 1.1)
+
+
+def test_doubts_that_never_come_true_do_not_count_for_long() -> None:
+    guide = replace(GUIDE, most=8)
+    for _ in range(30):
+        guide = guide.after((0.6,) * 8, kept=8, tokens=9)
+    assert guide.goes_on((0.6,) * 7)
+    assert not replace(GUIDE, most=8).goes_on((0.6,) * 7)
+
+
+def test_a_draft_that_is_sure_and_wrong_drafts_less() -> None:
+    def count(guide: Guide) -> int:
+        return next(length for length in range(17) if not guide.goes_on((0.9,) * length))
+
+    guide = replace(GUIDE, most=16)
+    assert count(guide) == 16
+    for _ in range(30):
+        guide = guide.after((0.9,), kept=0, tokens=1)
+    assert count(guide) < 6
+
+
+@given(
+    likely=st.lists(LIKELY, max_size=6),
+    rounds=st.lists(st.tuples(st.lists(LIKELY, max_size=6), st.integers(0, 6)), max_size=5),
+    draft=st.floats(0.001, 3),
+    most=st.integers(1, 8),
+    at=st.integers(0, 5),
+    less=LIKELY,
+)
+def test_laws(
+    likely: list[float],
+    rounds: list[tuple[list[float], int]],
+    draft: float,
+    most: int,
+    at: int,
+    less: float,
+) -> None:
+    guide = Guide(RoundCosts(draft=draft), most)
+    for drafted, kept in rounds:
+        kept = min(kept, len(drafted))
+        guide = guide.after(drafted, kept, kept + 1)
+    assert not guide.goes_on([*likely, *[1.0] * most])
+    if guide.goes_on(likely):
+        # Whoever goes on went on before, and would with a draft that is cheaper or surer.
+        assert all(guide.goes_on(likely[:count]) for count in range(len(likely)))
+        assert replace(guide, costs=RoundCosts(draft=draft / 2)).goes_on(likely)
+    elif likely:
+        doubtful = [each * less if place == at else each for place, each in enumerate(likely)]
+        assert not guide.goes_on(doubtful)
+
+
+def world(seed: int, truth: float) -> Iterator[tuple[float, bool]]:
+    """A draft's probability of each next token, and whether it is kept: ``truth`` of its doubt comes true."""
+    dice = random.Random(seed)
+    while True:
+        likely = dice.betavariate(4, 1) if dice.random() < 0.8 else dice.betavariate(2, 3)
+        yield likely, dice.random() > truth * (1 - likely)
+
+
+def played(guide: Guide, fixed: int | None, truth: float) -> float:
+    """Tokens a step over answers of 100 tokens: by the guide, or with a fixed gamma."""
+    tokens, steps = 0, 0.0
+    for seed in range(30):
+        states, now, said = world(seed, truth), guide, 0
+        ahead: list[tuple[float, bool]] = []
+        while said < 100:
+            likely: list[float] = []
+            while len(likely) < fixed if fixed else not likely or now.goes_on(likely):
+                if len(ahead) == len(likely):
+                    ahead.append(next(states))
+                likely.append(ahead[len(likely)][0])
+            kept = next((place for place in range(len(likely)) if not ahead[place][1]), len(likely))
+            # The target's own token takes the place of the refused one, or of one that was not drafted.
+            del ahead[: kept + 1]
+            now, said, steps = (
+                now.after(likely, kept, kept + 1),
+                said + kept + 1,
+                steps + round_cost(len(likely), guide.costs),
+            )
+        tokens += said
+    return tokens / steps
+
+
+@pytest.mark.parametrize("truth", [1.0, 0.5, 0.2])
+@pytest.mark.parametrize("draft", [0.03, 0.08, 0.25])
+def test_auto_is_no_slower_than_the_best_fixed_gamma(draft: float, truth: float) -> None:
+    costs = RoundCosts(draft=draft, verification=1.2, row=0.03, overhead=0.1)
+    guide = Guide(costs, 16, EXACT_TRUTH if truth == 1 else LOOSE_TRUTH)
+    best = max(played(guide, fixed, truth) for fixed in range(1, 17))
+    assert played(guide, None, truth) >= 0.97 * best
+
+
+def test_costs_where_none_are_known_are_those_of_reading_the_weights(pairs: dict[str, LoadedPair]) -> None:
+    assert costs_of_sizes(target_bytes=400, draft_bytes=100).draft == 0.25
+    pair = pairs["qwen2_5_vl"]
+    assert pair.draft is not None
+    layers = pair.draft.model.model.language_model.layers
+    assert len(layers) == 3
+    halved = replace(pair.draft, family=_FewerLayers(pair.draft.family, 1))
+    guide = guide_for(DecodeSettings(), RuleSettings(), replace(pair, draft=halved))
+    assert guide is not None
+    assert guide.costs.draft == pytest.approx(1 / 3)
+    assert guide_for(DecodeSettings(gamma=3), RuleSettings(), pair) is None
+
+
+class _FewerLayers:
+    """A family whose models end after the first layers."""
+
+    def __init__(self, family: object, count: int) -> None:
+        self._family, self._count = family, count
+
+    def layers(self, model: object) -> Sequence[object]:
+        return self._family.layers(model)[: self._count]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(
+    seed=st.integers(0, 5),
+    draft=st.sampled_from([0.01, 0.1, 0.5, 3.0]),
+    most=st.integers(1, 12),
+    penalty=st.sampled_from([1.0, 1.0, 1.3]),
+    ends=st.sets(st.integers(0, 23), max_size=2),
+    limit=st.integers(1, 24),
+)
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_exact_mode_stays_exact(
+    pairs: dict[str, LoadedPair],
+    family: str,
+    seed: int,
+    draft: float,
+    most: int,
+    penalty: float,
+    ends: set[int],
+    limit: int,
+) -> None:
+    pair = with_generation(pairs[family], repetition_penalty=penalty)
+    prompts = prompts_for(pair, seed=seed)
+    free = generate(pair, prompts.target, max_new_tokens=24)
+    pair = with_generation(
+        pair, end_ids=(*pair.target.generation.end_ids, *(free[at] for at in ends if at < len(free)))
+    )
+    wanted = replace(
+        AUTO, adaptation=Adaptation(most, RoundCosts(draft)), max_new_tokens=limit, repetition_guard=False
+    )
+    found, rounds = decode(pair, prompts, wanted)
+    assert list(found.tokens) == generate(pair, prompts.target, max_new_tokens=limit)
+    assert found.stats.gamma == max((len(done.drafted) for done in rounds), default=0) <= most
+
+
+def own_draft(pair: LoadedPair) -> tuple[LoadedPair, PairPrompts]:
+    """A target that is its own draft: everything is kept."""
+    pair = with_generation(replace(pair, draft=pair.target), end_ids=())
+    return pair, prompts_for(pair)
+
+
+def test_rounds_grow_with_a_draft_that_is_always_right(pair: LoadedPair) -> None:
+    pair, prompts = own_draft(pair)
+    wanted = replace(AUTO, max_new_tokens=100, repetition_guard=False)
+    _, rounds = decode(pair, prompts, wanted)
+    lengths = [len(done.drafted) for done in rounds[1:-1]]
+    assert lengths[-1] > lengths[0]
+    assert len(set(lengths)) > 2
+    dear = replace(wanted, adaptation=Adaptation(costs=RoundCosts(draft=1.0)))
+    assert {len(done.drafted) for done in decode(pair, prompts, dear)[1][1:]} <= {0, 1}
+
+
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.LVSPEC])
+def test_the_same_answer_has_the_same_rounds(pair: LoadedPair, mode: Mode) -> None:
+    session, wanted = Session(pair), replace(AUTO, mode=mode)
+    for question in ("What moves?", "colour", "What moves?"):
+        prompts = prompts_for(pair, question)
+        kept, kept_rounds = decode(pair, prompts, wanted, session)
+        fresh, fresh_rounds = decode(pair, prompts, wanted)
+        assert (kept.tokens, kept_rounds) == (fresh.tokens, fresh_rounds)
+
+
+def test_sampling_drafts_as_it_goes_too(pair: LoadedPair) -> None:
+    pair, prompts = own_draft(pair)
+    wanted = replace(AUTO, temperature=1.0, max_new_tokens=40, repetition_guard=False)
+    found, rounds = decode(pair, prompts, wanted)
+    assert found.tokens == decode(pair, prompts, wanted)[0].tokens
+    assert found.stats.acceptance_rate == pytest.approx(1.0)
+    assert len({len(done.drafted) for done in rounds[1:-1]}) > 1
+
+
+def test_each_drafted_token_takes_one_transfer_to_the_host(pair: LoadedPair) -> None:
+    pair, prompts = own_draft(pair)
+    steps = Session(pair).answer(prompts, AUTO)
+    next(steps)
+    for _ in range(2):
+        with Transfers() as transfers:
+            done = next(steps)
+        assert transfers.count == len(done.drafted) + 1
