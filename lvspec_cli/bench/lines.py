@@ -12,6 +12,7 @@ HEADINGS = (
     "c", "v", "o", "predicted",
 )  # fmt: skip
 WINNER = "*"
+FEW_CLIPS = 20  # below it a bootstrap has too little to draw from
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -105,6 +106,7 @@ def notes(results: Results) -> Iterator[str]:
         f" {results.settings.max_new_tokens} tokens; speedups are medians over clips against"
         f" {results.reference}, with 95 % intervals"
     )
+    yield from few_clips(clips)
     for item in results.items:
         if item.error is not None:
             yield f"not measured: {item.id}: {item.error}"
@@ -127,6 +129,12 @@ def notes(results: Results) -> Iterator[str]:
         least = percent(MIN_RETENTION, 1)
         yield f"none is faster than {results.reference} and shown to keep {least} of its quality"
     yield machine(results.environment)
+
+
+def few_clips(clips: int) -> Iterator[str]:
+    """A warning of intervals that promise too much, where there is need."""
+    if clips < FEW_CLIPS:
+        yield f"intervals over fewer than {FEW_CLIPS} clips ({clips} here) are narrower than they should be"
 
 
 def machine(environment: Environment) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lvspec_cli.batch.audited import AuditSummary
-from lvspec_cli.bench.lines import estimate, number, percent, retention, spread
+from lvspec_cli.bench.lines import estimate, few_clips, number, percent, retention, spread
 from lvspec_cli.bench.results import Fidelity
 
 
@@ -24,6 +24,7 @@ def audit_lines(summary: AuditSummary, share: float) -> Iterator[str]:
         yield f"audit: decoding is {spread(summary.speedup)} times as fast as ar"
     if summary.fidelity is not None:
         yield from _kept(summary.fidelity)
+        yield from (f"audit: {line}" for line in few_clips(summary.fidelity.clips))
 
 
 def _kept(found: Fidelity) -> Iterator[str]:

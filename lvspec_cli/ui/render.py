@@ -109,10 +109,11 @@ def _mode(view: View) -> str:
 def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
     """Each stage: waiting, how far and for how long, or how long it took. Seconds in all of them."""
     text = Text()
+    auditing = view.stages.get(Stage.AUDITING, StageView()).running
     for stage in Stage:
         now = view.stages.get(stage, StageView())
-        if stage is Stage.AUDITING and not now.running:
-            continue
+        if stage is (Stage.ANSWERING if auditing else Stage.AUDITING):
+            continue  # one follows the other, and there is no room for both
         if text:
             text.append("  ")
         _append_stage(text, stage, now, plain, elapsed)

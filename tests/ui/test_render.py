@@ -67,6 +67,10 @@ def test_four_stages_fit_into_80_columns_and_the_running_one_counts_seconds():
         "● loading 25% 3 s"
     )
     assert draw(view, elapsed=0.9)[1].endswith("● answering")
+    auditing = fold(fold(view, StageFinished(Stage.ANSWERING, 9.9)), StageStarted(Stage.AUDITING))
+    assert draw(auditing, elapsed=5.0)[1].endswith("● audit 5 s")
+    audited = fold(auditing, StageFinished(Stage.AUDITING, 9.9))
+    assert draw(audited)[1].endswith("✓ answering 9.9 s")
 
 
 long_words = st.lists(st.text(st.characters(exclude_categories=()), max_size=60), max_size=60)

@@ -1,0 +1,40 @@
+"""What is said below the rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from lvspec_cli.bench.lines import few_clips, notes
+from lvspec_cli.bench.results import BenchMode, Estimate, Fidelity, ModeResult, Spread
+from tests.bench.made import item, results
+
+
+def fast(mode: BenchMode, retention: float | None = None) -> ModeResult:
+    change = Estimate(value=-0.02, low=-0.05, high=0.0)
+    return ModeResult(
+        mode=mode,
+        gamma=4,
+        speedup_vs_ar=Spread(median=2.0, low=1.9, high=2.1),
+        retention=None if retention is None else Estimate(value=retention, low=retention, high=1.0),
+        fidelity=Fidelity(answers=9, clips=9, log_probability_change=change, length=9.0, ar_length=9.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (fast(BenchMode.LVSPEC, 0.999), "the fastest of those that keep 99.8 % of ar's quality"),
+        (fast(BenchMode.EXACT), "the fastest of those that keep 99.8 % of ar's quality"),
+        (fast(BenchMode.LVSPEC), "no right answers are known"),
+        (fast(BenchMode.LVSPEC, 0.9), "none is faster than ar and shown to keep 99.8 %"),
+    ],
+)
+def test_it_is_said_by_what_the_winner_won(mode: ModeResult, said: str):
+    assert said in "\n".join(notes(results((mode,))))
+
+
+def test_few_clips_are_said_to_be_few():
+    assert any("(1 here)" in line for line in notes(results(())))
+    many = tuple(item(f"{number}.mp4") for number in range(20))
+    assert not any("narrower" in line for line in notes(results((), items=many)))
+    assert len(list(few_clips(19))) == 1
