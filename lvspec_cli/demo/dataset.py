@@ -28,7 +28,7 @@ from lvspec_cli.demo.guides import (
 )
 from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS, TOKENS_PER_SECOND
 from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
-from lvspec_cli.demo.questions import questions
+from lvspec_cli.demo.questions import questions, yes_no_questions
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position, sample_scene
 
@@ -81,12 +81,14 @@ class SceneDataset(Dataset[Example]):
         seed: int,
         turns: int = 5,
         eventful: float = 0.0,
+        decisions: int = 0,
     ) -> None:
         self.processor = processor
         self.count = count
         self.seed = seed
         self.turns = turns
         self.eventful = eventful
+        self.decisions = decisions
         self.fact_tokens = fact_tokens(processor)
 
     def __len__(self) -> int:
@@ -98,10 +100,8 @@ class SceneDataset(Dataset[Example]):
         times = sample_times(scene, rng)
         video = frame_values(self.processor, scene, times)
         turns = [Turn(rng.choice(CAPTION_PROMPTS), tuple(told_caption(scene, rng)))]
-        turns += [
-            Turn(item.question, (Told(item.answer, item.about),))
-            for item in questions(scene, rng)[: self.turns]
-        ]
+        asked = questions(scene, rng)[: self.turns] + yes_no_questions(scene, rng, self.decisions)
+        turns += [Turn(item.question, (Told(item.answer, item.about),)) for item in asked]
         grid = video["video_grid_thw"][0]
         seconds_per_grid = 2 * (times[-1] - times[0]) / (len(times) - 1)
         tokens = pack_turns(self.processor, turns, grid, seconds_per_grid)

@@ -54,6 +54,11 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     return found
 
 
+def yes_no_questions(scene: Scene, rng: random.Random, count: int) -> list[Question]:
+    """That many further questions to be answered by yes or no, of both kinds."""
+    return [question for _ in range(count) for question in rng.choice((_exists, _does_it))(scene, rng)]
+
+
 def _named(item: SceneObject, rng: random.Random, *, full: bool = False) -> str:
     """A name of the object that is clear in its scene: colours and shapes are each unique."""
     shape = rng.choice(SHAPES[item.shape])

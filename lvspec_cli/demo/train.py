@@ -68,6 +68,8 @@ class Plan:
     told_after: int  # and after which they read the answers'
     guided_until: int  # step until which the guides' loss goes on beside the text's
     eventful: float  # share of the scenes that are the one of two with more events
+    decisions: int  # questions a clip, beside the others, that are answered by yes or no
+    decision_weight: float  # of a loss of the yes and no themselves: a token of each answer, else drowned
     seed: int
     save_every: int
     checked: int  # held-out clips that a line of the log is about
@@ -162,6 +164,14 @@ def text_loss(
     return (losses * weights).sum() / weights.sum()
 
 
+def decision_loss(run: Run, hidden: Tensor, batch: Batch) -> Tensor:
+    """Of the yes or no that begins an answer; 0 where the batch has none."""
+    decided = torch.isin(batch.labels, run.decisions)
+    if not decided.any():
+        return hidden.new_zeros(())
+    return functional.cross_entropy(run.model.lm_head(hidden[decided]).float(), batch.labels[decided])
+
+
 @torch.no_grad()
 def fact_accuracy(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch]) -> tuple[float, float]:
     """Share of fact tokens, and loss of all tokens, predicted right with the reference text before them."""
@@ -221,6 +231,17 @@ def guide_accuracy(run: Run, batches: list[Batch]) -> str:
     return " ".join(parts)
 
 
+@torch.no_grad()
+def decision_accuracy(run: Run, batches: list[Batch]) -> float:
+    """Share of yes and no that are right."""
+    rights = []
+    for batch in batches:
+        decided = torch.isin(batch.labels, run.decisions)
+        hidden = forward_hidden(run.model, batch, True).last[decided]
+        rights.append(run.model.lm_head(hidden).argmax(-1) == batch.labels[decided])
+    return float(torch.cat(rights).float().mean())
+
+
 def guided_positions(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     """Where the guides read, bool (B, T) each: at the video, and before a token about an object."""
     return batch.input_ids == run.model.config.video_token_id, batch.told_labels[1] != IGNORED
@@ -264,6 +285,12 @@ class Run:
     optimizers: list[torch.optim.Optimizer]
     processor: Qwen2_5_VLProcessor
     out: Path
+
+    @property
+    def decisions(self) -> Tensor:
+        """Ids of Yes and No, as an answer begins with them, long (2,)."""
+        ids = [self.processor.tokenizer.encode(word)[0] for word in ("Yes,", "No,")]
+        return torch.tensor(ids, device=self.model.device)
 
     @property
     def state_file(self) -> Path:
@@ -365,7 +392,7 @@ def progress_line(run: Run, checks: list[Batch], done: int) -> str:
     if done <= run.plan.vision_first:
         return f"step {done} patches {patch_accuracy(run.model, run.reader, checks)}"
     accuracy, loss = fact_accuracy(run.model, checks)
-    line = f"step {done} facts {accuracy:.4f} loss {loss:.4f}"
+    line = f"step {done} facts {accuracy:.4f} loss {loss:.4f} decisions {decision_accuracy(run, checks):.3f}"
     return f"{line} {guide_accuracy(run, checks)}" if done <= run.plan.guided_until else line
 
 
@@ -396,6 +423,7 @@ def step_loss(run: Run, batch: Batch | SliceBatch, step: int) -> Tensor:
     hidden = forward_hidden(model, batch, step < plan.frozen_until)
     falling = step >= plan.steps * (1 - plan.decay)
     loss = text_loss(model, hidden.last, batch, 1.0 if falling else plan.fact_weight)
+    loss = loss + plan.decision_weight * decision_loss(run, hidden.last, batch)
     if step < plan.guided_until:
         loss = loss + guide_loss(run, hidden, batch)
     if plan.frozen_until <= step < plan.dense_until:
@@ -427,6 +455,8 @@ def main() -> None:
     parser.add_argument("--told-after", type=int, default=4)
     parser.add_argument("--guided-until", type=int, default=12_000)
     parser.add_argument("--eventful", type=float, default=0.0)
+    parser.add_argument("--decisions", type=int, default=0)
+    parser.add_argument("--decision-weight", type=float, default=0.0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--checked", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)

@@ -225,6 +225,6 @@ def _run(start_from: Path, out: Path, stop_after: int | None = None) -> None:
     plan = Plan(
         half="draft", layers=1, steps=4, batch=2, learning_rate=1e-3, warm_up=2, decay=0.5, vision_first=1,
         slices=4, frozen_until=2, dense_until=3, fact_weight=2.0, seen_after=1, told_after=1, guided_until=3,
-        eventful=0.5, seed=1, save_every=2, checked=4,
+        eventful=0.5, decisions=2, decision_weight=0.5, seed=1, save_every=2, checked=4,
     )  # fmt: skip
     train(plan, out, device=torch.device("cpu"), workers=0, start_from=start_from, after_step=watch)
