@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.models.load import load_pair
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, FinishReason, Mode, TokenKind
@@ -81,7 +81,7 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
         limit=st.integers(1, 24),
     )
 )
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_exact_is_generate_at_any_setting(subject: Subject, case: Case) -> None:
     check(subject, case)
 
@@ -107,21 +107,18 @@ def test_a_batch_of_questions_over_one_prefix(subject: Subject) -> None:
         assert list(found.tokens) == subject.generate("wide", question, max_new_tokens=16)
 
 
-def with_likeliest_padding(pair: LoadedPair) -> LoadedPair:
-    """The likeliest token of all is one of the target's padding, which a smaller draft has no row for."""
+def test_paddings_of_the_vocabularies_may_differ(subject: Subject, tmp_path: Path) -> None:
+    """The pair's own draft has more rows than its target, this one has fewer."""
+    assert subject.pair.draft is not None
+    assert subject.pair.draft.vocabulary > subject.pair.target.vocabulary
+    target, shape = subject.folders[0], TinyShape(extra_vocabulary=0)
+    draft = save_model(tmp_path / "draft", subject.family, shape=shape, noise=(target, 0.01))
+    pair = load_pair(target, draft, device="cpu", dtype="float32")
+    assert pair.draft is not None
+    assert pair.draft.vocabulary < pair.target.vocabulary
+    # The likeliest token of all is one of the target's padding, which the draft has no row for.
     with torch.no_grad():
         pair.target.model.lm_head.weight[-1] = 3 * pair.target.model.lm_head.weight[90]
-    return pair
-
-
-@pytest.mark.parametrize("padding", [0, 60])
-def test_paddings_of_the_vocabularies_may_differ(subject: Subject, tmp_path: Path, padding: int) -> None:
-    shape = TinyShape(extra_vocabulary=padding)
-    target = subject.folders[0]
-    draft = save_model(tmp_path / "draft", subject.family, shape=shape, noise=(target, 0.01))
-    pair = with_likeliest_padding(load_pair(target, draft, device="cpu", dtype="float32"))
-    assert pair.draft is not None
-    assert pair.draft.vocabulary == pair.target.vocabulary + padding - 8
     tokens = set()
     for clip in ("one-frame", "odd", "wide"):
         found, _ = decode(pair, subject.prompts(clip), WANTED)

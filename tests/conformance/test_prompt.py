@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.models.decoder import Decoder, kept_places
-from lvspec_cli.models.load import check_tokenizers
+from lvspec_cli.models.load import LoadedModel, check_tokenizers
 from lvspec_cli.models.processing import features_of
 from lvspec_cli.models.visual_tokens import visual_token_counter
 from lvspec_cli.prompt import build_prompts, chat_text
@@ -96,16 +98,22 @@ def test_times_stand_in_the_text_of_families_that_write_them(subject: Subject) -
     assert written == (subject.family in EXPECTED_TIMES)
 
 
-def test_a_pruned_video_keeps_its_features_and_positions(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without attention every row stands alone: what is left is what it was among all."""
+@contextmanager
+def without_attention(loaded: LoadedModel) -> Iterator[None]:
+    """What attention gathers is thrown away: every row stands alone."""
+    weights = [layer.self_attn.o_proj.weight for layer in loaded.family.layers(loaded.model)]
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            weight.zero_()
+        yield
+        for weight, values in zip(weights, before, strict=True):
+            weight.copy_(values)
+
+
+def test_a_pruned_video_keeps_its_features_and_positions(subject: Subject) -> None:
     loaded, prompt = subject.pair.target, subject.prompts("wide").target
-    for layer in loaded.family.layers(loaded.model):
-        projection = layer.self_attn.o_proj
-        zeros = torch.nn.Parameter(torch.zeros_like(projection.weight), requires_grad=False)
-        monkeypatch.setattr(projection, "weight", zeros)
-    with torch.inference_mode():
+    with without_attention(loaded), torch.inference_mode():
         whole = Decoder(loaded).encode(prompt)
         pruned = Decoder(loaded).encode(prompt, keep=0.4)
     places = kept_places(prompt.video_mask[: prompt.prefix_length], 0.4)
