@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import time
 
-from lvspec_cli.events import RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.events import Noted, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.types import Round, TokenKind
 from lvspec_cli.ui import progress
 from lvspec_cli.ui.progress import PlainProgress
@@ -29,9 +29,16 @@ def test_a_slow_stage_says_how_far_it_is(monkeypatch):
     stream = io.StringIO()
     plain = PlainProgress(stream)
     plain.listen(StageStarted(Stage.LOADING))
-    plain.listen(StageAdvanced(Stage.LOADING, 0.25, 1.0))
-    line = stream.getvalue()
-    assert line == "loading  25% 00:00\n"
+    plain.listen(StageAdvanced(Stage.LOADING, 16.5e9, 66e9))
+    plain.listen(StageStarted(Stage.DECODING))
+    plain.listen(StageAdvanced(Stage.DECODING, 6, 24))
+    assert stream.getvalue() == "loading  25% 16.5G/66.0GB 00:00\ndecoding  25% 00:00\n"
+
+
+def test_what_was_decided_is_a_line():
+    stream = io.StringIO()
+    PlainProgress(stream).listen(Noted("target in nf4: \x1b[31mas asked"))
+    assert stream.getvalue() == "target in nf4: \\x1b[31mas asked\n"
 
 
 def test_a_terminal_gets_a_bar_that_is_taken_away(monkeypatch):
