@@ -28,7 +28,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_shipped_file_has_the_bundled_pair_as_default():
+def test_the_bundled_pair_is_taken_where_nothing_was_chosen():
     registry = load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"})
     name, pair = registry.pair(None)
     assert name == "demo"
@@ -110,7 +110,7 @@ def test_missing_file_and_bytes_that_are_no_text(tmp_path: Path):
 
 def test_an_empty_file_adds_nothing(tmp_path: Path):
     models = write(tmp_path / "m.yaml", "# nothing yet\n")
-    assert load_registry(models, {}).default == "demo"
+    assert load_registry(models, {}).default == "auto"
 
 
 def test_rule_under_each_looseness(tmp_path: Path):

@@ -71,16 +71,17 @@ def ask(
         if not debug:
             quieten_libraries()
         from lvspec_cli import pipeline
+        from lvspec_cli.cli.pairs import chosen_pair
         from lvspec_cli.cli.questions import checked_text, collect_questions
         from lvspec_cli.cli.show import showing
-        from lvspec_cli.registry import load_registry
 
-        name, chosen = load_registry(models).pair(pair)
+        name, chosen, note = chosen_pair(given)
         request = pipeline.AskRequest(
             video=video_request(given, chosen.defaults),
             questions=collect_questions(question, more_questions or (), questions),
             pair_name=name,
             pair=chosen,
+            pair_note=note,
             settings=decode_settings(given, chosen),
             system=None if system is None else checked_text(system, "--system"),
             device=device,

@@ -16,7 +16,7 @@ def complete_pair(incomplete: str) -> list[str]:
     from lvspec_cli.registry import load_registry
 
     try:
-        return [name for name in load_registry().pairs if name.startswith(incomplete)]
+        return [name for name in ("auto", *load_registry().pairs) if name.startswith(incomplete)]
     except LvspecError:
         return []
 
@@ -25,7 +25,7 @@ PairName = Annotated[
     str | None,
     typer.Option(
         "--pair", envvar="LVSPEC_PAIR", autocompletion=complete_pair, metavar="NAME",
-        help="The target and its draft; `lvspec models` lists them.",
+        help="The target and its draft, of `lvspec models`; auto is the best that is here and fits.",
     ),
 ]  # fmt: skip
 ModelsPath = Annotated[

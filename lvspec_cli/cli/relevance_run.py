@@ -21,6 +21,7 @@ from lvspec_cli.bench.relevance import (
 from lvspec_cli.bench.relevance_measure import Header, captions_of, measure_relevance
 from lvspec_cli.bench.report import write_report
 from lvspec_cli.bench.run import demo_clips
+from lvspec_cli.cli.pairs import chosen_pair, tell
 from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.requests import decode_settings, video_request
@@ -28,7 +29,6 @@ from lvspec_cli.errors import OutputError
 from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import settings_fields
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
-from lvspec_cli.registry import load_registry
 from lvspec_cli.types import DecodeSettings, Looseness, Mode, RelevanceName, RuleSettings, VideoRequest
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.relevance import plain_schemes, scheme_table
@@ -67,7 +67,7 @@ def relevance_all(given: Mapping[str, Any]) -> int:
 
 
 def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> RelevanceResults:
-    name, pair = load_registry(given["models"]).pair(given["pair"])
+    name, pair, note = chosen_pair(given)
     request = AskRequest(
         video=video_request({**given, "video": ""}, pair.defaults),
         questions=(),
@@ -81,6 +81,7 @@ def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> Relev
     )
     clips = _clips(given, request.video, progress)
     request = pinned_request(request)
+    tell(note, given)
     loaded = load(request, progress.listen if progress else lambda event: None)
     if progress:
         progress.begin(LABELS[1])

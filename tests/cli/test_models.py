@@ -151,6 +151,16 @@ def spoil(path: Path, change: dict[str, object] | None) -> None:
     path.write_text(json.dumps(values))
 
 
+def test_ask_says_which_pair_it_takes_and_why(here: Run, video_file: Path) -> None:
+    asked = ["ask", video_file, "What happens?", "--max-new-tokens", "3"]
+    first = here(*asked).stderr.splitlines()[0]
+    assert first.startswith(
+        "pair demo (auto): no other is on this machine; `lvspec models pull smolvlm2-2.2b-256m`"
+    )
+    assert here(*asked, "--quiet").stderr == ""
+    assert "(auto)" not in here(*asked, environment={"LVSPEC_PAIR": "demo"}).stderr
+
+
 def test_doctor(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
