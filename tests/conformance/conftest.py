@@ -21,7 +21,7 @@ from tests.tiny_models import make_clip, save_pair
 CLIPS: dict[str, Clip] = {
     "one-frame": make_clip(1),
     "two-frames": make_clip(2, seed=1, spacing=1.0),
-    # Two frames in whole seconds: earlier releases of transformers cut fractions (tests/models/test_prompt.py).
+    # A second for two frames: early releases of transformers 5 cut fractions (tests/models/test_prompt.py).
     "odd": make_clip(5, seed=2),
     "wide": make_clip(4, seed=3, width=100),
     "tall-and-odd": make_clip(3, seed=4, size=100, width=60, spacing=2.0),
