@@ -50,7 +50,7 @@ def test_what_is_printed_is_a_models_yaml_and_the_bench_reads_it(tiny, clips: Pa
     assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
     assert read_results(out / "report").blocks == before
     found = ("--models", out / "models.yaml", "--pair", "tiny", "--variants", out / "variants.yaml")
-    few = ("--modes", "ar,lvspec", "--limit", 1, "--out", tmp_path / "bench")
+    few = ("--modes", "ar,lvspec", "--limit", 1, "--frames", 2, "--out", tmp_path / "bench")
     used = tiny("bench", clips, *found, *few)
     assert used.returncode == 0, used.stderr
     assert "lvspec/attention" in used.stdout
