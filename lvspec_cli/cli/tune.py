@@ -23,9 +23,11 @@ Budget = Annotated[
 MinFidelity = Annotated[
     float,
     typer.Option(
-        "--min-fidelity", metavar="PERCENT", help="Quality to keep of ar's: the lower end of its interval."
+        "--min-fidelity", metavar="PERCENT",
+        help="Quality to keep of ar's, as the lower end of its interval: of facts and answers where the right "
+        "ones are known, else of how likely the target finds the text, a token.",
     ),
-]
+]  # fmt: skip
 Gammas = Annotated[
     str, typer.Option("--gamma", metavar="LIST", help="What to try for gamma: auto,4,8,12,16.")
 ]
