@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lvspec_cli.bench.modes import ALL_MODES, parse_gammas, parse_modes, settings_of, variants_of
@@ -43,6 +45,7 @@ def test_modes_that_make_no_sense_are_refused(text: str, said: str):
 
 def test_gammas_are_read_in_ascending_order():
     assert parse_gammas("8, 3,12,3") == (3, 8, 12)
+    assert parse_gammas("auto,12,3,auto") == (3, 12, "auto")
 
 
 @pytest.mark.parametrize("text", ["0", "65", "3,x", "-2", "1.5", ",", "²"])
@@ -65,6 +68,19 @@ def test_plain_modes_have_no_gamma_and_the_assistant_also_its_own():
     )
     assert str(found[1]) == "lvspec:lexicon γ=3"
     assert str(found[0]) == "ar"
+
+
+def test_auto_is_one_more_gamma_which_transformers_does_not_know():
+    assert variants_of(parse_modes("ar,lvspec,hf-assisted"), (3, "auto")) == (
+        Variant(BenchMode.AR),
+        Variant(BenchMode.LVSPEC, 3),
+        Variant(BenchMode.LVSPEC, "auto"),
+        Variant(BenchMode.HF_ASSISTED),
+        Variant(BenchMode.HF_ASSISTED, 3),
+    )
+    base = replace(BASE, gamma=5, fallback=True)
+    adapting = settings_of(Variant(BenchMode.LVSPEC, "auto"), base, 0.1)
+    assert (adapting.gamma, adapting.fallback) == ("auto", False)
 
 
 def test_all_modes_are_greedy_and_have_the_same_budget():

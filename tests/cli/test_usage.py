@@ -28,7 +28,7 @@ WRONG = [
     (["ask", "x.mp4", "q", "more"], 2, "unexpected extra argument"),
     (["ask", "x.mp4", "q", "--nope"], 2, "No such option: --nope"),
     (["ask", "x.mp4", "q", "--mode", "fast"], 2, "'fast' is not one of 'lvspec', 'exact', 'ar'"),
-    (["ask", "x.mp4", "q", "--gamma", "0"], 2, "Invalid value for '--gamma'"),
+    (["ask", "x.mp4", "q", "--gamma", "0"], 2, "Invalid value for '--gamma': 0 is neither auto nor a number"),
     (["ask", "x.mp4", "q", "--max-new-tokens", "0"], 2, "'--max-new-tokens'"),
     (["ask", "x.mp4", "q", "--temperature", "0.5"], 2, "--temperature has no rule in mode lvspec yet"),
     (["ask", "x.mp4", "q", "--mode", "ar", "--temperature", "inf"], 2, "--temperature inf is out of range"),

@@ -57,7 +57,9 @@ def test_infinite_margins_stay_json():
 def test_settings_hold_only_what_the_mode_reads():
     assert "rule" not in settings_fields(DecodeSettings(mode=Mode.EXACT))
     assert "gamma" in settings_fields(DecodeSettings(mode=Mode.EXACT))
-    assert "gamma" not in settings_fields(DecodeSettings(mode=Mode.AR))
+    assert not {"gamma", "fallback"} & settings_fields(DecodeSettings(mode=Mode.AR)).keys()
+    assert settings_fields(DecodeSettings())["adaptation"] == {"most": 16, "costs": None}
+    assert "adaptation" not in settings_fields(DecodeSettings(gamma=4))
 
 
 def test_a_field_that_is_not_in_the_contract_is_refused():

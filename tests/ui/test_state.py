@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lvspec_cli.events import (
     StageStarted,
 )
 from lvspec_cli.types import Round, TokenKind
+from lvspec_cli.ui.render import BARS, bars, clip_line
 from lvspec_cli.ui.state import StageView, View, fold
 
 EXACT, FILLER, SHIFT, TARGET = TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT, TokenKind.TARGET
@@ -53,6 +55,25 @@ def test_figures_are_those_of_the_finished_answer():
     assert view.acceptance_rate == 2 / 8
     assert view.tokens_per_second == (5 - 1) / 0.8
     assert "".join(piece.text for piece in view.pieces) == "A red ball."
+
+
+def test_rounds_without_the_draft_are_noted_for_the_rest_of_the_clip():
+    alone = RoundDone(2, Round((5,), (TARGET,), fallback=True), (Piece(".", TARGET),), 0.8)
+    assert not after(PREFILL, ROUND).fallback
+    view = after(PREFILL, ROUND, alone, QuestionStarted(2, 2, "Why?"))
+    assert view.fallback
+    assert "without the draft" in clip_line(fold(view, CLIP)).plain
+
+
+def test_bars_reach_from_nothing_to_the_most_that_could_be_accepted():
+    assert bars(after(PREFILL, ROUND, SHORT), 10, plain=True) == bars(
+        replace(after(PREFILL, ROUND, SHORT), gamma="auto"), 10, plain=True
+    )
+    wide = RoundDone(3, Round((1,) * 10, (EXACT,) * 9 + (TARGET,), drafted=(1,) * 9), (), 1.0)
+    grown = reduce(fold, (PREFILL, SHORT, wide), replace(EMPTY, gamma="auto"))
+    assert grown.widest == 9
+    low, high = bars(grown, 10)
+    assert (low, high) == (BARS[1], BARS[-1])
 
 
 def test_nothing_to_say_before_the_first_round():

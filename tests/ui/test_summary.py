@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lvspec_cli.output.records import Requested, Sampling, stats_fields
@@ -18,6 +20,13 @@ def test_speed_then_acceptance():
         "21 tokens in 2.0 s, 10.0 tokens/s",
         "mean accepted length 4.00, 38% accepted (exact 10, filler 4, shift 1)",
     ]
+
+
+def test_that_speculation_was_given_up_is_said_once():
+    first = replace(STATS, fallback=True)
+    assert "without the draft" in answer_summary(record(stats=stats_fields(first, 0.5)))[-1]
+    later = DecodeStats(output_tokens=21, rounds=20, fallback=True, decode_seconds=2.0)
+    assert len(answer_summary(record(stats=stats_fields(later, 0.5)))) == 1
 
 
 def test_the_target_alone_accepts_nothing():
