@@ -36,7 +36,12 @@ def test_the_largest_that_fits() -> None:
     )
     assert best(PAIRS, [LARGE, SMALL, MIDDLE], lambda each: each is not LARGE).name == "qwen2.5-vl-32b-3b"
     asked: list[Here] = []
-    best(PAIRS, [SMALL, MIDDLE, LARGE], lambda each: not asked.append(each))
+
+    def is_fitting(each: Here) -> bool:
+        asked.append(each)
+        return True
+
+    best(PAIRS, [SMALL, MIDDLE, LARGE], is_fitting)
     assert asked == [LARGE]  # no machine is looked at more often than need be
 
 

@@ -96,6 +96,6 @@ def _fetch(missing: Missing, quiet: bool) -> None:
     if not quiet:
         progress.begin(label)
     try:
-        fetch(missing, byte_counter, lambda done, total: progress.advance(label, done, total))
+        fetch(missing, byte_counter, lambda done, total: progress.advance(label, done, total, "B"))
     finally:
         progress.close()

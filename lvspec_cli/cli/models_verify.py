@@ -104,7 +104,7 @@ def _telling(quiet: bool) -> Told:
         if label != name:
             progress.begin(name)
             label = name
-        progress.advance(name, done, total)
+        progress.advance(name, done, total, "B")
         if done >= total:
             progress.close()
             label = ""

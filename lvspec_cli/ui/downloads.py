@@ -18,7 +18,7 @@ def byte_counter(report: Callable[[int, int], None]) -> type[Any]:
     lock = threading.Lock()
     done: dict[int, float] = {}
 
-    class Counter(tqdm):  # type: ignore[type-arg] - it takes none when it runs
+    class Counter(tqdm):  # type: ignore[type-arg] # it takes none when it runs
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self._of_bytes = options.get("unit") == "B"
             options.pop("name", None)

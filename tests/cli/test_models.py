@@ -13,6 +13,7 @@ import pytest
 from lvspec_cli.models.memory import CONTEXT, GIGABYTE, SLACK, Device, Machine, need, together
 from lvspec_cli.models.memory import Choice as Kept
 from lvspec_cli.registry import load_registry
+from lvspec_cli.types import Quantisation
 from tests.conftest import Printed
 from tests.models.test_sizes import size
 
@@ -92,7 +93,11 @@ def pairs_table() -> list[str]:
     lines = ["| pair | target | draft | GB at bfloat16, nf4 | licence |", "| --- | --- | --- | --- | --- |"]
     for name, pair in load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs.items():
         models = ["bundled" if source.bundled else source.name for source in (pair.target, pair.draft)]
-        least = f"{pair.memory['none']:g}, {pair.memory['nf4']:g}" if pair.memory else "any machine"
+        least = (
+            f"{pair.memory[Quantisation.NONE]:g}, {pair.memory[Quantisation.NF4]:g}"
+            if pair.memory
+            else "any machine"
+        )
         lines.append(f"| `{name}` | {models[0]} | {models[1]} | {least} | {pair.licence} |")
     return lines
 

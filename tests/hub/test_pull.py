@@ -151,8 +151,11 @@ def test_a_repository_that_is_not_there_or_has_pickles_only(online: Shell, hub: 
     assert (done.returncode, "some/large holds no safetensors" in done.stderr) == (3, True)
 
 
-def test_files_are_compared_with_their_hashes(online: Shell, hub: Hub) -> None:
+def test_files_are_compared_with_their_hashes(
+    online: Shell, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert online.run("models", "pull", "made-up").returncode == 0
+    from lvspec_cli.hub import hashes_of
     from lvspec_cli.models.verify import Half, check_files
     from lvspec_cli.registry import Source
 
@@ -160,7 +163,10 @@ def test_files_are_compared_with_their_hashes(online: Shell, hub: Hub) -> None:
     half = Half("target", Source(repo="some/large"), folder)
     found = check_files(half, {}, lambda *_: None)
     assert (found.state, found.detail) == ("ok", "4 files match the hashes in the cache's names")
-    known = {path: blob(path, content) for path, content in FILES.items()}
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    known = hashes_of(half.source, COMMIT)
+    assert known == {path: blob(path, content) for path, content in FILES.items()}
     assert check_files(half, known, lambda *_: None).detail == "4 files match the hub's hashes"
     newer = check_files(half, {**known, "config.json": "0" * 40}, lambda *_: None)
     assert (newer.state, "config.json" in newer.detail) == ("failed", True)
