@@ -24,7 +24,7 @@ MinFidelity = Annotated[
     float,
     typer.Option(
         "--min-fidelity", metavar="PERCENT",
-        help="Quality to keep of ar's, as the lower end of its interval: of facts and answers where the right "
+        help="Quality to keep of ar's, as the lower end of its interval: of facts and answers where right "
         "ones are known, else of how likely the target finds the text, a token.",
     ),
 ]  # fmt: skip
