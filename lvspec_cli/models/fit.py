@@ -70,16 +70,25 @@ def fit_pair(
     sizes = Sizes(_size(pair.target, stored[0]), _size(pair.draft, stored[1]))
     wanted = _wanted(machine)
     decision = decide(machine, sizes, load, wanted, gamma=GAMMA, width_limit=width_limit)
+    rows = tuple(_row(sizes, load, machine, each, wanted.element) for each in CANDIDATES)
+    if not machine.gpus and _is_plenty(machine, rows[0].plan):
+        decision = Decision(Quantisation.NONE, Quantisation.NONE, rows[0].plan, "both fit as they are")
     change = None if decision.plan.fits else smallest_change(machine, sizes, load, wanted)
     return PairFit(
         name=name,
         here=all(each.folder is not None for each in stored),
         load=load,
         visual_tokens=sizes.target.vision.tokens(load.frames, load.max_pixels),
-        rows=tuple(_row(sizes, load, machine, each, wanted.element) for each in CANDIDATES),
+        rows=rows,
         decision=decision,
         change=change,
     )
+
+
+def _is_plenty(machine: Machine, whole: Plan) -> bool:
+    """Whether a CPU's memory is so large that loading looks no further (``settle``)."""
+    needs = [need for need in (whole.target_need, whole.draft_need) if need is not None]
+    return 2 * sum(need.weights for need in needs) <= machine.cpu.free
 
 
 def _row(sizes: Sizes, load: Workload, machine: Machine, quantisation: Quantisation, element: int) -> FitRow:
