@@ -6,7 +6,7 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lvspec_cli.bench.modes import gamma_order
 from lvspec_cli.bench.results import BenchMode, Estimate, Kinds, ModeResult, Spread
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; a marker each besides.
@@ -125,7 +126,7 @@ def lines_by_gamma(results: Sequence[ModeResult]) -> str | None:
             lines.setdefault(each.variant.name, []).append(each)
     if not lines:
         return None
-    gammas = sorted({each.gamma for line in lines.values() for each in line if each.gamma}, key=_gamma_order)
+    gammas = sorted({each.gamma for line in lines.values() for each in line if each.gamma}, key=gamma_order)
     places = {gamma: place for place, gamma in enumerate(gammas)}
 
     def points(axes: Axes, value: Callable[[ModeResult], _Range | None]) -> None:
@@ -173,10 +174,6 @@ def _range(value: float, low: float | None, high: float | None) -> _Range:
 
 def _length_range(result: ModeResult) -> _Range | None:
     return _estimate_range(result.mean_accepted_length_interval)
-
-
-def _gamma_order(gamma: int | Literal["auto"]) -> float:
-    return float("inf") if gamma == "auto" else float(gamma)
 
 
 def _line(axes: Axes, name: str, result: ModeResult, found: Sequence[tuple[float, _Range]]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lvspec_cli.bench.results import BenchMode, Gamma, Variant
+from lvspec_cli.bench.results import BenchMode, Variant
 from lvspec_cli.errors import UsageError
-from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings, read_gamma
+from lvspec_cli.types import DecodeSettings, Gamma, Mode, RelevanceName, RuleSettings, read_gamma
 
 # ar first: it is what the others are held against, and decides whether a clip can be measured at all.
 ALL_MODES = tuple(map(str, BenchMode))

@@ -22,12 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli import __version__
 from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.types import RelevanceName, TaskName, TokenKind
+from lvspec_cli.types import Gamma, RelevanceName, TaskName, TokenKind
 
 SCHEMA: Final = "lvspec.bench.1"
 FILE_NAME: Final = "results.json"
-
-Gamma = int | Literal["auto"]
 
 
 class BenchMode(StrEnum):

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Optional, get_type_hints
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter, create_model
 
-from lvspec_cli.bench.results import BenchMode, Gamma, Variant
+from lvspec_cli.bench.results import BenchMode, Variant
 from lvspec_cli.errors import UsageError
 from lvspec_cli.registry import Name, read_yaml
-from lvspec_cli.types import GREATEST_GAMMA, RelevanceName, RuleSettings
+from lvspec_cli.types import GREATEST_GAMMA, Gamma, RelevanceName, RuleSettings
 
 NO_LIMIT = 1_000_000  # loose tokens
 

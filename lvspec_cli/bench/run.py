@@ -16,7 +16,7 @@ from lvspec_cli.bench.lines import markdown
 from lvspec_cli.bench.measure import Plan, Progress, measure
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import report, write_report
-from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Gamma, Results, Variant, to_json
+from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, Variant, to_json
 from lvspec_cli.bench.rules import rule_fields
 from lvspec_cli.bench.summary import Measured, summarise
 from lvspec_cli.demo.evaluate import HELD_OUT_SEED
@@ -27,7 +27,7 @@ from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import identify, settings_fields
 from lvspec_cli.pipeline import AskRequest, load, pinned_request
-from lvspec_cli.types import Mode
+from lvspec_cli.types import Gamma, Mode
 
 MARKDOWN_NAME = "results.md"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Printed
-from tests.tiny_models import TinyShape, save_model, set_generation
+from tests.tiny_families import TinyShape
+from tests.tiny_models import save_model, set_generation
 
 
 @pytest.fixture(scope="module")

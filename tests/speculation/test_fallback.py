@@ -13,9 +13,10 @@ from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.fallback import Pace, TimedRound, does_not_pay, seconds_a_token, wants_step
-from lvspec_cli.types import DecodeSettings, Mode, TokenKind
+from lvspec_cli.types import DecodeSettings, Gamma, Mode, TokenKind
 from tests.speculation.conftest import decode, prompts_for, with_generation
-from tests.tiny_models import TinyShape, make_clip, save_model
+from tests.tiny_families import TinyShape
+from tests.tiny_models import make_clip, save_model
 
 
 def pace(*rounds: tuple[float, int], steps: Sequence[float] = ()) -> Pace:
@@ -111,7 +112,7 @@ WANTED = DecodeSettings(mode=Mode.EXACT, max_new_tokens=40, repetition_guard=Fal
 
 
 @pytest.mark.parametrize("gamma", [4, "auto"])
-def test_a_draft_that_is_slower_than_its_target_is_left(slow_pair: LoadedPair, gamma: int | str) -> None:
+def test_a_draft_that_is_slower_than_its_target_is_left(slow_pair: LoadedPair, gamma: Gamma) -> None:
     wanted = replace(WANTED, gamma=gamma)
     session, prompts = Session(slow_pair), prompts_for(slow_pair)
     found, rounds = decode(slow_pair, prompts, wanted, session)
