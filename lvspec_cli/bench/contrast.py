@@ -12,12 +12,20 @@ from lvspec_cli.bench.summary import Measured, speedup
 
 
 def contrasts(measured: Measured, modes: Sequence[ModeResult]) -> tuple[Contrast, ...]:
-    """The pair's own rule, at its best gamma, against every other line at its own best."""
+    """The pair's own rule against every other line, each at its best gamma.
+
+    Of the own rule's gammas those count that the other was run with too, where there are any: one that was
+    tried with more of them would have an advantage.
+    """
     best = best_of_each(modes)
-    own = best.pop(Variant(BenchMode.LVSPEC).name, None)
-    if own is None:
-        return ()
-    return tuple(contrast(measured, own, other) for other in best.values())
+    own = [each for each in modes if each.variant.name == BenchMode.LVSPEC and each.answers]
+    found = []
+    for name, other in best.items():
+        if own and name != BenchMode.LVSPEC:
+            ran = {each.gamma for each in modes if each.variant.name == name}
+            both = [each for each in own if each.gamma in ran] or own
+            found.append(contrast(measured, best_of_each(both)[BenchMode.LVSPEC], other))
+    return tuple(found)
 
 
 def best_of_each(modes: Sequence[ModeResult]) -> dict[str, Variant]:

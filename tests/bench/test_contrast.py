@@ -51,6 +51,18 @@ def test_the_pairs_own_rule_is_held_against_every_other_line():
     assert contrasts(measured(), [each for each in modes if each.variant != OWN]) == ()
 
 
+def test_a_line_of_one_gamma_is_held_against_the_same_gamma():
+    one = item("one.mp4")
+    own = [drafted(seconds, (5, 5), LOOSE, gamma) for gamma, seconds in ((4, 5.0), (8, 2.0))]
+    bare = [drafted(4.0, (5, 5), LOOSE, 4, label="bare")]
+    found = Measured({one.id: one}, [block(one, plain(10.0), *own, *bare)])
+    variants = (AR, OWN, Variant(LOOSE, 8), Variant(LOOSE, 4, label="bare"))
+    _, modes = summarise(found, variants, {})
+    (only,) = contrasts(found, modes)
+    assert (only.line, only.other) == ("lvspec γ=4", "lvspec/bare γ=4")
+    assert known(only.speed).median == pytest.approx(0.8)
+
+
 def test_of_each_line_the_fastest_gamma_counts():
     one = item("one.mp4")
     slow, fast = drafted(5.0, (5, 5), gamma=4), drafted(2.0, (5, 5), gamma=8)
