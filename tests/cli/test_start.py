@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,18 @@ from tests.conftest import Shell
 
 HEAVY = {"torch", "transformers", "av", "decord", "rich", "numpy", "tqdm", "huggingface_hub", "yaml"}
 HEAVY |= {"pyarrow", "scenedetect"}
-COMMANDS = ("ask", "caption", "export", "merge", "models", "models fit", "doctor", "bench", "bench-compare")
+COMMANDS = (
+    "ask",
+    "caption",
+    "export",
+    "merge",
+    "models",
+    "models fit",
+    "doctor",
+    "bench",
+    "bench-compare",
+    "tune",
+)
 HELP = [["--help"], *([*command.split(), "--help"] for command in COMMANDS)]
 
 
@@ -59,11 +70,13 @@ def test_completion_and_the_list_of_pairs_need_no_torch(tiny_shell: Shell):
     run_python(code, tiny_shell)
 
 
-def test_help_answers_in_under_half_a_second(shell: Shell):
+def test_help_takes_under_half_a_second_of_the_processor(shell: Shell):
+    # Not of the clock: other work on the machine would fail it.
     def once() -> float:
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert shell.run("--help").returncode == 0
-        return time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     once()  # warms the disk
     assert min(once() for _ in range(5)) < 0.5
