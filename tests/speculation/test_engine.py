@@ -36,14 +36,14 @@ def test_questions_in_one_session_are_answered_as_in_fresh_ones(pair: LoadedPair
 
 def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 0
-    original = type(pair.target.family).video_embeddings
+    original = type(pair.target.family).video_features
 
     def counted(*arguments: Any) -> torch.Tensor:
         nonlocal count
         count += 1
         return original(*arguments)
 
-    monkeypatch.setattr(type(pair.target.family), "video_embeddings", counted)
+    monkeypatch.setattr(type(pair.target.family), "video_features", counted)
     session = Session(pair)
     session.encode(prompts_for(pair))
     for question in ("What moves?", "colour"):
