@@ -23,7 +23,7 @@ def slow_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = folder / "models.yaml"
     models.write_text(
         "default: slow\npairs:\n  slow:\n    target: {folder: target}\n    draft: {folder: draft}\n"
-        "    defaults:\n      {frames: 2, max_new_tokens: 40, adaptation: {most: 6, costs: {draft: 0.1}}}\n"
+        "    defaults:\n      {frames: 2, max_new_tokens: 40, adaptation: {most: 6, costs: {draft: 0.01}}}\n"
     )
     return models
 
@@ -36,7 +36,7 @@ def test_the_record_says_that_speculation_was_given_up(
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, done.stdout.splitlines())
     assert first["settings"]["gamma"] == "auto"
-    assert first["settings"]["adaptation"]["costs"]["draft"] == 0.1
+    assert first["settings"]["adaptation"]["costs"]["draft"] == 0.01
     assert (first["stats"]["fallback"], first["stats"]["drafted"] > 0) == (True, True)
     assert (second["stats"]["fallback"], second["stats"]["drafted"]) == (True, 0)
     assert 1 <= first["stats"]["gamma"] <= 6

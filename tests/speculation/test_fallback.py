@@ -13,7 +13,7 @@ from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.fallback import Pace, TimedRound, does_not_pay, seconds_a_token, wants_step
-from lvspec_cli.types import DecodeSettings, Gamma, Mode, TokenKind
+from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Mode, RoundCosts, TokenKind
 from tests.speculation.conftest import decode, prompts_for, with_generation
 from tests.tiny_families import TinyShape
 from tests.tiny_models import make_clip, save_model
@@ -108,7 +108,13 @@ def slow_pair(tmp_path_factory: pytest.TempPathFactory) -> LoadedPair:
     return with_generation(load_pair(target, draft, device="cpu", dtype="float32"), end_ids=())
 
 
-WANTED = DecodeSettings(mode=Mode.EXACT, max_new_tokens=40, repetition_guard=False, fallback=True)
+WANTED = DecodeSettings(
+    mode=Mode.EXACT,
+    adaptation=Adaptation(6, RoundCosts(draft=0.01)),  # which is not so
+    max_new_tokens=40,
+    repetition_guard=False,
+    fallback=True,
+)
 
 
 @pytest.mark.parametrize("gamma", [4, "auto"])
