@@ -121,9 +121,9 @@ class Session:
             return answer.round()
         if wants_step(self._pace):
             self._pace = self._pace.with_step(answer.time_step())
-            if does_not_pay(self._pace):
-                self._alone = True
-                answer.fall_back()
+        if does_not_pay(self._pace):
+            self._alone = True
+            answer.fall_back()
         began = time.perf_counter()
         done = answer.round()
         if done.drafted:
