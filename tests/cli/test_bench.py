@@ -129,7 +129,7 @@ def test_a_clip_that_cannot_be_read_is_a_1_and_the_rest_is_measured(tiny, clips:
     ("flags", "code", "said"),
     [
         (("--modes", "fast"), 2, "--modes does not know 'fast'"),
-        (("--gamma", "0"), 2, "--gamma '0' is not a number"),
+        (("--gamma", "0"), 2, "--gamma: 0 is neither auto nor a number"),
         (("--draft-keep", "0"), 2, "--draft-keep 0 is out of range"),
         (("--questions", "qa.jsonl", "clip.mp4"), 2, "names its own clips"),
         (("gone.mp4",), 4, "gone.mp4"),
