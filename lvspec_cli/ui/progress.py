@@ -61,8 +61,9 @@ class PlainProgress:
             self._shown = now
             form = _form(total, unit).replace("{bar} ", "")
             elapsed = now - self._started
-            shown = {"prefix": label, "bar_format": form, "unit_scale": bool(unit)}
-            meter = tqdm.format_meter(done, total, elapsed, **shown)
+            meter = tqdm.format_meter(
+                done, total, elapsed, prefix=label, bar_format=form, unit_scale=bool(unit)
+            )
             print(meter, file=self._stream, flush=True)
 
     def _end(self, label: str, seconds: float) -> None:

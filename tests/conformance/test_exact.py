@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ CASES = (
 def check(subject: Subject, case: Case) -> None:
     """The pair's answer is generate's; the extra ends stand among the pair's own two."""
     pair = with_generation(subject.pair, repetition_penalty=case.penalty)
-    asked, values = (case.clip, case.question), {"repetition_penalty": case.penalty}
+    asked = (case.clip, case.question)
+    values: dict[str, Any] = {"repetition_penalty": case.penalty}
     own_ends = pair.target.generation.end_ids
     assert len(own_ends) == 2
     free = subject.generate(*asked, max_new_tokens=24, **values) if case.ends else []

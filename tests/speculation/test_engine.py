@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.models.families.base import VideoFeatures
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, TokenKind
@@ -38,7 +39,7 @@ def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyP
     count = 0
     original = type(pair.target.family).video_features
 
-    def counted(*arguments: Any) -> torch.Tensor:
+    def counted(*arguments: Any) -> VideoFeatures:
         nonlocal count
         count += 1
         return original(*arguments)
