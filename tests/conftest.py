@@ -62,11 +62,11 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def endless_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pair that goes on until it is stopped."""
-    from tests.tiny_models import save_pair, set_generation
+    from tests.tiny_models import never_end, save_pair
 
     folder = tmp_path_factory.mktemp("endless")
     for model in save_pair(folder, "qwen2_5_vl"):
-        set_generation(model, eos_token_id=[424], repetition_penalty=1.3)
+        never_end(model)
     models = folder / "models.yaml"
     models.write_text(
         "default: endless\npairs:\n  endless:\n    target: {folder: target}\n    draft: {folder: draft}\n"

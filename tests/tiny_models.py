@@ -93,6 +93,12 @@ def set_generation(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def never_end(folder: Path) -> None:
+    """A saved model whose answers end with a token that it hardly ever says."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    set_generation(folder, eos_token_id=[tokenizer.get_vocab()["<video>"]], repetition_penalty=1.3)
+
+
 def make_clip(
     frames: int = 6, *, seed: int = 0, spacing: float = 0.5, size: int = 60, width: int | None = None
 ) -> Clip:

@@ -29,7 +29,7 @@ from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, VideoRequest
 from tests.bench.made import ENVIRONMENT
 from tests.conftest import Printed
 from tests.speculation.conftest import decode
-from tests.tiny_models import make_clip, save_pair, set_generation
+from tests.tiny_models import make_clip, never_end, save_pair
 
 CLIPS = Path(__file__).parents[2] / "lvspec_cli" / "demo" / "clips"
 
@@ -55,7 +55,7 @@ def test_which_tokens_are_facts(pieces: list[str], facts: list[bool | None]) -> 
 def pair(tmp_path_factory: pytest.TempPathFactory) -> LoadedPair:
     folders = save_pair(tmp_path_factory.mktemp("pair"), "qwen2_5_vl")
     for folder in folders:
-        set_generation(folder, eos_token_id=[424], repetition_penalty=1.3)
+        never_end(folder)
     return load_pair(*folders, device="cpu", dtype="float32")
 
 
@@ -165,7 +165,7 @@ def test_a_file_of_other_results_is_named(tmp_path: Path) -> None:
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for model in save_pair(folder, "qwen2_5_vl"):
-        set_generation(model, eos_token_id=[424], repetition_penalty=1.3)
+        never_end(model)
     models = folder / "models.yaml"
     models.write_text(
         "default: tiny\npairs:\n  tiny:\n    target: {folder: target}\n    draft: {folder: draft}\n"
