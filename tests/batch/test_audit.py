@@ -19,6 +19,7 @@ from lvspec_cli.errors import UsageError
 from lvspec_cli.output.records import Audit, Failure, Record, Stats
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.engine import Session
+from lvspec_cli.speculation.fallback import Pace
 from lvspec_cli.types import FinishReason, Mode
 from lvspec_cli.ui.audit import audit_lines
 from tests.batch.conftest import Caption, rows
@@ -236,22 +237,20 @@ def test_what_is_done_is_not_audited_later_and_the_summary_covers_the_file(
 def test_an_audit_leaves_what_the_clip_has_decided_about_its_draft(
     caption: Caption, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    steps: list[Answer] = []
-    original = Answer.time_step
+    asked: list[Pace] = []
 
-    def counted(self: Answer) -> float:
-        steps.append(self)
-        return original(self)
+    def never_pays(pace: Pace) -> bool:
+        asked.append(pace)
+        return True
 
-    monkeypatch.setattr(Answer, "time_step", counted)
-    monkeypatch.setattr("lvspec_cli.speculation.engine.does_not_pay", lambda pace: True)
+    monkeypatch.setattr("lvspec_cli.speculation.engine.does_not_pay", never_pays)
     prompts = ("--prompt", "Describe it.", "--prompt", "What is there?", "--prompt", "Who?")
     done = caption(clips / "a.mp4", "--out", "out.jsonl", "--audit", "100%", "--fallback", *prompts)
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path / "out.jsonl")
     assert all(line["audit"] for line in found)
     assert sum(line["stats"]["fallback"] for line in found) > 1
-    assert len(steps) == 1
+    assert len(asked) == 1
 
 
 def test_failed_rows_and_stdout(caption: Caption, clips: Path):
