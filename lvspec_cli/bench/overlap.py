@@ -1,6 +1,7 @@
 """Clips captioned per second, with and without decoding ahead: ``python -m lvspec_cli.bench.overlap``.
 
-Scenes of the demo world are drawn at the size at which decoding one takes about as long as captioning it.
+Scenes of the demo world are drawn with as many pixels as take about as long to decode as the caption takes,
+the same number in every clip.
 The loop of ``lvspec caption`` runs over them with the bundled pair: in turn, where one process decodes each
 clip when the one before is captioned, and ahead. Each side first finds its own best threads, then both run
 alternately in this process. Times are from the first request to the last record, and hold the start of the
@@ -35,6 +36,8 @@ _SEED = 3
 _SAMPLE = 3  # scenes whose times stand for all when the size is chosen
 _CLOSE = 1.1  # decoding and captioning differ by this factor at most
 _ROUNDS = 5  # of looking for the size
+_NOISE = 5.0  # of every clip: it decides what a pixel costs to decode
+_FIRST = 1e8  # pixels, tried first
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,20 @@ class Timed:
         return tuple(span - decoding for span, decoding in zip(spans, self.decode_seconds, strict=True))
 
 
-def scaled(scene: Scene, scale: float) -> Scene:
-    """The same scene in a larger picture, with even sides as the codec wants them."""
+def resized(scene: Scene, pixels: float) -> Scene:
+    """The same scene with about so many pixels in all its frames together, and the same noise in all scenes.
+
+    Sides are even, as the codec wants them.
+    """
+    frames = max(1, round(scene.duration * scene.frame_rate))
+    scale = math.sqrt(pixels / (frames * scene.width * scene.height))
     width, height = (max(2, 2 * round(side * scale / 2)) for side in (scene.width, scene.height))
-    return replace(scene, width=width, height=height)
+    return replace(scene, width=width, height=height, noise=_NOISE)
 
 
-def better_scale(scale: float, decode_seconds: float, caption_seconds: float) -> float:
+def better_size(pixels: float, decode_seconds: float, caption_seconds: float) -> float:
     """Where decoding should take as long as captioning: its time goes with the pixels."""
-    return scale * min(4.0, max(0.25, math.sqrt(caption_seconds / decode_seconds)))
+    return pixels * min(16.0, max(1 / 16, caption_seconds / decode_seconds))
 
 
 def run(works: Sequence[Work], setup: Setup) -> Timed:
@@ -104,7 +112,7 @@ def run(works: Sequence[Work], setup: Setup) -> Timed:
     return Timed(ends, records)
 
 
-def make_works(folder: Path, count: int, scale: float) -> list[Work]:
+def make_works(folder: Path, count: int, pixels: float) -> list[Work]:
     """Clips of ``count`` scenes in ``folder``, each to be captioned with the bundled pair.
 
     Those that are there are used again: drawing large ones takes longer than all else.
@@ -119,7 +127,7 @@ def make_works(folder: Path, count: int, scale: float) -> list[Work]:
     for number in range(1, count + 1):
         path = folder / f"{number:03}.mp4"
         if not path.exists():
-            encode_scene(scaled(scene_of(_SEED, number)[0], scale), path.with_suffix(".new.mp4"))
+            encode_scene(resized(scene_of(_SEED, number)[0], pixels), path.with_suffix(".new.mp4"))
             path.with_suffix(".new.mp4").replace(path)
         video = VideoRequest(
             path, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels
@@ -129,18 +137,23 @@ def make_works(folder: Path, count: int, scale: float) -> list[Work]:
     return works
 
 
-def fitting_scale(folder: Path) -> float:
-    """The scale at which decoding a clip takes about as long as captioning it, with one thread each."""
-    scale = 2.0
+def fitting_size(folder: Path) -> float:
+    """The pixels of which decoding takes about as long as captioning the clip, with one thread each."""
+    pixels = _FIRST
     for _ in range(_ROUNDS):
-        works = make_works(folder / f"{scale:.2f}", _SAMPLE, scale)
-        timed = run([works[0], *works], Setup(0, 1, 1))  # what the first one takes is also to warm up
+        works = make_works(_clips_of_size(folder, pixels), _SAMPLE, pixels)
+        timed = run([works[0], *works], Setup(0, 1, 1))  # what the first one takes is to warm up
         decoding, captioning = median(timed.decode_seconds[1:]), median(timed.caption_seconds[1:])
-        print(f"scale {scale:.2f}: decoding takes {decoding:.3f} s a clip, its caption {captioning:.3f} s")
+        megapixels = f"{pixels / 1e6:.1f} megapixels"
+        print(f"{megapixels}: decoding takes {decoding:.3f} s a clip, its caption {captioning:.3f} s")
         if 1 / _CLOSE < decoding / captioning < _CLOSE:
             break
-        scale = better_scale(scale, decoding, captioning)
-    return scale
+        pixels = better_size(pixels, decoding, captioning)
+    return pixels
+
+
+def _clips_of_size(folder: Path, pixels: float) -> Path:
+    return folder / f"{pixels / 1e6:.1f}"
 
 
 def best_setups(works: Sequence[Work], workers: Sequence[int], threads: Sequence[int]) -> tuple[Setup, Setup]:
@@ -181,19 +194,23 @@ def main() -> None:
     )
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--scale", type=float, help="of the pictures' sides; found by measuring if not given")
-    parser.add_argument("--folder", type=Path, help="keep the clips here, a folder a scale")
+    parser.add_argument(
+        "--megapixels", type=float, help="of all frames of a clip; found by measuring if not given"
+    )
+    parser.add_argument("--folder", type=Path, help="keep the clips here, a folder a size")
     parser.add_argument("--decode-workers", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, usable_cores()}))
     given = parser.parse_args()
     print(f"{usable_cores()} cores, {platform.machine()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:
         folder = given.folder or Path(name)
-        scale = given.scale or fitting_scale(folder)
-        works = make_works(folder / f"{scale:.2f}", given.clips, scale)
+        pixels = 1e6 * given.megapixels if given.megapixels else fitting_size(folder)
+        works = make_works(_clips_of_size(folder, pixels), given.clips, pixels)
         sides = best_setups(works[: max(1, given.clips // 2)], given.decode_workers, given.threads)
         rates = compare(works, sides, given.repeats)
-    print(f"\n{given.clips} clips at scale {scale:.2f}, {given.repeats} runs of each side in turns:")
+    print(
+        f"\n{given.clips} clips of {pixels / 1e6:.1f} megapixels, {given.repeats} runs of each side in turns:"
+    )
     for setup, found in zip(sides, rates, strict=True):
         print(f"{setup}: {median(found):.2f} clips/s ({min(found):.2f} to {max(found):.2f})")
     print(f"ahead / in turn: {median(rates[1]) / median(rates[0]):.2f}")
