@@ -319,8 +319,8 @@ def _stage(stage: Stage, listen: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors(request: AskRequest | None = None) -> Iterator[None]:
-    """Too little memory reads as a pair that does not fit; with the ``request``, what would."""
+def memory_errors(request: AskRequest) -> Iterator[None]:
+    """Too little memory reads as a pair that does not fit, and what would."""
     try:
         yield
         return
@@ -328,12 +328,14 @@ def memory_errors(request: AskRequest | None = None) -> Iterator[None]:
         if not isinstance(error, NoRoomError) and not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what the failed attempt had in memory
-    if request is not None and request.loading is not None:
-        from lvspec_cli.models.settle import no_room_for
+    raise no_room(request) from None
 
-        raise no_room_for(request, *_folders(request)) from None
-    remedy = "take fewer frames (--frames), smaller ones (--max-pixels), another --device or a smaller pair"
-    raise NoRoomError("the pair does not fit into memory", remedy) from None
+
+def no_room(request: AskRequest) -> NoRoomError:
+    """What the request needed of memory, what is free, and the smallest change that would fit."""
+    from lvspec_cli.models.settle import no_room_for
+
+    return no_room_for(request, *_folders(request))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from lvspec_cli.errors import LvspecError, VideoError
 from lvspec_cli.events import Answered, Listener
 from lvspec_cli.output.build import failed_record
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import answers, clip_ready, is_out_of_memory
+from lvspec_cli.pipeline import AskRequest, answers, clip_ready, is_out_of_memory, no_room
 from lvspec_cli.types import Clip, FinishReason, VideoRequest
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class Answering:
                     yield record
                 return  # also where an interruption came between two prompts
             except Exception as error:
-                failure = explained(error, work)
-            if not isinstance(failure, OutOfMemoryError):
+                failure = explained(error)
+            if failure is not None:
                 yield from self.failed(work, failure, left)
                 return
             _release_memory()
             smaller = smaller_request(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
             if smaller is None:
-                yield from self.failed(work, failure, left)
+                yield from self.failed(work, too_large(work.request, clip), left)
                 return
             retries += 1
             try:
@@ -90,16 +90,21 @@ class Answering:
         )
 
 
-def explained(error: Exception, work: Work) -> LvspecError:
-    """What went wrong with one clip, as an error that a record can hold."""
+def explained(error: Exception) -> LvspecError | None:
+    """What went wrong with one clip, as an error that a record can hold; None where memory was short."""
     if isinstance(error, LvspecError):
         return error
     if is_out_of_memory(error):
-        return OutOfMemoryError(
-            "not enough memory for this clip, made smaller as far as that goes",
-            "lower --frames or --max-pixels",
-        )
+        return None
     return LvspecError(f"{type(error).__name__}: {error}", "report it with the file if you can")
+
+
+def too_large(request: AskRequest, clip: Clip) -> OutOfMemoryError:
+    """That memory did not suffice for a clip, and what would fit."""
+    size = clip.width * clip.height
+    video = replace(request.video, max_frames=len(clip.timestamps), max_pixels=size)
+    said = no_room(replace(request, video=video))
+    return OutOfMemoryError(f"{said.cause}; try: {said.remedy}")
 
 
 def smaller_request(asked: VideoRequest, clip: Clip) -> VideoRequest | None:

@@ -15,7 +15,6 @@ from lvspec_cli.bench.results import Block, Item, Measurement, Profile, Variant
 from lvspec_cli.bench.score import score_texts
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.pipeline import memory_errors
 from lvspec_cli.types import Clip, DecodeSettings, Prompt, RuleSettings
 from lvspec_cli.video.decode import read_clip
 
@@ -72,18 +71,16 @@ def measure(
 
     :param progress: called with the blocks done and all of them.
     :raises NoInputError: no clip can be read.
-    :raises PairError: the pair does not fit into memory.
     """
     run = _Run(pair, plan, journal, warn)
     total, done = sum(len(clip.items) for clip in clips) * plan.repeat, 0
     first = 0  # number of the clip's first item among all
     progress(0, total)
-    with memory_errors():
-        for clip in clips:
-            for _ in run.blocks(clip, first):
-                done += 1
-                progress(done, total)
-            first += len(clip.items)
+    for clip in clips:
+        for _ in run.blocks(clip, first):
+            done += 1
+            progress(done, total)
+        first += len(clip.items)
     if not journal.blocks:
         why = next((item.error for item in journal.items.values() if item.error), "nothing was asked")
         raise NoInputError(f"nothing could be measured: {why}", "name videos that can be read")

@@ -57,6 +57,7 @@ def _answered(
     pair: LoadedPair, clip: Clip, item: Item, variant: Variant, max_new_tokens: int, system: str | None
 ) -> dict[str, Any]:
     target, device = pair.target, pair.target.device
+    _check_whole(target)
     assisted = variant.mode is BenchMode.HF_ASSISTED
     began = now(device)
     inputs = _inputs(target, clip, item.prompt, system)
@@ -92,6 +93,13 @@ def _answered(
         "drafted": seen.draft_steps,
         "accepted_exact": accepted,
     }
+
+
+def _check_whole(target: LoadedModel) -> None:
+    """``ValueError`` for layers on several devices: moving between them is left to our own decoder."""
+    devices = sorted({str(part.device) for part in target.model.parameters()})
+    if len(devices) > 1:
+        raise ValueError(f"the target is split over {' and '.join(devices)}: only our own modes run so")
 
 
 def _inputs(target: LoadedModel, clip: Clip, question: str, system: str | None) -> Mapping[str, Any]:

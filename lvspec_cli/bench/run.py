@@ -26,7 +26,7 @@ from lvspec_cli.events import Listener
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import identify, settings_fields
-from lvspec_cli.pipeline import AskRequest, load, pinned_request
+from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
 from lvspec_cli.types import Gamma, Mode
 
 MARKDOWN_NAME = "results.md"
@@ -82,7 +82,7 @@ def run_bench(
     """
     plain = all(variant.mode.is_plain for variant in job.plan.variants)
     settings = replace(job.request.settings, mode=Mode.AR if plain else Mode.LVSPEC)
-    request = pinned_request(replace(job.request, settings=settings))
+    request = pinned_request(replace(job.request, settings=settings), listen)
     loaded = load(request, listen)
     return run_loaded(loaded, replace(job, request=request), progress=progress, warn=warn)
 
@@ -99,7 +99,7 @@ def run_loaded(
     asked = bench_settings(job, loaded)
     items = tuple(item for clip in job.clips for item in clip.items)
     header = Header(settings=asked, environment=environment, inputs=inputs_digest(job.clips))
-    with journal(job.out, header, redo=job.redo) as kept:
+    with memory_errors(job.request), journal(job.out, header, redo=job.redo) as kept:
         measure(loaded, job.clips, job.plan, kept, progress=progress, warn=warn)
         seen = tuple(kept.items.get(item.id, item) for item in items)
         blocks = tuple(kept.blocks.values())

@@ -10,6 +10,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
+from lvspec_cli.types import Quantisation
 
 
 class SchemeName(StrEnum):
@@ -50,6 +51,9 @@ def bench_relevance(
     models: options.ModelsPath = None,
     device: options.Device = "auto",
     dtype: options.DataType = "auto",
+    draft_device: options.DraftDevice = None,
+    quant_target: options.QuantTarget = Quantisation.AUTO,
+    quant_draft: options.QuantDraft = Quantisation.AUTO,
     threads: options.Threads = None,
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = 0,

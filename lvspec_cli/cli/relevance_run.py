@@ -24,7 +24,7 @@ from lvspec_cli.bench.run import demo_clips
 from lvspec_cli.cli.pairs import chosen_pair, tell
 from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
-from lvspec_cli.cli.requests import decode_settings, video_request
+from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import OutputError
 from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import settings_fields
@@ -77,6 +77,7 @@ def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> Relev
         system=None if given["system"] is None else checked_text(given["system"], "--system"),
         device=given["device"],
         dtype=given["dtype"],
+        **loading_of(given),
         threads=given["threads"],
     )
     clips = _clips(given, request.video, progress)
@@ -89,7 +90,7 @@ def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> Relev
     schemes = [RelevanceName(each) for each in given["relevance"] or SCHEMES]
     environment = environment_of(loaded)
     header = Header(settings=_facts(request, schemes), environment=environment)
-    with memory_errors(), captions_of(given["out"], header, redo=given["redo"]) as kept:
+    with memory_errors(request), captions_of(given["out"], header, redo=given["redo"]) as kept:
         measured = measure_relevance(
             loaded,
             clips,

@@ -19,6 +19,7 @@ from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.events import Listener
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
 from lvspec_cli.registry import Pair
@@ -114,9 +115,10 @@ _SILENT: Mapping[str, Any] = {
 
 
 def _run(job: TuneJob, progress: PlainProgress | None) -> Tuned:
-    request = pinned_request(job.request)
-    loaded = load(request, progress.listen if progress else lambda event: None)
-    with memory_errors():
+    listen: Listener = progress.listen if progress else lambda event: None
+    request = pinned_request(job.request, listen)
+    loaded = load(request, listen)
+    with memory_errors(request):
         return tune(loaded, replace(job, request=request), progress=_stages(progress), warn=_warn)
 
 

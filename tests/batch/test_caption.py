@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -286,6 +287,8 @@ def test_too_little_memory_fails_the_clip_where_it_shall_not_shrink(
     assert printed.returncode == 1
     big, small = rows(tmp_path / "out.jsonl")
     assert (big["status"], big["error"]["kind"]) == ("error", "out_of_memory")
+    said = r"too little memory: the pair needs about .* GB with 4 frames of \d+ pixels; free: .* on cpu"
+    assert re.fullmatch(f"{said}; try: --frames 2", big["error"]["message"])
     assert small["status"] == "ok"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from dataclasses import replace
@@ -98,6 +99,13 @@ def test_a_peer_that_fails_says_so_in_its_own_words(pair: LoadedPair):
     assert failed.error == "ValueError: no draft is loaded"
     assert (failed.variant, failed.text, failed.seconds_per_token) == (ASSISTED, None, None)
     assert measure_peer(pair, CLIP, ITEM, ASSISTED, 24).error is None
+    split = copy.deepcopy(pair.target.model)
+    pair.target.family.layers(split)[-1].to("meta")
+    for variant in (HF_AR, ASSISTED):
+        failed = measure_peer(
+            replace(pair, target=replace(pair.target, model=split)), CLIP, ITEM, variant, 24
+        )
+        assert failed.error == "ValueError: the target is split over cpu and meta: only our own modes run so"
     assert described(RuntimeError("two\n  lines")) == "RuntimeError: two lines"
     assert len(described(ValueError("x" * 5000))) == 300
 

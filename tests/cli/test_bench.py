@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from lvspec_cli.bench.results import BenchMode, Results, read_results, to_json
 from lvspec_cli.bench.summary import Measured, summarise
@@ -31,6 +33,31 @@ def clips(tmp_path: Path) -> Path:
     for name in ("a", "b"):
         write_video(folder / f"{name}.mp4")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "measures"),
+    [
+        ("bench", "lvspec_cli.bench.run.measure"),
+        ("tune", "lvspec_cli.cli.tune_run.tune"),
+        ("bench-relevance", "lvspec_cli.cli.relevance_run.measure_relevance"),
+    ],
+)
+def test_too_little_memory_says_what_would_fit(
+    command: str, measures: str, tiny, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate too much")
+
+    monkeypatch.setattr(measures, full)
+    done = tiny(command, clips, "--out", tmp_path / "out", "--frames", 8, "--quiet")
+    assert done.returncode == 3, done.stderr
+    cause, remedy = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"error: too little memory: the pair needs about .* GB with 8 frames of \d+ pixels;"
+        r" free: \d+\.\d GB of \d+\.\d GB on cpu", cause
+    )  # fmt: skip
+    assert remedy == "try: --frames 4"
 
 
 def test_quick_measures_every_mode_on_clips_of_its_own(tiny, tmp_path: Path):
