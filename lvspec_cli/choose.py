@@ -71,7 +71,9 @@ def best(pairs: Mapping[str, Pair], here: list[Here], is_fitting: Callable[[Here
         why = "no other is on this machine"
         pull = f"`lvspec models pull {LAPTOP}` for real videos, or a larger one: " if LAPTOP in pairs else ""
         remedy = f"{pull}`lvspec models fit` shows what this machine can run"
-    return Chosen(BUNDLED, pairs[BUNDLED], f"pair {BUNDLED} (auto): {why}; {remedy}")
+    world = pairs[BUNDLED].world
+    named = f"pair {BUNDLED} (auto)" + (f", which knows only {world}" if world else "")
+    return Chosen(BUNDLED, pairs[BUNDLED], f"{named}: {why}; {remedy}")
 
 
 def fits(here: Here, device: str) -> bool:

@@ -51,6 +51,9 @@ def test_the_bundled_one_else_and_what_to_pull() -> None:
     assert f"`lvspec models pull {LAPTOP}`" in none.note
     assert LAPTOP in PAIRS
     assert "\n" not in none.note
+    assert none.note.startswith(
+        "pair demo (auto), which knows only the demo world: no other is on this machine"
+    )
     large = best(PAIRS, [LARGE], lambda each: False)
     assert (large.name, large.pair) == ("demo", PAIRS["demo"])
     assert "qwen2.5-vl-32b-7b is here, and too large; `lvspec models fit`" in large.note

@@ -223,7 +223,7 @@ def _summarise(job: Job, left: Outstanding, outcome: Outcome) -> None:
         say(f"records: {job.out}")
         if failures or left.failed:
             say(f"try: {_retrying(sys.argv)}")
-    if job.base.pair.world:
+    if job.base.pair.world and not job.base.pair_note:  # which says it, too
         say(world_note(job.base.pair_name, job.base.pair.world))
 
 

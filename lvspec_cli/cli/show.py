@@ -136,7 +136,7 @@ def _summarise(record: Record, request: AskRequest, *, last: bool) -> None:
         say(line)
     if last:
         say(clip_summary(record))
-        if request.pair.world:
+        if request.pair.world and not request.pair_note:  # which says it, too
             say(world_note(request.pair_name, request.pair.world))
 
 
