@@ -136,10 +136,10 @@ def _decoders() -> Iterator[Finding]:
 
 
 def _bitsandbytes() -> Iterator[Finding]:
-    """Whether its 4-bit kernels run here is tried out on each kind of device."""
+    """Whether its kernels run here is tried out on each kind of device."""
     try:
         version = metadata.version("bitsandbytes")
-        import bitsandbytes.functional as kernels
+        import bitsandbytes.functional  # noqa: F401 - it may not be loadable
         import torch
     except Exception as error:
         # Its import loads native libraries, and fails with whatever they fail with.
@@ -148,20 +148,35 @@ def _bitsandbytes() -> Iterator[Finding]:
             "bitsandbytes", "note", f"not usable: {cause}", "pip install bitsandbytes for nf4 and int8"
         )
         return
-    usable = []
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        weights = torch.randn(64, 64, device=device)
-        packed, state = kernels.quantize_4bit(weights, quant_type="nf4")
-        off = (kernels.dequantize_4bit(packed, state) - weights).abs().mean()
-        if float(off) < 0.2:
-            usable.append(device)
-    facts = {"bitsandbytes": version, "nf4": usable}
-    wrong = torch.cuda.is_available() and "cuda" not in usable
-    yield Finding(
-        "bitsandbytes", "bad" if wrong or not usable else "ok",
-        f"{version}, nf4 runs on {' and '.join(usable) or 'no device'}",
-        "install a bitsandbytes that knows this CUDA" if wrong else "", facts,
-    )  # fmt: skip
+    devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+    usable = {kind: [each for each in devices if _is_usable(kind, each)] for kind in ("nf4", "int8")}
+    facts: dict[str, Any] = {"bitsandbytes": version, **usable}
+    text = ", ".join(f"{kind} runs on {' and '.join(on) or 'no device'}" for kind, on in usable.items())
+    if "cuda" in usable["nf4"]:
+        from lvspec_cli.models.quantise import width_limit_of
+
+        facts["nf4_rows"] = width_limit_of(torch.device("cuda"))
+        text += f"; nf4 takes {facts['nf4_rows']} rows at once"
+    wrong = any(set(on) != set(devices) for on in usable.values())
+    remedy = "install a bitsandbytes that knows this machine's CPU and CUDA" if wrong else ""
+    yield Finding("bitsandbytes", "bad" if wrong else "ok", f"{version}, {text}", remedy, facts)
+
+
+def _is_usable(kind: str, device: str) -> bool:
+    """Whether a few weights come back nearly as they were."""
+    import bitsandbytes.functional as kernels
+    import torch
+
+    weights = torch.randn(64, 64, device=device, dtype=torch.float16)
+    try:
+        if kind == "nf4":
+            back = kernels.dequantize_4bit(*kernels.quantize_4bit(weights, quant_type="nf4"))
+        else:
+            packed, scales, _ = kernels.int8_vectorwise_quant(weights)
+            back = packed * scales[:, None] / 127
+    except (RuntimeError, NotImplementedError, AttributeError):  # a native library that is not there
+        return False
+    return float((back - weights).abs().mean()) < 0.2
 
 
 def _cache() -> Iterator[Finding]:

@@ -28,7 +28,11 @@ def pull(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Download a pair into the hub's cache, safetensors only. Run again after a stop, whole files stay."""
+    """Download a pair into the hub's cache, safetensors only.
+
+    A connection that breaks is taken up where it broke. After a stop run it again: whole files stay, one that
+    was cut short begins anew.
+    """
     with reporting(debug):
         from lvspec_cli.hub import check_room, missing_of
         from lvspec_cli.registry import load_registry
@@ -65,7 +69,9 @@ def _folder(source: Source) -> str:
 
 
 def _told(missing: Missing) -> str:
-    return f"{missing.source.name}: {len(missing.files)} files, {missing.size / 1e9:.1f} GB to download"
+    revision = "" if missing.source.revision else " of main, no commit is pinned"
+    files, size = f"{len(missing.files)} files{revision}", f"{missing.size / 1e9:.1f} GB"
+    return f"{missing.source.name}: {files}, {size} to download"
 
 
 def _agree(name: str, size: int, yes: bool) -> None:

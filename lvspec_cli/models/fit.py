@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,8 +71,6 @@ def fit_pair(
     wanted = _wanted(machine)
     decision = decide(machine, sizes, load, wanted, gamma=GAMMA, width_limit=width_limit)
     rows = tuple(_row(sizes, load, machine, each, wanted.element) for each in CANDIDATES)
-    if not machine.gpus and _is_plenty(machine, rows[0].plan):
-        decision = Decision(Quantisation.NONE, Quantisation.NONE, rows[0].plan, "both fit as they are")
     change = None if decision.plan.fits else smallest_change(machine, sizes, load, wanted)
     return PairFit(
         name=name,
@@ -85,10 +83,14 @@ def fit_pair(
     )
 
 
-def _is_plenty(machine: Machine, whole: Plan) -> bool:
-    """Whether a CPU's memory is so large that loading looks no further (``settle``)."""
-    needs = [need for need in (whole.target_need, whole.draft_need) if need is not None]
-    return 2 * sum(need.weights for need in needs) <= machine.cpu.free
+def largest_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> str | None:
+    """Of the pairs whose least memory is known, the largest that fits with a clip of its defaults."""
+    room = sum(device.usable for device in machine.devices)
+    known = [name for name, pair in pairs.items() if pair.memory and min(pair.memory.values()) * 1e9 <= room]
+    for name in sorted(known, key=lambda name: -max(pairs[name].memory.values())):
+        if fit_pair(name, pairs[name], machine, workload(pairs[name].defaults)).decision.plan.fits:
+            return name
+    return None
 
 
 def _row(sizes: Sizes, load: Workload, machine: Machine, quantisation: Quantisation, element: int) -> FitRow:
@@ -109,12 +111,12 @@ def _size(source: Source, stored: Stored) -> ModelSize:
 
 
 def nf4_rows(machine: Machine) -> int | None:
-    """Rows that nf4 takes at once on the machine's first GPU; None on a CPU."""
+    """Rows that nf4 takes at once where the target goes: on the machine's first GPU, if it has one."""
     import torch
 
     from lvspec_cli.models.quantise import width_limit_of
 
-    return width_limit_of(torch.device(machine.gpus[0].name)) if machine.gpus else None
+    return width_limit_of(torch.device(machine.devices[0].name))
 
 
 def places(target: Sequence[Share], draft: Sequence[Share]) -> str:

@@ -26,10 +26,11 @@ from lvspec_cli.models.memory import Share
 from lvspec_cli.models.place import device_map
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.quantise import (
-    ROW_BY_ROW,
     agreed,
     check_usable,
     compute_dtype,
+    is_row_by_row,
+    keep_inputs,
     kept_modules,
     quantisation_of_files,
     quantiser,
@@ -59,7 +60,7 @@ class LoadedModel:
     @property
     def full_precision(self) -> bool:
         """Whether a row's logits do not depend on the rows beside it, but for float32's rounding."""
-        return self.dtype == torch.float32 and self.quantisation in ROW_BY_ROW
+        return self.dtype == torch.float32 and is_row_by_row(self.quantisation, self.device.type)
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def load_model(
         )
         with _reported(tensor_sizes(folder, name), progress or _ignore):
             model = _weights(folder, name, config, dtype, how)
+        if places[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
+            keep_inputs(model, dtype)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
         name=name,

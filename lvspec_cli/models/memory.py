@@ -125,8 +125,11 @@ class Device:
     @property
     def usable(self) -> int:
         """Less what the libraries take and what fragments waste."""
-        kind = "cpu" if self.name == "cpu" else "gpu"
-        return max(0, int(self.free * (1 - SLACK)) - CONTEXT[kind])
+        return max(0, int(self.free * (1 - SLACK)) - CONTEXT[self.kind])
+
+    @property
+    def kind(self) -> str:
+        return "cpu" if self.name == "cpu" else "gpu"
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,12 @@ class Machine:
 
     cpu: Device
     gpus: tuple[Device, ...] = ()
+    drafts: tuple[Device, ...] = ()  # GPUs that only a draft may take, which was sent there by name
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Where parts of a pair may go: the CPU only where the pair has no GPU."""
+        return (*(self.gpus or (self.cpu,)), *self.drafts)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from lvspec_cli.models.memory import (
+    CONTEXT,
     MATRIX_BYTES,
+    SLACK,
     Choice,
     Device,
     Machine,
@@ -158,9 +160,10 @@ def plan_on(machine: Machine, target: Need, draft: Need | None, draft_device: st
 
 def device_named(machine: Machine, name: str) -> Device:
     """The device of a machine that torch calls so; ``cuda`` is the first GPU. KeyError when there is none."""
-    devices = {device.name: device for device in (*machine.gpus, machine.cpu)}
-    if machine.gpus:
-        devices.setdefault(name.partition(":")[0], machine.gpus[0])
+    gpus = sorted((*machine.gpus, *machine.drafts), key=lambda gpu: gpu.name)
+    devices = {device.name: device for device in (*gpus, machine.cpu)}
+    if gpus:
+        devices.setdefault("cuda", gpus[0])
     return devices[name]
 
 
@@ -185,7 +188,10 @@ def _why(best: Decision, wanted: Wanted, options: Sequence[Decision], width_limi
             full = next(each for each in options if each.target is Quantisation.NONE)
             parts.append(f"the target as it is would need {gigabytes(full.plan.needed)} in all")
             if best.target is Quantisation.NF4 and width_limit:
-                parts.append(f"nf4 takes {width_limit} rows at once here")
+                rows = f"nf4 takes {width_limit} rows at once here"
+                parts.append(rows + (f", so gamma is {width_limit - 1} at most" if width_limit > 1 else ""))
+            elif width_limit == 0:
+                parts.append("packed weights are slow on a CPU")
     if wanted.draft is Quantisation.AUTO and best.draft is not None:
         parts.append(
             f"the draft reads least as {best.draft}"
@@ -237,13 +243,14 @@ def _changes(load: Workload, wanted: Wanted) -> list[Change]:
 
 
 def shortage(plan: Plan, machine: Machine, load: Workload) -> str:
-    """One line: what the pair needs for a clip, and what is free."""
+    """One line: what the pair needs for a clip, libraries and fragments included, and what is free."""
+    needed = (plan.needed + CONTEXT[machine.devices[0].kind]) / (1 - SLACK)
     free = ", ".join(
         f"{gigabytes(device.free)} of {gigabytes(device.total)} on {device.name}"
-        for device in machine.gpus or (machine.cpu,)
+        for device in machine.devices
     )
     clip = f"{load.frames} frames of {load.max_pixels} pixels"
-    return f"too little memory: the pair needs about {gigabytes(plan.needed)} with {clip}; free: {free}"
+    return f"too little memory: the pair needs about {gigabytes(needed)} with {clip}; free: {free}"
 
 
 def device_map(kept: Sequence[str], layers: str, shares: Sequence[Share]) -> dict[str, str]:

@@ -46,9 +46,8 @@ _EXTRAS = {
     Quantisation.TORCHAO_INT4: "torchao",
 }
 _NEED_A_GPU = frozenset({Quantisation.FP8, Quantisation.AWQ, Quantisation.GPTQ, Quantisation.TORCHAO_INT4})
-# Results of a row that do not depend on the rows beside it, on which exact mode to the letter rests.
-# LLM.int8() chooses its outlier columns over all rows of a pass.
-ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4})
+_LEAST_CAPABILITY = {Quantisation.FP8: (8, 9), Quantisation.TORCHAO_INT4: (8, 0)}
+_ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4})
 
 TORCHAO_GROUP = 128
 
@@ -127,8 +126,34 @@ def agreed(wanted: Quantisation, files: Quantisation | None, name: str) -> Quant
     return Quantisation.NONE if wanted is Quantisation.AUTO else wanted
 
 
+def is_row_by_row(quantisation: Quantisation, device_type: str) -> bool:
+    """Whether a row's results do not depend on the rows beside it, on which exact mode to the letter rests.
+
+    On a GPU LLM.int8() packs inputs, too, but for the columns in which any row of a pass is large; on a CPU
+    inputs stay whole (:func:`keep_inputs`).
+    """
+    return quantisation in _ROW_BY_ROW or (quantisation is Quantisation.INT8 and device_type == "cpu")
+
+
+def keep_inputs(model: Any, dtype: torch.dtype) -> None:
+    """Has bitsandbytes' layers on a CPU multiply their inputs as they are, in the type that is computed in.
+
+    LLM.int8() would pack them; its layers do not on a CPU while they are trained. The 4-bit layers would go
+    through bfloat16 where the processor has it.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    for part in model.modules():
+        if isinstance(part, Linear8bitLt):
+            part.train()
+        elif isinstance(part, Linear4bit) and dtype != torch.bfloat16:
+            part.support_avx512bf16_for_cpu = False
+
+
 def check_usable(quantisation: Quantisation, device: torch.device) -> None:
-    """PairError where a package or the device for it is missing."""
+    """PairError where the device for it or a package is missing."""
+    if quantisation in _NEED_A_GPU and device.type != "cuda":
+        raise PairError(f"{quantisation} needs a CUDA device, not {device}", "use nf4 or int8 here")
     missing = [name for name in _PACKAGES.get(quantisation, ()) if find_spec(name) is None]
     if missing:
         extra = _EXTRAS.get(quantisation)
@@ -136,11 +161,11 @@ def check_usable(quantisation: Quantisation, device: torch.device) -> None:
         raise PairError(
             f"{quantisation} needs the package {missing[0]}", f"install it with: pip install {what}"
         )
-    if quantisation in _NEED_A_GPU and device.type != "cuda":
-        raise PairError(f"{quantisation} needs a CUDA device, not {device}", "use nf4 or int8 here")
-    if quantisation is Quantisation.FP8 and torch.cuda.get_device_capability(device) < (8, 9):
+    least = _LEAST_CAPABILITY.get(quantisation)
+    if least and torch.cuda.get_device_capability(device) < least:
+        gpu, needed = torch.cuda.get_device_name(device), ".".join(map(str, least))
         raise PairError(
-            f"fp8 needs a GPU that computes in it, which {torch.cuda.get_device_name(device)} does not",
+            f"{quantisation} needs a GPU of compute capability {needed}, which {gpu} is not",
             "use nf4 or int8 here",
         )
 
@@ -212,6 +237,8 @@ def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str]) -
         case Quantisation.TORCHAO_INT4:
             from torchao.quantization import Int4WeightOnlyConfig
 
-            return TorchAoConfig(Int4WeightOnlyConfig(group_size=TORCHAO_GROUP), modules_to_not_convert=kept)
+            # The one format whose kernels are torch's own; others want a further package.
+            how = Int4WeightOnlyConfig(group_size=TORCHAO_GROUP, int4_packing_format="tile_packed_to_4d")
+            return TorchAoConfig(how, modules_to_not_convert=kept)
         case _:
             return None

@@ -70,12 +70,12 @@ def device_kind(name: str) -> str:
 
 def _plainly_fit(folders: list[Path]) -> bool:
     """Files that are not quantised and far smaller than what is free."""
-    import psutil
+    from lvspec_cli.models.machine import cpu_memory
 
     if any(json.loads((folder / "config.json").read_text()).get("quantization_config") for folder in folders):
         return False
     taken = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    return taken * _PLENTY <= psutil.virtual_memory().available
+    return taken * _PLENTY <= cpu_memory().free
 
 
 def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
@@ -103,7 +103,7 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
     why = ""
     if Quantisation.AUTO in asked:
         decision = decide(
-            this_machine(request.device),
+            this_machine(request.device, request.draft_device),
             sizes_of(target, draft),
             workload_of(request),
             Wanted(asked[0], asked[-1], dtype.itemsize, request.draft_device),
@@ -147,23 +147,27 @@ def sizes_of(target: Path, draft: Path | None) -> Sizes:
 def placed(request: AskRequest, target: Path, draft: Path | None) -> Placement:
     """Where the pair's parts go on the machine as it is now; no shares where there is nothing to choose.
 
-    A clip that is too large for what is free then does not keep the pair from being loaded: it can be made
-    smaller.
+    On GPUs a clip that is too large for what is free then does not keep the pair from being loaded: it can be
+    made smaller. A CPU's memory gives no such warning, the system ends what takes too much of it.
 
-    :raises NoRoomError: the weights themselves do not fit.
+    :raises NoRoomError: the weights themselves do not fit, or on a CPU the largest clip that is asked for.
     """
-    loading = request.loading
-    if loading is None or loading.device != "cuda":
+    loading, on_gpus = request.loading, request.loading is not None and request.loading.device == "cuda"
+    if loading is None or not (on_gpus or _may_be_short(target, draft)):
         return Placement()
     from lvspec_cli.models.machine import this_machine
 
-    machine, sizes, load = this_machine(request.device), sizes_of(target, draft), workload_of(request)
-    wanted = wanted_of(request, loading)
-    for each in (load, LEAST):
+    machine, sizes = this_machine(request.device, request.draft_device), sizes_of(target, draft)
+    load, wanted = workload_of(request), wanted_of(request, loading)
+    for each in (load, LEAST) if on_gpus else (load,):
         plan = decide(machine, sizes, each, wanted, gamma=1, width_limit=None).plan
         if plan.fits:
-            return Placement(plan.target, plan.draft)
+            return Placement(plan.target, plan.draft) if on_gpus else Placement()
     raise no_room(machine, sizes, load, wanted)
+
+
+def _may_be_short(target: Path, draft: Path | None) -> bool:
+    return not _plainly_fit([folder for folder in (target, draft) if folder is not None])
 
 
 def wanted_of(request: AskRequest, loading: Loading) -> Wanted:
@@ -177,12 +181,21 @@ def no_room_for(request: AskRequest, target: Path, draft: Path | None) -> NoRoom
     from lvspec_cli.models.machine import this_machine
 
     loading = request.loading or settle(request, target, draft).loading
-    machine, sizes = this_machine(request.device), sizes_of(target, draft)
+    machine, sizes = this_machine(request.device, request.draft_device), sizes_of(target, draft)
     return no_room(machine, sizes, workload_of(request), wanted_of(request, loading))
 
 
 def no_room(machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted) -> NoRoomError:
     """What was needed, what was free, and the smallest change that would fit."""
     plan = decide(machine, sizes, load, wanted, gamma=1, width_limit=None).plan
-    change = smallest_change(machine, sizes, load, wanted)
-    return NoRoomError(shortage(plan, machine, load), change or "choose a smaller pair with --pair")
+    change = smallest_change(machine, sizes, load, wanted) or _smaller_pair(machine)
+    return NoRoomError(shortage(plan, machine, load), change)
+
+
+def _smaller_pair(machine: Machine) -> str:
+    """The largest shipped pair that fits, to name where nothing else helps."""
+    from lvspec_cli.models.fit import largest_that_fits
+    from lvspec_cli.registry import read_models_file, shipped_models
+
+    name = largest_that_fits(read_models_file(shipped_models()).pairs, machine)
+    return f"--pair {name}, a smaller one" if name else "choose a smaller pair with --pair"

@@ -34,7 +34,7 @@ def pair_facts(name: str, pair: Pair, target: Stored, draft: Stored) -> str:
 
 
 def _model(role: str, source: Source, stored: Stored) -> Iterator[tuple[str, str]]:
-    revision = f" at {source.revision or 'main'}" if source.repo else ""
+    revision = f" at {source.revision or 'main, no commit is pinned'}" if source.repo else ""
     yield role, f"{source.name}{revision}"
     yield (
         "",

@@ -41,13 +41,17 @@ def test_show(here: Run, tiny_models: Path) -> None:
     assert "Qwen/Qwen2.5-VL-3B-Instruct at 66285546d2b821cf421d4f5eb2576359d3770cd3" in shown
     assert "Qwen Research (non-commercial)" in shown
     assert "frames 64, fps 2, max-pixels 200704" in shown
+    assert (
+        "SmolVLM2-2.2B-Instruct at main, no commit is pinned"
+        in here("models", "show", "smolvlm2-2.2b-256m").stdout
+    )
     mine = here("models", "show", "tiny", "--models", tiny_models).stdout
     assert f"folder: {tiny_models.parent / 'target'}" in mine
     assert here("models", "show", "nope").returncode == 3
 
 
 def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: machine(2, 80))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine(2, 80))
     monkeypatch.setattr("lvspec_cli.models.fit.nf4_rows", lambda machine: 5)
     shown = here("models", "fit", "qwen2.5-vl-32b-7b")
     assert shown.returncode == 0
@@ -56,7 +60,7 @@ def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch)
     assert rows["none"][-1] == "cuda:0; draft cuda:1"
     assert rows["nf4"][-1] == "cuda:0"
     assert "cuda:1 a card, 80.0 GB free of 80.0 GB" in shown.stderr
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: machine(1, 24))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine(1, 24))
     short = here("models", "fit", "qwen2.5-vl-32b-7b").stdout
     assert "auto: does not fit, " in short
     fewer = here("models", "fit", "qwen2.5-vl-7b-3b", "--frames", "16").stdout
@@ -65,7 +69,10 @@ def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch)
 
 def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
     shown = here("models", "fit", "tiny", "--models", tiny_models, "--device", "cpu")
-    assert (shown.returncode, "auto: none on cpu: both fit as they are" in shown.stdout) == (0, True)
+    assert (
+        shown.returncode,
+        "auto: none on cpu: the target fits as it is, so does the draft" in shown.stdout,
+    ) == (0, True)
     unknown = tiny_models.parent / "unknown.yaml"
     unknown.write_text("pairs:\n  odd:\n    target: {repo: a/b}\n    draft: {repo: a/c}\n")
     one = here("models", "fit", "odd", "--models", unknown)
@@ -158,12 +165,15 @@ def spoil(path: Path, change: dict[str, object] | None) -> None:
 
 def test_ask_says_which_pair_it_takes_and_why(here: Run, video_file: Path) -> None:
     asked = ["ask", video_file, "What happens?", "--max-new-tokens", "3"]
-    first = here(*asked).stderr.splitlines()[0]
+    first, *others = here(*asked).stderr.splitlines()
     assert first.startswith(
-        "pair demo (auto): no other is on this machine; `lvspec models pull smolvlm2-2.2b-256m`"
+        "pair demo (auto), which knows only the demo world: no other is on this machine;"
+        " `lvspec models pull smolvlm2-2.2b-256m`"
     )
+    assert not any("knows only" in line for line in others)
     assert here(*asked, "--quiet").stderr == ""
-    assert "(auto)" not in here(*asked, environment={"LVSPEC_PAIR": "demo"}).stderr
+    named = here(*asked, environment={"LVSPEC_PAIR": "demo"}).stderr
+    assert ("(auto)" in named, named.count("knows only")) == (False, 1)
 
 
 def test_doctor(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +190,7 @@ def test_doctor(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"lvspec", "torch", "memory", "PyAV", "decord", "bitsandbytes", "cache", "pairs", "hub"} <= set(
         found
     )
-    assert "cpu" in found["bitsandbytes"]["facts"]["nf4"]
+    assert found["bitsandbytes"]["facts"]["nf4"][0] == found["bitsandbytes"]["facts"]["int8"][0] == "cpu"
     assert found["pairs"]["facts"]["here"] == ["demo"]
     assert (found["hub"]["state"], "127.0.0.1:9 cannot be reached" in found["hub"]["text"]) == ("bad", True)
     assert all(row["remedy"] for row in report["findings"] if row["state"] == "bad")

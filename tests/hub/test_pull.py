@@ -60,7 +60,7 @@ def test_a_pair_comes_without_pickles_and_code(online: Shell, hub: Hub) -> None:
     assert (done.returncode, done.stdout.splitlines()) == (
         0, [str(snapshot(online, "some/large")), str(snapshot(online, "some/small"))],
     )  # fmt: skip
-    assert "some/large: 4 files, 0.0 GB to download" in done.stderr
+    assert "some/large: 4 files of main, no commit is pinned, 0.0 GB to download" in done.stderr
     assert {path.name for path in snapshot(online, "some/large").iterdir()} == TAKEN
     assert {path for path, _ in hub.given} == TAKEN
     before = len(hub.given)

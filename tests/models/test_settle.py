@@ -12,7 +12,7 @@ import pytest
 from lvspec_cli.errors import NoRoomError, PairError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.models.memory import Device, Machine
-from lvspec_cli.models.settle import Settled, device_kind, placed, settle, workload_of
+from lvspec_cli.models.settle import Placement, Settled, device_kind, no_room_for, placed, settle, workload_of
 from lvspec_cli.output.build import record_key
 from lvspec_cli.output.records import FileIdentity
 from lvspec_cli.pipeline import AskRequest, narrowed, pinned_request
@@ -63,7 +63,7 @@ def test_what_was_asked_for_by_name(request_: AskRequest) -> None:
 def crowded(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine whose memory is nearly full."""
     machine = Machine(Device("cpu", 920_000_000, 8_000_000_000))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: machine)
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine)
     monkeypatch.setattr("lvspec_cli.models.settle._plainly_fit", lambda folders: False)
     return machine
 
@@ -80,7 +80,7 @@ def test_what_does_not_fit_at_all(
 ) -> None:
     """Planned for a GPU of a few megabytes, as no machine has it."""
     small = Machine(crowded.cpu, (Device("cuda:0", 730_000_000, 8_000_000_000),))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: small)
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: small)
     here = replace(request_, loading=replace(PLAIN, device="cuda"))
     with pytest.raises(
         NoRoomError, match=r"needs about 0\.\d GB with 8 frames .* free: 0\.7 GB of 8\.0 GB"
@@ -88,8 +88,30 @@ def test_what_does_not_fit_at_all(
         placed(here, TARGET, DRAFT)
     assert caught.value.remedy == "choose a smaller pair with --pair"
     roomy = Machine(crowded.cpu, (Device("cuda:0", 8_000_000_000, 8_000_000_000),))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda device: roomy)
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: roomy)
     assert [share.device for share in placed(here, TARGET, DRAFT).draft] == ["cuda:0"]
+
+
+def test_on_a_cpu_what_does_not_fit_is_not_begun(
+    request_: AskRequest, crowded: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be caught there: the system would end the process in the middle."""
+    here, enough = replace(request_, loading=PLAIN), Machine(Device("cpu", 1_100_000_000, 8_000_000_000))
+    video = replace(request_.video, max_frames=2048)
+    with pytest.raises(
+        NoRoomError, match=r"needs about \d+\.\d GB with 2048 frames .* free: 0\.9 GB"
+    ) as caught:
+        placed(replace(here, video=video), TARGET, DRAFT)
+    assert caught.value.remedy.startswith("choose a smaller pair")
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: enough)
+    assert placed(here, TARGET, DRAFT) == Placement()
+    roomy = replace(crowded, cpu=Device("cpu", 60_000_000_000, 64_000_000_000))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: roomy)
+    monkeypatch.setattr("lvspec_cli.models.settle.smallest_change", lambda *_: None)
+    assert (
+        no_room_for(replace(here, video=video), TARGET, DRAFT).remedy
+        == "--pair qwen2.5-vl-7b-3b, a smaller one"
+    )
 
 
 def test_a_pinned_request_knows_how_it_is_loaded(request_: AskRequest) -> None:
