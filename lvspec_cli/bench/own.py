@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
@@ -10,12 +10,15 @@ from torch import Tensor
 
 from lvspec_cli.bench.clock import Watch, now
 from lvspec_cli.bench.results import Item, Measurement, Profile, Variant
+from lvspec_cli.bench.score import TextScore, score_text
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round
+
+_PLAIN = DecodeSettings(mode=Mode.AR)  # the draft need not read the video
 
 
 def measure_own(
@@ -63,6 +66,14 @@ class Texts:
                 self._pair, self._clip, item.prompt, system=self._system, earlier=earlier
             )
         return self._prompts[item.prompt]
+
+    def scores(self, item: Item, texts: Sequence[Sequence[int]]) -> list[TextScore | None]:
+        """How the target itself scores texts behind an item's prompt, as token ids; an empty one has none."""
+        prompts = self.prompts(item)
+        self._session.encode(prompts, _PLAIN)
+        # Modes often say the same: each text is read once.
+        known = {text: score_text(self._session.target, prompts.target, text) for text in set(map(tuple, texts))}
+        return [known[tuple(text)] for text in texts]
 
     def answer(self, item: Item, variant: Variant, settings: DecodeSettings) -> Measurement:
         """One answer, all its seconds 0."""

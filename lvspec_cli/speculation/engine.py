@@ -60,8 +60,10 @@ class Session:
         draft = self._draft is not None and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
         kept = self._prefix == prefix
-        if not kept or not set(layers) <= set(self._video.by_layer):
+        if not kept:
             self._encode_target(prompts, layers)
+        elif not set(layers) <= set(self._video.by_layer):
+            self._encode_target(prompts, sorted({*layers, *self._video.by_layer}))
         keep = settings.draft_keep if settings else 1.0
         if draft and not (kept and self._draft_keep == keep):
             self._encode_draft(prompts, keep)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
@@ -130,6 +130,22 @@ class DecodePool:
                 crew.room.take(taken)
                 taken += 1
                 yield ahead.popleft().result()  # kept by nobody here
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[VideoRequest], Clip]]:
+    """Gives a ``read_clip`` that keeps its process from one video to the next."""
+    asked: deque[VideoRequest] = deque()
+    with DecodePool(0, 0) as pool, closing(pool.clips(iter(asked.popleft, None))) as clips:
+
+        def read(request: VideoRequest) -> Clip:
+            asked.append(request)  # the pool, which reads nothing ahead, pulls one for each that it gives
+            decoded = next(clips)
+            if decoded.clip is None:
+                raise decoded.error or VideoError("nothing was decoded")
+            return decoded.clip
+
+        yield read
 
 
 class _Crew:
