@@ -8,19 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.bench.overlap import better_size, resized
+from lvspec_cli.bench.overlap import better_size, enlarged
 from lvspec_cli.demo.write import scene_of
 
 
 @given(st.integers(1, 50), st.floats(1e6, 1e9))
 def test_scenes_have_the_same_pixels_and_keep_their_shape(number, pixels):
     scene = scene_of(3, number)[0]
-    found = resized(scene, pixels)
+    width, height = enlarged(scene, pixels)
     frames = round(scene.duration * scene.frame_rate)
-    assert found.width % 2 == found.height % 2 == 0
-    assert found.width * found.height * frames == pytest.approx(pixels, rel=0.1)
-    assert found.width / found.height == pytest.approx(scene.width / scene.height, rel=0.1)
-    assert (found.objects, found.events, found.duration) == (scene.objects, scene.events, scene.duration)
+    assert width % 2 == height % 2 == 0
+    assert width * height * frames == pytest.approx(pixels, rel=0.1)
+    assert width / height == pytest.approx(scene.width / scene.height, rel=0.1)
 
 
 @given(st.floats(1e-9, 1e-7), st.floats(0.1, 5.0))
@@ -39,7 +38,7 @@ def test_a_size_changes_by_bounded_steps():
 
 
 def test_it_times_both_sides_over_the_same_clips():
-    command = "-m lvspec_cli.bench.overlap --clips 2 --repeats 1 --megapixels 2 --threads 1"
+    command = "-m lvspec_cli.bench.overlap --clips 2 --repeats 1 --megapixels 2 --threads 1 --decode-workers 1"
     done = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True, check=True)
     last = done.stdout.splitlines()[-3:]
     rates = [float(match[1]) for line in last[:2] if (match := re.search(r"([\d.]+) clips/s", line))]

@@ -1,0 +1,63 @@
+"""A process that measures for another one: ``python -m lvspec_cli.bench.worker SOCKET``.
+
+It gets the pair's request, then clips as it asks for them, and sends what it finds. It ends with its parent.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+
+from lvspec_cli.bench.measure import Run
+from lvspec_cli.bench.remote import Task, TaskDone, Warned
+from lvspec_cli.bench.results import Block, Item
+from lvspec_cli.cli.requests import quieten_libraries
+from lvspec_cli.errors import LvspecError
+from lvspec_cli.pipeline import load, memory_errors
+from lvspec_cli.video.pool import reading
+
+
+def main(socket: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    quieten_libraries()
+    connection = Connection(socket)
+    try:
+        try:
+            _work(connection)
+        except LvspecError as error:
+            connection.send(error)
+    except (EOFError, OSError):  # the parent has gone
+        return
+
+
+def _work(connection: Connection) -> None:
+    request = replace(connection.recv(), threads=1)
+    pair = load(request)
+    with memory_errors(request), reading() as read:
+        while True:
+            connection.send(TaskDone())
+            task: Task = connection.recv()
+            sent = _Sent(connection, task.done)
+            run = Run(pair, task.plan, sent, read, lambda text: connection.send(Warned(text)))
+            for _ in run.blocks(task.clip, task.place):
+                pass
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A keeper that sends what it is given."""
+
+    connection: Connection
+    blocks: frozenset[tuple[str, int]]
+
+    def add_item(self, item: Item) -> None:
+        self.connection.send(item)
+
+    def add_block(self, block: Block) -> None:
+        self.connection.send(block)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
