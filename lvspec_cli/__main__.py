@@ -1,6 +1,6 @@
 """``python -m lvspec_cli``."""
 
-from lvspec_cli.cli.main import main
+from lvspec_cli.cli.main import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from lvspec_cli.batch.serve import WorkerPlan, serving
 from lvspec_cli.batch.work import Work
@@ -31,8 +32,9 @@ def run(
 
         run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)
         return
-    with serving(plans[0], listen, interrupted) as serve:
-        for finished in serve(works):
+    # Closed here: what a second Ctrl-C raises in a generator that is only dropped is lost.
+    with serving(plans[0], listen, interrupted) as serve, closing(serve(works)) as done:
+        for finished in done:
             for record in finished.records:
                 write(record)
             if interrupted():

@@ -42,7 +42,7 @@ class Finished:
 @contextmanager
 def serving(
     plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
-) -> Iterator[Callable[[Iterable[Work]], Iterator[Finished]]]:
+) -> Iterator[Callable[[Iterable[Work]], Generator[Finished, None, None]]]:
     """Loads the pair, and gives the function that turns works into records, in their order.
 
     The records of one work have to be taken before the next one's.
@@ -58,7 +58,7 @@ def serving(
     answering = Answering(pair, read_clip, plan.on_out_of_memory, listen, interrupted)
     with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
 
-        def serve(works: Iterable[Work]) -> Iterator[Finished]:
+        def serve(works: Iterable[Work]) -> Generator[Finished, None, None]:
             with closing(_decoded(pool, works, interrupted)) as decoded:
                 for work, outcome in decoded:
                     if interrupted():

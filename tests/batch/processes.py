@@ -22,7 +22,7 @@ import lvspec_cli.models.load, lvspec_cli.speculation.engine, lvspec_cli.cli.bat
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl
 import transformers.models.qwen2_5_vl.processing_qwen2_5_vl
 import transformers.models.qwen2_vl.video_processing_qwen2_vl
-from lvspec_cli.cli.main import main
+from lvspec_cli.cli.main import entry
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -41,7 +41,7 @@ for line in sys.stdin:
             import resource
             resource.setrlimit(limit, (value, value))
         sys.argv = ["lvspec", *job["arguments"]]
-        main()
+        entry()
     print(pid, flush=True)
 """
 

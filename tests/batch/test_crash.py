@@ -48,6 +48,12 @@ def has_ended(run: Run) -> bool:
     return not run.family()
 
 
+def processor_seconds(pid: int) -> float:
+    """Of a process by itself, also of one that has ended and was not waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def whole_rows(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
@@ -88,7 +94,11 @@ def test_a_signal_stops_within_a_second_and_leaves_a_file_that_resumes(
     out = tmp_path / "out.jsonl"
     run = lvspec.start(tmp_path, "caption", many, "--out", out)
     assert until(lambda: whole_rows(out) >= 3)
+    before = processor_seconds(run.pid)
     run.kill(number)
+    assert until(partial(has_ended, run))
+    # Not of the clock: other work on the machine would fail it. Taking torch apart alone is over a second.
+    assert processor_seconds(run.pid) - before < 1.0
     assert run.wait() == code
     done = whole_rows(out)
     assert 3 <= done < COUNT
@@ -107,10 +117,12 @@ def test_a_second_signal_ends_at_once(
     assert until(lambda: len(run.family()) > 1)
     time.sleep(1.0)
     run.kill(signal.SIGINT)
+    time.sleep(0.02)  # while it puts its things away
     run.kill(signal.SIGINT)
     assert run.wait() == 130
     assert not run.family()
     assert not rows(out)
+    assert run.stderr == "interrupted\n"
 
 
 def test_a_full_disk_stops_with_one_error_and_keeps_the_rows(
