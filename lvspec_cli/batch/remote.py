@@ -79,7 +79,7 @@ class _Crew:
     def start(self, setup: Setup) -> None:
         ours, theirs = Pipe()
         with theirs:
-            process = _start(theirs.fileno())
+            process = start_worker("lvspec_cli.batch.worker", theirs.fileno())
         self.workers.append(_Worker(setup, process, ours))
         with suppress(OSError):  # hearing will say why it is gone
             ours.send(setup)
@@ -158,10 +158,11 @@ def _ending(crew: _Crew) -> Iterator[None]:
             worker.connection.close()
 
 
-def _start(socket: int) -> subprocess.Popen[bytes]:
+def start_worker(module: str, socket: int) -> subprocess.Popen[bytes]:
+    """Runs a module with its end of a pipe."""
     # As the decoding child: a process group of its own keeps the terminal's Ctrl-C from it.
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", "lvspec_cli.batch.worker", str(socket)],
+        [sys.executable, "-P", "-m", module, str(socket)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=(socket,),

@@ -135,6 +135,25 @@ def retention_of(compared: Sequence[Compared], *, seed: int = 0) -> Estimate | N
     return least_kept(kept_facts(captions, "all", seed=seed), kept_answers(questions, seed=seed))
 
 
+def right_kept(compared: Sequence[Compared], *, seed: int = 0) -> Kept | None:
+    """Facts and answers together: F1 in which a question is one more fact to tell.
+
+    Over both there is more to go by than over either, where few clips have to do.
+    """
+
+    def counts(each: Compared) -> tuple[float, ...]:
+        if each.judged[0].right is not None:
+            ours, theirs = (2.0 * bool(judged.right) for judged in each.judged)
+            return ours, 2, theirs, 2
+        return _fact_counts(each, "all")
+
+    known = [each for each in compared if each.judged[0].right is not None or each.judged[0].facts]
+    expected = sum(
+        each.judged[1].facts["all"].expected if each.judged[0].right is None else 1 for each in known
+    )
+    return _kept(_by_clip(known, counts), expected, seed)
+
+
 def likelihood_kept(compared: Sequence[Compared], *, seed: int = 0) -> Estimate | None:
     """How likely the target finds the mode's texts, against its own: exp of the mean change of nats a token.
 
@@ -155,15 +174,16 @@ def kept_facts(captions: Sequence[Compared], kind: str, *, seed: int = 0) -> Kep
     Only answers with facts to find may be given; None where there were none of this kind to find or found.
     """
 
-    def counts(each: Compared) -> tuple[float, ...]:
-        ours, theirs = (judged.facts[kind] for judged in each.judged)
-        return (
-            2 * ours.found_right, ours.found + ours.expected,
-            2 * theirs.found_right, theirs.found + theirs.expected,
-        )  # fmt: skip
-
     expected = sum(each.judged[1].facts[kind].expected for each in captions)
-    return _kept(_by_clip(captions, counts), expected, seed)
+    return _kept(_by_clip(captions, lambda each: _fact_counts(each, kind)), expected, seed)
+
+
+def _fact_counts(each: Compared, kind: str) -> tuple[float, ...]:
+    ours, theirs = (judged.facts[kind] for judged in each.judged)
+    return (
+        2 * ours.found_right, ours.found + ours.expected,
+        2 * theirs.found_right, theirs.found + theirs.expected,
+    )  # fmt: skip
 
 
 def kept_answers(questions: Sequence[Compared], *, seed: int = 0) -> Kept | None:

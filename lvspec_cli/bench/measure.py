@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Protocol
 
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Journal
@@ -12,15 +14,15 @@ from lvspec_cli.bench.modes import settings_of
 from lvspec_cli.bench.own import Texts, measure_own, profile_own
 from lvspec_cli.bench.peers import measure_peer
 from lvspec_cli.bench.results import Block, Item, Measurement, Profile, Variant
-from lvspec_cli.bench.score import score_texts
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.types import Clip, DecodeSettings, Prompt, RuleSettings
-from lvspec_cli.video.decode import read_clip
+from lvspec_cli.types import Clip, DecodeSettings, RuleSettings, VideoRequest
+from lvspec_cli.video.pool import reading
 
 WARM_TOKENS = 32  # an answer's length while warming up
 
 Progress = Callable[[int, int], None]
+Read = Callable[[VideoRequest], Clip]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Plan:
     ``scored``: the target itself scores every text.
     ``examples``: of so many items the texts are kept by tokens; ``profiles``: so many are run once more with
     a clock around every pass.
+    ``first``: of variants that are run on so many clips only, the first ones.
     """
 
     variants: tuple[Variant, ...]
@@ -44,6 +47,12 @@ class Plan:
     rules: Mapping[str, RuleSettings] = field(default_factory=dict)
     timed: bool = True
     scored: bool = True
+    first: Mapping[Variant, int] = field(default_factory=dict)
+
+    def at(self, clip: int) -> Plan:
+        """What is run on a clip, by its number from 0."""
+        left = tuple(each for each in self.variants if clip < self.first.get(each, clip + 1))
+        return self if left == self.variants else replace(self, variants=left)
 
     def settings_of(self, variant: Variant) -> DecodeSettings:
         """How one of our own variants decodes."""
@@ -54,6 +63,29 @@ def turn(variants: Sequence[Variant], number: int) -> tuple[Variant, ...]:
     """The order of modes in block ``number``: each is first, second, ... equally often."""
     shift = number % len(variants)
     return (*variants[shift:], *variants[:shift])
+
+
+class Keeper(Protocol):
+    """Takes what is found; ``blocks``: the item and the repeat of each that it holds."""
+
+    @property
+    def blocks(self) -> Container[tuple[str, int]]: ...
+    def add_item(self, item: Item) -> None: ...
+    def add_block(self, block: Block) -> None: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a clip stands among all: its number, and that of its first item, from 0."""
+
+    clip: int
+    item: int
+
+
+def places(clips: Sequence[BenchClip]) -> list[Place]:
+    """One a clip."""
+    starts = accumulate((len(clip.items) for clip in clips), initial=0)
+    return [Place(number, item) for number, (_, item) in enumerate(zip(clips, starts, strict=False))]
 
 
 def measure(
@@ -72,36 +104,44 @@ def measure(
     :param progress: called with the blocks done and all of them.
     :raises NoInputError: no clip can be read.
     """
-    run = _Run(pair, plan, journal, warn)
     total, done = sum(len(clip.items) for clip in clips) * plan.repeat, 0
-    first = 0  # number of the clip's first item among all
     progress(0, total)
-    for clip in clips:
-        for _ in run.blocks(clip, first):
-            done += 1
-            progress(done, total)
-        first += len(clip.items)
+    with reading() as read:
+        run = Run(pair, plan, journal, read, warn)
+        for clip, place in zip(clips, places(clips), strict=True):
+            for _ in run.blocks(clip, place):
+                done += 1
+                progress(done, total)
+    check_measured(journal)
+
+
+def check_measured(journal: Journal) -> None:
+    """NoInputError where nothing could be measured."""
     if not journal.blocks:
         why = next((item.error for item in journal.items.values() if item.error), "nothing was asked")
         raise NoInputError(f"nothing could be measured: {why}", "name videos that can be read")
 
 
-class _Run:
-    """What stays the same from clip to clip."""
+class Run:
+    """What stays the same from clip to clip. ``read``: decodes a video."""
 
-    def __init__(self, pair: LoadedPair, plan: Plan, journal: Journal, warn: Callable[[str], None]) -> None:
-        self._pair, self._plan, self._journal, self._warn = pair, plan, journal, warn
+    def __init__(
+        self, pair: LoadedPair, plan: Plan, keeper: Keeper, read: Read, warn: Callable[[str], None]
+    ) -> None:
+        self._pair, self._whole, self._journal, self._read, self._warn = pair, plan, keeper, read, warn
+        self._plan = plan  # of the clip at hand
         self._failed: dict[Variant, Measurement] | None = None  # None before warming up
 
-    def blocks(self, clip: BenchClip, first: int) -> Iterator[None]:
+    def blocks(self, clip: BenchClip, place: Place) -> Iterator[None]:
         """Yields once for every block, also where it is done or cannot be."""
+        self._plan, first = self._whole.at(place.clip), place.item
         asked = [(item, repeat) for repeat in range(self._plan.repeat) for item in clip.items]
         left = [each for each in asked if (each[0].id, each[1]) not in self._journal.blocks]
         yield from [None] * (len(asked) - len(left))
         if not left:
             return
         try:
-            frames = read_clip(clip.video)
+            frames = self._read(clip.video)
         except LvspecError as error:
             self._warn(f"{clip.items[0].file_name}: {error.cause}")
             for item in clip.items:
@@ -118,10 +158,10 @@ class _Run:
             else:
                 block = self._untimed(texts, frames, item, repeat)
             if repeat == 0:
-                prompt = texts.prompts(item).target
-                seen = {"frames": len(frames.timestamps), "visual_tokens": prompt.visual_tokens}
+                visual = texts.prompts(item).target.visual_tokens
+                seen = {"frames": len(frames.timestamps), "visual_tokens": visual}
                 self._journal.add_item(item.model_copy(update=seen))
-                block = self._scored(prompt, block) if self._plan.scored else block
+                block = _scored(texts, item, block) if self._plan.scored else block
             self._journal.add_block(_slim(block, with_pieces=number < self._plan.examples))
             yield
 
@@ -130,7 +170,7 @@ class _Run:
         plan = self._plan
         few = min(WARM_TOKENS, plan.settings.max_new_tokens)
         short = replace(plan, settings=replace(plan.settings, max_new_tokens=few))
-        found = {variant: self._one(frames, item, variant, short) for variant in plan.variants}
+        found = {variant: self._one(frames, item, variant, short) for variant in self._whole.variants}
         failed = {variant: each for variant, each in found.items() if each.error is not None}
         for variant, each in failed.items():
             self._warn(f"{variant} cannot run: {each.error}")
@@ -182,15 +222,15 @@ class _Run:
             if not (variant.mode.is_peer or variant.mode.is_plain)
         )
 
-    def _scored(self, prompt: Prompt, block: Block) -> Block:
-        """The same with the target's own score of every text."""
-        texts = [each.tokens or () for each in block.measurements]
-        (scores,) = score_texts(self._pair.target, [(prompt, texts)])
-        measurements = tuple(
-            each.model_copy(update={"log_probability": score.mean}) if score else each
-            for each, score in zip(block.measurements, scores, strict=True)
-        )
-        return block.model_copy(update={"measurements": measurements})
+
+def _scored(texts: Texts, item: Item, block: Block) -> Block:
+    """The same with the target's own score of every text."""
+    scores = texts.scores(item, [each.tokens or () for each in block.measurements])
+    measurements = tuple(
+        each.model_copy(update={"log_probability": score.mean}) if score else each
+        for each, score in zip(block.measurements, scores, strict=True)
+    )
+    return block.model_copy(update={"measurements": measurements})
 
 
 def _without_times(measured: Measurement) -> Measurement:

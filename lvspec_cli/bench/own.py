@@ -72,7 +72,9 @@ class Texts:
         prompts = self.prompts(item)
         self._session.encode(prompts, _PLAIN)
         # Modes often say the same: each text is read once.
-        known = {text: score_text(self._session.target, prompts.target, text) for text in set(map(tuple, texts))}
+        known = {
+            text: score_text(self._session.target, prompts.target, text) for text in set(map(tuple, texts))
+        }
         return [known[tuple(text)] for text in texts]
 
     def answer(self, item: Item, variant: Variant, settings: DecodeSettings) -> Measurement:

@@ -229,6 +229,20 @@ def least_kept(*kept: Kept | None) -> Estimate | None:
     return min(found, key=lambda each: (lower_end(each), each.value), default=None)
 
 
+RULE_OF_THREE = 3.0  # Hanley and Lippman-Hand 1983: of n alike, a share of 3 / n may be unlike, 95 % say
+
+
+def surely_kept(kept: Kept) -> float | None:
+    """The lower end of its retention, and never more than so many facts or questions can show.
+
+    Where next to nothing changed the clips have nothing to vary by: their interval has no width, and is no
+    evidence.
+    """
+    if kept.retention is None:
+        return None
+    return min(lower_end(kept.retention), 1 - RULE_OF_THREE / max(kept.count, 1))
+
+
 def lower_end(estimate: Estimate) -> float:
     """The lower end of its interval; the value itself where one clip was measured."""
     return estimate.value if estimate.low is None else estimate.low
@@ -346,6 +360,11 @@ class BenchSettings(Part):
     rule: dict[str, Any]
     rules: dict[str, dict[str, Any]] = {}  # of lines with a name of their own
     timed: bool = True
+    first: dict[str, int] = {}  # lines that were run on so many clips only, the first ones
+    adaptation: dict[str, Any] = {}  # what gamma auto goes by
+    fallback: bool = False  # no line falls back to the target alone
+    quantisation: tuple[str, ...] = ()  # target's and draft's, as asked for
+    draft_device: str | None = None  # as asked for
     sampling: dict[str, Any]  # frames, fps, max_pixels, start, end, decoder
     system: str | None = None
     seed: int = 0

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lvspec_cli.bench.contrast import contrasts
 from lvspec_cli.bench.environment import environment_of
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Header, digest_of, journal
 from lvspec_cli.bench.lines import markdown
-from lvspec_cli.bench.measure import Plan, Progress, measure
+from lvspec_cli.bench.measure import Plan, Progress
+from lvspec_cli.bench.remote import measuring
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import report, write_report
 from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, Variant, to_json
@@ -27,7 +30,9 @@ from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import identify, settings_fields
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
-from lvspec_cli.types import Gamma, Mode
+from lvspec_cli.types import Adaptation, Gamma, Mode
+
+_ADAPTATION = TypeAdapter(Adaptation)
 
 MARKDOWN_NAME = "results.md"
 
@@ -44,6 +49,7 @@ class BenchJob:
     out: Path
     redo: bool = False
     command: str = ""
+    processes: int = 1  # for texts that are not timed
 
 
 def demo_clips(
@@ -100,9 +106,11 @@ def run_loaded(
     items = tuple(item for clip in job.clips for item in clip.items)
     header = Header(settings=asked, environment=environment, inputs=inputs_digest(job.clips))
     with memory_errors(job.request), journal(job.out, header, redo=job.redo) as kept:
-        measure(loaded, job.clips, job.plan, kept, progress=progress, warn=warn)
+        with measuring(loaded, job.request, job.processes if not job.plan.timed else 1) as run:
+            run(job.clips, job.plan, kept, progress=progress, warn=warn)
         seen = tuple(kept.items.get(item.id, item) for item in items)
-        blocks = tuple(kept.blocks.values())
+        order = {item.id: number for number, item in enumerate(items)}
+        blocks = tuple(sorted(kept.blocks.values(), key=lambda each: (order[each.item], each.repeat)))
     measured = Measured({item.id: item for item in seen}, blocks)
     used = {variant: _variant_settings(variant, job.plan) for variant in job.plan.variants}
     try:
@@ -155,6 +163,10 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         rule=rule_fields(plan.settings.rule),
         rules={name: rule_fields(rule) for name, rule in plan.rules.items()},
         timed=plan.timed,
+        first={str(variant): count for variant, count in plan.first.items()},
+        adaptation=_ADAPTATION.dump_python(plan.settings.adaptation, mode="json"),
+        quantisation=(request.quant_target, request.quant_draft),
+        draft_device=request.draft_device,
         sampling={
             "frames": video.max_frames,
             "fps": video.fps,

@@ -21,6 +21,7 @@ from lvspec_cli.bench.results import (
     Spread,
     Variant,
     lower_end,
+    surely_kept,
 )
 
 MIN_RETENTION = 0.998
@@ -267,16 +268,18 @@ def winner(results: Sequence[ModeResult], least: float = MIN_RETENTION) -> Varia
 def keeps_quality(result: ModeResult, least: float = MIN_RETENTION) -> bool:
     """Whether a mode is shown to keep ar's quality. One that is not loose says what the target says.
 
-    Of a loose one the lower end of its retention has to be ``least``. Without labels the target judges: at
+    Of a loose one the lower end of its retention has to be ``least``, of facts and of questions
+    (``surely_kept``). Without labels the target judges: at
     the lower end a token of the texts has to be MIN_LIKELIHOOD times as probable to it as one of ar's, and
     the texts may not get there by repeating themselves (share of 4-grams) or by saying less (tokens). That
     finds damage, not a wrong colour: a wrong fact that is told well is likely, too.
     """
     if not result.mode.is_loose:
         return True
-    if result.retention is not None:
-        return lower_end(result.retention) >= least
     found = result.fidelity
+    if result.retention is not None:
+        ends = [surely_kept(each) for each in (found.facts, found.questions) if each] if found else []
+        return all(end is not None and end >= least for end in ends or [lower_end(result.retention)])
     if found is None or found.likelihood is None:
         return False
     return (

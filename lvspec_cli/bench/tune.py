@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from lvspec_cli.bench.calibrate import Calibration, calibrate
 from lvspec_cli.bench.environment import environment_of
-from lvspec_cli.bench.fidelity import Compared, compare_blocks, label_of, likelihood_kept, retention_of
+from lvspec_cli.bench.fidelity import Compared, compare_blocks, label_of, likelihood_kept, right_kept
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Header, Journal, journal
-from lvspec_cli.bench.measure import Plan, Progress, measure
-from lvspec_cli.bench.results import BenchMode, Estimate, Part, Results, Variant
+from lvspec_cli.bench.measure import Plan, Progress
+from lvspec_cli.bench.remote import Measure, measuring
+from lvspec_cli.bench.results import BenchMode, Part, Results, Variant, lower_end, surely_kept
 from lvspec_cli.bench.rules import NamedRule, rules_of
 from lvspec_cli.bench.run import BenchJob, bench_settings, inputs_digest, run_loaded
 from lvspec_cli.bench.summary import Measured
@@ -34,6 +35,7 @@ from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import DecodeSettings, Gamma, RelevanceName, RoundCosts
 
 CALIBRATION = "calibration.json"
@@ -56,6 +58,7 @@ class TuneJob:
     out: Path
     redo: bool = False
     command: str = ""
+    processes: int = 1  # for the search, which is not timed
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,12 @@ def tune(
     *,
     progress: Callable[[str], Progress] = lambda label: lambda done, total: None,
     warn: Callable[[str], None] = lambda message: None,
+    found: Callable[[Tuned], None] = lambda tuned: None,
 ) -> Tuned:
     """Measures what is left to measure, and chooses.
 
     :param progress: given what is done now, where its advance is told.
+    :param found: told what was chosen, before it is reported on.
     :raises UsageError: there are too few clips, or the folder is of another run.
     :raises LvspecError: the clips or the folder cannot be used.
     """
@@ -116,13 +121,14 @@ def tune(
     search = _Search(loaded, job, first, settings, calibration, named)
     tried = search.run(progress("trying settings"), warn)
     chosen = {
-        relevance: found
+        relevance: best
         for relevance in job.relevances
-        if (found := _chosen([each for each in tried if each.rule.rule.relevance is relevance], job.least))
+        if (best := _chosen([each for each in tried if each.rule.rule.relevance is relevance], job.least))
     }
     tuned = Tuned(
         search.judged_by, len(first), tried, chosen, calibration.costs, None, tuple(sorted(search.failed))
     )
+    found(tuned)
     if tuned.best is None:
         return tuned
     results = _reported(loaded, job, second, settings, tuned, progress("reporting"), warn)
@@ -242,13 +248,18 @@ class _Search:
             inputs=inputs_digest(self._clips),
         )
         scores: dict[str, Score] = {}
-        with journal(bench.out, header, redo=job.redo) as kept:
-            for turn in self._turns(kept, progress, warn):
+        with (
+            journal(bench.out, header, redo=job.redo) as kept,
+            measuring(self._loaded, job.request, job.processes) as run,
+        ):
+            for turn in self._turns(run, kept, progress, warn):
                 scores |= {score.name: score for score in turn}
             self.failed = {item.file_name for item in kept.items.values() if item.error}
         return tuple(Tried(rule, scores[name]) for name, rule in self._rules.items())
 
-    def _turns(self, kept: Journal, progress: Progress, warn: Callable[[str], None]) -> Iterator[list[Score]]:
+    def _turns(
+        self, run: Measure, kept: Journal, progress: Progress, warn: Callable[[str], None]
+    ) -> Iterator[list[Score]]:
         """After each turn the scores of those that took part in it."""
         planned = turns(max(map(len, self._named.values())), len(self._clips))
         alive, seen = list(self._rules), 0
@@ -259,14 +270,7 @@ class _Search:
             told = _Told(progress, planned, number, sum(len(clip.items) for clip in self._clips[seen:clips]))
             # Clips of an early turn that cannot be read are no reason to end.
             with suppress(*(() if clips == len(self._clips) else (NoInputError,))):
-                measure(
-                    self._loaded,
-                    self._clips[seen:clips],
-                    self._plan(alive),
-                    kept,
-                    progress=told,
-                    warn=warn,
-                )
+                run(self._clips[seen:clips], self._plan(alive), kept, progress=told, warn=warn)
             seen = clips
             scores = [self._score(kept, name, clips) for name in alive]
             yield scores
@@ -282,7 +286,7 @@ class _Search:
         """Of each relevance those that go on."""
         going: set[str] = set()
         for many in self._named.values():
-            names = {each.name for each in many}
+            names = {each.name for each in many if not is_exact(each.rule)}
             going.update(going_on([each for each in scores if each.name in names], count, self._job.least))
         return [each.name for each in scores if each.name in going]
 
@@ -300,11 +304,18 @@ class _Search:
             clips=len({each.item.file_name for each in compared}),
             speedup=predicted_speedup(answers, costs) or 0.0,
             accepted_length=sum(each.output_tokens - each.first_tokens for each in answers) / max(1, rounds),
-            kept=self._kept(compared),
+            **self._kept(compared, rule),
         )
 
-    def _kept(self, compared: Sequence[Compared]) -> Estimate | None:
-        return retention_of(compared) if self._labelled else likelihood_kept(compared)
+    def _kept(self, compared: Sequence[Compared], rule: NamedRule) -> dict[str, Any]:
+        if not self._labelled:
+            kept = likelihood_kept(compared)
+            surely = lower_end(kept) if kept else None
+        elif right := right_kept(compared):
+            kept, surely = right.retention, surely_kept(right)
+        else:
+            kept = surely = None
+        return {"kept": kept, "surely": 1.0 if is_exact(rule.rule) else surely}
 
 
 @dataclass(frozen=True)
@@ -326,9 +337,9 @@ class _Told:
 
 
 def _chosen(tried: Sequence[Tried], least: float) -> Tried | None:
-    """Among those that saw all clips."""
+    """Among those that saw all clips, and exact mode, which needs none to be known."""
     most = max((each.score.clips for each in tried), default=0)
-    last = {each.score.name: each for each in tried if each.score.clips == most}
+    last = {each.score.name: each for each in tried if each.score.clips == most or is_exact(each.rule.rule)}
     best = choice([each.score for each in last.values()], least)
     return last[best.name] if best else None
 

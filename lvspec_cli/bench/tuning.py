@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lvspec_cli.bench.results import Estimate, Measurement, lower_end
+from lvspec_cli.bench.results import Estimate, Measurement
 from lvspec_cli.bench.rules import NO_LIMIT, NamedRule
 from lvspec_cli.types import Gamma, RelevanceName, RoundCosts, RuleSettings
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 FACTOR = 3  # so many times the clips in each turn of the search, for a third of the settings
 FEWEST_CLIPS = 4  # of the first turn
-FINALISTS = 4  # settings of each relevance in the last turn, or more
+FINALISTS = 3  # settings of each relevance in the last turn, or more
 QUANTILES = (0.5, 0.65, 0.8, 0.9)  # of the relevance of drafted tokens: thresholds that are tried
 # What is tried for each part of the rule. A margin for fillers that is no wider than the anchors' is theirs.
 MARGINS: Mapping[str, Sequence[Any]] = {
@@ -138,13 +138,17 @@ def turns(settings: int, clips: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class Score:
-    """How a setting did so far. ``speedup`` is predicted; ``kept`` is quality against ``ar``, where known."""
+    """How a setting did so far. ``speedup`` is predicted; ``kept`` is quality against ``ar``, where known.
+
+    ``surely``: what it keeps for sure, which is no more than ``kept`` at its lower end.
+    """
 
     name: str
     clips: int
     speedup: float
     accepted_length: float
     kept: Estimate | None
+    surely: float | None = None
 
 
 def predicted_speedup(answers: Iterable[Measurement], costs: RoundCosts) -> float | None:
@@ -179,8 +183,8 @@ def going_on(scores: Sequence[Score], count: int, least: float) -> tuple[str, ..
 
 
 def choice(scores: Iterable[Score], least: float) -> Score | None:
-    """The fastest whose quality's lower end is ``least`` or more."""
-    enough = [each for each in scores if each.kept is not None and lower_end(each.kept) >= least]
+    """The fastest that surely keeps ``least``."""
+    enough = [each for each in scores if each.surely is not None and each.surely >= least]
     return max(enough, key=lambda each: each.speedup, default=None)
 
 

@@ -45,6 +45,13 @@ TextsOnly = Annotated[
     bool,
     typer.Option("--texts-only", help="Fidelity alone, of many clips: nothing is timed, all goes quicker."),
 ]
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes", min=1, max=256, metavar="N",
+        help="Ask for texts that are not timed in N processes, a thread and a copy of the pair each.",
+    ),
+]  # fmt: skip
 DraftKeep = Annotated[
     float,
     typer.Option(
@@ -87,6 +94,7 @@ def bench(
     ablate: Ablate = False,
     controls: Controls = False,
     texts_only: TextsOnly = False,
+    processes: Processes = 1,
     draft_keep: DraftKeep = 0.1,
     repeat: Repeat = 1,
     limit: Limit = None,

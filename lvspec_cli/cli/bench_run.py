@@ -64,6 +64,8 @@ def read_job(given: Mapping[str, Any], progress: PlainProgress | None) -> BenchJ
     :raises NoInputError: there is nothing to measure.
     """
     name, pair, note = chosen_pair(given)
+    if given["processes"] > 1 and not given["texts_only"]:
+        raise UsageError("--processes would spoil what is timed", "add --texts-only, or leave it out")
     if given["questions"] is not None and (given["clips"] or given["prompt"]):
         raise UsageError("--questions names its own clips and questions", "leave out CLIPS and --prompt")
     settings = decode_settings({**given, "mode": Mode.LVSPEC, "temperature": 0.0, "gamma": None}, pair)
@@ -104,6 +106,7 @@ def read_job(given: Mapping[str, Any], progress: PlainProgress | None) -> BenchJ
         ),
         out=given["out"],
         redo=given["redo"],
+        processes=given["processes"],
         command=shlex.join(["lvspec", *sys.argv[1:]]),
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import AskedPerClip, Clips, Limit, Prompts, QuestionFile
+from lvspec_cli.cli.bench import AskedPerClip, Clips, Limit, Processes, Prompts, QuestionFile
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.types import Quantisation, RelevanceName
 
@@ -42,6 +42,7 @@ def tune(
     out: Out = Path("lvspec-tune"),
     relevance: Relevances = None,
     budget: Budget = 48,
+    processes: Processes = 1,
     min_fidelity: MinFidelity = 99.8,
     gamma: Gammas = "auto,4,8,12,16",
     limit: Limit = None,

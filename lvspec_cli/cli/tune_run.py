@@ -47,9 +47,8 @@ def tune_all(given: Mapping[str, Any]) -> int:
     finally:
         if progress:
             progress.close()
-    lines = models_yaml(name, pair, tuned.best, tuned.costs[job.relevances[0]]) if tuned.best else ""
-    _write(job, tuned, lines)
-    write_out((tuned_tables if sys.stdout.isatty() else plain_tuned)(tuned) + lines)
+    _write(job, tuned)
+    write_out((tuned_tables if sys.stdout.isatty() else plain_tuned)(tuned) + _lines(job, tuned))
     if not given["quiet"]:
         for note in notes(job, tuned):
             say(note)
@@ -98,6 +97,7 @@ def read_job(given: Mapping[str, Any], name: str, pair: Pair, progress: PlainPro
         seed=given["seed"],
         out=given["out"],
         redo=given["redo"],
+        processes=given["processes"],
         command=shlex.join(["lvspec", *sys.argv[1:]]),
     )
 
@@ -119,7 +119,13 @@ def _run(job: TuneJob, progress: PlainProgress | None) -> Tuned:
     request = pinned_request(job.request, listen)
     loaded = load(request, listen)
     with memory_errors(request):
-        return tune(loaded, replace(job, request=request), progress=_stages(progress), warn=_warn)
+        return tune(
+            loaded,
+            replace(job, request=request),
+            progress=_stages(progress),
+            warn=_warn,
+            found=lambda tuned: _write(job, tuned),
+        )
 
 
 def _stages(progress: PlainProgress | None) -> Callable[[str], Progress]:
@@ -143,9 +149,17 @@ def _stages(progress: PlainProgress | None) -> Callable[[str], Progress]:
     return stage
 
 
-def _write(job: TuneJob, tuned: Tuned, lines: str) -> None:
+def _lines(job: TuneJob, tuned: Tuned) -> str:
+    """The pair's entry of a models.yaml; empty where nothing was found."""
+    best, request = tuned.best, job.request
+    if best is None:
+        return ""
+    return models_yaml(request.pair_name, request.pair, best, tuned.costs[best.rule.rule.relevance])
+
+
+def _write(job: TuneJob, tuned: Tuned) -> None:
     texts = {MARKDOWN: markdown(job, tuned)}
-    if lines:
+    if lines := _lines(job, tuned):
         texts |= {MODELS: lines, RULES: rules_yaml(tuned)}
     for name, text in texts.items():
         with replacing(Path(job.out) / name) as stream:
