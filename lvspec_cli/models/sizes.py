@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.models.memory import ModelSize, VisionSize
+from lvspec_cli.models.families import family_of
+from lvspec_cli.models.memory import ModelSize
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.registry import Source
 
@@ -41,11 +42,12 @@ def config_path(source: Source, folder: Path | None) -> Path:
 def size_of(config_file: Path, name: str = "") -> ModelSize:
     """The size of the model that a config.json describes.
 
-    :raises PairError: it describes none that can be built.
+    :raises PairError: it describes none that can be built, or one of an unknown family.
     """
     try:
         with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(config_file, local_files_only=True, trust_remote_code=False)
+            family_of(config.model_type, str(config_file))
             model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         cause = " ".join(str(error).split())[:200]
@@ -70,31 +72,8 @@ def size_of_model(model: Any, name: str) -> ModelSize:
         width=text.hidden_size,
         mlp=text.intermediate_size,
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
-        vision=vision_size(model.config),
+        vision=family_of(model.config.model_type, name).vision_size(model.config),
     )
-
-
-def vision_size(config: Any) -> VisionSize:
-    """How the family of a config sees: patches and tokens of a frame."""
-    vision = config.vision_config
-    width, mlp, patch = vision.hidden_size, vision.intermediate_size, vision.patch_size
-    side = getattr(vision, "image_size", 0)
-    patches = (side // patch) ** 2
-    match config.model_type:
-        case "qwen2_5_vl" | "qwen3_vl":
-            # Qwen3-VL writes each pair of frames' time before it.
-            text = 5 if config.model_type == "qwen3_vl" else 0
-            return VisionSize(
-                width, mlp, patch, vision.spatial_merge_size, vision.temporal_patch_size, text_a_frame=text
-            )
-        case "llava_onevision":
-            pooled = ((side // patch + 1) // 2) ** 2  # two patches a side become one, the odd one too
-            return VisionSize(width, mlp, patch, 2, 1, patches, pooled)
-        case "smolvlm":
-            # Each frame stands between its time and two marks.
-            tokens = patches // config.scale_factor**2
-            return VisionSize(width, mlp, patch, config.scale_factor, 1, patches, tokens, text_a_frame=16)
-    return VisionSize(width, mlp, patch, 1, 1, patches or None, patches or None)
 
 
 def _count(module: Any) -> int:

@@ -13,7 +13,9 @@ import torch
 from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.models.decoder import Decoder, kept_places
 from lvspec_cli.models.load import LoadedModel, check_tokenizers
+from lvspec_cli.models.memory import Workload, prompt_tokens
 from lvspec_cli.models.processing import features_of
+from lvspec_cli.models.sizes import size_of
 from lvspec_cli.models.visual_tokens import visual_token_counter
 from lvspec_cli.prompt import build_prompts, chat_text
 from tests.conformance.conftest import CLIPS, Subject
@@ -32,6 +34,18 @@ def test_tokens_are_the_processors_own(subject: Subject, clip: str) -> None:
     assert prompt.visual_tokens == count(CLIPS[clip].timestamps, CLIPS[clip].width, CLIPS[clip].height) > 0
     assert prompt.position_ids.shape[-2:] == (1, prompt.length)
     assert prompt.next_position == int(prompt.position_ids[..., -1].max()) + 1
+
+
+def test_the_size_that_is_planned_with(subject: Subject) -> None:
+    """What ``models fit`` and loading reckon with, from the config alone."""
+    planned, loaded = size_of(subject.folders[0] / "config.json"), subject.pair.target
+    assert planned.parameters == sum(part.numel() for part in loaded.model.parameters())
+    assert planned.layers == len(loaded.family.layers(loaded.model))
+    prompt, clip = subject.prompts("tall-and-odd").target, CLIPS["tall-and-odd"]
+    frames, pixels = len(clip.timestamps), clip.width * clip.height
+    # Qwen rounds the sides of a frame to whole tokens, LLaVA-OneVision ends with a newline.
+    assert planned.vision.tokens(frames, pixels) == pytest.approx(prompt.visual_tokens, rel=0.2)
+    assert prompt.length <= prompt_tokens(planned, Workload(frames, pixels, 0))
 
 
 def test_questions_share_the_video_and_the_prefix(subject: Subject) -> None:

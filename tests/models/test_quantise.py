@@ -91,17 +91,21 @@ def prompts(packed: LoadedPair) -> PairPrompts:
     return build_prompts(packed, clip, "Describe the video.")
 
 
-@pytest.mark.parametrize("gamma", [1, 6])
-def test_exact_is_ar_and_generate_of_the_packed_target(
-    packed: LoadedPair, prompts: PairPrompts, gamma: int
-) -> None:
-    settings = DecodeSettings(mode=Mode.EXACT, gamma=gamma, max_new_tokens=24, repetition_guard=False)
-    exact, rounds = decode(packed, prompts, settings)
-    plain, _ = decode(packed, prompts, replace(settings, mode=Mode.AR))
-    assert exact.tokens == plain.tokens
-    model = packed.target.model
-    assert list(plain.tokens) == generate(packed, prompts.target, model=model, max_new_tokens=24)
-    assert max(len(done.tokens) for done in rounds) > 1  # the packed draft does agree now and then
+EXACT = DecodeSettings(mode=Mode.EXACT, max_new_tokens=14, repetition_guard=False)
+
+
+def check_exact(pair: LoadedPair, prompts: PairPrompts, *gammas: int) -> None:
+    """Exact mode and ar give the tokens of ``generate`` with the same packed target."""
+    expected = generate(pair, prompts.target, model=pair.target.model, max_new_tokens=14)
+    assert list(decode(pair, prompts, replace(EXACT, mode=Mode.AR))[0].tokens) == expected
+    for gamma in gammas:
+        exact, rounds = decode(pair, prompts, replace(EXACT, gamma=gamma))
+        assert list(exact.tokens) == expected
+        assert max(len(done.tokens) for done in rounds) > 1  # the packed draft does agree now and then
+
+
+def test_exact_is_ar_and_generate_in_nf4(packed: LoadedPair, prompts: PairPrompts) -> None:
+    check_exact(packed, prompts, 1, 6)
 
 
 @pytest.mark.parametrize("name", [RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.LENS])
@@ -145,12 +149,7 @@ def test_int8_on_a_cpu(in_bytes: LoadedPair) -> None:
 
 
 def test_exact_is_ar_and_generate_in_int8(in_bytes: LoadedPair, prompts: PairPrompts) -> None:
-    settings = DecodeSettings(mode=Mode.EXACT, gamma=5, max_new_tokens=14, repetition_guard=False)
-    exact, rounds = decode(in_bytes, prompts, settings)
-    model = in_bytes.target.model
-    assert list(exact.tokens) == generate(in_bytes, prompts.target, model=model, max_new_tokens=14)
-    assert exact.tokens == decode(in_bytes, prompts, replace(settings, mode=Mode.AR))[0].tokens
-    assert max(len(done.tokens) for done in rounds) > 1
+    check_exact(in_bytes, prompts, 5)
 
 
 def test_rows_of_int8_on_a_cpu_stand_alone() -> None:

@@ -105,13 +105,15 @@ def test_on_a_cpu_what_does_not_fit_is_not_begun(
     assert caught.value.remedy.startswith("choose a smaller pair")
     monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: enough)
     assert placed(here, TARGET, DRAFT) == Placement()
-    roomy = replace(crowded, cpu=Device("cpu", 60_000_000_000, 64_000_000_000))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: roomy)
+
+
+def test_a_smaller_pair_is_named(request_: AskRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the shipped ones, where no other change would help."""
+    card = Machine(Device("cpu", 0, 0), (Device("cuda:0", 24_000_000_000, 24_000_000_000),))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: card)
     monkeypatch.setattr("lvspec_cli.models.settle.smallest_change", lambda *_: None)
-    assert (
-        no_room_for(replace(here, video=video), TARGET, DRAFT).remedy
-        == "--pair qwen2.5-vl-7b-3b, a smaller one"
-    )
+    here = replace(request_, loading=replace(PLAIN, device="cuda"))
+    assert no_room_for(here, TARGET, DRAFT).remedy == "--pair qwen2.5-vl-7b-3b, a smaller one"
 
 
 def test_a_pinned_request_knows_how_it_is_loaded(request_: AskRequest) -> None:

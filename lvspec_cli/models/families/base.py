@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvspec_cli.models.memory import VisionSize
+
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (1, rows, head size)
 
 
@@ -44,6 +46,20 @@ class Family:
     def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
         """Positions of ``count`` answer tokens from ``start``, in the family's shape."""
         return torch.arange(start, start + count, device=device).view(1, -1)
+
+    # --- memory -------------------------------------------------------------------------
+
+    def vision_size(self, config: Any) -> VisionSize:
+        """Patches and tokens of a frame, from the config alone: what memory is planned with.
+
+        The default: frames are scaled to one size, and every patch becomes a token.
+        """
+        vision = config.vision_config
+        side, patch = (
+            size if isinstance(size, int) else size[0] for size in (vision.image_size, vision.patch_size)
+        )
+        patches = (side // patch) ** 2
+        return VisionSize(vision.hidden_size, vision.intermediate_size, patch, 1, 1, patches, patches)
 
     # --- prefill ------------------------------------------------------------------------
 

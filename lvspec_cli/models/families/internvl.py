@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
+from lvspec_cli.models.memory import VisionSize
 
 
 class InternVL(Family):
@@ -15,6 +17,12 @@ class InternVL(Family):
 
     def video_token(self, model: Any) -> int:
         return int(model.config.image_token_id)
+
+    def vision_size(self, config: Any) -> VisionSize:
+        whole, merge = super().vision_size(config), round(1 / config.downsample_ratio)
+        # Each frame stands between its number and two marks.
+        tokens = whole.patches(1, 0) // merge**2
+        return replace(whole, merge=merge, tokens_a_frame=tokens, text_a_frame=8)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_image_features(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
+from lvspec_cli.models.memory import VisionSize
 
 
 class LlavaNextVideo(Family):
     model_type = "llava_next_video"
+
+    def vision_size(self, config: Any) -> VisionSize:
+        whole, merge = super().vision_size(config), config.spatial_pool_stride
+        return replace(whole, merge=merge, tokens_a_frame=(math.isqrt(whole.patches(1, 0)) // merge) ** 2)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(

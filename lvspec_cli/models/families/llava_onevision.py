@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
+from lvspec_cli.models.memory import VisionSize
 
 
 class LlavaOnevision(Family):
     model_type = "llava_onevision"
+
+    def vision_size(self, config: Any) -> VisionSize:
+        whole = super().vision_size(config)
+        side = math.isqrt(whole.patches(1, 0))
+        # Two patches a side become one, the odd one too.
+        return replace(whole, merge=2, tokens_a_frame=((side + 1) // 2) ** 2)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         inner: Any = model.model

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
+from lvspec_cli.models.memory import VisionSize
 
 
 class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
@@ -42,6 +43,11 @@ class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
 
     def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
         return torch.arange(start, start + count, device=device).expand(3, 1, -1)
+
+    def vision_size(self, config: Any) -> VisionSize:
+        vision = config.vision_config
+        sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+        return VisionSize(vision.hidden_size, vision.intermediate_size, *sizes)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(

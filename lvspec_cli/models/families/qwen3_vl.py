@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
+from lvspec_cli.models.memory import VisionSize
 
 
 class Qwen3VL(Family):
@@ -23,6 +24,12 @@ class Qwen3VL(Family):
 
     def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
         return torch.arange(start, start + count, device=device).expand(3, 1, -1)
+
+    def vision_size(self, config: Any) -> VisionSize:
+        vision = config.vision_config
+        sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+        # The time of each pair of frames stands before it.
+        return VisionSize(vision.hidden_size, vision.intermediate_size, *sizes, text_a_frame=5)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(

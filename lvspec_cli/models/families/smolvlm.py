@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
+from lvspec_cli.models.memory import VisionSize
 
 
 class SmolVLM(Family):
@@ -19,6 +21,12 @@ class SmolVLM(Family):
 
     def language(self, model: Any) -> Any:
         return model.model.text_model
+
+    def vision_size(self, config: Any) -> VisionSize:
+        whole, merge = super().vision_size(config), config.scale_factor
+        # Each frame stands between its time and two marks.
+        tokens = whole.patches(1, 0) // merge**2
+        return replace(whole, merge=merge, tokens_a_frame=tokens, text_a_frame=16)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_image_features(
