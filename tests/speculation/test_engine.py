@@ -172,6 +172,10 @@ def test_statistics_add_up(pair: LoadedPair, mode: Mode) -> None:
     assert stats.mean_accepted_length == pytest.approx((len(found.tokens) - 1) / stats.rounds)
     assert stats.prefill_seconds > 0 < stats.decode_seconds
     assert stats.gamma == (0 if mode is Mode.AR else WANTED.gamma)
+    said = list(itertools.accumulate(len(done.tokens) for done in rounds))
+    for before, done in zip(said, rounds[1:], strict=False):
+        room = WANTED.max_new_tokens - before - 1  # the target adds one of its own
+        assert len(done.drafted) == (0 if mode is Mode.AR else min(WANTED.gamma, room))
 
 
 def test_time_spent_by_the_caller_does_not_count(pair: LoadedPair) -> None:

@@ -55,3 +55,23 @@ def test_other_settings_of_generation_config(pair: LoadedPair, values: dict[str,
     changed = with_generation(pair, **values)
     found, _ = decode(changed, prompts, DecodeSettings(mode=Mode.EXACT, gamma=4, max_new_tokens=24))
     assert list(found.tokens) == expected
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_the_penalty_counts_what_a_round_has_drafted(pair: LoadedPair, penalty: float) -> None:
+    """Few words are left to say, so that drafted tokens come again within their round."""
+    prompts = prompts_for(pair)
+    allowed = set(generate(pair, prompts.target, max_new_tokens=8)) - set(pair.target.generation.end_ids)
+    others = tuple(index for index in range(pair.target.vocabulary) if index not in allowed)
+    expected = generate(
+        pair,
+        prompts.target,
+        max_new_tokens=24,
+        suppress_tokens=list(others),
+        repetition_penalty=penalty,
+    )
+    few = with_generation(pair, suppressed=others, repetition_penalty=penalty)
+    wanted = DecodeSettings(mode=Mode.EXACT, gamma=6, max_new_tokens=24, repetition_guard=False)
+    found, rounds = decode(few, prompts, wanted)
+    assert list(found.tokens) == expected
+    assert any(len(set(done.tokens)) < len(done.tokens) for done in rounds)
