@@ -59,6 +59,7 @@ class TuneJob:
     redo: bool = False
     command: str = ""
     processes: int = 1  # for the search, which is not timed
+    reported: int | None = None  # clips of the other half; None: all
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _halves(job: TuneJob) -> tuple[tuple[BenchClip, ...], tuple[BenchClip, ...]]
     first, _ = split([clip.items[0].file_name for clip in job.clips], job.seed)
     halves = (
         tuple(clip for clip in job.clips if clip.items[0].file_name in first),
-        tuple(clip for clip in job.clips if clip.items[0].file_name not in first),
+        tuple(clip for clip in job.clips if clip.items[0].file_name not in first)[: job.reported],
     )
     if not halves[1]:
         raise UsageError("one clip cannot be tuned on and reported on", "name more videos")

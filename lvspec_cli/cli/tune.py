@@ -34,6 +34,12 @@ Gammas = Annotated[
 SplitSeed = Annotated[
     int, typer.Option("--seed", min=0, metavar="N", help="Another seed, other halves and other settings.")
 ]
+Reported = Annotated[
+    int | None,
+    typer.Option(
+        "--report", min=1, metavar="N", help="Report on N clips of the other half only: they are timed."
+    ),
+]
 Redo = Annotated[bool, typer.Option("--redo", help="Measure all of it again.")]
 
 
@@ -43,6 +49,7 @@ def tune(
     relevance: Relevances = None,
     budget: Budget = 48,
     processes: Processes = 1,
+    report: Reported = None,
     min_fidelity: MinFidelity = 99.8,
     gamma: Gammas = "auto,4,8,12,16",
     limit: Limit = None,

@@ -98,6 +98,7 @@ def read_job(given: Mapping[str, Any], name: str, pair: Pair, progress: PlainPro
         out=given["out"],
         redo=given["redo"],
         processes=given["processes"],
+        reported=given["report"],
         command=shlex.join(["lvspec", *sys.argv[1:]]),
     )
 

@@ -138,7 +138,7 @@ def test_costs_of_a_round_are_medians_and_a_line():
 
 def score(name: str, speedup: float, kept: tuple[float, float, float] | None) -> Score:
     found = Estimate(low=kept[0], value=kept[1], high=kept[2]) if kept else None
-    return Score(name, 4, speedup, 2 * speedup, found)
+    return Score(name, 4, speedup, 2 * speedup, found, surely=kept[0] if kept else None)
 
 
 CAREFUL = score("careful", 1.5, (1.0, 1.0, 1.0))
@@ -165,5 +165,5 @@ def test_the_fastest_that_is_shown_to_keep_enough_is_taken():
     assert choice([SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD], 0.998) == CAREFUL
     assert choice([SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD], 0.99) == MIDDLE
     assert choice([WILD, BLIND], 0.998) is None
-    alone = Score("alone", 1, 2.0, 4.0, Estimate(value=1.0, low=None, high=None))
-    assert choice([alone], 0.998) == alone
+    no_evidence = Score("few", 1, 2.0, 4.0, Estimate(value=1.0, low=1.0, high=1.0), surely=0.9)
+    assert choice([no_evidence], 0.998) is None

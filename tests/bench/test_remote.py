@@ -1,0 +1,109 @@
+"""Texts by two processes: what one would have said, in one journal that goes on with any number of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.bench.environment import environment_of
+from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.journal import Header, journal
+from lvspec_cli.bench.measure import Plan, places
+from lvspec_cli.bench.remote import _Crew, measuring
+from lvspec_cli.bench.results import BenchMode, Item, Variant
+from lvspec_cli.errors import PairError
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.pipeline import AskRequest, load, pinned_request
+from lvspec_cli.registry import read_models_file
+from lvspec_cli.types import DecodeSettings, VideoRequest
+from tests.bench.made import SETTINGS
+from tests.conftest import write_video
+
+DECODING = DecodeSettings(gamma=4, max_new_tokens=8)
+AR, EXACT, LVSPEC = Variant(BenchMode.AR), Variant(BenchMode.EXACT, 4), Variant(BenchMode.LVSPEC, 4)
+PLAN = Plan((AR, EXACT, LVSPEC), DECODING, draft_keep=1.0, timed=False, first={LVSPEC: 1})
+
+
+@pytest.fixture
+def request_(tiny_models: Path) -> AskRequest:
+    known = read_models_file(tiny_models).pairs["tiny"]
+    return pinned_request(AskRequest(VideoRequest(Path()), (), "tiny", known, DECODING))
+
+
+@pytest.fixture
+def pair(request_: AskRequest) -> LoadedPair:
+    return load(request_)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> tuple[BenchClip, ...]:
+    found = []
+    for number, name in enumerate(("one", "broken", "three")):
+        path = write_video(tmp_path / f"{name}.mp4", seconds=1.0 + number / 4)
+        if name == "broken":
+            path.write_bytes(b"no video\n" * 100)
+        items = tuple(
+            Item(id=f"{name}#{index}", file_name=name, prompt=prompt)
+            for index, prompt in enumerate(("What?", "Who?"), 1)
+        )
+        found.append(BenchClip(VideoRequest(path, max_frames=2), items))
+    return tuple(found)
+
+
+def test_two_processes_say_what_one_says_and_it_goes_on_with_either(
+    pair: LoadedPair, request_: AskRequest, clips: tuple[BenchClip, ...], tmp_path: Path
+):
+    header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
+    with journal(tmp_path / "one", header) as kept, measuring(pair, request_, 1) as run:
+        run(clips, PLAN, kept)
+        alone, items = kept.blocks, kept.items
+    said: list[str] = []
+    told: list[tuple[int, int]] = []
+    with journal(tmp_path / "two", header) as kept:
+        with measuring(pair, request_, 1) as run:
+            run(clips[:1], PLAN, kept)
+        with measuring(pair, request_, 2) as run:
+            run(clips, PLAN, kept, progress=lambda *done: told.append(done), warn=said.append)
+        assert kept.blocks == alone
+        assert kept.items == items
+        assert kept.items["broken#2"].error
+    assert len(said) == 1
+    assert (told[0], told[-1]) == ((2, 6), (6, 6))
+    assert [len(alone[f"{name}#1", 0].measurements) for name in ("one", "three")] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("killed", "said"), [(True, r"ended by itself \(SIGKILL\)"), (False, "'tiny' is not here|gone")]
+)
+def test_a_process_that_ends_is_said_so(
+    pair: LoadedPair,
+    request_: AskRequest,
+    clips: tuple[BenchClip, ...],
+    tmp_path: Path,
+    killed: bool,
+    said: str,
+):
+    header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
+    crew = _Crew(request_ if killed else replace(request_, pair=_gone(request_)))
+    crew.start()
+    if killed:
+        os.kill(crew._workers[0].process.pid, signal.SIGKILL)
+    with journal(tmp_path / "out", header) as kept, pytest.raises(PairError, match=said):
+        crew.measure(clips, PLAN, kept)
+    crew.close()
+    assert crew._workers[0].process.returncode is not None
+
+
+def _gone(request: AskRequest):
+    source = request.pair.target.model_copy(update={"folder": Path("gone")})
+    return request.pair.model_copy(update={"target": source})
+
+
+def test_places_count_clips_and_items(clips: tuple[BenchClip, ...]):
+    assert [(place.clip, place.item) for place in places(clips)] == [(0, 0), (1, 2), (2, 4)]
+    assert PLAN.at(0) is PLAN
+    assert PLAN.at(1).variants == (AR, EXACT)
