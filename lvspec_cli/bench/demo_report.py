@@ -37,11 +37,10 @@ from lvspec_cli.bench.results import (
     Results,
     Spread,
     Variant,
-    lower_end,
 )
 from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
 from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
-from lvspec_cli.bench.summary import MIN_RETENTION
+from lvspec_cli.bench.summary import MIN_RETENTION, keeps_quality
 from lvspec_cli.choose import choose_pair
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError
@@ -71,15 +70,16 @@ class Goal:
 
 def goals(texts: Results, speed: Results) -> tuple[Goal, ...]:
     """What was aimed at, and what came out. Quality is that of ``texts``, all else that of ``speed``."""
-    kept = next((each.retention for each in texts.modes if _is_own(each)), None)
+    own = next((each for each in texts.modes if _is_own(each)), None)
+    kept = own.retention if own else None
     best = _best(speed)
     pruned, assisted = (_against(speed, name) for name in (BenchMode.EXACT_PRUNED, BenchMode.HF_ASSISTED))
     return (
         Goal(
             "quality kept, lower end",
             f"{100 * MIN_RETENTION:g} %",
-            retention(kept),
-            None if kept is None else lower_end(kept) >= MIN_RETENTION,
+            retention(kept, 2),
+            None if own is None or kept is None else keeps_quality(own),
         ),
         _at_least("accepted length against exact-pruned", 2.6, pruned.accepted_length if pruned else None),
         _at_least("decode speed against exact-pruned", 1.6, pruned.speed if pruned else None),
@@ -122,7 +122,7 @@ def _beats(texts: Results, speed: Results, control: RelevanceName) -> Goal:
         return Goal(f"decode speed against {control}", "above 1", "", None)
     text = _with_ends(found.median, found)
     if quality is not None:
-        text += f", quality {retention(quality.quality)} of its"
+        text += f", quality {retention(quality.quality, 2)} of its"
     return Goal(
         f"decode speed against {control}",
         "above 1",
@@ -224,9 +224,9 @@ def _kept_tables(texts: Results) -> Iterator[str]:
                 name,
                 lengths[name],
                 number(each.facts.mode, 4) if each.facts else "",
-                retention(each.facts.retention) if each.facts else "",
+                retention(each.facts.retention, 2) if each.facts else "",
                 number(each.questions.mode, 4) if each.questions else "",
-                retention(each.questions.retention) if each.questions else "",
+                retention(each.questions.retention, 2) if each.questions else "",
             )
             for name, each in found
         ],

@@ -64,11 +64,11 @@ def spread(value: Spread | None) -> str:
     return f"{value.median:.2f}" + _ends(value.low, value.high, 1, 2)
 
 
-def retention(value: Estimate | None) -> str:
+def retention(value: Estimate | None, digits: int = 1) -> str:
     """``99.9 % (99.1-100.0)``."""
     if value is None:
         return ""
-    return f"{100 * value.value:.1f} %" + _ends(value.low, value.high, 100, 1)
+    return f"{100 * value.value:.{digits}f} %" + _ends(value.low, value.high, 100, digits)
 
 
 def estimate(value: Estimate | None, digits: int) -> str:

@@ -68,9 +68,11 @@ def tried_rows(tuned: Tuned) -> list[tuple[str, ...]]:
 
 
 def finalist_rows(tuned: Tuned) -> list[tuple[str, ...]]:
-    """The same of those that saw all clips, each relevance's choice among them."""
+    """The same of those that saw all clips, and of each relevance's choice."""
     most = max((each.score.clips for each in tuned.tried), default=0)
-    return tried_rows(replace(tuned, tried=tuple(each for each in tuned.tried if each.score.clips == most)))
+    chosen = tuple(tuned.chosen.values())
+    last = tuple(each for each in tuned.tried if each.score.clips == most or each in chosen)
+    return tried_rows(replace(tuned, tried=last))
 
 
 def _cells(tried: Tried, chosen: bool) -> tuple[str, ...]:
@@ -85,7 +87,7 @@ def _cells(tried: Tried, chosen: bool) -> tuple[str, ...]:
         str(score.clips),
         number(score.accepted_length, 2),
         number(score.speedup, 2),
-        retention(score.kept),
+        retention(score.kept, 2),
     )
 
 

@@ -48,12 +48,12 @@ def test_goals_are_read_off_the_figures():
     )
     found = goals(texts, speed)
     assert [(goal.found, goal.met) for goal in found] == [
-        ("100.0 % (99.8-100.0)", True),
+        ("99.95 % (99.81-99.95)", True),
         ("2.50 (2.50-2.50)", False),
         ("1.70 (1.60-1.80)", True),
         ("3.60 (3.50-3.70)", True),
         ("", None),  # hf-assisted was not measured
-        ("1.05 (0.95-1.15), quality 100.1 % (100.1-100.1) of its", False),  # 1 lies in the interval
+        ("1.05 (0.95-1.15), quality 100.10 % (100.10-100.10) of its", False),  # 1 lies in the interval
         ("1.30 (1.20-1.40)", True),
         ("", None),
         ("0.94", False),

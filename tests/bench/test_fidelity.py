@@ -4,9 +4,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.bench.fidelity import Compared, compare_blocks, fidelity_of, label_of
+from lvspec_cli.bench.fidelity import (
+    Compared,
+    compare_blocks,
+    fidelity_of,
+    kept_answers,
+    label_of,
+    right_kept,
+)
 from lvspec_cli.bench.labels import Reference
-from lvspec_cli.bench.results import BenchMode, Block, Estimate, Fidelity, Item, Kept, Measurement, Variant
+from lvspec_cli.bench.results import (
+    BenchMode,
+    Block,
+    Estimate,
+    Fidelity,
+    Item,
+    Kept,
+    Measurement,
+    Variant,
+    surely_kept,
+)
 from lvspec_cli.demo.captions import caption
 from lvspec_cli.demo.facts import scene_facts
 from lvspec_cli.demo.lexicon import COLOURS
@@ -146,6 +163,25 @@ def test_the_weaker_of_facts_and_questions_is_what_is_kept() -> None:
 
     assert retention(kept(0.99, 0.9), kept(0.98, 0.95)) == kept(0.99, 0.9).retention
     assert retention(kept(0.99, None), kept(0.98, None)) == kept(0.98, None).retention
+
+
+def test_facts_and_answers_together_by_hand() -> None:
+    (caption_, facts), right = captioned(1, wrong_colour=True), asked("1.mp4", "red", "red")
+    found = right_kept([caption_, right, asked("2.mp4", "blue", "red")])
+    assert found is not None
+    assert (found.ar, found.count) == (1.0, facts + 2)
+    assert found.mode == pytest.approx((facts - 1 + 1) / (facts + 2))
+    assert right_kept([asked("1.mp4", "red", "red")]) == kept_answers([asked("1.mp4", "red", "red")])
+    assert right_kept([]) is None
+
+
+def test_where_nothing_changed_the_count_is_what_tells() -> None:
+    same = Estimate(value=1.0, low=1.0, high=1.0)
+    assert surely_kept(Kept(mode=0.9, ar=0.9, count=30, retention=same)) == pytest.approx(0.9)
+    assert surely_kept(Kept(mode=0.9, ar=0.9, count=3000, retention=same)) == pytest.approx(0.999)
+    wide = Estimate(value=1.0, low=0.95, high=1.05)
+    assert surely_kept(Kept(mode=0.9, ar=0.9, count=3000, retention=wide)) == 0.95
+    assert surely_kept(Kept(mode=0.9, ar=0.0, count=3000, retention=None)) is None
 
 
 def test_nothing_compared_is_no_figure() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lvspec_cli.models.load import load_pair
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import DecodeSettings, FinishReason, Mode, TokenKind
+from lvspec_cli.types import DecodeSettings, FinishReason, Gamma, Mode, TokenKind
 from tests.conformance.conftest import CLIPS, Subject
 from tests.speculation.conftest import decode, with_generation
 from tests.tiny_families import TinyShape
@@ -27,7 +27,7 @@ WANTED = DecodeSettings(mode=Mode.EXACT, gamma=4, max_new_tokens=24, repetition_
 class Case:
     clip: str
     question: str = "What moves?"
-    gamma: int = 4
+    gamma: Gamma = 4
     keep: float = 1.0
     penalty: float = 1.0
     ends: tuple[int, ...] = ()  # places of the free answer whose tokens become ends
@@ -40,7 +40,7 @@ CASES = (
     Case("odd", "which colour is it", gamma=12, ends=(7, 15)),
     Case("wide", gamma=5, keep=0.1, penalty=0.8),
     Case("tall-and-odd", "what now", gamma=6, keep=0.5, penalty=1.3, ends=(9,)),
-    Case("12-seconds", "describe the clip", gamma=4, limit=40),
+    Case("12-seconds", "describe the clip", gamma="auto", limit=40),
     Case("over-a-minute", gamma=8, keep=0.3, limit=17),
 )
 
@@ -76,7 +76,7 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
         Case,
         clip=st.sampled_from(["one-frame", "odd", "wide", "tall-and-odd"]),
         question=st.sampled_from(["What moves?", "is there not a red cube", "now"]),
-        gamma=st.integers(1, 12),
+        gamma=st.integers(1, 12) | st.just("auto"),
         keep=st.sampled_from([1.0, 1.0, 0.5, 0.1]),
         penalty=st.sampled_from([1.0, 1.0, 1.3, 0.8]),
         ends=st.sets(st.integers(0, 23), max_size=2).map(tuple),
