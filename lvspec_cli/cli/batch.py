@@ -94,11 +94,13 @@ def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
 
 def lay_out_job(job: Job, quiet: bool) -> list[Work]:
     """The works of all inputs, and of those that can only fail."""
+    from lvspec_cli.batch.known_scenes import known_scenes
     from lvspec_cli.batch.scenes import scene_segments
     from lvspec_cli.ui.progress import PlainProgress
     from lvspec_cli.video.pool import DecodePool
 
     progress, label = PlainProgress(sys.stderr), "looking at the videos"
+    folder = history_file().with_name("scenes")
     if not quiet:
         progress.begin(label)
     try:
@@ -108,7 +110,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
                 job.base,
                 job.cutting,
                 probes=pool.probes,
-                scenes=scene_segments,
+                scenes=lambda video: known_scenes(video, folder, scene_segments),
                 measure=_length,
                 progress=lambda done, total: progress.advance(label, done, total),
             )

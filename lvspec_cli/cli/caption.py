@@ -48,7 +48,7 @@ def caption(
     decode_memory: caption_options.DecodeMemory = 512,
     mode: options.ModeName = Mode.LVSPEC,
     gamma: options.Gamma = None,
-    fallback: options.Fallback = None,
+    fallback: caption_options.Fallback = False,
     draft_keep: options.DraftKeep = 1.0,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = 0.0,

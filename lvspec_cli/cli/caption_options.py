@@ -73,6 +73,14 @@ OnOutOfMemory = Annotated[
     typer.Option("--on-oom", help="Where memory is short: try with fewer pixels, then frames, or fail."),
 ]
 
+Fallback = Annotated[
+    bool,
+    typer.Option(
+        "--fallback/--no-fallback",
+        help="Go on without the draft for the rest of a clip where that is measured to be faster. Rows then"
+        " depend on the clock: without it the same run gives the same rows.",
+    ),
+]
 DecodeWorkers = Annotated[
     int | None,
     typer.Option("--decode-workers", min=1, max=64, metavar="N", help="Videos decoded ahead at a time."),

@@ -88,6 +88,8 @@ def _check_together(given: Mapping[str, Any]) -> None:
         raise UsageError("--overlap goes with --segment only", "add --segment, or leave it out")
     if given["redo"] and given["retry_errors"]:
         raise UsageError("--redo and --retry-errors exclude each other", "--redo does all of it again")
+    if not all(map(str.strip, (given["devices"] or "cpu").split(","))):
+        raise UsageError(f"--devices {given['devices']!r} has an empty place", "write cuda:0,cuda:1")
     if given["devices"] and (given["workers"] > 1 or given["device"] != "auto"):
         raise UsageError("--devices excludes --device and --workers", "name each device in --devices")
     if given["out"] == "-" and (given["to"] or given["retry_errors"] or given["redo"]):

@@ -17,9 +17,10 @@ from rich.text import Text
 from tqdm import tqdm
 
 from lvspec_cli.escape import visible_line
-from lvspec_cli.events import Event, Stage, StageFinished, StageStarted
+from lvspec_cli.events import Event, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.output.records import Record
 from lvspec_cli.ui.batch_state import RECENT, BatchView, add_event, add_row, counts, rates
+from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.render import answer_text, clip_line, last_pieces, stages_line
 
 ANSWER_LINES = 4
@@ -75,6 +76,11 @@ def failure_line(record: Record) -> str:
     return visible_line(f"failed {record.id}: {message}")
 
 
+def is_loading(event: Event) -> bool:
+    """Whether it tells how far the pair is loaded."""
+    return isinstance(event, StageStarted | StageAdvanced | StageFinished) and event.stage is Stage.LOADING
+
+
 class BatchShow:
     """Takes rows and events and shows them: above what is live on ``console``, or as lines of ``stream``."""
 
@@ -83,12 +89,15 @@ class BatchShow:
         self._stream = stream
         self._console = console
         self._began = self._stage_began = self._shown = time.monotonic()
+        self._loading = PlainProgress(stream)
 
     def listen(self, event: Event) -> None:
         if isinstance(event, StageStarted):
             self._stage_began = time.monotonic()
         elif isinstance(event, StageFinished) and event.stage is Stage.LOADING:
             self._began = time.monotonic()  # loading is no part of the rates
+        if self._console is None and is_loading(event):
+            self._loading.listen(event)
         self.view = add_event(self.view, event)
 
     def add(self, record: Record) -> None:
@@ -107,7 +116,7 @@ class BatchShow:
             print(line, file=self._stream, flush=True)
 
     def _meter(self) -> str:
-        form = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% {elapsed}<{remaining} {postfix}"
+        form = "{desc} {percentage:3.0f}% {elapsed}{postfix}"
         return tqdm.format_meter(
             self.view.done,
             self.view.total,

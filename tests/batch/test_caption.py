@@ -19,7 +19,9 @@ from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, lasting, rows
+from tests.batch.test_scenes import write_scenes
 from tests.conftest import write_video
+from tests.video.clips import make_clip
 
 NAMES = ["a.mp4", "b.mp4", "c.mkv", "d.mp4", "more/e.mp4"]
 
@@ -46,6 +48,17 @@ def test_the_same_run_twice_gives_the_same_rows(caption: Caption, clips: Path, t
         assert caption(clips, "--out", name).returncode == 0
     one, two = ([lasting(row) for row in rows(tmp_path / name)] for name in ("one.jsonl", "two.jsonl"))
     assert one == two
+
+
+def test_no_row_depends_on_the_clock_unless_it_is_asked_for(
+    caption: Caption, clips: Path, tmp_path: Path, tiny_models: Path
+):
+    models = tmp_path / "models.yaml"
+    shipped = tiny_models.read_text().replace("folder: ", f"folder: {tiny_models.parent}/")
+    models.write_text(shipped.replace("fallback: false", "fallback: true"))
+    for flags in ((), ("--fallback",)):
+        assert caption(clips / "a.mp4", "--out", "out.jsonl", "--models", models, *flags).returncode == 0
+    assert [row["settings"]["fallback"] for row in rows(tmp_path / "out.jsonl")] == [False, True]
 
 
 def test_what_has_a_record_is_skipped_and_new_files_are_done(caption: Caption, clips: Path, tmp_path: Path):
@@ -164,6 +177,19 @@ def test_long_videos_are_cut(caption: Caption, clips: Path, tmp_path: Path):
     assert all(
         start <= taken[0] <= taken[-1] < end for taken, (start, end) in zip(times, stretches, strict=True)
     )
+
+
+def test_videos_are_cut_where_the_scene_changes_and_going_on_looks_for_no_scene_again(
+    caption: Caption, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_scenes(tmp_path / "film.mp4", [1.5, 2.0])
+    printed = caption("film.mp4", "--out", "out.jsonl", "--scenes", "--to", "srt")
+    assert printed.returncode == 0, printed.stderr
+    stretches = [(row["segment"]["start"], row["segment"]["end"]) for row in rows(tmp_path / "out.jsonl")]
+    assert stretches == [(0, 1.5), (1.5, 3.5)]
+    assert (tmp_path / "film.srt").read_text().count("00:00:01,500") == 2
+    monkeypatch.setattr("lvspec_cli.batch.scenes.scene_segments", pytest.fail)
+    assert "2 done, 0 failed, 0 to do" in caption("film.mp4", "--out", "out.jsonl", "--scenes").stderr
 
 
 def test_jobs_bring_their_own_prompts_times_and_ids(caption: Caption, clips: Path, tmp_path: Path):
@@ -294,6 +320,7 @@ def test_too_little_memory_fails_the_clip_where_it_shall_not_shrink(
 
 def test_a_dry_run_tells_and_writes_nothing(caption: Caption, clips: Path, tmp_path: Path):
     (clips / "bad.mp4").write_bytes(b"no video")
+    make_clip(clips / "strip.mp4", count=2, size=(1000, 2))
     caption(clips / "a.mp4", "--out", "out.jsonl")
     before = (tmp_path / "out.jsonl").read_bytes()
     printed = caption(clips, "--out", "out.jsonl", "--dry-run")
@@ -304,7 +331,8 @@ def test_a_dry_run_tells_and_writes_nothing(caption: Caption, clips: Path, tmp_p
     assert told["a.mp4"][-1] == "done"
     assert told["b.mp4"][-1] == "to do"
     assert "cannot be read" in told["bad.mp4"][-1]
-    assert "5 captions to do, 1 done, 0 failed, 1 unreadable" in printed.stderr
+    assert "the model takes no frames of 1000x2 pixels" in told["strip.mp4"][-1]
+    assert "6 captions to do, 1 done, 0 failed, 2 unreadable" in printed.stderr
     assert caption(clips, "--out", "out.jsonl").returncode == 1
     taken = {row["file_name"]: row["sampling"] for row in rows(tmp_path / "out.jsonl")}
     assert told["b.mp4"][3:6] == [
@@ -373,6 +401,7 @@ def test_shards_share_the_work_out_and_merge_to_the_whole(
         (("clips", "--prefix", "x"), 2, "--prefix goes with --to"),
         (("clips", "--out", "no/such/folder/out.jsonl"), 5, "no such folder"),
         (("clips", "--devices", "cpu,cpu", "--workers", "2"), 2, "--devices"),
+        (("clips", "--devices", "cpu,"), 2, "'cpu,' has an empty place"),
         (("clips", "--glob", "*.webm"), 4, "*.webm"),
     ],
 )

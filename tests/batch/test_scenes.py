@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.batch import scenes as module
+from lvspec_cli.batch.known_scenes import known_scenes
 from lvspec_cli.batch.scenes import Cut, cut_between, last_moment, scene_segments, scenes
 from lvspec_cli.batch.segments import Stretch
 from lvspec_cli.errors import NoInputError, NotAVideoError
@@ -162,3 +163,30 @@ def test_where_the_last_scene_ends():
     assert last_moment(None, 8.0, 9.9) == 9.9
     assert last_moment(12.0, 10.0, 9.9) == 10.0
     assert last_moment(5.0, 10.0, 5.1) == 5.0
+
+
+def test_scenes_are_looked_for_once_as_long_as_content_and_stretch_are_the_same(tmp_path):
+    looked = []
+
+    def find(request: VideoRequest) -> tuple[Stretch, ...]:
+        looked.append(request)
+        return (Stretch(0.0, 1.25), Stretch(1.25, 3.0))
+
+    one, folder = tmp_path / "one.mp4", tmp_path / "state" / "scenes"
+    one.write_bytes(b"one")
+    request = VideoRequest(one)
+    assert known_scenes(request, folder, find) == known_scenes(request, folder, find) == find(request)
+    assert len(looked) == 2
+    known_scenes(VideoRequest(one.rename(tmp_path / "two.mp4")), folder, find)
+    assert len(looked) == 2, "another name, the same content"
+    known_scenes(replace(VideoRequest(tmp_path / "two.mp4"), start=1.0), folder, find)
+    one.write_bytes(b"another")
+    known_scenes(request, folder, find)
+    assert len(looked) == 4
+    for file in folder.iterdir():
+        file.write_bytes(b'[{"start": 0')
+    assert known_scenes(request, folder, find)
+    assert len(looked) == 5, "a broken file is written anew"
+    assert known_scenes(request, Path("/dev/null/no"), find)
+    with pytest.raises(NoInputError):
+        known_scenes(VideoRequest(tmp_path / "gone.mp4"), folder, scene_segments)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
+from tests.batch.conftest import Caption
 from tests.cli.terminal import Terminal
 from tests.conftest import Shell, write_video
 
@@ -35,14 +37,15 @@ def test_the_view_of_a_batch_and_what_stays(endless_models: Path, tmp_path: Path
     assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 13
 
 
-def test_no_terminal_gets_lines_and_no_escapes(tiny_shell: Shell, tmp_path: Path) -> None:
+def test_no_terminal_gets_lines_and_no_escapes(caption: Caption, tmp_path: Path) -> None:
     clip = write_video(tmp_path / "clip.mp4")
-    done = tiny_shell.run("caption", clip, "--out", tmp_path / "out.jsonl")
+    done = caption(clip, "--out", "out.jsonl")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "\x1b" not in done.stderr
     assert "\r" not in done.stderr
+    assert re.search(r"^loading: \d+\.\d s$", done.stderr, re.MULTILINE)
     assert "1 captioned, 0 failed" in done.stderr
-    quiet = tiny_shell.run("caption", clip, "--out", tmp_path / "out.jsonl", "--redo", "--quiet")
+    quiet = caption(clip, "--out", "out.jsonl", "--redo", "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     assert os.listdir(tmp_path / "state" / "lvspec") == ["runs.jsonl"]  # noqa: PTH208

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from lvspec_cli.events import Stage, StageFinished, StageStarted
 from lvspec_cli.output.records import Record, stats_fields
 from lvspec_cli.types import DecodeStats
 from lvspec_cli.ui.batch import BatchPicture, BatchShow, failure_line
@@ -90,5 +91,17 @@ def test_without_a_terminal_failures_are_said_at_once_and_progress_now_and_then(
         show.add(caption(b"%d.mp4" % number))
     show.add(failure(b"bad.mp4"))
     lines = stream.getvalue().splitlines()
-    assert [line.split()[1] for line in lines[:2]] == ["3/10", "6/10"]
+    assert [line.split(",")[:2] for line in lines[:2]] == [
+        ["captions  30% 00:12", " 3 of 10 done"],
+        ["captions  60% 00:24", " 6 of 10 done"],
+    ]
     assert lines[2].startswith("failed bad.mp4: ")
+
+
+def test_without_a_terminal_loading_is_said_and_no_stage_of_a_clip() -> None:
+    stream = io.StringIO()
+    show = BatchShow(START, stream)
+    for stage in (Stage.LOADING, Stage.ENCODING):
+        show.listen(StageStarted(stage))
+        show.listen(StageFinished(stage, 3.2))
+    assert stream.getvalue() == "loading: 3.2 s\n"

@@ -1,0 +1,40 @@
+"""Scenes that were found before: to find them all of a video is decoded, and a batch may start often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from lvspec_cli.batch.segments import Stretch
+from lvspec_cli.errors import OutputError
+from lvspec_cli.output.files import replacing
+from lvspec_cli.output.records import identify, key_of
+from lvspec_cli.types import VideoRequest
+
+Scenes = tuple[Stretch, ...]
+_SCENES = TypeAdapter(Scenes)
+
+
+def known_scenes(request: VideoRequest, folder: Path, find: Callable[[VideoRequest], Scenes]) -> Scenes:
+    """What ``find`` said of the same content and stretch before, else what it says now, kept in ``folder``.
+
+    A folder that cannot be written is no failure. Raises what ``find`` does.
+    """
+    try:
+        identity = identify(request.path, b"")
+    except OSError:
+        return find(request)
+    facts = {"start": request.start, "end": request.end, "by": version("scenedetect-headless")}
+    file = folder / f"{key_of(identity, facts)}.json"
+    with suppress(OSError, ValueError):
+        return _SCENES.validate_json(file.read_bytes())
+    found = find(request)
+    with suppress(OSError, OutputError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(file, sync=False) as stream:
+            stream.write(_SCENES.dump_json(found))
+    return found
