@@ -96,7 +96,8 @@ def ask(
 
     :param trace: called with each round (``output.trace``).
     :param interrupted: asked once a round; when true the answer ends with what there is, and no other begins.
-    :raises LvspecError: a video that cannot be read also gives one error record a question to ``listen``.
+    :raises LvspecError: a video that cannot be read, or not by this pair, also gives one error record a
+        question to ``listen``.
     """
     if not request.questions:
         raise UsageError("there is no question", "ask one")
@@ -104,13 +105,15 @@ def ask(
     identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
+        loaded = load(request, listen)
+        with memory_errors(request):
+            return list(
+                answers(loaded, request, identity, clip, listen, trace=trace, interrupted=interrupted)
+            )
     except VideoError as error:
         for number in range(1, len(request.questions) + 1):
             listen(Answered(failed_record(request, identity, number, error)))
         raise
-    loaded = load(request, listen)
-    with memory_errors(request):
-        return list(answers(loaded, request, identity, clip, listen, trace=trace, interrupted=interrupted))
 
 
 def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -> AskRequest:

@@ -13,7 +13,7 @@ from lvspec_cli.batch.work import Work
 from lvspec_cli.cli.batch import lay_out_job, past_run
 from lvspec_cli.cli.job import Job
 from lvspec_cli.cli.reporting import say, write_out
-from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.errors import LvspecError, NoInputError, VideoError
 from lvspec_cli.output.jsonl import Kept, read_records
 from lvspec_cli.output.records import encode_name
 from lvspec_cli.storage import require
@@ -62,6 +62,11 @@ def _rows(
             yield ForecastRow(name, problem=info.cause if info else "unknown")
             continue
         taken = forecast(info, work.request.video)
+        try:
+            visual_tokens = count(taken.timestamps, taken.width, taken.height)
+        except VideoError as error:
+            yield ForecastRow(name, problem=error.cause)
+            continue
         yield ForecastRow(
             name,
             start=work.request.video.start,
@@ -70,7 +75,7 @@ def _rows(
             frames=len(taken.timestamps),
             width=taken.width,
             height=taken.height,
-            visual_tokens=count(taken.timestamps, taken.width, taken.height),
+            visual_tokens=visual_tokens,
             to_do=sum(key in to_do for key in work.keys),
             prompts=len(work.keys),
         )

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 from transformers.video_utils import VideoMetadata
 
+from lvspec_cli.errors import VideoError
+from lvspec_cli.escape import visible_line
 from lvspec_cli.types import Clip
 
 _TICKS = 90_000  # a second; the clock of MPEG, which holds every usual frame time exactly
@@ -29,13 +31,15 @@ def features_of(processor: Any, text: str, clip: Clip) -> Any:
     """All that the processor gives for one text and clip, as ``generate`` takes it.
 
     The frames are taken as they are: none is picked or dropped.
+
+    :raises VideoError: the processor refuses their size.
     """
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
     # Qwen3-VL refuses a lone frame; where frames go in pairs, an odd one is repeated anyway.
     missing = getattr(processor.video_processor, "temporal_patch_size", 1) - len(frames)
     if missing > 0:
         frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
-    with quiet():
+    with quiet(), _refusals(clip):
         features = processor(
             text=[text],
             videos=[[frames]],  # nested: early releases of transformers 5 count the videos so for SmolVLM2
@@ -46,6 +50,19 @@ def features_of(processor: Any, text: str, clip: Clip) -> Any:
         )
     features.pop("video_metadata", None)
     return features
+
+
+@contextlib.contextmanager
+def _refusals(clip: Clip) -> Iterator[None]:
+    """A processor takes no strip that is hundreds of times wider than high, say: an error of the video."""
+    try:
+        yield
+    except ValueError as error:
+        name = f": {visible_line(str(clip.path))}" if clip.path.name else ""
+        raise VideoError(
+            f"the model takes no frames of {clip.width}x{clip.height} pixels ({error}){name}",
+            "crop or scale the video first",
+        ) from error
 
 
 def _uncapped(processor: Any) -> dict[str, bool]:

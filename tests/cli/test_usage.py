@@ -101,6 +101,8 @@ def make_bad_file(kind: str, folder: Path) -> Path:
             file.write_bytes(data[: data.index(b"mdat") + 8])
         case "a day":
             make_clip(file, count=2, rate=1, ticks=[0, 25 * 3600])
+        case "strip":
+            make_clip(file, count=2, size=(1000, 2))
         case "long":
             make_clip(file, count=24)
     return file
@@ -118,6 +120,7 @@ BAD = [
     ("no index", [], 1, "damaged", "cut off or damaged before its first frame: "),
     ("no frame", [], 1, "damaged", "no frame can be "),
     ("a day", [], 1, "over_limit", "25:00:01 long, the limit is 24:00:00: "),
+    ("strip", [], 1, "video", "the model takes no frames of 1000x2 pixels (absolute aspect ratio "),
     ("long", ["--decode-timeout", "0.001"], 1, "decode_timeout", "decoding took longer than 0.001 s: "),
 ]
 
