@@ -197,6 +197,8 @@ def _why(best: Decision, wanted: Wanted, options: Sequence[Decision], width_limi
             f"the draft reads least as {best.draft}"
             if best.draft is not Quantisation.NONE
             else "so does the draft"
+            if "the target fits as it is" in parts
+            else "the draft fits as it is"
         )
     return ", ".join(parts)
 

@@ -121,6 +121,8 @@ def test_why() -> None:
     )
     asked = decide(gpus(84), Sizes(LARGE, MIDDLE), LOAD, Wanted(NF4, NF4), gamma=8, width_limit=5)
     assert (asked.target, asked.draft, asked.why) == (NF4, NF4, "as asked for")
+    half = decide(cpu(200), Sizes(MIDDLE, SMALL), LOAD, Wanted(NF4, element=4), gamma=8, width_limit=0)
+    assert (half.target, half.draft, half.why) == (NF4, Quantisation.NONE, "the draft fits as it is")
 
 
 @given(
