@@ -37,6 +37,7 @@ def test_strict_rules_are_exact_mode(pair: LoadedPair, rule: RuleSettings) -> No
     [
         {"suppressed": (90, 369, 72)},
         {"suppressed_first": (90, 323)},
+        {"min_new_tokens": 4},
         {"min_new_tokens": 9},
     ],
     ids=lambda values: next(iter(values)),
