@@ -38,7 +38,7 @@ def clips(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("command", "measures"),
     [
-        ("bench", "lvspec_cli.bench.run.measure"),
+        ("bench", "lvspec_cli.bench.run.measuring"),
         ("tune", "lvspec_cli.cli.tune_run.tune"),
         ("bench-relevance", "lvspec_cli.cli.relevance_run.measure_relevance"),
     ],
