@@ -79,6 +79,12 @@ def svg(name: str, height: float, draw: Draw, *, width: float = _WIDTH) -> str:
     return text.replace("<svg", '<svg role="img"', 1)
 
 
+def as_file(inline: str) -> str:
+    """A chart as a file of its own, in a grey that is read on light and on dark pages."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return inline.replace("<svg", f'<svg {spaces} color="#808080"', 1) + "\n"
+
+
 # --- modes and gammas ----------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lvspec_cli.bench.charts import as_file, speedup_bars
 from lvspec_cli.bench.contrast import best_of_each
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.lines import (
@@ -148,8 +149,8 @@ def _with_ends(value: float, found: Spread | Estimate) -> str:
     return f"{value:.2f}{ends}"
 
 
-def page(texts: Results, speed: Results, command: str) -> str:
-    """docs/bench-demo.md."""
+def page(texts: Results, speed: Results, command: str, chart: Path) -> str:
+    """docs/bench-demo.md; the chart stands beside it."""
     asked = {task: sum(item.task == task for item in texts.items) for task in ("caption", "ask")}
     answered = {True: "yes", False: "no", None: "not measured"}
     lines = [
@@ -172,6 +173,8 @@ def page(texts: Results, speed: Results, command: str) -> str:
         ),
         "",
         "## Speed",
+        "",
+        f"![Speedup of every mode]({chart.name})",
         "",
         *table(HEADINGS, rows(speed)),
         "",
@@ -325,9 +328,15 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     asked = text_lines(report, settings.gamma, tuned, [each.variant for each in parts])
     texts = run("texts", paths, asked, timed=False)
     speed = run("speed", paths[: report.speed], speed_lines(report, settings.gamma, tuned), timed=True)
-    with replacing(report.page) as stream:
-        stream.write(page(texts, speed, report.command).encode())
-    say(f"written: {report.page}")
+    chart = report.page.with_suffix(".svg")
+    drawn = speedup_bars(speed.modes)
+    for path, text in (
+        (chart, as_file(drawn or "")),
+        (report.page, page(texts, speed, report.command, chart)),
+    ):
+        with replacing(path) as stream:
+            stream.write(text.encode())
+        say(f"written: {path}")
 
 
 def text_lines(

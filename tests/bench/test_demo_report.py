@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -82,6 +83,9 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     assert (texts.settings.timed, speed.settings.timed) == (False, True)
     assert {each.mode for each in speed.modes} == set(BenchMode)
     assert said[-1] == f"written: {report.page}"
+    chart = ElementTree.parse(report.page.with_suffix(".svg")).getroot()
+    assert chart.tag == "{http://www.w3.org/2000/svg}svg"
+    assert f"]({report.page.stem}.svg)" in page
 
 
 def test_wrong_pairs_are_said_in_two_lines(
