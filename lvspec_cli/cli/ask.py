@@ -94,6 +94,7 @@ def ask(
         with _tracing(trace) as write_row, showing(request, as_json=as_json, quiet=quiet) as show:
 
             def listen(event: Any) -> None:
+                stop.heed()
                 stop.listen(event)
                 show(event)
 

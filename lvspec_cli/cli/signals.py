@@ -27,6 +27,14 @@ class Stop:
     def asked(self) -> bool:
         return self.signal is not None
 
+    def heed(self) -> None:
+        """For between two steps: what a signal raised can be lost, in a destructor or a library's callback.
+
+        :raises KeyboardInterrupt: there was one, and nothing has been answered that could be kept.
+        """
+        if self.asked() and not self._answering:
+            raise KeyboardInterrupt
+
     @contextmanager
     def holding(self) -> Iterator[None]:
         """What happens in the block is finished: the first signal only shows in ``asked``."""

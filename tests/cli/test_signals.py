@@ -1,0 +1,42 @@
+"""What a signal does, by what is under way."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from lvspec_cli.cli.signals import Stop
+from lvspec_cli.events import QuestionStarted, RoundDone
+from lvspec_cli.types import Round, TokenKind
+
+ROUND = RoundDone(0, Round((1,), (TokenKind.TARGET,), prefill=True), (), 0.0)
+
+
+def test_a_signal_before_an_answer_ends_at_once_and_counts_even_if_lost():
+    stop = Stop()
+    stop.heed()
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGTERM, None)
+    # Swallowed on its way, as in a destructor: the next event finds it.
+    with pytest.raises(KeyboardInterrupt):
+        stop.heed()
+    assert stop.exit_code == 143
+
+
+def test_a_signal_inside_an_answer_waits_for_the_round_a_second_one_does_not():
+    stop = Stop()
+    stop.listen(ROUND)
+    stop.handle(signal.SIGINT, None)
+    stop.heed()
+    assert stop.asked()
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
+
+
+def test_what_is_held_is_finished():
+    stop = Stop()
+    stop.listen(QuestionStarted(1, 1, "What?"))
+    with stop.holding():
+        stop.handle(signal.SIGINT, None)
+    assert stop.asked()
