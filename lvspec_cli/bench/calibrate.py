@@ -10,7 +10,9 @@ import numpy as np
 
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.own import measure_own, profile_own, rest
+from lvspec_cli.bench.relevance import LAYERED, Scored, score_caption
 from lvspec_cli.bench.results import BenchMode, Item, Part, Profile, Variant
+from lvspec_cli.bench.separation import auc
 from lvspec_cli.bench.tuning import thresholds
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.models.load import LoadedPair
@@ -19,7 +21,7 @@ from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Gamma, Mode, RelevanceName, Round, RoundCosts
 from lvspec_cli.video.decode import read_clip
 
-CLIPS = 2  # that are looked at
+CLIPS = 3  # that are looked at
 PROFILED = (4, 8, 16)  # gammas whose rounds are timed, where none is given
 
 
@@ -29,6 +31,7 @@ class Calibration(Part):
     ar_step_s: float
     costs: dict[RelevanceName, RoundCosts]
     borders: dict[RelevanceName, tuple[float, ...]]
+    layers: dict[RelevanceName, tuple[int, ...]]  # that each reads, where it reads any
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,13 @@ def calibrate(
     gammas: Sequence[Gamma],
     *,
     system: str | None = None,
+    find_layers: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Times some answers about the first clips that can be read.
 
+    :param find_layers: of a scheme that reads layers, take the one that tells facts from fillers best in the
+        target's own captions of these clips, where their facts are known.
     :raises NoInputError: none can be read.
     """
     seen = _first_readable(clips)
@@ -56,10 +62,12 @@ def calibrate(
     ends = tuple(sorted({timed[0], timed[len(timed) // 2], timed[-1]}))
     step = _step(pair, seen, settings, system)
     profiles: dict[RelevanceName, list[Profile]] = {}
-    borders = {}
+    borders, layers = {}, {}
     for number, relevance in enumerate(relevances):
         progress(number, len(relevances))
-        rule = replace(settings.rule, relevance=relevance)
+        found = best_layer(_captions(pair, seen, settings, relevance, system)) if find_layers else None
+        layers[relevance] = settings.rule.layers if found is None else (found,)
+        rule = replace(settings.rule, relevance=relevance, layers=layers[relevance])
         loose = replace(settings, mode=Mode.LVSPEC, rule=rule, repetition_guard=False)
         profiles[relevance] = [
             profile_own(
@@ -76,7 +84,40 @@ def calibrate(
         borders[relevance] = thresholds(
             [score for each in seen for score in _scores(pair, each, loose, system)]
         )
-    return Calibration(ar_step_s=step, costs=costs_of_rounds(profiles, step), borders=borders)
+    costs = costs_of_rounds(profiles, step)
+    return Calibration(ar_step_s=step, costs=costs, borders=borders, layers=layers)
+
+
+def _captions(
+    pair: LoadedPair,
+    seen: Sequence[_Seen],
+    settings: DecodeSettings,
+    relevance: RelevanceName,
+    system: str | None,
+) -> list[Scored]:
+    """What each layer says of the target's captions whose facts are known."""
+    if relevance not in LAYERED:
+        return []
+    scored = (
+        score_caption(pair, each.clip, each.item.prompt, settings, system=system, schemes=(relevance,))
+        for each in seen
+        if each.item.scene is not None
+    )
+    return [each for each in scored if each is not None]
+
+
+def best_layer(captions: Sequence[Scored]) -> int | None:
+    """The layer whose scores tell facts from fillers best (AUC, over all tokens); None where none can."""
+    schemes = {scheme for each in captions for scheme in each.scores if scheme.head is None}
+    found: dict[int, float] = {}
+    for scheme in schemes:
+        area = auc(
+            [score for each in captions for score in each.scores[scheme]],
+            [fact for each in captions for fact in each.facts],
+        )
+        if scheme.layer is not None and area is not None:
+            found[scheme.layer] = area
+    return max(found, key=lambda layer: (found[layer], layer), default=None)
 
 
 def costs_of_rounds(

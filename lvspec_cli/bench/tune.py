@@ -59,6 +59,7 @@ class TuneJob:
     redo: bool = False
     command: str = ""
     processes: int = 1  # for the search, which is not timed
+    find_layers: bool = True  # where facts are known; else those of the pair's rule
     reported: int | None = None  # clips of the other half; None: all
 
 
@@ -115,7 +116,12 @@ def tune(
     settings = replace(job.request.settings, adaptation=replace(job.request.settings.adaptation, costs=costs))
     named = {
         relevance: settings_to_try(
-            settings.rule, relevance, job.gammas, calibration.borders[relevance], job.budget, job.seed
+            replace(settings.rule, layers=calibration.layers[relevance]),
+            relevance,
+            job.gammas,
+            calibration.borders[relevance],
+            job.budget,
+            job.seed,
         )
         for relevance in job.relevances
     }
@@ -158,7 +164,14 @@ def _calibrated(
             return _read(path, asked)
     request = job.request
     found = calibrate(
-        loaded, clips, request.settings, job.relevances, job.gammas, system=request.system, progress=progress
+        loaded,
+        clips,
+        request.settings,
+        job.relevances,
+        job.gammas,
+        system=request.system,
+        find_layers=job.find_layers,
+        progress=progress,
     )
     with replacing(path) as stream:
         stream.write(_Asked(asked=asked, calibration=found).model_dump_json(indent=1).encode())
@@ -175,6 +188,7 @@ def _asked(loaded: LoadedPair, job: TuneJob) -> dict[str, Any]:
         "relevance": list(job.relevances),
         "budget": job.budget,
         "min_fidelity": job.least,
+        "find_layers": job.find_layers,
         "seed": job.seed,
     }
 

@@ -12,6 +12,7 @@ import yaml
 from lvspec_cli.bench.lines import HEADINGS as REPORTED
 from lvspec_cli.bench.lines import contrast_table, number, retention, table
 from lvspec_cli.bench.lines import rows as report_rows
+from lvspec_cli.bench.relevance import LAYERED
 from lvspec_cli.bench.rules import NO_LIMIT, as_yaml
 from lvspec_cli.bench.tune import Tried, Tuned, TuneJob
 from lvspec_cli.registry import Pair
@@ -20,8 +21,8 @@ from lvspec_cli.types import RoundCosts
 
 MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
 HEADINGS = (
-    "setting", "γ", "threshold", "anchors", "fillers", "shift", "in a row", "in window", "rate", "clips",
-    "accepted length", "predicted", "kept",
+    "setting", "γ", "layers", "threshold", "anchors", "fillers", "shift", "in a row", "in window", "rate",
+    "clips", "accepted length", "predicted", "kept",
 )  # fmt: skip
 CHOSEN = "*"
 
@@ -80,6 +81,7 @@ def _cells(tried: Tried, chosen: bool) -> tuple[str, ...]:
     return (
         score.name + (f" {CHOSEN}" if chosen else ""),
         str(tried.rule.gamma),
+        ",".join(map(str, rule.layers)) if rule.relevance in LAYERED else "",
         *(f"{value:g}" for value in (rule.anchor_threshold, rule.anchor_margin, rule.filler_margin)),
         str(rule.shift_window),
         *("-" if most >= NO_LIMIT else str(most) for most in (rule.max_loose_run, rule.max_loose_in_window)),

@@ -52,7 +52,7 @@ def split(names: Sequence[str], seed: int) -> tuple[frozenset[str], frozenset[st
 def thresholds(scores: Sequence[float]) -> tuple[float, ...]:
     """Where to try the border between anchors and fillers: quantiles of what a scheme gives, ascending."""
     found = np.quantile(scores, QUANTILES) if scores else ()
-    return tuple(sorted({round(float(value), 3) for value in found if value > 0}))
+    return tuple(sorted({rounded for value in found if (rounded := round(float(value), 3)) > 0}))
 
 
 def settings_to_try(

@@ -99,6 +99,7 @@ def read_job(given: Mapping[str, Any], name: str, pair: Pair, progress: PlainPro
         redo=given["redo"],
         processes=given["processes"],
         reported=given["report"],
+        find_layers=given["layer"] is None,
         command=shlex.join(["lvspec", *sys.argv[1:]]),
     )
 

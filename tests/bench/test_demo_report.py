@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from lvspec_cli.bench.demo_report import Report, goals, main, measure_report, seconds_left
-from lvspec_cli.bench.results import BenchMode, Contrast, Estimate, ModeResult, Spread, read_results
+from lvspec_cli.bench.demo_report import (
+    Report,
+    goals,
+    main,
+    measure_report,
+    page,
+    seconds_left,
+    speed_lines,
+    text_lines,
+)
+from lvspec_cli.bench.results import (
+    BenchMode,
+    Contrast,
+    Estimate,
+    ModeResult,
+    Spread,
+    Variant,
+    read_results,
+)
 from lvspec_cli.types import Gamma
-from tests.bench.made import results
+from tests.bench.made import SETTINGS, results
 
 
 def spread(value: float) -> Spread:
@@ -66,6 +84,42 @@ def test_the_time_left_is_that_of_the_pace_so_far():
     assert seconds_left(0.0, 0, 90) is None
 
 
+SIZES = Report(
+    out=Path("out"), scenes=10, speed=4, page=Path("page.md"), control_scenes=3, ablation_scenes=2, few=1
+)  # fmt: skip
+CONTROL = Variant(BenchMode.LVSPEC, 12, label="plausible")
+
+
+def test_texts_are_asked_of_the_rule_and_on_fewer_scenes_of_its_rivals():
+    part = Variant(BenchMode.LVSPEC, label="no-shift")
+    assert text_lines(SIZES, "auto", [CONTROL], [part]) == {
+        Variant(BenchMode.AR): 10,
+        Variant(BenchMode.LVSPEC, "auto"): 10,
+        CONTROL: 3,
+        replace(part, gamma="auto"): 2,
+    }
+
+
+def test_what_a_goal_is_about_is_timed_on_all_clips():
+    found = speed_lines(SIZES, 5, [CONTROL])
+    wanted = (
+        Variant(BenchMode.AR), Variant(BenchMode.HF_ASSISTED), Variant(BenchMode.EXACT_PRUNED, "auto"),
+        Variant(BenchMode.LVSPEC, 5), Variant(BenchMode.LVSPEC, "auto"), CONTROL,
+    )  # fmt: skip
+    assert {found[each] for each in wanted} == {4}
+    assert found[Variant(BenchMode.LVSPEC, 3)] == found[Variant(BenchMode.HF_AR)] == 1
+
+
+@pytest.mark.parametrize(("relevance", "said"), [("attention", False), ("plausible", True)])
+def test_a_control_that_won_is_said_to_be_the_default(relevance: str, said: bool):
+    settings = SETTINGS.model_copy(update={"rule": {"relevance": relevance}, "first": {"lvspec/x": 3}})
+    texts = results((line("auto", 3.0, estimate(1.0)),), settings=settings)
+    text = page(texts, texts, "command", Path("chart.svg"))
+    assert ("The pair's own rule is `plausible`" in text) == said
+    assert ("it is the rule itself | no |" in text) == said
+    assert "On the first 3 scenes only, speed of: lvspec/x." in text
+
+
 def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     said: list[str] = []
     report = Report(
@@ -73,19 +127,19 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
         max_new_tokens=4, command="python -m …",
     )  # fmt: skip
     measure_report(report, said.append)
-    page = report.page.read_text()
-    assert "Fidelity over 1 captions and 2 questions" in page
-    assert "speed over 1 of these captions" in page
-    assert "| gamma auto against the best fixed one | 0.97 |" in page
-    assert "| no-shift | shift\\_window 0 |" in page
-    assert "    python -m …" in page
+    written = report.page.read_text()
+    assert "Fidelity over 1 captions and 2 questions" in written
+    assert "speed over 1 of these captions" in written
+    assert "| gamma auto against the best fixed one | 0.97 |" in written
+    assert "| no-shift | shift\\_window 0 |" in written
+    assert "    python -m …" in written
     texts, speed = (read_results(report.out / name) for name in ("texts", "speed"))
     assert (texts.settings.timed, speed.settings.timed) == (False, True)
     assert {each.mode for each in speed.modes} == set(BenchMode)
     assert said[-1] == f"written: {report.page}"
     chart = ElementTree.parse(report.page.with_suffix(".svg")).getroot()
     assert chart.tag == "{http://www.w3.org/2000/svg}svg"
-    assert f"]({report.page.stem}.svg)" in page
+    assert f"]({report.page.stem}.svg)" in written
 
 
 def test_wrong_pairs_are_said_in_two_lines(

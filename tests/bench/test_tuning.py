@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.bench.calibrate import costs_of_rounds
+from lvspec_cli.bench.calibrate import best_layer, costs_of_rounds
+from lvspec_cli.bench.relevance import Scheme, Scored
 from lvspec_cli.bench.results import BenchMode, Estimate, Profile
 from lvspec_cli.bench.tuning import (
     FEWEST_CLIPS,
@@ -50,6 +51,7 @@ def test_another_seed_gives_other_halves():
 def test_thresholds_are_quantiles_above_zero():
     assert thresholds([number / 100 for number in range(101)]) == (0.5, 0.65, 0.8, 0.9)
     assert thresholds([0.0] * 9 + [1.0]) == (0.1,)  # the nine tenths' quantile lies between
+    assert thresholds([0.0001] * 9 + [1.0]) == (0.1,)  # and nothing that would be rounded to 0
     assert thresholds([]) == ()
 
 
@@ -167,3 +169,17 @@ def test_the_fastest_that_is_shown_to_keep_enough_is_taken():
     assert choice([WILD, BLIND], 0.998) is None
     no_evidence = Score("few", 1, 2.0, 4.0, Estimate(value=1.0, low=1.0, high=1.0), surely=0.9)
     assert choice([no_evidence], 0.998) is None
+
+
+def test_the_layer_is_taken_that_tells_facts_best():
+    def scored(facts: tuple[bool, ...], **layers: tuple[float, ...]) -> Scored:
+        scores = {Scheme(RelevanceName.LENS, int(name[1:])): values for name, values in layers.items()}
+        scores[Scheme(RelevanceName.LENS, 9, head=0)] = tuple(map(float, facts))  # a head alone is no layer
+        return Scored(tuple(range(len(facts))), facts, scores, {}, {})
+
+    first = scored((True, False), _0=(0.9, 0.1), _3=(0.9, 0.1), _5=(0.1, 0.9))
+    second = scored((True, False), _0=(0.2, 0.3), _3=(0.8, 0.2), _5=(0.1, 0.9))
+    assert best_layer([first, second]) == 3
+    assert best_layer([first]) == 3  # of equals the last
+    assert best_layer([scored((True,), _0=(0.9,))]) is None
+    assert best_layer([]) is None
