@@ -9,9 +9,9 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lvspec_cli.errors import NoRoomError
+from lvspec_cli.errors import NoRoomError, PairError
 from lvspec_cli.models.memory import Machine, Share, Workload
 from lvspec_cli.models.place import Sizes, Wanted, decide, shortage, smallest_change
 from lvspec_cli.types import Loading, Quantisation
@@ -72,10 +72,20 @@ def _plainly_fit(folders: list[Path]) -> bool:
     """Files that are not quantised and far smaller than what is free."""
     from lvspec_cli.models.machine import cpu_memory
 
-    if any(json.loads((folder / "config.json").read_text()).get("quantization_config") for folder in folders):
+    if any(_quantised(folder) for folder in folders):
         return False
     taken = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
     return taken * _PLENTY <= cpu_memory().free
+
+
+def _quantised(folder: Path) -> Any:
+    """What a model's config says of how its files are quantised; None: they are not."""
+    file = folder / "config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("quantization_config")
+    except (OSError, ValueError, AttributeError) as error:
+        cause = " ".join(str(error).split())
+        raise PairError(f"{file} is broken or cut short: {cause}", "download or copy it again") from error
 
 
 def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
@@ -92,8 +102,7 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
     ):
         if folder is None:
             continue
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        files = quantisation_of_files(config.get("quantization_config"), str(folder))
+        files = quantisation_of_files(_quantised(folder), str(folder))
         auto = quantisation is Quantisation.AUTO and files is None
         asked.append(quantisation if auto else agreed(quantisation, files, str(folder)))
         check_usable(asked[-1], place)

@@ -38,6 +38,14 @@ def test_a_small_pair_on_a_cpu_is_kept_as_it_is(request_: AskRequest) -> None:
     assert settle(alone, TARGET, None).loading == replace(PLAIN, draft=None)
 
 
+@pytest.mark.parametrize("text", ["", '{"model_type":', "[]"])
+def test_a_broken_config_is_named(request_: AskRequest, tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    for asked in (request_, replace(request_, quant_draft=NF4)):
+        with pytest.raises(PairError, match=rf"^{tmp_path}/config\.json is broken or cut short"):
+            settle(asked, TARGET, tmp_path)
+
+
 def test_that_needs_no_torch() -> None:
     script = (
         "import sys; from pathlib import Path\n"
