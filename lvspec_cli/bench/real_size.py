@@ -48,6 +48,8 @@ class ClipFigures:
     cache: int
     cache_planned: int
     steps: dict[int, float]
+    activations: int | None = None  # bytes, the most that prefill takes beside what stays; GPUs only
+    activations_planned: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,21 +150,35 @@ def measure_clip(
 ) -> ClipFigures:
     """One clip's prefill, its cache, and passes of each width behind it."""
     decoder, prompt, room = Decoder(loaded), prompt_of_noise(loaded, frames, work.side), max(work.widths)
-    for _ in range(2):  # the first one warms up
-        began = now(loaded.device)
+    for _ in range(2):  # the first one warms up, and sets the cache aside
+        before, began = _allocated(loaded.device), now(loaded.device)
         decoder.encode(prompt)
         decoder.logits(decoder.begin(prompt, room), 1)
-        prefill = now(loaded.device) - began
+        prefill, most = now(loaded.device) - began, _most_allocated(loaded.device)
     tokens = torch.arange(room, device=loaded.device)
-    load = Workload(frames, work.side**2, room, text_tokens=2 * TEXT)
+    planned = need(size, Workload(frames, work.side**2, room, text_tokens=2 * TEXT), choice)
     return ClipFigures(
         frames=frames,
         prompt_tokens=prompt.length,
         prefill_s=prefill,
         cache=decoder.cache.bytes,
-        cache_planned=need(size, load, choice).cache,
+        cache_planned=planned.cache,
         steps={width: _step(decoder, tokens[:width], work.repeats) for width in work.widths},
+        activations=most - before if loaded.device.type == "cuda" else None,
+        activations_planned=planned.activations,
     )
+
+
+def _allocated(device: torch.device) -> int:
+    """Bytes on a GPU, from where its peak is looked for from now on; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _most_allocated(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _step(decoder: Decoder, tokens: Tensor, repeats: int) -> float:
@@ -187,6 +203,9 @@ def model_lines(figures: ModelFigures) -> Iterator[str]:
             f"  {clip.frames} frames, {clip.prompt_tokens} tokens: prefill {clip.prefill_s:.2f} s,"
             f" keys and values {gigabytes(clip.cache)} (planned {gigabytes(clip.cache_planned)})"
         )
+        if clip.activations is not None:
+            planned = gigabytes(clip.activations_planned)
+            yield f"  prefill takes {gigabytes(clip.activations)} more for a while (planned {planned})"
         steps = ", ".join(f"{rows}: {1000 * seconds:.1f}" for rows, seconds in clip.steps.items())
         yield f"  milliseconds by rows: {steps}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import pytest
 import torch
 
 from lvspec_cli.bench import real_size
-from lvspec_cli.bench.real_size import ClipFigures, ModelFigures, Work, costs, main, measure_model, pair_lines
+from lvspec_cli.bench.real_size import (
+    ClipFigures,
+    ModelFigures,
+    Work,
+    costs,
+    main,
+    measure_model,
+    model_lines,
+    pair_lines,
+)
 from lvspec_cli.models.fabricate import fabricate, real_config
 from lvspec_cli.types import Quantisation
 
@@ -48,6 +58,11 @@ def test_what_is_measured_of_a_model(quantisation: Quantisation) -> None:
     assert clip.cache == 3 * 2 * 2 * 32 * 4 * rows  # layers, keys and values, heads, their size, float32
     assert clip.cache == pytest.approx(clip.cache_planned, rel=0.1)
     assert clip.prefill_s > 0
+    assert clip.activations is None  # a CPU keeps no count
+    assert clip.activations_planned > 0
+    (told,) = [line for line in model_lines(replace(found, clips=(replace(clip, activations=3 * 10**9),)))
+               if "more for a while" in line]  # fmt: skip
+    assert told.startswith("  prefill takes 3.0 GB more for a while (planned ")
     assert list(clip.steps) == [1, 2, 5]
     assert all(seconds > 0 for seconds in clip.steps.values())
 
