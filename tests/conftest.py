@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import settings
 # A busy machine is no failure.
 settings.register_profile("lvspec", deadline=None)
 settings.load_profile("lvspec")
+PATIENCE = 600.0  # seconds until a process counts as hung
 
 
 def write_video(path: Path, seconds: float = 2.0, size: int = 64, rate: int = 8) -> Path:
@@ -33,6 +35,14 @@ def write_video(path: Path, seconds: float = 2.0, size: int = 64, rate: int = 8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where a shell has started the tests with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
@@ -95,10 +105,10 @@ class Shell:
         return [sys.executable, "-m", "lvspec_cli"]
 
     def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Both streams are captured, stdin is empty, and the process is ended after three minutes."""
+        """Both streams are captured, stdin is empty, and a process that hangs is ended."""
         command = [*self.command, *map(str, arguments)]
-        common = {"env": self.environment, "capture_output": True, "text": True, "timeout": 180, "input": ""}
-        return subprocess.run(command, **{**common, **options}, check=False)
+        common = {"env": self.environment, "capture_output": True, "text": True, "input": ""}
+        return subprocess.run(command, **{"timeout": PATIENCE, **common, **options}, check=False)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pexpect
 import pyte
 
-from tests.conftest import Shell
+from tests.conftest import PATIENCE, Shell
 
 ALTERNATE = 1049
 
@@ -54,10 +54,10 @@ class Terminal:
             [*shell.command[1:], *map(str, arguments)],
             env={**shell.environment, "TERM": term},
             dimensions=(rows, columns),
-            timeout=60,
+            timeout=PATIENCE,
         )
 
-    def read(self, until: Callable[[str], bool] | None = None, seconds: float = 180.0) -> bool:
+    def read(self, until: Callable[[str], bool] | None = None, seconds: float = PATIENCE) -> bool:
         """Feeds the screen until the program ends, or until the screen is as wanted."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -16,7 +16,7 @@ import pytest
 
 from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record
-from tests.conftest import Printed, Shell, write_video
+from tests.conftest import PATIENCE, Printed, Shell, write_video
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_signal_ends_the_answer_with_what_there_is(
             assert trace.readline()
         running.send_signal(number)
         trace.read()
-    out, err = running.communicate(timeout=180)
+    out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == code, err
     (record,) = [Record.model_validate_json(line) for line in out.splitlines()]
     assert (record.status, record.finish_reason.value) == ("error", "interrupted")
@@ -156,7 +156,7 @@ def test_a_signal_before_the_answer_ends_at_once(endless_models: Path, tmp_path:
     assert running.stderr is not None
     assert running.stderr.readline().startswith("decoding")
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=180)
+    out, err = running.communicate(timeout=PATIENCE)
     assert (running.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
@@ -170,7 +170,7 @@ def test_a_signal_while_decoding_ends_the_decoder_too(endless_models: Path, tmp_
     while not (decoder := children.read_text().split()):
         assert running.poll() is None
     running.send_signal(signal.SIGTERM)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=PATIENCE)
     assert (running.returncode, out, err) == (143, "", "interrupted\n")
     until = time.monotonic() + 10
     while Path(f"/proc/{decoder[0]}").exists():
@@ -182,7 +182,7 @@ def test_a_reader_that_leaves_ends_the_answer(endless_models: Path, tmp_path: Pa
     assert running.stdout is not None
     assert running.stdout.read(1)
     running.stdout.close()
-    assert running.wait(timeout=180) == 128 + 13
+    assert running.wait(timeout=PATIENCE) == 128 + 13
     assert running.stderr is not None
     assert running.stderr.read() == ""
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 
 import pytest
+import typer
 
+from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.signals import Stop
+from lvspec_cli.errors import OutputError
 from lvspec_cli.events import QuestionStarted, RoundDone
 from lvspec_cli.types import Round, TokenKind
 
@@ -32,6 +35,19 @@ def test_a_signal_inside_an_answer_waits_for_the_round_a_second_one_does_not():
     assert stop.asked()
     with pytest.raises(KeyboardInterrupt):
         stop.handle(signal.SIGINT, None)
+
+
+def test_an_error_that_a_library_makes_of_a_signal_is_none(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(typer.Exit) as ended, reporting(debug=False) as stop:
+        try:
+            stop.handle(signal.SIGINT, None)
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("initialization failed") from interrupt
+    assert (ended.value.exit_code, capsys.readouterr().err) == (130, "interrupted\n")
+    with pytest.raises(typer.Exit) as ended, reporting(debug=False) as stop, stop.holding():
+        stop.handle(signal.SIGINT, None)
+        raise OutputError("the disk is full", "make room")
+    assert ended.value.exit_code == 5
 
 
 def test_what_is_held_is_finished():

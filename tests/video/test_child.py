@@ -12,10 +12,11 @@ import pytest
 from lvspec_cli.errors import DamagedVideoError, DecodeTimeoutError
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video import child as child_module
-from lvspec_cli.video.child import decoding_child
+from lvspec_cli.video.child import Child, decoding_child
 from lvspec_cli.video.decode import read_clip
 from lvspec_cli.video.decord_frames import _one_more_file
 from lvspec_cli.video.messages import Job
+from lvspec_cli.video.probe import probe_job
 from tests.video.clips import make_clip
 
 
@@ -30,7 +31,15 @@ def read_on(child):
         child.receive()
 
 
-def is_gone(pid, seconds=5.0):
+def started(clip):
+    """A child that has served: no deadline has to hold its start."""
+    child = Child()
+    with decoding_child(probe_job(clip), lambda: child, lambda served: None):
+        child.receive()
+    return child
+
+
+def is_gone(pid, seconds=60.0):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
@@ -42,7 +51,7 @@ def is_gone(pid, seconds=5.0):
 
 
 def test_a_hung_child_is_ended_at_the_timeout(clip):
-    with decoding_child(Job("read", VideoRequest(clip, timeout=1.5))) as child:
+    with decoding_child(Job("read", VideoRequest(clip, timeout=1.5)), lambda: started(clip)) as child:
         child.receive()
         os.kill(child.pid, signal.SIGSTOP)
         with pytest.raises(DecodeTimeoutError, match=r"longer than 1\.5 s") as caught:
@@ -53,7 +62,7 @@ def test_a_hung_child_is_ended_at_the_timeout(clip):
 
 def test_a_frame_that_hangs_half_sent_is_ended_too(clip):
     # The socket holds less than a frame: the child is stopped while it writes one.
-    with decoding_child(Job("read", VideoRequest(clip, timeout=1.5))) as child:
+    with decoding_child(Job("read", VideoRequest(clip, timeout=1.5)), lambda: started(clip)) as child:
         child.receive()
         child.receive()
         os.kill(child.pid, signal.SIGSTOP)
@@ -72,6 +81,7 @@ def test_a_child_that_dies_is_an_error_of_the_file(clip, number, words):
             read_on(child)
 
 
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_in_the_parent_ends_the_child(clip):
     child_at_work = decoding_child(Job("read", VideoRequest(clip, timeout=30.0)))
     with pytest.raises(KeyboardInterrupt), child_at_work as child:

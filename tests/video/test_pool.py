@@ -253,6 +253,7 @@ def test_the_wish_to_stop_is_heard_while_a_child_hangs(clips, strike, started):
         assert all(is_gone(pid) for pid in started)
 
 
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_while_a_child_hangs_leaves_no_process(clips, strike, started):
     strike(clips[1], signal.SIGSTOP)
     with pytest.raises(KeyboardInterrupt), DecodePool(1, PLENTY) as pool:
