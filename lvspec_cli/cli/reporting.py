@@ -37,6 +37,10 @@ def reporting(debug: bool) -> Iterator[Stop]:
         except Exception as error:
             if debug:
                 traceback.print_exc()
+            if stop.asked() and not isinstance(error, LvspecError):
+                # A library made an error of its own of what the signal raised, as extensions do at import.
+                say("interrupted")
+                raise typer.Exit(stop.exit_code) from None
             raise typer.Exit(explain(error)) from None
 
 
