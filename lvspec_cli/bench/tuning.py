@@ -50,9 +50,12 @@ def split(names: Sequence[str], seed: int) -> tuple[frozenset[str], frozenset[st
 
 
 def thresholds(scores: Sequence[float]) -> tuple[float, ...]:
-    """Where to try the border between anchors and fillers: quantiles of what a scheme gives, ascending."""
+    """Where to try the border between anchors and fillers: quantiles of what a scheme gives, ascending.
+
+    To three digits, not places: shares of a sharp attention are told apart by their magnitude.
+    """
     found = np.quantile(scores, QUANTILES) if scores else ()
-    return tuple(sorted({rounded for value in found if (rounded := round(float(value), 3)) > 0}))
+    return tuple(sorted({float(f"{value:.3g}") for value in found if value > 0}))
 
 
 def settings_to_try(

@@ -51,7 +51,7 @@ def test_another_seed_gives_other_halves():
 def test_thresholds_are_quantiles_above_zero():
     assert thresholds([number / 100 for number in range(101)]) == (0.5, 0.65, 0.8, 0.9)
     assert thresholds([0.0] * 9 + [1.0]) == (0.1,)  # the nine tenths' quantile lies between
-    assert thresholds([0.0001] * 9 + [1.0]) == (0.1,)  # and nothing that would be rounded to 0
+    assert thresholds([1.23456e-10] * 9 + [1.0]) == (1.23e-10, 0.1)
     assert thresholds([]) == ()
 
 
