@@ -29,11 +29,14 @@ def contrasts(measured: Measured, modes: Sequence[ModeResult]) -> tuple[Contrast
 
 
 def best_of_each(modes: Sequence[ModeResult]) -> dict[str, Variant]:
-    """Of each line that drafts, by name, the gamma that is fastest; untimed, the one that accepts most."""
+    """Of each line that drafts, by name, the gamma that is fastest; untimed, the one that accepts most.
 
-    def rank(each: ModeResult) -> tuple[float, float]:
+    Gammas that were run on fewer clips do not stand against those that were run on more.
+    """
+
+    def rank(each: ModeResult) -> tuple[int, float, float]:
         speed = each.speedup_vs_ar.median if each.speedup_vs_ar else 0.0
-        return speed, each.mean_accepted_length or 0.0
+        return each.answers, speed, each.mean_accepted_length or 0.0
 
     found: dict[str, ModeResult] = {}
     for each in modes:

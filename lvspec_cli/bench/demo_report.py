@@ -133,9 +133,11 @@ def _beats(texts: Results, speed: Results, control: RelevanceName) -> Goal:
 
 
 def _auto(speed: Results) -> Goal:
-    """Gamma auto against the best fixed one."""
+    """Gamma auto against the best fixed one that was timed on as many clips."""
+    lines = [each for each in speed.modes if _is_own(each) and each.speedup_vs_ar]
+    most = max((each.answers for each in lines), default=0)
     own = {
-        each.gamma: each.speedup_vs_ar.median for each in speed.modes if _is_own(each) and each.speedup_vs_ar
+        each.gamma: each.speedup_vs_ar.median for each in lines if each.answers == most and each.speedup_vs_ar
     }
     fixed = [value for gamma, value in own.items() if gamma != "auto"]
     if "auto" not in own or not fixed:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lvspec_cli.bench.contrast import best_of_each
 from lvspec_cli.bench.demo_report import (
     Report,
     goals,
@@ -77,6 +78,14 @@ def test_goals_are_read_off_the_figures():
         ("", None),
         ("0.94", False),
     ]
+
+
+def test_gammas_on_fewer_clips_are_no_rivals():
+    fewer = line(3, 9.0).model_copy(update={"answers": 2})
+    speed = results((line("auto", 3.4), line(5, 3.0), fewer))
+    found = goals(results(()), speed)
+    assert (found[-1].found, found[-1].met) == ("1.13", True)
+    assert best_of_each(speed.modes) == {"lvspec": Variant(BenchMode.LVSPEC, "auto")}
 
 
 def test_the_time_left_is_that_of_the_pace_so_far():
