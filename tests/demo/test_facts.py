@@ -4,8 +4,10 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from lvspec_cli.demo.captions import caption
+from lvspec_cli.demo.evaluate import PAIR_FOLDER
 from lvspec_cli.demo.facts import Fact, FactScore, add_scores, read_facts, scene_facts, score_facts
 from lvspec_cli.demo.questions import Question, is_right, questions
 from lvspec_cli.demo.scenes import sample_scene
@@ -25,6 +27,21 @@ def test_every_reference_answer_is_right(seed: int) -> None:
     rng = random.Random(seed)
     for question in questions(sample_scene(rng), rng):
         assert is_right(question, question.answer)
+
+
+def test_captions_have_80_to_200_tokens_and_many_wordings() -> None:
+    tokenizer = Tokenizer.from_file(str(PAIR_FOLDER / "target" / "tokenizer.json"))
+    rng = random.Random(0)
+    scenes = [sample_scene(rng) for _ in range(200)]
+    counts = [len(tokenizer.encode(caption(scene, rng)).ids) for scene in scenes]
+    assert 80 <= min(counts) < 100 < 140 < max(counts) <= 200
+    assert len({caption(scenes[0], rng) for _ in range(50)}) == 50
+
+
+def test_questions_are_of_every_kind() -> None:
+    rng = random.Random(0)
+    kinds = {question.kind for _ in range(30) for question in questions(sample_scene(rng), rng)}
+    assert {"count", "colour", "shape", "place", "motion", "first", "yes/no"} <= kinds
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lvspec_cli.demo.lexicon import COLOURS
 from lvspec_cli.demo.scenes import (
+    DIRECTIONS,
     Scene,
     colour_at,
     is_visible,
@@ -16,6 +17,19 @@ from lvspec_cli.demo.scenes import (
 )
 
 scenes = st.integers(0, 2**31).map(lambda seed: sample_scene(random.Random(seed)))
+
+
+def test_scenes_vary_as_far_as_the_world_goes() -> None:
+    drawn = [sample_scene(random.Random(seed)) for seed in range(400)]
+    assert {scene.frame_rate for scene in drawn} == {12, 15, 20, 24, 25, 30}
+    lengths = [scene.duration for scene in drawn]
+    assert 2.0 <= min(lengths) < 2.5 < 11.5 < max(lengths) <= 12.0
+    assert len({(scene.width, scene.height) for scene in drawn}) == 8
+    assert {len(scene.events) for scene in drawn} == {0, 1, 2}
+    kinds = {event.kind for scene in drawn for event in scene.events}
+    assert kinds == {"appears", "disappears", "changes colour"}
+    assert {item.motion for scene in drawn for item in scene.objects} == set(DIRECTIONS)
+    assert min(scene.noise for scene in drawn) < 1 < 6 < max(scene.noise for scene in drawn)
 
 
 @given(scenes)
