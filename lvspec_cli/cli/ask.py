@@ -12,7 +12,7 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import decode_settings, quieten_libraries, video_request
-from lvspec_cli.errors import OutputError
+from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.types import Looseness, Mode, Quantisation
 
 if TYPE_CHECKING:
@@ -91,7 +91,10 @@ def ask(
             draft_device=draft_device,
             threads=threads,
         )
-        with _tracing(trace) as write_row, showing(request, as_json=as_json, quiet=quiet) as show:
+        with (
+            _tracing(trace, Path(video)) as write_row,
+            showing(request, as_json=as_json, quiet=quiet) as show,
+        ):
 
             def listen(event: Any) -> None:
                 stop.heed()
@@ -104,8 +107,8 @@ def ask(
 
 
 @contextmanager
-def _tracing(file: Path | None) -> Iterator[Trace | None]:
-    """Opens the trace before anything slow begins."""
+def _tracing(file: Path | None, video: Path) -> Iterator[Trace | None]:
+    """Opens the trace before anything slow begins, and never over the video."""
     if file is None:
         yield None
         return
@@ -114,6 +117,8 @@ def _tracing(file: Path | None) -> Iterator[Trace | None]:
     def explained(error: OSError) -> OutputError:
         return OutputError(f"{file}: {error.strerror or error}", "name a file that can be written")
 
+    if file.exists() and video.exists() and file.samefile(video):
+        raise UsageError(f"{file}: --trace would overwrite the video", "name another file")
     try:
         stream = file.open("w", encoding="utf-8", buffering=1)
     except OSError as error:

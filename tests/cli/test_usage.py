@@ -147,6 +147,15 @@ def test_bad_input_is_said_and_recorded(
     assert all(row.error and row.error.kind == record for row in records)
 
 
+def test_a_trace_does_not_overwrite_the_video(here: Run, video_file: Path, tmp_path: Path):
+    (tmp_path / "link.mp4").symlink_to(video_file)
+    before = video_file.read_bytes()
+    printed = here("ask", video_file, "What?", "--trace", tmp_path / "link.mp4")
+    assert (printed.returncode, printed.stdout) == (2, "")
+    assert "--trace would overwrite the video" in printed.stderr
+    assert video_file.read_bytes() == before
+
+
 BAD_MODELS = [
     ("default: a\npairs:\n  a:\n    target: {folder: x}\n", "line 3: pairs.a.draft: is missing"),
     (
