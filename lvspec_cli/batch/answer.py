@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lvspec_cli.batch.work import Work
-from lvspec_cli.errors import LvspecError, VideoError
+from lvspec_cli.errors import LvspecError, PairError, VideoError
 from lvspec_cli.events import Answered, Listener
 from lvspec_cli.output.build import failed_record
 from lvspec_cli.output.records import Record
@@ -28,6 +28,12 @@ class OutOfMemoryError(LvspecError):
     kind = "out_of_memory"
 
 
+class DeviceLostError(PairError):
+    """The GPU failed in a way that it does not recover from in this process."""
+
+    kind = "device_lost"
+
+
 @dataclass(frozen=True)
 class Answering:
     """What answers every work: the loaded pair and what to do when memory is short.
@@ -42,7 +48,10 @@ class Answering:
     interrupted: Callable[[], bool]
 
     def answer(self, work: Work, clip: Clip) -> Iterator[Record]:
-        """A record for each of the work's prompts, but for one that was interrupted and those after it."""
+        """A record for each of the work's prompts, but for one that was interrupted and those after it.
+
+        :raises DeviceLostError: after the records, as no other clip could be answered.
+        """
         self.listen(clip_ready(clip))
         left, retries = list(work.numbers), 0
         while left:
@@ -55,8 +64,11 @@ class Answering:
                 return  # also where an interruption came between two prompts
             except Exception as error:
                 failure = explained(error)
+            if self.interrupted():
+                return  # what a library made of the signal is no failure of the clip
             if failure is not None:
                 yield from self.failed(work, failure, left)
+                check_devices()
                 return
             _release_memory()
             smaller = smaller_request(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
@@ -97,6 +109,23 @@ def explained(error: Exception) -> LvspecError | None:
     if is_out_of_memory(error):
         return None
     return LvspecError(f"{type(error).__name__}: {error}", "report it with the file if you can")
+
+
+def check_devices() -> None:
+    """:raises DeviceLostError: after an illegal access, say, a GPU refuses all else in this process."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        for index in range(torch.cuda.device_count()):
+            if torch.cuda.memory_allocated(index):
+                torch.cuda.synchronize(index)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceLostError(
+            f"the GPU does not answer any more: {reason}", "run the same again: it goes on where it was"
+        ) from None
 
 
 def too_large(request: AskRequest, clip: Clip) -> OutOfMemoryError:

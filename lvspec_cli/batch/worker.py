@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+from lvspec_cli.batch.answer import DeviceLostError
 from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
 from lvspec_cli.batch.serve import serving
 from lvspec_cli.batch.work import Work
@@ -31,6 +32,8 @@ def main(socket: int) -> None:
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
         _work(setup, connection, inbox, stop)
+    except DeviceLostError as error:
+        sys.exit(error.cause)  # another process may have more luck
     except LvspecError as error:
         connection.send(error)
 

@@ -27,11 +27,12 @@ def dry_run(job: Job, quiet: bool) -> int:
     from lvspec_cli.video.pool import DecodePool
 
     works = lay_out_job(job, quiet)
-    left = outstanding(works, _kept(job.out), job.again)
+    kept = _kept(job.out)
+    left = outstanding(works, kept, job.again)
     with DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool:
         readable = [work for work in works if work.error is None]
         known = dict(zip(map(id, readable), pool.probes(w.request.video.path for w in readable), strict=True))
-        rows = list(_rows(job, works, left, known))
+        rows = list(_rows(job, works, left, kept, known))
     write_out(forecast_table(rows) if sys.stdout.isatty() else plain_forecasts(rows))
     if not quiet:
         for line in _totals(job, left, rows):
@@ -49,11 +50,16 @@ def _kept(out: Path | None) -> Mapping[str, Kept]:
 
 
 def _rows(
-    job: Job, works: Sequence[Work], left: Outstanding, known: Mapping[int, VideoInfo | LvspecError]
+    job: Job,
+    works: Sequence[Work],
+    left: Outstanding,
+    kept: Mapping[str, Kept],
+    known: Mapping[int, VideoInfo | LvspecError],
 ) -> Iterator[ForecastRow]:
     from lvspec_cli.models.visual_tokens import visual_token_counter
 
     count = visual_token_counter(require(job.base.pair.target))
+    failures = {key for key, row in kept.items() if row.status == "error"}
     to_do = {key for work in left.works for key in (work.keys[n - 1] for n in work.numbers)}
     for work in works:
         info = known.get(id(work), work.error)
@@ -77,6 +83,7 @@ def _rows(
             height=taken.height,
             visual_tokens=visual_tokens,
             to_do=sum(key in to_do for key in work.keys),
+            failed=sum(key in failures and key not in to_do for key in work.keys),
             prompts=len(work.keys),
         )
 

@@ -62,6 +62,7 @@ class ForecastRow:
     height: int = 0
     visual_tokens: int = 0
     to_do: int = 0  # prompts
+    failed: int = 0  # prompts whose failure is skipped
     prompts: int = 0
     problem: str = ""
 
@@ -83,10 +84,18 @@ def _forecast_cells(row: ForecastRow) -> tuple[str, ...]:
     name = visible_line(row.name)
     if row.problem:
         return (name, "", "", "", "", "", visible_line(f"cannot be read: {row.problem}"))
-    stretch = "" if row.start is None and row.end is None else f"{row.start or 0:g}-{_seconds(row.end)}"
-    what = "done" if not row.to_do else "to do" if row.prompts == 1 else f"{row.to_do} of {row.prompts} to do"
+    end = "" if row.end is None else f"{row.end:g}"
+    stretch = "" if row.start is None and row.end is None else f"{row.start or 0:g}-{end}"
     size = f"{row.width}x{row.height}"
-    return (name, stretch, _seconds(row.duration), str(row.frames), size, str(row.visual_tokens), what)
+    return (name, stretch, _seconds(row.duration), str(row.frames), size, str(row.visual_tokens), _what(row))
+
+
+def _what(row: ForecastRow) -> str:
+    """What would become of its prompts."""
+    done = row.prompts - row.to_do - row.failed
+    parts = [(row.to_do, "to do"), (row.failed, "failed before"), (done, "done")]
+    known = [(count, word) for count, word in parts if count]
+    return known[0][1] if len(known) == 1 else ", ".join(f"{count} {word}" for count, word in known)
 
 
 def _seconds(value: float | None) -> str:

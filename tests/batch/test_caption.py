@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from lvspec_cli.batch.answer import smaller_request
+from lvspec_cli.batch.answer import Answering, smaller_request
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, lasting, rows
+from tests.batch.test_resume import work
 from tests.batch.test_scenes import write_scenes
 from tests.conftest import write_video
 from tests.video.clips import make_clip
@@ -305,6 +306,43 @@ def test_a_clip_gets_smaller_by_pixels_and_then_by_frames(video_file: Path):
     assert smaller_request(asked, least) is None
 
 
+def broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """From now on every clip is answered with ``error``."""
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("lvspec_cli.batch.answer.answers", fail)
+
+
+def test_what_a_library_makes_of_a_signal_is_no_failure_of_the_clip(
+    monkeypatch: pytest.MonkeyPatch, video_file: Path
+):
+    broken(monkeypatch, ImportError("initialization failed"))
+    clip = read_clip(VideoRequest(video_file, max_frames=2))
+    pair: Any = None
+    for interrupted, count in ((True, 0), (False, 1)):
+        answering = Answering(pair, read_clip, "fail", lambda event: None, lambda said=interrupted: said)
+        assert len(list(answering.answer(work(str(video_file), "key"), clip))) == count
+
+
+def test_a_gpu_that_is_lost_stops_the_batch_after_the_clip_that_lost_it(
+    caption: Caption, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def synchronize(device: int) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    broken(monkeypatch, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    for name, answer in {"is_initialized": True, "device_count": 1, "memory_allocated": 1}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *device, answer=answer: answer)
+    monkeypatch.setattr("torch.cuda.synchronize", synchronize)
+    printed = caption(clips, "--out", "out.jsonl")
+    assert printed.returncode == 3
+    assert "the GPU does not answer any more: CUDA error: an illegal memory access was" in printed.stderr
+    (row,) = rows(tmp_path / "out.jsonl")
+    assert (row["file_name"], row["status"]) == ("a.mp4", "error")
+
+
 def test_too_little_memory_fails_the_clip_where_it_shall_not_shrink(
     caption: Caption, clips: Path, tmp_path: Path, small_memory: list[int]
 ):
@@ -342,6 +380,21 @@ def test_a_dry_run_tells_and_writes_nothing(caption: Caption, clips: Path, tmp_p
     ]
     write_video(clips / "new.mp4")
     assert "as the last run like this one went" in caption(clips, "--out", "out.jsonl", "--dry-run").stderr
+
+
+def test_a_dry_run_tells_stretches_and_failures_that_would_be_skipped(
+    caption: Caption, clips: Path, tmp_path: Path
+):
+    write_video(clips / "long.mp4", seconds=3)
+    flags = ("--out", "out.jsonl", "--segment", 1.25, "--max-new-tokens", 2)
+    assert caption(clips / "long.mp4", *flags, "--end", 1.25, "--fail-on", "length").returncode == 1
+    planned = caption(clips / "long.mp4", *flags, "--dry-run")
+    table = [line.split("\t") for line in planned.stdout.splitlines()[1:]]
+    assert [(line[1], line[-1]) for line in table] == [
+        ("0-1.25", "failed before"),
+        ("1.25-2.5", "to do"),
+        ("2.5-3", "to do"),
+    ]
 
 
 def test_records_go_to_stdout_on_request(caption: Caption, clips: Path, tmp_path: Path):
