@@ -170,7 +170,8 @@ def panel_lines(view: View, width: int, plain: bool) -> list[Text]:
         if figures:
             figures.append("   ")
         figures.append(value, "bold").append(f" {label}", "dim")
-    rounds = Text(f"{len(view.lengths)} rounds ", "dim")
+    count = len(view.lengths)
+    rounds = Text(f"{count} {'round' if count == 1 else 'rounds'} ", "dim")
     return [rule, figures, rounds.append(bars(view, max(0, width - len(rounds)), plain), "cyan")]
 
 

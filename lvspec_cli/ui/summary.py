@@ -35,7 +35,7 @@ def clip_summary(record: Record) -> str:
     sampling, asked = record.sampling, record.sampling.requested
     times = sampling.timestamps or (0.0,)
     wanted = [
-        f"{name} {value}"
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in (("frames", asked.frames), ("fps", asked.fps), ("max-pixels", asked.max_pixels))
         if value is not None
     ]

@@ -45,7 +45,7 @@ def test_the_live_view_and_what_stays(named: Shell, video_file: Path, tmp_path: 
         "the target's own",
         "tokens/s",
         "mean accepted length",
-        "rounds",
+        " round",
     ):
         assert part in terminal.text, part
 

@@ -179,22 +179,26 @@ def test_a_bad_models_file_is_named_with_line_and_key(here: Run, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["none.mp4", "-none.mp4", "http:none.mp4", "."])
-def test_no_such_file_is_a_4(tiny_shell: Shell, tmp_path: Path, name: str):
-    done = tiny_shell.run("ask", "--", name, "What?", cwd=tmp_path)
-    assert done.returncode == 4, done.stderr
+def test_no_such_file_is_a_4(
+    here: Run, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.chdir(tmp_path)
+    done = here("ask", "--models", tiny_models, "--", name, "What?")
+    assert (done.returncode, done.stdout) == (4, ""), done.stderr
     assert done.stderr.splitlines()[-2].startswith("error: ")
 
 
-def test_debug_shows_where_an_error_came_from(tiny_shell: Shell):
-    assert "Traceback" not in tiny_shell.run("ask", "none.mp4", "What?").stderr
-    done = tiny_shell.run("ask", "none.mp4", "What?", "--debug")
+def test_debug_shows_where_an_error_came_from(here: Run, tiny_models: Path):
+    asked = ("ask", "none.mp4", "What?", "--models", tiny_models)
+    assert "Traceback" not in here(*asked).stderr
+    done = here(*asked, "--debug")
     assert (done.returncode, "Traceback" in done.stderr) == (4, True)
 
 
-def test_names_cannot_act_on_the_terminal(tiny_shell: Shell, tmp_path: Path):
+def test_names_cannot_act_on_the_terminal(here: Run, tiny_models: Path, tmp_path: Path):
     bad = tmp_path / "evil\x1b[2J\u202e.mp4"
     bad.write_text("not a video")
-    done = tiny_shell.run("ask", bad, "What?")
+    done = here("ask", bad, "What?", "--models", tiny_models)
     assert done.returncode == 1
     assert "\x1b" not in done.stderr
     assert "\u202e" not in done.stderr

@@ -133,6 +133,7 @@ def test_the_panel_stands_at_the_bottom_and_shows_the_last_rounds():
     assert lines[-1].startswith("202 rounds ▂")
     assert lines[-1].endswith("▂█▅")
     assert cell_len(lines[-1]) == 80
+    assert draw(replace(FULL, lengths=(3,)))[-1].startswith("1 round ▅")
 
 
 def test_a_low_terminal_keeps_stages_and_answer():

@@ -48,7 +48,7 @@ def test_an_unusual_ending_is_said(reason: str, said: str):
 
 
 def test_what_was_taken_of_what_was_asked():
-    requested = Requested(frames=8, fps=0.5, max_pixels=50176, decoder="pyav")
+    requested = Requested(frames=8, fps=2.0, max_pixels=50176, decoder="pyav")
     sampling = Sampling(
         requested=requested,
         frames_expected=8,
@@ -60,7 +60,7 @@ def test_what_was_taken_of_what_was_asked():
     )
     assert clip_summary(record(sampling=sampling)) == (
         "a.mp4: 2 of 8 frames from 0.5 to 4.2 s, 64x48, 12 visual tokens"
-        " (asked: frames 8, fps 0.5, max-pixels 50176)"
+        " (asked: frames 8, fps 2, max-pixels 50176)"
     )
     free = Requested(frames=None, fps=None, max_pixels=None, decoder="pyav")
     assert clip_summary(record(sampling=sampling.model_copy(update={"requested": free}))).endswith("tokens")

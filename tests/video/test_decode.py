@@ -165,9 +165,13 @@ def test_a_single_frame_is_a_clip(folder, name, codec, pixels):
         assert read_clip(request).timestamps == (0.0,)
 
 
+@pytest.fixture(scope="module")
+def large(folder):
+    return make_clip(folder / "4k.mp4", count=40, size=(3840, 2160), options={"preset": "ultrafast"})
+
+
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_large_frames_do_not_fill_the_memory(tmp_path, decoder):
-    path = make_clip(tmp_path / "4k.mp4", count=40, size=(3840, 2160), options={"preset": "ultrafast"})
+def test_large_frames_do_not_fill_the_memory(large, decoder):
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
@@ -179,7 +183,7 @@ def test_large_frames_do_not_fill_the_memory(tmp_path, decoder):
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path), decoder],
+        [sys.executable, "-c", code, str(large), decoder],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
