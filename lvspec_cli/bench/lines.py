@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lvspec_cli.bench.results import Environment, Estimate, ModeResult, Results, Spread, Variant
-from lvspec_cli.bench.summary import MIN_LIKELIHOOD, MIN_RETENTION, winner
+from lvspec_cli.bench.summary import MIN_LIKELIHOOD, MIN_RETENTION, faster_unshown, winner
 
 HEADINGS = (
     "mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "acceptance", "retention",
@@ -128,6 +128,11 @@ def notes(results: Results) -> Iterator[str]:
     else:
         least = percent(MIN_RETENTION, 1)
         yield f"none is faster than {results.reference} and shown to keep {least} of its quality"
+    if unshown := faster_unshown(results.modes):
+        yield (
+            f"{unshown.variant} is faster and keeps {retention(unshown.retention)} here:"
+            " more clips could show that it keeps enough"
+        )
     yield machine(results.environment)
 
 

@@ -22,7 +22,7 @@ from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.records import identify
 from lvspec_cli.types import DecodeSettings, RelevanceName
-from lvspec_cli.video.decode import read_clip
+from lvspec_cli.video.pool import reading
 
 SCHEMA: Final = "lvspec.relevance-captions.1"
 FILE_NAME: Final = "relevance.jsonl"
@@ -94,20 +94,21 @@ def measure_relevance(
     held = {caption.key: caption for caption in kept.held}
     found: list[Scored] = []
     unread: dict[str, str] = {}
-    for done, (clip, item) in enumerate(asked, 1):
-        key = _key(clip, item)
-        if key not in held:
-            try:
-                frames = read_clip(clip.video)
-            except LvspecError as error:
-                unread[item.file_name] = error.cause
-                warn(f"{item.file_name}: {error.cause}")
-                continue
-            scored = score_caption(pair, frames, item.prompt, settings, system=system, schemes=schemes)
-            held[key] = _caption(key, scored)
-            kept.add(held[key])
-        found += _scored(held[key])
-        progress(done, len(asked))
+    with reading() as read:
+        for done, (clip, item) in enumerate(asked, 1):
+            key = _key(clip, item)
+            if key not in held:
+                try:
+                    frames = read(clip.video)
+                except LvspecError as error:
+                    unread[item.file_name] = error.cause
+                    warn(f"{item.file_name}: {error.cause}")
+                    continue
+                scored = score_caption(pair, frames, item.prompt, settings, system=system, schemes=schemes)
+                held[key] = _caption(key, scored)
+                kept.add(held[key])
+            found += _scored(held[key])
+            progress(done, len(asked))
     if unread and not found:
         raise NoInputError(
             f"nothing could be measured: {next(iter(unread.values()))}", "name videos that can be read"

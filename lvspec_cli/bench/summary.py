@@ -259,10 +259,22 @@ def winner(results: Sequence[ModeResult], least: float = MIN_RETENTION) -> Varia
         for each in results
         if each.speedup_vs_ar is not None and not each.mode.is_plain and keeps_quality(each, least)
     ]
-    best = max(kept, key=lambda each: each.speedup_vs_ar.median if each.speedup_vs_ar else 0.0, default=None)
+    best = max(kept, key=_decoding, default=None)
     if best is None or best.speedup_vs_ar is None or best.speedup_vs_ar.median <= 1:
         return None
     return best.variant
+
+
+def faster_unshown(results: Sequence[ModeResult], least: float = MIN_RETENTION) -> ModeResult | None:
+    """The fastest mode, where it keeps enough as far as is seen and that is not shown yet."""
+    best = max(results, key=_decoding, default=None)
+    if best is None or best.retention is None or keeps_quality(best, least):
+        return None
+    return best if best.retention.value >= least and _decoding(best) > 1 else None
+
+
+def _decoding(result: ModeResult) -> float:
+    return result.speedup_vs_ar.median if result.speedup_vs_ar else 0.0
 
 
 def keeps_quality(result: ModeResult, least: float = MIN_RETENTION) -> bool:

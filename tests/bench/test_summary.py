@@ -11,6 +11,7 @@ from lvspec_cli.bench.results import (
     BenchMode,
     Estimate,
     Fidelity,
+    Kept,
     Kinds,
     ModeResult,
     Profile,
@@ -20,6 +21,7 @@ from lvspec_cli.bench.results import (
 from lvspec_cli.bench.summary import (
     Measured,
     end_to_end_speedup,
+    faster_unshown,
     reference_of,
     speedup,
     summarise,
@@ -204,6 +206,23 @@ def test_the_winner_is_the_fastest_that_is_shown_to_keep_the_quality():
     assert winner((exact, careless)) == exact.variant
     unknown = _result(BenchMode.LVSPEC, 9.0)  # nobody has looked at its quality
     assert winner((exact, unknown)) == exact.variant
+
+
+def test_a_few_clips_on_which_nothing_changed_show_nothing():
+    exact, loose = _result(BenchMode.EXACT, 1.5), _result(BenchMode.LVSPEC, 3.0, low=1.0)
+    same = Estimate(value=1.0, low=1.0, high=1.0)
+
+    def with_facts(count: int) -> ModeResult:
+        kept = Kept(mode=0.9, ar=0.9, count=count, retention=same)
+        return loose.model_copy(update={"fidelity": Fidelity(answers=9, clips=9, facts=kept)})
+
+    assert winner((exact, with_facts(1499))) == exact.variant
+    assert winner((exact, with_facts(1501))) == loose.variant
+    assert known(faster_unshown((exact, with_facts(1499)))).variant == loose.variant
+    assert faster_unshown((exact, with_facts(1501))) is None
+    worse = _result(BenchMode.LVSPEC, 3.0, low=0.9, value=0.95)
+    assert faster_unshown((exact, worse)) is None
+    assert faster_unshown(()) is None
 
 
 @pytest.mark.parametrize(
