@@ -30,6 +30,14 @@ CLIPS: dict[str, Clip] = {
 }
 
 
+def clip_of(name: str) -> Clip:
+    """One of CLIPS, or noise by ``frames/seed/width``."""
+    if name in CLIPS:
+        return CLIPS[name]
+    frames, seed, width = map(int, name.split("/"))
+    return make_clip(frames, seed=seed, width=width)
+
+
 @dataclass(frozen=True)
 class Subject:
     """One family: the pair as lvspec loads it, and the target as transformers does."""
@@ -45,14 +53,14 @@ class Subject:
 
     def prompts(self, clip: str, question: str = "What moves?") -> PairPrompts:
         if (clip, question) not in self._prompts:
-            self._prompts[clip, question] = build_prompts(self.pair, CLIPS[clip], question)
+            self._prompts[clip, question] = build_prompts(self.pair, clip_of(clip), question)
         return self._prompts[clip, question]
 
     def generate(
         self, clip: str, question: str = "What moves?", *, model: Any = None, **values: Any
     ) -> list[int]:
         """Greedy tokens of transformers' own loop over what its own processor makes of frames and text."""
-        inputs = features_of(self.processor, chat_text(self.processor, question, None), CLIPS[clip])
+        inputs = features_of(self.processor, chat_text(self.processor, question, None), clip_of(clip))
         tokens = (model or stock_model(self.pair.target.name)).generate(**inputs, do_sample=False, **values)
         return tokens[0, inputs["input_ids"].shape[1] :].tolist()
 

@@ -19,6 +19,7 @@ from tests.conformance.conftest import CLIPS, Subject
 from tests.speculation.conftest import decode, with_generation
 from tests.tiny_families import TinyShape
 from tests.tiny_models import save_model, save_pair
+from tests.tiny_tokenizers import WORDS
 
 WANTED = DecodeSettings(mode=Mode.EXACT, gamma=4, max_new_tokens=24, repetition_guard=False)
 
@@ -74,8 +75,10 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
 @given(
     case=st.builds(
         Case,
-        clip=st.sampled_from(["one-frame", "odd", "wide", "tall-and-odd"]),
-        question=st.sampled_from(["What moves?", "is there not a red cube", "now"]),
+        clip=st.builds(
+            "{}/{}/{}".format, st.integers(1, 5), st.integers(0, 999), st.sampled_from([36, 60, 100])
+        ),
+        question=st.lists(st.sampled_from(WORDS.split()), min_size=1, max_size=9).map(" ".join),
         gamma=st.integers(1, 12) | st.just("auto"),
         keep=st.sampled_from([1.0, 1.0, 0.5, 0.1]),
         penalty=st.sampled_from([1.0, 1.0, 1.3, 0.8]),
@@ -83,7 +86,7 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
         limit=st.integers(1, 24),
     )
 )
-@settings(max_examples=3)
+@settings(max_examples=6)
 def test_exact_is_generate_at_any_setting(subject: Subject, case: Case) -> None:
     check(subject, case)
 
