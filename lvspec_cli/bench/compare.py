@@ -28,14 +28,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Margins:
-    """By which share a figure may fall, and the retention by how much (as a share of ar's quality)."""
+    """By which share a figure may fall, and the retention by how much (as a share of ar's quality).
+
+    Without labels there is no retention; how likely the target finds the texts is a figure like the others.
+    """
 
     speed: float = 0.05
     retention: float = 0.002
 
 
 # More is better in each. Tokens a second are shown and not judged: they change with the machine.
-_FIGURES = ("speedup", "end-to-end speedup", "mean accepted length", "retention", "tokens/s")
+_FIGURES = ("speedup", "end-to-end speedup", "mean accepted length", "retention", "likelihood", "tokens/s")
 _SHOWN_ONLY = ("tokens/s",)
 
 
@@ -67,11 +70,13 @@ def _changes(
 def _figures(result: ModeResult | None) -> dict[str, float | None]:
     if result is None:
         return {}
+    likelihood = result.fidelity.likelihood if result.fidelity else None
     spreads = (result.speedup_vs_ar, result.end_to_end_speedup_vs_ar)
     values = (
         *(spread.median if spread else None for spread in spreads),
         result.mean_accepted_length,
         result.retention.value if result.retention else None,
+        likelihood.value if likelihood else None,
         result.tokens_per_s,
     )
     return dict(zip(_FIGURES, values, strict=True))

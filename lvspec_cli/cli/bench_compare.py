@@ -19,7 +19,7 @@ Margin = Annotated[
     float,
     typer.Option(
         "--margin", min=0, max=1, metavar="X",
-        help="The share by which a speedup or an accepted length may fall.",
+        help="The share by which a speedup, an accepted length or the likelihood of the texts may fall.",
     ),
 ]  # fmt: skip
 RetentionMargin = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lvspec_cli.bench.compare import Margins, compare_results, differences
-from lvspec_cli.bench.results import BenchMode, Estimate, ModeResult, Spread
+from lvspec_cli.bench.results import BenchMode, Estimate, Fidelity, ModeResult, Spread
 from tests.bench.made import ENVIRONMENT, SETTINGS, item, results
 
 
@@ -50,6 +50,19 @@ def test_the_same_results_have_not_changed():
 )
 def test_a_figure_that_falls_beyond_the_margin_is_a_regression(fields, figure):
     assert worse(results((_mode(**fields),))) == [figure]
+
+
+def test_without_labels_the_target_tells_that_texts_got_worse():
+    def judged(change: float) -> ModeResult:
+        nats = Estimate(value=change, low=change, high=change)
+        return _mode(retention=None, fidelity=Fidelity(answers=1, clips=1, log_probability_change=nats))
+
+    def fallen(change: float) -> list[str]:
+        changes = compare_results(results((judged(0.0),)), results((judged(change),)), Margins())
+        return [each.figure for each in changes if each.regression]
+
+    assert fallen(-0.06) == ["likelihood"]
+    assert fallen(-0.05) == fallen(0.3) == []  # exp(-0.05) is 0.951
 
 
 def test_within_the_margin_and_upwards_nothing_is_worse():
