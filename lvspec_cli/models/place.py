@@ -162,6 +162,7 @@ def device_named(machine: Machine, name: str) -> Device:
     """The device of a machine that torch calls so; ``cuda`` is the first GPU. KeyError when there is none."""
     gpus = sorted((*machine.gpus, *machine.drafts), key=lambda gpu: gpu.name)
     devices = {device.name: device for device in (*gpus, machine.cpu)}
+    devices["mps"] = machine.cpu  # whose memory it shares
     if gpus:
         devices.setdefault("cuda", gpus[0])
     return devices[name]

@@ -189,6 +189,7 @@ def test_a_draft_on_a_device_that_was_named() -> None:
     with pytest.raises(KeyError):
         device_named(gpus(84), "cuda:3")
     assert device_named(gpus(84), "cuda").name == "cuda:0"
+    assert device_named(cpu(16), "mps").name == "cpu"
 
 
 @pytest.mark.parametrize(
