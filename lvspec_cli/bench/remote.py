@@ -75,10 +75,8 @@ def measuring(pair: LoadedPair, request: AskRequest, processes: int) -> Iterator
     if processes < 2:
         yield partial(measure, pair)
         return
-    crew = _Crew(request)
+    crew = _Crew(request, processes)
     try:
-        for _ in range(processes):
-            crew.start()
         yield crew.measure
     finally:
         crew.close()
@@ -98,10 +96,10 @@ class _Worker:
 
 
 class _Crew:
-    """Processes that live until all is measured."""
+    """Processes that are started where there is something to do, and live until all is measured."""
 
-    def __init__(self, request: AskRequest) -> None:
-        self._request = request
+    def __init__(self, request: AskRequest, count: int) -> None:
+        self._request, self._count = request, count
         self._workers: list[_Worker] = []
 
     def start(self) -> None:
@@ -124,6 +122,8 @@ class _Crew:
         total = sum(len(clip.items) for clip in clips) * plan.repeat
         done = total - sum(task.size for task in tasks)
         progress(done, total)
+        while len(self._workers) < min(self._count, len(tasks)):
+            self.start()
         while tasks or not all(worker.task is None for worker in self._workers):
             for worker in self._workers:
                 if tasks and worker.is_free:

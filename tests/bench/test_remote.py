@@ -69,6 +69,9 @@ def test_two_processes_say_what_one_says_and_it_goes_on_with_either(
         with measuring(pair, request_, 2) as run:
             run(clips, PLAN, kept, progress=lambda *done: told.append(done), warn=said.append)
         assert kept.blocks == alone
+        crew = _Crew(request_, 2)
+        crew.measure(clips[:1], PLAN, kept)
+        assert not crew._workers  # nothing was left to do
         assert kept.items == items
         assert kept.items["broken#2"].error
     assert len(said) == 1
@@ -88,7 +91,7 @@ def test_a_process_that_ends_is_said_so(
     said: str,
 ):
     header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
-    crew = _Crew(request_ if killed else replace(request_, pair=_gone(request_)))
+    crew = _Crew(request_ if killed else replace(request_, pair=_gone(request_)), 1)
     crew.start()
     if killed:
         os.kill(crew._workers[0].process.pid, signal.SIGKILL)
