@@ -6,6 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 
+STRETCH = 5.0  # seconds: the limit is waited for in stretches
+
+
+def left_after(left: float, planned: float, passed: float) -> float:
+    """Seconds left of a limit when a stretch of ``planned`` took ``passed``.
+
+    One that took far longer does not count: the process was stopped (Ctrl-Z), perhaps its child as well.
+    """
+    return left - passed if passed < planned + STRETCH else left
+
 
 class Clock:
     """Calls ``ring``, in a thread of its own, when it has run for ``limit`` seconds in all.
@@ -30,10 +40,7 @@ class Clock:
     def start(self) -> None:
         self._began = time.monotonic()
         if self._limit is not None:
-            left = min(max(0.0, self._limit - self._earlier), threading.TIMEOUT_MAX)
-            self._timer = threading.Timer(left, self._due)
-            self._timer.daemon = True
-            self._timer.start()
+            self._wait(max(0.0, self._limit - self._earlier))
 
     def stop(self) -> None:
         with self._lock:
@@ -42,8 +49,19 @@ class Clock:
                 self._timer.cancel()
                 self._timer = None
 
-    def _due(self) -> None:
+    def _wait(self, left: float) -> None:
+        planned = min(left, STRETCH)
+        self._timer = threading.Timer(planned, self._due, (left, planned, time.monotonic()))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _due(self, left: float, planned: float, since: float) -> None:
         with self._lock:
-            if threading.current_thread() is self._timer:
+            if threading.current_thread() is not self._timer:
+                return
+            left = left_after(left, planned, time.monotonic() - since)
+            if left > 0:
+                self._wait(left)
+            else:
                 self.rang = True
                 self._ring()

@@ -29,7 +29,7 @@ from lvspec_cli.types import VideoRequest
 from lvspec_cli.video import child as child_module
 from lvspec_cli.video import pool as pool_module
 from lvspec_cli.video.child import Child
-from lvspec_cli.video.clock import Clock
+from lvspec_cli.video.clock import Clock, left_after
 from lvspec_cli.video.pool import DecodePool
 from lvspec_cli.video.room import Room
 from tests.video.clips import make_clip, numbers
@@ -384,3 +384,28 @@ def test_a_clock_may_have_no_limit_or_one_beyond_all_time(recwarn):
         time.sleep(0.02)
         clock.stop()
         assert clock.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("left", "planned", "passed", "wanted"),
+    [
+        (120.0, 5.0, 5.001, 114.999),
+        (120.0, 5.0, 9.0, 111.0),  # a busy machine
+        (120.0, 5.0, 600.0, 120.0),  # stopped meanwhile
+        (3.0, 3.0, 3.0, 0.0),
+        (3.0, 3.0, 600.0, 3.0),
+    ],
+)
+def test_a_stretch_in_which_the_process_was_stopped_does_not_count(left, planned, passed, wanted):
+    assert left_after(left, planned, passed) == pytest.approx(wanted)
+
+
+def test_a_limit_of_many_stretches_is_kept(monkeypatch):
+    monkeypatch.setattr("lvspec_cli.video.clock.STRETCH", 0.05)
+    rang = threading.Event()
+    began = time.monotonic()
+    clock = Clock(0.3, rang.set)
+    clock.start()
+    assert rang.wait(60)
+    assert clock.rang
+    assert time.monotonic() - began >= 0.29
