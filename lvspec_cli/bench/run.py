@@ -23,7 +23,7 @@ from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, Variant,
 from lvspec_cli.bench.rules import rule_fields
 from lvspec_cli.bench.summary import Measured, summarise
 from lvspec_cli.demo.evaluate import HELD_OUT_SEED
-from lvspec_cli.demo.write import write_clips
+from lvspec_cli.demo.write import clip_path, write_clip
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
 from lvspec_cli.models.load import LoadedPair
@@ -59,16 +59,19 @@ def demo_clips(
     *,
     seed: int = HELD_OUT_SEED,
 ) -> list[Path]:
-    """Clips of the demo world that no training has seen, with their scenes beside them; written once.
+    """Clips of the demo world that no training has seen, with their scenes beside them; each written once.
 
     :param seed: another one gives other clips.
     :raises OutputError: the folder cannot be written.
     """
-    paths = [folder / f"clip_{number:04d}.mp4" for number in range(1, count + 1)]
-    if all(path.is_file() and path.with_suffix(".json").is_file() for path in paths):
-        return paths
+    paths = [clip_path(folder, number) for number in range(1, count + 1)]
     try:
-        return write_clips(folder, count, seed, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(paths, 1):
+            if not (path.is_file() and path.with_suffix(".json").is_file()):
+                write_clip(folder, seed, number)
+            progress(number, count)
+        return paths
     except OSError as error:
         raise OutputError(
             f"{folder}: {error.strerror or error}", "name a folder that can be written with --out"

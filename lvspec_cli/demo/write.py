@@ -38,6 +38,21 @@ def describe(scene: Scene, rng: random.Random) -> dict[str, Any]:
     }
 
 
+def clip_path(directory: Path, number: int) -> Path:
+    """Where a clip stands, counted from 1; what it shows stands beside it (``.json``)."""
+    return directory / f"clip_{number:04d}.mp4"
+
+
+def write_clip(directory: Path, seed: int, number: int) -> Path:
+    """Write one clip, then its JSON file: where that is, the clip is whole."""
+    scene, rng = scene_of(seed, number)
+    path = clip_path(directory, number)
+    encode_scene(scene, path)
+    text = json.dumps(describe(scene, rng), indent=1, ensure_ascii=False)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    return path
+
+
 def write_clips(
     directory: Path, count: int, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
@@ -48,12 +63,7 @@ def write_clips(
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(1, count + 1):
-        scene, rng = scene_of(seed, number)
-        path = directory / f"clip_{number:04d}.mp4"
-        encode_scene(scene, path)
-        text = json.dumps(describe(scene, rng), indent=1, ensure_ascii=False)
-        path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-        paths.append(path)
+        paths.append(write_clip(directory, seed, number))
         if progress is not None:
             progress(number, count)
     return paths

@@ -9,6 +9,7 @@ import pytest
 
 from lvspec_cli.bench.fidelity import label_of
 from lvspec_cli.bench.items import PROMPT, asks_for_caption, clips_of, clips_of_questions, with_choices
+from lvspec_cli.bench.run import demo_clips
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.write import describe, scene_of
@@ -142,3 +143,14 @@ def test_a_file_without_questions_is_no_input(tmp_path: Path):
 
 def test_a_question_without_choices_is_asked_as_it_is():
     assert with_choices("Why?", ()) == "Why?"
+
+
+def test_only_clips_that_are_missing_are_drawn(tmp_path: Path):
+    first = demo_clips(tmp_path / "clips", 2, seed=5)
+    before = first[0].stat().st_mtime_ns
+    first[1].with_suffix(".json").unlink()  # as if it had been stopped in the middle of it
+    told: list[tuple[int, int]] = []
+    again = demo_clips(tmp_path / "clips", 2, lambda *done: told.append(done), seed=5)
+    assert (again, told) == (first, [(1, 2), (2, 2)])
+    assert first[0].stat().st_mtime_ns == before
+    assert first[1].with_suffix(".json").is_file()
