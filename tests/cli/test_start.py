@@ -23,6 +23,8 @@ COMMANDS = (
     "doctor",
     "bench",
     "bench-compare",
+    "bench-relevance",
+    "demo",
     "tune",
 )
 HELP = [["--help"], *([*command.split(), "--help"] for command in COMMANDS)]
