@@ -56,6 +56,15 @@ def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyP
     assert count == 3  # by the target once more: what similarity reads had not been kept
 
 
+def test_the_draft_reads_as_much_of_the_video_as_each_answer_wants(pair: LoadedPair) -> None:
+    session, prompts, rows = Session(pair), prompts_for(pair), []
+    assert session._draft is not None
+    for keep in (1.0, 0.3, 0.3, 1.0):
+        session.encode(prompts, replace(WANTED, draft_keep=keep))
+        rows.append(session._draft.cache.length)
+    assert rows[0] == rows[3] > rows[1] == rows[2]
+
+
 def test_mode_ar_leaves_the_draft_alone(pair: LoadedPair) -> None:
     session, prompts = Session(pair), prompts_for(pair)
     assert session._draft is not None
