@@ -9,13 +9,17 @@ from lvspec_cli.bench.fidelity import compare_blocks, retention_of
 from lvspec_cli.bench.intervals import interval_of_sums
 from lvspec_cli.bench.results import BenchMode, Contrast, Estimate, Measurement, ModeResult, Variant
 from lvspec_cli.bench.summary import Measured, speedup
+from lvspec_cli.types import Gamma
 
 
-def contrasts(measured: Measured, modes: Sequence[ModeResult]) -> tuple[Contrast, ...]:
+def contrasts(
+    measured: Measured, modes: Sequence[ModeResult], gamma: Gamma | None = None
+) -> tuple[Contrast, ...]:
     """The pair's own rule against every other line, each at its best gamma.
 
     Of the own rule's gammas those count that the other was run with too, where there are any: one that was
-    tried with more of them would have an advantage.
+    tried with more of them would have an advantage. A rule with a name and one gamma has that for its own;
+    the pair's rule stands against it at the one that is the pair's, ``gamma``.
     """
     best = best_of_each(modes)
     own = [each for each in modes if each.variant.name == BenchMode.LVSPEC and each.answers]
@@ -23,6 +27,8 @@ def contrasts(measured: Measured, modes: Sequence[ModeResult]) -> tuple[Contrast
     for name, other in best.items():
         if own and name != BenchMode.LVSPEC:
             ran = {each.gamma for each in modes if each.variant.name == name}
+            if other.label and len(ran) == 1 and gamma is not None:
+                ran = {gamma}
             both = [each for each in own if each.gamma in ran] or own
             found.append(contrast(measured, best_of_each(both)[BenchMode.LVSPEC], other))
     return tuple(found)

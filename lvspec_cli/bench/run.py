@@ -127,7 +127,7 @@ def run_loaded(
         settings=asked,
         reference=reference.mode,
         modes=modes,
-        contrasts=contrasts(measured, modes),
+        contrasts=contrasts(measured, modes, job.plan.settings.gamma),
         items=seen,
         blocks=blocks,
     )
