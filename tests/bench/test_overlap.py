@@ -38,8 +38,9 @@ def test_a_size_changes_by_bounded_steps():
 
 
 def test_it_times_both_sides_over_the_same_clips():
-    command = "-m lvspec_cli.bench.overlap --clips 2 --repeats 1 --megapixels 2 --threads 1 --decode-workers 1"
-    done = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True, check=True)
+    flags = "--clips 2 --repeats 1 --megapixels 2 --threads 1 --decode-workers 1"
+    command = [sys.executable, "-m", "lvspec_cli.bench.overlap", *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     last = done.stdout.splitlines()[-3:]
     rates = [float(match[1]) for line in last[:2] if (match := re.search(r"([\d.]+) clips/s", line))]
     assert (last[0][:7], last[1][:7]) == ("in turn", "ahead i")
