@@ -145,7 +145,7 @@ def processes(home: Path, models: Path) -> Iterator[Processes]:
             forker.stdin.close()
 
 
-def until(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+def until(holds: Callable[[], bool], seconds: float = 300.0) -> bool:
     """Whether it came to hold in time."""
     end = time.monotonic() + seconds
     while not holds():

@@ -158,7 +158,7 @@ def test_a_decoder_that_hangs_costs_its_clip(lvspec: Processes, tmp_path: Path) 
     for number in range(6):
         write_video(folder / f"{number}.mp4", seconds=20, size=256)
     run = lvspec.start(
-        tmp_path, "caption", folder, "--out", out, "--decode-timeout", 3, "--decode-workers", 1, "--fps", 8
+        tmp_path, "caption", folder, "--out", out, "--decode-timeout", 5, "--decode-workers", 1, "--fps", 8
     )
     assert until(lambda: len(run.family()) > 1)
     decoders = [pid for pid in run.family() if pid != run.pid]
