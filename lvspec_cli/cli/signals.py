@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from lvspec_cli.events import Answered, Event, RoundDone
+
+_AGAIN = 0.02  # seconds after which a signal that was lost is raised again
 
 
 class Stop:
@@ -17,6 +21,7 @@ class Stop:
         self.signal: int | None = None
         self._answering = False
         self._held = 0
+        self._is_second = False
 
     def listen(self, event: Event) -> None:
         if isinstance(event, RoundDone):
@@ -53,19 +58,35 @@ class Stop:
 
         :raises KeyboardInterrupt: nothing has been answered that could be kept, or this is the second signal.
         """
-        wait = (self._answering or self._held > 0) and self.signal is None
+        self._is_second = self.signal is not None
         self.signal = number
-        if not wait:
+        self.raise_again(number, frame)
+
+    def raise_again(self, number: int, frame: FrameType | None) -> None:
+        """The handler of the alarm, for a signal whose exception was lost; raises as ``handle`` did."""
+        if self._is_second or not (self._answering or self._held):
             raise KeyboardInterrupt
+
+    def unraisable(self, found: Any, others: Callable[[Any], Any]) -> None:
+        """What Python cannot raise, as in a destructor: a signal's exception comes again a little later."""
+        if found.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            others(found)
 
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Catches both signals within the block."""
+    """Catches both signals within the block, and sees to it that neither is lost."""
     stop = Stop()
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signal.SIGINT: stop.handle, signal.SIGTERM: stop.handle, signal.SIGALRM: stop.raise_again}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda found: stop.unraisable(found, hook)
     try:
         yield stop
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

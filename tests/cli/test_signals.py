@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
+import time
+from typing import Any
 
 import pytest
 import typer
 
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.cli.signals import Stop
+from lvspec_cli.cli.signals import Stop, stopping
 from lvspec_cli.errors import OutputError
 from lvspec_cli.events import QuestionStarted, RoundDone
 from lvspec_cli.types import Round, TokenKind
@@ -48,6 +51,40 @@ def test_an_error_that_a_library_makes_of_a_signal_is_none(capsys: pytest.Captur
         stop.handle(signal.SIGINT, None)
         raise OutputError("the disk is full", "make room")
     assert ended.value.exit_code == 5
+
+
+class Last:
+    """Does something as it goes."""
+
+    def __init__(self, does: Any) -> None:
+        self.does = does
+
+    def __del__(self) -> None:
+        self.does()
+
+
+@pytest.mark.parametrize("answering", [False, True])
+def test_a_signal_that_falls_into_a_destructor_is_not_lost(
+    answering: bool, capsys: pytest.CaptureFixture[str]
+):
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(KeyboardInterrupt), stopping() as stop:
+        if answering:
+            stop.listen(ROUND)
+            signal.raise_signal(signal.SIGINT)
+        Last(lambda: signal.raise_signal(signal.SIGINT))
+        time.sleep(60)
+    assert capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_what_else_a_destructor_raises_is_told_as_ever(monkeypatch: pytest.MonkeyPatch):
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: told.append(found.exc_type))
+    with stopping():
+        Last(lambda: int("no number"))
+    assert told == [ValueError]
 
 
 def test_what_is_held_is_finished():
