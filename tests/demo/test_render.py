@@ -56,6 +56,20 @@ def test_a_scene_becomes_a_real_mp4_that_shows_it(tmp_path: Path) -> None:
             assert np.abs(seen - COLOURS[item.colour]).max() < 60
 
 
+def test_a_scene_is_written_enlarged(tmp_path: Path) -> None:
+    scene = sample_scene(random.Random(5))
+    size = (3 * scene.width, 3 * scene.height)
+    encode_scene(scene, tmp_path / "clip.mp4")
+    encode_scene(scene, tmp_path / "large.mp4", size=size)
+    shown = []
+    for name in ("clip.mp4", "large.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            shown.append(next(container.decode(video=0)))
+    assert (shown[1].width, shown[1].height) == size
+    small, large = (frame.reformat(80, 60, "rgb24").to_ndarray().astype(float) for frame in shown)
+    assert np.abs(small - large).mean() < 4.0
+
+
 def test_clips_are_written_with_their_facts_and_the_same_each_time(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     paths = write_clips(tmp_path / "a", 2, 3, lambda done, total: calls.append((done, total)))

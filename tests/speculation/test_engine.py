@@ -54,6 +54,10 @@ def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyP
     decode(pair, prompts_for(pair), similarity, session)
     decode(pair, prompts_for(pair), similarity, session)
     assert count == 3  # by the target once more: what similarity reads had not been kept
+    other = replace(WANTED, rule=RuleSettings(relevance=RelevanceName.SIMILARITY, layers=(0,)))
+    for wanted in (other, similarity, other):
+        decode(pair, prompts_for(pair), wanted, session)
+    assert count == 4  # for another layer, beside which the earlier ones are kept
 
 
 def test_the_draft_reads_as_much_of_the_video_as_each_answer_wants(pair: LoadedPair) -> None:
