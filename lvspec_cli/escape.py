@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from shlex import quote
 
 # C0 but for tab and line feed, DEL, C1, line and paragraph separators, marks that turn the direction of
 # text, the byte order mark, tag characters, and lone surrogates (bytes of a file name that are not UTF-8).
@@ -22,6 +24,23 @@ def visible(text: str) -> str:
 def visible_line(text: str) -> str:
     """As ``visible``, with tabs and line feeds escaped as well."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def shell_words(words: Sequence[str]) -> str:
+    """A command line that can be shown and pasted: as ``$'...'`` what ``visible_line`` would change."""
+    return " ".join(quote(word) if visible_line(word) == word else _dollar_quoted(word) for word in words)
+
+
+def _dollar_quoted(word: str) -> str:
+    safe = (
+        f"\\{each}"
+        if each in "'\\"
+        else each
+        if visible_line(each) == each
+        else "".join(f"\\x{byte:02x}" for byte in each.encode("utf-8", "surrogateescape"))
+        for each in word
+    )
+    return f"$'{''.join(safe)}'"
 
 
 def _escape(match: re.Match[str]) -> str:

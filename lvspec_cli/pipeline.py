@@ -48,6 +48,7 @@ from lvspec_cli.types import (
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
+    from lvspec_cli.models.settle import Placement
     from lvspec_cli.speculation.engine import Session
 
 Trace = Callable[[dict[str, Any]], None]
@@ -59,6 +60,8 @@ class AskRequest:
 
     ``quant_target``, ``quant_draft``, ``draft_device``: what weights are kept in, and where the draft
     goes if it is named. ``loading``: what was decided, by ``pinned_request``.
+    ``side_by_side``: how many such requests share the devices, each in a process of its own. ``placement``:
+    where parts go, if that is decided before any of them is loaded, by ``placed_request``.
     ``pair_note``: why it is this pair, where nobody named it.
     ``threads``: what torch may use of the CPU from here on, in the whole process; None leaves it alone.
     ``name`` and ``id`` are what records call the video, where its file's name is not meant.
@@ -77,6 +80,8 @@ class AskRequest:
     quant_draft: Quantisation = Quantisation.AUTO
     draft_device: str | None = None
     loading: Loading | None = None
+    side_by_side: int = 1
+    placement: Placement | None = None
     pair_note: str = ""
     threads: int | None = None
     task: TaskName = "ask"
@@ -142,6 +147,16 @@ def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -
     )
 
 
+def placed_request(request: AskRequest) -> AskRequest:
+    """The pinned request with where the pair's parts go, looked at before others like it take memory.
+
+    :raises NoRoomError: there is not room for as many as are to work side by side.
+    """
+    from lvspec_cli.models.settle import placed
+
+    return replace(request, placement=placed(request, *_folders(request)))
+
+
 def narrowed(settings: DecodeSettings, width_limit: int | None, listen: Listener) -> DecodeSettings:
     """Settings whose gamma ``auto`` stays within the rows that are fast. A gamma that was named stays."""
     from lvspec_cli.models.place import gamma_within
@@ -180,7 +195,7 @@ def load(request: AskRequest, listen: Listener = lambda event: None) -> LoadedPa
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
-        loading, plan = request.loading, placed(request, target, draft)
+        loading, plan = request.loading, request.placement or placed(request, target, draft)
         one = ModelRequest(target, None, request.device, request.dtype, loading.target, plan.target)
         other = None
         if draft is not None and loading.draft is not None:

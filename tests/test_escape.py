@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import unicodedata
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.escape import visible, visible_line
+from lvspec_cli.escape import shell_words, visible, visible_line
 
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 ANY = st.text(st.characters(exclude_categories=()))  # lone surrogates too
@@ -30,6 +31,16 @@ def test_ordinary_text_is_left_alone(text: str):
 @given(ANY)
 def test_one_line_stays_one_line(text: str):
     assert len(visible_line(text).splitlines()) <= 1
+
+
+def test_a_command_can_be_shown_and_pasted():
+    odd = os.fsdecode(b"it's \xe9a\\ \x1b[2J\n\xe2\x80\xaef.mp4")
+    words = ["lvspec", "two words", "", "it's", "\u4e2d", odd]
+    line = shell_words(words)
+    assert visible_line(line) == line
+    assert line.startswith("""lvspec 'two words' '' 'it'"'"'s' '\u4e2d' $'it\\'s \\xe9a""")
+    given = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    assert given.split(b"\0") == [*map(os.fsencode, words), b""]
 
 
 def test_what_it_looks_like():

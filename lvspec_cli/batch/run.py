@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from lvspec_cli.batch.serve import WorkerPlan, serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.events import Listener
 from lvspec_cli.output.records import Record
+from lvspec_cli.pipeline import placed_request
 
 
 def run(
@@ -30,6 +32,7 @@ def run(
     if len(plans) > 1:
         from lvspec_cli.batch.remote import run_remote
 
+        plans = [replace(plan, base=placed_request(plan.base)) for plan in plans]
         run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)
         return
     # Closed here: what a second Ctrl-C raises in a generator that is only dropped is lost.

@@ -12,7 +12,7 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import decode_settings, quieten_libraries, video_request
-from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.types import Looseness, Mode, Quantisation
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def ask(
         from lvspec_cli.cli.questions import checked_text, collect_questions
         from lvspec_cli.cli.show import showing
 
+        if not video:
+            raise NoInputError("the video's name is empty", "name a video file")
         name, chosen, note = chosen_pair(given)
         request = pipeline.AskRequest(
             video=video_request(given, chosen.defaults),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.cli.job import Job, read_job
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.signals import Stop
+from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
 from lvspec_cli.output.build import failed_record
 from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
@@ -245,4 +245,4 @@ def _report_audits(job: Job, works: Sequence[Work], outcome: Outcome) -> None:
 def _retrying(arguments: Sequence[str]) -> str:
     """The same command, doing what failed again."""
     kept = [text for text in arguments[1:] if text not in ("--redo", "--retry-errors")]
-    return shlex.join(["lvspec", *kept, "--retry-errors"])
+    return shell_words(["lvspec", *kept, "--retry-errors"])

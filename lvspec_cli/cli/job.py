@@ -50,6 +50,7 @@ def read_job(given: Mapping[str, Any]) -> Job:
     """
     name, pair, note = chosen_pair(given)
     _check_together(given)
+    devices = _devices(given)
     base = pinned_request(
         AskRequest(
             video=video_request({**given, "video": ""}, pair.defaults),
@@ -59,7 +60,8 @@ def read_job(given: Mapping[str, Any]) -> Job:
             pair_note=note,
             settings=decode_settings(given, pair),
             system=given["system"],
-            device=(given["devices"] or given["device"]).split(",")[0].strip(),
+            device=devices[0],
+            side_by_side=_side_by_side(given, devices[0]),
             dtype=given["dtype"],
             **loading_of(given),
             threads=given["threads"],
@@ -129,6 +131,8 @@ def _gates(texts: Sequence[str]) -> frozenset[Gate]:
 
 
 def _collected(given: Mapping[str, Any]) -> Collected:
+    if "" in (given["paths"] or ()):
+        raise NoInputError("a video's name is empty", "name files or folders; . is this folder")
     sources = [Path(text) for text in given["paths"] or () if text != "-"]
     lists = [given["from_list"]] if given["from_list"] else []
     lists += [Path("-")] * (given["paths"] or []).count("-")
@@ -161,16 +165,29 @@ def _bytes_of(name: Path) -> bytes:
 
 def _plans(given: Mapping[str, Any], base: AskRequest) -> tuple[WorkerPlan, ...]:
     cores = len(os.sched_getaffinity(0))
-    devices = given["devices"].split(",") if given["devices"] else [base.device] * given["workers"]
+    devices = _devices(given)
     decoding = given["decode_workers"] or max(1, min(4, cores // 2) // len(devices))
     if len(devices) > 1 and base.threads is None:
         base = replace(base, threads=max(1, cores // len(devices)))
     return tuple(
         WorkerPlan(
-            base=replace(base, device=device.strip()),
+            base=replace(base, device=device, side_by_side=_side_by_side(given, device)),
             decode_workers=decoding,
             decode_bytes=given["decode_memory"] * 2**20 // len(devices),
             on_out_of_memory=given["on_oom"],
         )
         for device in devices
     )
+
+
+def _devices(given: Mapping[str, Any]) -> list[str]:
+    """One for each worker."""
+    if given["devices"]:
+        return [name.strip() for name in given["devices"].split(",")]
+    return [given["device"]] * given["workers"]
+
+
+def _side_by_side(given: Mapping[str, Any], device: str) -> int:
+    """Workers that share a device: all of them where their drafts go to one that is named."""
+    devices = _devices(given)
+    return len(devices) if given["draft_device"] else devices.count(device)

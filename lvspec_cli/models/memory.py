@@ -140,6 +140,14 @@ class Machine:
     gpus: tuple[Device, ...] = ()
     drafts: tuple[Device, ...] = ()  # GPUs that only a draft may take, which was sent there by name
 
+    def shared(self, count: int) -> Machine:
+        """What each of ``count`` processes may take of it, before any of them has begun."""
+
+        def part(device: Device) -> Device:
+            return replace(device, free=device.free // count)
+
+        return Machine(part(self.cpu), tuple(map(part, self.gpus)), tuple(map(part, self.drafts)))
+
     @property
     def devices(self) -> tuple[Device, ...]:
         """Where parts of a pair may go: the CPU only where the pair has no GPU."""

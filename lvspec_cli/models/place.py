@@ -38,8 +38,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for. ``element``: bytes of a value that is computed in.
+    """What was asked for. ``element``: bytes of a value that the target computes in.
 
+    ``draft_element``: the same of the draft, whose device may be another; None: as the target's.
     ``draft_device``: as ``--draft-device`` says; None leaves it to the plan.
     """
 
@@ -47,6 +48,12 @@ class Wanted:
     draft: Quantisation = Quantisation.AUTO
     element: int = 2
     draft_device: str | None = None
+    draft_element: int | None = None
+
+    @property
+    def elements(self) -> tuple[int, int]:
+        """Of the target and of the draft."""
+        return self.element, self.element if self.draft_element is None else self.draft_element
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def decide(
         return replace(least, why="nothing that may be chosen fits")
     if wanted.target is Quantisation.AUTO and any(each.target is Quantisation.NONE for each in fitting):
         fitting = [each for each in fitting if each.target is Quantisation.NONE]
-    best = min(fitting, key=lambda each: _bytes_a_token(sizes, each, gamma, wanted.element, width_limit))
+    best = min(fitting, key=lambda each: _bytes_a_token(sizes, each, gamma, wanted.elements, width_limit))
     return replace(best, why=_why(best, wanted, options, width_limit))
 
 
@@ -114,14 +121,15 @@ def expected_tokens(gamma: int, accepted: float = ACCEPTED) -> float:
 
 
 def _bytes_a_token(
-    sizes: Sizes, option: Decision, gamma: int, element: int, width_limit: int | None
+    sizes: Sizes, option: Decision, gamma: int, elements: tuple[int, int], width_limit: int | None
 ) -> float:
+    element, draft_element = elements
     if option.draft is None or sizes.draft is None:
         return bytes_a_round(sizes.target, option.target, element, 1, width_limit)
     if option.target is Quantisation.NF4:
         gamma = gamma_within(gamma, width_limit)
     verified = bytes_a_round(sizes.target, option.target, element, gamma + 1, width_limit)
-    drafted = gamma * bytes_a_round(sizes.draft, option.draft, element, 1, width_limit)
+    drafted = gamma * bytes_a_round(sizes.draft, option.draft, draft_element, 1, width_limit)
     return (verified + drafted) / expected_tokens(gamma)
 
 
@@ -137,11 +145,12 @@ def _planned(
     target: Quantisation,
     draft: Quantisation | None,
 ) -> Plan:
-    one = need(sizes.target, load, Choice(target, wanted.element))
+    element, draft_element = wanted.elements
+    one = need(sizes.target, load, Choice(target, element))
     other = (
         None
         if draft is None or sizes.draft is None
-        else need(sizes.draft, load, Choice(draft, wanted.element))
+        else need(sizes.draft, load, Choice(draft, draft_element))
     )
     return plan_on(machine, one, other, wanted.draft_device)
 

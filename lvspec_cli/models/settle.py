@@ -51,7 +51,7 @@ def settle(request: AskRequest, target: Path, draft: Path | None) -> Settled:
     wanted = (request.quant_target, request.quant_draft)
     folders = [folder for folder in (target, draft) if folder is not None]
     plain = kind == "cpu" and all(each in (Quantisation.AUTO, Quantisation.NONE) for each in wanted)
-    if plain and request.draft_device is None and _plainly_fit(folders):
+    if plain and request.draft_device is None and _plainly_fit(folders, request.side_by_side):
         none, dtype = Quantisation.NONE, "float32" if request.dtype == "auto" else request.dtype
         return Settled(Loading(none, none if draft else None, dtype, kind))
     return _settle(request, target, draft, kind)
@@ -68,14 +68,14 @@ def device_kind(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _plainly_fit(folders: list[Path]) -> bool:
-    """Files that are not quantised and far smaller than what is free."""
+def _plainly_fit(folders: list[Path], times: int) -> bool:
+    """Files that are not quantised and, so many times over, far smaller than what is free."""
     from lvspec_cli.models.machine import cpu_memory
 
     if any(_quantised(folder) for folder in folders):
         return False
     taken = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    return taken * _PLENTY <= cpu_memory().free
+    return taken * _PLENTY * times <= cpu_memory().free
 
 
 def _quantised(folder: Path) -> Any:
@@ -90,7 +90,6 @@ def _quantised(folder: Path) -> Any:
 
 def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
     from lvspec_cli.models.load import choose_device, choose_dtype
-    from lvspec_cli.models.machine import this_machine
     from lvspec_cli.models.quantise import agreed, check_usable, quantisation_of_files, width_limit_of
 
     device = choose_device(request.device)
@@ -109,13 +108,14 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
     dtype = choose_dtype(request.dtype, device, asked[0])
     limit = width_limit_of(device)
     chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)
+    element = choose_dtype(request.dtype, home, asked[-1]).itemsize if draft else None
     why = ""
     if Quantisation.AUTO in asked:
         decision = decide(
-            this_machine(request.device, request.draft_device),
+            _machine(request),
             sizes_of(target, draft),
             workload_of(request),
-            Wanted(asked[0], asked[-1], dtype.itemsize, request.draft_device),
+            Wanted(asked[0], asked[-1], dtype.itemsize, request.draft_device, element),
             gamma=request.settings.greatest_gamma,
             width_limit=limit,
         )
@@ -162,27 +162,43 @@ def placed(request: AskRequest, target: Path, draft: Path | None) -> Placement:
     :raises NoRoomError: the weights themselves do not fit, or on a CPU the largest clip that is asked for.
     """
     loading, on_gpus = request.loading, request.loading is not None and request.loading.device == "cuda"
-    if loading is None or not (on_gpus or _may_be_short(target, draft)):
+    if loading is None or not (on_gpus or _may_be_short(request, target, draft)):
         return Placement()
-    from lvspec_cli.models.machine import this_machine
-
-    machine, sizes = this_machine(request.device, request.draft_device), sizes_of(target, draft)
+    machine, sizes = _machine(request), sizes_of(target, draft)
     load, wanted = workload_of(request), wanted_of(request, loading)
     for each in (load, LEAST) if on_gpus else (load,):
         plan = decide(machine, sizes, each, wanted, gamma=1, width_limit=None).plan
         if plan.fits:
             return Placement(plan.target, plan.draft) if on_gpus else Placement()
-    raise no_room(machine, sizes, load, wanted)
+    error = no_room(machine, sizes, load, wanted)
+    if request.side_by_side == 1:
+        raise error
+    raise NoRoomError(
+        f"{error.cause}, for each of {request.side_by_side} side by side",
+        f"take fewer --workers, or {error.remedy}",
+    )
 
 
-def _may_be_short(target: Path, draft: Path | None) -> bool:
-    return not _plainly_fit([folder for folder in (target, draft) if folder is not None])
+def _machine(request: AskRequest) -> Machine:
+    """The memory of this machine, or the part of it that is this request's."""
+    from lvspec_cli.models.machine import this_machine
+
+    return this_machine(request.device, request.draft_device).shared(request.side_by_side)
+
+
+def _may_be_short(request: AskRequest, target: Path, draft: Path | None) -> bool:
+    folders = [folder for folder in (target, draft) if folder is not None]
+    return not _plainly_fit(folders, request.side_by_side)
 
 
 def wanted_of(request: AskRequest, loading: Loading) -> Wanted:
-    """What was settled, as something to plan for."""
-    element = 4 if loading.dtype == "float32" else 2
-    return Wanted(loading.target, loading.draft or Quantisation.NONE, element, request.draft_device)
+    """What was settled, as something to plan for; the draft in the type that its own device computes in."""
+    from lvspec_cli.models.quantise import DTYPES, compute_dtype
+
+    draft = loading.draft or Quantisation.NONE
+    home = device_kind(request.draft_device) if request.draft_device else loading.device
+    dtype = compute_dtype(request.dtype, draft, home, has_bfloat16=True)  # float16 is as wide
+    return Wanted(loading.target, draft, DTYPES[loading.dtype].itemsize, request.draft_device, dtype.itemsize)
 
 
 def no_room_for(request: AskRequest, target: Path, draft: Path | None) -> NoRoomError:

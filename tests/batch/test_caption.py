@@ -443,6 +443,7 @@ def test_shards_share_the_work_out_and_merge_to_the_whole(
     [
         (("nowhere",), 4, "nowhere"),
         ((), 4, "no video was named"),
+        (("clips", ""), 4, "a video's name is empty"),
         (("clips", "--segment", "2", "--scenes"), 2, "exclude each other"),
         (("clips", "--segment", "2", "--overlap", "3"), 2, "--overlap"),
         (("clips", "--overlap", "1"), 2, "--overlap goes with --segment"),

@@ -178,7 +178,7 @@ def test_a_bad_models_file_is_named_with_line_and_key(here: Run, tmp_path: Path,
         assert remedy.startswith("try: ")
 
 
-@pytest.mark.parametrize("name", ["none.mp4", "-none.mp4", "http:none.mp4", "."])
+@pytest.mark.parametrize("name", ["none.mp4", "-none.mp4", "http:none.mp4", ".", ""])
 def test_no_such_file_is_a_4(
     here: Run, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
@@ -186,6 +186,7 @@ def test_no_such_file_is_a_4(
     done = here("ask", "--models", tiny_models, "--", name, "What?")
     assert (done.returncode, done.stdout) == (4, ""), done.stderr
     assert done.stderr.splitlines()[-2].startswith("error: ")
+    assert ("name is empty" in done.stderr) == (name == "")
 
 
 def test_debug_shows_where_an_error_came_from(here: Run, tiny_models: Path):

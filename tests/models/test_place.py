@@ -158,6 +158,21 @@ def test_laws_of_auto(
         assert (one is NONE) == found(NONE, draft)[0]
 
 
+def test_a_draft_takes_what_its_own_type_takes() -> None:
+    """In float32 on a CPU beside a target in bfloat16 on a GPU."""
+    wanted = Wanted(NONE, NONE, 2, "cpu", draft_element=4)
+    found = decide(gpus(24), Sizes(MIDDLE, SMALL), LOAD, wanted, gamma=8, width_limit=5).plan
+    assert found.target_need == need(MIDDLE, LOAD, Choice(element=2))
+    assert found.draft_need == need(SMALL, LOAD, Choice(element=4))
+    # What fits in two bytes a value need not in four.
+    tight = replace(gpus(24), cpu=Device("cpu", 14 * GB, 16 * GB))
+    fits = [
+        decide(tight, Sizes(MIDDLE, SMALL), LOAD, each, gamma=8, width_limit=5).plan.fits
+        for each in (replace(wanted, draft_element=None), wanted)
+    ]
+    assert fits == [True, False]
+
+
 def test_what_a_pass_reads() -> None:
     matrices = LARGE.layers * LARGE.layer_matrices
     plain, packed = (bytes_a_round(LARGE, kind, 2, 5, 5) for kind in (NONE, NF4))

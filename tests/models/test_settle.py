@@ -6,16 +6,31 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lvspec_cli.batch.run import run
+from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.cli.job import _plans
 from lvspec_cli.errors import NoRoomError, PairError
 from lvspec_cli.events import Event, Noted
-from lvspec_cli.models.memory import Device, Machine
-from lvspec_cli.models.settle import Placement, Settled, device_kind, no_room_for, placed, settle, workload_of
+from lvspec_cli.models.load import ModelRequest
+from lvspec_cli.models.memory import Device, Machine, Share, Workload
+from lvspec_cli.models.place import Decision, Sizes, Wanted, decide
+from lvspec_cli.models.settle import (
+    Placement,
+    Settled,
+    device_kind,
+    no_room_for,
+    placed,
+    settle,
+    wanted_of,
+    workload_of,
+)
 from lvspec_cli.output.build import record_key
 from lvspec_cli.output.records import FileIdentity
-from lvspec_cli.pipeline import AskRequest, narrowed, pinned_request
+from lvspec_cli.pipeline import AskRequest, load, narrowed, pinned_request
 from lvspec_cli.registry import load_registry
 from lvspec_cli.types import DecodeSettings, Loading, Mode, Quantisation, VideoRequest
 
@@ -72,7 +87,7 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine whose memory is nearly full."""
     machine = Machine(Device("cpu", 920_000_000, 8_000_000_000))
     monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine)
-    monkeypatch.setattr("lvspec_cli.models.settle._plainly_fit", lambda folders: False)
+    monkeypatch.setattr("lvspec_cli.models.settle._plainly_fit", lambda *_: False)
     return machine
 
 
@@ -113,6 +128,107 @@ def test_on_a_cpu_what_does_not_fit_is_not_begun(
     assert caught.value.remedy.startswith("choose a smaller pair")
     monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: enough)
     assert placed(here, TARGET, DRAFT) == Placement()
+
+
+def test_each_worker_has_its_share(
+    request_: AskRequest, crowded: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at before any of them is loaded: each sees as much as is free, and they take it together."""
+    here = replace(request_, loading=replace(PLAIN, target=NF4, draft=NF4))
+    enough = Machine(Device("cpu", 1_100_000_000, 8_000_000_000))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: enough)
+    assert placed(here, TARGET, DRAFT) == Placement()
+    with pytest.raises(NoRoomError, match=r"free: 0\.6 GB of 8\.0 GB on cpu, for each of 2 side") as caught:
+        placed(replace(here, side_by_side=2), TARGET, DRAFT)
+    assert caught.value.remedy.startswith("take fewer --workers, or choose a smaller pair")
+    card = Machine(Device("cpu", 0, 0), (Device("cuda:0", 1_900_000_000, 8_000_000_000),))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: card)
+    on_card = replace(here, loading=replace(PLAIN, device="cuda"), side_by_side=2)
+    assert placed(on_card, TARGET, DRAFT).target[0].device == "cuda:0"
+    with pytest.raises(NoRoomError, match="for each of 3"):
+        placed(replace(on_card, side_by_side=3), TARGET, DRAFT)
+
+
+def test_what_is_kept_in_what_depends_on_the_share(
+    request_: AskRequest, crowded: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One alone has room as it is, the two of them packed."""
+    machine = Machine(Device("cpu", 2_000_000_000, 8_000_000_000))
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine)
+    assert settle(request_, TARGET, DRAFT).loading == PLAIN
+    assert settle(replace(request_, side_by_side=2), TARGET, DRAFT).loading != PLAIN
+
+
+def test_workers_are_given_their_place_before_any_is_loaded(
+    request_: AskRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Placement((Share("cuda:0", 22),))
+    monkeypatch.setattr("lvspec_cli.models.settle.placed", lambda *_: place)
+    given: list[WorkerPlan] = []
+    monkeypatch.setattr("lvspec_cli.batch.remote.run_remote", lambda works, plans, **_: given.extend(plans))
+    plan = WorkerPlan(replace(request_, loading=PLAIN), 1, 1, "fail")
+    run([], [plan, plan], write=lambda record: None)
+    assert [each.base.placement for each in given] == [place, place]
+    monkeypatch.setattr("lvspec_cli.models.settle.placed", None)  # is not asked again where it is known
+    taken: list[ModelRequest] = []
+    monkeypatch.setattr("lvspec_cli.models.load.load_models", lambda *models, **_: taken.extend(models))
+    load(given[0].base)
+    assert taken[0].shares == place.target
+
+
+@pytest.mark.parametrize(
+    ("flags", "counts"),
+    [
+        ({"workers": 3}, [3, 3, 3]),
+        ({"devices": "cuda:0, cuda:1,cuda:0"}, [2, 1, 2]),
+        ({"devices": "cuda:0,cuda:1", "draft_device": "cuda:2"}, [2, 2]),
+        ({}, [1]),
+    ],
+)
+def test_who_shares_a_device(flags: dict[str, Any], counts: list[int], request_: AskRequest) -> None:
+    given = {"devices": None, "device": "cpu", "workers": 1, "draft_device": None, "decode_workers": 1}
+    plans = _plans({**given, "decode_memory": 8, "on_oom": "fail", **flags}, request_)
+    assert [plan.base.side_by_side for plan in plans] == counts
+
+
+@pytest.mark.parametrize(
+    ("dtype", "draft", "element", "draft_element"),
+    [
+        ("bfloat16", NONE, 2, 4),
+        ("float32", NONE, 4, 4),
+        ("bfloat16", Quantisation.BF16, 2, 2),
+    ],
+)
+def test_a_draft_on_a_cpu_beside_a_gpu_is_planned_in_its_own_type(
+    request_: AskRequest, dtype: str, draft: Quantisation, element: int, draft_element: int
+) -> None:
+    """And as it is loaded: float32 where nothing else is asked for."""
+    beside = replace(request_, draft_device="cpu")
+    wanted = wanted_of(beside, Loading(NONE, draft, dtype, "cuda"))
+    assert wanted.elements == (element, draft_element)
+    assert wanted_of(
+        replace(beside, draft_device=None), Loading(NONE, NONE, "bfloat16", "cuda")
+    ).elements == (
+        2,
+        2,
+    )
+    named = wanted_of(replace(beside, dtype="float16"), Loading(NONE, NONE, "float16", "cuda"))
+    assert named.elements == (2, 2)
+
+
+def test_settling_plans_a_draft_in_its_own_type(
+    request_: AskRequest, crowded: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target in bfloat16 on the CPU, a draft in float32 beside it, as they are loaded there."""
+    seen: list[Wanted] = []
+
+    def spy(machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted, **how: Any) -> Decision:
+        seen.append(wanted)
+        return decide(machine, sizes, load, wanted, **how)
+
+    monkeypatch.setattr("lvspec_cli.models.settle.decide", spy)
+    settle(replace(request_, quant_target=Quantisation.BF16), TARGET, DRAFT)
+    assert [wanted.elements for wanted in seen] == [(2, 4)]
 
 
 def test_a_smaller_pair_is_named(request_: AskRequest, monkeypatch: pytest.MonkeyPatch) -> None:
