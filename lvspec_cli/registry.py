@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
@@ -46,14 +47,32 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """Where one model is: exactly one of ``repo``, ``folder`` and ``bundled``."""
+    """Where one model is: exactly one of ``repo``, ``folder`` and ``bundled``.
 
-    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    A ``repo`` that is written as a path (``/…``, ``./…``, ``../…``, ``~…``) is a folder.
+    """
+
+    repo: str | None = None
     revision: str | None = None
     folder: Path | None = None
     bundled: Path | None = None
     parameters: str | None = None  # as the list shows it, such as 7.6B
     size: str | None = None  # of the weights' files, such as 15.2 GB
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_as_repo(cls, values: Any) -> Any:
+        repo = values.get("repo") if isinstance(values, dict) else None
+        if isinstance(repo, str) and repo.startswith(("/", "./", "../", "~")) and "folder" not in values:
+            return {name: value for name, value in values.items() if name != "repo"} | {"folder": repo}
+        return values
+
+    @field_validator("repo")
+    @classmethod
+    def _hub_id(cls, repo: str | None) -> str | None:
+        if repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+            raise ValueError(f"{repo!r} is no hub id, owner/name, and no path that begins with / or .")
+        return repo
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

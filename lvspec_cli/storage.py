@@ -76,13 +76,15 @@ def pinned(source: Source, folder: Path) -> Source:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Which of the files that loading needs are not in the folder."""
+    """Which of the files that loading needs are not in the folder. An index may name no pickles."""
     missing = [name for name in ("config.json",) if not (folder / name).is_file()]
     try:
         shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError):
         shards = {WEIGHTS}
-    return missing + sorted(name for name in shards if not (folder / name).is_file())
+    pickles = sorted(name for name in shards if not str(name).endswith(".safetensors"))
+    missing += [f"safetensors in place of {name}" for name in pickles]
+    return missing + sorted(name for name in shards.difference(pickles) if not (folder / name).is_file())
 
 
 def count_parameters(file: Path) -> int:

@@ -83,6 +83,14 @@ def test_unknown_pair_names_the_known_ones():
             "pairs:\n  a:\n    target: {folder: x, repo: b/c}\n    draft: {folder: y}\n",
             "line 3: pairs.a.target: needs exactly one of",
         ),
+        (
+            "pairs:\n  a:\n    target: {folder: x}\n    draft: {repo: models/small/7b}\n",
+            "line 4: pairs.a.draft.repo: 'models/small/7b' is no hub id, owner/name, and no path that",
+        ),
+        (
+            "pairs:\n  a:\n    target: {repo: ./x, folder: y}\n    draft: {folder: y}\n",
+            "line 3: pairs.a.target",
+        ),
         (f"pairs:\n  a:\n    {PAIR}  a:\n    {PAIR}", "line 5: a: stands there twice"),
         ("pairs: [1, 2]\n", "line 1: pairs: Input should be a valid dictionary"),
         ("pairs:\n  'a b':\n    about: x\n", "line 2: pairs.a b"),
@@ -98,6 +106,13 @@ def test_messages_name_file_line_and_key(tmp_path: Path, text: str, message: str
     assert caught.value.cause.startswith(str(models))
     assert message in caught.value.cause
     assert "\n" not in caught.value.cause
+
+
+def test_a_local_folder_is_as_good_as_a_repository(tmp_path: Path):
+    written = "pairs:\n  a:\n    target: {repo: ./big}\n    draft: {repo: /models/small}\n"
+    pair = load_registry(write(tmp_path / "m.yaml", written), {}).pairs["a"]
+    assert (pair.target.path, pair.draft.path) == (tmp_path / "big", Path("/models/small"))
+    assert pair.target.repo is None
 
 
 def test_missing_file_and_bytes_that_are_no_text(tmp_path: Path):

@@ -281,7 +281,7 @@ class _Search:
         scores: list[Score] = []
         for number, (count, clips) in enumerate(planned):
             if number:
-                alive = self._left(scores, count)
+                alive = self._left(scores, count, seen / len(self._clips))
             told = _Told(progress, planned, number, sum(len(clip.items) for clip in self._clips[seen:clips]))
             # Clips of an early turn that cannot be read are no reason to end.
             with suppress(*(() if clips == len(self._clips) else (NoInputError,))):
@@ -297,12 +297,13 @@ class _Search:
             timed=False, scored=not self._labelled, examples=0, profiles=0,
         ).plan  # fmt: skip
 
-    def _left(self, scores: Sequence[Score], count: int) -> list[str]:
-        """Of each relevance those that go on."""
+    def _left(self, scores: Sequence[Score], count: int, seen: float) -> list[str]:
+        """Of each relevance those that go on, ``seen`` of all clips being known."""
         going: set[str] = set()
         for many in self._named.values():
             names = {each.name for each in many if not is_exact(each.rule)}
-            going.update(going_on([each for each in scores if each.name in names], count, self._job.least))
+            own = [each for each in scores if each.name in names]
+            going.update(going_on(own, count, self._job.least, seen))
         return [each.name for each in scores if each.name in going]
 
     def _score(self, kept: Journal, name: str, clips: int) -> Score:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil, inf, sqrt
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 FACTOR = 3  # so many times the clips in each turn of the search, for a third of the settings
 FEWEST_CLIPS = 4  # of the first turn
-FINALISTS = 3  # settings of each relevance in the last turn, or more
+FINALISTS = 4  # settings of each relevance in the last turn, or more
 QUANTILES = (0.5, 0.65, 0.8, 0.9)  # of the relevance of drafted tokens: thresholds that are tried
 # What is tried for each part of the rule. A margin for fillers that is no wider than the anchors' is theirs.
 MARGINS: Mapping[str, Sequence[Any]] = {
-    "anchor_margin": (0.0, 0.25, 0.5, 1.0, 1.5, 2.0),
-    "filler_margin": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, inf),
+    "anchor_margin": (0.0, 0.1, 0.25, 0.5, 1.0, 2.0),
+    "filler_margin": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0, inf),
 }
 SHIFTS = (0, 2, 3)
 LIMITS = ((2, 4), (3, 6), (6, 10), (NO_LIMIT, NO_LIMIT))  # loose tokens in a row, and in the window
@@ -168,21 +168,35 @@ def predicted_speedup(answers: Iterable[Measurement], costs: RoundCosts) -> floa
     return tokens / steps
 
 
-def going_on(scores: Sequence[Score], count: int, least: float) -> tuple[str, ...]:
+def going_on(scores: Sequence[Score], count: int, least: float, seen: float = 1.0) -> tuple[str, ...]:
     """Names of those that are tried on more clips, ``count`` at most.
 
-    What is shown to keep less than ``least`` goes. Of the others those stay that no other beats in both speed
-    and quality, then those that only the first beat, and so on: quality is not known well on few clips, so
-    both careful and bold settings go on. Within such a front the faster goes first.
+    What is shown to keep less than ``least`` goes. Half of the places are for the fastest that would be shown
+    to keep it if all clips were like those so far: without them only bold settings come to the last turn,
+    where none can be taken. The others are for those that none beats in both speed and quality, then those
+    that only the first beat, and so on: quality is not known well on few clips.
+
+    :param seen: share of all clips that the scores are of.
     """
     hopeful = [each for each in scores if _highest(each) >= least]
     left = hopeful or sorted(scores, key=lambda each: -_value(each))[:count]
-    names: list[str] = []
+    careful = [each for each in left if _sure_at_the_end(each, seen) >= least]
+    names = [each.name for each in sorted(careful, key=lambda each: -each.speedup)][: ceil(count / 2)]
+    left = [each for each in left if each.name not in names]
     while left and len(names) < count:
         front = [each for each in left if not any(_beats(other, each) for other in left)]
         names += [each.name for each in sorted(front, key=lambda each: -each.speedup)]
         left = [each for each in left if each not in front]
     return tuple(names[:count])
+
+
+def _sure_at_the_end(score: Score, seen: float) -> float:
+    """What would be sure on all clips: an interval narrows with the root of their number, the share that
+    nothing changed can hide with the number itself."""
+    if score.kept is None or score.surely is None:
+        return -inf
+    low = score.surely if score.kept.low is None else score.kept.low
+    return min(score.kept.value - (score.kept.value - low) * sqrt(seen), 1 - (1 - score.surely) * seen)
 
 
 def choice(scores: Iterable[Score], least: float) -> Score | None:

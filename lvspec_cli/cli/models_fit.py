@@ -28,13 +28,14 @@ def fit(
 
         quieten_libraries()
         from lvspec_cli.errors import PairError
-        from lvspec_cli.models.fit import fit_pair, nf4_rows, workload
-        from lvspec_cli.models.machine import this_machine
         from lvspec_cli.registry import load_registry
-        from lvspec_cli.ui.fit import fit_details, fit_table, machine_line, plain_fits
 
         registry = load_registry(models_file)
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
+        from lvspec_cli.models.fit import fit_pair, nf4_rows, workload
+        from lvspec_cli.models.machine import this_machine
+        from lvspec_cli.ui.fit import fit_details, fit_table, machine_line, plain_fits
+
         machine = this_machine(device)
         limit = nf4_rows(machine)
         fits = []

@@ -57,13 +57,13 @@ def verify(
 
 
 def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, quiet: bool) -> Iterator[Check]:
-    from lvspec_cli.models.verify import Check, Half, check_configs, check_texts, guarded
     from lvspec_cli.storage import require
 
-    target, draft = (
-        Half(role, source, require(source, name))
-        for role, source in (("target", pair.target), ("draft", pair.draft))
-    )
+    folders = require(pair.target, name), require(pair.draft, name)
+    from lvspec_cli.models.verify import Check, Half, check_configs, check_texts, guarded
+
+    target = Half("target", pair.target, folders[0])
+    draft = Half("draft", pair.draft, folders[1])
     for half in (target, draft):
         yield from guarded(f"{half.role}: files", partial(_files, half, quiet))
     found = guarded("tokenizers", partial(check_texts, target, draft))

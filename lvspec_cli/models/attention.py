@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -27,8 +28,9 @@ def packed_attention(
     Query heads that share a key head become rows of it, so that keys and values are read once and
     not written out once a query head, which for a verification of a few rows costs more than the
     attention itself. ``query`` (batch, heads, rows, size), ``key`` and ``value`` (batch, key heads,
-    length, size), ``attention_mask`` (batch, 1, rows, length) or None: all of it for one row, causal
-    from an empty cache for several. Gives (batch, rows, heads, size).
+    length, size), ``attention_mask`` (batch, 1, rows, length), the same packed already by
+    :func:`packed_mask`, or None: all of it for one row, causal from an empty cache for several. Gives
+    (batch, rows, heads, size).
     """
     batch, heads, rows, size = query.shape
     groups = heads // key.shape[1]
@@ -38,11 +40,23 @@ def packed_attention(
         )
         return output.transpose(1, 2).contiguous(), None
     packed = query.reshape(batch, key.shape[1], groups * rows, size)
-    mask = None if attention_mask is None else attention_mask.repeat(1, 1, groups, 1)
+    mask = attention_mask
+    if mask is not None and mask.shape[2] == rows:
+        mask = mask.repeat(1, 1, groups, 1)
     output = scaled_dot_product_attention(
         packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
     )
     return output.reshape(batch, heads, rows, size).transpose(1, 2).contiguous(), None
+
+
+def packed_mask(allowed: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """What :func:`packed_attention` adds to its scores, made once for all layers of a pass.
+
+    ``allowed``: bool (rows, length), True where a row may look; ``groups``: query heads a key head. Gives
+    (1, 1, groups * rows, length), which each layer would else make again of the bool mask.
+    """
+    added = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return added.masked_fill_(~allowed, float("-inf")).repeat(groups, 1)[None, None]
 
 
 def register() -> str:

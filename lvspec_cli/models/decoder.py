@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lvspec_cli.models.attention import packed_mask
 from lvspec_cli.models.cache import KeyValueCache
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.load import LoadedModel
@@ -43,6 +44,8 @@ class Decoder:
         self.loaded = loaded
         self.cache = KeyValueCache()
         self._layers = tuple(loaded.family.layers(loaded.model))
+        text = loaded.model.config.get_text_config()
+        self._groups = text.num_attention_heads // text.num_key_value_heads
         self._places = tuple(next(layer.parameters()).device for layer in self._layers)
         self._rotary: Rotary | None = None  # of the answer's positions
         self._prefix_length = 0
@@ -174,7 +177,9 @@ class Decoder:
         start, rows = self.cache.length, embeddings.shape[1]
         self.cache.reserve(start + rows)
         # From an empty cache, or for one row, attention needs no mask.
-        mask = _causal(start, rows, embeddings.device).view(1, 1, rows, -1) if start and rows > 1 else None
+        mask = None
+        if start and rows > 1:
+            mask = packed_mask(_causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
         hidden, inputs = embeddings, {}
         place, here = embeddings.device, rotary
         for index, layer in enumerate(self._layers):

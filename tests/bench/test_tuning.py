@@ -152,10 +152,21 @@ BLIND = score("blind", 9.0, None)
 
 
 def test_those_that_no_other_beats_go_on_fastest_first_and_the_hopeless_go():
-    everything = [SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD]
-    assert going_on(everything, 3, 0.998) == ("bold", "middle", "careful")
-    assert going_on(everything, 2, 0.998) == ("bold", "middle")
-    assert going_on(everything, 9, 0.998) == ("bold", "middle", "careful", "slow")
+    everything = [SLOW, WILD, BLIND, MIDDLE, BOLD]
+    assert going_on(everything, 3, 0.998) == ("bold", "middle", "slow")
+    assert going_on(everything, 1, 0.998) == ("bold",)
+    assert going_on([*everything, CAREFUL], 9, 0.998) == ("careful", "bold", "middle", "slow")
+
+
+def test_half_of_the_places_are_for_the_fastest_that_will_be_known_to_keep_enough():
+    # On all clips, 36 times as many, middle's interval is a sixth as wide: 0.999 - 0.009 / 6 = 0.9975.
+    everything = [SLOW, WILD, MIDDLE, BOLD, CAREFUL]
+    assert going_on(everything, 4, 0.997, seen=1 / 36)[:2] == ("middle", "careful")
+    assert going_on(everything, 4, 0.998, seen=1 / 36)[:2] == ("careful", "bold")
+    # Nothing changed, of so few facts that 0.2 of them may: on all clips 0.2 / 36 = 0.0056.
+    unchanged = Score("unchanged", 4, 5.0, 9.0, Estimate(value=1.0, low=1.0, high=1.0), surely=0.8)
+    assert going_on([BOLD, CAREFUL, unchanged], 2, 0.994, seen=1 / 36)[0] == "unchanged"
+    assert going_on([BOLD, CAREFUL, unchanged], 1, 0.995, seen=1 / 36) == ("careful",)
 
 
 def test_where_all_are_hopeless_the_best_go_on():

@@ -60,6 +60,10 @@ def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch)
     assert rows["none"][-1] == "cuda:0; draft cuda:1"
     assert rows["nf4"][-1] == "cuda:0"
     assert "cuda:1 a card, 80.0 GB free of 80.0 GB" in shown.stderr
+    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine(1, 48))
+    packed = here("models", "fit", "qwen2.5-vl-32b-7b").stdout
+    assert "auto: nf4 on cuda:0: " in packed
+    assert "nf4 takes 5 rows at once here, so gamma is 4 at most" in packed
     monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine(1, 24))
     short = here("models", "fit", "qwen2.5-vl-32b-7b").stdout
     assert "auto: does not fit, " in short

@@ -94,6 +94,14 @@ def spoil_pickle(folder: Path) -> None:
     torch.save(weights, folder / "pytorch_model.bin")
 
 
+def spoil_index(folder: Path) -> None:
+    """An index of safetensors that names a pickle, which the library would open."""
+    weights = load_file(folder / "model.safetensors")
+    spoil_pickle(folder)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def spoil_code(folder: Path) -> None:
     """A config that asks for code of its own: it is not run."""
     (folder / "own.py").write_text("raise SystemExit('code of the model was run')")
@@ -128,6 +136,7 @@ def spoil_generation(folder: Path) -> None:
         (spoil_bytes, "model.safetensors is broken or cut short"),
         (spoil_part, "lm_head.weight"),
         (spoil_pickle, "model.safetensors"),
+        (spoil_index, "holds no safetensors in place of pytorch_model.bin"),
         (spoil_family, "clip"),
         (spoil_windows, "windowed"),
         (spoil_tokenizer, "tokenizer.json is broken or cut short"),

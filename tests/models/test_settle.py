@@ -280,5 +280,18 @@ def test_gamma_respects_the_kernels(
     assert (texts[0].startswith(said) if said else not texts) and len(events) < 2
 
 
+def test_how_wide_is_fast_is_the_packed_targets_affair(
+    request_: AskRequest, crowded: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvspec_cli.models.quantise.width_limit_of", lambda device: 5)
+    limits = [
+        settle(replace(request_, quant_target=target, quant_draft=draft), TARGET, DRAFT).width_limit
+        for target, draft in ((NF4, NONE), (NONE, NF4), (Quantisation.AUTO, Quantisation.AUTO))
+    ]
+    assert limits == [5, None, 5]  # auto: nf4, where little is free
+    packed = replace(request_, quant_target=NF4, settings=DecodeSettings(gamma="auto"))
+    assert pinned_request(packed).settings.greatest_gamma == 4
+
+
 def test_kinds_of_devices() -> None:
     assert [device_kind(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == ["cpu", "cuda", "cuda", "mps"]
