@@ -116,7 +116,8 @@ def _memory() -> Iterator[Finding]:
     memory, cores = psutil.virtual_memory(), usable_cores()
     facts = {"cores": cores, "free": memory.available, "total": memory.total}
     few = memory.available < 4e9
-    text = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB, {cores} core{'' if cores == 1 else 's'}"
+    held = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
+    text = f"{held}, {cores} core{'' if cores == 1 else 's'}"
     yield Finding("memory", "note" if few else "ok", text, "end what else takes memory" if few else "", facts)
 
 
