@@ -33,11 +33,12 @@ class NamedRule:
 
 
 def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
-    """The rule less one of its parts (DESIGN.md, section 4); a part that it does not have is left out.
+    """The rule less one of its parts (DESIGN.md, section 4), or with one that it does not have.
 
     ``no-anchors``: every token has a filler's margin. ``no-ties``: an anchor has none. ``no-fillers``: every
     token has an anchor's margin. ``no-limits``: as many loose tokens in a row as there may be. ``no-list``:
-    no limits, and ends, numerals, negations and loops are tokens like any other.
+    no limits, and ends, numerals, negations and loops are tokens like any other. ``with-anchors``: what looks
+    at the video has to match. ``with-shift``: a token may come a place or two early or late.
     """
     unlimited = replace(rule, max_loose_run=NO_LIMIT, max_loose_in_window=NO_LIMIT)
     found = {
@@ -48,6 +49,10 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
         "no-limits": unlimited,
         "no-list": replace(unlimited, never_loosely=False),
     }
+    if rule.relevance is RelevanceName.PLAUSIBLE:
+        found["with-anchors"] = replace(rule, relevance=RelevanceName.ATTENTION, anchor_margin=0.0)
+    if rule.shift_window == 0:
+        found["with-shift"] = replace(rule, shift_window=2)
     return tuple(NamedRule(name, each) for name, each in found.items() if each != rule)
 
 

@@ -36,7 +36,11 @@ RuleFile = Annotated[
     ),
 ]  # fmt: skip
 Ablate = Annotated[
-    bool, typer.Option("--ablate", help="Run the rule also without each of its parts: anchors, shift, ...")
+    bool,
+    typer.Option(
+        "--ablate",
+        help="Run the rule also without each of its parts (anchors, shift, ...), or with one it lacks.",
+    ),
 ]
 Controls = Annotated[
     bool, typer.Option("--controls", help="Run every other relevance too, with the same thresholds.")

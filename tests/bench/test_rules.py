@@ -29,8 +29,15 @@ def test_each_ablation_takes_one_part_away():
         "no-list": {**unlimited, "never_loosely": False},
     }
     without = RuleSettings(relevance=RelevanceName.PLAUSIBLE, anchor_margin=0.0, shift_window=0)
-    assert [each.name for each in ablations(without)] == ["no-fillers", "no-limits", "no-list"]
     assert is_exact(ablations(without)[0].rule)
+
+
+def test_a_part_that_is_not_there_is_put_in():
+    bare = RuleSettings(relevance=RelevanceName.PLAUSIBLE, anchor_margin=0.0, shift_window=0)
+    found = {each.name: changes(each.rule, bare) for each in ablations(bare)}
+    assert list(found) == ["no-fillers", "no-limits", "no-list", "with-anchors", "with-shift"]
+    assert found["with-anchors"] == {"relevance": "attention"}
+    assert found["with-shift"] == {"shift_window": 2}
 
 
 def test_controls_are_every_other_relevance():
