@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -198,6 +199,32 @@ def test_doctor(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["pairs"]["facts"]["here"] == ["demo"]
     assert (found["hub"]["state"], "127.0.0.1:9 cannot be reached" in found["hub"]["text"]) == ("bad", True)
     assert all(row["remedy"] for row in report["findings"] if row["state"] == "bad")
+
+
+def test_doctor_on_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch would tell of two of them: none is here."""
+    from lvspec_cli import doctor
+
+    free = [70 * GIGABYTE, 5 * GIGABYTE]
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: 2,
+        mem_get_info=lambda number: (free[number], 80 * GIGABYTE),
+        get_device_capability=lambda number: (9, 0),
+        get_device_name=lambda number: "a card",
+    )
+    first, second = doctor._gpus(SimpleNamespace(cuda=cuda))
+    assert (first.what, first.state, first.remedy) == ("GPU 0", "ok", "")
+    assert first.text == "a card, 70.0 GB free of 80.0 GB, compute 9.0"
+    assert (second.state, second.facts["free"]) == ("note", 5 * GIGABYTE)
+    assert second.remedy == "other processes hold its memory: nvidia-smi"
+    monkeypatch.setattr(doctor.Path, "exists", lambda path: True)  # a driver
+    cuda.is_available = lambda: False
+    for build, said in ((None, "this torch is for CPUs"), ("13.2", "torch sees no GPU")):
+        mps = SimpleNamespace(mps=SimpleNamespace(is_available=lambda: False))
+        torch = SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda=build), backends=mps)
+        (found,) = doctor._gpus(torch)
+        assert (found.state, said in found.text, bool(found.remedy)) == ("bad", True, True)
 
 
 def test_doctor_says_what_is_wrong_with_settings(here: Run, tmp_path: Path) -> None:
