@@ -128,6 +128,22 @@ def test_more_than_ten_gigabytes_are_asked_about(online: Shell, hub: Hub) -> Non
     assert hub.given == []
 
 
+def test_yes_is_not_asked(online: Shell, hub: Hub) -> None:
+    hub.claimed["model.safetensors"] = 6 * 10**9
+    done = online.run("models", "pull", "made-up", "--yes")
+    assert "to download\ntry: say --yes" not in done.stderr
+    # Files of that size do not come, but they are asked for, or there is no room for them here.
+    assert hub.given or "are to be downloaded, and" in done.stderr
+
+
+def test_no_room_on_the_disk_is_said_before_anything_comes(online: Shell, hub: Hub) -> None:
+    hub.claimed["model.safetensors"] = 10**18
+    done = online.run("models", "pull", "made-up", "--yes")
+    assert (done.returncode, hub.given) == (3, [])
+    assert "error: 2000000000.0 GB are to be downloaded, and " in done.stderr
+    assert done.stderr.splitlines()[-1] == "try: make room, or set HF_HOME to a folder on another disk"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
