@@ -218,7 +218,7 @@ def test_doctor_on_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.text == "a card, 70.0 GB free of 80.0 GB, compute 9.0"
     assert (second.state, second.facts["free"]) == ("note", 5 * GIGABYTE)
     assert second.remedy == "other processes hold its memory: nvidia-smi"
-    monkeypatch.setattr(doctor.Path, "exists", lambda path: True)  # a driver
+    monkeypatch.setattr("lvspec_cli.doctor.Path.exists", lambda path: True)  # a driver
     cuda.is_available = lambda: False
     for build, said in ((None, "this torch is for CPUs"), ("13.2", "torch sees no GPU")):
         mps = SimpleNamespace(mps=SimpleNamespace(is_available=lambda: False))
