@@ -89,7 +89,10 @@ DecodeMemory = Annotated[
     int, typer.Option("--decode-memory", min=16, metavar="MB", help="Frames decoded ahead, at most.")
 ]
 Workers = Annotated[
-    int, typer.Option("--workers", min=1, max=64, metavar="N", help="Pairs that work side by side.")
+    int,
+    typer.Option(
+        "--workers", min=1, max=64, metavar="N", help="Pairs side by side, each with its share of the memory."
+    ),
 ]
 Devices = Annotated[
     str | None, typer.Option("--devices", metavar="LIST", help="One pair on each: cuda:0,cuda:1.")
