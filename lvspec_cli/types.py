@@ -84,6 +84,13 @@ class Quantisation(StrEnum):
     AUTO = "auto"  # what fits and is fast here
 
 
+class KeepBy(StrEnum):
+    """Which of the video's tokens a pruned draft sees."""
+
+    EVEN = "even"  # evenly spread
+    ATTENTION = "attention"  # those that the target looks at most when it reads the question
+
+
 class Gate(StrEnum):
     """What makes an answer count as failed although there is a text."""
 
@@ -285,7 +292,8 @@ class DecodeSettings:
     temperature: float = 0.0  # 0 is greedy; above it only in modes exact and ar
     seed: int = 0
     repetition_guard: bool = True
-    draft_keep: float = 1.0  # share of the video's tokens that the draft sees, evenly spread
+    draft_keep: float = 1.0  # share of the video's tokens that the draft sees
+    draft_keep_by: KeepBy = KeepBy.ATTENTION
     # Goes on without the draft where that is faster. Off, nothing depends on a clock.
     fallback: bool = False
 
@@ -293,6 +301,11 @@ class DecodeSettings:
     def greatest_gamma(self) -> int:
         """The most tokens that a round may draft."""
         return self.adaptation.most if self.gamma == "auto" else self.gamma
+
+    @property
+    def draft_is_guided(self) -> bool:
+        """Whether the draft's video waits for what the target makes of the question."""
+        return self.mode is not Mode.AR and self.draft_keep < 1 and self.draft_keep_by is KeepBy.ATTENTION
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli import __version__
 from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.types import Gamma, RelevanceName, TaskName, TokenKind
+from lvspec_cli.types import Gamma, KeepBy, RelevanceName, TaskName, TokenKind
 
 SCHEMA: Final = "lvspec.bench.1"
 FILE_NAME: Final = "results.json"
@@ -357,6 +357,7 @@ class BenchSettings(Part):
     repeat: int
     max_new_tokens: int
     draft_keep: float  # the share of the video's tokens that a pruned draft sees
+    draft_keep_by: KeepBy = KeepBy.EVEN  # and which those are; results of before had no other
     rule: dict[str, Any]
     rules: dict[str, dict[str, Any]] = {}  # of lines with a name of their own
     timed: bool = True

@@ -163,6 +163,7 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         repeat=plan.repeat,
         max_new_tokens=plan.settings.max_new_tokens,
         draft_keep=plan.draft_keep,
+        draft_keep_by=plan.settings.draft_keep_by,
         rule=rule_fields(plan.settings.rule),
         rules={name: rule_fields(rule) for name, rule in plan.rules.items()},
         timed=plan.timed,

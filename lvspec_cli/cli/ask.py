@@ -13,7 +13,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import decode_settings, quieten_libraries, video_request
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
-from lvspec_cli.types import Looseness, Mode, Quantisation
+from lvspec_cli.types import KeepBy, Looseness, Mode, Quantisation
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace
@@ -39,6 +39,7 @@ def ask(
     gamma: options.Gamma = None,
     fallback: options.Fallback = None,
     draft_keep: options.DraftKeep = 1.0,
+    draft_keep_by: options.DraftKeepBy = KeepBy.ATTENTION,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,

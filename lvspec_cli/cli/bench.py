@@ -9,7 +9,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.types import Looseness, Quantisation
+from lvspec_cli.types import KeepBy, Looseness, Quantisation
 
 Clips = Annotated[
     list[str] | None,
@@ -100,6 +100,7 @@ def bench(
     texts_only: TextsOnly = False,
     processes: Processes = 1,
     draft_keep: DraftKeep = 0.1,
+    draft_keep_by: options.DraftKeepBy = KeepBy.ATTENTION,
     repeat: Repeat = 1,
     limit: Limit = None,
     prompt: Prompts = None,

@@ -6,7 +6,7 @@ import typer
 
 from lvspec_cli.cli import caption_options, options
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.types import Looseness, Mode, Quantisation
+from lvspec_cli.types import KeepBy, Looseness, Mode, Quantisation
 
 
 def caption(
@@ -50,6 +50,7 @@ def caption(
     gamma: options.Gamma = None,
     fallback: caption_options.Fallback = False,
     draft_keep: options.DraftKeep = 1.0,
+    draft_keep_by: options.DraftKeepBy = KeepBy.ATTENTION,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lvspec_cli.types import DecoderName, Looseness, Mode, Quantisation, RelevanceName, read_gamma
+from lvspec_cli.types import DecoderName, KeepBy, Looseness, Mode, Quantisation, RelevanceName, read_gamma
 
 
 def complete_pair(incomplete: str) -> list[str]:
@@ -115,6 +115,14 @@ Fallback = Annotated[
 DraftKeep = Annotated[
     float,
     typer.Option("--draft-keep", metavar="X", help="Share of the video's tokens that the draft sees."),
+]
+DraftKeepBy = Annotated[
+    KeepBy,
+    typer.Option(
+        "--draft-keep-by",
+        help="Which those are: the ones that the target looks at most when it reads the question (the draft"
+        " then encodes the video anew for each question), or evenly spread.",
+    ),
 ]
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, metavar="N", help="End the answer after N tokens.")

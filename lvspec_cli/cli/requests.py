@@ -76,6 +76,7 @@ def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
         temperature=given["temperature"],
         seed=given["seed"],
         draft_keep=given["draft_keep"],
+        draft_keep_by=given.get("draft_keep_by", defaults.draft_keep_by),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from lvspec_cli.models.attention import packed_mask
 from lvspec_cli.models.cache import KeyValueCache
@@ -61,10 +62,13 @@ class Decoder:
         """How many of the answer's tokens are in the cache."""
         return self.cache.length - self._prompt_length
 
-    def encode(self, prompt: Prompt, watch: Collection[int] = (), keep: float = 1.0) -> Pass:
+    def encode(
+        self, prompt: Prompt, watch: Collection[int] = (), keep: float = 1.0, scores: Tensor | None = None
+    ) -> Pass:
         """Run the prompt's prefix, video and all, into an empty cache.
 
-        ``keep``: share of the video's tokens that are run, evenly spread, each at its own position.
+        ``keep``: share of the video's tokens that are run, each at its own position; ``scores`` and which:
+        :func:`kept_places`.
         ``watch`` names layers whose inputs are kept, counted from 0; the number of layers itself
         is the last layer's output.
         """
@@ -79,7 +83,7 @@ class Decoder:
         embeddings = embeddings.masked_scatter(self._video.view(1, -1, 1), video.embeddings.to(embeddings))
         positions = prompt.position_ids[..., :length].to(device)
         if keep < 1:
-            places = kept_places(self._video, keep)
+            places = kept_places(self._video, keep, scores)
             embeddings, positions = embeddings[:, places], positions[..., places]
             stays = torch.isin(self._video.nonzero()[:, 0], places)
             deeper = tuple(rows[stays] for rows in deeper)
@@ -88,14 +92,17 @@ class Decoder:
         self._prefix_length = embeddings.shape[1]
         return self._run(embeddings, rotary, watch, deeper)
 
-    def begin(self, prompt: Prompt, room: int) -> Pass:
-        """Go back to the prefix and run the rest of the prompt, for an answer of ``room`` tokens at most."""
+    def begin(self, prompt: Prompt, room: int, watch: Collection[int] = ()) -> Pass:
+        """Go back to the prefix and run the rest of the prompt, for an answer of ``room`` tokens at most.
+
+        ``watch`` as for :meth:`encode`.
+        """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
         self.cache.rollback(self._prefix_length)
         embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
         rotary = family.rotary(model, embeddings, prompt.position_ids[..., start:].to(device))
-        passed = self._run(embeddings, rotary)
+        passed = self._run(embeddings, rotary, watch)
         self._prompt_length = self.cache.length
         positions = family.answer_positions(prompt.next_position, room, device)
         self._rotary = family.rotary(model, embeddings, positions)
@@ -124,11 +131,27 @@ class Decoder:
     def video_attention(self, passed: Pass, layer: int, rows: int) -> Tensor:
         """Share of attention that the first ``rows`` of a pass give the video, (heads, rows), 0 to 1.
 
-        The pass has to have watched ``layer``. Softmax over all keys as in the layer itself, from its
+        The pass has to have watched ``layer``.
+        """
+        weights, video = self._attention(passed, layer, rows)
+        return (weights @ video.float()).to(self.loaded.device)
+
+    def video_looked_at(self, passed: Pass) -> Tensor:
+        """How much a pass looks at each of the video's tokens, (video tokens,): the mean over its rows, the
+        heads and all layers, which it has to have watched."""
+        looks = []
+        for layer in range(self.layer_count):
+            weights, video = self._attention(passed, layer, passed.rows)
+            looks.append(weights[..., video].mean(dim=(0, 1)).to(self.loaded.device))
+        return torch.stack(looks).mean(dim=0)
+
+    def _attention(self, passed: Pass, layer: int, rows: int) -> tuple[Tensor, Tensor]:
+        """A layer's attention from the first rows of a pass to the prefix, (heads, rows, prefix), and where
+        the video is in that, on the layer's device. Softmax over all keys as in the layer itself, from its
         queries and the cached keys.
         """
         if self._video is None:
-            raise RuntimeError("encode() comes before video_attention()")
+            raise RuntimeError("encode() comes before attention is asked for")
         family, model = self.loaded.family, self.loaded.model
         cosines, sines = passed.rotary
         place = self._places[layer]
@@ -141,8 +164,7 @@ class Decoder:
         scores = scores.view(-1, rows, keys.shape[1]).float()
         if rows > 1:
             scores = scores.masked_fill(~_causal(passed.start, rows, scores.device), float("-inf"))
-        weights = scores.softmax(dim=-1).narrow(2, 0, self._video.shape[0])
-        return (weights @ self._video.to(place).float()).to(self.loaded.device)
+        return scores.softmax(dim=-1).narrow(2, 0, self._video.shape[0]), self._video.to(place)
 
     def video_states(self, passed: Pass, layer: int) -> Tensor:
         """Hidden states of the video's tokens behind ``layer``, (video tokens, width).
@@ -205,15 +227,21 @@ class Decoder:
         return Pass(hidden, start, rotary, inputs)
 
 
-def kept_places(video: Tensor, keep: float) -> Tensor:
+def kept_places(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:
     """Places of a prefix that stay when a share ``keep`` of its video tokens does: all of its text, one
-    video token at least, the first and the last among them when there are more.
+    video token at least, evenly spread, the first and the last among them when there are more.
 
-    ``video``: bool (prefix,). SpecVLM (arXiv 2508.16201) prunes the draft's video tokens to about a tenth.
+    With ``scores``, (n,), those with the highest instead; they may be of another model's tokens, more or
+    fewer for the same frames, in the same order. ``video``: bool (prefix,). SpecVLM (arXiv 2508.16201) prunes
+    the draft's video tokens to about a tenth, by the target's attention.
     """
     places = video.nonzero()[:, 0]
     count = max(1, min(len(places), round(keep * len(places))))
-    chosen = torch.linspace(0, len(places) - 1, count, device=video.device).round().long()
+    if scores is None:
+        chosen = torch.linspace(0, len(places) - 1, count, device=video.device).round().long()
+    else:
+        scores = scores.to(video.device, torch.float32).view(1, 1, -1)
+        chosen = interpolate(scores, len(places), mode="linear", align_corners=True)[0, 0].topk(count).indices
     stays = ~video
     stays[places[chosen]] = True
     return stays.nonzero()[:, 0]

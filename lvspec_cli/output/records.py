@@ -204,6 +204,8 @@ def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
         del fields["adaptation"]
     if settings.mode is Mode.AR:
         del fields["gamma"], fields["draft_keep"], fields["fallback"]
+    if settings.mode is Mode.AR or settings.draft_keep == 1:
+        del fields["draft_keep_by"]
     del fields["mode"]
     return _without_infinity(fields)
 

@@ -66,8 +66,12 @@ class Answer:
     def begin(self, prompts: PairPrompts) -> Round:
         """Read the question and take the target's first token."""
         room = self._settings.max_new_tokens + self._settings.greatest_gamma + 1
-        passed = self._target.begin(prompts.target, room)
+        guided = self._draft is not None and self._settings.draft_is_guided
+        passed = self._target.begin(prompts.target, room, range(self._target.layer_count) if guided else ())
         if self._draft is not None and prompts.draft is not None:
+            if guided:
+                scores = self._target.video_looked_at(passed)
+                self._draft.encode(prompts.draft, keep=self._settings.draft_keep, scores=scores)
             self._draft.begin(prompts.draft, room)
         self._logits.add(prompts.target.input_ids[0].to(self._device))
         logits = self._logits.apply(self._target.logits(passed, 1), self._tensor(()), produced=0)

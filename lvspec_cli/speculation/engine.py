@@ -57,7 +57,8 @@ class Session:
         """
         began = time.perf_counter()
         layers = self._layers(settings) if settings else ()
-        draft = self._draft is not None and (settings is None or settings.mode != Mode.AR)
+        guided = settings is not None and settings.draft_is_guided  # the answer encodes its own
+        draft = self._draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
         kept = self._prefix == prefix
         if not kept:
@@ -68,7 +69,7 @@ class Session:
         if draft and not (kept and self._draft_keep == keep):
             self._encode_draft(prompts, keep)
             self._draft_keep = keep
-        elif not kept:
+        elif guided or not kept:
             self._draft_keep = None
         self._prefix = prefix
         self._encode_seconds += time.perf_counter() - began

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lvspec_cli.models.load import load_pair
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import DecodeSettings, FinishReason, Gamma, Mode, TokenKind
+from lvspec_cli.types import DecodeSettings, FinishReason, Gamma, KeepBy, Mode, TokenKind
 from tests.conformance.conftest import CLIPS, Subject
 from tests.speculation.conftest import decode, with_generation
 from tests.tiny_families import TinyShape
@@ -30,6 +30,7 @@ class Case:
     question: str = "What moves?"
     gamma: Gamma = 4
     keep: float = 1.0
+    by: KeepBy = KeepBy.EVEN
     penalty: float = 1.0
     ends: tuple[int, ...] = ()  # places of the free answer whose tokens become ends
     limit: int = 24
@@ -42,7 +43,7 @@ CASES = (
     Case("wide", gamma=5, keep=0.1, penalty=0.8),
     Case("tall-and-odd", "what now", gamma=6, keep=0.5, penalty=1.3, ends=(9,)),
     Case("12-seconds", "describe the clip", gamma="auto", limit=40),
-    Case("over-a-minute", gamma=8, keep=0.3, limit=17),
+    Case("over-a-minute", gamma=8, keep=0.3, by=KeepBy.ATTENTION, limit=17),
 )
 
 
@@ -57,7 +58,13 @@ def check(subject: Subject, case: Case) -> None:
     ends = (*own_ends, *(free[at] for at in case.ends if at < len(free)))
     expected = subject.generate(*asked, max_new_tokens=case.limit, eos_token_id=list(ends), **values)
     pair = with_generation(pair, end_ids=ends)
-    wanted = replace(WANTED, gamma=case.gamma, max_new_tokens=case.limit, draft_keep=case.keep)
+    wanted = replace(
+        WANTED,
+        gamma=case.gamma,
+        max_new_tokens=case.limit,
+        draft_keep=case.keep,
+        draft_keep_by=case.by,
+    )
 
     found, rounds = decode(pair, subject.prompts(*asked), wanted)
 
@@ -81,6 +88,7 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
         question=st.lists(st.sampled_from(WORDS.split()), min_size=1, max_size=9).map(" ".join),
         gamma=st.integers(1, 12) | st.just("auto"),
         keep=st.sampled_from([1.0, 1.0, 0.5, 0.1]),
+        by=st.sampled_from(KeepBy),
         penalty=st.sampled_from([1.0, 1.0, 1.3, 0.8]),
         ends=st.sets(st.integers(0, 23), max_size=2).map(tuple),
         limit=st.integers(1, 24),

@@ -137,6 +137,20 @@ def test_a_pruned_video_keeps_its_features_and_positions(subject: Subject) -> No
         assert torch.equal(part, all_of_it[:, places])
 
 
+def test_what_is_looked_at_is_the_models_own_attention(subject: Subject) -> None:
+    loaded, prompt = subject.pair.target, subject.prompts("odd").target
+    decoder = Decoder(loaded)
+    with torch.inference_mode():
+        decoder.encode(prompt)
+        asked = decoder.begin(prompt, 8, range(decoder.layer_count))
+        looks = decoder.video_looked_at(asked)
+        shares = [decoder.video_attention(asked, layer, asked.rows) for layer in range(decoder.layer_count)]
+    assert looks.shape == (prompt.visual_tokens,)
+    assert bool((looks >= 0).all())
+    assert len(looks) < 2 or float(looks.std()) > 0
+    assert float(looks.sum()) == pytest.approx(float(torch.stack(shares).mean()), abs=1e-4)
+
+
 def test_a_mismatched_tokenizer_is_refused_with_the_first_differing_token(subject: Subject) -> None:
     target, draft = subject.pair.target, subject.pair.draft
     assert draft is not None

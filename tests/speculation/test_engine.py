@@ -10,13 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.models import decoder
+from lvspec_cli.models.decoder import Decoder, kept_places
 from lvspec_cli.models.families.base import VideoFeatures
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, TokenKind
+from lvspec_cli.types import (
+    DecodeSettings,
+    FinishReason,
+    KeepBy,
+    Mode,
+    RelevanceName,
+    RuleSettings,
+    TokenKind,
+)
 from tests.speculation.conftest import decode, generate, prompts_for, with_generation
 from tests.tiny_models import FAMILIES
 
@@ -64,9 +75,43 @@ def test_the_draft_reads_as_much_of_the_video_as_each_answer_wants(pair: LoadedP
     session, prompts, rows = Session(pair), prompts_for(pair), []
     assert session._draft is not None
     for keep in (1.0, 0.3, 0.3, 1.0):
-        session.encode(prompts, replace(WANTED, draft_keep=keep))
+        session.encode(prompts, replace(WANTED, draft_keep=keep, draft_keep_by=KeepBy.EVEN))
         rows.append(session._draft.cache.length)
     assert rows[0] == rows[3] > rows[1] == rows[2]
+
+
+def test_a_guided_draft_reads_the_video_anew_for_each_question(pair: LoadedPair) -> None:
+    session = Session(pair)
+    assert session._draft is not None
+    guided = replace(WANTED, draft_keep=0.3, draft_keep_by=KeepBy.ATTENTION)
+    for wanted in (guided, WANTED, guided, replace(guided, draft_keep_by=KeepBy.EVEN), guided):
+        for question in ("What moves?", "colour"):
+            prompts = prompts_for(pair, question)
+            found = decode(pair, prompts, wanted, session)[0]
+            assert found.tokens == decode(pair, prompts, wanted)[0].tokens
+            assert found.stats.drafted == decode(pair, prompts, wanted)[0].stats.drafted
+
+
+def test_a_guided_draft_sees_what_the_target_looks_at(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Tensor | None] = []
+
+    def told(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:
+        given.append(scores)
+        return kept_places(video, keep, scores)
+
+    prompts, target = prompts_for(pair), Decoder(pair.target)
+    with torch.inference_mode():
+        target.encode(prompts.target)
+        asked = target.begin(prompts.target, 8, range(target.layer_count))
+        looks = target.video_looked_at(asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "kept_places", told)
+        decode(pair, prompts, replace(WANTED, draft_keep=0.3, draft_keep_by=KeepBy.ATTENTION))
+    (scores,) = given
+    assert scores is not None
+    assert torch.allclose(scores, looks)
 
 
 def test_mode_ar_leaves_the_draft_alone(pair: LoadedPair) -> None:
