@@ -1,7 +1,7 @@
 """The long report on the bundled pair, docs/bench-demo.md: ``python -m lvspec_cli.bench.demo_report``.
 
-Texts of many held-out scenes for fidelity, untimed, by several processes; then speed on the first of them,
-by one. It can be stopped, and goes on where it was. Lossless modes say what ar says, so of them no texts are
+Speed on some held-out scenes, by one process that wants the machine for itself; then texts of many more for
+fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says, so of them no texts are
 asked for: the timed part holds theirs beside ar's.
 """
 
@@ -333,8 +333,9 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     if report.variants is None:
         tuned += [replace(each, gamma=settings.gamma) for each in controls(settings.rule)]
     asked = text_lines(report, settings.gamma, tuned, [each.variant for each in parts])
-    texts = run("texts", paths, asked, timed=False)
+    # First what needs the machine for itself.
     speed = run("speed", paths[: report.speed], speed_lines(report, settings.gamma, tuned), timed=True)
+    texts = run("texts", paths, asked, timed=False)
     chart = report.page.with_suffix(".svg")
     drawn = speedup_bars(speed.modes)
     for path, text in (
