@@ -1,8 +1,8 @@
 """The long report on the bundled pair, docs/bench-demo.md: ``python -m lvspec_cli.bench.demo_report``.
 
 Speed on some held-out scenes, by one process that wants the machine for itself; then texts of many more for
-fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says, so of them no texts are
-asked for: the timed part holds theirs beside ar's.
+fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says:
+of them no texts are asked for, and the timed part holds theirs beside ar's.
 """
 
 from __future__ import annotations
@@ -11,266 +11,35 @@ import argparse
 import shlex
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvspec_cli.bench.charts import as_file, speedup_bars
-from lvspec_cli.bench.contrast import best_of_each
+from lvspec_cli.bench.demo_page import page
 from lvspec_cli.bench.items import clips_of
-from lvspec_cli.bench.lines import (
-    HEADINGS,
-    contrast_table,
-    fidelity_table,
-    machine,
-    number,
-    retention,
-    rows,
-    table,
-)
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.results import (
     BenchMode,
-    Contrast,
-    Estimate,
-    ModeResult,
     Results,
-    Spread,
     Variant,
 )
 from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
 from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
-from lvspec_cli.bench.summary import MIN_RETENTION, keeps_quality
 from lvspec_cli.choose import choose_pair
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.registry import load_registry, settings_of_pair
-from lvspec_cli.types import Gamma, RelevanceName, RuleSettings, VideoRequest
+from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 
 QUESTIONS = 2  # about each scene, for fidelity
 OWN_GAMMAS: tuple[Gamma, ...] = ("auto", 8, 12)
 FURTHER_GAMMAS: tuple[Gamma, ...] = (3, 5)  # of these on fewer clips: they are slower
 EXACT_GAMMAS: tuple[Gamma, ...] = ("auto", 5)
-CONTROLS = (RelevanceName.PLAUSIBLE, RelevanceName.RANDOM, RelevanceName.LEXICON)
-OTHERS = (
-    RelevanceName.ATTENTION,
-    *CONTROLS,
-)  # where a control is the pair's own rule, anchors stand against it
 SAID_EVERY = 30.0  # seconds
 SKIPPED = 0.002  # seconds; what takes less was kept from before
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One figure that the project set itself. ``met``: None where it was not measured."""
-
-    what: str
-    wanted: str
-    found: str
-    met: bool | None
-
-
-def goals(texts: Results, speed: Results) -> tuple[Goal, ...]:
-    """What was aimed at, and what came out. Quality is that of ``texts``, all else that of ``speed``."""
-    own = next((each for each in texts.modes if _is_own(each)), None)
-    kept = own.retention if own else None
-    best = _best(speed)
-    pruned, assisted = (_against(speed, name) for name in (BenchMode.EXACT_PRUNED, BenchMode.HF_ASSISTED))
-    return (
-        Goal(
-            "quality kept, lower end",
-            f"{100 * MIN_RETENTION:g} %",
-            retention(kept, 2),
-            None if own is None or kept is None else keeps_quality(own),
-        ),
-        _at_least("accepted length against exact-pruned", 2.6, pruned.accepted_length if pruned else None),
-        _at_least("decode speed against exact-pruned", 1.6, pruned.speed if pruned else None),
-        _at_least(f"decode speed against {speed.reference}", 3.5, best.speedup_vs_ar if best else None),
-        _at_least("decode speed against hf-assisted", 1.6, assisted.speed if assisted else None),
-        *(_beats(texts, speed, other) for other in OTHERS if other in CONTROLS or _own_rule(texts)),
-        _auto(speed),
-    )
-
-
-def _is_own(result: ModeResult) -> bool:
-    return result.mode is BenchMode.LVSPEC and result.label is None and result.relevance is None
-
-
-def _best(results: Results) -> ModeResult | None:
-    best = best_of_each(results.modes).get(BenchMode.LVSPEC.value)
-    return next((each for each in results.modes if each.variant == best), None)
-
-
-def _against(results: Results, *names: str) -> Contrast | None:
-    """The contrast with the line of one of these names, whatever its gamma."""
-    return next((each for each in results.contrasts if each.other.split(" γ=")[0] in names), None)
-
-
-def _at_least(what: str, wanted: float, found: Spread | Estimate | None) -> Goal:
-    if found is None:
-        return Goal(what, f"{wanted:g}", "", None)
-    value = found.median if isinstance(found, Spread) else found.value
-    return Goal(what, f"{wanted:g}", _with_ends(value, found), value >= wanted)
-
-
-def _beats(texts: Results, speed: Results, control: RelevanceName) -> Goal:
-    """Whether the rule is faster than another, whose quality stands beside it."""
-    if texts.settings.rule.get("relevance") == control:
-        return Goal(f"decode speed against {control}", "above 1", "it is the rule itself", met=False)
-    names = (f"lvspec/{control}", f"lvspec:{control}")
-    faster, quality = _against(speed, *names), _against(texts, *names)
-    found = faster.speed if faster else None
-    if found is None:
-        return Goal(f"decode speed against {control}", "above 1", "", None)
-    text = _with_ends(found.median, found)
-    if quality is not None:
-        text += f", quality {retention(quality.quality, 2)} of its"
-    return Goal(
-        f"decode speed against {control}",
-        "above 1",
-        text,
-        (found.low if found.low is not None else found.median) > 1,
-    )
-
-
-def _auto(speed: Results) -> Goal:
-    """Gamma auto against the best fixed one that was timed on as many clips."""
-    lines = [each for each in speed.modes if _is_own(each) and each.speedup_vs_ar]
-    most = max((each.answers for each in lines), default=0)
-    own = {
-        each.gamma: each.speedup_vs_ar.median for each in lines if each.answers == most and each.speedup_vs_ar
-    }
-    fixed = [value for gamma, value in own.items() if gamma != "auto"]
-    if "auto" not in own or not fixed:
-        return Goal("gamma auto against the best fixed one", "0.97", "", None)
-    ratio = own["auto"] / max(fixed)
-    return Goal("gamma auto against the best fixed one", "0.97", number(ratio, 2), ratio >= 0.97)
-
-
-def _with_ends(value: float, found: Spread | Estimate) -> str:
-    ends = "" if found.low is None or found.high is None else f" ({found.low:.2f}-{found.high:.2f})"
-    return f"{value:.2f}{ends}"
-
-
-def page(texts: Results, speed: Results, command: str, chart: Path) -> str:
-    """docs/bench-demo.md; the chart stands beside it."""
-    asked = {task: sum(item.task == task for item in texts.items) for task in ("caption", "ask")}
-    answered = {True: "yes", False: "no", None: "not measured"}
-    lines = [
-        "# The bundled pair, measured",
-        "",
-        f"Measured {speed.created:%Y-%m-%d} on {machine(speed.environment)}, with:",
-        "",
-        f"    {command}",
-        "",
-        f"Fidelity over {asked['caption']} captions and {asked['ask']} questions of scenes that no training"
-        f" saw; speed over {len(speed.items)} of these captions. Intervals are 95 %, over clips.",
-        *_on_fewer(texts, speed),
-        "",
-        *([sentence, ""] if (sentence := _own_rule(texts)) else []),
-        "## What was aimed at",
-        "",
-        *table(
-            ("figure", "at least", "found", "reached"),
-            [(goal.what, goal.wanted, goal.found, answered[goal.met]) for goal in goals(texts, speed)],
-        ),
-        "",
-        "## Speed",
-        "",
-        f"![Speedup of every mode]({chart.name})",
-        "",
-        *table(HEADINGS, rows(speed)),
-        "",
-        "What was said meanwhile, against ar's texts:",
-        "",
-        *fidelity_table(speed),
-        *contrast_table(speed),
-        "## Fidelity",
-        "",
-        *_kept_tables(texts),
-        *fidelity_table(texts),
-        *contrast_table(texts),
-        "Rules with names: `no-…` is the rule without one of its parts, `with-…` the rule with one that it"
-        " does not have, the others are tuned controls.",
-        "",
-        *table(("rule", "settings"), [*_rules(texts, speed)]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _own_rule(texts: Results) -> str | None:
-    """Says so where a control won."""
-    relevance = texts.settings.rule.get("relevance")
-    if relevance not in tuple(CONTROLS):
-        return None
-    why = "the margin alone" if relevance == RelevanceName.PLAUSIBLE else "a control"
-    return (
-        f"The pair's own rule is `{relevance}` ({why}): tuned with equal care, no rule with anchors was"
-        " faster at the quality that was asked for, so this is the default."
-    )
-
-
-def _on_fewer(texts: Results, speed: Results) -> Iterator[str]:
-    """Which lines saw only the first scenes."""
-    for results in (texts, speed):
-        by_count: dict[int, list[str]] = defaultdict(list)
-        for name, count in results.settings.first.items():
-            by_count[count].append(name)
-        for count, names in sorted(by_count.items()):
-            what = "speed" if results.settings.timed else "fidelity"
-            yield f"On the first {count} scenes only, {what} of: {', '.join(names)}."
-
-
-def _kept_tables(texts: Results) -> Iterator[str]:
-    found = [(str(each.variant), each.fidelity) for each in texts.modes if each.fidelity is not None]
-    lengths = {str(each.variant): number(each.mean_accepted_length, 2) for each in texts.modes}
-    yield from table(
-        ("mode", "accepted length", "facts F1", "of ar's", "questions right", "of ar's"),
-        [
-            (
-                name,
-                lengths[name],
-                number(each.facts.mode, 4) if each.facts else "",
-                retention(each.facts.retention, 2) if each.facts else "",
-                number(each.questions.mode, 4) if each.questions else "",
-                retention(each.questions.retention, 2) if each.questions else "",
-            )
-            for name, each in found
-        ],
-    )
-    yield ""
-    kinds = sorted({kind for _, each in found for kind in each.facts_by_kind})
-    if kinds:
-        yield "F1 by kind of fact:"
-        yield ""
-        yield from table(
-            ("mode", *kinds),
-            [
-                (
-                    name,
-                    *(
-                        number(each.facts_by_kind[kind].mode, 3) if kind in each.facts_by_kind else ""
-                        for kind in kinds
-                    ),
-                )
-                for name, each in found
-            ],
-        )
-        yield ""
-
-
-def _rules(*results: Results) -> Iterator[tuple[str, str]]:
-    base = results[0].settings.rule
-    yield "lvspec", ", ".join(f"{name} {value}" for name, value in base.items())
-    rules = {name: rule for each in results for name, rule in each.settings.rules.items()}
-    for name, rule in rules.items():
-        yield name, ", ".join(f"{key} {value}" for key, value in rule.items() if value != base[key])
-
-
-# --- measuring -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 import pytest
 
 from lvspec_cli.bench.contrast import best_of_each
+from lvspec_cli.bench.demo_goals import goals
+from lvspec_cli.bench.demo_page import page
 from lvspec_cli.bench.demo_report import (
     Report,
-    goals,
     main,
     measure_report,
-    page,
     seconds_left,
     speed_lines,
     text_lines,
@@ -23,14 +23,17 @@ from lvspec_cli.bench.demo_report import (
 from lvspec_cli.bench.results import (
     BenchMode,
     Contrast,
+    Costs,
     Estimate,
     ModeResult,
     Spread,
     Variant,
     read_results,
 )
+from lvspec_cli.demo.captions import caption
+from lvspec_cli.demo.write import scene_of
 from lvspec_cli.types import Gamma
-from tests.bench.made import SETTINGS, results
+from tests.bench.made import SETTINGS, block, drafted, item, plain, results
 
 
 def spread(value: float) -> Spread:
@@ -117,6 +120,36 @@ def test_what_a_goal_is_about_is_timed_on_all_clips():
     )  # fmt: skip
     assert {found[each] for each in wanted} == {4}
     assert found[Variant(BenchMode.LVSPEC, 3)] == found[Variant(BenchMode.HF_AR)] == 1
+
+
+def test_what_stands_in_the_way_is_read_off_the_parts_of_a_round():
+    costs = Costs(
+        answers=1, draft_step_s=0.2, verification_s=3.0, overhead_s=0.2, drafted_a_round=10, ar_step_s=2.0
+    )
+    fields = {"costs": costs, "c": 0.1, "v": 1.5, "o": 0.1, "mean_accepted_length": 8.0}
+    speed = results((line("auto", 3.0).model_copy(update=fields), line(5, 2.0)))
+    text = page(results(()), speed, "command", Path("chart.svg"))
+    # 8 tokens for 10 drafted at 0.1, a verification of 1.5 and 0.1 of all else.
+    assert "| lvspec γ=auto | 10.0 | 1.00 | 1.50 | 0.10 | 2.60 | 8.00 | 3.08 |" in text
+    assert (
+        "lvspec γ=auto would be 5.00 times ar if drafting cost nothing, 3.81 if a verification cost no more"
+        " than one step, 3.20 without the rest, and 4.23 if every drafted token were kept."
+    ) in text
+    assert "would be" not in page(results(()), results((line(5, 2.0),)), "command", Path("chart.svg"))
+
+
+def test_captions_that_tell_more_and_fewer_facts_are_counted():
+    scene, rng = scene_of(1, 1)
+    whole = caption(scene, rng)
+    clips = [item(f"{number}.mp4", scene=scene.as_dict()) for number in range(4)]
+    texts = [(whole, ""), ("", whole), ("", whole), (whole, whole)]  # the mode's and ar's
+    blocks = tuple(
+        block(clip, drafted(1.0, (5, 5), BenchMode.LVSPEC, 4, text=ours), plain(1.0, text=ars))
+        for clip, (ours, ars) in zip(clips, texts, strict=True)
+    )
+    found = results((line(4, 3.0),), items=tuple(clips), blocks=blocks)
+    text = page(found, results(()), "command", Path("chart.svg"))
+    assert "Of 4 captions by lvspec γ=4, 1 tell more facts rightly than ar's, and 2 fewer." in text
 
 
 @pytest.mark.parametrize(("relevance", "said"), [("attention", False), ("plausible", True)])

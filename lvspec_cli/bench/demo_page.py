@@ -1,0 +1,171 @@
+"""docs/bench-demo.md, from what was measured."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from lvspec_cli.bench.demo_goals import best_own, goals, is_own, own_rule
+from lvspec_cli.bench.fidelity import compare
+from lvspec_cli.bench.lines import (
+    HEADINGS,
+    contrast_table,
+    fidelity_table,
+    machine,
+    number,
+    retention,
+    rows,
+    table,
+)
+from lvspec_cli.bench.results import BenchMode, Results, Variant
+from lvspec_cli.bench.round_shares import shares_of
+
+
+def page(texts: Results, speed: Results, command: str, chart: Path) -> str:
+    """docs/bench-demo.md; the chart stands beside it."""
+    asked = {task: sum(item.task == task for item in texts.items) for task in ("caption", "ask")}
+    answered = {True: "yes", False: "no", None: "not measured"}
+    lines = [
+        "# The bundled pair, measured",
+        "",
+        f"Measured {speed.created:%Y-%m-%d} on {machine(speed.environment)}, with:",
+        "",
+        f"    {command}",
+        "",
+        f"Fidelity over {asked['caption']} captions and {asked['ask']} questions of scenes that no training"
+        f" saw; speed over {len(speed.items)} of these captions. Intervals are 95 %, over clips.",
+        *_on_fewer(texts, speed),
+        "",
+        *([sentence, ""] if (sentence := own_rule(texts)) else []),
+        "## What was aimed at",
+        "",
+        *table(
+            ("figure", "at least", "found", "reached"),
+            [(goal.what, goal.wanted, goal.found, answered[goal.met]) for goal in goals(texts, speed)],
+        ),
+        "",
+        "## Speed",
+        "",
+        f"![Speedup of every mode]({chart.name})",
+        "",
+        *table(HEADINGS, rows(speed)),
+        "",
+        *_rounds(speed),
+        "What was said meanwhile, against ar's texts:",
+        "",
+        *fidelity_table(speed),
+        *contrast_table(speed),
+        "## Fidelity",
+        "",
+        *_kept_tables(texts),
+        *_otherwise(texts),
+        *fidelity_table(texts),
+        *contrast_table(texts),
+        "Rules with names: `no-…` is the rule without one of its parts, `with-…` the rule with one that it"
+        " does not have, the others are tuned controls.",
+        "",
+        *table(("rule", "settings"), [*_rules(texts, speed)]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _on_fewer(texts: Results, speed: Results) -> Iterator[str]:
+    """Which lines saw only the first scenes."""
+    for results in (texts, speed):
+        by_count: dict[int, list[str]] = defaultdict(list)
+        for name, count in results.settings.first.items():
+            by_count[count].append(name)
+        for count, names in sorted(by_count.items()):
+            what = "speed" if results.settings.timed else "fidelity"
+            yield f"On the first {count} scenes only, {what} of: {', '.join(names)}."
+
+
+def _kept_tables(texts: Results) -> Iterator[str]:
+    found = [(str(each.variant), each.fidelity) for each in texts.modes if each.fidelity is not None]
+    lengths = {str(each.variant): number(each.mean_accepted_length, 2) for each in texts.modes}
+    yield from table(
+        ("mode", "accepted length", "facts F1", "of ar's", "questions right", "of ar's"),
+        [
+            (
+                name,
+                lengths[name],
+                number(each.facts.mode, 4) if each.facts else "",
+                retention(each.facts.retention, 2) if each.facts else "",
+                number(each.questions.mode, 4) if each.questions else "",
+                retention(each.questions.retention, 2) if each.questions else "",
+            )
+            for name, each in found
+        ],
+    )
+    yield ""
+    kinds = sorted({kind for _, each in found for kind in each.facts_by_kind})
+    if kinds:
+        yield "F1 by kind of fact:"
+        yield ""
+        yield from table(
+            ("mode", *kinds),
+            [
+                (
+                    name,
+                    *(
+                        number(each.facts_by_kind[kind].mode, 3) if kind in each.facts_by_kind else ""
+                        for kind in kinds
+                    ),
+                )
+                for name, each in found
+            ],
+        )
+        yield ""
+
+
+def _rounds(speed: Results) -> Iterator[str]:
+    """Where the time of a round goes, and what stands in the way of more."""
+    found = [(str(each.variant), shares) for each in speed.modes if (shares := shares_of(each))]
+    if not found:
+        return
+    yield "What a round costs, in steps of ar, and what that predicts (t / (γ c + v + o)):"
+    yield ""
+    yield from table(
+        ("mode", "drafted", "drafting", "verification", "rest", "round", "accepted length", "predicted"),
+        [(name, number(each.drafted, 1), *(number(part, 2) for part in each.parts)) for name, each in found],
+    )
+    yield ""
+    own = best_own(speed)
+    shares = shares_of(own) if own else None
+    if own is not None and shares is not None:
+        yield (
+            f"{own.variant} would be {shares.speedup(drafting=0):.2f} times ar if drafting cost nothing,"
+            f" {shares.speedup(verification=1):.2f} if a verification cost no more than one step,"
+            f" {shares.speedup(rest=0):.2f} without the rest, and"
+            f" {(shares.drafted + 1) / shares.whole:.2f} if every drafted token were kept."
+        )
+        yield ""
+
+
+def _otherwise(texts: Results) -> Iterator[str]:
+    """How many captions tell more facts rightly than ar's, and how many fewer."""
+    own = next((each for each in texts.modes if is_own(each)), None)
+    if own is None:
+        return
+    right = [
+        tuple(judged.facts["all"].found_right for judged in each.judged)
+        for each in compare(texts, own.variant, Variant(BenchMode.AR))
+        if each.judged[0].facts
+    ]
+    more, fewer = sum(ours > ars for ours, ars in right), sum(ours < ars for ours, ars in right)
+    if right:
+        yield (
+            f"Of {len(right)} captions by {own.variant}, {more} tell more facts rightly than ar's, and"
+            f" {fewer} fewer. One other word early on, and the target itself goes on otherwise, now and then"
+            " with another count or event: so the interval is as wide as these captions make it."
+        )
+        yield ""
+
+
+def _rules(*results: Results) -> Iterator[tuple[str, str]]:
+    base = results[0].settings.rule
+    yield "lvspec", ", ".join(f"{name} {value}" for name, value in base.items())
+    rules = {name: rule for each in results for name, rule in each.settings.rules.items()}
+    for name, rule in rules.items():
+        yield name, ", ".join(f"{key} {value}" for key, value in rule.items() if value != base[key])
