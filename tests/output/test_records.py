@@ -60,6 +60,8 @@ def test_settings_hold_only_what_the_mode_reads():
     assert not {"gamma", "fallback"} & settings_fields(DecodeSettings(mode=Mode.AR)).keys()
     assert settings_fields(DecodeSettings())["adaptation"] == {"most": 16, "costs": None}
     assert "adaptation" not in settings_fields(DecodeSettings(gamma=4))
+    assert "draft_keep_by" not in settings_fields(DecodeSettings())
+    assert settings_fields(DecodeSettings(draft_keep=0.1))["draft_keep_by"] == "attention"
 
 
 def test_a_field_that_is_not_in_the_contract_is_refused():

@@ -84,12 +84,14 @@ def test_a_guided_draft_reads_the_video_anew_for_each_question(pair: LoadedPair)
     session = Session(pair)
     assert session._draft is not None
     guided = replace(WANTED, draft_keep=0.3, draft_keep_by=KeepBy.ATTENTION)
-    for wanted in (guided, WANTED, guided, replace(guided, draft_keep_by=KeepBy.EVEN), guided):
+    for wanted in (guided, WANTED, guided, WANTED, replace(guided, draft_keep_by=KeepBy.EVEN), guided):
         for question in ("What moves?", "colour"):
-            prompts = prompts_for(pair, question)
-            found = decode(pair, prompts, wanted, session)[0]
-            assert found.tokens == decode(pair, prompts, wanted)[0].tokens
-            assert found.stats.drafted == decode(pair, prompts, wanted)[0].stats.drafted
+            prompts, fresh = prompts_for(pair, question), Session(pair)
+            found, expected = (decode(pair, prompts, wanted, each)[0] for each in (session, fresh))
+            assert found.tokens == expected.tokens
+            assert found.stats.drafted == expected.stats.drafted
+            assert fresh._draft is not None
+            assert session._draft._prefix_length == fresh._draft._prefix_length
 
 
 def test_a_guided_draft_sees_what_the_target_looks_at(
