@@ -2,7 +2,9 @@
 
 Speed on some held-out scenes, by one process that wants the machine for itself; then texts of many more for
 fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says:
-of them no texts are asked for, and the timed part holds theirs beside ar's.
+of them no texts are asked for, and the timed part holds theirs beside ar's. For the same reason exact mode
+gives ar's captions of further scenes, by which alone the pair's own rule is judged more closely: they come
+in portions, so that another run can add to them.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvspec_cli.bench.charts import as_file, speedup_bars
+from lvspec_cli.bench.demo_further import with_further
 from lvspec_cli.bench.demo_page import page
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.measure import Plan
@@ -25,12 +28,13 @@ from lvspec_cli.bench.results import (
     Variant,
 )
 from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
-from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
+from lvspec_cli.bench.run import BenchJob, bench_request, demo_clips, measured_of, run_bench
+from lvspec_cli.bench.summary import Measured
 from lvspec_cli.choose import choose_pair
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.output.files import replacing
-from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.pipeline import AskRequest, load
 from lvspec_cli.registry import load_registry, settings_of_pair
 from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 
@@ -38,6 +42,7 @@ QUESTIONS = 2  # about each scene, for fidelity
 OWN_GAMMAS: tuple[Gamma, ...] = ("auto", 8, 12)
 FURTHER_GAMMAS: tuple[Gamma, ...] = (3, 5)  # of these on fewer clips: they are slower
 EXACT_GAMMAS: tuple[Gamma, ...] = ("auto", 5)
+PORTION = 1000  # of further scenes
 SAID_EVERY = 30.0  # seconds
 SKIPPED = 0.002  # seconds; what takes less was kept from before
 
@@ -52,6 +57,7 @@ class Report:
     page: Path
     control_scenes: int = 300
     ablation_scenes: int = 150
+    further_scenes: int = 0  # of these, captions by the pair's own rule alone
     few: int = 40  # clips of the timed lines of less interest
     processes: int = 1
     variants: Path | None = None
@@ -76,18 +82,29 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     defaults = pair.defaults
     video = VideoRequest(Path(), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
     request = AskRequest(video, (), name, pair, settings, threads=report.threads)
-    paths = demo_clips(report.out / "clips", report.scenes, _Told("drawing clips", say))
     others, parts = _others(report, settings.rule), ablations(settings.rule)
     rules = rules_of((*others, *parts))
 
-    def run(label: str, sources: Sequence[Path], lines: Mapping[Variant, int], *, timed: bool) -> Results:
+    def drawn(first: int, count: int) -> list[Path]:
+        told = _Told("drawing clips", say)
+        return demo_clips(report.out / "clips", count, told, first=first, processes=report.processes)
+
+    def job(
+        label: str,
+        sources: Sequence[Path],
+        lines: Mapping[Variant, int],
+        *,
+        timed: bool = False,
+        questions: int = 0,
+    ) -> BenchJob:
         first = {line: count for line, count in lines.items() if count < len(sources)}
+        named = rules if any(line.label for line in lines) else {}
         plan = Plan(
-            tuple(lines), settings, draft_keep=0.1, rules=rules, timed=timed, scored=timed, first=first
+            tuple(lines), settings, draft_keep=0.1, rules=named, timed=timed, scored=timed, first=first
         )
-        job = BenchJob(
+        return BenchJob(
             request=request if timed else replace(request, threads=1),
-            clips=clips_of(sources, video, questions=0 if timed else QUESTIONS),
+            clips=clips_of(sources, video, questions=questions),
             modes=plan.variants,
             gammas=OWN_GAMMAS,
             plan=plan,
@@ -96,15 +113,28 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
             command=report.command,
             processes=report.processes,
         )
-        return run_bench(job, progress=_Told(label, say), warn=say)
+
+    def run(asked: BenchJob) -> Results:
+        return run_bench(asked, progress=_Told(asked.out.name, say), warn=say)
 
     tuned = [_lined(each, settings.gamma) for each in others]
     if report.variants is None:
         tuned += [replace(each, gamma=settings.gamma) for each in controls(settings.rule)]
     asked = text_lines(report, settings.gamma, tuned, [each.variant for each in parts])
+    paths = drawn(1, report.scenes)
     # First what needs the machine for itself.
-    speed = run("speed", paths[: report.speed], speed_lines(report, settings.gamma, tuned), timed=True)
-    texts = run("texts", paths, asked, timed=False)
+    timed = speed_lines(report, settings.gamma, tuned)
+    speed = run(job("speed", paths[: report.speed], timed, timed=True))
+    texts = run(job("texts", paths, asked, questions=QUESTIONS))
+    own, exact = Variant(BenchMode.LVSPEC, settings.gamma), Variant(BenchMode.EXACT, settings.gamma)
+    further: list[Measured] = []
+    for first, count in portions(report.scenes, report.further_scenes):
+        label = f"captions_{first}-{first + count - 1}"
+        part = job(label, drawn(first, count), dict.fromkeys((exact, own), count))
+        part = replace(part, request=bench_request(part))
+        loaded = load(part.request)
+        further.append(measured_of(loaded, part, progress=_Told(label, say), warn=say))
+    texts = with_further(texts, further, exact)
     chart = report.page.with_suffix(".svg")
     drawn = speedup_bars(speed.modes)
     for path, text in (
@@ -114,6 +144,12 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
         with replacing(path) as stream:
             stream.write(text.encode())
         say(f"written: {path}")
+
+
+def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
+    """Of further scenes, behind so many: the number of the first of each portion, and how many it has."""
+    for start in range(0, count, PORTION):
+        yield before + start + 1, min(PORTION, count - start)
 
 
 def text_lines(
@@ -187,6 +223,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000, help="for fidelity")
     parser.add_argument("--control-scenes", type=int, default=300, help="of these, for tuned controls")
     parser.add_argument("--ablation-scenes", type=int, default=150, help="of these, for the rule's parts")
+    parser.add_argument(
+        "--further-scenes", type=int, default=0, help="captions of so many more, by the pair's own rule alone"
+    )
     parser.add_argument("--speed", type=int, default=100, help="of these, for speed")
     parser.add_argument("--few", type=int, default=40, help="of these, for slow lines of less interest")
     parser.add_argument("--processes", type=int, default=usable_cores(), help="for texts, a thread each")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +61,47 @@ def demo_clips(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     seed: int = HELD_OUT_SEED,
+    first: int = 1,
+    processes: int = 1,
 ) -> list[Path]:
     """Clips of the demo world that no training has seen, with their scenes beside them; each written once.
 
     :param seed: another one gives other clips.
+    :param first: the number of the first one, from 1.
+    :param processes: that draw them.
     :raises OutputError: the folder cannot be written.
     """
-    paths = [clip_path(folder, number) for number in range(1, count + 1)]
+    paths = {number: clip_path(folder, number) for number in range(first, first + count)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, path in enumerate(paths, 1):
-            if not (path.is_file() and path.with_suffix(".json").is_file()):
-                write_clip(folder, seed, number)
-            progress(number, count)
-        return paths
+        missing = [
+            number
+            for number, path in paths.items()
+            if not (path.is_file() and path.with_suffix(".json").is_file())
+        ]
+        progress(count - len(missing), count)
+        with _mapping(min(processes, len(missing))) as mapped:
+            drawn = mapped(partial(write_clip, folder, seed), missing)
+            for done, _ in enumerate(drawn, count - len(missing) + 1):
+                progress(done, count)
+        return list(paths.values())
     except OSError as error:
         raise OutputError(
             f"{folder}: {error.strerror or error}", "name a folder that can be written with --out"
         ) from error
+
+
+@contextmanager
+def _mapping(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """``map``, here or in so many other processes; what is not begun when it ends is dropped."""
+    if processes < 2:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def run_bench(
@@ -89,11 +115,18 @@ def run_bench(
 
     :raises LvspecError: the pair, the clips or the folder cannot be used.
     """
+    request = bench_request(job, listen)
+    return run_loaded(load(request, listen), replace(job, request=request), progress=progress, warn=warn)
+
+
+def bench_request(job: BenchJob, listen: Listener = lambda event: None) -> AskRequest:
+    """The job's request at pinned revisions; no draft is loaded where every mode is a plain one.
+
+    :raises LvspecError: a repository cannot be reached.
+    """
     plain = all(variant.mode.is_plain for variant in job.plan.variants)
     settings = replace(job.request.settings, mode=Mode.AR if plain else Mode.LVSPEC)
-    request = pinned_request(replace(job.request, settings=settings), listen)
-    loaded = load(request, listen)
-    return run_loaded(loaded, replace(job, request=request), progress=progress, warn=warn)
+    return pinned_request(replace(job.request, settings=settings), listen)
 
 
 def run_loaded(
@@ -104,17 +137,7 @@ def run_loaded(
     warn: Callable[[str], None] = lambda message: None,
 ) -> Results:
     """The same with a pair that is loaded already; the request says which revisions it is of."""
-    environment = environment_of(loaded)
-    asked = bench_settings(job, loaded)
-    items = tuple(item for clip in job.clips for item in clip.items)
-    header = Header(settings=asked, environment=environment, inputs=inputs_digest(job.clips))
-    with memory_errors(job.request), journal(job.out, header, redo=job.redo) as kept:
-        with measuring(loaded, job.request, job.processes if not job.plan.timed else 1) as run:
-            run(job.clips, job.plan, kept, progress=progress, warn=warn)
-        seen = tuple(kept.items.get(item.id, item) for item in items)
-        order = {item.id: number for number, item in enumerate(items)}
-        blocks = tuple(sorted(kept.blocks.values(), key=lambda each: (order[each.item], each.repeat)))
-    measured = Measured({item.id: item for item in seen}, blocks)
+    measured = measured_of(loaded, job, progress=progress, warn=warn)
     used = {variant: _variant_settings(variant, job.plan) for variant in job.plan.variants}
     try:
         reference, modes = summarise(measured, job.plan.variants, used)
@@ -123,16 +146,42 @@ def run_loaded(
         raise UsageError(f"nothing to compare with: {error}", remedy) from error
     results = Results(
         command=job.command,
-        environment=environment,
-        settings=asked,
+        environment=environment_of(loaded),
+        settings=bench_settings(job, loaded),
         reference=reference.mode,
         modes=modes,
         contrasts=contrasts(measured, modes, job.plan.settings.gamma),
-        items=seen,
-        blocks=blocks,
+        items=tuple(measured.items.values()),
+        blocks=tuple(measured.blocks),
     )
     write_results(results, job.out)
     return results
+
+
+def measured_of(
+    loaded: LoadedPair,
+    job: BenchJob,
+    *,
+    progress: Progress = lambda done, total: None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Measured:
+    """Measures what is left to measure, and gives all that was asked for, its items and blocks in their order.
+
+    :raises LvspecError: the clips or the folder cannot be used.
+    """
+    items = tuple(item for clip in job.clips for item in clip.items)
+    header = Header(
+        settings=bench_settings(job, loaded),
+        environment=environment_of(loaded),
+        inputs=inputs_digest(job.clips),
+    )
+    with memory_errors(job.request), journal(job.out, header, redo=job.redo) as kept:
+        with measuring(loaded, job.request, job.processes if not job.plan.timed else 1) as run:
+            run(job.clips, job.plan, kept, progress=progress, warn=warn)
+        seen = {item.id: kept.items.get(item.id, item) for item in items}
+        order = {item.id: number for number, item in enumerate(items)}
+        blocks = sorted(kept.blocks.values(), key=lambda each: (order[each.item], each.repeat))
+    return Measured(seen, tuple(blocks))
 
 
 def write_results(results: Results, folder: Path) -> list[Path]:
