@@ -1,4 +1,4 @@
-"""Captions of further scenes, joined to the report's texts: the more there are, the closer the quality is known."""
+"""Captions of further scenes, joined to the report's texts: with more the quality is known more closely."""
 
 from __future__ import annotations
 

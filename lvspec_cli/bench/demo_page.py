@@ -22,8 +22,11 @@ from lvspec_cli.bench.results import BenchMode, Results, Variant
 from lvspec_cli.bench.round_shares import shares_of
 
 
-def page(texts: Results, speed: Results, command: str, chart: Path) -> str:
-    """docs/bench-demo.md; the chart stands beside it."""
+def page(texts: Results, speed: Results, command: str, chart: Path, further: str = "") -> str:
+    """docs/bench-demo.md; the chart stands beside it.
+
+    :param further: what to say of scenes of which fewer lines saw all.
+    """
     asked = {task: sum(item.task == task for item in texts.items) for task in ("caption", "ask")}
     answered = {True: "yes", False: "no", None: "not measured"}
     lines = [
@@ -36,6 +39,7 @@ def page(texts: Results, speed: Results, command: str, chart: Path) -> str:
         f"Fidelity over {asked['caption']} captions and {asked['ask']} questions of scenes that no training"
         f" saw; speed over {len(speed.items)} of these captions. Intervals are 95 %, over clips.",
         *_on_fewer(texts, speed),
+        *([further] if further else []),
         "",
         *([sentence, ""] if (sentence := own_rule(texts)) else []),
         "## What was aimed at",

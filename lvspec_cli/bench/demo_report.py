@@ -135,11 +135,12 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
         loaded = load(part.request)
         further.append(measured_of(loaded, part, progress=_Told(label, say), warn=say))
     texts = with_further(texts, further, exact)
+    said = further_said(report, own, exact) if further else ""
     chart = report.page.with_suffix(".svg")
     drawn = speedup_bars(speed.modes)
     for path, text in (
         (chart, as_file(drawn or "")),
-        (report.page, page(texts, speed, report.command, chart)),
+        (report.page, page(texts, speed, report.command, chart, said)),
     ):
         with replacing(path) as stream:
             stream.write(text.encode())
@@ -150,6 +151,14 @@ def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
     """Of further scenes, behind so many: the number of the first of each portion, and how many it has."""
     for start in range(0, count, PORTION):
         yield before + start + 1, min(PORTION, count - start)
+
+
+def further_said(report: Report, own: Variant, exact: Variant) -> str:
+    last = report.scenes + report.further_scenes
+    return (
+        f"Of scenes {report.scenes + 1} to {last} the captions of {own} alone; {exact} gives ar's, which are"
+        " the same token for token."
+    )
 
 
 def text_lines(

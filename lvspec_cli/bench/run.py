@@ -165,7 +165,7 @@ def measured_of(
     progress: Progress = lambda done, total: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Measured:
-    """Measures what is left to measure, and gives all that was asked for, its items and blocks in their order.
+    """Measures what is left to measure, and gives all that was asked for, items and blocks in their order.
 
     :raises LvspecError: the clips or the folder cannot be used.
     """

@@ -46,9 +46,9 @@ QuantTarget = Annotated[
     typer.Option(
         "--quant-target",
         help="What the target's weights are kept in. auto: as the files are where that fits, else packed by "
-        "what is fast on this device (`lvspec models fit` explains). nf4 and int8 run on CPUs, too; on a GPU "
-        "mode exact may differ from ar in int8. fp8, torchao-int4, awq and gptq want a GPU; awq and gptq "
-        "take files made so.",
+        "what is fast on this device (`lvspec models fit` explains). fp8 and torchao-int4 want a GPU, the "
+        "others run on CPUs, too; awq and gptq take files made so. On a GPU mode exact may differ from ar in "
+        "all but none, bf16 and nf4.",
     ),
 ]
 QuantDraft = Annotated[

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 def quieten_libraries() -> None:
     """Their advice to programmers is not for the user's terminal. Errors still come through."""
+    import logging
     import os
     import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # where torchao is installed
     warnings.simplefilter("ignore")
 
 

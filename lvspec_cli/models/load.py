@@ -29,11 +29,14 @@ from lvspec_cli.models.quantise import (
     agreed,
     check_usable,
     compute_dtype,
+    held_as,
+    hush,
     is_row_by_row,
     keep_inputs,
     kept_modules,
     quantisation_of_files,
     quantiser,
+    read_as,
 )
 from lvspec_cli.models.vocabulary import first_difference
 from lvspec_cli.models.words import TokenSets, token_sets
@@ -145,16 +148,24 @@ def load_model(
         config = AutoConfig.from_pretrained(folder, **_LOCAL)
         family = family_of(getattr(config, "model_type", ""), name)
         _check_attention(config, name)
-        files = quantisation_of_files(getattr(config, "quantization_config", None), name)
-        quantisation = agreed(request.quantisation, files, name)
+        values = getattr(config, "quantization_config", None)
+        files = quantisation_of_files(values, name)
+        quantisation = held_as(agreed(request.quantisation, files, name), files, places[0].type)
         check_usable(quantisation, places[0])
         dtype = choose_dtype(request.dtype, places[0], quantisation)
         processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
         how = _placed(
             config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation
         )
+        if files is not None:
+            hush(files)
+            blocks = _skeleton(config, family)
+            config.quantization_config, read = read_as(files, values, places[0].type, *blocks)
+            how |= {"quantization_config": read} if read else {}
         with _reported(tensor_sizes(folder, name), progress or _ignore):
             model = _weights(folder, name, config, dtype, how)
+        if files is Quantisation.FP8 and quantisation is Quantisation.NONE:
+            model = model.to(dtype)  # it is unpacked in the type of its scales
         if places[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
         generation = read_generation(model.generation_config, name)
@@ -190,14 +201,19 @@ def _placed(
     whole = {"device_map": {"": str(places[0])}}
     if len(places) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16):
         return whole
-    with torch.device("meta"), quiet():
-        skeleton = AutoModelForImageTextToText.from_config(config)
-    layers = family.layers(skeleton)
-    kept = kept_modules(skeleton, layers)
+    name, kept = _skeleton(config, family)
     if len(places) > 1:
-        name = next(name for name, module in skeleton.named_modules() if module is layers)
         whole = {"device_map": device_map(kept, name, shares)}
     return {**whole, "quantization_config": quantiser(quantisation, dtype, kept)}
+
+
+def _skeleton(config: Any, family: Family) -> tuple[str, list[str]]:
+    """The name of the language model's blocks, and those of all that lies beside them."""
+    with torch.device("meta"), quiet():
+        model = AutoModelForImageTextToText.from_config(config)
+    layers = family.layers(model)
+    name = next(name for name, module in model.named_modules() if module is layers)
+    return name, kept_modules(model, layers)
 
 
 def _weights(folder: Path, name: str, config: Any, dtype: torch.dtype, how: Mapping[str, Any]) -> Any:

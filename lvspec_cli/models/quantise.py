@@ -8,6 +8,8 @@ tied to the embeddings cannot be packed.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, FineGrainedFP8Config, TorchAoConfig
+from transformers import AwqConfig, BitsAndBytesConfig, FineGrainedFP8Config, GPTQConfig, TorchAoConfig
 
 from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.types import Quantisation
@@ -28,9 +30,8 @@ _COMPUTES_IN = {
     Quantisation.BF16: torch.bfloat16,
     Quantisation.FP8: torch.bfloat16,
     Quantisation.TORCHAO_INT4: torch.bfloat16,
-    Quantisation.AWQ: torch.float16,
-    Quantisation.GPTQ: torch.float16,
 }
+_COMPUTES_IN_ON_A_GPU = {Quantisation.AWQ: torch.float16, Quantisation.GPTQ: torch.float16}
 _PACKAGES = {
     Quantisation.NF4: ("bitsandbytes",),
     Quantisation.INT8: ("bitsandbytes",),
@@ -45,9 +46,10 @@ _EXTRAS = {
     Quantisation.GPTQ: "gptq",
     Quantisation.TORCHAO_INT4: "torchao",
 }
-_NEED_A_GPU = frozenset({Quantisation.FP8, Quantisation.AWQ, Quantisation.GPTQ, Quantisation.TORCHAO_INT4})
+_NEED_A_GPU = frozenset({Quantisation.FP8, Quantisation.TORCHAO_INT4})
 _LEAST_CAPABILITY = {Quantisation.FP8: (8, 9), Quantisation.TORCHAO_INT4: (8, 0)}
 _ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4})
+_ROW_BY_ROW_ON_A_CPU = frozenset({Quantisation.INT8, Quantisation.AWQ, Quantisation.GPTQ})
 
 TORCHAO_GROUP = 128
 
@@ -126,13 +128,19 @@ def agreed(wanted: Quantisation, files: Quantisation | None, name: str) -> Quant
     return Quantisation.NONE if wanted is Quantisation.AUTO else wanted
 
 
+def held_as(quantisation: Quantisation, files: Quantisation | None, device_type: str) -> Quantisation:
+    """What weights are in memory: files in fp8 are unpacked when read where it has no kernels."""
+    unpacked = files is quantisation is Quantisation.FP8 and device_type != "cuda"
+    return Quantisation.NONE if unpacked else quantisation
+
+
 def is_row_by_row(quantisation: Quantisation, device_type: str) -> bool:
     """Whether a row's results do not depend on the rows beside it, on which exact mode to the letter rests.
 
     On a GPU LLM.int8() packs inputs, too, but for the columns in which any row of a pass is large; on a CPU
-    inputs stay whole (:func:`keep_inputs`).
+    inputs stay whole (:func:`keep_inputs`). There the weights of awq and gptq are written out first.
     """
-    return quantisation in _ROW_BY_ROW or (quantisation is Quantisation.INT8 and device_type == "cpu")
+    return quantisation in _ROW_BY_ROW or (device_type == "cpu" and quantisation in _ROW_BY_ROW_ON_A_CPU)
 
 
 def keep_inputs(model: Any, dtype: torch.dtype) -> None:
@@ -179,7 +187,8 @@ def compute_dtype(
 
     :raises UsageError: no such type, or the quantisation computes in another.
     """
-    fixed = _COMPUTES_IN.get(quantisation)
+    on_a_gpu = _COMPUTES_IN_ON_A_GPU if device_type == "cuda" else {}
+    fixed = {**_COMPUTES_IN, **on_a_gpu}.get(quantisation)
     if name == "auto":
         if fixed is not None:
             return fixed
@@ -212,6 +221,43 @@ def kept_modules(model: Any, layers: Any) -> list[str]:
 
     walk(model, "")
     return kept
+
+
+def read_as(
+    files: Quantisation, values: Any, device_type: str, blocks: str, kept: list[str]
+) -> tuple[dict[str, Any], Any]:
+    """How files that are quantised are read: their config's ``quantization_config``, from ``values``, and the
+    one that ``from_pretrained`` takes beside it, for what is of this machine (None: nothing is).
+
+    Packed are the language model's ``blocks`` and not what lies beside them (``kept``), whatever those were
+    called when the files were made: Qwen's own name the tower ``visual``, which now stands elsewhere. On a
+    CPU gptqmodel's kernel is the one that needs no compiler and computes in float32 as well.
+    """
+    values = dict(values if isinstance(values, Mapping) else values.to_dict())
+    if files in (Quantisation.AWQ, Quantisation.FP8):
+        values["modules_to_not_convert"] = [*(values.get("modules_to_not_convert") or ()), *kept]
+    if files is Quantisation.GPTQ:
+        values["block_name_to_quantize"] = blocks
+    if device_type == "cuda" or files not in (Quantisation.AWQ, Quantisation.GPTQ, Quantisation.FP8):
+        return values, None
+    if files is Quantisation.FP8:
+        return values, FineGrainedFP8Config.from_dict({**values, "dequantize": True})
+    config = (AwqConfig if files is Quantisation.AWQ else GPTQConfig).from_dict(values)
+    if config.bits == 4:
+        config.backend = f"{files}_torch_aten"
+    return values, config
+
+
+def hush(quantisation: Quantisation) -> None:
+    """gptqmodel says what it is and does on standard output, where the answer goes."""
+    if quantisation not in (Quantisation.AWQ, Quantisation.GPTQ):
+        return
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        from logbar import LogBar
+
+        LogBar.shared().setLevel("ERROR")
+        import gptqmodel  # noqa: F401
 
 
 def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str]) -> Any:

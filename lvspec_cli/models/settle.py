@@ -90,7 +90,13 @@ def _quantised(folder: Path) -> Any:
 
 def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
     from lvspec_cli.models.load import choose_device, choose_dtype
-    from lvspec_cli.models.quantise import agreed, check_usable, quantisation_of_files, width_limit_of
+    from lvspec_cli.models.quantise import (
+        agreed,
+        check_usable,
+        held_as,
+        quantisation_of_files,
+        width_limit_of,
+    )
 
     device = choose_device(request.device)
     home = choose_device(request.draft_device) if request.draft_device else device
@@ -103,7 +109,8 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
             continue
         files = quantisation_of_files(_quantised(folder), str(folder))
         auto = quantisation is Quantisation.AUTO and files is None
-        asked.append(quantisation if auto else agreed(quantisation, files, str(folder)))
+        agreed_on = quantisation if auto else agreed(quantisation, files, str(folder))
+        asked.append(held_as(agreed_on, files, place.type))
         check_usable(asked[-1], place)
     dtype = choose_dtype(request.dtype, device, asked[0])
     limit = width_limit_of(device)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from lvspec_cli.bench.contrast import best_of_each
+from lvspec_cli.bench.demo_further import with_further
 from lvspec_cli.bench.demo_goals import goals
 from lvspec_cli.bench.demo_page import page
 from lvspec_cli.bench.demo_report import (
     Report,
     main,
     measure_report,
+    portions,
     seconds_left,
     speed_lines,
     text_lines,
@@ -25,15 +27,18 @@ from lvspec_cli.bench.results import (
     Contrast,
     Costs,
     Estimate,
+    Measurement,
     ModeResult,
     Spread,
     Variant,
     read_results,
 )
+from lvspec_cli.bench.summary import Measured
 from lvspec_cli.demo.captions import caption
+from lvspec_cli.demo.facts import scene_facts
 from lvspec_cli.demo.write import scene_of
 from lvspec_cli.types import Gamma
-from tests.bench.made import SETTINGS, block, drafted, item, plain, results
+from tests.bench.made import SETTINGS, block, drafted, item, known, plain, results
 
 
 def spread(value: float) -> Spread:
@@ -94,6 +99,48 @@ def test_gammas_on_fewer_clips_are_no_rivals():
 def test_the_time_left_is_that_of_the_pace_so_far():
     assert seconds_left(60.0, 30, 90) == 180.0
     assert seconds_left(0.0, 0, 90) is None
+
+
+def test_further_scenes_come_in_portions():
+    assert list(portions(1000, 2300)) == [(1001, 1000), (2001, 1000), (3001, 300)]
+    assert list(portions(10, 0)) == []
+
+
+def test_further_captions_stand_beside_those_that_were_there():
+    """Exact mode's for ar's; of a line that was not asked for them it stays what it was."""
+    scene, rng = scene_of(1, 1)
+    whole = caption(scene, rng)
+    own, control = Variant(BenchMode.LVSPEC, 4), Variant(BenchMode.LVSPEC, 4, label="random")
+    exact = Variant(BenchMode.EXACT, 4)
+
+    def said(variant: Variant, text: str) -> Measurement:
+        if variant.mode is BenchMode.AR:
+            return plain(0.0, text=text)
+        return drafted(0.0, (5, 5), variant.mode, 4, text=text, label=variant.label)
+
+    clips = [item(f"{number}.mp4", scene=scene.as_dict()) for number in range(3)]
+    ar = Variant(BenchMode.AR)
+    texts = results(
+        tuple(ModeResult(**asdict(line), answers=1) for line in (ar, own, control)),
+        items=(clips[0],),
+        blocks=(block(clips[0], said(ar, whole), said(own, whole), said(control, "")),),
+    )
+    further = [
+        Measured({each.id: each}, (block(each, said(exact, whole), said(own, text)),))
+        for each, text in ((clips[1], whole), (clips[2], ""))
+    ]
+    assert with_further(texts, [], exact) is texts
+    found = {each.variant: each for each in with_further(texts, further, exact).modes}
+    assert list(found) == [ar, own, control]
+    assert [found[line].answers for line in (ar, own, control)] == [3, 3, 1]
+    facts = known(known(found[own].fidelity).facts)
+    total = scene_facts(scene).total()
+    assert facts.mode == pytest.approx(2 * 2 * total / (5 * total))  # two of three tell all, one nothing
+    assert facts.ar == 1
+    assert known(known(found[control].fidelity).facts).mode == 0
+    assert found[ar].mean_accepted_length is None
+    with pytest.raises(ValueError, match="same clips"):
+        with_further(texts, [further[0], further[0]], exact)
 
 
 SIZES = Report(
@@ -166,11 +213,12 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     said: list[str] = []
     report = Report(
         out=tmp_path / "out", scenes=1, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
-        max_new_tokens=4, command="python -m …",
+        max_new_tokens=4, further_scenes=2, command="python -m …",
     )  # fmt: skip
     measure_report(report, said.append)
     written = report.page.read_text()
-    assert "Fidelity over 1 captions and 2 questions" in written
+    assert "Fidelity over 3 captions and 2 questions" in written
+    assert "Of scenes 2 to 3 the captions of lvspec γ=" in written
     assert "speed over 1 of these captions" in written
     assert "| gamma auto against the best fixed one | 0.97 |" in written
     assert "| no-shift | shift\\_window 0 |" in written

@@ -154,3 +154,14 @@ def test_only_clips_that_are_missing_are_drawn(tmp_path: Path):
     assert (again, told) == (first, [(1, 2), (2, 2)])
     assert first[0].stat().st_mtime_ns == before
     assert first[1].with_suffix(".json").is_file()
+
+
+def test_clips_behind_others_are_drawn_side_by_side(tmp_path: Path):
+    first = demo_clips(tmp_path / "one", 3, seed=5)
+    told: list[tuple[int, int]] = []
+    found = demo_clips(
+        tmp_path / "two", 2, lambda *done: told.append(done), seed=5, first=2, processes=2
+    )  # fmt: skip
+    assert [path.name for path in found] == [path.name for path in first[1:]]
+    assert [path.read_bytes() for path in found] == [path.read_bytes() for path in first[1:]]
+    assert told == [(0, 2), (1, 2), (2, 2)]

@@ -20,10 +20,12 @@ from lvspec_cli.models.quantise import (
     agreed,
     check_usable,
     compute_dtype,
+    held_as,
     is_row_by_row,
     keep_inputs,
     kept_modules,
     quantisation_of_files,
+    read_as,
     verification_width_limit,
 )
 from lvspec_cli.models.sizes import size_of
@@ -180,7 +182,7 @@ def test_float32_stays_float32_where_the_processor_has_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("quantisation", "device", "found"),
     [("none", "cuda", True), ("nf4", "cuda", True), ("int8", "cuda", False), ("int8", "cpu", True),
-     ("nf4", "cpu", True), ("fp8", "cuda", False), ("awq", "cuda", False)],
+     ("nf4", "cpu", True), ("fp8", "cuda", False), ("awq", "cuda", False), ("awq", "cpu", True)],
 )  # fmt: skip
 def test_where_a_row_stands_alone(quantisation: str, device: str, found: bool) -> None:
     assert is_row_by_row(Quantisation(quantisation), device) == found
@@ -246,6 +248,52 @@ def test_what_is_asked_for_meets_the_files(wanted: str, files: str | None, found
 
 
 @pytest.mark.parametrize(
+    ("wanted", "files", "device", "found"),
+    [
+        ("fp8", "fp8", "cpu", "none"),
+        ("fp8", "fp8", "mps", "none"),
+        ("fp8", "fp8", "cuda", "fp8"),
+        ("fp8", None, "cpu", "fp8"),  # refused later
+        ("gptq", "gptq", "cpu", "gptq"),
+    ],
+)
+def test_fp8_is_unpacked_where_it_has_no_kernels(
+    wanted: str, files: str | None, device: str, found: str
+) -> None:
+    kept = None if files is None else Quantisation(files)
+    assert held_as(Quantisation(wanted), kept, device) is Quantisation(found)
+
+
+@pytest.mark.parametrize(
+    ("files", "device", "found"),
+    [
+        ("gptq", "cpu", {"backend": "gptq_torch_aten"}),
+        ("awq", "cpu", {"backend": "awq_torch_aten"}),
+        ("fp8", "cpu", {"dequantize": True}),
+        ("gptq", "cuda", None),
+        ("awq", "cuda", None),
+        ("fp8", "cuda", None),
+        ("nf4", "cpu", None),
+    ],
+)
+def test_how_packed_files_are_read(files: str, device: str, found: dict[str, Any] | None) -> None:
+    values = {"bits": 4, "group_size": 64, "quant_method": files, "modules_to_not_convert": ["visual"]}
+    read, here = read_as(Quantisation(files), values, device, "model.layers", ["lm_head", "tower"])
+    kept = ["visual", "lm_head", "tower"] if files in ("awq", "fp8") else ["visual"]
+    assert read["modules_to_not_convert"] == kept
+    assert read.get("block_name_to_quantize") == ("model.layers" if files == "gptq" else None)
+    assert values["modules_to_not_convert"] == ["visual"]  # theirs stay as they are
+    assert (here is None) == (found is None)
+    for name, value in (found or {}).items():
+        assert getattr(here, name) == value
+
+
+def test_gptqmodel_chooses_for_widths_that_the_kernel_does_not_have() -> None:
+    _, here = read_as(Quantisation.GPTQ, {"bits": 8, "quant_method": "gptq"}, "cpu", "model.layers", [])
+    assert here.backend is None
+
+
+@pytest.mark.parametrize(
     ("values", "found"),
     [
         (None, None),
@@ -280,6 +328,7 @@ def test_an_unknown_method_of_files(tmp_path: Path) -> None:
         ("auto", "none", "cuda", True, torch.bfloat16),
         ("auto", "nf4", "cuda", False, torch.float16),
         ("auto", "awq", "cuda", True, torch.float16),
+        ("auto", "gptq", "cpu", True, torch.float32),
         ("float32", "int8", "cuda", True, torch.float32),
         ("bfloat16", "bf16", "cpu", True, torch.bfloat16),
         ("float32", "bf16", "cpu", True, None),
@@ -301,6 +350,7 @@ def test_what_is_computed_in(
     [
         ("fp8", "cuda", "kernels", "'lvspec[fp8]'"),
         ("gptq", "cuda", "gptqmodel", "'lvspec[gptq]'"),
+        ("awq", "cpu", "gptqmodel", "'lvspec[gptq]'"),
         ("torchao-int4", "cuda", "torchao", "'lvspec[torchao]'"),
         ("nf4", "cpu", "bitsandbytes", "bitsandbytes"),
     ],
@@ -317,7 +367,7 @@ def test_a_missing_package_is_named(
 def test_what_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said first: no package would help."""
     monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: None)
-    for quantisation in ("fp8", "awq", "gptq", "torchao-int4"):
+    for quantisation in ("fp8", "torchao-int4"):
         with pytest.raises(PairError, match=f"{quantisation} needs a CUDA device, not cpu"):
             check_usable(Quantisation(quantisation), CPU)
     monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: object())
