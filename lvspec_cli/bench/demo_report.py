@@ -74,22 +74,56 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
 
     :raises LvspecError: the pair or a folder cannot be used.
     """
+    request = _request(report)
+    rule, gamma = request.settings.rule, request.settings.gamma
+    others, parts = _others(report, rule), ablations(rule)
+    runs = _Runs(report, request, rules_of((*others, *parts)), say)
+    tuned = [_lined(each, gamma) for each in others]
+    if report.variants is None:
+        tuned += [replace(each, gamma=gamma) for each in controls(rule)]
+    paths = runs.clips(1, report.scenes)
+    # First what needs the machine for itself.
+    timed = speed_lines(report, gamma, tuned)
+    speed = runs.run(runs.job("speed", paths[: report.speed], timed, timed=True))
+    asked = text_lines(report, gamma, tuned, [each.variant for each in parts])
+    texts = runs.run(runs.job("texts", paths, asked, questions=QUESTIONS))
+    own, exact = Variant(BenchMode.LVSPEC, gamma), Variant(BenchMode.EXACT, gamma)
+    texts = with_further(texts, list(runs.further((exact, own))), exact)
+    said = further_said(report, own, exact) if report.further_scenes else ""
+    chart = report.page.with_suffix(".svg")
+    for path, text in (
+        (chart, as_file(speedup_bars(speed.modes) or "")),
+        (report.page, page(texts, speed, report.command, chart, said)),
+    ):
+        with replacing(path) as stream:
+            stream.write(text.encode())
+        say(f"written: {path}")
+
+
+def _request(report: Report) -> AskRequest:
     chosen = choose_pair(load_registry(report.models), report.pair, "auto")
-    name, pair = chosen.name, chosen.pair
-    settings = replace(settings_of_pair(pair), fallback=False)
+    defaults, settings = chosen.pair.defaults, replace(settings_of_pair(chosen.pair), fallback=False)
     if report.max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=report.max_new_tokens)
-    defaults = pair.defaults
     video = VideoRequest(Path(), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
-    request = AskRequest(video, (), name, pair, settings, threads=report.threads)
-    others, parts = _others(report, settings.rule), ablations(settings.rule)
-    rules = rules_of((*others, *parts))
+    return AskRequest(video, (), chosen.name, chosen.pair, settings, threads=report.threads)
 
-    def drawn(first: int, count: int) -> list[Path]:
-        told = _Told("drawing clips", say)
+
+@dataclass(frozen=True)
+class _Runs:
+    """The report's runs, each of some clips and some lines, in a folder of its own."""
+
+    report: Report
+    request: AskRequest
+    rules: Mapping[str, RuleSettings]  # of lines with a name
+    say: Callable[[str], None]
+
+    def clips(self, first: int, count: int) -> list[Path]:
+        report, told = self.report, _Told("drawing clips", self.say)
         return demo_clips(report.out / "clips", count, told, first=first, processes=report.processes)
 
     def job(
+        self,
         label: str,
         sources: Sequence[Path],
         lines: Mapping[Variant, int],
@@ -97,14 +131,19 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
         timed: bool = False,
         questions: int = 0,
     ) -> BenchJob:
-        first = {line: count for line, count in lines.items() if count < len(sources)}
-        named = rules if any(line.label for line in lines) else {}
+        report, request = self.report, self.request
         plan = Plan(
-            tuple(lines), settings, draft_keep=0.1, rules=named, timed=timed, scored=timed, first=first
+            tuple(lines),
+            request.settings,
+            draft_keep=0.1,
+            rules=self.rules if any(line.label for line in lines) else {},
+            timed=timed,
+            scored=timed,
+            first={line: count for line, count in lines.items() if count < len(sources)},
         )
         return BenchJob(
             request=request if timed else replace(request, threads=1),
-            clips=clips_of(sources, video, questions=questions),
+            clips=clips_of(sources, request.video, questions=questions),
             modes=plan.variants,
             gammas=OWN_GAMMAS,
             plan=plan,
@@ -114,37 +153,16 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
             processes=report.processes,
         )
 
-    def run(asked: BenchJob) -> Results:
-        return run_bench(asked, progress=_Told(asked.out.name, say), warn=say)
+    def run(self, job: BenchJob) -> Results:
+        return run_bench(job, progress=_Told(job.out.name, self.say), warn=self.say)
 
-    tuned = [_lined(each, settings.gamma) for each in others]
-    if report.variants is None:
-        tuned += [replace(each, gamma=settings.gamma) for each in controls(settings.rule)]
-    asked = text_lines(report, settings.gamma, tuned, [each.variant for each in parts])
-    paths = drawn(1, report.scenes)
-    # First what needs the machine for itself.
-    timed = speed_lines(report, settings.gamma, tuned)
-    speed = run(job("speed", paths[: report.speed], timed, timed=True))
-    texts = run(job("texts", paths, asked, questions=QUESTIONS))
-    own, exact = Variant(BenchMode.LVSPEC, settings.gamma), Variant(BenchMode.EXACT, settings.gamma)
-    further: list[Measured] = []
-    for first, count in portions(report.scenes, report.further_scenes):
-        label = f"captions_{first}-{first + count - 1}"
-        part = job(label, drawn(first, count), dict.fromkeys((exact, own), count))
-        part = replace(part, request=bench_request(part))
-        loaded = load(part.request)
-        further.append(measured_of(loaded, part, progress=_Told(label, say), warn=say))
-    texts = with_further(texts, further, exact)
-    said = further_said(report, own, exact) if further else ""
-    chart = report.page.with_suffix(".svg")
-    drawn = speedup_bars(speed.modes)
-    for path, text in (
-        (chart, as_file(drawn or "")),
-        (report.page, page(texts, speed, report.command, chart, said)),
-    ):
-        with replacing(path) as stream:
-            stream.write(text.encode())
-        say(f"written: {path}")
+    def further(self, lines: Sequence[Variant]) -> Iterator[Measured]:
+        """Captions of scenes behind the report's others."""
+        for first, count in portions(self.report.scenes, self.report.further_scenes):
+            label = f"captions_{first}-{first + count - 1}"
+            job = self.job(label, self.clips(first, count), dict.fromkeys(lines, count))
+            job = replace(job, request=bench_request(job))
+            yield measured_of(load(job.request), job, progress=_Told(label, self.say), warn=self.say)
 
 
 def portions(before: int, count: int) -> Iterator[tuple[int, int]]:

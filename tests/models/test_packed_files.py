@@ -72,6 +72,7 @@ def logits_of(pair: LoadedPair, prompts: PairPrompts, rows: Tensor) -> list[Tens
     found = []
     for loaded, prompt in ((pair.target, prompts.target), (pair.draft, prompts.draft)):
         assert loaded is not None
+        assert prompt is not None
         decoder = Decoder(loaded)
         decoder.encode(prompt)
         decoder.begin(prompt, len(rows))
