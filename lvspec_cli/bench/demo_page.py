@@ -63,6 +63,7 @@ def page(texts: Results, speed: Results, command: str, chart: Path, further: str
         "## Fidelity",
         "",
         *_kept_tables(texts),
+        *_kept_by_kind(texts),
         *_otherwise(texts),
         *fidelity_table(texts),
         *contrast_table(texts),
@@ -120,6 +121,29 @@ def _kept_tables(texts: Results) -> Iterator[str]:
                 for name, each in found
             ],
         )
+        yield ""
+
+
+def _kept_by_kind(texts: Results) -> Iterator[str]:
+    """What the pair's own rule keeps of each kind of fact: where it loses, if it does."""
+    own = next((each for each in texts.modes if is_own(each)), None)
+    kinds = own.fidelity.facts_by_kind if own is not None and own.fidelity else {}
+    if own is None or not kinds:
+        return
+    yield f"Of ar's F1, {own.variant} keeps by kind of fact:"
+    yield ""
+    yield from table(
+        ("kind", "facts", "kept"),
+        [(kind, str(kept.count), retention(kept.retention, 2)) for kind, kept in sorted(kinds.items())],
+    )
+    yield ""
+    lost = [
+        kind
+        for kind, kept in sorted(kinds.items())
+        if kept.retention is not None and kept.retention.high is not None and kept.retention.high < 1
+    ]
+    if lost:
+        yield f"Of these it surely loses some {' and '.join(lost)}; all others lie within what chance gives."
         yield ""
 
 

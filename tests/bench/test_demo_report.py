@@ -27,6 +27,8 @@ from lvspec_cli.bench.results import (
     Contrast,
     Costs,
     Estimate,
+    Fidelity,
+    Kept,
     Measurement,
     ModeResult,
     Spread,
@@ -197,6 +199,26 @@ def test_captions_that_tell_more_and_fewer_facts_are_counted():
     found = results((line(4, 3.0),), items=tuple(clips), blocks=blocks)
     text = page(found, results(()), "command", Path("chart.svg"))
     assert "Of 4 captions by lvspec γ=4, 1 tell more facts rightly than ar's, and 2 fewer." in text
+
+
+def test_the_kinds_of_facts_that_are_lost_are_named():
+    def kept(low: float, high: float) -> Kept:
+        middle = (low + high) / 2
+        return Kept(mode=middle, ar=1.0, count=7, retention=Estimate(value=middle, low=low, high=high))
+
+    kinds = {"order": kept(0.9, 0.96), "count": kept(0.98, 1.02), "event": kept(0.97, 0.99)}
+    lossy = line("auto", 3.0).model_copy(
+        update={"fidelity": Fidelity(answers=4, clips=4, facts_by_kind=kinds)}
+    )
+    text = page(results((lossy,)), results(()), "command", Path("chart.svg"))
+    assert "| order | 7 | 93.00 % (90.00-96.00) |" in text
+    assert "Of these it surely loses some event and order; all others" in text
+    unharmed = lossy.model_copy(
+        update={"fidelity": Fidelity(answers=4, clips=4, facts_by_kind={"count": kinds["count"]})}
+    )
+    text = page(results((unharmed,)), results(()), "command", Path("chart.svg"))
+    assert "| count | 7 | 100.00 % (98.00-102.00) |" in text
+    assert "surely" not in text
 
 
 @pytest.mark.parametrize(("relevance", "said"), [("attention", False), ("plausible", True)])
