@@ -143,7 +143,7 @@ def _kept_by_kind(texts: Results) -> Iterator[str]:
         if kept.retention is not None and kept.retention.high is not None and kept.retention.high < 1
     ]
     if lost:
-        yield f"Of these it surely loses some {' and '.join(lost)}; all others lie within what chance gives."
+        yield f"It loses more than chance would of: {', '.join(lost)}."
         yield ""
 
 

@@ -290,7 +290,7 @@ def test_how_packed_files_are_read(files: str, device: str, found: dict[str, Any
 
 def test_gptqmodel_chooses_for_widths_that_the_kernel_does_not_have() -> None:
     _, here = read_as(Quantisation.GPTQ, {"bits": 8, "quant_method": "gptq"}, "cpu", "model.layers", [])
-    assert here.backend is None
+    assert "aten" not in str(here.backend)
 
 
 @pytest.mark.parametrize(
