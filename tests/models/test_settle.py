@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -80,6 +81,13 @@ def test_what_was_asked_for_by_name(request_: AskRequest) -> None:
     assert settle(named, TARGET, DRAFT).loading == Loading(NF4, Quantisation.BF16, "float32", "cpu")
     with pytest.raises(PairError, match="not quantised by awq"):
         settle(replace(request_, quant_target=Quantisation.AWQ), TARGET, DRAFT)
+
+
+def test_files_in_fp8_are_planned_unpacked_on_a_cpu(request_: AskRequest, tmp_path: Path) -> None:
+    config = json.loads((TARGET / "config.json").read_text())
+    packed = {**config, "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(packed))
+    assert settle(request_, tmp_path, DRAFT).loading == PLAIN
 
 
 @pytest.fixture
