@@ -128,14 +128,18 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
         )
         chosen, why = (decision.target, decision.draft), decision.why
     loading = Loading(*chosen, str(dtype).removeprefix("torch."), kind)
-    return Settled(loading, limit if loading.target is Quantisation.NF4 else None, _notes(loading, why))
+    return Settled(
+        loading, limit if loading.target is Quantisation.NF4 else None, _notes(loading, asked, why)
+    )
 
 
-def _notes(loading: Loading, why: str) -> tuple[str, ...]:
+def _notes(loading: Loading, asked: list[Quantisation], why: str) -> tuple[str, ...]:
+    """What was chosen to be packed, and why."""
+    halves = zip(("target", "draft"), (loading.target, loading.draft), asked, strict=False)
     kept = [
         f"{role} in {value}"
-        for role, value in (("target", loading.target), ("draft", loading.draft))
-        if value not in (None, Quantisation.NONE)
+        for role, value, wanted in halves
+        if wanted is Quantisation.AUTO and value not in (None, Quantisation.NONE)
     ]
     return (f"{', '.join(kept)}: {why}",) if kept and why else ()
 

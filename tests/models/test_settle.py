@@ -104,6 +104,8 @@ def test_where_little_is_free_the_choice_is_explained(request_: AskRequest, crow
     assert (found.loading.target, found.loading.draft) == (NF4, NF4)
     (note,) = found.notes
     assert note.startswith("target in nf4, draft in nf4: ")
+    (note,) = settle(replace(request_, quant_draft=NF4), TARGET, DRAFT).notes
+    assert note.startswith("target in nf4: ")  # of what was asked for there is nothing to say
 
 
 def test_what_does_not_fit_at_all(
