@@ -243,7 +243,7 @@ def read_as(
     if files is Quantisation.FP8:
         return values, FineGrainedFP8Config.from_dict({**values, "dequantize": True})
     config = (AwqConfig if files is Quantisation.AWQ else GPTQConfig).from_dict(values)
-    if config.bits == 4:
+    if config.bits == 4 and device_type == "cpu":
         config.backend = f"{files}_torch_aten"
     return values, config
 

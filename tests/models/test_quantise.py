@@ -288,9 +288,11 @@ def test_how_packed_files_are_read(files: str, device: str, found: dict[str, Any
         assert getattr(here, name) == value
 
 
-def test_gptqmodel_chooses_for_widths_that_the_kernel_does_not_have() -> None:
-    _, here = read_as(Quantisation.GPTQ, {"bits": 8, "quant_method": "gptq"}, "cpu", "model.layers", [])
-    assert "aten" not in str(here.backend)
+def test_gptqmodel_chooses_where_the_kernel_for_cpus_does_not_go() -> None:
+    for bits, device in ((8, "cpu"), (4, "mps")):
+        values = {"bits": bits, "quant_method": "gptq"}
+        _, here = read_as(Quantisation.GPTQ, values, device, "model.layers", [])
+        assert "aten" not in str(here.backend)
 
 
 @pytest.mark.parametrize(
