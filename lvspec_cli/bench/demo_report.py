@@ -33,6 +33,7 @@ from lvspec_cli.bench.summary import Measured
 from lvspec_cli.choose import choose_pair
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError
+from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest, load
 from lvspec_cli.registry import load_registry, settings_of_pair
@@ -158,11 +159,13 @@ class _Runs:
 
     def further(self, lines: Sequence[Variant]) -> Iterator[Measured]:
         """Captions of scenes behind the report's others."""
+        loaded: LoadedPair | None = None
         for first, count in portions(self.report.scenes, self.report.further_scenes):
             label = f"captions_{first}-{first + count - 1}"
             job = self.job(label, self.clips(first, count), dict.fromkeys(lines, count))
             job = replace(job, request=bench_request(job))
-            yield measured_of(load(job.request), job, progress=_Told(label, self.say), warn=self.say)
+            loaded = loaded or load(job.request)
+            yield measured_of(loaded, job, progress=_Told(label, self.say), warn=self.say)
 
 
 def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
