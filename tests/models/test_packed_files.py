@@ -64,6 +64,8 @@ def test_the_blocks_are_packed_and_nothing_else(packed: LoadedPair) -> None:
     else:
         assert plain[True] == 0
         assert target.quantisation in (Quantisation.AWQ, Quantisation.GPTQ)
+        # By itself gptqmodel would take what this processor has, and may compile it first.
+        assert target.model.config.quantization_config.backend == f"{target.quantisation}_torch_aten"
     assert target.full_precision
 
 
