@@ -20,7 +20,9 @@ from pathlib import Path
 from lvspec_cli.bench.charts import as_file, speedup_bars
 from lvspec_cli.bench.demo_further import with_further
 from lvspec_cli.bench.demo_page import page
+from lvspec_cli.bench.earlier import asked_of, is_still_said, lines_kept, with_earlier, without
 from lvspec_cli.bench.items import clips_of
+from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.results import (
     BenchMode,
@@ -28,7 +30,16 @@ from lvspec_cli.bench.results import (
     Variant,
 )
 from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
-from lvspec_cli.bench.run import BenchJob, bench_request, demo_clips, measured_of, run_bench
+from lvspec_cli.bench.run import (
+    BenchJob,
+    bench_request,
+    demo_clips,
+    header_of,
+    measured_of,
+    results_of,
+    run_bench,
+    write_results,
+)
 from lvspec_cli.bench.summary import Measured
 from lvspec_cli.choose import choose_pair
 from lvspec_cli.cores import usable_cores
@@ -62,6 +73,7 @@ class Report:
     few: int = 40  # clips of the timed lines of less interest
     processes: int = 1
     variants: Path | None = None
+    earlier: Path | None = None  # the folder of a report that had some of the lines
     models: Path | None = None
     pair: str = "demo"
     threads: int | None = None
@@ -87,10 +99,17 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     timed = speed_lines(report, gamma, tuned)
     speed = runs.run(runs.job("speed", paths[: report.speed], timed, timed=True))
     asked = text_lines(report, gamma, tuned, [each.variant for each in parts])
-    texts = runs.run(runs.job("texts", paths, asked, questions=QUESTIONS))
+    job = runs.job("texts", paths, asked, questions=QUESTIONS)
+    job = replace(job, request=bench_request(job))
+    loaded = load(job.request)
+    measured, taken = runs.untimed(loaded, job)
+    texts = results_of(loaded, job, measured)
+    write_results(texts, job.out)
     own, exact = Variant(BenchMode.LVSPEC, gamma), Variant(BenchMode.EXACT, gamma)
-    texts = with_further(texts, list(runs.further((exact, own))), exact)
-    said = further_said(report, own, exact) if report.further_scenes else ""
+    further = list(runs.further(loaded, (exact, own)))
+    texts = with_further(texts, [each for each, _ in further], exact)
+    taken = tuple(dict.fromkeys((*taken, *(line for _, lines in further for line in lines))))
+    said = further_said(report, own, exact, taken)
     chart = report.page.with_suffix(".svg")
     for path, text in (
         (chart, as_file(speedup_bars(speed.modes) or "")),
@@ -157,15 +176,33 @@ class _Runs:
     def run(self, job: BenchJob) -> Results:
         return run_bench(job, progress=_Told(job.out.name, self.say), warn=self.say)
 
-    def further(self, lines: Sequence[Variant]) -> Iterator[Measured]:
-        """Captions of scenes behind the report's others."""
-        loaded: LoadedPair | None = None
+    def further(
+        self, loaded: LoadedPair, lines: Sequence[Variant]
+    ) -> Iterator[tuple[Measured, tuple[Variant, ...]]]:
+        """Captions of scenes behind the report's others, and which lines were answered before."""
         for first, count in portions(self.report.scenes, self.report.further_scenes):
             label = f"captions_{first}-{first + count - 1}"
             job = self.job(label, self.clips(first, count), dict.fromkeys(lines, count))
-            job = replace(job, request=bench_request(job))
-            loaded = loaded or load(job.request)
-            yield measured_of(loaded, job, progress=_Told(label, self.say), warn=self.say)
+            yield self.untimed(loaded, replace(job, request=bench_request(job)))
+
+    def untimed(self, loaded: LoadedPair, job: BenchJob) -> tuple[Measured, tuple[Variant, ...]]:
+        """Texts of a job, and which of its lines the earlier run had answered already."""
+        label, asked = job.out.name, asked_of(job.clips, job.plan)
+        told = _Told(label, self.say)
+        earlier = read_journal(self.report.earlier / label) if self.report.earlier else None
+        kept = lines_kept(earlier, header_of(loaded, job), asked) if earlier else ()
+        if kept and not is_still_said(loaded, job.clips[0], job.plan, earlier, kept):
+            self.say(f"{label}: the earlier run's pair said something else")
+            kept = ()
+        if earlier is None or not kept:
+            return measured_of(loaded, job, progress=told, warn=self.say), ()
+        self.say(f"{label}: of the earlier run: {', '.join(map(str, kept))}")
+        left = without(job.plan, kept)
+        part = replace(job, modes=left.variants, plan=left)
+        measured = (
+            measured_of(loaded, part, progress=told, warn=self.say) if left.variants else Measured({}, ())
+        )
+        return with_earlier(measured, earlier, kept, asked), kept
 
 
 def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
@@ -174,12 +211,18 @@ def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
         yield before + start + 1, min(PORTION, count - start)
 
 
-def further_said(report: Report, own: Variant, exact: Variant) -> str:
+def further_said(report: Report, own: Variant, exact: Variant, taken: Sequence[Variant]) -> str:
+    """What the page says of further scenes, and of answers that were there before; empty: neither."""
     last = report.scenes + report.further_scenes
-    return (
-        f"Of scenes {report.scenes + 1} to {last} the captions of {own} alone; {exact} gives ar's, which are"
-        " the same token for token."
-    )
+    found = []
+    if report.further_scenes:
+        found.append(
+            f"Of scenes {report.scenes + 1} to {last} the captions of {own} alone; {exact} gives ar's, which"
+            " are the same token for token."
+        )
+    if taken:
+        found.append(f"Texts of an earlier run with the same settings: {', '.join(map(str, taken))}.")
+    return "\n".join(found)
 
 
 def text_lines(
@@ -261,6 +304,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=usable_cores(), help="for texts, a thread each")
     parser.add_argument("--page", type=Path, default=Path("docs/bench-demo.md"))
     parser.add_argument("--variants", type=Path, help="tuned controls, as lvspec tune writes them")
+    parser.add_argument(
+        "--earlier", type=Path, help="a report's folder: texts of lines that have not changed since are its"
+    )
     parser.add_argument("--models", type=Path, help="a models.yaml of your own")
     parser.add_argument("--pair", default="demo")
     parser.add_argument("--threads", type=int, default=1, help="for speed")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 
@@ -50,6 +51,29 @@ def digest_of(facts: Sequence[Any]) -> str:
     """What tells one list of inputs from another, 32 hexadecimal digits."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """All that a journal holds, read without opening it for more."""
+
+    header: Header
+    items: Mapping[str, Item]  # by id
+    blocks: tuple[Block, ...]
+
+
+def read_journal(folder: Path) -> Earlier | None:
+    """The folder's journal; None where there is none.
+
+    :raises OutputError: it cannot be read.
+    :raises UsageError: it is of another version.
+    """
+    path = folder / FILE_NAME
+    _, header, lines = _read(path, Header, _Line)
+    if header is None:
+        return None
+    items = {line.item.id: line.item for line in lines if line.item}
+    return Earlier(header, items, tuple(line.block for line in lines if line.block))
 
 
 class Lines(Generic[L]):
@@ -149,25 +173,31 @@ def _kept(
     path: Path, header: H, line: type[L], difference: Callable[[H, H], str], redo: bool
 ) -> tuple[bytes, list[L]]:
     """The bytes that stay, and the lines behind the header."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
+    if redo:
         return b"", []
-    except OSError as error:
-        raise unwritable(path, error) from error
-    raw = raw[: raw.rfind(b"\n") + 1]
-    if redo or not raw:
-        return b"", []
-    first, *rest = raw.splitlines()
-    try:
-        found = type(header).model_validate_json(first)
-        held = [line.model_validate_json(each) for each in rest]
-    except ValidationError:
-        raise UsageError(f"{path}: not measurements of this version", _REMEDY) from None
-    differs = difference(found, header)
+    raw, found, held = _read(path, type(header), line)
+    differs = difference(found, header) if found is not None else ""
     if differs:
         raise UsageError(f"{path} is of another run: {differs}", _REMEDY)
     return raw, held
+
+
+def _read(path: Path, header: type[H], line: type[L]) -> tuple[bytes, H | None, list[L]]:
+    """A file's bytes up to its last whole line, and what they say; nothing where there is no file."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return b"", None, []
+    except OSError as error:
+        raise unwritable(path, error) from error
+    raw = raw[: raw.rfind(b"\n") + 1]
+    if not raw:
+        return b"", None, []
+    first, *rest = raw.splitlines()
+    try:
+        return raw, header.model_validate_json(first), [line.model_validate_json(each) for each in rest]
+    except ValidationError:
+        raise UsageError(f"{path}: not measurements of this version", _REMEDY) from None
 
 
 _REMEDY = "name another folder with --out, or add --redo to measure again"

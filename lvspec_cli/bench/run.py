@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -85,6 +86,11 @@ def demo_clips(
             for done, _ in enumerate(drawn, count - len(missing) + 1):
                 progress(done, count)
         return list(paths.values())
+    except BrokenProcessPool as error:
+        raise OutputError(
+            f"{folder}: a process that drew clips was ended from outside",
+            "give the command again, it goes on where it was; fewer --processes need less memory",
+        ) from error
     except OSError as error:
         raise OutputError(
             f"{folder}: {error.strerror or error}", "name a folder that can be written with --out"
@@ -137,14 +143,23 @@ def run_loaded(
     warn: Callable[[str], None] = lambda message: None,
 ) -> Results:
     """The same with a pair that is loaded already; the request says which revisions it is of."""
-    measured = measured_of(loaded, job, progress=progress, warn=warn)
+    results = results_of(loaded, job, measured_of(loaded, job, progress=progress, warn=warn))
+    write_results(results, job.out)
+    return results
+
+
+def results_of(loaded: LoadedPair, job: BenchJob, measured: Measured) -> Results:
+    """The figures of what was measured.
+
+    :raises UsageError: no plain mode is among it.
+    """
     used = {variant: _variant_settings(variant, job.plan) for variant in job.plan.variants}
     try:
         reference, modes = summarise(measured, job.plan.variants, used)
     except ValueError as error:
         remedy = "add ar to --modes, or allow more tokens"
         raise UsageError(f"nothing to compare with: {error}", remedy) from error
-    results = Results(
+    return Results(
         command=job.command,
         environment=environment_of(loaded),
         settings=bench_settings(job, loaded),
@@ -154,8 +169,6 @@ def run_loaded(
         items=tuple(measured.items.values()),
         blocks=tuple(measured.blocks),
     )
-    write_results(results, job.out)
-    return results
 
 
 def measured_of(
@@ -170,18 +183,22 @@ def measured_of(
     :raises LvspecError: the clips or the folder cannot be used.
     """
     items = tuple(item for clip in job.clips for item in clip.items)
-    header = Header(
-        settings=bench_settings(job, loaded),
-        environment=environment_of(loaded),
-        inputs=inputs_digest(job.clips),
-    )
-    with memory_errors(job.request), journal(job.out, header, redo=job.redo) as kept:
+    with memory_errors(job.request), journal(job.out, header_of(loaded, job), redo=job.redo) as kept:
         with measuring(loaded, job.request, job.processes if not job.plan.timed else 1) as run:
             run(job.clips, job.plan, kept, progress=progress, warn=warn)
         seen = {item.id: kept.items.get(item.id, item) for item in items}
         order = {item.id: number for number, item in enumerate(items)}
         blocks = sorted(kept.blocks.values(), key=lambda each: (order[each.item], each.repeat))
     return Measured(seen, tuple(blocks))
+
+
+def header_of(loaded: LoadedPair, job: BenchJob) -> Header:
+    """What decides whether measurements of the job can stand beside others."""
+    return Header(
+        settings=bench_settings(job, loaded),
+        environment=environment_of(loaded),
+        inputs=inputs_digest(job.clips),
+    )
 
 
 def write_results(results: Results, folder: Path) -> list[Path]:

@@ -46,8 +46,8 @@ QuantTarget = Annotated[
     typer.Option(
         "--quant-target",
         help="What the target's weights are kept in. auto: as the files are where that fits, else packed by "
-        "what is fast on this device (`lvspec models fit` explains). fp8 and torchao-int4 want a GPU, the "
-        "others run on CPUs, too; awq and gptq take files made so. On a GPU mode exact may differ from ar in "
+        "what is fast on this device (`lvspec models fit` explains). fp8 wants a GPU, the others run on "
+        "CPUs, too; awq and gptq take files made so. On a GPU mode exact may differ from ar in "
         "all but none, bf16 and nf4.",
     ),
 ]

@@ -151,7 +151,7 @@ def load_model(
         values = getattr(config, "quantization_config", None)
         files = quantisation_of_files(values, name)
         quantisation = held_as(agreed(request.quantisation, files, name), files, places[0].type)
-        check_usable(quantisation, places[0])
+        check_usable(quantisation, places[0], files)
         dtype = choose_dtype(request.dtype, places[0], quantisation)
         processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
         how = _placed(
@@ -204,7 +204,7 @@ def _placed(
     name, kept = _skeleton(config, family)
     if len(places) > 1:
         whole = {"device_map": device_map(kept, name, shares)}
-    return {**whole, "quantization_config": quantiser(quantisation, dtype, kept)}
+    return {**whole, "quantization_config": quantiser(quantisation, dtype, kept, places[0].type)}
 
 
 def _skeleton(config: Any, family: Family) -> tuple[str, list[str]]:

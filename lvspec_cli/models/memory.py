@@ -20,7 +20,8 @@ SPARE_ROWS = 512  # that a cache sets aside at once, as ``models.cache``
 TEXT_TOKENS = 256  # of a prompt, around the video
 
 # Bytes of a weight of a converted matrix, with its scales: blocks of 64 whose scale is a byte, which has one
-# of float32 for 256 (nf4), rows (int8), blocks of 128 x 128 (fp8), groups of 128 with scale and zero.
+# of float32 for 256 (nf4), rows (int8), blocks of 128 x 128 (fp8), groups of 128 with scale and zero (which
+# torchao keeps in the type that is computed in).
 MATRIX_BYTES: Mapping[Quantisation, float] = {
     Quantisation.NF4: 0.5 + 1 / 64 + 4 / (64 * 256),
     Quantisation.INT8: 1.0,
@@ -182,6 +183,13 @@ class Plan:
         return together(self.target_need, self.draft_need)
 
 
+def matrix_bytes(kind: Quantisation, element: int) -> float:
+    """Of a weight in a matrix. ``element``: bytes of a value that is computed with."""
+    if kind is Quantisation.TORCHAO_INT4:
+        return MATRIX_BYTES[kind] + 2 * (element - 2) / 128
+    return MATRIX_BYTES.get(kind, float(element))
+
+
 def weight_bytes(parameters: int, matrices: int, choice: Choice) -> int:
     """Of ``parameters``, ``matrices`` of them in matrices.
 
@@ -191,7 +199,7 @@ def weight_bytes(parameters: int, matrices: int, choice: Choice) -> int:
     if kind is Quantisation.AUTO:
         raise UsageError("quantisation auto has no size of its own", "name one, such as nf4")
     element = 2 if kind is Quantisation.BF16 else choice.element
-    a_matrix = MATRIX_BYTES.get(kind, float(element))
+    a_matrix = matrix_bytes(kind, element)
     return round(matrices * a_matrix) + (parameters - matrices) * element
 
 

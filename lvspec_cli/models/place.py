@@ -8,7 +8,6 @@ from itertools import product
 
 from lvspec_cli.models.memory import (
     CONTEXT,
-    MATRIX_BYTES,
     SLACK,
     Choice,
     Device,
@@ -18,6 +17,7 @@ from lvspec_cli.models.memory import (
     Plan,
     Share,
     Workload,
+    matrix_bytes,
     need,
     plan,
 )
@@ -101,7 +101,7 @@ def bytes_a_round(
     Beyond its limit nf4 is written out in the type computed in, and read again. LLM.int8() counts as no
     faster than the weights unpacked: it also packs the inputs of every layer.
     """
-    packed = MATRIX_BYTES.get(quantisation, float(element))
+    packed = matrix_bytes(quantisation, element)
     if quantisation is Quantisation.INT8:
         packed = float(element)
     if quantisation is Quantisation.NF4 and width_limit is not None and rows > width_limit:

@@ -29,9 +29,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _COMPUTES_IN = {
     Quantisation.BF16: torch.bfloat16,
     Quantisation.FP8: torch.bfloat16,
+}
+_COMPUTES_IN_ON_A_GPU = {
+    Quantisation.AWQ: torch.float16,
+    Quantisation.GPTQ: torch.float16,
     Quantisation.TORCHAO_INT4: torch.bfloat16,
 }
-_COMPUTES_IN_ON_A_GPU = {Quantisation.AWQ: torch.float16, Quantisation.GPTQ: torch.float16}
 _PACKAGES = {
     Quantisation.NF4: ("bitsandbytes",),
     Quantisation.INT8: ("bitsandbytes",),
@@ -46,10 +49,11 @@ _EXTRAS = {
     Quantisation.GPTQ: "gptq",
     Quantisation.TORCHAO_INT4: "torchao",
 }
-_NEED_A_GPU = frozenset({Quantisation.FP8, Quantisation.TORCHAO_INT4})
 _LEAST_CAPABILITY = {Quantisation.FP8: (8, 9), Quantisation.TORCHAO_INT4: (8, 0)}
 _ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4})
-_ROW_BY_ROW_ON_A_CPU = frozenset({Quantisation.INT8, Quantisation.AWQ, Quantisation.GPTQ})
+_ROW_BY_ROW_ON_A_CPU = frozenset(
+    {Quantisation.INT8, Quantisation.AWQ, Quantisation.GPTQ, Quantisation.TORCHAO_INT4}
+)
 
 TORCHAO_GROUP = 128
 
@@ -158,9 +162,14 @@ def keep_inputs(model: Any, dtype: torch.dtype) -> None:
             part.support_avx512bf16_for_cpu = False
 
 
-def check_usable(quantisation: Quantisation, device: torch.device) -> None:
-    """PairError where the device for it or a package is missing."""
-    if quantisation in _NEED_A_GPU and device.type != "cuda":
+def check_usable(quantisation: Quantisation, device: torch.device, files: Quantisation | None = None) -> None:
+    """PairError where the device for it or a package is missing.
+
+    :param files: what the model's files are quantised in; torchao's are laid out for a GPU.
+    """
+    on_a_gpu_alone = quantisation is Quantisation.FP8 or files is Quantisation.TORCHAO_INT4
+    on_a_cpu_too = device.type == "cpu" or quantisation is not Quantisation.TORCHAO_INT4
+    if device.type != "cuda" and (on_a_gpu_alone or not on_a_cpu_too):
         raise PairError(f"{quantisation} needs a CUDA device, not {device}", "use nf4 or int8 here")
     missing = [name for name in _PACKAGES.get(quantisation, ()) if find_spec(name) is None]
     if missing:
@@ -170,7 +179,7 @@ def check_usable(quantisation: Quantisation, device: torch.device) -> None:
             f"{quantisation} needs the package {missing[0]}", f"install it with: pip install {what}"
         )
     least = _LEAST_CAPABILITY.get(quantisation)
-    if least and torch.cuda.get_device_capability(device) < least:
+    if least and device.type == "cuda" and torch.cuda.get_device_capability(device) < least:
         gpu, needed = torch.cuda.get_device_name(device), ".".join(map(str, least))
         raise PairError(
             f"{quantisation} needs a GPU of compute capability {needed}, which {gpu} is not",
@@ -260,7 +269,7 @@ def hush(quantisation: Quantisation) -> None:
         import gptqmodel  # noqa: F401
 
 
-def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str]) -> Any:
+def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str], device_type: str) -> Any:
     """The config that ``from_pretrained`` takes; None where nothing is to be quantised.
 
     Files that are quantised already bring their own.
@@ -281,10 +290,17 @@ def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str]) -
         case Quantisation.FP8:
             return FineGrainedFP8Config(modules_to_not_convert=kept)
         case Quantisation.TORCHAO_INT4:
-            from torchao.quantization import Int4WeightOnlyConfig
-
-            # The one format whose kernels are torch's own; others want a further package.
-            how = Int4WeightOnlyConfig(group_size=TORCHAO_GROUP, int4_packing_format="tile_packed_to_4d")
-            return TorchAoConfig(how, modules_to_not_convert=kept)
+            return TorchAoConfig(_torchao_format(device_type), modules_to_not_convert=kept)
         case _:
             return None
+
+
+def _torchao_format(device_type: str) -> Any:
+    """The one whose kernels are torch's own on such a device; others want a further package."""
+    if device_type == "cpu":
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+        return PrototypeInt4WeightOnlyConfig(group_size=TORCHAO_GROUP, set_inductor_config=False)
+    from torchao.quantization import Int4WeightOnlyConfig
+
+    return Int4WeightOnlyConfig(group_size=TORCHAO_GROUP, int4_packing_format="tile_packed_to_4d")

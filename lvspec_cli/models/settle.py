@@ -111,7 +111,7 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
         auto = quantisation is Quantisation.AUTO and files is None
         agreed_on = quantisation if auto else agreed(quantisation, files, str(folder))
         asked.append(held_as(agreed_on, files, place.type))
-        check_usable(asked[-1], place)
+        check_usable(asked[-1], place, files)
     dtype = choose_dtype(request.dtype, device, asked[0])
     limit = width_limit_of(device)
     chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -252,6 +253,44 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     chart = ElementTree.parse(report.page.with_suffix(".svg")).getroot()
     assert chart.tag == "{http://www.w3.org/2000/svg}svg"
     assert f"]({report.page.stem}.svg)" in written
+
+
+def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_path: Path, tiny_models: Path):
+    report = Report(
+        out=tmp_path / "first", scenes=1, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
+        max_new_tokens=4, further_scenes=1,
+    )  # fmt: skip
+    measure_report(report, lambda text: None)
+    before = report.page.read_text()
+    assert "Texts of an earlier run" not in before
+    other = tmp_path / "models.yaml"
+    folder = tiny_models.parent
+    other.write_text(
+        tiny_models.read_text().replace("{folder: ", f"{{folder: {folder}/")
+        + "    rules: {balanced: {relevance: plausible, anchor_margin: 0, filler_margin: 7}}\n"
+    )
+    said: list[str] = []
+    again = replace(report, out=tmp_path / "second", models=other, earlier=report.out, redo=False)
+    measure_report(again, said.append)
+    label = "captions_2-2"
+    assert f"{label}: of the earlier run: exact γ=4" in said
+    assert "Texts of an earlier run with the same settings: ar, exact γ=4." in again.page.read_text()
+    journals = [(run.out / label / "measurements.jsonl").read_text() for run in (report, again)]
+    assert ['"mode":"exact"' in each for each in journals] == [True, False]
+    assert all('"mode":"lvspec"' in each for each in journals)
+    texts = [read_results(run.out / "texts") for run in (report, again)]
+    ars = [[each.text for *_, each in found.measurements(Variant(BenchMode.AR))] for found in texts]
+    assert ars[0] == ars[1]
+    # Of other weights under the same name nothing is taken over.
+    path = report.out / label / "measurements.jsonl"
+    held = json.loads(path.read_text().splitlines()[-1])
+    assert held["block"]["measurements"][0]["mode"] == "exact"
+    text = held["block"]["measurements"][0]["text"]
+    path.write_text(path.read_text().replace(json.dumps(text, ensure_ascii=False), '"something else"'))
+    said.clear()
+    measure_report(replace(again, out=tmp_path / "third"), said.append)
+    assert f"{label}: the earlier run's pair said something else" in said
+    assert '"mode":"exact"' in (tmp_path / "third" / label / "measurements.jsonl").read_text()
 
 
 def test_wrong_pairs_are_said_in_two_lines(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lvspec_cli.bench.run import demo_clips
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.write import describe, scene_of
-from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.types import VideoRequest
 
 VIDEO = VideoRequest(Path(), max_frames=4, start=1.0)
@@ -165,3 +166,14 @@ def test_clips_behind_others_are_drawn_side_by_side(tmp_path: Path):
     assert [path.name for path in found] == [path.name for path in first[1:]]
     assert [path.read_bytes() for path in found] == [path.read_bytes() for path in first[1:]]
     assert told == [(0, 2), (1, 2), (2, 2)]
+
+
+def end_at_once(folder: Path, seed: int, number: int) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_is_ended_from_outside_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lvspec_cli.bench.run.write_clip", end_at_once)
+    with pytest.raises(OutputError, match="a process that drew clips was ended") as caught:
+        demo_clips(tmp_path / "clips", 2, seed=5, processes=2)
+    assert "goes on where it was" in caught.value.remedy
