@@ -19,7 +19,14 @@ from lvspec_cli.types import RuleSettings
 from lvspec_cli.video.pool import reading
 
 _RULE = TypeAdapter(RuleSettings)
-_OF_LINES = {"modes", "gammas", "rule", "rules", "first"}  # what a line need not share with the others
+_OF_LINES = {
+    "modes",
+    "gammas",
+    "rule",
+    "rules",
+    "words",
+    "first",
+}  # what a line need not share with the others
 
 
 def asked_of(clips: Sequence[BenchClip], plan: Plan) -> dict[Variant, frozenset[str]]:
@@ -58,6 +65,8 @@ def is_same_line(held: BenchSettings, wanted: BenchSettings, line: Variant) -> b
         BenchMode.LVSPEC_PRUNED,
     ):  # it accepts the target's own tokens only
         return True
+    if held.words != wanted.words:
+        return False
     one, other = (
         effective(_RULE.validate_python(each.rules[line.label] if line.label else each.rule))
         if not line.label or line.label in each.rules

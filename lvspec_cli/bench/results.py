@@ -360,6 +360,7 @@ class BenchSettings(Part):
     draft_keep_by: KeepBy = KeepBy.EVEN  # and which those are; results of before had no other
     rule: dict[str, Any]
     rules: dict[str, dict[str, Any]] = {}  # of lines with a name of their own
+    words: str = ""  # a digest of the words that the rule treats in their own way
     timed: bool = True
     first: dict[str, int] = {}  # lines that were run on so many clips only, the first ones
     adaptation: dict[str, Any] = {}  # what gamma auto goes by

@@ -31,6 +31,7 @@ from lvspec_cli.demo.write import clip_path, write_clip
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
 from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.words import TokenSets
 from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import identify, settings_fields
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
@@ -232,6 +233,7 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         draft_keep_by=plan.settings.draft_keep_by,
         rule=rule_fields(plan.settings.rule),
         rules={name: rule_fields(rule) for name, rule in plan.rules.items()},
+        words=words_digest(loaded.words),
         timed=plan.timed,
         first={str(variant): count for variant, count in plan.first.items()},
         adaptation=_ADAPTATION.dump_python(plan.settings.adaptation, mode="json"),
@@ -261,6 +263,12 @@ def _variant_settings(variant: Variant, plan: Plan) -> Mapping[str, Any]:
     if variant.gamma is not None:
         found |= {"num_assistant_tokens": variant.gamma, "num_assistant_tokens_schedule": "constant"}
     return found
+
+
+def words_digest(words: TokenSets) -> str:
+    """What tells the words that the rule treats in their own way from others."""
+    sets = (words.ends, words.fixed, words.function, words.meanings.items())
+    return digest_of([sorted(each) for each in sets])
 
 
 def inputs_digest(clips: Sequence[BenchClip]) -> str:

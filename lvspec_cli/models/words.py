@@ -1,4 +1,4 @@
-"""Which tokens of a tokenizer are numerals, negations, function words, or no text of their own.
+"""Which tokens of a tokenizer are numerals, negations, function words, contraries, or no text of their own.
 
 English word lists; digits of every script that the vocabulary shows as characters. Computed once
 per pair, from the vocabulary alone.
@@ -7,8 +7,8 @@ per pair, from the vocabulary alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -36,6 +36,23 @@ FUNCTION_WORDS = _words("""
     when where if than very quite rather just simply really actually clearly mainly mostly still only
     even now again another each some any appears seems we see shows shown visible 's 're 've 'll 'd
 """)
+# A line each: what may stand in one place and says something else there, the words between commas the same.
+CONTRARIES = tuple(
+    tuple(_words(meaning) for meaning in line.split(","))
+    for line in (
+        "left leftward leftwards, right rightward rightwards, top upper up upward upwards,"
+        " bottom lower down downward downwards, middle centre center",
+        "before earlier, after afterwards later then",
+        "black, white, grey gray, red, orange, yellow, green, blue, purple violet, pink, brown, cyan",
+        "small little tiny, big large huge",
+    )
+)
+_MEANINGS = {
+    word: (line, meaning)
+    for line, meanings in enumerate(CONTRARIES)
+    for meaning, words in enumerate(meanings)
+    for word in words
+}
 _BYTES = {letter: code for code, letter in bytes_to_unicode().items()}
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _PUNCTUATION = frozenset(".,;:!?-–—()[]\"'…")
@@ -48,6 +65,15 @@ class TokenSets:
     ends: frozenset[int] = frozenset()  # end an answer
     fixed: frozenset[int] = frozenset()  # numerals, negations and what is no text: never accepted loosely
     function: frozenset[int] = frozenset()  # function words and punctuation: fillers by nature
+    meanings: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # line and meaning in CONTRARIES
+
+    def are_contrary(self, one: int, other: int) -> bool:
+        """Whether two tokens say different things of one kind: places, order in time, colours, sizes.
+
+        Synonyms are not, nor is a word that says nothing of the kind.
+        """
+        first, second = self.meanings.get(one), self.meanings.get(other)
+        return first is not None and second is not None and first[0] == second[0] and first != second
 
 
 def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
@@ -60,6 +86,7 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     fixed_words = NUMERALS | NEGATIONS
     fixed = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     function: set[int] = set()
+    meanings: dict[int, tuple[int, int]] = {}
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     in_bytes = "Ġ" in vocabulary
     for token, index in vocabulary.items():
@@ -69,13 +96,15 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
             fixed.add(index)
         elif word in FUNCTION_WORDS or (word and _PUNCTUATION.issuperset(word)):
             function.add(index)
+        elif word in _MEANINGS:
+            meanings[index] = _MEANINGS[word]
     for word in fixed_words:
         for form in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"):
             pieces = tokenizer.encode(form, add_special_tokens=False)
             letters = tokenizer.decode(pieces[:1]).strip()
             if len(pieces) > 1 and len(letters) > 1 and pieces[0] not in function:
                 fixed.add(pieces[0])
-    return TokenSets(frozenset(end_ids), frozenset(fixed), frozenset(function - fixed))
+    return TokenSets(frozenset(end_ids), frozenset(fixed), frozenset(function - fixed), meanings)
 
 
 def _text(token: str, in_bytes: bool) -> str | None:

@@ -147,7 +147,9 @@ def _loose_kind(
         return None
     if rule.never_loosely:
         protected = words.ends | words.fixed
-        if token in protected or own in protected or starts_loop(history.tokens, token):
+        if token in protected or own in protected or words.are_contrary(token, own):
+            return None
+        if starts_loop(history.tokens, token):
             return None
     allowed = margin(evidence.relevance[place] if evidence.relevance else 0.0, rule)
     # A margin of zero is no margin: not even a draw passes.

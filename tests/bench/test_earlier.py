@@ -68,6 +68,12 @@ def test_what_is_asked_for_changes_every_line(changed: dict[str, Any]):
     assert not any(is_same_line(HELD, wanted, line) for line in (AR, EXACT, OWN, RANDOM))
 
 
+def test_other_words_change_the_loose_lines():
+    wanted = HELD.model_copy(update={"words": "others"})
+    found = {line: is_same_line(HELD, wanted, line) for line in (AR, EXACT, OWN, RANDOM)}
+    assert found == {AR: True, EXACT: True, OWN: False, RANDOM: False}
+
+
 def test_other_lines_beside_it_change_none():
     wanted = settings(RULE, modes=("ar",), gammas=(8,), first={"ar": 3})
     assert is_same_line(HELD, wanted, OWN)

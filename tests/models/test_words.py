@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from lvspec_cli.models.words import TokenSets, token_sets
+from lvspec_cli.models.words import (
+    CONTRARIES,
+    FUNCTION_WORDS,
+    NEGATIONS,
+    NUMERALS,
+    TokenSets,
+    token_sets,
+)
 from tests.tiny_tokenizers import WORDS, build_tokenizer
 
-TOKENIZER = build_tokenizer(f"{WORDS} 12 2nd isn't don't never Never grün grün")
+KINDS = "left Left Right top upper lower centre middle down bottom after before red blue small big large"
+TOKENIZER = build_tokenizer(f"{WORDS} {KINDS} {KINDS} 12 2nd isn't don't never Never grün grün")
 SETS = token_sets(TOKENIZER, (5, 6))
 
 
@@ -45,3 +53,36 @@ def test_what_is_no_text_of_its_own_is_fixed() -> None:
     assert set(pieces) <= SETS.fixed
     assert set(TOKENIZER.convert_tokens_to_ids(["<|im_start|>", "<|video_pad|>"])) <= SETS.fixed
     assert not SETS.fixed & set(ids(" red ball"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "contrary"),
+    [
+        (" left", "Right", True),
+        (" left", " Left", False),
+        (" top", " upper", False),  # another word for it
+        (" upper", " lower", True),
+        (" centre", " lower", True),
+        (" middle", " centre", False),
+        (" down", " bottom", False),
+        (" after", " before", True),
+        (" red", " blue", True),
+        (" small", " big", True),
+        (" large", " big", False),
+        (" red", " small", False),  # of another kind
+        (" left", " red", False),
+        (" left", " the", False),  # says nothing of the kind
+        (" the", " a", False),
+    ],
+)
+def test_contraries(one: str, other: str, contrary: bool) -> None:
+    (first,), (second,) = ids(one), ids(other)
+    assert SETS.are_contrary(first, second) is contrary
+    assert SETS.are_contrary(second, first) is contrary
+
+
+def test_a_word_says_one_thing_and_is_no_filler() -> None:
+    said = [word for line in CONTRARIES for meaning in line for word in meaning]
+    assert len(said) == len(set(said))
+    assert not set(said) & (FUNCTION_WORDS | NUMERALS | NEGATIONS)
+    assert not TokenSets().are_contrary(1, 2)

@@ -17,7 +17,13 @@ from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
 
 EXACT, FILLER, SHIFT, TARGET = TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT, TokenKind.TARGET
 END, TWO, NOT, THE, VERY = 0, 1, 2, 3, 4
-WORDS = TokenSets(ends=frozenset({END}), fixed=frozenset({TWO, NOT}), function=frozenset({THE, VERY}))
+LEFT, RIGHT, LEFTWARD, RED = 61, 62, 63, 64
+WORDS = TokenSets(
+    ends=frozenset({END}),
+    fixed=frozenset({TWO, NOT}),
+    function=frozenset({THE, VERY}),
+    meanings={LEFT: (0, 0), LEFTWARD: (0, 0), RIGHT: (0, 1), RED: (1, 0)},
+)
 RULE = RuleSettings(
     anchor_threshold=0.5,
     anchor_margin=0.5,
@@ -44,6 +50,21 @@ def evidence(
 
 def kinds(found: Evidence, rule: RuleSettings = RULE, history: History = History()) -> list[TokenKind]:  # noqa: B008
     return list(judge(found, rule, WORDS, history).kinds)
+
+
+@pytest.mark.parametrize(
+    ("token", "own", "accepted"),
+    [(LEFT, RIGHT, False), (RIGHT, LEFT, False), (LEFT, LEFTWARD, True), (LEFT, RED, True), (LEFT, 5, True)],
+)
+def test_a_contrary_never_passes_but_a_synonym_does(token: int, own: int, accepted: bool) -> None:
+    rule = replace(RULE, filler_margin=math.inf)
+    found = evidence([token], [own, 7], gap=[0.1])
+    assert kinds(found, rule)[:1] == ([FILLER] if accepted else [TARGET])
+    assert kinds(found, replace(rule, never_loosely=False))[:1] == [FILLER]
+    # Nor by a shift: left, right is not right, left.
+    swapped = evidence([LEFT, RIGHT], [RIGHT, RIGHT, 7])
+    assert kinds(swapped, SHIFTING)[0] is TARGET
+    assert kinds(swapped, replace(SHIFTING, never_loosely=False))[0] is SHIFT
 
 
 # --- cases -----------------------------------------------------------------------------------
