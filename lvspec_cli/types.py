@@ -250,7 +250,7 @@ class RuleSettings:
     max_loose_run: Annotated[int, Ge(0)] = 3  # loose tokens in a row
     max_loose_in_window: Annotated[int, Ge(0)] = 6  # loose tokens among the last loose_window tokens
     loose_window: Annotated[int, Ge(1)] = 12
-    never_loosely: bool = True  # ends, numerals, negations and loops have to match; false for ablations
+    never_loosely: bool = True  # ends, numerals, negations, contraries, loops; false for ablations
     random_rate: Annotated[float, Ge(0), Le(1)] = 0.5  # relevance random: share of mismatches accepted
     layers: tuple[int, ...] = (-1,)  # relevance from hidden states: which layers of the target
 

@@ -37,8 +37,9 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
 
     ``no-anchors``: every token has a filler's margin. ``no-ties``: an anchor has none. ``no-fillers``: every
     token has an anchor's margin. ``no-limits``: as many loose tokens in a row as there may be. ``no-list``:
-    no limits, and ends, numerals, negations and loops are tokens like any other. ``with-anchors``: what looks
-    at the video has to match. ``with-shift``: a token may come a place or two early or late.
+    no limits, and ends, numerals, negations, contraries and loops are tokens like any other.
+    ``with-anchors``: what looks at the video has to match. ``with-shift``: a token may come a place or two
+    early or late.
     """
     unlimited = replace(rule, max_loose_run=NO_LIMIT, max_loose_in_window=NO_LIMIT)
     found = {
