@@ -14,7 +14,9 @@ from lvspec_cli.bench.journal import Earlier, Header, journal, read_journal
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.results import BenchMode, Variant
 from lvspec_cli.bench.rules import rule_fields
+from lvspec_cli.bench.run import words_digest
 from lvspec_cli.bench.summary import Measured
+from lvspec_cli.models.words import TokenSets
 from lvspec_cli.types import DecodeSettings, RelevanceName, RuleSettings, VideoRequest
 from tests.bench.made import ENVIRONMENT, SETTINGS, block, drafted, item, plain
 
@@ -72,6 +74,22 @@ def test_other_words_change_the_loose_lines():
     wanted = HELD.model_copy(update={"words": "others"})
     found = {line: is_same_line(HELD, wanted, line) for line in (AR, EXACT, OWN, RANDOM)}
     assert found == {AR: True, EXACT: True, OWN: False, RANDOM: False}
+
+
+def test_words_are_told_apart_by_what_they_are():
+    sets = [
+        TokenSets(),
+        TokenSets(ends=frozenset({1})),
+        TokenSets(fixed=frozenset({1})),
+        TokenSets(function=frozenset({1})),
+        TokenSets(meanings={1: (0, 0)}),
+        TokenSets(meanings={1: (0, 1)}),
+    ]
+    assert len({words_digest(each) for each in sets}) == len(sets)
+    one, other = (
+        TokenSets(meanings=dict(each)) for each in ([(1, (0, 0)), (2, (0, 1))], [(2, (0, 1)), (1, (0, 0))])
+    )
+    assert words_digest(one) == words_digest(other)
 
 
 def test_other_lines_beside_it_change_none():
