@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lvspec_cli.bench.contrast import best_of_each
-from lvspec_cli.bench.lines import number, retention
+from lvspec_cli.bench.lines import retention
 from lvspec_cli.bench.results import BenchMode, Contrast, Estimate, ModeResult, Results, Spread
-from lvspec_cli.bench.summary import MIN_RETENTION, keeps_quality
+from lvspec_cli.bench.summary import MIN_RETENTION, Measured, keeps_quality, speedup
 from lvspec_cli.types import RelevanceName
 
 CONTROLS = (RelevanceName.PLAUSIBLE, RelevanceName.RANDOM, RelevanceName.LEXICON)
@@ -91,17 +91,21 @@ def _beats(texts: Results, speed: Results, control: RelevanceName) -> Goal:
 
 
 def _auto(speed: Results) -> Goal:
-    """Gamma auto against the best fixed one that was timed on as many clips."""
-    lines = [each for each in speed.modes if is_own(each) and each.speedup_vs_ar]
+    """Gamma auto against the best fixed one that was timed on as many clips, answer by answer.
+
+    The ratio of two medians would be half as sure.
+    """
+    what = "gamma auto against the best fixed one"
+    lines = [each for each in speed.modes if is_own(each)]
     most = max((each.answers for each in lines), default=0)
-    own = {
-        each.gamma: each.speedup_vs_ar.median for each in lines if each.answers == most and each.speedup_vs_ar
-    }
-    fixed = [value for gamma, value in own.items() if gamma != "auto"]
-    if "auto" not in own or not fixed:
-        return Goal("gamma auto against the best fixed one", "0.97", "", None)
-    ratio = own["auto"] / max(fixed)
-    return Goal("gamma auto against the best fixed one", "0.97", number(ratio, 2), ratio >= 0.97)
+    gammas = {each.gamma: each.variant for each in lines if each.answers == most}
+    measured = Measured({item.id: item for item in speed.items}, speed.blocks)
+    auto = gammas.pop("auto", None)
+    found = [speedup(measured, auto, fixed) for fixed in gammas.values()] if auto else []
+    worst = min((each for each in found if each is not None), key=lambda each: each.median, default=None)
+    if worst is None:
+        return Goal(what, "0.97", "", None)
+    return Goal(what, "0.97", _with_ends(worst.median, worst), worst.median >= 0.97)
 
 
 def _with_ends(value: float, found: Spread | Estimate) -> str:
