@@ -191,7 +191,7 @@ class _Runs:
         told = _Told(label, self.say)
         earlier = read_journal(self.report.earlier / label) if self.report.earlier else None
         kept = lines_kept(earlier, header_of(loaded, job), asked) if earlier else ()
-        if kept and not is_still_said(loaded, job.clips[0], job.plan, earlier, kept):
+        if earlier and kept and not is_still_said(loaded, job.clips[0], job.plan, earlier, kept):
             self.say(f"{label}: the earlier run's pair said something else")
             kept = ()
         if earlier is None or not kept:

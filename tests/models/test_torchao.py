@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_it_takes_the_memory_that_is_planned(packed: LoadedPair) -> None:
         part for part in packed.target.family.layers(packed.target.model).modules()
         if isinstance(part, torch.nn.Linear)
     )  # fmt: skip
-    weight = layer.weight
+    weight: Any = layer.weight
     taken = sum(part.numel() * part.element_size() for part in (weight.qdata, weight.scale_and_zero))
     assert taken == pytest.approx(weight.numel() * matrix_bytes(INT4, 4))
     assert matrix_bytes(INT4, 2) == 0.5 + 4 / 128
