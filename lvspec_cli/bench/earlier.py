@@ -19,14 +19,8 @@ from lvspec_cli.types import RuleSettings
 from lvspec_cli.video.pool import reading
 
 _RULE = TypeAdapter(RuleSettings)
-_OF_LINES = {
-    "modes",
-    "gammas",
-    "rule",
-    "rules",
-    "words",
-    "first",
-}  # what a line need not share with the others
+# What a line need not share with the others.
+_OF_LINES = frozenset({"modes", "gammas", "rule", "rules", "words", "first"})
 
 
 def asked_of(clips: Sequence[BenchClip], plan: Plan) -> dict[Variant, frozenset[str]]:
@@ -60,11 +54,8 @@ def is_same_line(held: BenchSettings, wanted: BenchSettings, line: Variant) -> b
         getattr(held, name) != getattr(wanted, name) for name in set(BenchSettings.model_fields) - _OF_LINES
     ):
         return False
-    if line.mode not in (
-        BenchMode.LVSPEC,
-        BenchMode.LVSPEC_PRUNED,
-    ):  # it accepts the target's own tokens only
-        return True
+    if line.mode not in (BenchMode.LVSPEC, BenchMode.LVSPEC_PRUNED):
+        return True  # it accepts the target's own tokens only
     if held.words != wanted.words:
         return False
     one, other = (
