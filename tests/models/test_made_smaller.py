@@ -1,4 +1,4 @@
-"""Weights made fp8 while loading: all of it on a CPU but for the kernel, which wants a GPU."""
+"""Weights made bf16 or fp8 while loading: of fp8 all of it but for the kernel, which wants a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.integrations import finegrained_fp8
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-from lvspec_cli.models.load import LoadedPair, ModelRequest, load_models
+from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
 from lvspec_cli.models.processing import features_of
 from lvspec_cli.prompt import build_prompts, chat_text
 from lvspec_cli.types import DecodeSettings, Mode, Quantisation
@@ -100,3 +100,11 @@ def test_ar_is_generate(pair: LoadedPair) -> None:
     exact, rounds = decode(pair, prompts, replace(settings, mode=Mode.EXACT, gamma=4))
     assert len(exact.tokens) == 12
     assert len(rounds) < 12
+
+
+def test_bf16_is_loaded_as_such(tmp_path: Path) -> None:
+    plain = save_model(tmp_path / "plain", "qwen2_5_vl")
+    loaded = load_model(ModelRequest(plain, device="cpu", quantisation=Quantisation.BF16))
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
+    assert (loaded.quantisation, loaded.dtype) == (Quantisation.BF16, torch.bfloat16)
+    assert not loaded.full_precision
