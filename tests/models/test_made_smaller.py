@@ -13,9 +13,9 @@ from transformers.integrations import finegrained_fp8
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
-from lvspec_cli.models.processing import features_of
-from lvspec_cli.prompt import build_prompts, chat_text
+from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, Quantisation
+from tests.models.generated import generated
 from tests.speculation.conftest import decode
 from tests.tiny_families import TinyShape
 from tests.tiny_models import make_clip, save_model
@@ -87,13 +87,8 @@ def test_the_blocks_are_made_fp8_and_nothing_else(pair: LoadedPair) -> None:
 
 
 def test_ar_is_generate(pair: LoadedPair) -> None:
-    target, clip, question = pair.target, make_clip(4, size=84), "Describe the video."
-    inputs = features_of(target.processor, chat_text(target.processor, question, None), clip)
-    inputs = {
-        name: each.to(torch.bfloat16) if each.is_floating_point() else each for name, each in inputs.items()
-    }
-    tokens = target.model.generate(**inputs, do_sample=False, max_new_tokens=12)
-    expected = tokens[0, inputs["input_ids"].shape[1] :].tolist()
+    clip, question = make_clip(4, size=84), "Describe the video."
+    expected = generated(pair.target, clip, question, 12)
     settings = DecodeSettings(mode=Mode.AR, max_new_tokens=12, repetition_guard=False)
     prompts = build_prompts(pair, clip, question)
     assert list(decode(pair, prompts, settings)[0].tokens) == expected

@@ -16,9 +16,9 @@ from torch import Tensor
 from lvspec_cli.errors import PairError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
-from lvspec_cli.models.processing import features_of
-from lvspec_cli.prompt import build_prompts, chat_text
+from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, PairPrompts, Quantisation
+from tests.models.generated import generated
 from tests.packed_files import save_packed
 from tests.speculation.conftest import decode
 from tests.tiny_families import TinyShape
@@ -90,10 +90,7 @@ def test_they_are_the_numbers_that_they_stand_for(packed: LoadedPair, prompts: P
 
 
 def test_exact_is_ar_and_generate(packed: LoadedPair, prompts: PairPrompts) -> None:
-    target = packed.target
-    inputs = features_of(target.processor, chat_text(target.processor, QUESTION, None), CLIP)
-    tokens = target.model.generate(**inputs, do_sample=False, max_new_tokens=16)
-    expected = tokens[0, inputs["input_ids"].shape[1] :].tolist()
+    expected = generated(packed.target, CLIP, QUESTION, 16)
     assert list(decode(packed, prompts, replace(EXACT, mode=Mode.AR))[0].tokens) == expected
     for gamma in (1, 5):
         exact, rounds = decode(packed, prompts, replace(EXACT, gamma=gamma))
