@@ -94,7 +94,8 @@ class Shell:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LVSPEC", "XDG"))}
+        users = ("LVSPEC", "XDG", "HF_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(users)}
         home = {"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home / "config"), "HF_HUB_OFFLINE": "1"}
         home["XDG_STATE_HOME"] = str(self.home / "state")
         path = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}

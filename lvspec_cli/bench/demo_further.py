@@ -1,4 +1,4 @@
-"""Captions of further scenes, joined to the report's texts: with more the quality is known more closely."""
+"""What was said of further scenes, joined to the report's texts: more of it tells the quality closer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lvspec_cli.bench.summary import Measured, summarise
 
 
 def with_further(texts: Results, further: Sequence[Measured], exact: Variant) -> Results:
-    """The texts with those of further runs, which hold exact mode's captions where ar's would stand.
+    """The texts with those of further runs, which hold exact mode's texts where ar's would stand.
 
     Exact mode says what ar says, token for token, and is faster.
 

@@ -3,8 +3,8 @@
 Speed on some held-out scenes, by one process that wants the machine for itself; then texts of many more for
 fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says:
 of them no texts are asked for, and the timed part holds theirs beside ar's. For the same reason exact mode
-gives ar's captions of further scenes, by which alone the pair's own rule is judged more closely: they come
-in portions, so that another run can add to them.
+gives what ar says of further scenes, by which alone the pair's own rule is judged more closely: captions and
+answers each come in portions, so that another run can add to them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +70,7 @@ class Report:
     control_scenes: int = 300
     ablation_scenes: int = 150
     further_scenes: int = 0  # of these, captions by the pair's own rule alone
+    further_questions: int = 0  # about each of these
     few: int = 40  # clips of the timed lines of less interest
     processes: int = 1
     variants: Path | None = None
@@ -150,6 +151,7 @@ class _Runs:
         *,
         timed: bool = False,
         questions: int = 0,
+        tasks: Container[str] = ("caption", "ask"),
     ) -> BenchJob:
         report, request = self.report, self.request
         plan = Plan(
@@ -161,9 +163,13 @@ class _Runs:
             scored=timed,
             first={line: count for line, count in lines.items() if count < len(sources)},
         )
+        clips = clips_of(sources, request.video, questions=questions)
         return BenchJob(
             request=request if timed else replace(request, threads=1),
-            clips=clips_of(sources, request.video, questions=questions),
+            clips=tuple(
+                replace(clip, items=tuple(item for item in clip.items if item.task in tasks))
+                for clip in clips
+            ),
             modes=plan.variants,
             gammas=OWN_GAMMAS,
             plan=plan,
@@ -179,11 +185,17 @@ class _Runs:
     def further(
         self, loaded: LoadedPair, lines: Sequence[Variant]
     ) -> Iterator[tuple[Measured, tuple[Variant, ...]]]:
-        """Captions of scenes behind the report's others, and which lines were answered before."""
-        for first, count in portions(self.report.scenes, self.report.further_scenes):
-            label = f"captions_{first}-{first + count - 1}"
-            job = self.job(label, self.clips(first, count), dict.fromkeys(lines, count))
-            yield self.untimed(loaded, replace(job, request=bench_request(job)))
+        """What is said of scenes behind the report's others, and which lines were answered before."""
+        report = self.report
+        kinds = [("captions", "caption", 0)]
+        if report.further_questions:
+            kinds.append(("answers", "ask", report.further_questions))
+        for first, count in portions(report.scenes, report.further_scenes):
+            paths, asked = self.clips(first, count), dict.fromkeys(lines, count)
+            for kind, task, questions in kinds:
+                label = f"{kind}_{first}-{first + count - 1}"
+                job = self.job(label, paths, asked, questions=questions, tasks=(task,))
+                yield self.untimed(loaded, replace(job, request=bench_request(job)))
 
     def untimed(self, loaded: LoadedPair, job: BenchJob) -> tuple[Measured, tuple[Variant, ...]]:
         """Texts of a job, and which of its lines the earlier run had answered already."""
@@ -216,9 +228,10 @@ def further_said(report: Report, own: Variant, exact: Variant, taken: Sequence[V
     last = report.scenes + report.further_scenes
     found = []
     if report.further_scenes:
+        answers = f" and {report.further_questions} answers each" if report.further_questions else ""
         found.append(
-            f"Of scenes {report.scenes + 1} to {last} the captions of {own} alone; {exact} gives ar's, which"
-            " are the same token for token."
+            f"Of scenes {report.scenes + 1} to {last} the captions{answers} of {own} alone; {exact} gives"
+            " ar's, which are the same token for token."
         )
     if taken:
         found.append(f"Texts of an earlier run with the same settings: {', '.join(map(str, taken))}.")
@@ -299,6 +312,7 @@ def main() -> None:
     parser.add_argument(
         "--further-scenes", type=int, default=0, help="captions of so many more, by the pair's own rule alone"
     )
+    parser.add_argument("--further-questions", type=int, default=0, help="about each of these")
     parser.add_argument("--speed", type=int, default=100, help="of these, for speed")
     parser.add_argument("--few", type=int, default=40, help="of these, for slow lines of less interest")
     parser.add_argument("--processes", type=int, default=usable_cores(), help="for texts, a thread each")

@@ -30,7 +30,7 @@ from lvspec_cli.models.quantise import (
     check_usable,
     compute_dtype,
     held_as,
-    hush,
+    import_kernels,
     is_row_by_row,
     keep_inputs,
     kept_modules,
@@ -158,7 +158,7 @@ def load_model(
             config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation
         )
         if files is not None:
-            hush(files)
+            import_kernels(files)
             blocks = _skeleton(config, family)
             config.quantization_config, read = read_as(files, values, places[0].type, *blocks)
             how |= {"quantization_config": read} if read else {}

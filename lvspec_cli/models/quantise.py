@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -257,16 +258,30 @@ def read_as(
     return values, config
 
 
-def hush(quantisation: Quantisation) -> None:
-    """gptqmodel says what it is and does on standard output, where the answer goes."""
+def import_kernels(quantisation: Quantisation) -> None:
+    """Imports gptqmodel without what that does besides.
+
+    It says what it is and does on standard output, where the answer goes, and sets variables (another cache
+    of the hub, an order of the GPUs) that every process started later would take over.
+    """
     if quantisation not in (Quantisation.AWQ, Quantisation.GPTQ):
         return
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _environment_kept():
         from logbar import LogBar
 
         LogBar.shared().setLevel("ERROR")
         import gptqmodel  # noqa: F401
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str], device_type: str) -> Any:

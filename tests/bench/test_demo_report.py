@@ -251,12 +251,15 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     said: list[str] = []
     report = Report(
         out=tmp_path / "out", scenes=1, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
-        max_new_tokens=4, further_scenes=2, command="python -m …",
+        max_new_tokens=4, further_scenes=2, further_questions=3, command="python -m …",
     )  # fmt: skip
     measure_report(report, said.append)
     written = report.page.read_text()
-    assert "Fidelity over 3 captions and 2 questions" in written
-    assert "Of scenes 2 to 3 the captions of lvspec γ=" in written
+    assert "Fidelity over 3 captions and 8 questions" in written
+    assert "Of scenes 2 to 3 the captions and 3 answers each of lvspec γ=" in written
+    for label, tasks in (("captions_2-3", ["caption"] * 2), ("answers_2-3", ["ask"] * 6)):
+        rows = map(json.loads, (report.out / label / "measurements.jsonl").read_text().splitlines())
+        assert [row["item"].get("task", "caption") for row in rows if "item" in row] == tasks
     assert "speed over 1 of these captions" in written
     assert "| gamma auto against the best fixed one | 0.97 |" in written
     assert "| no-shift | shift\\_window 0 |" in written
@@ -277,6 +280,8 @@ def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_pat
     )  # fmt: skip
     measure_report(report, lambda text: None)
     before = report.page.read_text()
+    assert "Fidelity over 2 captions and 2 questions" in before
+    assert not list(report.out.glob("answers_*"))
     assert "Texts of an earlier run" not in before
     other = tmp_path / "models.yaml"
     folder = tiny_models.parent

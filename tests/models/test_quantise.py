@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ from lvspec_cli.types import (
     VideoRequest,
 )
 from lvspec_cli.video.decode import read_clip
+from tests.conftest import Shell
 from tests.speculation.conftest import decode, generate
 from tests.tiny_models import make_clip
 
@@ -294,6 +297,18 @@ def test_gptqmodel_chooses_where_the_kernel_for_cpus_does_not_go() -> None:
         values = {"bits": bits, "quant_method": "gptq"}
         _, here = read_as(Quantisation.GPTQ, values, device, "model.layers", [])
         assert "aten" not in str(here.backend)
+
+
+def test_gptqmodel_is_imported_without_a_word_and_leaves_the_environment_alone(shell: Shell) -> None:
+    """Else processes started later would look for a pair in another cache."""
+    code = (
+        "import os, sys; from lvspec_cli.models.quantise import *; before = dict(os.environ);"
+        "import_kernels(Quantisation.GPTQ); assert 'gptqmodel' in sys.modules;"
+        "assert before == dict(os.environ)"
+    )
+    command, environment = [sys.executable, "-c", code], shell.environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 @pytest.mark.parametrize(
