@@ -70,7 +70,7 @@ def fit_pair(
     sizes = Sizes(_size(pair.target, stored[0]), _size(pair.draft, stored[1]))
     wanted = _wanted(machine)
     decision = decide(machine, sizes, load, wanted, gamma=GAMMA, width_limit=width_limit)
-    rows = tuple(_row(sizes, load, machine, each, wanted.element) for each in CANDIDATES)
+    rows = tuple(_row(sizes, load, machine, each, wanted.element) for each in _made_on(machine))
     change = None if decision.plan.fits else smallest_change(machine, sizes, load, wanted)
     return PairFit(
         name=name,
@@ -91,6 +91,12 @@ def largest_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> str | None
         if fit_pair(name, pairs[name], machine, workload(pairs[name].defaults)).decision.plan.fits:
             return name
     return None
+
+
+def _made_on(machine: Machine) -> tuple[Quantisation, ...]:
+    """What plain weights can be packed into there, while they are loaded."""
+    on_gpus = (Quantisation.FP8,) if machine.gpus else ()
+    return (*CANDIDATES, *on_gpus, Quantisation.TORCHAO_INT4)
 
 
 def _row(sizes: Sizes, load: Workload, machine: Machine, quantisation: Quantisation, element: int) -> FitRow:

@@ -51,7 +51,11 @@ def machine_line(machine: Machine) -> str:
 
 
 def _cells(fit: PairFit) -> tuple[str, ...]:
-    needs = [_gigabytes(row.plan.needed) + ("" if row.plan.fits else " -") for row in fit.rows]
+    needs = [
+        _gigabytes(row.plan.needed) + ("" if row.plan.fits else " -")
+        for row in fit.rows
+        if row.quantisation in HEADINGS
+    ]
     decision = fit.decision
     if not decision.plan.fits:
         taken, where = "does not fit", f"{_gigabytes(decision.plan.missing)} short"

@@ -60,6 +60,7 @@ def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch)
     assert rows["none"][1:3] == ["66.9 GB", "16.6 GB"]
     assert rows["none"][-1] == "cuda:0; draft cuda:1"
     assert rows["nf4"][-1] == "cuda:0"
+    assert rows["fp8"][1] == rows["int8"][1] > rows["torchao-int4"][1] > rows["nf4"][1]
     assert "cuda:1 a card, 80.0 GB free of 80.0 GB" in shown.stderr
     monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine(1, 48))
     packed = here("models", "fit", "qwen2.5-vl-32b-7b").stdout
@@ -78,6 +79,8 @@ def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
         shown.returncode,
         "auto: none on cpu: the target fits as it is, so does the draft" in shown.stdout,
     ) == (0, True)
+    rows = [line.split("\t")[0] for line in shown.stdout.splitlines()]
+    assert rows[2:-1] == ["none", "int8", "nf4", "torchao-int4"]  # fp8 is made on a GPU only
     unknown = tiny_models.parent / "unknown.yaml"
     unknown.write_text("pairs:\n  odd:\n    target: {repo: a/b}\n    draft: {repo: a/c}\n")
     one = here("models", "fit", "odd", "--models", unknown)
@@ -90,7 +93,7 @@ def test_memory_in_models_yaml_is_what_fit_says() -> None:
     for name, pair in load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs.items():
         if pair.target.repo is None:
             continue
-        assert set(pair.memory) == {"none", "int8", "nf4"}, name
+        assert list(pair.memory) == ["none", "int8", "fp8", "nf4", "torchao-int4"], name
         load = workload(pair.defaults)
         for kind, least in pair.memory.items():
             both = [
