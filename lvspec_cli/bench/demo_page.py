@@ -56,6 +56,7 @@ def page(texts: Results, speed: Results, command: str, chart: Path, further: str
         *table(HEADINGS, rows(speed)),
         "",
         *_rounds(speed),
+        *_level(speed),
         "What was said meanwhile, against ar's texts:",
         "",
         *fidelity_table(speed),
@@ -167,6 +168,28 @@ def _rounds(speed: Results) -> Iterator[str]:
             f" {shares.speedup(verification=1):.2f} if a verification cost no more than one step,"
             f" {shares.speedup(rest=0):.2f} without the rest, and"
             f" {(shares.drafted + 1) / shares.whole:.2f} if every drafted token were kept."
+        )
+        yield ""
+
+
+def _level(speed: Results) -> Iterator[str]:
+    """Other rules that the pair's own is shown neither faster nor slower than, and why."""
+    own = next((each for each in speed.modes if is_own(each)), None)
+    contrasts = {each.other: each.speed for each in speed.contrasts if own and each.line == str(own.variant)}
+    level = [
+        f"{each.variant} ({number(each.mean_accepted_length, 2)})"
+        for each in speed.modes
+        if (found := contrasts.get(str(each.variant))) is not None
+        and each.mode is BenchMode.LVSPEC
+        and found.low is not None
+        and found.high is not None
+        and found.low <= 1 <= found.high
+    ]
+    if own is not None and level:
+        yield (
+            f"No difference in speed is shown to {', '.join(level)}: a round is a draft and a verification"
+            " whatever counts as an anchor, and with margins of its own each rule keeps about as many tokens"
+            f" of it as {own.variant} does ({number(own.mean_accepted_length, 2)})."
         )
         yield ""
 

@@ -237,6 +237,26 @@ def test_the_kinds_of_facts_that_are_lost_are_named():
     assert "It loses" not in text
 
 
+def test_rules_that_are_as_fast_are_named():
+    found = {"lexicon": 1.05, "attention": 0.95, "random": 2.0, "no-list": 0.8}  # 0.1 to either side
+    lengths = {"lexicon": 9.1, "attention": 9.3, "random": 3.0, "no-list": 9.9}
+    own = line(8, 3.5).model_copy(update={"mean_accepted_length": 9.2})
+    others = [
+        line(8, 3.5).model_copy(update={"label": name, "mean_accepted_length": length})
+        for name, length in lengths.items()
+    ]
+    contrasts = [against(f"lvspec/{name} γ=8", speed) for name, speed in found.items()]
+    contrasts += [against("exact-pruned γ=5", 1.0)]
+    speed = results((own, *others), contrasts=tuple(contrasts))
+    text = page(speed, speed, "command", Path("chart.svg"))
+    assert (
+        "No difference in speed is shown to lvspec/lexicon γ=8 (9.10), lvspec/attention γ=8 (9.30): a round"
+        in text
+    )
+    assert "as many tokens of it as lvspec γ=8 does (9.20)." in text
+    assert "No difference" not in page(results((own,)), results((own,)), "command", Path("chart.svg"))
+
+
 @pytest.mark.parametrize(("relevance", "said"), [("attention", False), ("plausible", True)])
 def test_a_control_that_won_is_said_to_be_the_default(relevance: str, said: bool):
     settings = SETTINGS.model_copy(update={"rule": {"relevance": relevance}, "first": {"lvspec/x": 3}})
