@@ -67,6 +67,11 @@ class TokenSets:
     function: frozenset[int] = frozenset()  # function words and punctuation: fillers by nature
     meanings: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # line and meaning in CONTRARIES
 
+    def any_protected(self, *tokens: int) -> bool:
+        """Whether one of them may neither be accepted loosely nor replaced: an end, a numeral, a negation."""
+        # Not by their union: of a large vocabulary it takes longer to make than the rest of a verdict.
+        return any(token in self.ends or token in self.fixed for token in tokens)
+
     def are_contrary(self, one: int, other: int) -> bool:
         """Whether two tokens say different things of one kind: places, order in time, colours, sizes.
 

@@ -35,10 +35,9 @@ def is_shifted(
     stays: an anchor's word is kept (late), and nothing but fillers is put in, left out or swapped.
     Reads nothing beyond ``place + shift_window``.
     """
-    protected = words.ends | words.fixed if rule.never_loosely else frozenset()
 
     def is_filler(token: int, at: int) -> bool:
-        if token in protected:
+        if rule.never_loosely and words.any_protected(token):
             return False
         return token in words.function or not relevance or relevance[at] < rule.anchor_threshold
 

@@ -146,8 +146,7 @@ def _loose_kind(
     if _is_spent(history.loose, rule):
         return None
     if rule.never_loosely:
-        protected = words.ends | words.fixed
-        if token in protected or own in protected or words.are_contrary(token, own):
+        if words.any_protected(token, own) or words.are_contrary(token, own):
             return None
         if starts_loop(history.tokens, token):
             return None

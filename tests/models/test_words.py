@@ -86,3 +86,10 @@ def test_a_word_says_one_thing_and_is_no_filler() -> None:
     assert len(said) == len(set(said))
     assert not set(said) & (FUNCTION_WORDS | NUMERALS | NEGATIONS)
     assert not TokenSets().are_contrary(1, 2)
+
+
+def test_ends_and_fixed_tokens_are_protected() -> None:
+    sets = TokenSets(ends=frozenset({1}), fixed=frozenset({2}), function=frozenset({3}))
+    assert [sets.any_protected(token) for token in range(4)] == [False, True, True, False]
+    assert sets.any_protected(3, 2)
+    assert not sets.any_protected(3, 0)
