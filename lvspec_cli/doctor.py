@@ -111,12 +111,12 @@ def _gpus(torch: Any) -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    import psutil
+    from lvspec_cli.models.machine import cpu_memory
 
-    memory, cores = psutil.virtual_memory(), usable_cores()
-    facts = {"cores": cores, "free": memory.available, "total": memory.total}
-    few = memory.available < 4e9
-    held = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
+    memory, cores = cpu_memory(), usable_cores()
+    facts = {"cores": cores, "free": memory.free, "total": memory.total}
+    few = memory.free < 4e9
+    held = f"{memory.free / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
     text = f"{held}, {cores} core{'' if cores == 1 else 's'}"
     yield Finding("memory", "note" if few else "ok", text, "end what else takes memory" if few else "", facts)
 

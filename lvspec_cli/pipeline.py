@@ -111,7 +111,7 @@ def ask(
     try:
         clip = _decode(request.video, listen)
         loaded = load(request, listen)
-        with memory_errors(request):
+        with memory_errors(of_clip(request, clip)):
             return list(
                 answers(loaded, request, identity, clip, listen, trace=trace, interrupted=interrupted)
             )
@@ -262,8 +262,16 @@ class _Run:
         self.listen(QuestionStarted(number, len(request.questions), question))
         with _stage(Stage.ENCODING, self.listen):
             prompts = build_prompts(self.pair, self.clip, question, system=request.system, earlier=earlier)
+            if earlier is None and not self._has_room(prompts.target.visual_tokens):
+                raise MemoryError
             session.encode(prompts, request.settings)
         return prompts
+
+    def _has_room(self, visual_tokens: int) -> bool:
+        from lvspec_cli.models.settle import has_room
+
+        request = of_clip(self.request, self.clip)
+        return has_room(request, *_folders(request), self.clip.frames.nbytes, visual_tokens)
 
     def _answer(
         self, session: Session, prompts: PairPrompts, number: int, interrupted: Callable[[], bool]
@@ -347,6 +355,12 @@ def memory_errors(request: AskRequest) -> Iterator[None]:
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what the failed attempt had in memory
     raise no_room(request) from None
+
+
+def of_clip(request: AskRequest, clip: Clip) -> AskRequest:
+    """The request with the frames that the clip has, in place of as many as it may have."""
+    video = replace(request.video, max_frames=len(clip.frames), max_pixels=clip.width * clip.height)
+    return replace(request, video=video)
 
 
 def no_room(request: AskRequest) -> NoRoomError:

@@ -13,6 +13,7 @@ import pytest
 from lvspec_cli import pipeline
 from lvspec_cli.errors import NotAVideoError, PairError
 from lvspec_cli.events import Answered, ClipReady, Event, RoundDone, Stage, StageFinished, StageStarted
+from lvspec_cli.models.memory import Device
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.registry import Pair, Source, load_registry
 from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, VideoRequest
@@ -213,6 +214,19 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr("lvspec_cli.models.load.load_models", refuse)
     yield
+
+
+def test_a_clip_too_large_for_a_cpu_is_not_begun(
+    request_: pipeline.AskRequest, monkeypatch: pytest.MonkeyPatch
+):
+    """The system would end the process in the middle."""
+    monkeypatch.setattr(
+        "lvspec_cli.models.machine.cpu_memory", lambda share=1: Device("cpu", 901_000_000, 8_000_000_000)
+    )
+    events: list[Event] = []
+    with pytest.raises(PairError, match=r"needs about .* GB with 4 frames of 4096 pixels; free: 0.9 GB"):
+        pipeline.ask(request_, events.append)
+    assert not any(isinstance(event, StageStarted) and event.stage is Stage.ANSWERING for event in events)
 
 
 def test_too_little_memory_is_a_pair_that_does_not_fit(request_: pipeline.AskRequest, small_memory: None):

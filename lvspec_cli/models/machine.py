@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import psutil
 
 from lvspec_cli.models.memory import Device, Machine
 
-_GROUP = Path("/sys/fs/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+# What a control group's files are called: its limit, what it holds, and the file pages among that.
+_FILES = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+)
 
 
 def this_machine(device: str = "auto", draft_device: str | None = None) -> Machine:
@@ -20,24 +27,47 @@ def this_machine(device: str = "auto", draft_device: str | None = None) -> Machi
     return Machine(cpu_memory(), tuple(map(_gpu, ours)), tuple(map(_gpu, drafts)))
 
 
-def cpu_memory() -> Device:
-    """What a CPU may take. Without torch."""
+def cpu_memory(side_by_side: int = 1) -> Device:
+    """What this process may take of a CPU's: what it has and its share of what is free. Without torch."""
     memory = psutil.virtual_memory()
     own = psutil.Process().memory_info().rss
-    free, total = within_group(_GROUP, memory.available, memory.total)
-    return Device("cpu", min(total, free + own), total)
+    free, total = memory.available, memory.total
+    try:
+        groups = _OWN_GROUPS.read_text()
+    except OSError:  # not Linux
+        groups = ""
+    for folder in group_folders(groups, _GROUPS):
+        free, total = within_group(folder, free, total)
+    return Device("cpu", min(total, free // side_by_side + own), total)
+
+
+def group_folders(groups: str, root: Path) -> Iterator[Path]:
+    """Where the limits of a process stand: of its control group and of all that this lies in.
+
+    ``groups``: what /proc/self/cgroup says. Both versions of control groups; inside a container its own
+    group may be called as outside, and stands at the root.
+    """
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        within = PurePosixPath(path.lstrip("/"))
+        base = root / "memory" if controllers else root
+        yield from (base / each for each in (within, *within.parents))
 
 
 def within_group(folder: Path, free: int, total: int) -> tuple[int, int]:
-    """Free bytes and all of them, where a container or a job has a limit of its own (cgroup v2)."""
-    try:
-        most = int((folder / "memory.max").read_text())
-        held = int((folder / "memory.current").read_text())
-        kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no limit is the word max
-        return free, total
-    files = int(kinds.get("inactive_file", 0)) + int(kinds.get("active_file", 0))  # given back when needed
-    return max(0, min(free, most - held + files)), min(total, most)
+    """Free bytes and all of them, where a container or a job has a limit of its own."""
+    for limit, usage, pages in _FILES:
+        try:
+            most = int((folder / limit).read_text())
+            held = int((folder / usage).read_text())
+            kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no limit is the word max, or more than there is
+            continue
+        files = sum(int(kinds.get(kind, 0)) for kind in pages)  # given back when needed
+        return max(0, min(free, most - held + files)), min(total, most)
+    return free, total
 
 
 def gpus_for(count: int, device: str, draft_device: str | None) -> tuple[list[int], list[int]]:

@@ -6,8 +6,9 @@ torch is not imported for a pair that plainly fits a machine without a GPU.
 from __future__ import annotations
 
 import json
+import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ FRAMES, MAX_PIXELS = 64, 602_112  # of a clip for which nothing is said
 LEAST = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # with less there is nothing to answer about
 _DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
 _PLENTY = 4  # times the files' size: bfloat16 computed in float32, and as much again for the clip
+_A_TOKEN = 2_000_000  # bytes for each of a clip: a 72B with a 7B takes 1.3 million in float32
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,31 @@ def workload_of(request: AskRequest) -> Workload:
         max_pixels=video.max_pixels or MAX_PIXELS,
         new_tokens=request.settings.max_new_tokens,
     )
+
+
+def has_room(request: AskRequest, target: Path, draft: Path | None, held: int, visual_tokens: int) -> bool:
+    """Whether a loaded pair can read a clip that is decoded.
+
+    Asked of a CPU: the system ends what takes too much of its memory, where a GPU says no and can be tried.
+
+    :param request: with no more frames and pixels than the clip has.
+    :param held: bytes of its frames.
+    :param visual_tokens: the target's, after its processor made the frames of another size, or fewer.
+    """
+    from lvspec_cli.models.machine import cpu_memory, this_machine
+
+    if request.loading is None or request.loading.device != "cpu":
+        return True
+    memory = cpu_memory(request.side_by_side)
+    left = replace(memory, free=max(0, memory.free - held))
+    if visual_tokens * _A_TOKEN <= left.usable:
+        return True
+    machine = replace(this_machine(request.device, request.draft_device), cpu=left)
+    sizes, load = sizes_of(target, draft), workload_of(request)
+    share = visual_tokens / sizes.target.vision.tokens(load.frames, load.max_pixels)
+    seen = replace(load, frames=max(1, math.ceil(load.frames * share)))
+    wanted = wanted_of(request, request.loading)
+    return decide(machine, sizes, seen, wanted, gamma=1, width_limit=None).plan.fits
 
 
 def sizes_of(target: Path, draft: Path | None) -> Sizes:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.models.machine import gpus_for, within_group
+from lvspec_cli.models.machine import cpu_memory, gpus_for, group_folders, within_group
 from lvspec_cli.models.memory import (
     Choice,
     Device,
@@ -240,6 +240,43 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     assert within_group(tmp_path, 500, 9000) == (500, 4000)
     write("1500")
     assert within_group(tmp_path, 7000, 9000) == (0, 1500)
+
+
+def test_a_limit_of_the_first_version_of_control_groups_counts(tmp_path: Path) -> None:
+    (tmp_path / "memory.usage_in_bytes").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 600\ntotal_active_file 400\n")
+    (tmp_path / "memory.limit_in_bytes").write_text("4000\n")
+    assert within_group(tmp_path, 7000, 9000) == (2000, 4000)
+    (tmp_path / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # none
+    assert within_group(tmp_path, 7000, 9000) == (7000, 9000)
+
+
+@pytest.mark.parametrize(
+    ("groups", "found"),
+    [
+        ("", []),
+        ("0::/\n", ["."]),
+        ("0::/slurm/job_7/step_0\n", ["slurm/job_7/step_0", "slurm/job_7", "slurm", "."]),
+        ("3:cpu,cpuacct:/x\n4:memory:/job:7\n0::/\n", ["memory/job:7", "memory", "."]),
+    ],
+)
+def test_where_limits_stand(groups: str, found: list[str]) -> None:
+    root = Path("/sys/fs/cgroup")
+    assert list(group_folders(groups, root)) == [root / each for each in found]
+
+
+def test_the_tightest_of_the_limits_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, most in (("job", 4 * GB), ("job/step", 1 << 60)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "memory.max").write_text(str(most))
+        (tmp_path / folder / "memory.current").write_text(str(4 * GB))
+        (tmp_path / folder / "memory.stat").write_text("anon 1\n")
+    (tmp_path / "cgroup").write_text("0::/job/step\n")
+    monkeypatch.setattr("lvspec_cli.models.machine._GROUPS", tmp_path)
+    monkeypatch.setattr("lvspec_cli.models.machine._OWN_GROUPS", tmp_path / "cgroup")
+    found = cpu_memory()
+    assert found.total == 4 * GB
+    assert found.free < 4 * GB
 
 
 def test_a_draft_on_a_gpu_of_its_own() -> None:
