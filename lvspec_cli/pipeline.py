@@ -261,17 +261,23 @@ class _Run:
         question = request.questions[number - 1]
         self.listen(QuestionStarted(number, len(request.questions), question))
         with _stage(Stage.ENCODING, self.listen):
-            prompts = build_prompts(self.pair, self.clip, question, system=request.system, earlier=earlier)
-            if earlier is None and not self._has_room(prompts.target.visual_tokens):
+            if earlier is None and not self._has_room():
                 raise MemoryError
+            prompts = build_prompts(self.pair, self.clip, question, system=request.system, earlier=earlier)
             session.encode(prompts, request.settings)
         return prompts
 
-    def _has_room(self, visual_tokens: int) -> bool:
+    def _has_room(self) -> bool:
         from lvspec_cli.models.settle import has_room
 
-        request = of_clip(self.request, self.clip)
-        return has_room(request, *_folders(request), self.clip.frames.nbytes, visual_tokens)
+        request, held = of_clip(self.request, self.clip), self.clip.frames.nbytes
+        return has_room(request, *_folders(request), held, self._tokens_of_two)
+
+    def _tokens_of_two(self) -> int:
+        from lvspec_cli.prompt import build_prompts
+
+        first = replace(self.clip, frames=self.clip.frames[:2], timestamps=self.clip.timestamps[:2])
+        return build_prompts(self.pair, first, self.request.questions[0]).target.visual_tokens
 
     def _answer(
         self, session: Session, prompts: PairPrompts, number: int, interrupted: Callable[[], bool]

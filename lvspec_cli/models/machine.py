@@ -27,10 +27,15 @@ def this_machine(device: str = "auto", draft_device: str | None = None) -> Machi
     return Machine(cpu_memory(), tuple(map(_gpu, ours)), tuple(map(_gpu, drafts)))
 
 
-def cpu_memory(side_by_side: int = 1) -> Device:
-    """What this process may take of a CPU's: what it has and its share of what is free. Without torch."""
+def cpu_memory() -> Device:
+    """What this process may take of a CPU's memory, with what it has. Without torch."""
+    free, total = spare_memory()
+    return Device("cpu", min(total, free + psutil.Process().memory_info().rss), total)
+
+
+def spare_memory() -> tuple[int, int]:
+    """Bytes of a CPU that nobody holds, and all of them; fewer where the process's groups have limits."""
     memory = psutil.virtual_memory()
-    own = psutil.Process().memory_info().rss
     free, total = memory.available, memory.total
     try:
         groups = _OWN_GROUPS.read_text()
@@ -38,7 +43,7 @@ def cpu_memory(side_by_side: int = 1) -> Device:
         groups = ""
     for folder in group_folders(groups, _GROUPS):
         free, total = within_group(folder, free, total)
-    return Device("cpu", min(total, free // side_by_side + own), total)
+    return free, total
 
 
 def group_folders(groups: str, root: Path) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from lvspec_cli.models.memory import (
     matrix_bytes,
     need,
     plan,
+    together,
 )
 from lvspec_cli.types import Quantisation
 
@@ -225,6 +226,14 @@ class Change:
     words: str
     load: Workload
     wanted: Wanted
+
+
+def beside_weights(sizes: Sizes, load: Workload, wanted: Wanted) -> int:
+    """Bytes that a pair which is loaded takes for a clip, both models on one device."""
+    of_target, of_draft = wanted.elements
+    target = need(sizes.target, load, Choice(wanted.target, of_target))
+    draft = need(sizes.draft, load, Choice(wanted.draft, of_draft)) if sizes.draft else None
+    return together(target, draft) - target.weights - (draft.weights if draft else 0)
 
 
 def smallest_change(machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted) -> str | None:

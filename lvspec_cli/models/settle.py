@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.errors import NoRoomError, PairError
-from lvspec_cli.models.memory import Machine, Share, Workload
-from lvspec_cli.models.place import Sizes, Wanted, decide, shortage, smallest_change
+from lvspec_cli.models.memory import SLACK, Machine, Share, Workload
+from lvspec_cli.models.place import Sizes, Wanted, beside_weights, decide, shortage, smallest_change
 from lvspec_cli.types import Loading, Quantisation
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ FRAMES, MAX_PIXELS = 64, 602_112  # of a clip for which nothing is said
 LEAST = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # with less there is nothing to answer about
 _DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
 _PLENTY = 4  # times the files' size: bfloat16 computed in float32, and as much again for the clip
-_A_TOKEN = 2_000_000  # bytes for each of a clip: a 72B with a 7B takes 1.3 million in float32
+_SCALED = 384 * 384  # pixels that some processors make of every frame
+_A_PIXEL = 2000  # bytes, with all that is made of it: a 72B takes up to 1600 in float32
 
 
 @dataclass(frozen=True)
@@ -156,29 +158,30 @@ def workload_of(request: AskRequest) -> Workload:
     )
 
 
-def has_room(request: AskRequest, target: Path, draft: Path | None, held: int, visual_tokens: int) -> bool:
+def has_room(
+    request: AskRequest, target: Path, draft: Path | None, held: int, tokens_of_two: Callable[[], int]
+) -> bool:
     """Whether a loaded pair can read a clip that is decoded.
 
     Asked of a CPU: the system ends what takes too much of its memory, where a GPU says no and can be tried.
+    By then the weights are among what is held.
 
-    :param request: with no more frames and pixels than the clip has.
-    :param held: bytes of its frames.
-    :param visual_tokens: the target's, after its processor made the frames of another size, or fewer.
+    :param request: with as many frames and pixels as the clip has.
+    :param held: bytes of its frames; the processor takes a copy.
+    :param tokens_of_two: the target's, of two frames: its processor may make them of another size.
     """
-    from lvspec_cli.models.machine import cpu_memory, this_machine
+    from lvspec_cli.models.machine import spare_memory
 
     if request.loading is None or request.loading.device != "cpu":
         return True
-    memory = cpu_memory(request.side_by_side)
-    left = replace(memory, free=max(0, memory.free - held))
-    if visual_tokens * _A_TOKEN <= left.usable:
+    load = workload_of(request)
+    spare = int(spare_memory()[0] * (1 - SLACK)) // request.side_by_side - held
+    if load.frames * max(load.max_pixels, _SCALED) * _A_PIXEL <= spare:
         return True
-    machine = replace(this_machine(request.device, request.draft_device), cpu=left)
-    sizes, load = sizes_of(target, draft), workload_of(request)
-    share = visual_tokens / sizes.target.vision.tokens(load.frames, load.max_pixels)
-    seen = replace(load, frames=max(1, math.ceil(load.frames * share)))
-    wanted = wanted_of(request, request.loading)
-    return decide(machine, sizes, seen, wanted, gamma=1, width_limit=None).plan.fits
+    sizes, wanted = sizes_of(target, draft), wanted_of(request, request.loading)
+    share = tokens_of_two() / sizes.target.vision.tokens(2, load.max_pixels)
+    seen = replace(load, frames=math.ceil(load.frames * share))
+    return beside_weights(sizes, seen, wanted) <= spare
 
 
 def sizes_of(target: Path, draft: Path | None) -> Sizes:

@@ -142,30 +142,36 @@ def test_on_a_cpu_what_does_not_fit_is_not_begun(
 
 
 @pytest.mark.parametrize(
-    ("free", "side_by_side", "found"),
-    [(1_100_000_000, 1, True), (950_000_000, 1, False), (1_900_000_000, 2, False), (2_200_000_000, 2, True)],
+    ("free", "side_by_side", "tokens", "found"),
+    [
+        (60_000_000, 1, 24, True),
+        (20_000_000, 1, 24, False),
+        (60_000_000, 1, 2400, False),  # of a processor that makes the frames larger
+        (120_000_000, 2, 24, True),
+        (40_000_000, 2, 24, False),
+    ],
 )
-def test_on_a_cpu_a_clip_is_not_begun_that_does_not_fit(
-    request_: AskRequest, monkeypatch: pytest.MonkeyPatch, free: int, side_by_side: int, found: bool
+def test_on_a_cpu_a_clip_that_does_not_fit_is_not_begun(
+    request_: AskRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    side_by_side: int,
+    tokens: int,
+    found: bool,
 ) -> None:
-    """900 million bytes are the libraries', 5 the frames'; 400 tokens of the demo pair take few more."""
-    monkeypatch.setattr("lvspec_cli.models.settle._A_TOKEN", 10**9)  # as large pairs are looked at
-    here = Device("cpu", 0, 8_000_000_000)
-    monkeypatch.setattr(
-        "lvspec_cli.models.machine.cpu_memory", lambda share=1: replace(here, free=free // share)
-    )
+    """5 million bytes are those of the processor's copy; the demo pair takes few more for 8 frames."""
+    monkeypatch.setattr("lvspec_cli.models.machine.spare_memory", lambda: (free, 8_000_000_000))
     request = replace(request_, loading=PLAIN, side_by_side=side_by_side)
-    assert has_room(request, TARGET, DRAFT, 5_000_000, 400) == found
-    assert not has_room(request, TARGET, DRAFT, 5_000_000, 4_000_000)
+    assert has_room(request, TARGET, DRAFT, 5_000_000, lambda: tokens) == found
+    assert not has_room(request, TARGET, DRAFT, 200_000_000, lambda: tokens)
     on_gpu = replace(request, loading=replace(PLAIN, device="cuda"))
-    assert has_room(on_gpu, TARGET, DRAFT, 5_000_000, 4_000_000)
+    assert has_room(on_gpu, TARGET, DRAFT, 200_000_000, lambda: tokens)
 
 
-def test_few_tokens_need_no_plan(request_: AskRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Device("cpu", 2_000_000_000, 8_000_000_000)
-    monkeypatch.setattr("lvspec_cli.models.machine.cpu_memory", lambda share=1: here)
+def test_few_frames_need_no_plan(request_: AskRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvspec_cli.models.machine.spare_memory", lambda: (4_000_000_000, 8_000_000_000))
     nowhere = Path("nowhere")
-    assert has_room(replace(request_, loading=PLAIN), nowhere, None, 5_000_000, 400)
+    assert has_room(replace(request_, loading=PLAIN), nowhere, None, 5_000_000, lambda: 1 // 0)
 
 
 def test_each_worker_has_its_share(
