@@ -51,6 +51,7 @@ from lvspec_cli.registry import load_registry, settings_of_pair
 from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 
 QUESTIONS = 2  # about each scene, for fidelity
+FURTHER_QUESTIONS = 4  # about each further scene of which answers are asked for
 OWN_GAMMAS: tuple[Gamma, ...] = ("auto", 8, 12)
 FURTHER_GAMMAS: tuple[Gamma, ...] = (3, 5)  # of these on fewer clips: they are slower
 EXACT_GAMMAS: tuple[Gamma, ...] = ("auto", 5)
@@ -70,7 +71,7 @@ class Report:
     control_scenes: int = 300
     ablation_scenes: int = 150
     further_scenes: int = 0  # of these, captions by the pair's own rule alone
-    further_questions: int = 0  # about each of these
+    further_answers: int = 0  # scenes: of the first so many of these, answers as well
     few: int = 40  # clips of the timed lines of less interest
     processes: int = 1
     variants: Path | None = None
@@ -187,14 +188,14 @@ class _Runs:
     ) -> Iterator[tuple[Measured, tuple[Variant, ...]]]:
         """What is said of scenes behind the report's others, and which lines were answered before."""
         report = self.report
-        kinds = [("captions", "caption", 0)]
-        if report.further_questions:
-            kinds.append(("answers", "ask", report.further_questions))
-        for first, count in portions(report.scenes, report.further_scenes):
-            paths, asked = self.clips(first, count), dict.fromkeys(lines, count)
-            for kind, task, questions in kinds:
+        for kind, task, scenes in (
+            ("captions", "caption", report.further_scenes),
+            ("answers", "ask", report.further_answers),
+        ):
+            for first, count in portions(report.scenes, scenes):
                 label = f"{kind}_{first}-{first + count - 1}"
-                job = self.job(label, paths, asked, questions=questions, tasks=(task,))
+                paths, asked = self.clips(first, count), dict.fromkeys(lines, count)
+                job = self.job(label, paths, asked, questions=FURTHER_QUESTIONS, tasks=(task,))
                 yield self.untimed(loaded, replace(job, request=bench_request(job)))
 
     def untimed(self, loaded: LoadedPair, job: BenchJob) -> tuple[Measured, tuple[Variant, ...]]:
@@ -225,13 +226,18 @@ def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
 
 def further_said(report: Report, own: Variant, exact: Variant, taken: Sequence[Variant]) -> str:
     """What the page says of further scenes, and of answers that were there before; empty: neither."""
-    last = report.scenes + report.further_scenes
+    which = [
+        f"of scenes {report.scenes + 1} to {report.scenes + count} {what}"
+        for count, what in (
+            (report.further_scenes, "the captions"),
+            (report.further_answers, f"{FURTHER_QUESTIONS} answers about each"),
+        )
+        if count
+    ]
     found = []
-    if report.further_scenes:
-        answers = f" and {report.further_questions} answers each" if report.further_questions else ""
+    if which:
         found.append(
-            f"Of scenes {report.scenes + 1} to {last} the captions{answers} of {own} alone; {exact} gives"
-            " ar's, which are the same token for token."
+            f"By {own} alone: {', '.join(which)}; {exact} gives ar's, which are the same token for token."
         )
     if taken:
         found.append(f"Texts of an earlier run with the same settings: {', '.join(map(str, taken))}.")
@@ -312,7 +318,12 @@ def main() -> None:
     parser.add_argument(
         "--further-scenes", type=int, default=0, help="captions of so many more, by the pair's own rule alone"
     )
-    parser.add_argument("--further-questions", type=int, default=0, help="about each of these")
+    parser.add_argument(
+        "--further-answers",
+        type=int,
+        default=0,
+        help="of the first so many of these, four answers each as well",
+    )
     parser.add_argument("--speed", type=int, default=100, help="of these, for speed")
     parser.add_argument("--few", type=int, default=40, help="of these, for slow lines of less interest")
     parser.add_argument("--processes", type=int, default=usable_cores(), help="for texts, a thread each")
