@@ -179,7 +179,7 @@ def has_room(
     if load.frames * max(load.max_pixels, _SCALED) * _A_PIXEL <= spare:
         return True
     sizes, wanted = sizes_of(target, draft), wanted_of(request, request.loading)
-    share = tokens_of_two() / sizes.target.vision.tokens(2, load.max_pixels)
+    share = tokens_of_two() / max(1, sizes.target.vision.tokens(2, load.max_pixels))
     seen = replace(load, frames=math.ceil(load.frames * share))
     return beside_weights(sizes, seen, wanted) <= spare
 

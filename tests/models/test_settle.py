@@ -164,6 +164,8 @@ def test_on_a_cpu_a_clip_that_does_not_fit_is_not_begun(
     request = replace(request_, loading=PLAIN, side_by_side=side_by_side)
     assert has_room(request, TARGET, DRAFT, 5_000_000, lambda: tokens) == found
     assert not has_room(request, TARGET, DRAFT, 200_000_000, lambda: tokens)
+    speck = replace(request, video=replace(request.video, max_frames=1, max_pixels=100))  # less than a patch
+    assert has_room(speck, TARGET, DRAFT, 300, lambda: 1)
     on_gpu = replace(request, loading=replace(PLAIN, device="cuda"))
     assert has_room(on_gpu, TARGET, DRAFT, 200_000_000, lambda: tokens)
 
