@@ -236,8 +236,9 @@ class RuleSettings:
 
     A draft token that is not the target's is kept when the target's log probability of it is at
     most ``margin`` below that of its own token, where the margin falls from ``filler_margin``
-    (relevance 0) to ``anchor_margin`` (relevance at or above ``anchor_threshold``). The ranges
-    hold for models.yaml and the command line alike.
+    (relevance 0) to ``anchor_margin`` (relevance at or above ``anchor_threshold``). What begins a
+    sentence decides what it will tell: there ``sentence_margin`` is the most, for shifts too. The
+    ranges hold for models.yaml and the command line alike.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -246,6 +247,7 @@ class RuleSettings:
     anchor_threshold: float = 0.5
     anchor_margin: Annotated[float, Ge(0)] = 0.5
     filler_margin: Annotated[float, Ge(0)] = 2.0
+    sentence_margin: Annotated[float, Ge(0)] = 0.0  # at the first token of a sentence
     shift_window: Annotated[int, Ge(0), Le(16)] = 2  # places; 0 turns shift off
     max_loose_run: Annotated[int, Ge(0)] = 3  # loose tokens in a row
     max_loose_in_window: Annotated[int, Ge(0)] = 6  # loose tokens among the last loose_window tokens

@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from lvspec_cli.bench.batched import REFERENCE
 from lvspec_cli.bench.contrast import contrasts
-from lvspec_cli.bench.results import BenchMode, Block, Results, Variant
+from lvspec_cli.bench.results import BenchMode, Block, Item, Results, Variant
 from lvspec_cli.bench.summary import Measured, summarise
+from lvspec_cli.types import Gamma
 
 
-def with_further(texts: Results, further: Sequence[Measured], exact: Variant) -> Results:
-    """The texts with those of further runs, which hold exact mode's texts where ar's would stand.
+def with_further(texts: Results, further: Sequence[Measured], gamma: Gamma | None = None) -> Results:
+    """The texts with those of further runs, whose lines are each a run of its own.
 
-    Exact mode says what ar says, token for token, and is faster.
+    What :data:`REFERENCE` says of a scene stands for ar's: greedy decoding of the target alone, too.
 
-    :raises ValueError: two of the runs are of the same clips.
+    :param gamma: the pair's own.
+    :raises ValueError: a line answered an item twice.
     """
     if not further:
         return texts
-    items = (*texts.items, *(item for each in further for item in each.items.values()))
-    if len({item.id for item in items}) != len(items):
+    items: dict[str, Item] = {item.id: item for item in texts.items}
+    for each in further:
+        items |= {name: item for name, item in each.items.items() if item.frames or name not in items}
+    measured = Measured(items, (*texts.blocks, *_joined(further)))
+    if len({(block.item, block.repeat) for block in measured.blocks}) != len(measured.blocks):
         raise ValueError("two runs are of the same clips")
-    blocks = (*texts.blocks, *(_as_ar(block, exact) for each in further for block in each.blocks))
-    measured = Measured({item.id: item for item in items}, blocks)
     settings = {each.variant: each.settings for each in texts.modes}
     reference, modes = summarise(measured, tuple(settings), settings)
     return texts.model_copy(
         update={
             "reference": reference.mode,
-            "items": items,
-            "blocks": blocks,
+            "items": tuple(items.values()),
+            "blocks": measured.blocks,
             "modes": modes,
-            "contrasts": contrasts(measured, modes, exact.gamma),
+            "contrasts": contrasts(measured, modes, gamma),
         }
     )
 
 
-def _as_ar(block: Block, exact: Variant) -> Block:
+def _joined(further: Sequence[Measured]) -> Iterator[Block]:
+    """A block for each item and repeat, with what all runs say of it."""
+    found: dict[tuple[str, int], list[Block]] = {}
+    for each in further:
+        for block in each.blocks:
+            found.setdefault((block.item, block.repeat), []).append(_as_ar(block))
+    for blocks in found.values():
+        said = tuple(answer for block in blocks for answer in block.measurements)
+        if len({answer.variant for answer in said}) != len(said):
+            raise ValueError("two runs are of the same clips")
+        yield blocks[0].model_copy(update={"measurements": said})
+
+
+def _as_ar(block: Block) -> Block:
     ar = Variant(BenchMode.AR)
-    plain = {"mode": ar.mode, "gamma": ar.gamma, "drafted": None, "accepted_exact": 0, "accepted_lengths": ()}
+    plain = {"mode": ar.mode, "gamma": ar.gamma}
     measurements = (
-        each.model_copy(update=plain) if each.variant == exact else each for each in block.measurements
+        each.model_copy(update=plain) if each.variant == REFERENCE else each for each in block.measurements
     )
     return block.model_copy(update={"measurements": tuple(measurements)})

@@ -2,9 +2,9 @@
 
 Speed on some held-out scenes, by one process that wants the machine for itself; then texts of many more for
 fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says:
-of them no texts are asked for, and the timed part holds theirs beside ar's. For the same reason exact mode
-gives what ar says of further scenes, by which alone the pair's own rule is judged more closely: captions and
-answers each come in portions, so that another run can add to them.
+of them no texts are asked for, and the timed part holds theirs beside ar's. By further scenes the pair's own
+rule alone is judged more closely: what ar says of them transformers' ``generate`` says, many at a time.
+Captions and answers each come in portions, so that another run can add to them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lvspec_cli.bench.batched import BATCH, REFERENCE, batched_of
 from lvspec_cli.bench.charts import as_file, speedup_bars
 from lvspec_cli.bench.demo_further import with_further
 from lvspec_cli.bench.demo_page import page
@@ -107,11 +108,11 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     measured, taken = runs.untimed(loaded, job)
     texts = results_of(loaded, job, measured)
     write_results(texts, job.out)
-    own, exact = Variant(BenchMode.LVSPEC, gamma), Variant(BenchMode.EXACT, gamma)
-    further = list(runs.further(loaded, (exact, own)))
-    texts = with_further(texts, [each for each, _ in further], exact)
+    own = Variant(BenchMode.LVSPEC, gamma)
+    further = list(runs.further(loaded, own))
+    texts = with_further(texts, [each for each, _ in further], gamma)
     taken = tuple(dict.fromkeys((*taken, *(line for _, lines in further for line in lines))))
-    said = further_said(report, own, exact, taken)
+    said = further_said(report, own, taken)
     chart = report.page.with_suffix(".svg")
     for path, text in (
         (chart, as_file(speedup_bars(speed.modes) or "")),
@@ -183,9 +184,7 @@ class _Runs:
     def run(self, job: BenchJob) -> Results:
         return run_bench(job, progress=_Told(job.out.name, self.say), warn=self.say)
 
-    def further(
-        self, loaded: LoadedPair, lines: Sequence[Variant]
-    ) -> Iterator[tuple[Measured, tuple[Variant, ...]]]:
+    def further(self, loaded: LoadedPair, own: Variant) -> Iterator[tuple[Measured, tuple[Variant, ...]]]:
         """What is said of scenes behind the report's others, and which lines were answered before."""
         report = self.report
         for kind, task, scenes in (
@@ -194,28 +193,32 @@ class _Runs:
         ):
             for first, count in portions(report.scenes, scenes):
                 label = f"{kind}_{first}-{first + count - 1}"
-                paths, asked = self.clips(first, count), dict.fromkeys(lines, count)
-                job = self.job(label, paths, asked, questions=FURTHER_QUESTIONS, tasks=(task,))
-                yield self.untimed(loaded, replace(job, request=bench_request(job)))
+                paths = self.clips(first, count)
+                for line, folder in ((own, label), (REFERENCE, f"{label}-ar")):
+                    job = self.job(folder, paths, {line: count}, questions=FURTHER_QUESTIONS, tasks=(task,))
+                    yield self.untimed(loaded, replace(job, request=bench_request(job)))
 
     def untimed(self, loaded: LoadedPair, job: BenchJob) -> tuple[Measured, tuple[Variant, ...]]:
         """Texts of a job, and which of its lines the earlier run had answered already."""
         label, asked = job.out.name, asked_of(job.clips, job.plan)
-        told = _Told(label, self.say)
         earlier = read_journal(self.report.earlier / label) if self.report.earlier else None
         kept = lines_kept(earlier, header_of(loaded, job), asked) if earlier else ()
         if earlier and kept and not is_still_said(loaded, job.clips[0], job.plan, earlier, kept):
             self.say(f"{label}: the earlier run's pair said something else")
             kept = ()
         if earlier is None or not kept:
-            return measured_of(loaded, job, progress=told, warn=self.say), ()
+            return self._asked(loaded, job), ()
         self.say(f"{label}: of the earlier run: {', '.join(map(str, kept))}")
         left = without(job.plan, kept)
         part = replace(job, modes=left.variants, plan=left)
-        measured = (
-            measured_of(loaded, part, progress=told, warn=self.say) if left.variants else Measured({}, ())
-        )
+        measured = self._asked(loaded, part) if left.variants else Measured({}, ())
         return with_earlier(measured, earlier, kept, asked), kept
+
+    def _asked(self, loaded: LoadedPair, job: BenchJob) -> Measured:
+        told = _Told(job.out.name, self.say)
+        if job.plan.variants == (REFERENCE,):
+            return batched_of(loaded, job, progress=told)
+        return measured_of(loaded, job, progress=told, warn=self.say)
 
 
 def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
@@ -224,7 +227,7 @@ def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
         yield before + start + 1, min(PORTION, count - start)
 
 
-def further_said(report: Report, own: Variant, exact: Variant, taken: Sequence[Variant]) -> str:
+def further_said(report: Report, own: Variant, taken: Sequence[Variant]) -> str:
     """What the page says of further scenes, and of answers that were there before; empty: neither."""
     which = [
         f"of scenes {report.scenes + 1} to {report.scenes + count} {what}"
@@ -237,7 +240,7 @@ def further_said(report: Report, own: Variant, exact: Variant, taken: Sequence[V
     found = []
     if which:
         found.append(
-            f"By {own} alone: {', '.join(which)}; {exact} gives ar's, which are the same token for token."
+            f"By {own} alone: {', '.join(which)}; ar's are by transformers' `generate`, {BATCH} at a time."
         )
     if taken:
         found.append(f"Texts of an earlier run with the same settings: {', '.join(map(str, taken))}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, get_type_hints
 
@@ -36,16 +37,17 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
     """The rule less one of its parts (DESIGN.md, section 4), or with one that it does not have.
 
     ``no-anchors``: every token has a filler's margin. ``no-ties``: an anchor has none. ``no-fillers``: every
-    token has an anchor's margin. ``no-limits``: as many loose tokens in a row as there may be. ``no-list``:
-    no limits, and ends, numerals, negations, contraries and loops are tokens like any other.
-    ``with-anchors``: what looks at the video has to match. ``with-shift``: a token may come a place or two
-    early or late.
+    token has an anchor's margin. ``no-sentences``: what begins one is a token like any other. ``no-limits``:
+    as many loose tokens in a row as there may be. ``no-list``: no limits, and ends, numerals, negations,
+    contraries and loops are tokens like any other. ``with-anchors``: what looks at the video has to match.
+    ``with-shift``: a token may come a place or two early or late.
     """
     unlimited = replace(rule, max_loose_run=NO_LIMIT, max_loose_in_window=NO_LIMIT)
     found = {
         "no-anchors": replace(rule, relevance=RelevanceName.PLAUSIBLE),
         "no-ties": replace(rule, anchor_margin=0.0),
         "no-fillers": replace(rule, filler_margin=rule.anchor_margin),
+        "no-sentences": replace(rule, sentence_margin=inf),
         "no-shift": replace(rule, shift_window=0),
         "no-limits": unlimited,
         "no-list": replace(unlimited, never_loosely=False),

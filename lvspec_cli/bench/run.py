@@ -82,7 +82,7 @@ def demo_clips(
             if not (path.is_file() and path.with_suffix(".json").is_file())
         ]
         progress(count - len(missing), count)
-        with _mapping(min(processes, len(missing))) as mapped:
+        with mapping(min(processes, len(missing))) as mapped:
             drawn = mapped(partial(write_clip, folder, seed), missing)
             for done, _ in enumerate(drawn, count - len(missing) + 1):
                 progress(done, count)
@@ -99,7 +99,7 @@ def demo_clips(
 
 
 @contextmanager
-def _mapping(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+def mapping(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """``map``, here or in so many other processes; what is not begun when it ends is dropped."""
     if processes < 2:
         yield map
@@ -267,7 +267,7 @@ def _variant_settings(variant: Variant, plan: Plan) -> Mapping[str, Any]:
 
 def words_digest(words: TokenSets) -> str:
     """What tells the words that the rule treats in their own way from others."""
-    sets = (words.ends, words.fixed, words.function, words.meanings.items())
+    sets = (words.ends, words.fixed, words.function, words.meanings.items(), words.stops)
     return digest_of([sorted(each) for each in sets])
 
 

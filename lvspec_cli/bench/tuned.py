@@ -21,8 +21,8 @@ from lvspec_cli.types import RoundCosts
 
 MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
 HEADINGS = (
-    "setting", "γ", "layers", "threshold", "anchors", "fillers", "shift", "in a row", "in window", "rate",
-    "clips", "accepted length", "predicted", "kept",
+    "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "in a row",
+    "in window", "rate", "clips", "accepted length", "predicted", "kept",
 )  # fmt: skip
 CHOSEN = "*"
 
@@ -82,7 +82,10 @@ def _cells(tried: Tried, chosen: bool) -> tuple[str, ...]:
         score.name + (f" {CHOSEN}" if chosen else ""),
         str(tried.rule.gamma),
         ",".join(map(str, rule.layers)) if rule.relevance in LAYERED else "",
-        *(f"{value:g}" for value in (rule.anchor_threshold, rule.anchor_margin, rule.filler_margin)),
+        *(
+            f"{value:g}"
+            for value in (rule.anchor_threshold, rule.anchor_margin, rule.filler_margin, rule.sentence_margin)
+        ),
         str(rule.shift_window),
         *("-" if most >= NO_LIMIT else str(most) for most in (rule.max_loose_run, rule.max_loose_in_window)),
         f"{rule.random_rate:g}" if rule.relevance == "random" else "",

@@ -30,7 +30,7 @@ MARGINS: Mapping[str, Sequence[Any]] = {
     "anchor_margin": (0.0, 0.1, 0.25, 0.5, 1.0, 2.0),
     "filler_margin": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0, inf),
 }
-SHIFTS = (0, 2, 3)
+OTHERS: Mapping[str, Sequence[Any]] = {"sentence_margin": (0.0, 0.3, inf), "shift_window": (0, 2, 3)}
 LIMITS = ((2, 4), (3, 6), (6, 10), (NO_LIMIT, NO_LIMIT))  # loose tokens in a row, and in the window
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -101,10 +101,10 @@ def _parts(relevance: RelevanceName, borders: Sequence[float]) -> dict[str, Sequ
         case RelevanceName.RANDOM:
             return {"random_rate": RATES}
         case RelevanceName.PLAUSIBLE:
-            return {"filler_margin": MARGINS["filler_margin"], "shift_window": SHIFTS}
+            return {"filler_margin": MARGINS["filler_margin"], **OTHERS}
         case RelevanceName.LEXICON:
-            return {**MARGINS, "shift_window": SHIFTS}
-    return {"anchor_threshold": borders, **MARGINS, "shift_window": SHIFTS}
+            return {**MARGINS, **OTHERS}
+    return {"anchor_threshold": borders, **MARGINS, **OTHERS}
 
 
 def _as_it_works(rule: RuleSettings) -> RuleSettings:

@@ -59,6 +59,7 @@ def caption(
     anchor_threshold: options.AnchorThreshold = None,
     anchor_margin: options.AnchorMargin = None,
     filler_margin: options.FillerMargin = None,
+    sentence_margin: options.SentenceMargin = None,
     shift_window: options.ShiftWindow = None,
     max_loose_run: options.MaxLooseRun = None,
     max_loose_in_window: options.MaxLooseInWindow = None,

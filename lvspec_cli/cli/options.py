@@ -149,6 +149,15 @@ AnchorMargin = Annotated[
 FillerMargin = Annotated[
     float | None, typer.Option("--filler-margin", metavar="NATS", help="Margin at a filler; inf for none.")
 ]
+SentenceMargin = Annotated[
+    float | None,
+    typer.Option(
+        "--sentence-margin",
+        metavar="NATS",
+        help="The most that the first token of a sentence may lie below the target's own, which decides what"
+        " will be told: 0 for its very token, inf for the margin of any other.",
+    ),
+]
 ShiftWindow = Annotated[
     int | None, typer.Option("--shift-window", metavar="N", help="Places a token may shift; 0 for none.")
 ]

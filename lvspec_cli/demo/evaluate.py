@@ -50,9 +50,17 @@ class Report:
         )
 
 
-@torch.inference_mode()
 def answer_batch(loaded: LoadedModel, asked: Sequence[tuple[Clip, str]], max_new_tokens: int) -> list[str]:
     """Greedy answers, by transformers' own ``generate``, to one question about each clip."""
+    tokens = batch_tokens(loaded, asked, max_new_tokens)
+    return loaded.processor.batch_decode(tokens, skip_special_tokens=True)
+
+
+@torch.inference_mode()
+def batch_tokens(
+    loaded: LoadedModel, asked: Sequence[tuple[Clip, str]], max_new_tokens: int
+) -> list[list[int]]:
+    """The tokens of these answers, each with the end that it has come to."""
     inputs = loaded.processor(
         text=[chat_text(loaded.processor, question, None) for _, question in asked],
         videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip, _ in asked],
@@ -65,7 +73,14 @@ def answer_batch(loaded: LoadedModel, asked: Sequence[tuple[Clip, str]], max_new
     inputs.pop("video_metadata", None)
     model: Any = loaded.model
     output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-    return loaded.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ends = loaded.generation.end_ids
+    return [_to_end(row, ends) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+
+def _to_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Without what pads an answer that is shorter than others of its batch."""
+    last = next((place for place, token in enumerate(tokens, 1) if token in ends), len(tokens))
+    return tokens[:last]
 
 
 @dataclass(frozen=True)

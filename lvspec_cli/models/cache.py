@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
 
 SPARE = 512  # rows: an answer grows its cache once in so many tokens
+
+
+def cache_argument(layer: Any) -> str:
+    """What a decoder layer calls its cache: transformers 5.24 renamed it, and warns at the old name."""
+    return "cache" if "cache" in signature(type(layer).forward).parameters else "past_key_values"
 
 
 class KeyValueCache:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lvspec_cli.models.attention import packed_mask
-from lvspec_cli.models.cache import KeyValueCache
+from lvspec_cli.models.cache import KeyValueCache, cache_argument
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.types import Prompt
@@ -45,6 +45,7 @@ class Decoder:
         self.loaded = loaded
         self.cache = KeyValueCache()
         self._layers = tuple(loaded.family.layers(loaded.model))
+        self._cache_name = cache_argument(self._layers[0])
         text = loaded.model.config.get_text_config()
         self._groups = text.num_attention_heads // text.num_key_value_heads
         self._places = tuple(next(layer.parameters()).device for layer in self._layers)
@@ -203,7 +204,7 @@ class Decoder:
         if start and rows > 1:
             mask = packed_mask(_causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
         hidden, inputs = embeddings, {}
-        place, here = embeddings.device, rotary
+        place, here, taken = embeddings.device, rotary, {self._cache_name: self.cache}
         for index, layer in enumerate(self._layers):
             if self._places[index] != place:
                 place = self._places[index]
@@ -215,7 +216,7 @@ class Decoder:
                 hidden,
                 attention_mask=mask,
                 position_embeddings=here,
-                past_key_values=self.cache,
+                **taken,
             )
             if self._video is not None and index < len(deeper):
                 hidden[0, self._video.to(place)] += deeper[index].to(hidden)

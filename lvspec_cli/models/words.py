@@ -7,7 +7,7 @@ per pair, from the vocabulary alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,8 @@ _MEANINGS = {
 _BYTES = {letter: code for code, letter in bytes_to_unicode().items()}
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _PUNCTUATION = frozenset(".,;:!?-–—()[]\"'…")
+_STOPS = tuple(".!?…。！？")
+_CLOSING = " \t)]}\"'”’»*_"  # may stand behind a full stop
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class TokenSets:
     fixed: frozenset[int] = frozenset()  # numerals, negations and what is no text: never accepted loosely
     function: frozenset[int] = frozenset()  # function words and punctuation: fillers by nature
     meanings: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # line and meaning in CONTRARIES
+    stops: frozenset[int] = frozenset()  # end a sentence: a full stop or the like, a new line
 
     def any_protected(self, *tokens: int) -> bool:
         """Whether one of them may neither be accepted loosely nor replaced: an end, a numeral, a negation."""
@@ -80,6 +83,10 @@ class TokenSets:
         first, second = self.meanings.get(one), self.meanings.get(other)
         return first is not None and second is not None and first[0] == second[0] and first != second
 
+    def begins_sentence(self, before: Sequence[int]) -> bool:
+        """Whether what comes behind these tokens of an answer is the first of a further sentence."""
+        return bool(before) and before[-1] in self.stops
+
 
 def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     """Sort a tokenizer's vocabulary, with and without a leading space, in any case.
@@ -92,11 +99,14 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     fixed = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     function: set[int] = set()
     meanings: dict[int, tuple[int, int]] = {}
+    stops: set[int] = set()
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     in_bytes = "Ġ" in vocabulary
     for token, index in vocabulary.items():
         text = _text(token, in_bytes)
         word = (text or "").strip().lower()
+        if text and ("\n" in text or text.rstrip(_CLOSING).endswith(_STOPS)):
+            stops.add(index)
         if text is None or word in fixed_words or any(letter.isnumeric() for letter in word):
             fixed.add(index)
         elif word in FUNCTION_WORDS or (word and _PUNCTUATION.issuperset(word)):
@@ -109,7 +119,9 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
             letters = tokenizer.decode(pieces[:1]).strip()
             if len(pieces) > 1 and len(letters) > 1 and pieces[0] not in function:
                 fixed.add(pieces[0])
-    return TokenSets(frozenset(end_ids), frozenset(fixed), frozenset(function - fixed), meanings)
+    return TokenSets(
+        frozenset(end_ids), frozenset(fixed), frozenset(function - fixed), meanings, frozenset(stops)
+    )
 
 
 def _text(token: str, in_bytes: bool) -> str | None:

@@ -150,13 +150,19 @@ def _loose_kind(
             return None
         if starts_loop(history.tokens, token):
             return None
-    allowed = margin(evidence.relevance[place] if evidence.relevance else 0.0, rule)
-    # A margin of zero is no margin: not even a draw passes.
-    if allowed > 0 and evidence.gap[place] <= allowed:
+    gap = evidence.gap[place]
+    if words.begins_sentence(history.tokens) and not _is_within(gap, rule.sentence_margin):
+        return None
+    if _is_within(gap, margin(evidence.relevance[place] if evidence.relevance else 0.0, rule)):
         return TokenKind.FILLER
     if is_shifted(place, evidence.drafted, evidence.target, evidence.relevance, rule, words):
         return TokenKind.SHIFT
     return None
+
+
+def _is_within(gap: float, allowed: float) -> bool:
+    """A margin of zero is no margin: not even a draw passes."""
+    return allowed > 0 and gap <= allowed
 
 
 def _is_spent(loose: Sequence[bool], rule: RuleSettings) -> bool:

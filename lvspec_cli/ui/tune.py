@@ -9,7 +9,10 @@ from lvspec_cli.bench.tuned import HEADINGS, finalist_rows
 from lvspec_cli.escape import visible_line
 from lvspec_cli.ui.bench import figures_table, result_tables
 
-_SHOWN = ("setting", "γ", "threshold", "anchors", "fillers", "shift", "accepted length", "predicted", "kept")
+_SHOWN = (
+    "setting", "γ", "threshold", "anchors", "fillers", "sentences", "shift", "accepted length", "predicted",
+    "kept",
+)  # fmt: skip
 
 
 def plain_tuned(tuned: Tuned) -> str:

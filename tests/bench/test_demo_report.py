@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lvspec_cli.bench.batched import REFERENCE
 from lvspec_cli.bench.contrast import best_of_each
 from lvspec_cli.bench.demo_further import with_further
 from lvspec_cli.bench.demo_goals import goals
@@ -125,15 +126,14 @@ def test_further_scenes_come_in_portions():
 
 
 def test_further_captions_stand_beside_those_that_were_there():
-    """Exact mode's for ar's; of a line that was not asked for them it stays what it was."""
+    """What generate says for ar's; of a line that was not asked for them it stays what it was."""
     scene, rng = scene_of(1, 1)
     whole = caption(scene, rng)
     own, control = Variant(BenchMode.LVSPEC, 4), Variant(BenchMode.LVSPEC, 4, label="random")
-    exact = Variant(BenchMode.EXACT, 4)
 
     def said(variant: Variant, text: str) -> Measurement:
-        if variant.mode is BenchMode.AR:
-            return plain(0.0, text=text)
+        if variant.mode.is_plain:
+            return plain(0.0, text=text).model_copy(update={"mode": variant.mode})
         return drafted(0.0, (5, 5), variant.mode, 4, text=text, label=variant.label)
 
     clips = [item(f"{number}.mp4", scene=scene.as_dict()) for number in range(3)]
@@ -144,11 +144,12 @@ def test_further_captions_stand_beside_those_that_were_there():
         blocks=(block(clips[0], said(ar, whole), said(own, whole), said(control, "")),),
     )
     further = [
-        Measured({each.id: each}, (block(each, said(exact, whole), said(own, text)),))
-        for each, text in ((clips[1], whole), (clips[2], ""))
+        Measured({each.id: each}, (block(each, said(line, text)),))
+        for each, own_text in ((clips[1], whole), (clips[2], ""))
+        for line, text in ((own, own_text), (REFERENCE, whole))
     ]
-    assert with_further(texts, [], exact) is texts
-    found = {each.variant: each for each in with_further(texts, further, exact).modes}
+    assert with_further(texts, []) is texts
+    found = {each.variant: each for each in with_further(texts, further).modes}
     assert list(found) == [ar, own, control]
     assert [found[line].answers for line in (ar, own, control)] == [3, 3, 1]
     facts = known(known(found[own].fidelity).facts)
@@ -157,8 +158,9 @@ def test_further_captions_stand_beside_those_that_were_there():
     assert facts.ar == 1
     assert known(known(found[control].fidelity).facts).mode == 0
     assert found[ar].mean_accepted_length is None
-    with pytest.raises(ValueError, match="same clips"):
-        with_further(texts, [further[0], further[0]], exact)
+    for twice in ([further[0], further[0]], [Measured({clips[0].id: clips[0]}, texts.blocks)]):
+        with pytest.raises(ValueError, match="same clips"):
+            with_further(texts, twice)
 
 
 SIZES = Report(
@@ -277,12 +279,15 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     written = report.page.read_text()
     assert "Fidelity over 3 captions and 6 questions" in written
     assert (
-        "By lvspec γ=4 alone: of scenes 2 to 3 the captions, of scenes 2 to 2 4 answers about each; exact"
+        "By lvspec γ=4 alone: of scenes 2 to 3 the captions, of scenes 2 to 2 4 answers about each; ar's are"
         in written
     )
     for label, tasks in (("captions_2-3", ["caption"] * 2), ("answers_2-2", ["ask"] * 4)):
         rows = map(json.loads, (report.out / label / "measurements.jsonl").read_text().splitlines())
         assert [row["item"].get("task", "caption") for row in rows if "item" in row] == tasks
+        rows = map(json.loads, (report.out / f"{label}-ar" / "measurements.jsonl").read_text().splitlines())
+        modes = [each["mode"] for row in rows if "block" in row for each in row["block"]["measurements"]]
+        assert modes == ["hf-ar"] * len(tasks)
     assert "speed over 1 of these captions" in written
     assert "| gamma auto against the best fixed one | 0.97 |" in written
     assert "| no-shift | shift\\_window 0 |" in written
@@ -315,25 +320,23 @@ def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_pat
     said: list[str] = []
     again = replace(report, out=tmp_path / "second", models=other, earlier=report.out, redo=False)
     measure_report(again, said.append)
-    label = "captions_2-2"
-    assert f"{label}: of the earlier run: exact γ=4" in said
-    assert "Texts of an earlier run with the same settings: ar, exact γ=4." in again.page.read_text()
-    journals = [(run.out / label / "measurements.jsonl").read_text() for run in (report, again)]
-    assert ['"mode":"exact"' in each for each in journals] == [True, False]
-    assert all('"mode":"lvspec"' in each for each in journals)
+    label = "captions_2-2-ar"
+    assert f"{label}: of the earlier run: hf-ar" in said
+    assert "Texts of an earlier run with the same settings: ar, hf-ar." in again.page.read_text()
+    assert not (again.out / label).exists()
+    assert '"mode":"lvspec"' in (again.out / "captions_2-2" / "measurements.jsonl").read_text()
     texts = [read_results(run.out / "texts") for run in (report, again)]
     ars = [[each.text for *_, each in found.measurements(Variant(BenchMode.AR))] for found in texts]
     assert ars[0] == ars[1]
     # Of other weights under the same name nothing is taken over.
     path = report.out / label / "measurements.jsonl"
     held = json.loads(path.read_text().splitlines()[-1])
-    assert held["block"]["measurements"][0]["mode"] == "exact"
     text = held["block"]["measurements"][0]["text"]
     path.write_text(path.read_text().replace(json.dumps(text, ensure_ascii=False), '"something else"'))
     said.clear()
     measure_report(replace(again, out=tmp_path / "third"), said.append)
     assert f"{label}: the earlier run's pair said something else" in said
-    assert '"mode":"exact"' in (tmp_path / "third" / label / "measurements.jsonl").read_text()
+    assert '"mode":"hf-ar"' in (tmp_path / "third" / label / "measurements.jsonl").read_text()
 
 
 def test_wrong_pairs_are_said_in_two_lines(

@@ -82,6 +82,7 @@ def test_words_are_told_apart_by_what_they_are():
         TokenSets(ends=frozenset({1})),
         TokenSets(fixed=frozenset({1})),
         TokenSets(function=frozenset({1})),
+        TokenSets(stops=frozenset({1})),
         TokenSets(meanings={1: (0, 0)}),
         TokenSets(meanings={1: (0, 1)}),
     ]

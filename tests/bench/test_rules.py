@@ -24,6 +24,7 @@ def test_each_ablation_takes_one_part_away():
         "no-anchors": {"relevance": "plausible"},
         "no-ties": {"anchor_margin": 0.0},
         "no-fillers": {"filler_margin": 0.5},
+        "no-sentences": {"sentence_margin": inf},
         "no-shift": {"shift_window": 0},
         "no-limits": unlimited,
         "no-list": {**unlimited, "never_loosely": False},
@@ -35,7 +36,7 @@ def test_each_ablation_takes_one_part_away():
 def test_a_part_that_is_not_there_is_put_in():
     bare = RuleSettings(relevance=RelevanceName.PLAUSIBLE, anchor_margin=0.0, shift_window=0)
     found = {each.name: changes(each.rule, bare) for each in ablations(bare)}
-    assert list(found) == ["no-fillers", "no-limits", "no-list", "with-anchors", "with-shift"]
+    assert list(found) == ["no-fillers", "no-sentences", "no-limits", "no-list", "with-anchors", "with-shift"]
     assert found["with-anchors"] == {"relevance": "attention"}
     assert found["with-shift"] == {"shift_window": 2}
 
@@ -94,4 +95,4 @@ def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, said:
 
 def test_two_rules_of_one_name_are_refused():
     with pytest.raises(UsageError, match="'no-shift'"):
-        rules_of([*ablations(BASE), ablations(BASE)[3]])
+        rules_of([*ablations(BASE), ablations(BASE)[4]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -99,3 +100,12 @@ def test_caches_hold_the_answer_but_its_last_token(subject: Subject) -> None:
         if done.drafted:
             # After a full acceptance the last drafted token has not been run.
             assert behind == (len(done.tokens) == len(done.drafted) + 1)
+
+
+def test_a_step_calls_nothing_that_is_deprecated(subject: Subject) -> None:
+    """A library that warns at every call of a layer makes every step slower."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        decode(
+            subject.pair, subject.prompts("odd"), DecodeSettings(mode=Mode.EXACT, gamma=3, max_new_tokens=6)
+        )

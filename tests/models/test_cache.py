@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.models.cache import KeyValueCache
+from lvspec_cli.models.cache import KeyValueCache, cache_argument
 
 STEPS = st.lists(
     st.one_of(
@@ -56,3 +56,18 @@ def test_grows_with_room_to_spare() -> None:
 def test_cannot_roll_forward() -> None:
     with pytest.raises(ValueError, match="cannot roll back"):
         KeyValueCache().rollback(1)
+
+
+class _Old(torch.nn.Module):
+    def forward(self, hidden: torch.Tensor, past_key_values: object = None) -> torch.Tensor:
+        return hidden
+
+
+class _New(torch.nn.Module):
+    def forward(self, hidden: torch.Tensor, cache: object = None) -> torch.Tensor:
+        return hidden
+
+
+@pytest.mark.parametrize(("layer", "name"), [(_Old(), "past_key_values"), (_New(), "cache")])
+def test_a_layer_is_given_its_cache_by_the_name_it_has(layer: torch.nn.Module, name: str) -> None:
+    assert cache_argument(layer) == name

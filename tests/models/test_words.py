@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from lvspec_cli.models.words import (
@@ -86,6 +88,33 @@ def test_a_word_says_one_thing_and_is_no_filler() -> None:
     assert len(said) == len(set(said))
     assert not set(said) & (FUNCTION_WORDS | NUMERALS | NEGATIONS)
     assert not TokenSets().are_contrary(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "begins"),
+    [(" ball.", True), (" ball?", True), (" ball", False), (" ball,", False), (".", True), (". ball", False)],
+)
+def test_a_sentence_begins_behind_a_stop(before: str, begins: bool) -> None:
+    assert SETS.begins_sentence(ids(before)) is begins
+
+
+def test_stops_of_a_large_vocabulary() -> None:
+    """Qwen's and Llama's write a stop together with what stands around it."""
+    known = [".", "!", "?", ".Ċ", "ĊĊ", '."', ".)", "Ġ...", "ãĢĤ", ",", ":", "Ġa", ".com", "Ġ("]
+    vocabulary = {token: index for index, token in enumerate(["Ġ", *known])}
+    tokenizer = SimpleNamespace(
+        all_special_ids=[],
+        added_tokens_decoder={},
+        get_vocab=lambda: vocabulary,
+        encode=lambda text, **_: [0],
+        decode=lambda pieces: "",
+    )
+    stops = token_sets(tokenizer, ()).stops
+    assert [token for token in known if vocabulary[token] in stops] == known[:9]
+
+
+def test_an_answers_first_token_is_nobodys_to_judge() -> None:
+    assert not TokenSets(stops=frozenset({1})).begins_sentence([])
 
 
 def test_ends_and_fixed_tokens_are_protected() -> None:

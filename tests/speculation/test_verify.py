@@ -18,11 +18,13 @@ from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
 EXACT, FILLER, SHIFT, TARGET = TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT, TokenKind.TARGET
 END, TWO, NOT, THE, VERY = 0, 1, 2, 3, 4
 LEFT, RIGHT, LEFTWARD, RED = 61, 62, 63, 64
+STOP = 71
 WORDS = TokenSets(
     ends=frozenset({END}),
     fixed=frozenset({TWO, NOT}),
     function=frozenset({THE, VERY}),
     meanings={LEFT: (0, 0), LEFTWARD: (0, 0), RIGHT: (0, 1), RED: (1, 0)},
+    stops=frozenset({STOP}),
 )
 RULE = RuleSettings(
     anchor_threshold=0.5,
@@ -65,6 +67,30 @@ def test_a_contrary_never_passes_but_a_synonym_does(token: int, own: int, accept
     swapped = evidence([LEFT, RIGHT], [RIGHT, RIGHT, 7])
     assert kinds(swapped, SHIFTING)[0] is TARGET
     assert kinds(swapped, replace(SHIFTING, never_loosely=False))[0] is SHIFT
+
+
+@pytest.mark.parametrize(
+    ("sentence_margin", "accepted"), [(0.0, False), (0.9, False), (1.1, True), (math.inf, True)]
+)
+def test_what_begins_a_sentence_has_a_margin_of_its_own(sentence_margin: float, accepted: bool) -> None:
+    rule = replace(RULE, sentence_margin=sentence_margin)
+    behind = evidence([5, STOP, 6, 7], [5, STOP, 16, 17, 8], gap=[0.0, 0.0, 1.0, 1.0])
+    # Only the first token: the one behind it is as loose as any.
+    expected = [FILLER, FILLER, TARGET] if accepted else [TARGET]
+    assert kinds(behind, rule) == [EXACT, EXACT, *expected]
+    # A full stop of the round before counts, too, and one that is not the last token does not.
+    first = evidence([6], [16, 8], gap=[1.0])
+    assert kinds(first, rule, History(tokens=(5, STOP)))[:1] == expected[:1]
+    assert kinds(first, rule, History(tokens=(STOP, 5)))[:1] == [FILLER]
+    # Nor may a shift begin it otherwise.
+    shifting = replace(SHIFTING, sentence_margin=sentence_margin)
+    late = evidence([THE, 50], [50, 50, 60], gap=[1.0, 0.0])
+    assert kinds(late, shifting, History(tokens=(STOP,)))[0] is (SHIFT if accepted else TARGET)
+
+
+def test_a_sentences_margin_makes_no_other_wider() -> None:
+    rule = replace(RULE, filler_margin=0.5, sentence_margin=math.inf)
+    assert kinds(evidence([6], [16, 8], gap=[1.0]), rule, History(tokens=(STOP,))) == [TARGET]
 
 
 # --- cases -----------------------------------------------------------------------------------

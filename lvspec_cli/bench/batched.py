@@ -1,0 +1,78 @@
+"""Texts of the target alone about many clips, several at a time by transformers' own ``generate``.
+
+What a token costs is mostly the reading of weights and the host's work, which a batch shares: so ``ar``'s
+texts of thousands of clips take a fraction of the time, where nothing but the texts is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+
+from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.journal import journal
+from lvspec_cli.bench.measure import Progress, check_measured
+from lvspec_cli.bench.results import BenchMode, Block, Item, Measurement, Variant
+from lvspec_cli.bench.run import BenchJob, header_of, mapping
+from lvspec_cli.bench.summary import Measured
+from lvspec_cli.demo.evaluate import batch_tokens
+from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.processing import quiet
+from lvspec_cli.pipeline import AskRequest, load, memory_errors
+from lvspec_cli.types import Mode
+from lvspec_cli.video.pool import reading
+
+REFERENCE = Variant(BenchMode.HF_AR)
+BATCH = 32  # answers at a time
+CHUNK = 64  # clips that a process reads and answers before it gives what it has
+
+
+def batched_of(
+    loaded: LoadedPair, job: BenchJob, *, progress: Progress = lambda done, total: None
+) -> Measured:
+    """Answers what is left of a job whose only line is :data:`REFERENCE`, in its ``processes``.
+
+    :raises LvspecError: a clip or the folder cannot be used.
+    """
+    items = {item.id: item for clip in job.clips for item in clip.items}
+    with memory_errors(job.request), journal(job.out, header_of(loaded, job), redo=job.redo) as kept:
+        left = [clip for clip in job.clips if any((item.id, 0) not in kept.blocks for item in clip.items)]
+        chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
+        limit = job.plan.settings.max_new_tokens
+        progress(len(kept.blocks), len(items))
+        with mapping(min(job.processes, len(chunks))) as mapped:
+            for blocks in mapped(partial(answered, job.request, limit), chunks):
+                for block in blocks:
+                    kept.add_block(block)
+                progress(len(kept.blocks), len(items))
+        check_measured(kept)
+        return Measured(items, tuple(kept.blocks[item, 0] for item in items))
+
+
+def answered(request: AskRequest, limit: int, clips: Sequence[BenchClip]) -> list[Block]:
+    """Texts of ``limit`` tokens at most about all items of some clips, by a target that is loaded for it.
+
+    :raises LvspecError: a clip cannot be read.
+    """
+    target = load(replace(request, settings=replace(request.settings, mode=Mode.AR))).target
+    with reading() as read:
+        asked = [(item, frames) for clip in clips for frames in (read(clip.video),) for item in clip.items]
+    found = []
+    for start in range(0, len(asked), BATCH):
+        batch = asked[start : start + BATCH]
+        with quiet():
+            texts = batch_tokens(target, [(frames, item.prompt) for item, frames in batch], limit)
+        found += [_block(item, tokens, target) for (item, _), tokens in zip(batch, texts, strict=True)]
+    return found
+
+
+def _block(item: Item, tokens: Sequence[int], target: LoadedModel) -> Block:
+    said = Measurement(
+        **asdict(REFERENCE),
+        text=target.tokenizer.backend_tokenizer.decode(list(tokens), skip_special_tokens=True),
+        finish_reason="stop" if tokens and tokens[-1] in target.generation.end_ids else "length",
+        output_tokens=len(tokens),
+        tokens=tuple(tokens),
+    )
+    return Block(item=item.id, repeat=0, measurements=(said,))
