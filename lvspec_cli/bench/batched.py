@@ -44,6 +44,7 @@ def batched_of(
         with mapping(min(job.processes, len(chunks))) as mapped:
             for blocks in mapped(partial(answered, job.request, limit), chunks):
                 for block in blocks:
+                    kept.add_item(items[block.item])
                     kept.add_block(block)
                 progress(len(kept.blocks), len(items))
         check_measured(kept)

@@ -13,6 +13,7 @@ import argparse
 import shlex
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +25,12 @@ from lvspec_cli.bench.demo_page import page
 from lvspec_cli.bench.earlier import asked_of, is_still_said, lines_kept, with_earlier, without
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.journal import read_journal
+from lvspec_cli.bench.lines import machine
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.results import (
     BenchMode,
+    Environment,
+    Item,
     Results,
     Variant,
 )
@@ -76,6 +80,10 @@ class Report:
     few: int = 40  # clips of the timed lines of less interest
     processes: int = 1
     variants: Path | None = None
+    only_further: int | None = (
+        None  # nothing but further scenes, from this one on: a part of another's report
+    )
+    elsewhere: Path | None = None  # the folder of such a part
     earlier: Path | None = None  # the folder of a report that had some of the lines
     models: Path | None = None
     pair: str = "demo"
@@ -97,6 +105,12 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     tuned = [_lined(each, gamma) for each in others]
     if report.variants is None:
         tuned += [replace(each, gamma=gamma) for each in controls(rule)]
+    own = Variant(BenchMode.LVSPEC, gamma)
+    if report.only_further is not None:
+        loaded = load(request)
+        for job in runs.further_jobs(own):
+            runs.untimed(loaded, job)
+        return
     paths = runs.clips(1, report.scenes)
     # First what needs the machine for itself.
     timed = speed_lines(report, gamma, tuned)
@@ -105,14 +119,12 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     job = runs.job("texts", paths, asked, questions=QUESTIONS)
     job = replace(job, request=bench_request(job))
     loaded = load(job.request)
-    measured, taken = runs.untimed(loaded, job)
-    texts = results_of(loaded, job, measured)
+    main = runs.untimed(loaded, job)
+    texts = results_of(loaded, job, main.measured)
     write_results(texts, job.out)
-    own = Variant(BenchMode.LVSPEC, gamma)
     further = list(runs.further(loaded, own))
-    texts = with_further(texts, [each for each, _ in further], gamma)
-    taken = tuple(dict.fromkeys((*taken, *(line for _, lines in further for line in lines))))
-    said = further_said(report, own, taken)
+    texts = with_further(texts, [each.measured for each in further], gamma)
+    said = further_said(report, own, (main, *further))
     chart = report.page.with_suffix(".svg")
     for path, text in (
         (chart, as_file(speedup_bars(speed.modes) or "")),
@@ -130,6 +142,16 @@ def _request(report: Report) -> AskRequest:
         settings = replace(settings, max_new_tokens=report.max_new_tokens)
     video = VideoRequest(Path(), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
     return AskRequest(video, (), chosen.name, chosen.pair, settings, threads=report.threads)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a job has come to. ``kept``: lines of an earlier run. ``there``: another machine that did it."""
+
+    label: str
+    measured: Measured
+    kept: tuple[Variant, ...] = ()
+    there: Environment | None = None
 
 
 @dataclass(frozen=True)
@@ -184,22 +206,29 @@ class _Runs:
     def run(self, job: BenchJob) -> Results:
         return run_bench(job, progress=_Told(job.out.name, self.say), warn=self.say)
 
-    def further(self, loaded: LoadedPair, own: Variant) -> Iterator[tuple[Measured, tuple[Variant, ...]]]:
-        """What is said of scenes behind the report's others, and which lines were answered before."""
+    def further(self, loaded: LoadedPair, own: Variant) -> Iterator[Said]:
+        """What is said of scenes behind the report's others."""
+        for job in self.further_jobs(own):
+            yield self._elsewhere(loaded, job) or self.untimed(loaded, job)
+
+    def further_jobs(self, own: Variant) -> Iterator[BenchJob]:
+        """Of each portion of further scenes a job by the pair's own rule, and one for ar's texts."""
         report = self.report
         for kind, task, scenes in (
             ("captions", "caption", report.further_scenes),
             ("answers", "ask", report.further_answers),
         ):
             for first, count in portions(report.scenes, scenes):
+                if first < (report.only_further or 0):
+                    continue
                 label = f"{kind}_{first}-{first + count - 1}"
                 paths = self.clips(first, count)
                 for line, folder in ((own, label), (REFERENCE, f"{label}-ar")):
                     job = self.job(folder, paths, {line: count}, questions=FURTHER_QUESTIONS, tasks=(task,))
-                    yield self.untimed(loaded, replace(job, request=bench_request(job)))
+                    yield replace(job, request=bench_request(job))
 
-    def untimed(self, loaded: LoadedPair, job: BenchJob) -> tuple[Measured, tuple[Variant, ...]]:
-        """Texts of a job, and which of its lines the earlier run had answered already."""
+    def untimed(self, loaded: LoadedPair, job: BenchJob) -> Said:
+        """Texts of a job."""
         label, asked = job.out.name, asked_of(job.clips, job.plan)
         earlier = read_journal(self.report.earlier / label) if self.report.earlier else None
         kept = lines_kept(earlier, header_of(loaded, job), asked) if earlier else ()
@@ -207,12 +236,34 @@ class _Runs:
             self.say(f"{label}: the earlier run's pair said something else")
             kept = ()
         if earlier is None or not kept:
-            return self._asked(loaded, job), ()
+            return Said(label, self._asked(loaded, job))
         self.say(f"{label}: of the earlier run: {', '.join(map(str, kept))}")
         left = without(job.plan, kept)
         part = replace(job, modes=left.variants, plan=left)
         measured = self._asked(loaded, part) if left.variants else Measured({}, ())
-        return with_earlier(measured, earlier, kept, asked), kept
+        return Said(label, with_earlier(measured, earlier, kept, asked), kept)
+
+    def _elsewhere(self, loaded: LoadedPair, job: BenchJob) -> Said | None:
+        """A job that another machine did whole, with the same settings on the same scenes.
+
+        Its files may be others, as encoders differ: what is held against each other is of the same ones.
+        """
+        label, folder = job.out.name, self.report.elsewhere
+        other = read_journal(folder / label) if folder else None
+        if other is None:
+            return None
+        there, items = other.header.environment, (item for clip in job.clips for item in clip.items)
+        wanted = header_of(loaded, job).model_copy(
+            update={"environment": there, "inputs": other.header.inputs}
+        )
+        kept = lines_kept(other, wanted, asked_of(job.clips, job.plan))
+        if kept != job.plan.variants or not all(
+            _is_same_question(other.items[each.id], each) for each in items
+        ):
+            self.say(f"{label}: the other machine's is not whole, or of something else")
+            return None
+        self.say(f"{label}: of the other machine")
+        return Said(label, Measured(other.items, other.blocks), there=there)
 
     def _asked(self, loaded: LoadedPair, job: BenchJob) -> Measured:
         told = _Told(job.out.name, self.say)
@@ -221,13 +272,18 @@ class _Runs:
         return measured_of(loaded, job, progress=told, warn=self.say)
 
 
+def _is_same_question(one: Item, other: Item) -> bool:
+    first, second = (each.model_dump(mode="json", include={"prompt", "scene"}) for each in (one, other))
+    return first == second
+
+
 def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
     """Of further scenes, behind so many: the number of the first of each portion, and how many it has."""
     for start in range(0, count, PORTION):
         yield before + start + 1, min(PORTION, count - start)
 
 
-def further_said(report: Report, own: Variant, taken: Sequence[Variant]) -> str:
+def further_said(report: Report, own: Variant, runs: Sequence[Said]) -> str:
     """What the page says of further scenes, and of answers that were there before; empty: neither."""
     which = [
         f"of scenes {report.scenes + 1} to {report.scenes + count} {what}"
@@ -242,7 +298,12 @@ def further_said(report: Report, own: Variant, taken: Sequence[Variant]) -> str:
         found.append(
             f"By {own} alone: {', '.join(which)}; ar's are by transformers' `generate`, {BATCH} at a time."
         )
-    if taken:
+    helped: dict[str, list[str]] = defaultdict(list)
+    for each in runs:
+        if each.there is not None:
+            helped[machine(each.there)].append(each.label.replace("_", " "))
+    found += [f"On another machine, {name}: {', '.join(labels)}." for name, labels in helped.items()]
+    if taken := dict.fromkeys(line for each in runs for line in each.kept):
         found.append(f"Texts of an earlier run with the same settings: {', '.join(map(str, taken))}.")
     return "\n".join(found)
 
@@ -332,6 +393,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=usable_cores(), help="for texts, a thread each")
     parser.add_argument("--page", type=Path, default=Path("docs/bench-demo.md"))
     parser.add_argument("--variants", type=Path, help="tuned controls, as lvspec tune writes them")
+    parser.add_argument(
+        "--only-further",
+        type=int,
+        metavar="SCENE",
+        help="nothing but further scenes, from this one on: for a machine that helps (see --elsewhere)",
+    )
+    parser.add_argument(
+        "--elsewhere", type=Path, help="a helping machine's folder: portions that it did whole are its"
+    )
     parser.add_argument(
         "--earlier", type=Path, help="a report's folder: texts of lines that have not changed since are its"
     )

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -61,6 +62,7 @@ class ModelFigures:
     weights: int
     weights_planned: int
     clips: tuple[ClipFigures, ...]
+    too_large: tuple[int, ...] = ()  # frames of the clips that memory did not hold
 
     @property
     def off(self) -> float:
@@ -83,7 +85,7 @@ def prompt_of_noise(loaded: LoadedModel, frames: int, side: int) -> Prompt:
     count = patches // vision.spatial_merge_size**2
     depth = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     inputs = {
-        "pixel_values_videos": torch.randn(patches, depth, dtype=loaded.dtype),
+        "pixel_values_videos": torch.randn(patches, depth),  # float32, as processors give them
         "video_grid_thw": torch.tensor([grid]),
         "second_per_grid_ts": torch.tensor([1.0]),
     }
@@ -120,18 +122,39 @@ def measure_model(
     loaded = fabricate(config, name, quantisation, device)
     choice = Choice(quantisation, loaded.dtype.itemsize)
     try:
+        weights = loaded_bytes(loaded.model)  # before a pass: on a CPU the first one packs anew
+        clips = tuple(_clips_that_fit(loaded, size, choice, work))
+        held = {clip.frames for clip in clips}
         return ModelFigures(
             model=name,
             quantisation=quantisation,
-            weights=loaded_bytes(loaded.model),
+            weights=weights,
             weights_planned=need(size, Workload(2, 784, 1), choice).weights,
-            clips=tuple(measure_clip(loaded, size, choice, frames, work) for frames in work.frames),
+            clips=clips,
+            too_large=tuple(frames for frames in work.frames if frames not in held),
         )
     finally:
         del loaded
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _release(device)
+
+
+def _clips_that_fit(
+    loaded: LoadedModel, size: ModelSize, choice: Choice, work: Work
+) -> Iterator[ClipFigures]:
+    """The figures of every clip that memory holds: one that it does not takes none of the others with it."""
+    for frames in work.frames:
+        try:
+            yield measure_clip(loaded, size, choice, frames, work)
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what was computed
+        _release(loaded.device)
+
+
+def _release(device: torch.device) -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def loaded_bytes(model: Any) -> int:
@@ -208,14 +231,18 @@ def model_lines(figures: ModelFigures) -> Iterator[str]:
             yield f"  prefill takes {gigabytes(clip.activations)} more for a while (planned {planned})"
         steps = ", ".join(f"{rows}: {1000 * seconds:.1f}" for rows, seconds in clip.steps.items())
         yield f"  milliseconds by rows: {steps}"
+    for frames in figures.too_large:
+        yield f"  {frames} frames: do not fit"
 
 
 def pair_lines(target: ModelFigures, draft: ModelFigures) -> Iterator[str]:
     """c, v, and the speedups that they allow, clip by clip and gamma by gamma."""
     yield f"{target.model} {target.quantisation} with {draft.model} {draft.quantisation}"
-    for one, other in zip(target.clips, draft.clips, strict=True):
+    drafts = {clip.frames: clip for clip in draft.clips}
+    for one in target.clips:
+        other = drafts.get(one.frames)
         for gamma in GAMMAS:
-            if gamma + 1 not in one.steps:
+            if other is None or gamma + 1 not in one.steps:
                 continue
             model = costs(one, other, gamma)
             speedups = ", ".join(
@@ -234,28 +261,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, model by model")
     given = parser.parse_args(arguments)
     device, work = choose_device(given.device), Work(frames=tuple(given.frames))
-    print(f"{_device_name(device)}, torch {torch.__version__}")
+    print(f"{_device_name(device)}, torch {torch.__version__}", flush=True)
     found: dict[tuple[str, str], ModelFigures] = {}
     for name in dict.fromkeys(name for pair in given.pairs for name in pair.split("/")):
         for kind in given.quantisations:
-            config = real_config(f"Qwen/Qwen2.5-VL-{name}-Instruct")
-            try:
-                found[name, kind] = measure_model(config, name, Quantisation(kind), device, work)
-            except torch.OutOfMemoryError:
-                print(f"{name} {kind}: does not fit")
-                continue
-            print(*model_lines(found[name, kind]), sep="\n", flush=True)
+            if figures := _measured(name, Quantisation(kind), device, work):
+                found[name, kind] = figures
+            if given.json:
+                _write(given.json, device, found.values())
     for pair in given.pairs:
         target, draft = pair.split("/")
         for one in (key for key in found if key[0] == target):
             for other in (key for key in found if key[0] == draft):
                 print(*pair_lines(found[one], found[other]), sep="\n", flush=True)
-    if given.json:
-        rows = {"device": _device_name(device), "models": [asdict(each) for each in found.values()]}
-        given.json.write_text(json.dumps(rows, indent=1))
+
+
+def _measured(name: str, quantisation: Quantisation, device: torch.device, work: Work) -> ModelFigures | None:
+    """One model's figures, told as well; None where it does not fit."""
+    config = real_config(f"Qwen/Qwen2.5-VL-{name}-Instruct")
+    try:
+        figures = measure_model(config, name, quantisation, device, work)
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what was built
+        _release(device)
+        print(f"{name} {quantisation}: does not fit", flush=True)
+        return None
+    print(*model_lines(figures), sep="\n", flush=True)
+    return figures
+
+
+def _write(file: Path, device: torch.device, models: Iterable[ModelFigures]) -> None:
+    """All figures so far: a run that is cut short leaves those of the models before."""
+    rows = {"device": _device_name(device), "models": [asdict(each) for each in models]}
+    file.write_text(json.dumps(rows, indent=1))
 
 
 def _device_name(device: torch.device) -> str:

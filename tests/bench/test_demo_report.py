@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lvspec_cli.bench import demo_report
 from lvspec_cli.bench.batched import REFERENCE
 from lvspec_cli.bench.contrast import best_of_each
 from lvspec_cli.bench.demo_further import with_further
@@ -337,6 +338,52 @@ def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_pat
     measure_report(replace(again, out=tmp_path / "third"), said.append)
     assert f"{label}: the earlier run's pair said something else" in said
     assert '"mode":"hf-ar"' in (tmp_path / "third" / label / "measurements.jsonl").read_text()
+
+
+def test_another_machine_helps_with_further_scenes(
+    tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+):
+    report = Report(
+        out=tmp_path / "own", scenes=1, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
+        max_new_tokens=4, further_scenes=2,
+    )  # fmt: skip
+    monkeypatch.setattr(demo_report, "PORTION", 1)
+    part = replace(report, out=tmp_path / "part", only_further=3)
+    said: list[str] = []
+    measure_report(part, said.append)
+    assert {each.name for each in part.out.iterdir()} == {"clips", "captions_3-3", "captions_3-3-ar"}
+    assert not report.page.exists()
+    # What tells the machines apart is no hindrance.
+    for folder in ("captions_3-3", "captions_3-3-ar"):
+        path = part.out / folder / "measurements.jsonl"
+        header, rest = path.read_text().split("\n", 1)
+        held = json.loads(header)
+        held["environment"] |= {"device_name": "another processor", "cores": 16}
+        path.write_text(json.dumps(held) + "\n" + rest)
+
+    whole = replace(report, elsewhere=part.out)
+    measure_report(whole, said.append)
+
+    assert {each.name for each in report.out.iterdir()} == {
+        "clips", "speed", "texts", "captions_2-2", "captions_2-2-ar"
+    }  # fmt: skip
+    assert "captions_3-3: of the other machine" in said
+    page = report.page.read_text()
+    assert "Fidelity over 3 captions" in page
+    assert "On another machine, another processor (cpu), 16 cores" in page
+    assert ": captions 3-3, captions 3-3-ar." in page
+    # Of another scene, or of a part only, nothing is taken.
+    texts = part.out / "captions_3-3" / "measurements.jsonl"
+    whole_text = texts.read_text()
+    for changed in (
+        whole_text.replace('"prompt":"', '"prompt":"Please: '),
+        "".join(f"{line}\n" for line in whole_text.splitlines() if '"block"' not in line),
+    ):
+        texts.write_text(changed)
+        said.clear()
+        measure_report(whole, said.append)
+        assert "captions_3-3: the other machine's is not whole, or of something else" in said
+    assert (report.out / "captions_3-3").exists()
 
 
 def test_wrong_pairs_are_said_in_two_lines(

@@ -109,3 +109,41 @@ def test_the_script(
     assert "gamma 4: c " in printed
     models = json.loads(file.read_text())["models"]
     assert [(each["model"], each["quantisation"]) for each in models] == [("7B", "nf4"), ("3B", "nf4")]
+
+
+def test_a_clip_that_does_not_fit_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch, tiny_configs: None
+) -> None:
+    def too_little(*values: Any) -> ClipFigures:
+        if values[3] == 8:
+            raise torch.OutOfMemoryError
+        return measure(*values)
+
+    measure = real_size.measure_clip
+    monkeypatch.setattr(real_size, "measure_clip", too_little)
+    config, work = tiny("Qwen/Qwen2.5-VL-3B-Instruct"), replace(WORK, frames=(4, 8, 2))
+    found = measure_model(config, "3B", Quantisation.NONE, CPU, work)
+    assert [clip.frames for clip in found.clips] == [4, 2]
+    assert found.too_large == (8,)
+    assert list(model_lines(found))[-1] == "  8 frames: do not fit"
+    # What a pair costs is told of the clips that both have read.
+    short = replace(found, clips=found.clips[1:])
+    assert [line.split(",")[0] for line in pair_lines(found, short)][1:] == ["  2 frames"]
+
+
+def test_a_run_that_is_cut_short_leaves_what_it_has(
+    tiny_configs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(_: Any, name: str, *__: Any) -> ModelFigures:
+        if name == "7B":
+            raise torch.OutOfMemoryError
+        if name == "3B":
+            raise KeyboardInterrupt
+        return figures(name, {1: 0.020})
+
+    monkeypatch.setattr(real_size, "measure_model", measured)
+    file = tmp_path / "figures.json"
+    with pytest.raises(KeyboardInterrupt):
+        main(["--pairs", "32B/7B", "7B/3B", "--quantisations", "nf4", "--device", "cpu", "--json", str(file)])
+    assert "7B nf4: does not fit" in capsys.readouterr().out
+    assert [each["model"] for each in json.loads(file.read_text())["models"]] == ["32B"]

@@ -1,0 +1,39 @@
+"""Exact mode on a GPU gives the very tokens of the stock model's generate there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lvspec_cli.models.load import ModelRequest, load_models
+from lvspec_cli.types import RelevanceName
+from tests.conformance import test_exact as conformance
+from tests.conformance import test_relevance as relevance
+from tests.gpu.conftest import DEVICE, NEEDS_GPU, GpuSubject
+
+pytestmark = NEEDS_GPU
+
+CASES = [case for case in conformance.CASES if case.clip in ("odd", "wide", "12-seconds", "over-a-minute")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.clip)
+def test_exact_is_generate(subject: GpuSubject, case: conformance.Case) -> None:
+    conformance.check(subject, case)
+
+
+def test_a_draft_on_the_cpu(subject: GpuSubject) -> None:
+    target, draft = subject.folders
+    pair = load_models(
+        ModelRequest(target, device=DEVICE, dtype="float32"), ModelRequest(draft, device="cpu")
+    )
+    assert pair.draft is not None
+    assert (pair.target.device.type, pair.draft.device.type) == (DEVICE, "cpu")
+    apart = replace(subject, pair=pair, _prompts={})
+    conformance.check(apart, conformance.Case("odd", gamma=5))
+    conformance.check(apart, conformance.Case("wide", gamma=3, keep=0.5))
+
+
+@pytest.mark.parametrize("name", RelevanceName)
+def test_every_scheme_scores_every_drafted_token(subject: GpuSubject, name: RelevanceName) -> None:
+    relevance.test_every_scheme_scores_every_drafted_token(subject, name)
