@@ -63,6 +63,7 @@ class ModelFigures:
     weights_planned: int
     clips: tuple[ClipFigures, ...]
     too_large: tuple[int, ...] = ()  # frames of the clips that memory did not hold
+    captured: bool = False  # passes were replayed as CUDA graphs
 
     @property
     def off(self) -> float:
@@ -112,6 +113,7 @@ class Work:
     side: int = SIDE
     widths: tuple[int, ...] = WIDTHS
     repeats: int = 15
+    captured: bool = True  # passes as CUDA graphs, where that works
 
 
 def measure_model(
@@ -119,7 +121,7 @@ def measure_model(
 ) -> ModelFigures:
     """Everything about one model; it is built here, and dropped."""
     size = size_of_config(config, name)
-    loaded = fabricate(config, name, quantisation, device)
+    loaded = fabricate(config, name, quantisation, device, captured=work.captured)
     choice = Choice(quantisation, loaded.dtype.itemsize)
     try:
         weights = loaded_bytes(loaded.model)  # before a pass: on a CPU the first one packs anew
@@ -132,6 +134,7 @@ def measure_model(
             weights_planned=need(size, Workload(2, 784, 1), choice).weights,
             clips=clips,
             too_large=tuple(frames for frames in work.frames if frames not in held),
+            captured=loaded.workspace is not None and loaded.workspace.is_usable,
         )
     finally:
         del loaded
@@ -219,7 +222,8 @@ def model_lines(figures: ModelFigures) -> Iterator[str]:
     """What was measured of one model, for people."""
     yield (
         f"{figures.model} {figures.quantisation}: {gigabytes(figures.weights)} of weights,"
-        f" planned {gigabytes(figures.weights_planned)} ({figures.off:+.1%})"
+        f" planned {gigabytes(figures.weights_planned)} ({figures.off:+.1%});"
+        f" passes {'captured' if figures.captured else 'run one by one'}"
     )
     for clip in figures.clips:
         yield (
@@ -261,9 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--eager", action="store_true", help="capture no CUDA graphs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, model by model")
     given = parser.parse_args(arguments)
-    device, work = choose_device(given.device), Work(frames=tuple(given.frames))
+    device, work = choose_device(given.device), Work(frames=tuple(given.frames), captured=not given.eager)
     print(f"{_device_name(device)}, torch {torch.__version__}", flush=True)
     found: dict[tuple[str, str], ModelFigures] = {}
     for name in dict.fromkeys(name for pair in given.pairs for name in pair.split("/")):

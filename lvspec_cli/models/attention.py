@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 NAME = "lvspec"
+STRETCH = 128  # keys that are summed over at once, where attention is spread
 
 
 def packed_attention(
@@ -21,6 +22,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    spread: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Grouped-query attention by the heads of keys and values, as transformers calls it.
@@ -29,8 +31,8 @@ def packed_attention(
     not written out once a query head, which for a verification of a few rows costs more than the
     attention itself. ``query`` (batch, heads, rows, size), ``key`` and ``value`` (batch, key heads,
     length, size), ``attention_mask`` (batch, 1, rows, length), the same packed already by
-    :func:`packed_mask`, or None: all of it for one row, causal from an empty cache for several. Gives
-    (batch, rows, heads, size).
+    :func:`packed_mask`, or None: all of it for one row, causal from an empty cache for several. ``spread``:
+    :func:`spread_attention`. Gives (batch, rows, heads, size).
     """
     batch, heads, rows, size = query.shape
     groups = heads // key.shape[1]
@@ -43,10 +45,30 @@ def packed_attention(
     mask = attention_mask
     if mask is not None and mask.shape[2] == rows:
         mask = mask.repeat(1, 1, groups, 1)
-    output = scaled_dot_product_attention(
-        packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
-    )
+    if spread and mask is not None:
+        output = spread_attention(packed, key, value, mask, scaling or size**-0.5)
+    else:
+        output = scaled_dot_product_attention(
+            packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+        )
     return output.reshape(batch, heads, rows, size).transpose(1, 2).contiguous(), None
+
+
+def spread_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention by plain products that use a whole GPU for few rows and heads over many keys.
+
+    A fused kernel gives a head's rows to one multiprocessor, which then reads all keys alone. ``query``
+    (1, heads, rows, size), ``key`` and ``value`` (1, heads, length, size), whole and a multiple of
+    :data:`STRETCH` long, ``mask`` (1, 1, rows, length), added. Softmax in float32. Gives (1, heads, rows,
+    size).
+    """
+    heads, length = key.shape[1], key.shape[2]
+    scores = torch.matmul(query, key.transpose(2, 3)).float() * scaling + mask.float()
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    # The sum over keys in stretches side by side, then over the stretches (flash decoding, Dao et al. 2023).
+    stretches = weights.view(heads, -1, length // STRETCH, STRETCH).transpose(1, 2)
+    parts = torch.matmul(stretches, value.view(heads, length // STRETCH, STRETCH, -1))
+    return parts.sum(dim=1, dtype=torch.float32).to(value.dtype)[None]
 
 
 def packed_mask(allowed: Tensor, groups: int, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-SPARE = 512  # rows: an answer grows its cache once in so many tokens
+from lvspec_cli.models.attention import STRETCH
+
+SPARE = 384  # rows: an answer grows its cache once in so many tokens
+BLOCK = STRETCH  # rows, of which there is a whole number
 
 
 def cache_argument(layer: Any) -> str:
@@ -36,14 +39,23 @@ class KeyValueCache:
 
         The name and order of arguments are those that attention layers of transformers call.
         """
-        if layer not in self._keys:
-            self._keys[layer] = self._blank(keys)
-            self._values[layer] = self._blank(values)
         start, rows = self.length, keys.shape[2]
-        all_keys, all_values = self._keys[layer], self._values[layer]
+        all_keys, all_values = self._stores(layer, keys, values)
         all_keys.narrow(2, start, rows).copy_(keys)
         all_values.narrow(2, start, rows).copy_(values)
         return all_keys.narrow(2, 0, start + rows), all_values.narrow(2, 0, start + rows)
+
+    def write(self, keys: Tensor, values: Tensor, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Write rows at ``places``, long (rows,) on their device; give all that is set aside."""
+        all_keys, all_values = self._stores(layer, keys, values)
+        all_keys.index_copy_(2, places, keys)
+        all_values.index_copy_(2, places, values)
+        return all_keys, all_values
+
+    def _stores(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self._keys:
+            self._keys[layer], self._values[layer] = self._blank(keys), self._blank(values)
+        return self._keys[layer], self._values[layer]
 
     def advance(self, rows: int) -> None:
         """Take in the rows that every layer has written."""
@@ -65,11 +77,14 @@ class KeyValueCache:
         """The first ``length`` keys of a layer, ``(1, key heads, length, head size)``."""
         return self._keys[layer].narrow(2, 0, length)
 
-    def reserve(self, capacity: int) -> None:
+    def reserve(self, capacity: int, spare: int = SPARE) -> None:
         """Make room for ``capacity`` rows at least, and some to spare; keep what is there."""
         if capacity <= self.capacity:
             return
-        self.capacity = capacity + SPARE
+        self.capacity = -(-(capacity + spare) // BLOCK) * BLOCK
+        if not self.length:  # nothing to keep: the old goes before the new is there
+            self._keys.clear()
+            self._values.clear()
         for store in (self._keys, self._values):
             for layer, old in store.items():
                 store[layer] = self._blank(old)
@@ -77,4 +92,5 @@ class KeyValueCache:
 
     def _blank(self, like: Tensor) -> Tensor:
         batch, heads, _, size = like.shape
-        return like.new_empty(batch, heads, self.capacity, size)
+        # Zeros, as a masked row counts nothing times what is there, which must be a number.
+        return like.new_zeros(batch, heads, self.capacity, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from lvspec_cli.models.attention import packed_mask
 from lvspec_cli.models.cache import KeyValueCache, cache_argument
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.load import LoadedModel
+from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepOutputs, mask_of, width_of
 from lvspec_cli.types import Prompt
 
 _LENS_ROWS = 128  # rows of logits over the vocabulary at a time
@@ -26,6 +28,7 @@ class Pass:
     start: int  # cache length before the pass
     rotary: Rotary
     inputs: Mapping[int, Tensor] = field(default_factory=dict)  # watched layers' inputs, (1, rows, width)
+    logits: Tensor | None = None  # (rows, vocabulary), where they were made along with the rest
 
     @property
     def rows(self) -> int:
@@ -43,7 +46,8 @@ class Decoder:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
-        self.cache = KeyValueCache()
+        self._workspace = loaded.workspace
+        self.cache = self._workspace.cache if self._workspace else KeyValueCache()
         self._layers = tuple(loaded.family.layers(loaded.model))
         self._cache_name = cache_argument(self._layers[0])
         text = loaded.model.config.get_text_config()
@@ -57,6 +61,11 @@ class Decoder:
     @property
     def layer_count(self) -> int:
         return len(self._layers)
+
+    @property
+    def holds_clip(self) -> bool:
+        """Whether what was encoded last is still there: decoders of a model may share its workspace."""
+        return self._workspace is None or self._workspace.is_of(self)
 
     @property
     def answered(self) -> int:
@@ -75,6 +84,8 @@ class Decoder:
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         length = prompt.prefix_length
+        if self._workspace is not None:
+            self._workspace.take(self)
         self.cache.rollback(0)
         self._video = prompt.video_mask[:length].to(device)
         inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
@@ -100,7 +111,12 @@ class Decoder:
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
+        if not self.holds_clip:
+            raise RuntimeError("another decoder of this model has encoded a clip since")
         self.cache.rollback(self._prefix_length)
+        if self._workspace is not None:  # what was captured over a cache is lost when it grows
+            question = prompt.length - start
+            self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
         rotary = family.rotary(model, embeddings, prompt.position_ids[..., start:].to(device))
         passed = self._run(embeddings, rotary, watch)
@@ -113,10 +129,15 @@ class Decoder:
         """Run answer tokens, long (rows,), behind what the cache holds."""
         if self._rotary is None:
             raise RuntimeError("begin() comes before forward()")
-        embeddings = self.loaded.family.embed(self.loaded.model, tokens.view(1, -1).to(self.loaded.device))
         place, rows = self.answered, tokens.shape[0]
         cosines, sines = self._rotary
         rotary = (cosines.narrow(1, place, rows), sines.narrow(1, place, rows))
+        if self._workspace is not None and (width := width_of(rows)) is not None:
+            self.cache.reserve(self.cache.length + width)
+            step = self._workspace.step(width, watch, cosines, partial(self._fixed_pass, tuple(watch)))
+            if step is not None:
+                return self._replayed(*step, tokens, rotary)
+        embeddings = self.loaded.family.embed(self.loaded.model, tokens.view(1, -1).to(self.loaded.device))
         return self._run(embeddings, rotary, watch)
 
     def rollback(self, answered: int) -> None:
@@ -125,6 +146,8 @@ class Decoder:
 
     def logits(self, passed: Pass, last: int) -> Tensor:
         """Logits of the last rows of a pass, float32 (last, vocabulary)."""
+        if passed.logits is not None:
+            return passed.logits[-last:]
         return self.loaded.family.head(self.loaded.model, passed.hidden[0, -last:]).float()
 
     # --- what relevance reads -----------------------------------------------------------
@@ -203,8 +226,39 @@ class Decoder:
         mask = None
         if start and rows > 1:
             mask = packed_mask(_causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
+        hidden, inputs = self._through(embeddings, rotary, mask, self.cache, watch, deeper)
+        self.cache.advance(rows)
+        return Pass(hidden, start, rotary, inputs)
+
+    def _replayed(self, inputs: StepInputs, replay: Replay, tokens: Tensor, rotary: Rotary) -> Pass:
+        start, rows = self.cache.length, tokens.shape[0]
+        inputs.fill(tokens, start, *rotary)
+        outputs = replay()
+        self.cache.advance(rows)
+        watched = {layer: states[:, :rows] for layer, states in outputs.inputs.items()}
+        return Pass(outputs.hidden[:, :rows], start, rotary, watched, outputs.logits[:rows])
+
+    def _fixed_pass(self, watch: Collection[int], step: StepInputs, rows: FixedRows) -> StepOutputs:
+        """What is captured: nothing in it depends on a value that the host would have to know."""
+        family, model = self.loaded.family, self.loaded.model
+        embeddings = family.embed(model, step.ids.view(1, -1))
+        mask = mask_of(step.places, rows.cache.capacity, self._groups, embeddings.dtype)
+        hidden, inputs = self._through(embeddings, (step.cosines, step.sines), mask, rows, watch)
+        return StepOutputs(hidden, family.head(model, hidden[0]).float(), inputs)
+
+    def _through(
+        self,
+        embeddings: Tensor,
+        rotary: Rotary,
+        mask: Tensor | None,
+        cache: KeyValueCache | FixedRows,
+        watch: Collection[int],
+        deeper: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Through all layers and the last normalisation; with the inputs of the watched ones."""
         hidden, inputs = embeddings, {}
-        place, here, taken = embeddings.device, rotary, {self._cache_name: self.cache}
+        place, here = embeddings.device, rotary
+        taken = {self._cache_name: cache, "spread": isinstance(cache, FixedRows)}
         for index, layer in enumerate(self._layers):
             if self._places[index] != place:
                 place = self._places[index]
@@ -223,9 +277,7 @@ class Decoder:
         hidden = hidden.to(embeddings.device)
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden
-        self.cache.advance(rows)
-        hidden = self.loaded.family.norm(self.loaded.model, hidden)
-        return Pass(hidden, start, rotary, inputs)
+        return self.loaded.family.norm(self.loaded.model, hidden), inputs
 
 
 def kept_places(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:

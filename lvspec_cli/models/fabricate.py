@@ -17,6 +17,7 @@ from lvspec_cli.models.load import LoadedModel, choose_dtype
 from lvspec_cli.models.memory import ModelSize
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.sizes import known_config, size_of_model
+from lvspec_cli.models.steps import workspace_for
 from lvspec_cli.types import Quantisation
 
 _ATTENTION = {"": "sdpa", "text_config": register()}
@@ -39,7 +40,9 @@ def size_of_config(config: Any, name: str) -> ModelSize:
         return size_of_model(AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16), name)
 
 
-def fabricate(config: Any, name: str, quantisation: Quantisation, device: torch.device) -> LoadedModel:
+def fabricate(
+    config: Any, name: str, quantisation: Quantisation, device: torch.device, *, captured: bool = True
+) -> LoadedModel:
     """A model whose decoder layers are made and packed one by one: never more than one is there unpacked.
 
     It has no processor and no tokenizer. ``quantisation``: none, bf16 or nf4.
@@ -81,6 +84,7 @@ def fabricate(config: Any, name: str, quantisation: Quantisation, device: torch.
         generation=GenerationRules(),
         vocabulary=model.get_output_embeddings().out_features,
         quantisation=quantisation,
+        workspace=workspace_for([device], quantisation) if captured else None,
     )
 
 

@@ -38,6 +38,7 @@ from lvspec_cli.models.quantise import (
     quantiser,
     read_as,
 )
+from lvspec_cli.models.steps import Workspace, workspace_for
 from lvspec_cli.models.vocabulary import first_difference
 from lvspec_cli.models.words import TokenSets, token_sets
 from lvspec_cli.types import Quantisation
@@ -59,6 +60,7 @@ class LoadedModel:
     generation: GenerationRules
     vocabulary: int  # rows of the output head, padding included
     quantisation: Quantisation = Quantisation.NONE
+    workspace: Workspace | None = None  # what captured passes need; without one every pass is run anew
 
     @property
     def full_precision(self) -> bool:
@@ -87,7 +89,7 @@ class ModelRequest:
 
     ``device`` auto: a GPU where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 or float16 on a GPU.
     ``shares``: which devices get how many decoder layers, in order; the first has all the rest, too. They
-    replace ``device``.
+    replace ``device``. ``captured``: passes of an answer are captured as CUDA graphs where that works.
     """
 
     source: str | Path
@@ -96,6 +98,7 @@ class ModelRequest:
     dtype: str = "auto"
     quantisation: Quantisation = Quantisation.NONE
     shares: tuple[Share, ...] = ()
+    captured: bool = True
 
 
 def load_pair(
@@ -180,6 +183,7 @@ def load_model(
         generation=generation,
         vocabulary=model.get_output_embeddings().out_features,
         quantisation=quantisation,
+        workspace=workspace_for(places, quantisation) if request.captured else None,
     )
 
 

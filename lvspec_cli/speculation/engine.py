@@ -60,13 +60,13 @@ class Session:
         guided = settings is not None and settings.draft_is_guided  # the answer encodes its own
         draft = self._draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
-        kept = self._prefix == prefix
+        kept = self._prefix == prefix and self._target.holds_clip
         if not kept:
             self._encode_target(prompts, layers)
         elif not set(layers) <= set(self._video.by_layer):
             self._encode_target(prompts, sorted({*layers, *self._video.by_layer}))
         keep = settings.draft_keep if settings else 1.0
-        if draft and not (kept and self._draft_keep == keep):
+        if draft and self._draft and not (kept and self._draft_keep == keep and self._draft.holds_clip):
             self._encode_draft(prompts, keep)
             self._draft_keep = keep
         elif guided or not kept:

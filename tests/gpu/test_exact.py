@@ -20,6 +20,10 @@ CASES = [case for case in conformance.CASES if case.clip in ("odd", "wide", "12-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.clip)
 def test_exact_is_generate(subject: GpuSubject, case: conformance.Case) -> None:
     conformance.check(subject, case)
+    # It was by passes that are captured as CUDA graphs.
+    for loaded in (subject.pair.target, subject.pair.draft):
+        assert loaded is not None
+        assert DEVICE == "cpu" or (loaded.workspace is not None and loaded.workspace.is_usable)
 
 
 def test_a_draft_on_the_cpu(subject: GpuSubject) -> None:

@@ -1,0 +1,157 @@
+"""Passes in fixed memory, as they are captured on a GPU: here each replay runs the pass again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.steps import MOST_CAPTURED, WIDTHS, Replay, StepOutputs, Workspace, run_again, width_of
+from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
+from tests.conformance.conftest import Subject
+from tests.conformance.test_exact import CASES, WANTED, Case, check
+from tests.speculation.conftest import decode
+
+
+@dataclass
+class Counted:
+    """Captures, and counts them and their replays."""
+
+    captured: int = 0
+    replayed: int = 0
+    most: int = 1_000_000
+
+    def __call__(self, run: Callable[[], StepOutputs]) -> Replay:
+        if self.captured >= self.most:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.captured += 1
+        run()  # a capture writes into the cache, behind what it holds
+
+        def replay() -> StepOutputs:
+            self.replayed += 1
+            return run_again(run)()
+
+        return replay
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A pair whose passes are in fixed memory."""
+
+    pair: LoadedPair
+    target: Counted = field(default_factory=Counted)
+    draft: Counted = field(default_factory=Counted)
+
+    def made(self) -> LoadedPair:
+        assert self.pair.draft is not None
+        target, draft = (
+            replace(loaded, workspace=Workspace(capture))
+            for loaded, capture in ((self.pair.target, self.target), (self.pair.draft, self.draft))
+        )
+        return replace(self.pair, target=target, draft=draft)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.clip)
+def test_exact_is_generate(subject: Subject, case: Case) -> None:
+    fixed = Fixed(subject.pair)
+    check(replace(subject, pair=fixed.made()), case)
+    assert fixed.target.replayed
+    assert fixed.draft.replayed
+
+
+@pytest.mark.parametrize("relevance", [RelevanceName.ATTENTION, RelevanceName.SIMILARITY])
+def test_loose_answers_and_what_they_go_by_are_the_same(subject: Subject, relevance: RelevanceName) -> None:
+    """Watched layers, too: relevance reads them."""
+    rule = RuleSettings(relevance=relevance, anchor_threshold=0.3, filler_margin=3.0, layers=(0, -1))
+    wanted = DecodeSettings(gamma=5, rule=rule, max_new_tokens=24, repetition_guard=False)
+    prompts = subject.prompts("wide")
+    found, rounds = decode(Fixed(subject.pair).made(), prompts, wanted)
+    expected, others = decode(subject.pair, prompts, wanted)
+    assert found.tokens == expected.tokens
+    for one, other in zip(rounds, others, strict=True):
+        assert one.relevance == pytest.approx(other.relevance, abs=1e-4)
+        assert one.gap == pytest.approx(other.gap, abs=1e-3)
+
+
+def test_sessions_of_one_pair_take_the_memory_from_each_other(subject: Subject) -> None:
+    """A session whose clip another one has displaced encodes it again."""
+    pair = Fixed(subject.pair).made()
+    clips = ("odd", "wide")
+    sessions = {clip: Session(pair) for clip in clips}
+    for gamma, clip in ((4, "odd"), (3, "wide"), (5, "odd"), (2, "odd"), (4, "wide")):
+        found, _ = decode(pair, subject.prompts(clip), replace(WANTED, gamma=gamma), sessions[clip])
+        assert list(found.tokens) == subject.generate(clip, max_new_tokens=24)
+
+
+def test_another_clip_finds_the_passes_that_were_captured(subject: Subject) -> None:
+    fixed = Fixed(subject.pair)
+    pair, counts = fixed.made(), []
+    for _ in range(2):
+        for clip in (
+            "over-a-minute",
+            "two-frames",
+            "odd",
+        ):  # the longest first: the others fit into its memory
+            found, _ = decode(pair, subject.prompts(clip), WANTED)
+            assert list(found.tokens) == subject.generate(clip, max_new_tokens=24)
+        counts.append((fixed.target.captured, fixed.draft.captured))
+    assert counts[0] == counts[1]
+    assert counts[0][0] <= 4  # up to 5 rows
+    # A longer answer needs more memory, and what was captured over the old is not replayed.
+    found, _ = decode(pair, subject.prompts("odd"), replace(WANTED, max_new_tokens=600))
+    assert list(found.tokens) == subject.generate("odd", max_new_tokens=600)
+    assert fixed.target.captured > counts[0][0]
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_what_cannot_be_captured_is_run(subject: Subject, most: int) -> None:
+    fixed = Fixed(subject.pair, target=Counted(most=most))
+    pair = fixed.made()
+    for gamma in (2, 4):
+        found, _ = decode(pair, subject.prompts("odd"), replace(WANTED, gamma=gamma))
+        assert list(found.tokens) == subject.generate("odd", max_new_tokens=24)
+    assert pair.target.workspace is not None
+    assert not pair.target.workspace.is_usable
+    assert fixed.draft.replayed
+
+
+def test_a_pass_as_wide_as_none_is_captured_is_run(subject: Subject) -> None:
+    alone = replace(subject.pair, draft=None, target=Fixed(subject.pair).made().target)
+    session = Session(alone)
+    prompts = replace(subject.prompts("odd"), draft=None)
+    found, _ = decode(alone, prompts, replace(WANTED, mode=Mode.AR), session)
+    tokens = torch.tensor(found.tokens)
+    with torch.inference_mode():
+        session.target.begin(prompts.target, 200)
+        wide = session.target.forward(tokens.repeat(WIDTHS[-1])[: WIDTHS[-1] + 1])
+        assert wide.logits is None
+        narrow = session.target
+        narrow.rollback(0)
+        first = narrow.forward(tokens[:3])
+        assert torch.allclose(
+            narrow.logits(first, 3),
+            session.target.loaded.family.head(alone.target.model, wide.hidden[0, :3]).float(),
+            atol=1e-4,
+        )
+
+
+def test_widths() -> None:
+    assert [width_of(rows) for rows in (1, 2, 4, 13, 14, 65, 66)] == [1, 2, 5, 13, 17, 65, None]
+
+
+def test_no_more_passes_are_kept_than_there_is_room_for() -> None:
+    counted = Counted()
+    workspace = Workspace(counted)
+    workspace.cache.reserve(200)
+
+    def run(*_: object) -> StepOutputs:
+        return StepOutputs(torch.zeros(1), torch.zeros(1), {})
+
+    for turn in range(2):
+        for layer in range(MOST_CAPTURED + 1):
+            workspace.step(1, (layer,), torch.zeros(1, 1, 4), run)
+        assert counted.captured == (turn + 1) * (MOST_CAPTURED + 1)  # the oldest goes, and is made anew
