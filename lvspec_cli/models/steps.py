@@ -164,7 +164,7 @@ def workspace_for(places: Sequence[torch.device], quantisation: Quantisation) ->
 
 def cuda_graphs(device: torch.device) -> Capture:
     """Captures passes as CUDA graphs of one device, which share their memory: one is replayed at a time."""
-    pool = torch.cuda.graph_pool_handle()
+    graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def capture(run: Callable[[], StepOutputs]) -> Replay:
         with torch.cuda.device(device):
@@ -174,8 +174,11 @@ def cuda_graphs(device: torch.device) -> Capture:
                 run()
             torch.cuda.current_stream(device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
+            # A pool goes with the last graph that has it: its name alone cannot be used again.
+            pool = next((each.pool() for each in graphs), None)
             with torch.cuda.graph(graph, pool=pool):
                 outputs = run()
+            graphs.add(graph)
 
         def replay() -> StepOutputs:
             graph.replay()
