@@ -11,6 +11,7 @@ from lvspec_cli.types import RelevanceName
 from tests.conformance import test_exact as conformance
 from tests.conformance import test_relevance as relevance
 from tests.gpu.conftest import DEVICE, NEEDS_GPU, GpuSubject
+from tests.speculation.conftest import decode
 
 pytestmark = NEEDS_GPU
 
@@ -41,3 +42,11 @@ def test_a_draft_on_the_cpu(subject: GpuSubject) -> None:
 @pytest.mark.parametrize("name", RelevanceName)
 def test_every_scheme_scores_every_drafted_token(subject: GpuSubject, name: RelevanceName) -> None:
     relevance.test_every_scheme_scores_every_drafted_token(subject, name)
+
+
+def test_passes_are_captured_anew_where_the_memory_grows(subject: GpuSubject) -> None:
+    for clip, tokens in (("two-frames", 24), ("over-a-minute", 700), ("odd", 24)):
+        wanted = replace(conformance.WANTED, max_new_tokens=tokens)
+        found, _ = decode(subject.pair, subject.prompts(clip), wanted)
+        assert list(found.tokens) == subject.generate(clip, max_new_tokens=tokens)
+    assert DEVICE == "cpu" or (subject.pair.target.workspace and subject.pair.target.workspace.is_usable)
