@@ -59,6 +59,7 @@ def answered(request: AskRequest, limit: int, clips: Sequence[BenchClip]) -> lis
     target = load(replace(request, settings=replace(request.settings, mode=Mode.AR))).target
     with reading() as read:
         asked = [(item, frames) for clip in clips for frames in (read(clip.video),) for item in clip.items]
+    asked.sort(key=lambda each: each[0].task)  # a batch takes as long as its longest answer
     found = []
     for start in range(0, len(asked), BATCH):
         batch = asked[start : start + BATCH]

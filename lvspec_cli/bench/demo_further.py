@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lvspec_cli.bench.batched import REFERENCE
 from lvspec_cli.bench.contrast import contrasts
@@ -12,21 +12,19 @@ from lvspec_cli.types import Gamma
 
 
 def with_further(texts: Results, further: Sequence[Measured], gamma: Gamma | None = None) -> Results:
-    """The texts with those of further runs, whose lines are each a run of its own.
-
-    What :data:`REFERENCE` says of a scene stands for ar's: greedy decoding of the target alone, too.
+    """The texts with those of further runs.
 
     :param gamma: the pair's own.
     :raises ValueError: a line answered an item twice.
     """
     if not further:
         return texts
-    items: dict[str, Item] = {item.id: item for item in texts.items}
-    for each in further:
-        items |= {name: item for name, item in each.items.items() if item.frames or name not in items}
-    measured = Measured(items, (*texts.blocks, *_joined(further)))
-    if len({(block.item, block.repeat) for block in measured.blocks}) != len(measured.blocks):
+    more = joined(further)
+    items = {item.id: item for item in texts.items}
+    if items.keys() & more.items.keys():
         raise ValueError("two runs are of the same clips")
+    items |= more.items
+    measured = Measured(items, (*texts.blocks, *more.blocks))
     settings = {each.variant: each.settings for each in texts.modes}
     reference, modes = summarise(measured, tuple(settings), settings)
     return texts.model_copy(
@@ -40,17 +38,25 @@ def with_further(texts: Results, further: Sequence[Measured], gamma: Gamma | Non
     )
 
 
-def _joined(further: Sequence[Measured]) -> Iterator[Block]:
-    """A block for each item and repeat, with what all runs say of it."""
+def joined(runs: Sequence[Measured]) -> Measured:
+    """Runs of one or more lines each as if they were one; what :data:`REFERENCE` says stands for ar's.
+
+    :raises ValueError: a line answered an item twice.
+    """
+    items: dict[str, Item] = {}
     found: dict[tuple[str, int], list[Block]] = {}
-    for each in further:
+    for each in runs:
+        items |= {name: item for name, item in each.items.items() if item.frames or name not in items}
         for block in each.blocks:
             found.setdefault((block.item, block.repeat), []).append(_as_ar(block))
-    for blocks in found.values():
-        said = tuple(answer for block in blocks for answer in block.measurements)
-        if len({answer.variant for answer in said}) != len(said):
-            raise ValueError("two runs are of the same clips")
-        yield blocks[0].model_copy(update={"measurements": said})
+    return Measured(items, tuple(map(_one_block, found.values())))
+
+
+def _one_block(blocks: Sequence[Block]) -> Block:
+    said = tuple(answer for block in blocks for answer in block.measurements)
+    if len({answer.variant for answer in said}) != len(said):
+        raise ValueError("two runs are of the same clips")
+    return blocks[0].model_copy(update={"measurements": said})
 
 
 def _as_ar(block: Block) -> Block:

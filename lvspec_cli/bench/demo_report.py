@@ -2,9 +2,9 @@
 
 Speed on some held-out scenes, by one process that wants the machine for itself; then texts of many more for
 fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says:
-of them no texts are asked for, and the timed part holds theirs beside ar's. By further scenes the pair's own
-rule alone is judged more closely: what ar says of them transformers' ``generate`` says, many at a time.
-Captions and answers each come in portions, so that another run can add to them.
+of them no texts are asked for, the timed part holds theirs beside ar's, and ar's own are those of
+transformers' ``generate``, many at a time. By further scenes the pair's own rule alone is judged more
+closely: captions and answers each come in portions, so that another run can add to them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lvspec_cli.bench.batched import BATCH, REFERENCE, batched_of
 from lvspec_cli.bench.charts import as_file, speedup_bars
-from lvspec_cli.bench.demo_further import with_further
+from lvspec_cli.bench.demo_further import joined, with_further
 from lvspec_cli.bench.demo_page import page
 from lvspec_cli.bench.earlier import asked_of, is_still_said, lines_kept, with_earlier, without
 from lvspec_cli.bench.items import clips_of
@@ -119,12 +119,14 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     job = runs.job("texts", paths, asked, questions=QUESTIONS)
     job = replace(job, request=bench_request(job))
     loaded = load(job.request)
-    main = runs.untimed(loaded, job)
-    texts = results_of(loaded, job, main.measured)
+    main = [runs.untimed(loaded, each) for each in (job, runs.reference(job))]
+    plan = replace(job.plan, variants=(Variant(BenchMode.AR), *job.plan.variants))
+    job = replace(job, modes=plan.variants, plan=plan)
+    texts = results_of(loaded, job, joined([each.measured for each in main]))
     write_results(texts, job.out)
     further = list(runs.further(loaded, own))
     texts = with_further(texts, [each.measured for each in further], gamma)
-    said = further_said(report, own, (main, *further))
+    said = further_said(report, own, (*main, *further))
     chart = report.page.with_suffix(".svg")
     for path, text in (
         (chart, as_file(speedup_bars(speed.modes) or "")),
@@ -223,9 +225,15 @@ class _Runs:
                     continue
                 label = f"{kind}_{first}-{first + count - 1}"
                 paths = self.clips(first, count)
-                for line, folder in ((own, label), (REFERENCE, f"{label}-ar")):
-                    job = self.job(folder, paths, {line: count}, questions=FURTHER_QUESTIONS, tasks=(task,))
-                    yield replace(job, request=bench_request(job))
+                job = self.job(label, paths, {own: count}, questions=FURTHER_QUESTIONS, tasks=(task,))
+                job = replace(job, request=bench_request(job))
+                yield from (job, self.reference(job))
+
+    def reference(self, job: BenchJob) -> BenchJob:
+        """A job for ar's texts about the same clips."""
+        plan = replace(job.plan, variants=(REFERENCE,), rules={}, first={})
+        alone = replace(job, modes=plan.variants, plan=plan, out=job.out.with_name(f"{job.out.name}-ar"))
+        return replace(alone, request=bench_request(alone))
 
     def untimed(self, loaded: LoadedPair, job: BenchJob) -> Said:
         """Texts of a job."""
@@ -293,11 +301,11 @@ def further_said(report: Report, own: Variant, runs: Sequence[Said]) -> str:
         )
         if count
     ]
-    found = []
+    found = [
+        f"ar's texts, but for those that were timed, are by transformers' `generate`, {BATCH} at a time."
+    ]
     if which:
-        found.append(
-            f"By {own} alone: {', '.join(which)}; ar's are by transformers' `generate`, {BATCH} at a time."
-        )
+        found.append(f"By {own} alone: {', '.join(which)}.")
     helped: dict[str, list[str]] = defaultdict(list)
     for each in runs:
         if each.there is not None:
@@ -313,7 +321,6 @@ def text_lines(
 ) -> dict[Variant, int]:
     """What is asked for texts, and of how many scenes: controls and ablations of fewer."""
     return {
-        Variant(BenchMode.AR): report.scenes,
         Variant(BenchMode.LVSPEC, gamma): report.scenes,
         **dict.fromkeys(tuned, report.control_scenes),
         **{replace(each, gamma=gamma): report.ablation_scenes for each in parts},
