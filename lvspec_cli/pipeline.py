@@ -59,7 +59,8 @@ class AskRequest:
     """Questions about one clip, and how to answer them; ``device`` and ``dtype`` as in ``load_pair``.
 
     ``quant_target``, ``quant_draft``, ``draft_device``: what weights are kept in, and where the draft
-    goes if it is named. ``loading``: what was decided, by ``pinned_request``.
+    goes if it is named. ``cuda_graphs``: passes of an answer are captured, where that works.
+    ``loading``: what was decided, by ``pinned_request``.
     ``side_by_side``: how many such requests share the devices, each in a process of its own. ``placement``:
     where parts go, if that is decided before any of them is loaded, by ``placed_request``.
     ``pair_note``: why it is this pair, where nobody named it.
@@ -79,6 +80,7 @@ class AskRequest:
     quant_target: Quantisation = Quantisation.AUTO
     quant_draft: Quantisation = Quantisation.AUTO
     draft_device: str | None = None
+    cuda_graphs: bool = True
     loading: Loading | None = None
     side_by_side: int = 1
     placement: Placement | None = None
@@ -196,11 +198,21 @@ def load(request: AskRequest, listen: Listener = lambda event: None) -> LoadedPa
         if request.threads is not None:
             torch.set_num_threads(request.threads)
         loading, plan = request.loading, request.placement or placed(request, target, draft)
-        one = ModelRequest(target, None, request.device, request.dtype, loading.target, plan.target)
+        one = ModelRequest(
+            target,
+            None,
+            request.device,
+            request.dtype,
+            loading.target,
+            plan.target,
+            captured=request.cuda_graphs,
+        )
         other = None
         if draft is not None and loading.draft is not None:
             home = request.draft_device or request.device
-            other = ModelRequest(draft, None, home, request.dtype, loading.draft, plan.draft)
+            other = ModelRequest(
+                draft, None, home, request.dtype, loading.draft, plan.draft, captured=request.cuda_graphs
+            )
         with memory_errors(request):
             return load_models(
                 one, other, progress=lambda done, total: listen(StageAdvanced(Stage.LOADING, done, total))
@@ -251,6 +263,7 @@ class _Run:
             prompts = self._encode(session, number, prompts)
             record = self._answer(session, prompts, number, interrupted)
             if isinstance(record.audit, Failure):  # its caches are in pieces
+                self.pair.release()
                 session, prompts = Session(self.pair), None
             yield record
 

@@ -70,6 +70,7 @@ class Answering:
                 yield from self.failed(work, failure, left)
                 check_devices()
                 return
+            self.pair.release()
             _release_memory()
             smaller = smaller_request(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
             if smaller is None:

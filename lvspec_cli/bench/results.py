@@ -367,6 +367,7 @@ class BenchSettings(Part):
     fallback: bool = False  # no line falls back to the target alone
     quantisation: tuple[str, ...] = ()  # target's and draft's, as asked for
     draft_device: str | None = None  # as asked for
+    cuda_graphs: bool = True  # passes were captured, where that works
     sampling: dict[str, Any]  # frames, fps, max_pixels, start, end, decoder
     system: str | None = None
     seed: int = 0

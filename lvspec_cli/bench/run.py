@@ -239,6 +239,7 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         adaptation=_ADAPTATION.dump_python(plan.settings.adaptation, mode="json"),
         quantisation=(request.quant_target, request.quant_draft),
         draft_device=request.draft_device,
+        cuda_graphs=request.cuda_graphs,
         sampling={
             "frames": video.max_frames,
             "fps": video.fps,

@@ -32,6 +32,7 @@ def ask(
     device: options.Device = "auto",
     dtype: options.DataType = "auto",
     draft_device: options.DraftDevice = None,
+    cuda_graphs: options.CudaGraphs = True,
     quant_target: options.QuantTarget = Quantisation.AUTO,
     quant_draft: options.QuantDraft = Quantisation.AUTO,
     threads: options.Threads = None,
@@ -93,6 +94,7 @@ def ask(
             quant_target=quant_target,
             quant_draft=quant_draft,
             draft_device=draft_device,
+            cuda_graphs=cuda_graphs,
             threads=threads,
         )
         with (

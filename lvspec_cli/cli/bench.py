@@ -113,6 +113,7 @@ def bench(
     device: options.Device = "auto",
     dtype: options.DataType = "auto",
     draft_device: options.DraftDevice = None,
+    cuda_graphs: options.CudaGraphs = True,
     quant_target: options.QuantTarget = Quantisation.AUTO,
     quant_draft: options.QuantDraft = Quantisation.AUTO,
     threads: options.Threads = None,

@@ -41,6 +41,7 @@ def caption(
     workers: caption_options.Workers = 1,
     dtype: options.DataType = "auto",
     draft_device: options.DraftDevice = None,
+    cuda_graphs: options.CudaGraphs = True,
     quant_target: options.QuantTarget = Quantisation.AUTO,
     quant_draft: options.QuantDraft = Quantisation.AUTO,
     threads: options.Threads = None,

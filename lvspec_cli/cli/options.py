@@ -35,6 +35,14 @@ ModelsPath = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DataType = Annotated[DataTypeName, typer.Option("--dtype", help="What the models compute in.")]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs/--no-cuda-graphs",
+        help="Capture an answer's passes as CUDA graphs, where a model is whole on one GPU and in none, bf16"
+        " or nf4: a step then costs the host one launch.",
+    ),
+]
 DraftDevice = Annotated[
     str | None,
     typer.Option(

@@ -28,7 +28,7 @@ def quieten_libraries() -> None:
 
 def loading_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags say of how the pair is loaded, as fields of an AskRequest."""
-    return {name: given[name] for name in ("quant_target", "quant_draft", "draft_device")}
+    return {name: given[name] for name in ("quant_target", "quant_draft", "draft_device", "cuda_graphs")}
 
 
 def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:

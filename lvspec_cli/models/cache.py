@@ -67,6 +67,12 @@ class KeyValueCache:
             raise ValueError(f"cannot roll back to {length}: the cache holds {self.length}")
         self.length = length
 
+    def clear(self) -> None:
+        """Forget everything, and give its memory back."""
+        self.capacity = self.length = 0
+        self._keys.clear()
+        self._values.clear()
+
     @property
     def bytes(self) -> int:
         """What is set aside, for all layers."""

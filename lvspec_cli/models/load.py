@@ -82,6 +82,12 @@ class LoadedPair:
         models = [self.target] if self.draft is None else [self.target, self.draft]
         return min(len(self.target.tokenizer), *(model.vocabulary for model in models))
 
+    def release(self) -> None:
+        """Give back what is kept of the last clip between clips: memory is short."""
+        for loaded in (self.target, self.draft):
+            if loaded is not None and loaded.workspace is not None:
+                loaded.workspace.release()
+
 
 @dataclass(frozen=True)
 class ModelRequest:

@@ -44,6 +44,7 @@ class VisionSize:
     patches_a_frame: int | None = None  # where every frame is scaled to the same size; None: by its pixels
     tokens_a_frame: int | None = None
     text_a_frame: int = 0  # tokens of text that the processor writes beside each frame
+    rotates: bool = False  # queries and keys, in float32
 
     def patches(self, frames: int, pixels: int) -> int:
         """Of a whole video, at most, when no frame has more than ``pixels``."""
@@ -227,16 +228,19 @@ def _activations(size: ModelSize, load: Workload, choice: Choice) -> int:
 
     In a layer: the residual, its normalised copy in float32 and in the type computed in, and three values of
     the inner width (gate, its activation, up). In a tower: the same, beside the pixels in float32 and again
-    in the type computed in. A converted matrix is written out once more, whole.
+    in the type computed in; or its attention, where that rotates: the residual, its copy, queries, keys and
+    values, and six more of a float32's size while queries and keys are turned. A converted matrix is written
+    out once more, whole. Measured: docs/real-size.md.
     """
     tower = size.vision
     patches = tower.patches(load.frames, load.max_pixels)
     pixels = patches * 3 * tower.frames * tower.patch**2 * (4 + choice.element)
-    block = patches * ((2 * tower.width + 3 * max(tower.mlp, tower.width)) * choice.element + 4 * tower.width)
+    block = (2 * tower.width + 3 * max(tower.mlp, tower.width)) * choice.element + 4 * tower.width
+    turned = (5 * choice.element + 24) * tower.width if tower.rotates else 0
     tokens = prompt_tokens(size, load)
     layer = tokens * ((3 * size.width + 3 * size.mlp) * choice.element + 4 * size.width)
     scratch = size.largest_matrix * choice.element if choice.quantisation in MATRIX_BYTES else 0
-    return max(pixels + block, layer) + scratch
+    return max(pixels + patches * max(block, turned), layer) + scratch
 
 
 def together(target: Need, draft: Need | None) -> int:

@@ -108,6 +108,12 @@ class Workspace:
         self._owner = weakref.ref(owner)
         self.cache.rollback(0)
 
+    def release(self) -> None:
+        """Give its memory back. A decoder that had it finds its clip gone."""
+        self._owner = None
+        self._steps.clear()
+        self.cache.clear()
+
     def is_of(self, owner: object) -> bool:
         """Whether it is still this decoder's."""
         return self._owner is not None and self._owner() is owner

@@ -87,6 +87,19 @@ def test_sessions_of_one_pair_take_the_memory_from_each_other(subject: Subject) 
         assert list(found.tokens) == subject.generate(clip, max_new_tokens=24)
 
 
+def test_memory_is_given_back(subject: Subject) -> None:
+    pair = Fixed(subject.pair).made()
+    session = Session(pair)
+    decode(pair, subject.prompts("wide"), WANTED, session)
+    assert session.target.cache.bytes
+    pair.release()
+    assert not session.target.cache.bytes
+    assert not session.target.holds_clip
+    found, _ = decode(pair, subject.prompts("wide"), WANTED, session)
+    assert list(found.tokens) == subject.generate("wide", max_new_tokens=24)
+    subject.pair.release()  # nothing is kept where nothing is captured
+
+
 def test_another_clip_finds_the_passes_that_were_captured(subject: Subject) -> None:
     fixed = Fixed(subject.pair)
     pair, counts = fixed.made(), []

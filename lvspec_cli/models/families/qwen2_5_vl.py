@@ -47,7 +47,7 @@ class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
     def vision_size(self, config: Any) -> VisionSize:
         vision = config.vision_config
         sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-        return VisionSize(vision.hidden_size, vision.intermediate_size, *sizes)
+        return VisionSize(vision.hidden_size, vision.intermediate_size, *sizes, rotates=True)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(

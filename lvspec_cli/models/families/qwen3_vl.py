@@ -29,7 +29,7 @@ class Qwen3VL(Family):
         vision = config.vision_config
         sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
         # The time of each pair of frames stands before it.
-        return VisionSize(vision.hidden_size, vision.intermediate_size, *sizes, text_a_frame=5)
+        return VisionSize(vision.hidden_size, vision.intermediate_size, *sizes, text_a_frame=5, rotates=True)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(
