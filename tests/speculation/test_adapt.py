@@ -16,6 +16,7 @@ from lvspec_cli.speculation.adapt import (
     EXACT_TRUTH,
     LOOSE_TRUTH,
     Guide,
+    beside_weights,
     costs_of_sizes,
     guide_for,
     round_cost,
@@ -156,6 +157,7 @@ def test_auto_is_no_slower_than_the_best_fixed_gamma(draft: float, truth: float)
 
 def test_costs_where_none_are_known_are_those_of_reading_the_weights(pairs: dict[str, LoadedPair]) -> None:
     assert costs_of_sizes(target_bytes=400, draft_bytes=100).draft == 0.25
+    assert beside_weights("cpu", captured=False) == 0
     pair = pairs["qwen2_5_vl"]
     assert pair.draft is not None
     layers = pair.draft.model.model.language_model.layers
@@ -166,6 +168,26 @@ def test_costs_where_none_are_known_are_those_of_reading_the_weights(pairs: dict
     assert guide is not None
     assert guide.costs.draft == pytest.approx(1 / 3)
     assert guide_for(DecodeSettings(gamma=3), RuleSettings(), pair) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "captured", "measured"),  # gigabytes and layers; on an H100
+    [
+        ((62.4, 64), (5.5, 36), True, 0.229),  # 32B with 3B
+        ((62.4, 64), (13.1, 28), True, 0.300),  # with 7B
+        ((62.4, 64), (1.5, 36), True, 0.206),  # with 3B in nf4
+        ((13.1, 28), (5.5, 36), True, 0.764),  # 7B with 3B
+        ((62.4, 64), (5.5, 36), False, 0.575),  # 32B with 3B, run anew
+    ],
+)
+def test_a_draft_step_on_a_gpu_costs_about_what_was_measured(
+    target: tuple[float, int], draft: tuple[float, int], captured: bool, measured: float
+) -> None:
+    one, other = (
+        weights * 1e9 + layers * beside_weights("cuda", captured=captured)
+        for weights, layers in (target, draft)
+    )
+    assert costs_of_sizes(one, other).draft == pytest.approx(measured, rel=0.3)
 
 
 class _FewerLayers:
