@@ -34,7 +34,7 @@ FUNCTION_WORDS = _words("""
     whom whose what is are was were be been being am do does did has have had having will would can
     could may might shall should must of to in on at by for with from as and or but so also too while
     when where if than very quite rather just simply really actually clearly mainly mostly still only
-    even now again another each some any appears seems we see shows shown visible 's 're 've 'll 'd
+    even now again another each some any seems we see shows shown visible 's 're 've 'll 'd
 """)
 # A line each: what may stand in one place and says something else there, the words between commas the same.
 CONTRARIES = tuple(
@@ -45,6 +45,15 @@ CONTRARIES = tuple(
         "before earlier, after afterwards later then",
         "black, white, grey gray, red, orange, yellow, green, blue, purple violet, pink, brown, cyan",
         "small little tiny, big large huge",
+        "circle disc disk, square, triangle, rectangle, diamond rhombus, star, cross plus",
+        "plain, striped, checkered checked, dotted spotted",
+        "appears appear appeared comes come came enters enter entered arrives,"
+        " disappears disappear disappeared vanishes vanish vanished goes go went leaves leave exits,"
+        " changes change changed becomes become became turns turn turned, stays stay stayed remains remain",
+        "opens open opened opening, closes close closed closing shuts",
+        "inside indoors, outside outdoors",
+        "slowly slow, quickly quick fast rapidly",
+        "man men, woman women, boy boys, girl girls",
     )
 )
 _MEANINGS = {
@@ -76,7 +85,7 @@ class TokenSets:
         return any(token in self.ends or token in self.fixed for token in tokens)
 
     def are_contrary(self, one: int, other: int) -> bool:
-        """Whether two tokens say different things of one kind: places, order in time, colours, sizes.
+        """Whether two tokens say different things of one kind: places, order in time, colours, events.
 
         Synonyms are not, nor is a word that says nothing of the kind.
         """

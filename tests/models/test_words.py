@@ -83,6 +83,24 @@ def test_contraries(one: str, other: str, contrary: bool) -> None:
     assert SETS.are_contrary(second, first) is contrary
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "contrary"),
+    [
+        (" star", " disc", True),
+        (" disc", " circle", False),
+        (" vanishes", " appears", True),
+        (" comes", " goes", True),
+        (" turns", " vanishes", True),
+        (" turns", " becomes", False),
+        (" man", " woman", True),
+    ],
+)
+def test_contraries_of_what_happens(one: str, other: str, contrary: bool) -> None:
+    tokenizer = build_tokenizer("star disc circle vanishes appears comes goes turns becomes man woman " * 3)
+    (first,), (second,) = (tokenizer.encode(each, add_special_tokens=False) for each in (one, other))
+    assert token_sets(tokenizer, ()).are_contrary(first, second) is contrary
+
+
 def test_a_word_says_one_thing_and_is_no_filler() -> None:
     said = [word for line in CONTRARIES for meaning in line for word in meaning]
     assert len(said) == len(set(said))
