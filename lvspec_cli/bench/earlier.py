@@ -21,6 +21,7 @@ from lvspec_cli.video.pool import reading
 _RULE = TypeAdapter(RuleSettings)
 # What a line need not share with the others.
 _OF_LINES = frozenset({"modes", "gammas", "rule", "rules", "words", "first"})
+_OF_DRAFTS = frozenset({"adaptation", "draft_keep", "draft_keep_by"})  # nothing to lines without one
 
 
 def asked_of(clips: Sequence[BenchClip], plan: Plan) -> dict[Variant, frozenset[str]]:
@@ -50,8 +51,9 @@ def lines_kept(
 
 def is_same_line(held: BenchSettings, wanted: BenchSettings, line: Variant) -> bool:
     """Whether a line is run with the same settings in both."""
+    ignored = _OF_LINES | (_OF_DRAFTS if line.mode.is_plain else frozenset())
     if any(
-        getattr(held, name) != getattr(wanted, name) for name in set(BenchSettings.model_fields) - _OF_LINES
+        getattr(held, name) != getattr(wanted, name) for name in set(BenchSettings.model_fields) - ignored
     ):
         return False
     if line.mode not in (BenchMode.LVSPEC, BenchMode.LVSPEC_PRUNED):

@@ -167,7 +167,7 @@ def check_answers(pair: Any, prompts: Any, settings: Any) -> Check:
         passed = decoder.forward(torch.tensor(alone[:place], device=pair.target.device))
     best = decoder.logits(passed, 1)[0].topk(2).values
     gap = float(best[0] - best[1])
-    tied = pair.target.dtype != torch.float32 and gap <= TIE
+    tied = not pair.target.full_precision and gap <= TIE
     detail = (
         f"exact mode differs from token {place + 1} on, where the target's best two are {gap:.3f} nats apart"
     )

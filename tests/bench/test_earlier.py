@@ -70,6 +70,12 @@ def test_what_is_asked_for_changes_every_line(changed: dict[str, Any]):
     assert not any(is_same_line(HELD, wanted, line) for line in (AR, EXACT, OWN, RANDOM))
 
 
+@pytest.mark.parametrize("changed", [{"adaptation": {"most": 4}}, {"draft_keep": 0.3}])
+def test_what_drafts_go_by_changes_no_line_without_one(changed: dict[str, Any]):
+    wanted = settings(RULE, {"random": DICE}, **changed)
+    assert [is_same_line(HELD, wanted, line) for line in (AR, EXACT, OWN)] == [True, False, False]
+
+
 def test_other_words_change_the_loose_lines():
     wanted = HELD.model_copy(update={"words": "others"})
     found = {line: is_same_line(HELD, wanted, line) for line in (AR, EXACT, OWN, RANDOM)}

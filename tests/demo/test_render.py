@@ -1,5 +1,8 @@
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -84,3 +87,23 @@ def test_clips_are_written_with_their_facts_and_the_same_each_time(tmp_path: Pat
     assert {"scene", "caption", "questions"} <= told.keys()
     assert {"question", "answer", "any_of"} <= told["questions"][0].keys()
     assert len(scene_from_dict(told["scene"]).objects) >= 2
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from lvspec_cli.demo.write import write_clip
+write_clip(Path(sys.argv[1]), 1_000_003, 3)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc fills fresh memory with a value of one's choice")
+def test_a_file_does_not_depend_on_what_was_in_memory(tmp_path: Path) -> None:
+    found = set()
+    for value in ("0", "85", "170"):
+        folder = tmp_path / value
+        folder.mkdir()
+        environment = {**os.environ, "MALLOC_PERTURB_": value}
+        subprocess.run([sys.executable, "-c", WRITE, str(folder)], check=True, env=environment)
+        found.add((folder / "clip_0003.mp4").read_bytes())
+    assert len(found) == 1
