@@ -21,7 +21,7 @@ def encode_scene(scene: Scene, path: Path, *, quality: int = 23, size: tuple[int
         stream = container.add_stream("libx264", rate=scene.frame_rate)
         stream.width, stream.height = size or (scene.width, scene.height)
         stream.pix_fmt = "yuv420p"
-        # x264's macroblock tree reads memory that nothing was written to: a file would differ from run to run.
+        # x264's macroblock tree reads memory that nothing was written to: no two files would be the same.
         stream.options = {"crf": str(quality), "preset": "veryfast", "x264-params": "mbtree=0"}
         stream.thread_count = 1
         for image in render_frames(scene, [index / scene.frame_rate for index in range(count)]):
