@@ -80,9 +80,7 @@ class Report:
     few: int = 40  # clips of the timed lines of less interest
     processes: int = 1
     variants: Path | None = None
-    only_further: int | None = (
-        None  # nothing but further scenes, from this one on: a part of another's report
-    )
+    only_further: int | None = None  # from this scene on, and nothing else: a part of another's report
     elsewhere: Path | None = None  # the folder of such a part
     earlier: Path | None = None  # the folder of a report that had some of the lines
     models: Path | None = None

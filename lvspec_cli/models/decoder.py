@@ -67,6 +67,10 @@ class Decoder:
         """Whether what was encoded last is still there: decoders of a model may share its workspace."""
         return self._workspace is None or self._workspace.is_of(self)
 
+    def _check_clip(self) -> None:
+        if not self.holds_clip:
+            raise RuntimeError("another decoder of this model has encoded a clip since")
+
     @property
     def answered(self) -> int:
         """How many of the answer's tokens are in the cache."""
@@ -111,8 +115,7 @@ class Decoder:
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
-        if not self.holds_clip:
-            raise RuntimeError("another decoder of this model has encoded a clip since")
+        self._check_clip()
         self.cache.rollback(self._prefix_length)
         if self._workspace is not None:  # what was captured over a cache is lost when it grows
             question = prompt.length - start
@@ -129,6 +132,7 @@ class Decoder:
         """Run answer tokens, long (rows,), behind what the cache holds."""
         if self._rotary is None:
             raise RuntimeError("begin() comes before forward()")
+        self._check_clip()
         place, rows = self.answered, tokens.shape[0]
         cosines, sines = self._rotary
         rotary = (cosines.narrow(1, place, rows), sines.narrow(1, place, rows))

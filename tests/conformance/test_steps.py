@@ -87,6 +87,16 @@ def test_sessions_of_one_pair_take_the_memory_from_each_other(subject: Subject) 
         assert list(found.tokens) == subject.generate(clip, max_new_tokens=24)
 
 
+def test_an_answer_that_was_displaced_says_so(subject: Subject) -> None:
+    """Going on would write into another clip's keys and values."""
+    pair = Fixed(subject.pair).made()
+    steps = Session(pair).answer(subject.prompts("odd"), WANTED)
+    next(steps)
+    decode(pair, subject.prompts("wide"), WANTED)
+    with pytest.raises(RuntimeError, match="another decoder"):
+        list(steps)
+
+
 def test_memory_is_given_back(subject: Subject) -> None:
     pair = Fixed(subject.pair).made()
     session = Session(pair)
