@@ -73,6 +73,7 @@ class Report:
     scenes: int
     speed: int
     page: Path
+    first: int = 1  # scene
     control_scenes: int = 300
     ablation_scenes: int = 150
     further_scenes: int = 0  # of these, captions by the pair's own rule alone
@@ -109,7 +110,7 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
         for job in runs.further_jobs(own):
             runs.untimed(loaded, job)
         return
-    paths = runs.clips(1, report.scenes)
+    paths = runs.clips(report.first, report.scenes)
     # First what needs the machine for itself.
     timed = speed_lines(report, gamma, tuned)
     speed = runs.run(runs.job("speed", paths[: report.speed], timed, timed=True))
@@ -218,7 +219,7 @@ class _Runs:
             ("captions", "caption", report.further_scenes),
             ("answers", "ask", report.further_answers),
         ):
-            for first, count in portions(report.scenes, scenes):
+            for first, count in portions(report.first - 1 + report.scenes, scenes):
                 if first < (report.only_further or 0):
                     continue
                 label = f"{kind}_{first}-{first + count - 1}"
@@ -292,7 +293,7 @@ def portions(before: int, count: int) -> Iterator[tuple[int, int]]:
 def further_said(report: Report, own: Variant, runs: Sequence[Said]) -> str:
     """What the page says of further scenes, and of answers that were there before; empty: neither."""
     which = [
-        f"of scenes {report.scenes + 1} to {report.scenes + count} {what}"
+        f"of scenes {report.first + report.scenes} to {report.first + report.scenes + count - 1} {what}"
         for count, what in (
             (report.further_scenes, "the captions"),
             (report.further_answers, f"{FURTHER_QUESTIONS} answers about each"),
@@ -302,6 +303,8 @@ def further_said(report: Report, own: Variant, runs: Sequence[Said]) -> str:
     found = [
         f"ar's texts, but for those that were timed, are by transformers' `generate`, {BATCH} at a time."
     ]
+    if report.first > 1:
+        found.append(f"Scenes are counted from {report.first} on: earlier ones had been looked at.")
     if which:
         found.append(f"By {own} alone: {', '.join(which)}.")
     helped: dict[str, list[str]] = defaultdict(list)
@@ -381,6 +384,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("lvspec-demo-report"), help="measurements and clips")
+    parser.add_argument(
+        "--first", type=int, default=1, metavar="SCENE", help="the first one: others than were looked at"
+    )
     parser.add_argument("--scenes", type=int, default=1000, help="for fidelity")
     parser.add_argument("--control-scenes", type=int, default=300, help="of these, for tuned controls")
     parser.add_argument("--ablation-scenes", type=int, default=150, help="of these, for the rule's parts")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -207,11 +207,16 @@ def copy_into(small: Qwen2_5_VLForConditionalGeneration, large: Qwen2_5_VLForCon
     """Give ``large``, of as many text layers or more, the weights of ``small``: both then compute the same.
 
     The small model's layers are spread over the large one's, the last at the end; those between start as
-    copies that add nothing to the residual stream (block expansion, LLaMA Pro, arXiv 2401.02415).
+    copies that add nothing to the residual stream (block expansion, LLaMA Pro, arXiv 2401.02415). Of layers
+    that were spread before only those that add something count.
+
+    :raises ValueError: ``large`` has fewer.
     """
     state = {k: v for k, v in small.state_dict().items() if ".layers." not in k or "visual" in k}
     large.load_state_dict(state, strict=False)
-    old, new = small.model.language_model.layers, large.model.language_model.layers
+    old, new = _adding(small.model.language_model.layers), large.model.language_model.layers
+    if len(old) > len(new):
+        raise ValueError(f"{len(old)} layers do not go into {len(new)}")
     homes = [round((index + 1) * len(new) / len(old)) - 1 for index in range(len(old))]
     for index, layer in enumerate(new):
         source = next(number for number, home in enumerate(homes) if home >= index)
@@ -219,6 +224,13 @@ def copy_into(small: Qwen2_5_VLForConditionalGeneration, large: Qwen2_5_VLForCon
         if homes[source] != index:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
+
+
+def _adding(layers: Iterable[Any]) -> list[Any]:
+    """Those that add something to the residual stream."""
+    return [
+        layer for layer in layers if layer.self_attn.o_proj.weight.any() or layer.mlp.down_proj.weight.any()
+    ]
 
 
 def save_half(

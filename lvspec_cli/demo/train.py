@@ -46,6 +46,7 @@ from lvspec_cli.demo.halves import (
     train_tokenizer,
 )
 from lvspec_cli.demo.muon import Muon
+from lvspec_cli.demo.vision import use_linear_patches, use_padded_slices
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,6 @@ class PatchReader:
 def rate_share(step: int, *, steps: int, warm_up: int, decay: float) -> float:
     """Share of the learning rate at a step: a linear rise, a plateau, and a linear fall to zero."""
     return min(1.0, (step + 1) / warm_up, (steps - step) / max(1.0, steps * decay))
-
-
-def use_linear_patches(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Compute the patch embedding, a convolution that never overlaps, as the product that it is.
-
-    The gradient of the convolution alone takes a fifth of a training step on a CPU.
-    """
-    embed = model.model.visual.patch_embed
-
-    def product(pixels: Tensor) -> Tensor:
-        return functional.linear(pixels, embed.proj.weight.flatten(1))
-
-    embed.forward = product
 
 
 @dataclass(frozen=True)
@@ -330,6 +318,7 @@ def start_run(
     if vision_from is not None:
         copy_vision(_load(vision_from), model)
     use_linear_patches(model)
+    use_padded_slices(model)
     processor = build_processor(tokenizer)
     guides = Guides(SIZES[plan.half].width).to(device)
     out.mkdir(parents=True, exist_ok=True)
@@ -346,7 +335,13 @@ def batches(run: Run, first: int, workers: int) -> Iterator[Batch | SliceBatch]:
     plan = run.plan
     slices = SliceDataset(run.processor, plan.vision_first * plan.slices, seed=plan.seed)
     yield from _loader(slices, first, plan.slices, collate_slices, workers)
-    examples = SceneDataset(run.processor, plan.steps * plan.batch, seed=plan.seed, eventful=plan.eventful)
+    examples = SceneDataset(
+        run.processor,
+        plan.steps * plan.batch,
+        seed=plan.seed,
+        eventful=plan.eventful,
+        decisions=plan.decisions,
+    )
     yield from _loader(examples, max(first, plan.vision_first), plan.batch, collate, workers)
 
 
@@ -379,7 +374,7 @@ def train(
         train_step(run, batch.to(device), step)
         done = step + 1
         if done % plan.save_every == 0 or done == plan.steps:
-            line = f"{progress_line(run, checks, done)} minutes {(time.monotonic() - started) / 60:.1f}"
+            line = f"{progress_line(run, checks, done)} minutes {(time.monotonic() - started) / 60:.2f}"
             tqdm.write(line)
             with (out / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(line + "\n")
@@ -402,13 +397,11 @@ def train_step(run: Run, batch: Batch | SliceBatch, step: int) -> None:
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * share
-    device_type = batch.pixels.device.type
-    with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
-        loss = step_loss(run, batch, step)
+    loss = step_loss(run, batch, step)
     if not math.isfinite(loss.item()):
         raise RuntimeError(f"the loss is not finite at step {step}")
     loss.backward()
-    nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(run.model.parameters(), 1.0, error_if_nonfinite=True)
     for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -470,6 +463,7 @@ def main() -> None:
     workers, sources = given.pop("workers"), {name: given.pop(name) for name in ("start_from", "vision_from")}
     given["layers"] = given["layers"] or SIZES[given["half"]].layers
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")  # a GPU's tensor cores
     train(Plan(**given), out, device=device, workers=workers, **sources)
 
 

@@ -41,15 +41,18 @@ CONTRARIES = tuple(
     tuple(_words(meaning) for meaning in line.split(","))
     for line in (
         "left leftward leftwards, right rightward rightwards, top upper up upward upwards,"
-        " bottom lower down downward downwards, middle centre center",
+        " bottom lower down downward downwards, middle, centre center",
+        # What is new, and what was spoken of: "after a while", "after the man has left".
+        "a an, the",
         "before earlier, after afterwards later then",
         "black, white, grey gray, red, orange, yellow, green, blue, purple violet, pink, brown, cyan",
         "small little tiny, big large huge",
         "circle disc disk, square, triangle, rectangle, diamond rhombus, star, cross plus",
         "plain, striped, checkered checked, dotted spotted",
-        "appears appear appeared comes come came enters enter entered arrives,"
+        "appears appear appeared comes come came enters enter entered arrives shows show,"
         " disappears disappear disappeared vanishes vanish vanished goes go went leaves leave exits,"
-        " changes change changed becomes become became turns turn turned, stays stay stayed remains remain",
+        " changes change changed becomes become became turns turn turned, stays stay stayed remains remain,"
+        " moves move moved drifts drift drifted glides glide slides slide travels travel",
         "opens open opened opening, closes close closed closing shuts",
         "inside indoors, outside outdoors",
         "slowly slow, quickly quick fast rapidly",
@@ -120,7 +123,7 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
             fixed.add(index)
         elif word in FUNCTION_WORDS or (word and _PUNCTUATION.issuperset(word)):
             function.add(index)
-        elif word in _MEANINGS:
+        if word in _MEANINGS:
             meanings[index] = _MEANINGS[word]
     for word in fixed_words:
         for form in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"):

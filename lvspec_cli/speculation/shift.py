@@ -31,16 +31,23 @@ def is_shifted(
     all of them must be fillers, and the draft's word is no news at an anchor.
 
     A token is a filler at a position when it is a function word, or when the position's relevance is
-    below ``anchor_threshold``. Ends, numerals and negations are never fillers. What anchors say
-    stays: an anchor's word is kept (late), and nothing but fillers is put in, left out or swapped.
-    Reads nothing beyond ``place + shift_window``.
+    below ``anchor_threshold``; where no relevance is read, when it is no word with a contrary. Ends,
+    numerals, negations and what ends a sentence are never fillers, and a sentence ends where the target
+    ends it. What anchors say stays: an anchor's word is kept (late), and nothing but fillers is put in,
+    left out or swapped. Reads nothing beyond ``place + shift_window``.
     """
 
     def is_filler(token: int, at: int) -> bool:
-        if rule.never_loosely and words.any_protected(token):
+        if rule.never_loosely and (words.any_protected(token) or token in words.stops):
             return False
-        return token in words.function or not relevance or relevance[at] < rule.anchor_threshold
+        if token in words.function:
+            return True
+        if relevance:
+            return relevance[at] < rule.anchor_threshold
+        return not (rule.never_loosely and token in words.meanings)
 
+    if rule.never_loosely and (drafted[place] in words.stops or target[place] in words.stops):
+        return False
     last = min(place + rule.shift_window, len(drafted) - 1)
     for later in range(place + 1, last + 1):
         between = range(place, later)

@@ -273,16 +273,20 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     said: list[str] = []
     report = Report(
         out=tmp_path / "out", scenes=1, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
-        max_new_tokens=4, further_scenes=2, further_answers=1, command="python -m …",
+        max_new_tokens=4, first=4, further_scenes=2, further_answers=1, command="python -m …",
     )  # fmt: skip
     measure_report(report, said.append)
     written = report.page.read_text()
     assert "Fidelity over 3 captions and 6 questions" in written
     assert (
-        "By lvspec γ=4 alone: of scenes 2 to 3 the captions, of scenes 2 to 2 4 answers about each."
+        "By lvspec γ=4 alone: of scenes 5 to 6 the captions, of scenes 5 to 5 4 answers about each."
         in written
     )
-    for label, tasks in (("captions_2-3", ["caption"] * 2), ("answers_2-2", ["ask"] * 4)):
+    assert "Scenes are counted from 4 on" in written
+    assert {path.stem for path in (report.out / "clips").glob("*.mp4")} == {
+        "clip_0004", "clip_0005", "clip_0006"
+    }  # fmt: skip
+    for label, tasks in (("captions_5-6", ["caption"] * 2), ("answers_5-5", ["ask"] * 4)):
         rows = map(json.loads, (report.out / label / "measurements.jsonl").read_text().splitlines())
         assert [row["item"].get("task", "caption") for row in rows if "item" in row] == tasks
         rows = map(json.loads, (report.out / f"{label}-ar" / "measurements.jsonl").read_text().splitlines())

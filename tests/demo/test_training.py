@@ -8,6 +8,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lvspec_cli.demo.captions import Told, caption, told_caption
 from lvspec_cli.demo.dataset import (
+    Batch,
     SceneDataset,
     Turn,
     collate,
@@ -28,7 +29,14 @@ from lvspec_cli.demo.guides import (
 from lvspec_cli.demo.halves import build_model, build_processor, copy_into, save_half, train_tokenizer
 from lvspec_cli.demo.muon import orthogonalise
 from lvspec_cli.demo.scenes import sample_scene
-from lvspec_cli.demo.train import Plan, forward_hidden, rate_share, train, use_linear_patches
+from lvspec_cli.demo.train import Plan, batches, forward_hidden, rate_share, start_run, train
+from lvspec_cli.demo.vision import use_linear_patches, use_padded_slices
+
+PLAN = Plan(
+    half="draft", layers=1, steps=4, batch=2, learning_rate=1e-3, warm_up=2, decay=0.5, vision_first=1,
+    slices=4, frozen_until=2, dense_until=3, fact_weight=2.0, seen_after=1, told_after=1, guided_until=3,
+    eventful=0.5, decisions=2, decision_weight=0.5, seed=1, save_every=2, checked=4,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +186,46 @@ def test_the_patch_product_equals_the_convolution(
     assert torch.allclose(twin.model.visual.patch_embed(pixels), expected, atol=1e-5)
 
 
+def test_slices_attended_at_once_come_out_as_one_by_one(
+    processor: Qwen2_5_VLProcessor, model: Qwen2_5_VLForConditionalGeneration
+) -> None:
+    examples = SceneDataset(processor, 4, seed=5)
+    batch = collate([examples[number] for number in range(4)])
+    assert len({tuple(grid.tolist()) for grid in batch.grids}) > 1, "slices of several lengths"
+    expected = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
+    twin = build_model("draft", processor.tokenizer, 3).eval()
+    use_padded_slices(twin)
+    found = twin.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
+    assert torch.allclose(found, expected, atol=1e-5)
+    with pytest.raises(AssertionError):  # it is the slice that counts, not the batch
+        torch.testing.assert_close(found[:-1], expected[1:])
+
+
+def test_the_plans_decisions_are_asked(tmp_path: Path, processor: Qwen2_5_VLProcessor) -> None:
+    save_half(build_model("draft", processor.tokenizer, 1, 1), processor, tmp_path / "start")
+
+    def asked(decisions: int) -> int:
+        plan = replace(PLAN, decisions=decisions, vision_first=0)
+        run = start_run(plan, tmp_path / "run", torch.device("cpu"), tmp_path / "start", None)
+        batch = next(iter(batches(run, 0, workers=0)))
+        assert isinstance(batch, Batch)
+        return int(batch.segments.max())
+
+    assert asked(3) > asked(0)
+
+
+def test_spread_layers_are_gathered_again(processor: Qwen2_5_VLProcessor) -> None:
+    few, many, again = (
+        build_model("draft", processor.tokenizer, seed, n) for seed, n in ((1, 2), (2, 5), (3, 2))
+    )
+    copy_into(few, many)
+    copy_into(many, again)
+    state, found = few.state_dict(), again.state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state if "visual" not in name)
+    with pytest.raises(ValueError, match="2 layers do not go into 1"):
+        copy_into(many, build_model("draft", processor.tokenizer, 3, 1))
+
+
 def test_more_layers_compute_the_same_at_first(processor: Qwen2_5_VLProcessor) -> None:
     small = build_model("draft", processor.tokenizer, 1, 2).eval()
     large = build_model("draft", processor.tokenizer, 2, 5).eval()
@@ -222,9 +270,4 @@ def _run(start_from: Path, out: Path, stop_after: int | None = None) -> None:
         if step == stop_after:
             raise KeyboardInterrupt
 
-    plan = Plan(
-        half="draft", layers=1, steps=4, batch=2, learning_rate=1e-3, warm_up=2, decay=0.5, vision_first=1,
-        slices=4, frozen_until=2, dense_until=3, fact_weight=2.0, seen_after=1, told_after=1, guided_until=3,
-        eventful=0.5, decisions=2, decision_weight=0.5, seed=1, save_every=2, checked=4,
-    )  # fmt: skip
-    train(plan, out, device=torch.device("cpu"), workers=0, start_from=start_from, after_step=watch)
+    train(PLAN, out, device=torch.device("cpu"), workers=0, start_from=start_from, after_step=watch)

@@ -225,6 +225,29 @@ def test_late_needs_the_targets_word_to_come_and_hold() -> None:
     assert kinds(far, replace(SHIFTING, shift_window=3))[0] == SHIFT
 
 
+def test_a_sentence_ends_where_the_target_ends_it() -> None:
+    # The target says red., the draft says red very. or red, and the target goes on where the draft stops
+    for found in (
+        evidence([VERY, STOP], [STOP, STOP, 60], relevance=[0.1, 0.1]),
+        evidence([STOP, 31], [THE, STOP, 60], relevance=[0.1, 0.1]),
+        evidence([STOP, 50], [50, 50, 60], relevance=[0.1, 0.1]),
+    ):
+        assert kinds(found, SHIFTING) == [TARGET]
+        assert kinds(found, replace(SHIFTING, never_loosely=False))[0] is SHIFT
+    # Nor is a stop put between.
+    assert kinds(evidence([VERY, STOP, 50], [50, 50, 50, 60]), SHIFTING) == [TARGET]
+
+
+def test_without_relevance_a_word_with_a_contrary_is_no_filler() -> None:
+    # The target says 50, the draft says red 50: where no relevance is read, the list alone tells
+    unread = replace(evidence([RED, 50], [50, 50, 60]), relevance=())
+    assert kinds(unread, SHIFTING) == [TARGET]
+    assert kinds(unread, replace(SHIFTING, never_loosely=False))[0] is SHIFT
+    assert kinds(evidence([RED, 50], [50, 50, 60], relevance=[0.1, 0.1]), SHIFTING)[0] is SHIFT
+    other = replace(evidence([31, 50], [50, 50, 60]), relevance=())
+    assert kinds(other, SHIFTING)[0] is SHIFT
+
+
 def test_swapped_facts_are_no_shift() -> None:
     # The target says red and blue, the draft says blue and red
     found = evidence([51, THE, 50], [50, THE, 50, 60], relevance=[0.9, 0.0, 0.9])
