@@ -45,19 +45,16 @@ def _attend(
     count, heads = hidden_states.shape[0], attention.num_heads
     query, key, value = attention.qkv(hidden_states).reshape(count, 3, heads, -1).unbind(1)
     query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-    lengths = cu_seqlens.diff().long()
-    slices, longest = len(lengths), int(lengths.max())
-    begins = torch.arange(slices, device=lengths.device) * longest - cu_seqlens[:-1]
-    places = torch.arange(count, device=lengths.device) + begins.repeat_interleave(lengths)
+    lengths = cu_seqlens.diff()
+    there = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
 
     def padded(rows: Tensor) -> Tensor:
-        empty = value.new_zeros(slices * longest, *rows.shape[1:])
-        filled = empty.index_copy(0, places, rows.to(value.dtype))
-        return filled.unflatten(0, (slices, longest)).transpose(1, 2)
+        filled = rows.new_zeros(*there.shape, *rows.shape[1:])
+        filled[there] = rows
+        return filled.transpose(1, 2)
 
-    there = torch.arange(longest, device=lengths.device) < lengths[:, None]
     attended = functional.scaled_dot_product_attention(
         padded(query), padded(key), padded(value), attn_mask=there[:, None, None]
     )
-    rows: Tensor = attention.proj(attended.transpose(1, 2).flatten(0, 1)[places].flatten(1))
+    rows: Tensor = attention.proj(attended.transpose(1, 2)[there].flatten(1))
     return rows

@@ -37,16 +37,17 @@ def is_shifted(
     left out or swapped. Reads nothing beyond ``place + shift_window``.
     """
 
+    ends = words.stops if rule.never_loosely else frozenset()
+    facts = words.meanings if rule.never_loosely else {}
+
     def is_filler(token: int, at: int) -> bool:
-        if rule.never_loosely and (words.any_protected(token) or token in words.stops):
+        if token in ends or (rule.never_loosely and words.any_protected(token)):
             return False
         if token in words.function:
             return True
-        if relevance:
-            return relevance[at] < rule.anchor_threshold
-        return not (rule.never_loosely and token in words.meanings)
+        return relevance[at] < rule.anchor_threshold if relevance else token not in facts
 
-    if rule.never_loosely and (drafted[place] in words.stops or target[place] in words.stops):
+    if drafted[place] in ends or target[place] in ends:
         return False
     last = min(place + rule.shift_window, len(drafted) - 1)
     for later in range(place + 1, last + 1):

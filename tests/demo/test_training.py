@@ -197,8 +197,6 @@ def test_slices_attended_at_once_come_out_as_one_by_one(
     use_padded_slices(twin)
     found = twin.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
     assert torch.allclose(found, expected, atol=1e-5)
-    with pytest.raises(AssertionError):  # it is the slice that counts, not the batch
-        torch.testing.assert_close(found[:-1], expected[1:])
 
 
 def test_the_plans_decisions_are_asked(tmp_path: Path, processor: Qwen2_5_VLProcessor) -> None:
