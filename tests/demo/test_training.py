@@ -17,6 +17,7 @@ from lvspec_cli.demo.dataset import (
     seen_labels,
     training_scene,
 )
+from lvspec_cli.demo.evaluate import PAIR_FOLDER
 from lvspec_cli.demo.guides import (
     EVENTS,
     IGNORED,
@@ -186,17 +187,19 @@ def test_the_patch_product_equals_the_convolution(
     assert torch.allclose(twin.model.visual.patch_embed(pixels), expected, atol=1e-5)
 
 
-def test_slices_attended_at_once_come_out_as_one_by_one(
-    processor: Qwen2_5_VLProcessor, model: Qwen2_5_VLForConditionalGeneration
-) -> None:
+def test_slices_attended_at_once_come_out_as_one_by_one() -> None:
+    # Trained weights: random ones attend so little that padding would not show.
+    folder = PAIR_FOLDER / "draft"
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = Qwen2_5_VLProcessor.from_pretrained(folder)
     examples = SceneDataset(processor, 4, seed=5)
     batch = collate([examples[number] for number in range(4)])
-    assert len({tuple(grid.tolist()) for grid in batch.grids}) > 1, "slices of several lengths"
-    expected = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
-    twin = build_model("draft", processor.tokenizer, 3).eval()
-    use_padded_slices(twin)
-    found = twin.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert len({int(grid[1:].prod()) for grid in batch.grids}) > 1, "slices of several lengths"
+    with torch.no_grad():
+        expected = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
+        use_padded_slices(model)
+        found = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_plans_decisions_are_asked(tmp_path: Path, processor: Qwen2_5_VLProcessor) -> None:
