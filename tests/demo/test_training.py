@@ -192,8 +192,8 @@ def test_slices_attended_at_once_come_out_as_one_by_one() -> None:
     folder = PAIR_FOLDER / "draft"
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = Qwen2_5_VLProcessor.from_pretrained(folder)
-    examples = SceneDataset(processor, 4, seed=5)
-    batch = collate([examples[number] for number in range(4)])
+    examples = SceneDataset(processor, 10, seed=5)
+    batch = collate([examples[number] for number in range(10)])
     assert len({int(grid[1:].prod()) for grid in batch.grids}) > 1, "slices of several lengths"
     with torch.no_grad():
         expected = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
