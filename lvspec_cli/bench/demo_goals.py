@@ -120,6 +120,6 @@ def own_rule(texts: Results) -> str | None:
         return None
     why = "the margin alone" if relevance == RelevanceName.PLAUSIBLE else "a control"
     return (
-        f"The pair's own rule is `{relevance}` ({why}): tuned with equal care, no rule with anchors was"
+        f"The pair's own rule is `{relevance}` ({why}): no rule with anchors was"
         " faster at the quality that was asked for, so this is the default."
     )
