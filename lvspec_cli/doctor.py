@@ -156,8 +156,8 @@ def _bitsandbytes() -> Iterator[Finding]:
     if "cuda" in usable["nf4"]:
         from lvspec_cli.models.quantise import width_limit_of
 
-        facts["nf4_rows"] = width_limit_of(torch.device("cuda"))
-        text += f"; nf4 takes {facts['nf4_rows']} rows at once"
+        limit = facts["nf4_rows"] = width_limit_of(torch.device("cuda"))
+        text += f"; nf4 takes {limit or 'all'} rows of a verification at once"
     wrong = any(set(on) != set(devices) for on in usable.values())
     remedy = "install a bitsandbytes that knows this machine's CPU and CUDA" if wrong else ""
     yield Finding("bitsandbytes", "bad" if wrong else "ok", f"{version}, {text}", remedy, facts)

@@ -153,6 +153,12 @@ def _clips_that_fit(
         _release(loaded.device)
 
 
+def _inner(part: Any) -> list[Tensor]:
+    """What a parameter is kept in: itself, or the tensors of one that torchao packed."""
+    names = part.__tensor_flatten__()[0] if hasattr(part, "__tensor_flatten__") else ()
+    return [getattr(part, name) for name in names] or [part]
+
+
 def _release(device: torch.device) -> None:
     """Give back what nothing holds any more."""
     gc.collect()
@@ -164,7 +170,7 @@ def loaded_bytes(model: Any) -> int:
     """Bytes of all parameters, and of the scales of packed ones."""
     total = 0
     for part in model.parameters():
-        total += part.numel() * part.element_size()
+        total += sum(each.numel() * each.element_size() for each in _inner(part))
         if (state := getattr(part, "quant_state", None)) is not None:
             total += state.absmax.numel() * state.absmax.element_size() + 4 * state.state2.absmax.numel()
     return total
@@ -261,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), metavar="TARGET/DRAFT")
     parser.add_argument(
-        "--quantisations", nargs="+", default=["bf16", "nf4"], choices=["bf16", "nf4", "none"]
+        "--quantisations", nargs="+", default=["bf16", "nf4"], choices=["bf16", "nf4", "torchao-int4", "none"]
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--device", default="auto")

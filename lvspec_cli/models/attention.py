@@ -59,16 +59,16 @@ def spread_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
 
     A fused kernel gives a head's rows to one multiprocessor, which then reads all keys alone. ``query``
     (1, heads, rows, size), ``key`` and ``value`` (1, heads, length, size), whole and a multiple of
-    :data:`STRETCH` long, ``mask`` (1, 1, rows, length), added. Softmax in float32. Gives (1, heads, rows,
-    size).
+    :data:`STRETCH` long, ``mask`` (1, 1, rows, length) of their type, added. Each of the few kernels sums in
+    float32 and rounds once, to the type of its inputs. Gives (1, heads, rows, size).
     """
     heads, length = key.shape[1], key.shape[2]
-    scores = torch.matmul(query, key.transpose(2, 3)).float() * scaling + mask.float()
-    weights = scores.softmax(dim=-1).to(value.dtype)
+    scores = torch.baddbmm(mask[0], query[0], key[0].transpose(1, 2), alpha=scaling)
+    weights = scores.softmax(dim=-1)
     # The sum over keys in stretches side by side, then over the stretches (flash decoding, Dao et al. 2023).
     stretches = weights.view(heads, -1, length // STRETCH, STRETCH).transpose(1, 2)
     parts = torch.matmul(stretches, value.view(heads, length // STRETCH, STRETCH, -1))
-    return parts.sum(dim=1, dtype=torch.float32).to(value.dtype)[None]
+    return parts.sum(dim=1)[None]
 
 
 def packed_mask(allowed: Tensor, groups: int, dtype: torch.dtype) -> Tensor:

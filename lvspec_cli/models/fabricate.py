@@ -10,12 +10,15 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lvspec_cli.errors import PairError
+from lvspec_cli.models import few_rows
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.load import LoadedModel, choose_dtype
 from lvspec_cli.models.memory import ModelSize
+from lvspec_cli.models.norms import fuse_norms
 from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.quantise import torchao_format
 from lvspec_cli.models.sizes import known_config, size_of_model
 from lvspec_cli.models.steps import workspace_for
 from lvspec_cli.types import Quantisation
@@ -45,7 +48,7 @@ def fabricate(
 ) -> LoadedModel:
     """A model whose decoder layers are made and packed one by one: never more than one is there unpacked.
 
-    It has no processor and no tokenizer. ``quantisation``: none, bf16 or nf4.
+    It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4 or torchao-int4.
     """
     dtype = choose_dtype("auto", device, quantisation)
     family = family_of(config.model_type, name)
@@ -66,6 +69,8 @@ def fabricate(
             _randomise(layer)
             if quantisation is Quantisation.NF4:
                 _pack(layer, dtype)
+            elif quantisation is Quantisation.TORCHAO_INT4:
+                _pack_by_torchao(layer, device.type)
             if number:
                 layers.append(layer)
             else:
@@ -73,6 +78,10 @@ def fabricate(
     finally:
         torch.set_default_dtype(default)
     model.config = config
+    if device.type == "cuda":
+        fuse_norms(family.language(model))
+    if quantisation is Quantisation.NF4 and few_rows.is_usable(device):
+        few_rows.take_few_rows(layers)
     return LoadedModel(
         name=name,
         model=model.eval().requires_grad_(False),
@@ -111,3 +120,9 @@ def _pack(layer: Any, dtype: torch.dtype) -> None:
         packed.weight = values.to(part.weight.device)
         packed.bias = part.bias
         layer.set_submodule(name, packed)
+
+
+def _pack_by_torchao(layer: Any, device_type: str) -> None:
+    from torchao.quantization import quantize_
+
+    quantize_(layer, torchao_format(device_type))

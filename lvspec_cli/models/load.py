@@ -17,12 +17,14 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from lvspec_cli.errors import LvspecError, NoRoomError, PairError, UsageError
+from lvspec_cli.models import few_rows
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.files import broken_file, folder_of, tensor_sizes
 from lvspec_cli.models.generation import GenerationRules, read_generation
 from lvspec_cli.models.memory import Share
+from lvspec_cli.models.norms import fuse_norms
 from lvspec_cli.models.place import device_map
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.quantise import (
@@ -177,6 +179,10 @@ def load_model(
             model = model.to(dtype)  # it is unpacked in the type of its scales
         if places[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
+        if len(places) == 1 and places[0].type == "cuda":
+            fuse_norms(family.language(model))
+        if quantisation is Quantisation.NF4 and all(map(few_rows.is_usable, places)):
+            few_rows.take_few_rows(family.layers(model))
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
         name=name,

@@ -22,6 +22,7 @@ import torch
 from transformers import AwqConfig, BitsAndBytesConfig, FineGrainedFP8Config, GPTQConfig, TorchAoConfig
 
 from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.models import few_rows
 from lvspec_cli.types import Quantisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,9 +91,14 @@ def verification_width_limit(
 
 
 def width_limit_of(device: torch.device) -> int | None:
-    """The same for nf4 on a device of this machine. A CPU writes the weights out at any width: 0."""
+    """The same for nf4 on a device of this machine: None where ``few_rows`` has kernels of its own.
+
+    A CPU writes the weights out at any width: 0.
+    """
     if device.type != "cuda":
         return 0
+    if few_rows.is_usable(device):
+        return None
     name = torch.cuda.get_device_name(device)
     return verification_width_limit(Quantisation.NF4, name, version("bitsandbytes"))
 
@@ -305,12 +311,12 @@ def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str], d
         case Quantisation.FP8:
             return FineGrainedFP8Config(modules_to_not_convert=kept)
         case Quantisation.TORCHAO_INT4:
-            return TorchAoConfig(_torchao_format(device_type), modules_to_not_convert=kept)
+            return TorchAoConfig(torchao_format(device_type), modules_to_not_convert=kept)
         case _:
             return None
 
 
-def _torchao_format(device_type: str) -> Any:
+def torchao_format(device_type: str) -> Any:
     """The one whose kernels are torch's own on such a device; others want a further package."""
     if device_type == "cpu":
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig

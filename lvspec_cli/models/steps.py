@@ -25,6 +25,7 @@ from lvspec_cli.types import Quantisation
 # Rows that are captured: few, as each takes memory and time once. 65 are those of the greatest gamma.
 WIDTHS = (1, 2, 3, 5, 9, 13, 17, 25, 33, 65)
 MOST_CAPTURED = 48  # passes of a model that are kept
+_CAPTURED = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4, Quantisation.TORCHAO_INT4})
 
 Replay = Callable[[], "StepOutputs"]
 Capture = Callable[[Callable[[], "StepOutputs"]], Replay]
@@ -152,7 +153,7 @@ def mask_of(places: Tensor, capacity: int, groups: int, dtype: torch.dtype) -> T
 
 def workspace_for(places: Sequence[torch.device], quantisation: Quantisation) -> Workspace | None:
     """For a model whose passes can be captured: whole on one CUDA device, no kernel asks the host back."""
-    plain = quantisation in (Quantisation.NONE, Quantisation.BF16, Quantisation.NF4)
+    plain = quantisation in _CAPTURED
     if len(places) != 1 or places[0].type != "cuda" or not plain:
         return None
     return Workspace(cuda_graphs(places[0]))

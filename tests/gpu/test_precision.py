@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import sample_scene
 from lvspec_cli.models.fabricate import _pack, real_config
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_models
-from lvspec_cli.models.quantise import width_limit_of
+from lvspec_cli.models.quantise import verification_width_limit
 from lvspec_cli.models.verify import check_answers
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import Clip, DecodeSettings, Mode, Quantisation
@@ -107,7 +108,8 @@ def test_rows_that_nf4_takes_at_once(name: str, monkeypatch: pytest.MonkeyPatch)
             for part, (width, _) in zip(layer, shapes, strict=True):
                 part(torch.randn(1, rows, width, device=DEVICE, dtype=torch.bfloat16))
     assert written
-    assert min(written) - 1 == width_limit_of(torch.device(DEVICE))
+    device = torch.cuda.get_device_name(DEVICE)
+    assert min(written) - 1 == verification_width_limit(Quantisation.NF4, device, bitsandbytes.__version__)
 
 
 @pytest.mark.parametrize("quantisation", [Quantisation.BF16, Quantisation.NF4])
