@@ -40,7 +40,7 @@ CudaGraphs = Annotated[
     typer.Option(
         "--cuda-graphs/--no-cuda-graphs",
         help="Capture an answer's passes as CUDA graphs, where a model is whole on one GPU and in none, bf16"
-        " or nf4: a step then costs the host one launch.",
+        ", nf4 or torchao-int4: a step then costs the host one launch.",
     ),
 ]
 DraftDevice = Annotated[

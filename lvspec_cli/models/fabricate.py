@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -60,27 +62,23 @@ def fabricate(
     text = deepcopy(config.get_text_config())
     text._attn_implementation = _ATTENTION["text_config"]
     kind = type(layers[0])
-    default = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(dtype)
-        for number in range(text.num_hidden_layers):
-            with torch.device(device):
-                layer = kind(text, number)
-            _randomise(layer)
-            if quantisation is Quantisation.NF4:
-                _pack(layer, dtype)
-            elif quantisation is Quantisation.TORCHAO_INT4:
-                _pack_by_torchao(layer, device.type)
-            if number:
-                layers.append(layer)
-            else:
-                layers[0] = layer
-    finally:
-        torch.set_default_dtype(default)
+    for number in range(text.num_hidden_layers):
+        with torch.device(device), _default_dtype(dtype):
+            layer = kind(text, number)
+        _randomise(layer)
+        if quantisation is Quantisation.NF4:
+            _pack(layer, dtype)
+        elif quantisation is Quantisation.TORCHAO_INT4:
+            _pack_by_torchao(layer, device.type)
+        if number:
+            layers.append(layer)
+        else:
+            layers[0] = layer
     model.config = config
+    workspace = workspace_for([device], quantisation) if captured else None
     if device.type == "cuda":
         fuse_norms(family.language(model))
-    if quantisation is Quantisation.NF4 and few_rows.is_usable(device):
+    if workspace is not None and quantisation is Quantisation.NF4 and few_rows.is_usable(device):
         few_rows.take_few_rows(layers)
     return LoadedModel(
         name=name,
@@ -93,8 +91,18 @@ def fabricate(
         generation=GenerationRules(),
         vocabulary=model.get_output_embeddings().out_features,
         quantisation=quantisation,
-        workspace=workspace_for([device], quantisation) if captured else None,
+        workspace=workspace,
     )
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @torch.no_grad()

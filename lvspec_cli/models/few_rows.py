@@ -28,7 +28,8 @@ _TYPES = (torch.bfloat16, torch.float16)  # that are multiplied here
 LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
+    1.0,
 )  # fmt: skip
 
 
@@ -118,9 +119,7 @@ def take_few_rows(model: Any) -> int:
     return taken
 
 
-def multiply(
-    inputs: Tensor, matrix: Packed, bias: Tensor | None = None, *, by_table: bool = False
-) -> Tensor:
+def multiply(inputs: Tensor, matrix: Packed, bias: Tensor | None = None, *, by_table: bool = False) -> Tensor:
     """``inputs`` (rows, inputs) by the matrix transposed: (rows, outputs), in the inputs' type.
 
     Weights are rounded to that type, sums are in float32. A row's sum does not depend on the rows beside it,

@@ -1,4 +1,6 @@
-"""The kernels of ``few_rows``, in Triton (Tillet et al. 2019)."""
+"""The kernels of ``few_rows``, in Triton (Tillet et al. 2019), where constants are in capitals."""
+
+# ruff: noqa: N803
 
 from __future__ import annotations
 
@@ -82,9 +84,7 @@ def partial_sums(
         here = begin + step * WORDS
         known = (here + block * 8 < end)[None, :]
         scale = tl.load(outer_levels + number) * tl.load(outer + place // 256, known, other=0.0) + zero
-        scale = tl.reshape(
-            tl.broadcast_to(scale[:, :, None], (OUTPUTS, WORDS // 8, 8)), (OUTPUTS, WORDS)
-        )
+        scale = tl.reshape(tl.broadcast_to(scale[:, :, None], (OUTPUTS, WORDS // 8, 8)), (OUTPUTS, WORDS))
         now, after = packed, here + WORDS
         packed = tl.load(words + read * a_row + after + word[None, :], (after + word < end)[None, :], other=0)
         place += WORDS // 8
@@ -103,8 +103,18 @@ def partial_sums(
             )
         # The first weight of a byte is in its upper half: in order they are 1, 0, 3, 2, 5, 4, 7, 6.
         kind: tl.constexpr = value.dtype
-        w0, w1, w2, w3 = (v1 * scale).to(kind), (v0 * scale).to(kind), (v3 * scale).to(kind), (v2 * scale).to(kind)
-        w4, w5, w6, w7 = (v5 * scale).to(kind), (v4 * scale).to(kind), (v7 * scale).to(kind), (v6 * scale).to(kind)
+        w0, w1, w2, w3 = (
+            (v1 * scale).to(kind),
+            (v0 * scale).to(kind),
+            (v3 * scale).to(kind),
+            (v2 * scale).to(kind),
+        )
+        w4, w5, w6, w7 = (
+            (v5 * scale).to(kind),
+            (v4 * scale).to(kind),
+            (v7 * scale).to(kind),
+            (v6 * scale).to(kind),
+        )
         weights = tl.join(
             tl.join(tl.join(w0, w4), tl.join(w2, w6)), tl.join(tl.join(w1, w5), tl.join(w3, w7))
         )

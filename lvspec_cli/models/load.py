@@ -181,7 +181,9 @@ def load_model(
             keep_inputs(model, dtype)
         if len(places) == 1 and places[0].type == "cuda":
             fuse_norms(family.language(model))
-        if quantisation is Quantisation.NF4 and all(map(few_rows.is_usable, places)):
+        workspace = workspace_for(places, quantisation) if request.captured else None
+        # Launched one by one its kernels would cost the host more than they save.
+        if workspace is not None and quantisation is Quantisation.NF4 and few_rows.is_usable(places[0]):
             few_rows.take_few_rows(family.layers(model))
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
@@ -195,7 +197,7 @@ def load_model(
         generation=generation,
         vocabulary=model.get_output_embeddings().out_features,
         quantisation=quantisation,
-        workspace=workspace_for(places, quantisation) if request.captured else None,
+        workspace=workspace,
     )
 
 

@@ -90,14 +90,14 @@ def verification_width_limit(
     return _NF4_ROWS_AT_LEAST
 
 
-def width_limit_of(device: torch.device) -> int | None:
-    """The same for nf4 on a device of this machine: None where ``few_rows`` has kernels of its own.
+def width_limit_of(device: torch.device, *, captured: bool = True) -> int | None:
+    """The same for nf4 on a device of this machine. A CPU writes the weights out at any width: 0.
 
-    A CPU writes the weights out at any width: 0.
+    None where passes are ``captured`` and ``few_rows`` has kernels for them.
     """
     if device.type != "cuda":
         return 0
-    if few_rows.is_usable(device):
+    if captured and few_rows.is_usable(device):
         return None
     name = torch.cuda.get_device_name(device)
     return verification_width_limit(Quantisation.NF4, name, version("bitsandbytes"))

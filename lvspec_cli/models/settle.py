@@ -117,7 +117,7 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
         asked.append(held_as(agreed_on, files, place.type))
         check_usable(asked[-1], place, files)
     dtype = choose_dtype(request.dtype, device, asked[0])
-    limit = width_limit_of(device)
+    limit = width_limit_of(device, captured=request.cuda_graphs)
     chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)
     element = choose_dtype(request.dtype, home, asked[-1]).itemsize if draft else None
     why = ""

@@ -21,7 +21,9 @@ from lvspec_cli.bench.real_size import (
     model_lines,
     pair_lines,
 )
+from lvspec_cli.models import fabricate as fabricate_module
 from lvspec_cli.models.fabricate import fabricate, real_config
+from lvspec_cli.models.few_rows import Packed
 from lvspec_cli.types import Quantisation
 
 WORK = Work(frames=(4,), side=56, widths=(1, 2, 5), repeats=1)
@@ -47,7 +49,7 @@ def tiny_configs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_size, "real_config", tiny)
 
 
-@pytest.mark.parametrize("quantisation", [Quantisation.NONE, Quantisation.NF4])
+@pytest.mark.parametrize("quantisation", [Quantisation.NONE, Quantisation.NF4, Quantisation.TORCHAO_INT4])
 def test_what_is_measured_of_a_model(quantisation: Quantisation) -> None:
     config = tiny("Qwen/Qwen2.5-VL-7B-Instruct")
     found = measure_model(config, "7B", quantisation, CPU, WORK)
@@ -81,6 +83,15 @@ def test_a_fabricated_model_is_the_real_one() -> None:
     kinds = {type(part).__name__ for part in packed.family.layers(packed.model).modules()}
     assert "Linear4bit" in kinds
     assert "Linear" not in kinds
+
+
+def test_fabricated_weights_stand_for_what_nf4_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes makes its levels in torch's default type, which is not the one that is computed in."""
+    monkeypatch.setattr(fabricate_module, "choose_dtype", lambda *_: torch.bfloat16)
+    made = fabricate(tiny("Qwen/Qwen2.5-VL-3B-Instruct"), "3B", Quantisation.NF4, CPU)
+    layer = made.family.layers(made.model)[0].mlp.up_proj
+    assert layer.compute_dtype is torch.bfloat16
+    assert Packed.of(layer.weight.data, layer.weight.quant_state) is not None
 
 
 def figures(name: str, steps: dict[int, float]) -> ModelFigures:

@@ -329,7 +329,7 @@ def test_gamma_respects_the_kernels(
 def test_how_wide_is_fast_is_the_packed_targets_affair(
     request_: AskRequest, crowded: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lvspec_cli.models.quantise.width_limit_of", lambda device: 5)
+    monkeypatch.setattr("lvspec_cli.models.quantise.width_limit_of", lambda device, captured: 5)
     limits = [
         settle(replace(request_, quant_target=target, quant_draft=draft), TARGET, DRAFT).width_limit
         for target, draft in ((NF4, NONE), (NONE, NF4), (Quantisation.AUTO, Quantisation.AUTO))
