@@ -122,8 +122,7 @@ def take_few_rows(model: Any) -> int:
 def multiply(inputs: Tensor, matrix: Packed, bias: Tensor | None = None, *, by_table: bool = False) -> Tensor:
     """``inputs`` (rows, inputs) by the matrix transposed: (rows, outputs), in the inputs' type.
 
-    Weights are rounded to that type, sums are in float32. A row's sum does not depend on the rows beside it,
-    up to 16 of them; from there on tiles are wider.
+    Weights are rounded to that type, sums are in float32. A row's sum does not depend on the rows beside it.
 
     :param bias: (outputs,), added before the sum is rounded.
     :param by_table: look levels up in memory: slow, and all that Triton's interpreter can do.

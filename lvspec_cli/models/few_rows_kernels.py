@@ -90,8 +90,7 @@ def partial_sums(
         place += WORDS // 8
         number = tl.load(scales + place, (after + block * 8 < end)[None, :], other=0).to(tl.int32)
         there = (here * 8 + column < end * 8)[:, None] & (row < rows)[None, :]
-        values = inputs + row[None, :] * (a_row * 8) + here * 8 + column[:, None]
-        value = tl.load(values, there, other=0.0)
+        given = tl.load(inputs + row[None, :] * (a_row * 8) + here * 8 + column[:, None], there, other=0.0)
         if BY_TABLE:
             v0, v1 = tl.load(levels + (now & 15)), tl.load(levels + ((now >> 4) & 15))
             v2, v3 = tl.load(levels + ((now >> 8) & 15)), tl.load(levels + ((now >> 12) & 15))
@@ -102,25 +101,21 @@ def partial_sums(
                 UNPACK, "=f,=f,=f,=f,=f,=f,=f,=f,r", [now], dtype=(tl.float32,) * 8, is_pure=True, pack=1
             )
         # The first weight of a byte is in its upper half: in order they are 1, 0, 3, 2, 5, 4, 7, 6.
-        kind: tl.constexpr = value.dtype
-        w0, w1, w2, w3 = (
-            (v1 * scale).to(kind),
-            (v0 * scale).to(kind),
-            (v3 * scale).to(kind),
-            (v2 * scale).to(kind),
-        )
-        w4, w5, w6, w7 = (
-            (v5 * scale).to(kind),
-            (v4 * scale).to(kind),
-            (v7 * scale).to(kind),
-            (v6 * scale).to(kind),
-        )
+        kind: tl.constexpr = given.dtype
+        w0 = (v1 * scale).to(kind)
+        w1 = (v0 * scale).to(kind)
+        w2 = (v3 * scale).to(kind)
+        w3 = (v2 * scale).to(kind)
+        w4 = (v5 * scale).to(kind)
+        w5 = (v4 * scale).to(kind)
+        w6 = (v7 * scale).to(kind)
+        w7 = (v6 * scale).to(kind)
         weights = tl.join(
             tl.join(tl.join(w0, w4), tl.join(w2, w6)), tl.join(tl.join(w1, w5), tl.join(w3, w7))
         )
-        total = tl.dot(tl.reshape(weights, (OUTPUTS, WORDS * 8)), value, total)
-    place_of = split * rows * outputs + row[None, :] * outputs + output[:, None]
-    tl.store(sums + place_of, total, (output < outputs)[:, None] & (row < rows)[None, :])
+        total = tl.dot(tl.reshape(weights, (OUTPUTS, WORDS * 8)), given, total)
+    cell = (split * rows + row[None, :]) * outputs + output[:, None]
+    tl.store(sums + cell, total, (output < outputs)[:, None] & (row < rows)[None, :])
 
 
 @triton.jit
