@@ -119,7 +119,24 @@ def own_rule(texts: Results) -> str | None:
     if relevance not in tuple(CONTROLS):
         return None
     why = "the margin alone" if relevance == RelevanceName.PLAUSIBLE else "a control"
-    return (
+    said = (
         f"The pair's own rule is `{relevance}` ({why}): no rule with anchors was"
         " faster at the quality that was asked for, so this is the default."
+    )
+    if idle := without_anchors(texts):
+        names = " and ".join(f"`{name}`" for name in idle)
+        said += (
+            f" As they are set here, anchors of {names} are held to no narrower margin than fillers: what is"
+            " left is the margin alone, too."
+        )
+    return said
+
+
+def without_anchors(texts: Results) -> tuple[str, ...]:
+    """Controls that read a relevance, and are set so that a token may be as far off whatever it says."""
+    return tuple(
+        name
+        for name, rule in texts.settings.rules.items()
+        if name == rule["relevance"] != RelevanceName.RANDOM
+        and float(rule["anchor_margin"]) >= float(rule["filler_margin"])
     )

@@ -57,7 +57,7 @@ from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 
 QUESTIONS = 2  # about each scene, for fidelity
 FURTHER_QUESTIONS = 4  # about each further scene of which answers are asked for
-OWN_GAMMAS: tuple[Gamma, ...] = ("auto", 8, 12)
+OWN_GAMMAS: tuple[Gamma, ...] = ("auto", 8, 12, 16)
 FURTHER_GAMMAS: tuple[Gamma, ...] = (3, 5)  # of these on fewer clips: they are slower
 EXACT_GAMMAS: tuple[Gamma, ...] = ("auto", 5)
 PORTION = 1000  # of further scenes

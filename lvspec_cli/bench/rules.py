@@ -40,7 +40,7 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
     token has an anchor's margin. ``no-sentences``: what begins one is a token like any other. ``no-limits``:
     as many loose tokens in a row as there may be. ``no-list``: no limits, and ends, numerals, negations,
     contraries and loops are tokens like any other. ``with-anchors``: what looks at the video has to match.
-    ``with-shift``: a token may come a place or two early or late.
+    ``with-sentences``: so has what begins one. ``with-shift``: a token may come a place or two early or late.
     """
     unlimited = replace(rule, max_loose_run=NO_LIMIT, max_loose_in_window=NO_LIMIT)
     found = {
@@ -54,6 +54,8 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
     }
     if rule.relevance is RelevanceName.PLAUSIBLE:
         found["with-anchors"] = replace(rule, relevance=RelevanceName.ATTENTION, anchor_margin=0.0)
+    if rule.sentence_margin > 0:
+        found["with-sentences"] = replace(rule, sentence_margin=0.0)
     if rule.shift_window == 0:
         found["with-shift"] = replace(rule, shift_window=2)
     return tuple(NamedRule(name, each) for name, each in found.items() if each != rule)

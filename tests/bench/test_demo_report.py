@@ -14,7 +14,7 @@ from lvspec_cli.bench import demo_report
 from lvspec_cli.bench.batched import REFERENCE
 from lvspec_cli.bench.contrast import best_of_each
 from lvspec_cli.bench.demo_further import with_further
-from lvspec_cli.bench.demo_goals import goals
+from lvspec_cli.bench.demo_goals import goals, own_rule
 from lvspec_cli.bench.demo_page import page
 from lvspec_cli.bench.demo_report import (
     Report,
@@ -267,6 +267,20 @@ def test_a_control_that_won_is_said_to_be_the_default(relevance: str, said: bool
     assert ("The pair's own rule is `plausible`" in text) == said
     assert ("it is the rule itself | no |" in text) == said
     assert "On the first 3 scenes only, speed of: lvspec/x." in text
+
+
+def test_controls_whose_anchors_do_nothing_are_named():
+    def own(margin: float | str, relevance: str = "lexicon") -> str | None:
+        rule = {"relevance": relevance, "anchor_margin": margin, "filler_margin": 2.0}
+        other = {"relevance": "attention", "anchor_margin": 0.5, "filler_margin": "Infinity"}
+        settings = SETTINGS.model_copy(
+            update={"rule": {"relevance": "plausible"}, "rules": {relevance: rule, "attention": other}}
+        )
+        return own_rule(results((line("auto", 3.0),), settings=settings))
+
+    assert "As they are set here, anchors of `lexicon` are held" in (own(2.0) or "")
+    assert "As they are set here" not in (own(1.5) or "")
+    assert "As they are set here" not in (own(2.0, "random") or "")
 
 
 def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def test_a_part_that_is_not_there_is_put_in():
     assert list(found) == ["no-fillers", "no-sentences", "no-limits", "no-list", "with-anchors", "with-shift"]
     assert found["with-anchors"] == {"relevance": "attention"}
     assert found["with-shift"] == {"shift_window": 2}
+    loosened = {each.name: each.rule for each in ablations(replace(bare, sentence_margin=inf))}
+    assert "no-sentences" not in loosened
+    assert loosened["with-sentences"].sentence_margin == 0
 
 
 def test_controls_are_every_other_relevance():
