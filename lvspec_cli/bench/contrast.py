@@ -19,7 +19,8 @@ def contrasts(
 
     Of the own rule's gammas those count that the other was run with too, where there are any: one that was
     tried with more of them would have an advantage. A rule with a name and one gamma has that for its own;
-    the pair's rule stands against it at the one that is the pair's, ``gamma``.
+    the pair's rule stands against it at the one that is the pair's, ``gamma``, and then once more at the
+    same, where it was run with that: the first tells two settings apart, the second two rules.
     """
     best = best_of_each(modes)
     own = [each for each in modes if each.variant.name == BenchMode.LVSPEC and each.answers]
@@ -30,7 +31,10 @@ def contrasts(
             if other.label and len(ran) == 1 and gamma is not None:
                 ran = {gamma}
             both = [each for each in own if each.gamma in ran] or own
-            found.append(contrast(measured, best_of_each(both)[BenchMode.LVSPEC], other))
+            lines = {best_of_each(both)[BenchMode.LVSPEC]: None}
+            if other.label:
+                lines |= {each.variant: None for each in own if each.gamma == other.gamma}
+            found += [contrast(measured, line, other) for line in lines]
     return tuple(found)
 
 

@@ -16,6 +16,7 @@ from lvspec_cli.bench.lines import (
     number,
     retention,
     rows,
+    spread,
     table,
 )
 from lvspec_cli.bench.results import BenchMode, Results, Variant
@@ -57,6 +58,7 @@ def page(texts: Results, speed: Results, command: str, chart: Path, further: str
         "",
         *_rounds(speed),
         *_level(speed),
+        *_at_one_gamma(speed),
         "What was said meanwhile, against ar's texts:",
         "",
         *fidelity_table(speed),
@@ -191,6 +193,16 @@ def _level(speed: Results) -> Iterator[str]:
             " whatever counts as an anchor, and with margins of its own each rule keeps about as many tokens"
             f" of it as {own.variant} does ({number(own.mean_accepted_length, 2)})."
         )
+        yield ""
+
+
+def _at_one_gamma(speed: Results) -> Iterator[str]:
+    """Rules alone: the pair's own at the gamma of others that have another one than the pair."""
+    first = {each.other: each.line for each in reversed(speed.contrasts)}
+    again = [each for each in speed.contrasts if each.line != first[each.other] and each.speed is not None]
+    found = [f"{each.line} is {spread(each.speed)} times as fast as {each.other}" for each in again]
+    if found:
+        yield f"Rule against rule, at one gamma: {', '.join(found)}."
         yield ""
 
 

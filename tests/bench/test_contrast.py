@@ -61,8 +61,9 @@ def test_a_line_of_one_gamma_is_held_against_the_same_gamma():
     (only,) = contrasts(found, modes)
     assert (only.line, only.other) == ("lvspec γ=4", "lvspec/bare γ=4")
     assert known(only.speed).median == pytest.approx(0.8)
-    (tuned,) = contrasts(found, modes, 8)  # each at the gamma that was found for it
+    tuned, same = contrasts(found, modes, 8)  # each at the gamma that was found for it, then at one
     assert (tuned.line, tuned.other) == ("lvspec γ=8", "lvspec/bare γ=4")
+    assert same == only
     assert contrasts(found, modes, 5)[0].line == "lvspec γ=8"  # the pair's own was not run: its best
 
 

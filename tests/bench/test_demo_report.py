@@ -259,6 +259,19 @@ def test_rules_that_are_as_fast_are_named():
     assert "No difference" not in page(results((own,)), results((own,)), "command", Path("chart.svg"))
 
 
+def test_rules_are_told_apart_at_one_gamma():
+    tuned = against("lvspec/lexicon γ=16", 0.95)
+    same = against("lvspec/lexicon γ=16", 1.02).model_copy(update={"line": "lvspec γ=16"})
+    found = results((line("auto", 3.5),), contrasts=(tuned, same, against("exact γ=5", 2.0)))
+    text = page(found, found, "command", Path("chart.svg"))
+    assert (
+        "Rule against rule, at one gamma: lvspec γ=16 is 1.02 (0.92-1.12) times as fast as"
+        " lvspec/lexicon γ=16." in text
+    )
+    alone = results((line("auto", 3.5),), contrasts=(tuned,))
+    assert "Rule against rule" not in page(alone, alone, "command", Path("chart.svg"))
+
+
 @pytest.mark.parametrize(("relevance", "said"), [("attention", False), ("plausible", True)])
 def test_a_control_that_won_is_said_to_be_the_default(relevance: str, said: bool):
     settings = SETTINGS.model_copy(update={"rule": {"relevance": relevance}, "first": {"lvspec/x": 3}})
