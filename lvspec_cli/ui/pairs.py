@@ -50,5 +50,5 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
-        return "none" if math.isinf(value) else f"{value:g}"
+        return "unlimited" if math.isinf(value) else f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
