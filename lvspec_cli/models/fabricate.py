@@ -12,13 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.models import few_rows
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
-from lvspec_cli.models.load import LoadedModel, choose_dtype
+from lvspec_cli.models.load import LoadedModel, choose_dtype, take_kernels
 from lvspec_cli.models.memory import ModelSize
-from lvspec_cli.models.norms import fuse_norms
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.quantise import torchao_format
 from lvspec_cli.models.sizes import known_config, size_of_model
@@ -76,10 +74,7 @@ def fabricate(
             layers[0] = layer
     model.config = config
     workspace = workspace_for([device], quantisation) if captured else None
-    if device.type == "cuda":
-        fuse_norms(family.language(model))
-    if workspace is not None and quantisation is Quantisation.NF4 and few_rows.is_usable(device):
-        few_rows.take_few_rows(layers)
+    take_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
     return LoadedModel(
         name=name,
         model=model.eval().requires_grad_(False),

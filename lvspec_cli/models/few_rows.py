@@ -1,9 +1,9 @@
 """Products of a few rows with weights in nf4, which are read once, packed, whatever the rows.
 
 bitsandbytes is made for one row and for many. In between it reads the weights anew for each row, or writes
-them out in 16 bits first: on an H200 a verification of five rows takes as long as four steps. Here a tile of
-weights is unpacked in registers and multiplied with all rows at once by tensor cores, as Marlin does for
-other formats (Frantar et al. 2024, arXiv 2408.11743), so that it takes as long as one.
+them out in 16 bits first, so that on a large card a verification of a few rows takes several steps
+(docs/real-size.md). Here a tile of weights is unpacked in registers and multiplied with all rows at once by
+tensor cores, as Marlin does for other formats (Frantar et al. 2024, arXiv 2408.11743).
 """
 
 from __future__ import annotations

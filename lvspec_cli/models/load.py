@@ -179,12 +179,8 @@ def load_model(
             model = model.to(dtype)  # it is unpacked in the type of its scales
         if places[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
-        if len(places) == 1 and places[0].type == "cuda":
-            fuse_norms(family.language(model))
         workspace = workspace_for(places, quantisation) if request.captured else None
-        # Launched one by one its kernels would cost the host more than they save.
-        if workspace is not None and quantisation is Quantisation.NF4 and few_rows.is_usable(places[0]):
-            few_rows.take_few_rows(family.layers(model))
+        take_kernels(family.language(model), places, quantisation, captured=workspace is not None)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
         name=name,
@@ -199,6 +195,18 @@ def load_model(
         quantisation=quantisation,
         workspace=workspace,
     )
+
+
+def take_kernels(
+    language: Any, places: Sequence[torch.device], quantisation: Quantisation, *, captured: bool
+) -> None:
+    """Puts what is faster on a GPU in the place of parts of a language model that is whole on one."""
+    if len(places) != 1 or places[0].type != "cuda":
+        return
+    fuse_norms(language)
+    # Launched one by one these kernels would cost the host more than they save.
+    if captured and quantisation is Quantisation.NF4 and few_rows.is_usable(places[0]):
+        few_rows.take_few_rows(language)
 
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

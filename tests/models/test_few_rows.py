@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lvspec_cli.models import few_rows, load
 from lvspec_cli.models.few_rows import (
     LEVELS,
     ROWS,
@@ -27,6 +29,8 @@ from lvspec_cli.models.few_rows import (
     is_usable,
     take_few_rows,
 )
+from lvspec_cli.models.quantise import verification_width_limit, width_limit_of
+from lvspec_cli.types import Quantisation
 
 IN_THE_INTERPRETER = """
 import torch
@@ -203,6 +207,41 @@ def test_layers_are_taken_by_their_kind() -> None:
     assert take_few_rows(model) == 1
     assert [type(part).__name__ for part in model.values()] == ["FewRows4bit", "Linear4bit", "Linear"]
     assert any(part is weights for part in model["one"].parameters())
+
+
+@pytest.mark.parametrize(
+    ("place", "quantisation", "captured", "usable", "norms", "rows"),
+    [
+        ("cuda", Quantisation.NF4, True, True, True, True),
+        ("cuda", Quantisation.NF4, False, True, True, False),
+        ("cuda", Quantisation.NF4, True, False, True, False),
+        ("cuda", Quantisation.INT8, True, True, True, False),
+        ("cpu", Quantisation.NF4, True, True, False, False),
+    ],
+)
+def test_where_the_kernels_are_taken(
+    place: str, quantisation: Quantisation, captured: bool, usable: bool, norms: bool, rows: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    called: list[str] = []
+    monkeypatch.setattr(load, "fuse_norms", lambda _: called.append("norms"))
+    monkeypatch.setattr(few_rows, "take_few_rows", lambda _: called.append("rows"))
+    monkeypatch.setattr(few_rows, "is_usable", lambda _: usable)
+    load.take_kernels(object(), [torch.device(place)], quantisation, captured=captured)
+    assert called == ["norms"] * norms + ["rows"] * rows
+    called.clear()
+    load.take_kernels(object(), [torch.device(place)] * 2, quantisation, captured=captured)
+    assert called == []  # parts of a split model are moved by hooks of their own
+
+
+def test_rows_have_no_limit_where_the_kernels_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows, "is_usable", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    card = torch.device("cuda")
+    assert width_limit_of(card) is None
+    limit = verification_width_limit(Quantisation.NF4, "NVIDIA H200", metadata.version("bitsandbytes"))
+    assert limit is not None
+    assert width_limit_of(card, captured=False) == limit
 
 
 def test_a_cpu_is_no_place_for_it() -> None:
