@@ -124,7 +124,7 @@ class VideoLimits:
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """What was asked of one video. Times in seconds from the first frame of the chosen stream."""
+    """What was asked of one video. Times in seconds of the file's clock, as players show it."""
 
     path: Path
     start: float | None = None
@@ -156,9 +156,9 @@ class Clip:
 
     path: Path
     frames: np.ndarray  # uint8 (frames, height, width, 3), RGB, upright
-    timestamps: tuple[float, ...]  # seconds from the stream's first frame, one a frame, ascending
+    timestamps: tuple[float, ...]  # seconds of the file's clock, one a frame, ascending
     frame_rate: float | None  # average frames per second of the source, None when unknown
-    duration: float | None  # seconds of the whole stream, None when unknown
+    duration: float | None  # seconds of the whole file's clock, to the end of the last frame
     start: float  # seconds, the stretch that was asked for
     end: float | None  # seconds, None when the end of the stream is meant and its time unknown
     source_width: int  # pixels, after rotation
@@ -167,6 +167,7 @@ class Clip:
     decoder: DecoderName  # which one gave the frames, after any fallback
     decode_seconds: float
     warnings: tuple[str, ...] = ()
+    begins: float = 0.0  # seconds at which the picture begins: the sound may begin earlier
 
     @property
     def width(self) -> int:

@@ -38,7 +38,7 @@ _NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposit
 
 @contextmanager
 def open_video(
-    file: io.FileIO, path: Path, limits: VideoLimits, threads: int | None = None
+    file: io.RawIOBase, path: Path, limits: VideoLimits, threads: int | None = None
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and the video stream that is read, by FFmpeg's ``threads``, as many as cores without.
 
@@ -97,6 +97,13 @@ def stream_duration(container: InputContainer, stream: VideoStream) -> float | N
 def file_duration(container: InputContainer) -> float | None:
     """Seconds that the header gives the file."""
     return _positive(Fraction(container.duration, av.time_base)) if container.duration else None
+
+
+def file_begins(container: InputContainer, time_base: Fraction) -> int | None:
+    """The tick of ``time_base`` at which the first of the file's streams begins, None when unknown."""
+    if container.start_time is None:
+        return None
+    return round(Fraction(container.start_time, av.time_base) / time_base)
 
 
 def stream_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:

@@ -44,6 +44,7 @@ def receive_clip(
         timestamps=tuple(times),
         frame_rate=finished.frame_rate,
         duration=finished.duration,
+        begins=finished.begins,
         start=request.start or 0.0,
         end=request.end if request.end is not None else finished.duration,
         source_width=opened.source_width,

@@ -40,7 +40,8 @@ class Opened:
 @dataclass(frozen=True)
 class Finished:
     frame_rate: float | None
-    duration: float | None  # seconds
+    duration: float  # seconds
+    begins: float  # seconds at which the picture begins
     decoder: DecoderName
     warnings: tuple[str, ...]
 

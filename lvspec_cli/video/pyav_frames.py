@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -15,13 +16,13 @@ from av.video.stream import VideoStream
 
 from lvspec_cli.video.container import stream_packets
 from lvspec_cli.video.geometry import Orientation, orientation
-from lvspec_cli.video.timeline import KeyFrame, Timeline
+from lvspec_cli.video.scan import INDEXED, SEEKABLE, format_of
+from lvspec_cli.video.timeline import UNKNOWN, KeyFrame, Timeline
 
 _WORTH_A_SEEK = 32  # frames: a seek empties FFmpeg's threads, which takes about as long as they
-
-
-class _SeekError(Exception):
-    """The container did not land where its index said."""
+_EARLIER = (0, 1, 3, 7)  # key frames before the one that should do, where it does not
+_SECONDS_BACK = (0, 1, 4, 16, 64)  # before a key frame, at which reading may have to begin to meet it
+_BYTES_BACK = (0, 1 << 18, 1 << 22)
 
 
 @dataclass
@@ -40,68 +41,132 @@ class PyavReader:
         raises nothing.
         """
         last = None
-        try:
-            for tick, frame in self._taken(wanted, may_seek=True):
+        can_seek = format_of(self.container) in SEEKABLE
+        for key, ordinals in runs(wanted, self.timeline) if can_seek else [(None, wanted)]:
+            for tick, frame in self._run(key, [int(self.timeline.ticks[ordinal]) for ordinal in ordinals]):
+                if last is None or tick > last:
+                    self.damaged += frame.is_corrupt
+                    yield tick, frame
+                    last = tick
+
+    def _run(self, key: int | None, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """The frames at the ticks ``wanted``, from the key frame ``key`` on.
+
+        What arrives decides: where the first one is missing or broken, reading begins at an earlier key frame.
+        """
+        faults = self.damaged
+        for earlier in _EARLIER:
+            begin = None if key is None else max(0, key - earlier)
+            is_last = not begin or earlier == _EARLIER[-1]
+            left, is_right = wanted[::-1], True
+            self.damaged = faults
+            for tick, frame in self._decoded(begin):
+                if tick < left[-1]:
+                    continue
+                is_right = len(left) < len(wanted) or (tick == left[-1] and not frame.is_corrupt)
+                if not (is_right or is_last):
+                    break
                 yield tick, frame
-                last = tick
-        except _SeekError:
-            ticks = self.timeline.ticks
-            rest = [ordinal for ordinal in wanted if last is None or ticks[ordinal] > last]
-            self.container.seek(int(ticks[0]), stream=self.stream)
-            yield from self._taken(rest, may_seek=False)
+                while left and left[-1] <= tick:
+                    left.pop()
+                if not left:
+                    return
+            if is_last or (is_right and len(left) < len(wanted)):
+                return
 
-    def _taken(self, wanted: list[int], *, may_seek: bool) -> Iterator[tuple[int, VideoFrame]]:
-        runs = _runs(wanted, self.timeline) if may_seek else [(None, wanted)]
+    def _decoded(self, key: int | None) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames with their ticks in order of presentation, from the key frame ``key`` on."""
+        timeline = self.timeline
+        counted = _Counted(timeline) if timeline.by_count else None
         last = None
-        for key_frame, ordinals in runs:
-            left = [int(self.timeline.ticks[ordinal]) for ordinal in reversed(ordinals)]
-            for tick, frame in self._decoded(key_frame):
-                if tick >= left[-1]:
-                    if last is None or tick > last:
-                        yield tick, frame
-                        last = tick
-                    while left and left[-1] <= tick:
-                        left.pop()
-                    if not left:
-                        break
-
-    def _decoded(self, key_frame: KeyFrame | None) -> Iterator[tuple[int, VideoFrame]]:
-        """Frames with their ticks in order of presentation, from ``key_frame`` on."""
-        if key_frame is not None:
-            self.container.seek(key_frame.index_time, stream=self.stream)
-        count, last = 0, None
-        for packet in self._packets(key_frame):
+        for packet in self._packets(None if key is None else timeline.key_frames[key]):
             for frame in self._decode(packet):
-                if self.timeline.has_pts:
-                    tick = frame.pts
-                else:
-                    tick = int(self.timeline.ticks[min(count, len(self.timeline.ticks) - 1)])
-                count += 1
+                tick = frame.pts if counted is None or frame.pts is None else counted.tick(frame.pts)
                 if tick is not None and (last is None or tick > last):
                     last = tick
                     yield tick, frame
 
-    def _packets(self, key_frame: KeyFrame | None) -> Iterator[Packet[Any] | None]:
-        """Packets from ``key_frame`` on; None at the end, for what the decoder still holds."""
-        is_first = True
+    def _packets(self, key: KeyFrame | None) -> Iterator[Packet[Any] | None]:
+        """Packets from ``key`` on, stamped if need be; None at the end, for what the decoder still holds."""
+        stamps = self.timeline.stamps
         try:
-            for packet in stream_packets(self.container, self.stream):
-                if is_first and key_frame is not None and packet.pts != key_frame.pts:
-                    raise _SeekError
-                is_first = False
+            for index, packet in self._numbered(key):
+                if self.timeline.restamped:
+                    stamp = int(stamps[index]) if index < len(stamps) else UNKNOWN
+                    packet.pts = packet.dts = None if stamp == UNKNOWN else stamp
                 yield packet
         except FFmpegError:
             self.damaged += 1
         yield None
 
+    def _numbered(self, key: KeyFrame | None) -> Iterator[tuple[int, Packet[Any]]]:
+        """Packets from ``key`` on with their indices in the timeline, found by what arrives."""
+        packets = stream_packets(self.container, self.stream)
+        if key is None:
+            yield from _counted_from(0, packets)
+            return
+        for landing in self._landings(key):
+            self.container.seek(landing, stream=self.stream, unsupported_byte_offset=self._by_bytes)
+            packets = stream_packets(self.container, self.stream)
+            for packet in packets:
+                if _is(packet, key):
+                    yield key.index, packet
+                    yield from _counted_from(key.index + 1, packets)
+                    return
+                if self._is_past(packet, key):
+                    break
+        first = int(self.timeline.ticks[0])
+        self.container.seek(0 if self._by_bytes else first, stream=self.stream, unsupported_byte_offset=self._by_bytes)
+        yield from _counted_from(0, stream_packets(self.container, self.stream))
+
+    @property
+    def _by_bytes(self) -> bool:
+        """Whether a time may be met more than once in the file, so that only a place in it is sure."""
+        return self.timeline.pieces > 1
+
+    def _landings(self, key: KeyFrame) -> Iterator[int]:
+        """Where to seek for ``key``, in turn: ticks or bytes."""
+        if self._by_bytes:
+            yield from (max(0, key.position - back) for back in _BYTES_BACK if key.position != UNKNOWN)
+            return
+        indexed = format_of(self.container) in INDEXED
+        known = key.dts if key.pts == UNKNOWN or (key.dts != UNKNOWN and not indexed) else key.pts
+        yield from (known - int(back / self.timeline.time_base) for back in _SECONDS_BACK)
+
+    def _is_past(self, packet: Packet[Any], key: KeyFrame) -> bool:
+        if self._by_bytes:
+            return packet.pos is not None and packet.pos > key.position
+        return packet.dts is not None and key.dts != UNKNOWN and packet.dts > key.dts
+
     def _decode(self, packet: Packet[Any] | None) -> list[VideoFrame]:
         try:
-            frames = self.stream.decode(packet)
+            return self.stream.decode(packet)
         except FFmpegError:
             self.damaged += 1
             return []
-        self.damaged += sum(frame.is_corrupt for frame in frames)
-        return frames
+
+
+class _Counted:
+    """Ticks of frames that are told apart by the index of their packet alone.
+
+    All frames of earlier groups are shown before a key frame, and so are those that are decoded after it but
+    come out before it. Between key frames each frame is the next one.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._ticks = timeline.ticks
+        self._keys = {key.index for key in timeline.key_frames}
+        self._since: list[int] = []  # indices of what came out since the last key frame
+        self._ordinal = -1
+
+    def tick(self, index: int) -> int:
+        if index in self._keys or self._ordinal < 0:
+            self._ordinal = index + sum(other > index for other in self._since)
+            self._since.clear()
+        else:
+            self._ordinal += 1
+        self._since.append(index)
+        return int(self._ticks[min(self._ordinal, len(self._ticks) - 1)])
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
@@ -110,22 +175,41 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     return orientation(None if matrix is None else bytes(matrix))
 
 
-def _runs(wanted: list[int], timeline: Timeline) -> list[tuple[KeyFrame | None, list[int]]]:
-    """``wanted`` cut where skipping to a key frame pays. The first run may begin where reading is: None."""
-    runs: list[tuple[KeyFrame | None, list[int]]] = []
-    position = 0
-    keys = list(timeline.key_frames)
-    key: KeyFrame | None = None
-    place = 0
+def runs(wanted: list[int], timeline: Timeline) -> list[tuple[int | None, list[int]]]:
+    """``wanted`` cut where skipping to a key frame pays, with the number of that key frame.
+
+    The first run may begin where reading is: None. Where frames are counted a run begins a group early, as
+    only the next key frame shows where counting stands.
+    """
+    if timeline.by_count:
+        ordinals = np.asarray([key.index for key in timeline.key_frames])
+    else:
+        ordinals = np.searchsorted(timeline.ticks, [key.tick for key in timeline.key_frames])
+    found: list[tuple[int | None, list[int]]] = []
+    position = 0 if timeline.whole else -_WORTH_A_SEEK - 1
     for ordinal in wanted:
-        while place < len(keys) and keys[place].ordinal <= ordinal:
-            key = keys[place]
-            place += 1
-        if key is not None and key.ordinal - position > _WORTH_A_SEEK:
-            runs.append((key, [ordinal]))
-        elif runs:
-            runs[-1][1].append(ordinal)
+        key = int(np.searchsorted(ordinals, ordinal, side="right")) - 1
+        key = max(0, key - 1) if timeline.by_count else key
+        if 0 <= key < len(ordinals) and ordinals[key] - position > _WORTH_A_SEEK:
+            found.append((key, [ordinal]))
+        elif found:
+            found[-1][1].append(ordinal)
         else:
-            runs.append((None, [ordinal]))
+            found.append((None, [ordinal]))
         position = ordinal
-    return runs
+    return found
+
+
+def _counted_from(index: int, packets: Iterator[Packet[Any]]) -> Iterator[tuple[int, Packet[Any]]]:
+    for packet in packets:
+        yield index, packet
+        index += not packet.is_discard
+
+
+def _is(packet: Packet[Any], key: KeyFrame) -> bool:
+    """Whether ``packet`` is the one that was scanned as ``key``: a time may be lacking after a seek."""
+    if not packet.is_keyframe or packet.size != key.size:
+        return False
+    times = [(packet.pts, key.pts), (packet.dts, key.dts)]
+    known = [here == there for here, there in times if here is not None and there != UNKNOWN]
+    return any(known)

@@ -1,4 +1,4 @@
-"""One video read in the child process: scan, choose, decode, send."""
+"""One video read in the child process: survey, choose, decode, send."""
 
 from __future__ import annotations
 
@@ -6,70 +6,45 @@ import io
 import math
 import os
 from dataclasses import dataclass, field
-from fractions import Fraction
 from multiprocessing.connection import Connection
 
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from lvspec_cli.errors import DamagedVideoError, UsageError, VideoLimitError
+from lvspec_cli.errors import DamagedVideoError, VideoLimitError
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
-from lvspec_cli.video.container import (
-    check_canvas,
-    describe,
-    file_duration,
-    open_video,
-    scaling_threads,
-    stream_duration,
-)
+from lvspec_cli.video.container import check_canvas, open_video, scaling_threads
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
 from lvspec_cli.video.geometry import Orientation, fitted_size
 from lvspec_cli.video.messages import Finished, Job, Opened
 from lvspec_cli.video.pyav_frames import PyavReader, orientation_of
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
 from lvspec_cli.video.source import container_of, head_of, shown
-from lvspec_cli.video.timeline import Timeline, scan
+from lvspec_cli.video.survey import Survey, Surveyor, opened, starts_too_late
 from lvspec_cli.video.times import format_time
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the scan and the request come to."""
+    """What the survey and the request come to."""
 
-    timeline: Timeline
-    wanted: list[int]  # ordinals of the frames taken
-    declared: float | None  # seconds that the header gives this stream
-    of_file: float | None  # seconds that the header gives the file
+    survey: Survey
+    wanted: list[int]  # ordinals of the frames taken, among all that were surveyed
     frame_rate: float | None
-    pixel_aspect: Fraction | None
-    video_streams: int
-
-    @property
-    def is_short(self) -> bool:
-        """Less can be read than the header promises, beyond its usual carelessness."""
-        missing = (self.declared or 0.0) - self.timeline.duration
-        is_cut = self.timeline.whole and missing > max(0.25, 0.03 * self.timeline.duration)
-        return is_cut or self.timeline.error is not None
-
-    @property
-    def duration(self) -> float | None:
-        """Seconds of the whole stream, by the header where the scan did not reach its end."""
-        reached_end = self.timeline.whole and not self.is_short
-        return self.timeline.duration if reached_end else self.declared or self.of_file
 
 
-def probe_file(descriptor: int, request: VideoRequest) -> VideoInfo:
-    """What the header says of the file behind ``descriptor``."""
-    with _opened(descriptor) as file, open_video(file, request.path, request.limits) as (container, stream):
-        return describe(container, stream, request.path)
+def probe_file(descriptor: int, request: VideoRequest, surveyor: Surveyor) -> VideoInfo:
+    """What there is to read in the file behind ``descriptor``."""
+    with _opened(descriptor) as file:
+        return surveyor.info(file, request)
 
 
-def read_file(descriptor: int, job: Job, connection: Connection) -> None:
+def read_file(descriptor: int, job: Job, connection: Connection, surveyor: Surveyor) -> None:
     """Decode what ``job`` asks of the file behind ``descriptor`` and send it."""
     request = job.request
     with _opened(descriptor) as file:
-        plan = make_plan(file, request)
+        plan = make_plan(surveyor.look(file, request), request)
         sender = _Sender(connection, job, plan)
         warnings = notes(plan, request)
         decoder: DecoderName = request.decoder
@@ -86,30 +61,16 @@ def read_file(descriptor: int, job: Job, connection: Connection) -> None:
         )
     damage = damage_note(plan, sender.sent, errors)
     warnings += [damage] if damage else []
-    connection.send(Finished(plan.frame_rate, plan.duration, decoder, tuple(warnings)))
+    survey = plan.survey
+    connection.send(Finished(plan.frame_rate, survey.duration, survey.begins, decoder, tuple(warnings)))
 
 
-def make_plan(file: io.FileIO, request: VideoRequest) -> Plan:
-    """Scan the stream and decide which frames are taken. Raises the tree's errors."""
-    path, limits = request.path, request.limits
-    start = request.start or 0.0
-    with open_video(file, path, limits) as (container, stream):
-        declared = stream_duration(container, stream)
-        of_file = file_duration(container)
-        known = declared or of_file
-        if known and known > limits.duration:
-            raise VideoLimitError(
-                f"{format_time(known)} long, the limit is {format_time(limits.duration)}: {shown(path)}",
-                "cut the part you need out of it first",
-            )
-        # decord counts all of a file's frames, so their number has to be known.
-        scan_end = None if request.decoder == "decord" else request.end
-        timeline = scan(container, stream, scan_end, limits, path)
-        average = float(stream.average_rate) if stream.average_rate else None
-        pixel_aspect, video_streams = stream.sample_aspect_ratio, len(container.streams.video)
-    times = timeline.times
-    if start > 0 and start >= timeline.duration:
-        raise _starts_too_late(start, timeline.duration, known, shown(path))
+def make_plan(survey: Survey, request: VideoRequest) -> Plan:
+    """Decide which frames are taken. Raises the tree's errors."""
+    path, limits, start = request.path, request.limits, request.start or 0.0
+    if start > 0 and start >= survey.duration:
+        raise starts_too_late(start, survey.duration, survey.header.info.duration, shown(path))
+    times = survey.times
     inside = stretch(times, start, request.end)
     wanted = [inside.start + index for index in choose(times[inside], Sampling.of(request))]
     if len(wanted) > limits.sampled_frames:
@@ -117,38 +78,38 @@ def make_plan(file: io.FileIO, request: VideoRequest) -> Plan:
             f"{len(wanted)} frames would be taken, the limit is {limits.sampled_frames}: {shown(path)}",
             "set a cap with --frames, or a lower --fps",
         )
-    scanned = timeline.frame_rate
+    average, scanned = survey.header.average_rate, survey.tracks[0].timeline.frame_rate
     header_is_right = average and (scanned is None or abs(average - scanned) < 0.02 * scanned)
-    return Plan(
-        timeline=timeline,
-        wanted=wanted,
-        declared=declared,
-        of_file=of_file,
-        frame_rate=average if header_is_right else scanned,
-        pixel_aspect=pixel_aspect,
-        video_streams=video_streams,
-    )
+    return Plan(survey, wanted, average if header_is_right else scanned)
 
 
 def notes(plan: Plan, request: VideoRequest) -> list[str]:
-    """Where what is taken is less than what was asked."""
-    found = []
-    if request.end is not None and plan.timeline.whole and request.end > plan.timeline.duration + 0.1:
-        ends = format_time(plan.timeline.duration)
+    """Where what is taken is less than what was asked, or its times are not the file's own."""
+    found, survey = [], plan.survey
+    if request.end is not None and request.end > survey.duration + 0.1:
+        ends = format_time(survey.duration)
         found.append(f"the video ends at {ends}, before --end {format_time(request.end)}")
     if request.fps and plan.frame_rate and request.fps > 1.02 * plan.frame_rate:
         found.append(f"--fps {request.fps:g} is more than the video's {plan.frame_rate:.4g} frames a second")
+    joined = len(survey.tracks) - 1 + sum(track.timeline.pieces - 1 for track in survey.tracks)
+    if joined:
+        found.append(f"its times go back or jump {joined} times: they were put on one clock")
+    if survey.unread:
+        found.append(f"{survey.unread} more videos in the file cannot be read")
     return found
 
 
 def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
     """One line on what damage cost, None without damage."""
-    lost = len(plan.wanted) - sent
-    if not (plan.is_short or lost or errors):
+    survey, lost = plan.survey, len(plan.wanted) - sent
+    corrupt = sum(track.timeline.corrupt for track in survey.tracks)
+    if not (survey.is_short or lost or errors or corrupt):
         return None
-    read = format_time(plan.timeline.duration)
-    of = f" of {format_time(plan.declared)}" if plan.is_short and plan.declared else ""
+    read = format_time(survey.duration)
+    declared = survey.header.info.duration
+    of = f" of {format_time(declared)}" if survey.is_short and declared else ""
     failed = f", {errors} decoding errors" if errors else ""
+    failed += f", {corrupt} incomplete packets" if corrupt else ""
     return f"the file is damaged: read up to {read}{of}, {sent} of {len(plan.wanted)} frames{failed}"
 
 
@@ -165,15 +126,14 @@ class _Sender:
         default_factory=VideoReformatter
     )  # one for all: setting it up takes time
 
-    def send(self, tick: int, frame: VideoFrame, upright: Orientation) -> None:
+    def send(self, time: float, frame: VideoFrame, upright: Orientation) -> None:
         width, height = upright.size(*self.open(frame, upright))
         smaller = width * height < frame.width * frame.height
         filter_name = "AREA" if smaller else "BILINEAR"
         threads = scaling_threads(self.job.threads)
         small = self.scaler.reformat(frame, width, height, "rgb24", interpolation=filter_name, **threads)
         pixels = np.ascontiguousarray(upright.apply(np.asarray(small.to_ndarray(), np.uint8)))
-        timeline = self.plan.timeline
-        self.connection.send(float((tick - int(timeline.ticks[0])) * timeline.time_base))
+        self.connection.send(time)
         self._write(pixels.reshape(-1).data)
         self.sent += 1
 
@@ -191,7 +151,7 @@ class _Sender:
         request, expected = self.job.request, len(self.plan.wanted)
         check_canvas(frame.width, frame.height, request.limits, request.path)
         most = request.max_pixels or DEFAULT_MAX_PIXELS
-        size = fitted_size(frame.width, frame.height, self.plan.pixel_aspect, most)
+        size = fitted_size(frame.width, frame.height, self.plan.survey.header.pixel_aspect, most)
         taken = expected * math.prod(size) * 3
         if taken > request.limits.clip_bytes:
             raise VideoLimitError(
@@ -207,45 +167,40 @@ class _Sender:
 
 def _send_by_pyav(file: io.FileIO, job: Job, plan: Plan, sender: _Sender) -> int:
     """Send the frames that are not sent yet; the number of decoding errors."""
-    request = job.request
-    with open_video(file, request.path, request.limits, job.threads) as (container, stream):
-        reader = PyavReader(container, stream, plan.timeline)
-        upright = None
-        for tick, frame in reader.frames(plan.wanted[sender.sent :]):
-            if upright is None:  # once: a frame whose side data was read lives on until the next collection
-                upright = orientation_of(frame)
-            sender.send(tick, frame, upright)
-        return reader.damaged
+    request, errors = job.request, 0
+    for track, wanted in plan.survey.by_track(plan.wanted[sender.sent :]):
+        with open_video(opened(file, track.part), request.path, request.limits, job.threads) as (
+            container,
+            stream,
+        ):
+            reader = PyavReader(container, stream, track.timeline)
+            upright = None
+            for tick, frame in reader.frames(wanted):
+                if upright is None:  # once: a frame whose side data was read lives until the next collection
+                    upright = orientation_of(frame)
+                sender.send(track.time(tick), frame, upright)
+            errors += reader.damaged
+    return errors
 
 
 def _send_by_decord(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _Sender) -> None:
+    if len(plan.survey.tracks) > 1:
+        raise UnfitError("it reads the first of several videos only")
+    track = plan.survey.tracks[0]
     frame = _first_frame(file, request, plan)
     upright = orientation_of(frame)
-    check_fit(container_of(head_of(file)), plan.video_streams, upright)
+    check_fit(container_of(head_of(file)), plan.survey.header.video_streams, upright)
     size = sender.open(frame, upright)
-    for tick, pixels in decord_frames(file.fileno(), plan.timeline, plan.wanted, size):
-        sender.send(tick, VideoFrame.from_ndarray(pixels, format="rgb24"), upright)
+    for tick, pixels in decord_frames(file.fileno(), track.timeline, plan.wanted, size):
+        sender.send(track.time(tick), VideoFrame.from_ndarray(pixels, format="rgb24"), upright)
 
 
 def _first_frame(file: io.FileIO, request: VideoRequest, plan: Plan) -> VideoFrame:
     with open_video(file, request.path, request.limits) as (container, stream):
-        for _, frame in PyavReader(container, stream, plan.timeline).frames(plan.wanted[:1]):
+        reader = PyavReader(container, stream, plan.survey.tracks[0].timeline)
+        for _, frame in reader.frames(plan.wanted[:1]):
             return frame
     raise UnfitError("no frame can be decoded")
-
-
-def _starts_too_late(
-    start: float, readable: float, known: float | None, name: str
-) -> DamagedVideoError | UsageError:
-    if known and start < known:
-        return DamagedVideoError(
-            f"damaged after {format_time(readable)}, before --start {format_time(start)}: {name}",
-            "copy or download it again, or start earlier",
-        )
-    return UsageError(
-        f"--start {format_time(start)} is after the video's end at {format_time(readable)}: {name}",
-        "start earlier",
-    )
 
 
 def _opened(descriptor: int) -> io.FileIO:

@@ -62,10 +62,10 @@ def container_of(head: bytes) -> str | None:
     return next((name for start, name in _STARTS.items() if head.startswith(start)), None)
 
 
-def head_of(file: io.FileIO) -> bytes:
+def head_of(file: io.RawIOBase) -> bytes:
     """The first bytes of ``file``, which is left at its start."""
     file.seek(0)
-    head = file.read(_HEAD_BYTES)
+    head = file.read(_HEAD_BYTES) or b""
     file.seek(0)
     return head
 

@@ -1,180 +1,247 @@
-"""When each frame of a stream is shown, read from its packets without decoding them."""
+"""When each frame of a stream is shown: decisions on what its packets say, without decoding them.
+
+The file's clock begins where the first of its streams does, sound or picture, as players have it. Times of
+joined or spliced streams go back or jump; here they become one clock that only grows.
+"""
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from lvspec_cli.errors import VideoLimitError
-from lvspec_cli.types import VideoLimits
-from lvspec_cli.video.container import encrypted, is_encrypted, stream_packets
 from lvspec_cli.video.sample import Times
-from lvspec_cli.video.source import damaged, shown
-from lvspec_cli.video.times import format_time
 
-_INDEXED = {"mov": "dts", "matroska": "pts"}  # formats with an index, and the times it holds
-_FALLBACK_RATE = Fraction(25)  # frames per second where neither packets nor header tell
+Ticks = NDArray[np.int64]
+
+UNKNOWN = np.iinfo(np.int64).min  # in place of a tick or a position that the container does not give
+_BACK = Fraction(1, 4)  # seconds that stamps may go back: demuxers guess those of MPEG-PS
+_AHEAD = Fraction(10)  # seconds that stamps may jump ahead in a stream that can be spliced
+_NEAR = 4  # packets: so near to where two streams were joined an incomplete one is no damage
+_JITTER = Fraction(1, 4)  # seconds by which guessed stamps may miss an even rate
+
+
+@dataclass(frozen=True)
+class Packets:
+    """What is known of a stream's packets, one entry a packet, in decoding order. Times in ticks."""
+
+    pts: Ticks
+    dts: Ticks
+    sizes: Ticks  # bytes
+    positions: Ticks  # of the last packet whose place in the file is known, up to this one
+    keys: Ticks  # which packets begin a group
+    corrupt: Ticks  # which the container knows to be incomplete
+    duration: int  # ticks for which the last frame is shown, 0 when unknown
+
+
+@dataclass(frozen=True)
+class StreamClock:
+    """What a container says of how a stream's times are to be read."""
+
+    time_base: Fraction  # seconds a tick
+    rate: Fraction  # frames per second
+    begins: int | None  # tick at which the first stream of the file begins
+    stamped: bool = True  # the container stores presentation times, if not of each packet
+    indexed: bool = False  # its times come from an index: those of decoding may be guesses
+    spliced: bool = False  # a recording may have been cut from several
+    fields: bool = False  # a packet may hold one field of two, the second without a time
 
 
 @dataclass(frozen=True)
 class KeyFrame:
-    """A key frame at which reading can begin: no frame from it on needs an earlier one."""
+    """A packet at which reading can begin: all frames shown from ``tick`` on can then be decoded."""
 
-    ordinal: int  # place among the stream's frames, in order of presentation
-    pts: int  # ticks
-    index_time: int  # ticks, as the container's index has it
+    index: int  # among the packets, in decoding order
+    tick: int
+    pts: int  # as the container has it, or UNKNOWN
+    dts: int
+    size: int  # bytes
+    position: int  # bytes into the file, or UNKNOWN
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Presentation times of a stream's frames.
+    """Presentation times of a stream's frames, or of a stretch of them.
 
-    Without ``has_pts`` the container stores none: the k-th frame that comes out of the decoder is
-    shown at the k-th time.
+    With ``by_count`` packets do not say when their frames are shown: ``stamps`` are their indices, and the
+    n-th frame that comes out of the decoder is shown at the n-th tick.
     """
 
-    ticks: NDArray[np.int64]  # (frames,) ascending, in units of the time base
+    ticks: Ticks  # (frames,) ascending, in units of the time base
+    stamps: Ticks  # (packets,) what identifies a packet's frame, in decoding order
     time_base: Fraction  # seconds a tick
-    has_pts: bool
+    origin: int  # tick at which the file's clock begins
+    by_count: bool
+    restamped: bool  # packets have to be given their stamp before they are decoded
     key_frames: tuple[KeyFrame, ...]  # ascending
-    random_access: bool  # reading can begin at every key frame
-    last_duration: float  # seconds for which the last frame is shown
-    error: str | None  # what stopped the scan, None at the end of the file or of the stretch
-    whole: bool  # false when the scan ended with the stretch
+    random_access: bool  # all groups are closed: no frame needs one before its group
+    step: float  # ticks for which the last frame is shown
+    pieces: int = 1  # stretches without a break in the container's times
+    error: str | None = None  # what stopped the scan, None at the end of the file or of the stretch
+    whole: bool = True  # false for a stretch
+    corrupt: int = 0  # packets that the container knows to be incomplete
 
     @property
     def times(self) -> Times:
-        """Seconds from the first frame, ascending."""
-        since = (self.ticks - self.ticks[0]).astype(np.float64)
+        """Seconds on the file's clock, ascending."""
+        return self.seconds(self.ticks)
+
+    def seconds(self, ticks: Ticks) -> Times:
+        since = (ticks - self.origin).astype(np.float64)
         return since * self.time_base.numerator / self.time_base.denominator
 
     @property
+    def begins(self) -> float:
+        """Seconds at which the first frame is shown."""
+        return float((int(self.ticks[0]) - self.origin) * self.time_base)
+
+    @property
     def duration(self) -> float:
-        """Seconds that were scanned."""
-        return float(self.times[-1]) + self.last_duration
+        """Seconds from the clock's beginning to the end of the last frame."""
+        return float(self.times[-1]) + self.step * float(self.time_base)
 
     @property
     def frame_rate(self) -> float | None:
-        span = float(self.times[-1])
+        span = float(self.times[-1] - self.times[0])
         return (len(self.ticks) - 1) / span if span > 0 else None
 
 
-@dataclass
-class _Packets:
-    """What is kept of the packets, in decoding order."""
-
-    pts: array[int]
-    dts: array[int]
-    key_places: list[int]
-    has_pts: bool = True
-    has_dts: bool = True
-    last_duration: int = 0
-    error: str | None = None
-    whole: bool = True
-
-
-def scan(
-    container: InputContainer, stream: VideoStream, end: float | None, limits: VideoLimits, path: Path
-) -> Timeline:
-    """The timeline of ``stream`` up to ``end`` (seconds from its first frame) at least.
-
-    Raises DamagedVideoError without a single packet, EncryptedVideoError, and VideoLimitError.
-    """
-    time_base = stream.time_base or Fraction(1, 1000)
-    packets = _Packets(array("q"), array("q"), [])
-    try:
-        _collect(packets, container, stream, time_base, end, limits, path)
-    except FFmpegError as error:
-        packets.error = str(error.strerror)
-    if not packets.pts:
-        raise damaged("no frame can be read", path)
-    return _timeline(packets, time_base, stream.average_rate or _FALLBACK_RATE, container.format.name)
-
-
-def _collect(
-    packets: _Packets,
-    container: InputContainer,
-    stream: VideoStream,
-    time_base: Fraction,
-    end: float | None,
-    limits: VideoLimits,
-    path: Path,
-) -> None:
-    first: int | None = None
-    last_wanted = None if end is None else int(end / time_base)
-    most_ticks = int(limits.duration / time_base)
-    for packet in stream_packets(container, stream):
-        if packet.is_discard:
-            continue
-        pts, dts = packet.pts, packet.dts
-        if not packets.pts and is_encrypted(stream, packet):
-            raise encrypted(path)
-        if packet.is_keyframe:
-            packets.key_places.append(len(packets.pts))
-        packets.has_pts &= pts is not None
-        packets.has_dts &= dts is not None
-        packets.pts.append(pts or 0)
-        packets.dts.append(dts or 0)
-        packets.last_duration = packet.duration or packets.last_duration
-        time = pts if pts is not None else dts
-        if time is None:
-            continue
-        first = time if first is None else min(first, time)
-        if time - first > most_ticks:
-            raise VideoLimitError(
-                f"longer than the limit of {format_time(limits.duration)}: {shown(path)}",
-                "cut the part you need out of it first",
-            )
-        if last_wanted is not None and dts is not None and dts - first > last_wanted:
-            packets.whole = False
-            return
-
-
-def _timeline(packets: _Packets, time_base: Fraction, rate: Fraction, format_name: str) -> Timeline:
-    pts = np.frombuffer(packets.pts, np.int64)
-    if packets.has_pts:
-        ticks = np.unique(pts)
-    elif packets.has_dts:
-        ticks = np.unique(np.frombuffer(packets.dts, np.int64))
+def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) -> Timeline:
+    """The timeline that ``packets`` come to: one at least. ``at_start``: the first is the stream's first."""
+    step = clock.time_base.denominator / (clock.rate * clock.time_base.numerator)  # ticks a frame
+    known = packets.pts != UNKNOWN
+    decoding = _decoding_times(packets, step)
+    joints = _joints(packets, decoding, clock)
+    by_count = not _tells_times(packets, known, joints, clock)
+    offsets = _offsets(decoding if by_count else np.where(known, packets.pts, decoding), joints, step)
+    if by_count:
+        shown, step = _even(decoding + offsets, step, clock.time_base)
+        shown = shown + _delay(packets, decoding, clock)
+        ticks, stamps = shown, np.arange(len(shown), dtype=np.int64)
     else:
-        ticks = np.round(np.arange(len(pts)) * float(1 / rate / time_base)).astype(np.int64)
-    keys: tuple[KeyFrame, ...] = ()
-    index_time = _INDEXED.get(format_name.split(",")[0])
-    if index_time and packets.has_pts:
-        held = pts if index_time == "pts" else np.frombuffer(packets.dts, np.int64)
-        keys = tuple(
-            KeyFrame(int(np.searchsorted(ticks, pts[place])), int(pts[place]), int(held[place]))
-            for place in clean_places(pts, packets.key_places)
-        )
-    step = packets.last_duration or (int(ticks[-1] - ticks[-2]) if len(ticks) > 1 else 0)
+        shown = stamps = np.where(known, packets.pts + offsets, UNKNOWN)
+        ticks = np.unique(shown[known])
+    keys = _key_frames(packets, shown)
+    if at_start and keys and keys[0].index > 0 and not by_count:
+        ticks = ticks[ticks >= keys[0].tick]  # what comes before the first key frame cannot be decoded
+    closed = 0 if by_count else len(clean_places(stamps, packets.keys.tolist()))
     return Timeline(
         ticks=ticks,
-        time_base=time_base,
-        has_pts=packets.has_pts,
+        stamps=stamps,
+        time_base=clock.time_base,
+        origin=int(ticks[0]) if clock.begins is None else min(clock.begins, int(ticks[0])),
+        by_count=by_count,
+        restamped=by_count or bool(joints.size),
         key_frames=keys,
-        random_access=bool(keys) and len(keys) == len(packets.key_places),
-        last_duration=float(step * time_base),
-        error=packets.error,
-        whole=packets.whole,
+        random_access=0 < closed == len(packets.keys),
+        step=_last_step(packets, ticks, step, by_count),
+        pieces=1 + len(joints),
+        corrupt=sum(np.abs(joints - index).min(initial=_NEAR) >= _NEAR for index in packets.corrupt.tolist()),
     )
 
 
-def clean_places(pts: NDArray[np.int64], key_places: list[int]) -> list[int]:
-    """Those of ``key_places`` at which reading can begin, of frames with ``pts`` in decoding order.
+def _tells_times(packets: Packets, known: NDArray[np.bool_], joints: Ticks, clock: StreamClock) -> bool:
+    """Whether packets say when their frames are shown."""
+    if clock.fields and known.any():
+        return True
+    shares = clock.stamped and not clock.indexed and len(np.unique(packets.pts)) < len(packets.pts)
+    return bool(known.all()) and (bool(joints.size) or not shares)
 
-    All that is decoded before such a frame is shown before it, all that is decoded after it, after it.
-    Then its group is closed, as far as times can tell.
+
+def clean_places(pts: Ticks, key_places: list[int]) -> list[int]:
+    """Those of ``key_places`` whose group is closed, as far as times can tell.
+
+    All that is decoded before such a frame is shown before it, all that is decoded after it, after it. ``pts``
+    are those of all frames, in decoding order.
     """
     places = np.asarray(key_places, dtype=np.int64)
     smallest_after = np.minimum.accumulate(pts[::-1])[::-1]
-    largest_before = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(pts)[:-1]])
+    largest_before = np.concatenate([[UNKNOWN], np.maximum.accumulate(pts)[:-1]])
     is_clean = (smallest_after[places] == pts[places]) & (largest_before[places] < pts[places])
     return [int(place) for place in places[is_clean]]
+
+
+def _decoding_times(packets: Packets, step: Fraction) -> Ticks:
+    """Decoding times, guessed where the container is silent."""
+    known = packets.dts != UNKNOWN
+    index = np.arange(len(known))
+    if not known.any():
+        known, held = packets.pts != UNKNOWN, packets.pts
+    else:
+        held = packets.dts
+    if not known.any():
+        return np.round(index * float(step)).astype(np.int64)
+    return np.round(np.interp(index, index[known], held[known])).astype(np.int64)
+
+
+def _joints(packets: Packets, decoding: Ticks, clock: StreamClock) -> Ticks:
+    """Which packets begin a piece: there times go back, or jump where a stream may be spliced."""
+    if clock.indexed or (packets.dts == UNKNOWN).all():  # only key frames are shown in the order of decoding
+        shown = packets.pts[packets.keys]
+        return packets.keys[1:][np.diff(shown) < 0] if (shown != UNKNOWN).all() else packets.keys[:0]
+    steps = np.diff(decoding)
+    breaks = steps < -float(_BACK / clock.time_base)
+    if clock.spliced:
+        breaks |= steps > float(_AHEAD / clock.time_base)
+    return np.flatnonzero(breaks) + 1
+
+
+def _offsets(times: Ticks, joints: Ticks, step: Fraction) -> Ticks:
+    """What is added to the time of each packet so that its piece follows the one before."""
+    offsets = np.zeros(len(times), dtype=np.int64)
+    end = 0
+    for begin, after in pairwise([0, *joints.tolist(), len(times)]):
+        if begin:
+            offsets[begin:after] = end + round(step) - int(times[begin:after].min())
+        end = int((times + offsets)[begin:after].max())
+    return offsets
+
+
+def _even(times: Ticks, step: Fraction, time_base: Fraction) -> tuple[Ticks, Fraction]:
+    """Guessed times put right, and the ticks of a frame: by the stream's rate, or its mean, where one fits."""
+    index = np.arange(len(times))
+    mean = Fraction(int(times[-1] - times[0]), max(1, len(times) - 1))
+    for pace in (step, mean):
+        off = times - index * float(pace)
+        middle = np.median(off)
+        if pace > 0 and np.abs(off - middle).max() <= float(_JITTER / time_base):
+            return np.round(middle + index * float(pace)).astype(np.int64), pace
+    return np.maximum.accumulate(times - index) + index, mean  # each at least a tick after the last
+
+
+def _delay(packets: Packets, decoding: Ticks, clock: StreamClock) -> int:
+    """Ticks from decoding to showing a frame, where the container stores when the first one is shown."""
+    first = int(packets.pts[0])
+    if not clock.stamped or first == UNKNOWN:
+        return 0
+    known = packets.pts[: len(packets.keys) and _second_key(packets)]
+    return int(known[known != UNKNOWN].min() - decoding[0])
+
+
+def _second_key(packets: Packets) -> int:
+    return int(packets.keys[1]) if len(packets.keys) > 1 else len(packets.pts)
+
+
+def _key_frames(packets: Packets, shown: Ticks) -> tuple[KeyFrame, ...]:
+    return tuple(
+        KeyFrame(
+            index=index,
+            tick=int(shown[index]),
+            pts=int(packets.pts[index]),
+            dts=int(packets.dts[index]),
+            size=int(packets.sizes[index]),
+            position=int(packets.positions[index]),
+        )
+        for index in packets.keys.tolist()
+    )
+
+
+def _last_step(packets: Packets, ticks: Ticks, step: Fraction, by_count: bool) -> float:
+    if by_count:
+        return float(step)
+    if packets.duration:
+        return packets.duration
+    return int(ticks[-1] - ticks[-2]) if len(ticks) > 1 else 0

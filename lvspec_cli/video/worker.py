@@ -29,15 +29,17 @@ def main(socket: int) -> None:
     jobs: SimpleQueue[tuple[Job, int]] = SimpleQueue()
     threading.Thread(target=_take_jobs, args=(connection, jobs), daemon=True).start()
     from lvspec_cli.video.reading import probe_file, read_file
+    from lvspec_cli.video.survey import Surveyor
 
+    surveyor = Surveyor()
     gc.freeze()  # so that collecting after each job is cheap
     while True:
         job, descriptor = jobs.get()
         try:
             if job.task == "probe":
-                connection.send(probe_file(descriptor, job.request))
+                connection.send(probe_file(descriptor, job.request, surveyor))
             else:
-                read_file(descriptor, job, connection)
+                read_file(descriptor, job, connection, surveyor)
         except LvspecError as error:
             connection.send(error)
         except MemoryError:

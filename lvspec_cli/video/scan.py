@@ -1,0 +1,216 @@
+"""A stream's packets read without decoding them: all of it, or a stretch that costs by its own length."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from lvspec_cli.video.container import encrypted, file_begins, is_encrypted, stream_packets
+from lvspec_cli.video.source import damaged
+from lvspec_cli.video.timeline import UNKNOWN, Packets, StreamClock, Timeline, timeline_of
+
+INDEXED = frozenset({"mov", "matroska"})
+SEEKABLE = INDEXED | {"avi", "mpegts", "mpeg"}  # formats in which any time is found at once
+_SPLICED = frozenset({"mpegts", "mpeg", "flv"})
+_FIELD_CODECS = frozenset({"h264", "hevc"})
+_FALLBACK_RATE = Fraction(25)  # frames per second where neither packets nor header tell
+_BACK = (0, 2, 8, 32, 128)  # seconds before a stretch at which a key frame is looked for, in turn
+_FAR = 10**7  # seconds: after the end of any video
+_TAIL = 2  # seconds: longer than frames are decoded before they are shown
+_HEAD_PACKETS = 64  # that show when the first frame is shown
+_SAMPLES = 24  # places in a stream without an index whose times are compared
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a stream begins and ends, by its first and last packets. Ticks."""
+
+    first: int  # when its first frame is shown
+    end: int  # when its last frame's time is over
+
+
+def format_of(container: InputContainer) -> str:
+    return container.format.name.split(",")[0]
+
+
+def clock_of(container: InputContainer, stream: VideoStream) -> StreamClock:
+    time_base, name = stream.time_base or Fraction(1, 1000), format_of(container)
+    return StreamClock(
+        time_base=time_base,
+        rate=stream.average_rate or _FALLBACK_RATE,
+        begins=file_begins(container, time_base),
+        stamped=name != "avi",
+        indexed=name in INDEXED,
+        spliced=name in _SPLICED,
+        fields=stream.codec_context.name in _FIELD_CODECS,
+    )
+
+
+def scan(container: InputContainer, stream: VideoStream, path: Path) -> Timeline:
+    """The timeline of all of ``stream``, of a freshly opened file.
+
+    :raises DamagedVideoError: there is not a single packet.
+    :raises EncryptedVideoError: its packets are encrypted.
+    """
+    found, error = _Collector(), None
+    try:
+        for packet in stream_packets(container, stream):
+            if not found.pts and is_encrypted(stream, packet):
+                raise encrypted(path)
+            found.take(packet)
+    except FFmpegError as failure:
+        error = str(failure.strerror)
+    if not found.pts:
+        raise damaged("no frame can be read", path)
+    return replace(timeline_of(found.packets(), clock_of(container, stream)), error=error)
+
+
+def scan_stretch(
+    container: InputContainer, stream: VideoStream, extent: Extent, start: float, end: float
+) -> Timeline | None:
+    """The timeline from the key frame before ``start`` to ``end`` at least, in seconds of the file's clock.
+
+    None where only a scan of all of it can tell.
+    """
+    clock = clock_of(container, stream)
+    origin = extent.first if clock.begins is None else min(clock.begins, extent.first)
+    begin = max(extent.first, origin + int(start / clock.time_base))
+    after = origin + int(end / clock.time_base)
+    for back in _BACK:
+        place = begin - int(back / clock.time_base)
+        try:
+            container.seek(max(place, extent.first if clock.stamped else 0), stream=stream)
+            found = _collected(stream_packets(container, stream), begin, after, clock)
+        except FFmpegError:
+            return None
+        if found is not None:
+            timeline = timeline_of(found.packets(), clock, at_start=False)
+            if timeline.pieces > 1:
+                return None
+            return replace(timeline, origin=origin, whole=False)
+        if place <= extent.first:
+            break
+    return None
+
+
+def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
+    """Where the stream of a freshly opened file begins and ends, read at its two ends alone.
+
+    None where its times are not known to grow evenly from one to the other.
+    """
+    if format_of(container) not in SEEKABLE:
+        return None
+    clock = clock_of(container, stream)
+    try:
+        head = _taken(islice(stream_packets(container, stream), _HEAD_PACKETS))
+        container.seek(int(_FAR / clock.time_base), stream=stream)
+        tail = _taken(stream_packets(container, stream))
+        if not clock.indexed and clock.stamped and tail.dts:  # it may have begun behind what is shown last
+            container.seek(max(tail.dts) - int(_TAIL / clock.time_base), stream=stream)
+            tail = _taken(stream_packets(container, stream))
+        grows = clock.indexed or not clock.stamped or grows_evenly(_samples(container, stream))
+    except FFmpegError:
+        return None
+    if not (head.pts and tail.pts and grows):
+        return None
+    first, last = timeline_of(head.packets(), clock), timeline_of(tail.packets(), clock, at_start=False)
+    if first.pieces > 1 or last.pieces > 1 or first.ticks[0] > last.ticks[0]:
+        return None
+    return Extent(int(first.ticks[0]), int(last.ticks[-1] + last.step))
+
+
+def grows_evenly(times: list[float]) -> bool:
+    """Whether ``times``, in seconds, at evenly spread places of a file look like those of one recording."""
+    steps = np.diff(times)
+    if not len(steps):
+        return False
+    return bool((steps > 0).all() and (steps <= 10 + 10 * np.median(steps)).all())
+
+
+def _samples(container: InputContainer, stream: VideoStream) -> list[float]:
+    """Decoding times at evenly spread places of the file."""
+    times = []
+    for number in range(_SAMPLES):
+        container.seek(number * container.size // _SAMPLES, unsupported_byte_offset=True, stream=stream)
+        for packet in stream_packets(container, stream):
+            if packet.dts is not None:
+                times.append(float(packet.dts * (stream.time_base or 0)))
+                break
+    return times
+
+
+def _collected(
+    packets: Iterable[Packet[VideoStream]], begin: int, after: int, clock: StreamClock
+) -> _Collector | None:
+    """Packets from the last key frame shown at ``begin`` or before, until those decoded after ``after``.
+
+    Where frames are counted, from the key frame before that one. None where reading began too late.
+    """
+    found, early = _Collector(), 0
+    for packet in packets:
+        if not found.pts and not packet.is_keyframe:
+            continue
+        time = packet.dts if packet.dts is not None else packet.pts
+        if packet.is_keyframe:
+            shown_at = packet.pts if packet.pts is not None or clock.stamped else time
+            if not found.pts and shown_at is None:
+                continue  # only a key frame with a time of its own tells when the ones after it are shown
+            if not found.pts and shown_at > begin:
+                return None
+            early += shown_at is not None and shown_at <= begin
+        found.take(packet)
+        if time is not None and time > after:
+            break
+    needs_two = not clock.indexed and UNKNOWN in found.pts
+    return found if early >= (2 if needs_two else 1) else None
+
+
+def _taken(packets: Iterable[Packet[VideoStream]]) -> _Collector:
+    found = _Collector()
+    for packet in packets:
+        found.take(packet)
+    return found
+
+
+@dataclass
+class _Collector:
+    """What is kept of the packets, in decoding order."""
+
+    pts: array[int] = field(default_factory=lambda: array("q"))
+    dts: array[int] = field(default_factory=lambda: array("q"))
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    positions: array[int] = field(default_factory=lambda: array("q"))
+    keys: array[int] = field(default_factory=lambda: array("q"))
+    corrupt: array[int] = field(default_factory=lambda: array("q"))
+    duration: int = 0
+
+    def take(self, packet: Packet[VideoStream]) -> None:
+        if packet.is_discard:
+            return
+        if packet.is_keyframe:
+            self.keys.append(len(self.pts))
+        if packet.is_corrupt:
+            self.corrupt.append(len(self.pts))
+        pts, dts, place = packet.pts, packet.dts, packet.pos
+        self.pts.append(UNKNOWN if pts is None else pts)
+        self.dts.append(UNKNOWN if dts is None else dts)
+        self.sizes.append(packet.size)
+        self.positions.append(place if place is not None and place >= 0 else self._last_position())
+        self.duration = packet.duration or self.duration
+
+    def packets(self) -> Packets:
+        held = (self.pts, self.dts, self.sizes, self.positions, self.keys, self.corrupt)
+        return Packets(*(np.array(values, np.int64) for values in held), duration=self.duration)
+
+    def _last_position(self) -> int:
+        return self.positions[-1] if self.positions else UNKNOWN

@@ -1,0 +1,251 @@
+"""What there is to read in a file: its videos, when their frames are shown, and for how long.
+
+Headers are believed only as far as packets bear them out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from lvspec_cli.errors import DamagedVideoError, UsageError, VideoError, VideoLimitError
+from lvspec_cli.types import VideoInfo, VideoLimits, VideoRequest
+from lvspec_cli.video.container import describe, open_video
+from lvspec_cli.video.parts import Part, Slice, parts_of
+from lvspec_cli.video.sample import Times
+from lvspec_cli.video.scan import Extent, clock_of, extent_of, scan, scan_stretch
+from lvspec_cli.video.source import shown
+from lvspec_cli.video.timeline import Timeline
+from lvspec_cli.video.times import format_time
+
+SMALL = 1 << 20  # bytes of a file that is always scanned from end to end
+
+
+@dataclass(frozen=True)
+class Track:
+    """One of the videos that a file holds: nearly always the only one."""
+
+    part: Part
+    timeline: Timeline
+    shift: float = 0.0  # seconds on the file's clock at which its own begins
+
+    def time(self, tick: int) -> float:
+        """Seconds on the file's clock."""
+        return self.shift + float((tick - self.timeline.origin) * self.timeline.time_base)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of the first of a file's videos says."""
+
+    info: VideoInfo
+    average_rate: float | None
+    pixel_aspect: Fraction | None
+    video_streams: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A file's videos as one: times in seconds of the file's clock."""
+
+    tracks: tuple[Track, ...]
+    header: Header
+    duration: float  # seconds to the end of the last frame
+    ends: Extent | None = None  # where only a stretch of it was looked at
+    unread: int = 0  # videos behind the first that cannot be read
+
+    @property
+    def times(self) -> Times:
+        return np.concatenate([track.timeline.times + track.shift for track in self.tracks])
+
+    @property
+    def begins(self) -> float:
+        """Seconds at which the picture begins: the sound may begin earlier."""
+        return self.tracks[0].timeline.begins
+
+    @property
+    def is_short(self) -> bool:
+        """Less can be read than the header promises, beyond its usual carelessness."""
+        first = self.tracks[0].timeline
+        seconds = first.duration if first.whole else self.duration
+        # Some containers count from the clock's beginning, others from 0.
+        absolute = seconds + float(first.origin * first.time_base)
+        missing = (self.header.info.duration or 0.0) - max(seconds, absolute)
+        is_cut = missing > max(0.25, 0.03 * seconds)
+        return is_cut or any(track.timeline.error is not None for track in self.tracks)
+
+    def by_track(self, wanted: list[int]) -> list[tuple[Track, list[int]]]:
+        """Ordinals among all frames as those of each track."""
+        counts = [len(track.timeline.ticks) for track in self.tracks]
+        found = []
+        for track, after, count in zip(self.tracks, accumulate(counts), counts, strict=True):
+            inside = [ordinal - (after - count) for ordinal in wanted if after - count <= ordinal < after]
+            if inside:
+                found.append((track, inside))
+        return found
+
+
+@dataclass
+class _Memory:
+    """What is known of one state of one file."""
+
+    identity: tuple[int, ...]
+    parts: tuple[Part, ...]
+    ends: Extent | None = None
+    whole: Survey | None = None
+    grows: bool = True  # false once its times are known to be uneven
+
+
+class Surveyor:
+    """Surveys files, and remembers the last one: segments of a long video are asked for one by one."""
+
+    def __init__(self) -> None:
+        self._memory: _Memory | None = None
+
+    def look(self, file: io.FileIO, request: VideoRequest) -> Survey:
+        """What ``request`` needs to know: a stretch of a long file costs by the stretch's length.
+
+        :raises VideoError: the file cannot be read, or is over a limit.
+        :raises UsageError: it ends before the stretch begins.
+        """
+        memory = self._recall(file)
+        is_stretch = request.start is not None or request.end is not None
+        # decord counts all of a file's frames, so their number has to be known.
+        if is_stretch and request.decoder != "decord":
+            found = self._stretch(file, memory, request)
+            if found is not None:
+                return found
+        return self._whole(file, memory, request)
+
+    def info(self, file: io.FileIO, request: VideoRequest) -> VideoInfo:
+        """What the file's header says, but with the duration that its packets have."""
+        memory = self._recall(file)
+        if _may_skip(memory):
+            with open_video(file, request.path, request.limits) as (container, stream):
+                duration = _ends(memory, container, stream, request)
+                if duration is not None:
+                    return replace(describe(container, stream, request.path), duration=duration)
+        found = self._whole(file, memory, request)
+        return replace(found.header.info, duration=found.duration)
+
+    def _recall(self, file: io.FileIO) -> _Memory:
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._memory is None or self._memory.identity != identity:
+            self._memory = _Memory(identity, parts_of(file))
+        return self._memory
+
+    def _stretch(self, file: io.FileIO, memory: _Memory, request: VideoRequest) -> Survey | None:
+        """The survey of the stretch alone, None where all of the file has to be looked at."""
+        if not _may_skip(memory):
+            return None
+        with open_video(file, request.path, request.limits) as (container, stream):
+            duration = _ends(memory, container, stream, request)
+            if duration is None or memory.ends is None:
+                return None
+            start = request.start or 0.0
+            if start >= duration:
+                raise starts_too_late(start, duration, None, shown(request.path))
+            end = duration if request.end is None else request.end
+            timeline = scan_stretch(container, stream, memory.ends, start, end)
+            if timeline is None:
+                memory.grows = False
+                return None
+            header = _header(container, stream, request.path)
+        return Survey((Track(memory.parts[0], timeline),), header, duration, memory.ends)
+
+    def _whole(self, file: io.FileIO, memory: _Memory, request: VideoRequest) -> Survey:
+        if memory.whole is None:
+            memory.whole = _all(file, memory.parts, request)
+        return memory.whole
+
+
+def opened(file: io.FileIO, part: Part) -> io.RawIOBase:
+    """The part as a file: ``file`` itself where it is all of it."""
+    return file if part == Part(0, os.fstat(file.fileno()).st_size) else Slice(file, part)
+
+
+def starts_too_late(
+    start: float, readable: float, declared: float | None, name: str
+) -> DamagedVideoError | UsageError:
+    """Why there is nothing to read from ``start`` on. Times in seconds."""
+    if declared and start < declared:
+        return DamagedVideoError(
+            f"damaged after {format_time(readable)}, before --start {format_time(start)}: {name}",
+            "copy or download it again, or start earlier",
+        )
+    return UsageError(
+        f"--start {format_time(start)} is after the video's end at {format_time(readable)}: {name}",
+        "start earlier",
+    )
+
+
+def _may_skip(memory: _Memory) -> bool:
+    """Whether it pays, and may be right, to look at some of the file only."""
+    is_long = memory.parts[-1].end > SMALL
+    return is_long and len(memory.parts) == 1 and memory.whole is None and memory.grows
+
+
+def _ends(
+    memory: _Memory, container: InputContainer, stream: VideoStream, request: VideoRequest
+) -> float | None:
+    """Seconds of a freshly opened stream, by its two ends; None where they do not tell."""
+    if memory.ends is None:
+        memory.ends = extent_of(container, stream)
+        memory.grows = memory.ends is not None
+    if memory.ends is None:
+        return None
+    clock = clock_of(container, stream)
+    begins = memory.ends.first if clock.begins is None else min(clock.begins, memory.ends.first)
+    duration = float((memory.ends.end - begins) * clock.time_base)
+    if duration > request.limits.duration:
+        raise too_long(duration, request)
+    return duration
+
+
+def too_long(duration: float, request: VideoRequest) -> VideoLimitError:
+    limit = format_time(request.limits.duration)
+    return VideoLimitError(
+        f"{format_time(duration)} long, the limit is {limit}: {shown(request.path)}",
+        "cut the part you need out of it first",
+    )
+
+
+def _all(file: io.FileIO, parts: tuple[Part, ...], request: VideoRequest) -> Survey:
+    """All videos of the file, scanned from end to end. What follows the first one may be no video at all."""
+    tracks: list[Track] = []
+    header: Header | None = None
+    end, unread = 0.0, 0
+    for part in parts:
+        try:
+            with open_video(opened(file, part), request.path, request.limits) as (container, stream):
+                header = header or _header(container, stream, request.path)
+                timeline = scan(container, stream, request.path)
+        except VideoError:
+            if not tracks:
+                raise
+            unread += 1
+            continue
+        tracks.append(Track(part, timeline, end))
+        end += timeline.duration
+        if end > request.limits.duration:
+            raise too_long(end, request)
+    assert header is not None
+    return Survey(tuple(tracks), header, end, None, unread)
+
+
+def _header(container: InputContainer, stream: VideoStream, path: Path) -> Header:
+    return Header(
+        info=describe(container, stream, path),
+        average_rate=float(stream.average_rate) if stream.average_rate else None,
+        pixel_aspect=stream.sample_aspect_ratio,
+        video_streams=len(container.streams.video),
+    )
