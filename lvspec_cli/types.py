@@ -139,7 +139,7 @@ class VideoRequest:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file's header says of the video stream that is read. Nothing here is promised to be true."""
+    """What a file says of the video stream that is read. Its header may lie; its packets give the duration."""
 
     path: Path
     container: str  # FFmpeg's name of the format, such as ``matroska,webm``
@@ -147,7 +147,8 @@ class VideoInfo:
     width: int  # pixels, as stored, before rotation
     height: int
     frame_rate: float | None  # average frames per second
-    duration: float | None  # seconds
+    duration: float | None  # seconds of the file's clock to the end of the last frame, None when unknown
+    begins: float = 0.0  # seconds at which the picture begins
 
 
 @dataclass(frozen=True)

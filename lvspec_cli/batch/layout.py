@@ -18,7 +18,6 @@ from lvspec_cli.types import VideoInfo, VideoRequest
 
 Probes = Callable[[Iterable[Path]], Iterator[VideoInfo | LvspecError]]
 Scenes = Callable[[VideoRequest], Sequence[Stretch]]
-Measure = Callable[[VideoRequest], float | None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ def lay_out(
     *,
     probes: Probes,
     scenes: Scenes,
-    measure: Measure,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Work]:
     """The works of all inputs, in their order.
@@ -54,20 +52,12 @@ def lay_out(
     known = iter(probes(one.video.path for one, wanted in zip(requests, timed, strict=True) if wanted))
     works: list[Work] = []
     for number, (request, wanted) in enumerate(zip(requests, timed, strict=True), start=1):
-        duration = _duration(next(known), request.video, measure) if wanted else None
-        works += [make_work(_prompted(one, duration)) for one in _cut(request, cutting, duration, scenes)]
+        found = next(known) if wanted else None
+        info = found if isinstance(found, VideoInfo) else None
+        duration = info.duration if info else None
+        works += [make_work(_prompted(one, duration)) for one in _cut(request, cutting, info, scenes)]
         progress(number, len(inputs))
     return works
-
-
-def _duration(info: VideoInfo | LvspecError, video: VideoRequest, measure: Measure) -> float | None:
-    """Seconds; None where the video cannot be read."""
-    if isinstance(info, LvspecError):
-        return None
-    try:
-        return info.duration if info.duration is not None else measure(video)
-    except LvspecError:
-        return None
 
 
 def request_for(base: AskRequest, item: Input) -> AskRequest:
@@ -94,16 +84,17 @@ def _prompted(request: AskRequest, duration: float | None) -> AskRequest:
 
 
 def _cut(
-    request: AskRequest, cutting: Cutting, duration: float | None, scenes: Scenes
+    request: AskRequest, cutting: Cutting, info: VideoInfo | None, scenes: Scenes
 ) -> Iterator[AskRequest]:
     video = request.video
     stretches: Sequence[Stretch] = ()
-    if cutting.scenes and duration is not None:
+    if cutting.scenes and info is not None:
         with suppress(LvspecError):  # decoding will say the same
             stretches = scenes(video)
-    elif cutting.seconds is not None and duration is not None:
-        end = duration if video.end is None else min(video.end, duration)
-        stretches = even_segments(video.start or 0.0, end, cutting.seconds, cutting.overlap)
+    elif cutting.seconds is not None and info is not None and info.duration is not None:
+        end = info.duration if video.end is None else min(video.end, info.duration)
+        cut = even_segments(video.start or 0.0, end, cutting.seconds, cutting.overlap)
+        stretches = [stretch for stretch in cut if stretch.end > info.begins]  # the others show nothing
     if not stretches:
         yield request
     for stretch in stretches:

@@ -1,7 +1,8 @@
 """Where a video's scenes change: PySceneDetect, on frames that the decoding child gave.
 
 Its thresholds are made for every frame, so up to 30 a second are looked at. In faster videos a cut lies
-somewhere between two of these: a scene ends with the last frame seen of it, and holds none of another.
+somewhere between two of these: a scene ends with the last frame seen of it, and holds none of another. It
+holds each frame against its neighbours, so one that stays on show for long, a slide, is given several times.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from lvspec_cli.errors import DamagedVideoError, UsageError
 from lvspec_cli.types import Clip, VideoRequest
 
 if TYPE_CHECKING:
+    import numpy as np
     from scenedetect.detectors import AdaptiveDetector
 
 RATE = 30.0  # most frames looked at in a second
 SHORTEST = 1.0  # seconds
 _PIXELS = 96 * 54
+_MOST_REPEATS = 4  # of a frame that stays on show: more than the neighbours that the detector looks at
 _CHUNK = 180.0  # seconds read at a time, 84 MB: fixed, so that a video's scenes are the same in every run
 
 Progress = Callable[[float], None]
@@ -27,7 +30,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Cut:
-    """A change of scene. Seconds from the stream's first frame."""
+    """A change of scene. Seconds of the file's clock."""
 
     before: float  # when the last frame seen of the old scene ends
     after: float  # when the first frame seen of the new scene begins
@@ -55,10 +58,12 @@ def scene_segments(
         except (DamagedVideoError, UsageError):
             if begin == start:
                 raise
-            break  # the header had promised more
+            break  # the rest is damaged
         is_whole = end == request.end or (duration is not None and end >= duration)
         begin = end
-    return scenes(finder.cuts(), start, last_moment(request.end, duration, finder.seen), shortest)
+    last = last_moment(request.end, duration, finder.seen)
+    finder.hold(last)
+    return scenes(finder.cuts(), start, last, shortest)
 
 
 def scenes(cuts: Sequence[Cut], start: float, end: float, shortest: float) -> tuple[Stretch, ...]:
@@ -84,8 +89,8 @@ def cut_between(old: float, new: float, shown: float) -> Cut:
 
 
 def last_moment(end: float | None, duration: float | None, seen: float) -> float:
-    """Where the last scene ends: at ``end`` or with the video, whose header may be silent or too short."""
-    last = max(duration or 0.0, seen)
+    """Where the last scene ends: at ``end`` or with the video, never beyond it."""
+    last = seen if duration is None else duration
     return last if end is None else min(end, last)
 
 
@@ -97,7 +102,8 @@ class _Finder:
     starts: set[int] = field(default_factory=set)  # places in ``times`` where a scene begins
     shown: float = 0.0  # seconds for which the source shows a frame
     detector: AdaptiveDetector | None = None
-    shape: tuple[int, ...] = ()
+    last: np.ndarray | None = None  # the frame looked at last, (height, width, 3)
+    places: list[int] = field(default_factory=list)  # in ``times``, one for each time the detector was given one
 
     def read(self, chunk: VideoRequest, progress: Progress) -> float | None:
         """Looks at a chunk, and gives the seconds of the whole stream. No frame outlives the call."""
@@ -109,19 +115,33 @@ class _Finder:
         return clip.duration
 
     def look(self, clip: Clip) -> None:
-        from scenedetect import AdaptiveDetector, FrameTimecode
+        from scenedetect import AdaptiveDetector
 
         self.shown = 1 / clip.frame_rate if clip.frame_rate else 0.0
         for time, pixels in zip(clip.timestamps, clip.frames, strict=True):
             if self.times and time <= self.times[-1]:  # a chunk without a frame has the one before
                 continue
-            if self.detector is None or pixels.shape != self.shape:  # another size is another scene
+            self.hold(time)
+            if self.last is None or pixels.shape != self.last.shape:  # another size is another scene
                 self.starts.add(len(self.times))
-                self.detector, self.shape = AdaptiveDetector(min_scene_len=0), pixels.shape
-            timecode = FrameTimecode(len(self.times), RATE)
-            found = self.detector.process_frame(timecode, pixels[..., ::-1].copy())  # blue first
-            self.starts.update(cut.frame_num for cut in found)
+                self.detector = AdaptiveDetector(min_scene_len=0)
             self.times.append(time)
+            self.last = pixels[..., ::-1].copy()  # blue first
+            self._give()
+
+    def hold(self, until: float) -> None:
+        """The frame looked at last stays on show ``until`` that time."""
+        if self.times:
+            for _ in range(min(_MOST_REPEATS, round((until - self.times[-1]) * RATE) - 1)):
+                self._give()
+
+    def _give(self) -> None:
+        from scenedetect import FrameTimecode
+
+        assert self.detector is not None and self.last is not None
+        found = self.detector.process_frame(FrameTimecode(len(self.places), RATE), self.last)
+        self.places.append(len(self.times) - 1)
+        self.starts.update(self.places[cut.frame_num] for cut in found)
 
     def cuts(self) -> list[Cut]:
         places = sorted(self.starts - {0})

@@ -13,7 +13,7 @@ _SHORTEST = 0.1  # seconds
 
 @dataclass(frozen=True)
 class Stretch:
-    """Seconds from the stream's first frame: frames with ``start <= time < end``."""
+    """Seconds of the file's clock: frames with ``start <= time < end``."""
 
     start: float
     end: float

@@ -10,7 +10,7 @@ from lvspec_cli.errors import LvspecError
 
 @dataclass(frozen=True)
 class Input:
-    """One video to caption, or a stretch of one. Times in seconds from the stream's first frame."""
+    """One video to caption, or a stretch of one. Times in seconds of the file's clock."""
 
     path: Path
     name: bytes  # what records call it: raw bytes, "/" between folders

@@ -25,7 +25,7 @@ from lvspec_cli.events import Event, Stage, StageFinished
 from lvspec_cli.output.build import failed_record
 from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
 from lvspec_cli.output.records import Record, to_line
-from lvspec_cli.types import Mode, VideoRequest
+from lvspec_cli.types import Mode
 from lvspec_cli.ui.batch_state import BatchView, clock
 from lvspec_cli.ui.state import View
 from lvspec_cli.ui.summary import world_note
@@ -111,7 +111,6 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
                 job.cutting,
                 probes=pool.probes,
                 scenes=lambda video: known_scenes(video, folder, scene_segments),
-                measure=_length,
                 progress=lambda done, total: progress.advance(label, done, total),
             )
     finally:
@@ -121,13 +120,6 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
         for problem in job.collected.problems
     ]
     return [*works, *broken]
-
-
-def _length(video: VideoRequest) -> float | None:
-    """Seconds of a video whose header does not say: its packets are looked at, one frame is decoded."""
-    from lvspec_cli.video.decode import read_clip
-
-    return read_clip(replace(video, max_frames=1, fps=None, max_pixels=16 * 16)).duration
 
 
 def _announce(left: Outstanding) -> None:

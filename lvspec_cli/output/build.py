@@ -51,6 +51,8 @@ def answered_record(
         lossless=facts.full_precision and request.settings.mode is not Mode.LVSPEC,
         sampling=Sampling(
             requested=_requested(request),
+            duration=clip.duration,
+            begins=clip.begins,
             frames_expected=clip.frames_expected,
             decoded=len(clip.timestamps),
             timestamps=clip.timestamps,

@@ -33,7 +33,7 @@ class _Part(BaseModel):
 
 
 class Segment(_Part):
-    """Seconds from the stream's first frame; ``end`` is null where the end of the video is meant."""
+    """Seconds of the file's clock; ``end`` is null where the end of the video is meant."""
 
     start: float
     end: float | None
@@ -57,6 +57,8 @@ class Sampling(_Part):
     """What was asked of the video and what was taken. Sizes in pixels, times in seconds."""
 
     requested: Requested
+    duration: float | None = None  # of the file's clock, to the end of the last frame
+    begins: float | None = None  # when the picture begins: the sound may begin earlier
     frames_expected: int | None = None
     decoded: int | None = None
     timestamps: tuple[float, ...] | None = None

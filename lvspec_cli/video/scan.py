@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 
 from lvspec_cli.video.container import encrypted, file_begins, is_encrypted, stream_packets
 from lvspec_cli.video.source import damaged
-from lvspec_cli.video.timeline import UNKNOWN, Packets, StreamClock, Timeline, timeline_of
+from lvspec_cli.video.timeline import UNKNOWN, Packets, StreamClock, Timeline, seconds_between, timeline_of
 
 INDEXED = frozenset({"mov", "matroska"})
 SEEKABLE = INDEXED | {"avi", "mpegts", "mpeg"}  # formats in which any time is found at once
@@ -33,10 +33,22 @@ _SAMPLES = 24  # places in a stream without an index whose times are compared
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a stream begins and ends, by its first and last packets. Ticks."""
+    """Where a stream begins and ends, by its first and last packets alone. Ticks of ``time_base``."""
 
-    first: int  # when its first frame is shown
-    end: int  # when its last frame's time is over
+    origin: int  # when the file's clock begins
+    first: int  # when the first frame is shown
+    end: Fraction  # when the last frame's time is over
+    time_base: Fraction  # seconds a tick
+
+    @property
+    def begins(self) -> float:
+        """Seconds of the file's clock at which the picture begins."""
+        return seconds_between(self.origin, self.first, self.time_base)
+
+    @property
+    def duration(self) -> float:
+        """Seconds of the file's clock to the end of the last frame."""
+        return seconds_between(self.origin, self.end, self.time_base)
 
 
 def format_of(container: InputContainer) -> str:
@@ -83,9 +95,8 @@ def scan_stretch(
     None where only a scan of all of it can tell.
     """
     clock = clock_of(container, stream)
-    origin = extent.first if clock.begins is None else min(clock.begins, extent.first)
-    begin = max(extent.first, origin + int(start / clock.time_base))
-    after = origin + int(end / clock.time_base)
+    begin = max(extent.first, extent.origin + int(start / clock.time_base))
+    after = extent.origin + int(end / clock.time_base)
     for back in _BACK:
         place = begin - int(back / clock.time_base)
         try:
@@ -97,7 +108,7 @@ def scan_stretch(
             timeline = timeline_of(found.packets(), clock, at_start=False)
             if timeline.pieces > 1:
                 return None
-            return replace(timeline, origin=origin, whole=False)
+            return replace(timeline, origin=extent.origin, whole=False)
         if place <= extent.first:
             break
     return None
@@ -126,7 +137,7 @@ def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
     first, last = timeline_of(head.packets(), clock), timeline_of(tail.packets(), clock, at_start=False)
     if first.pieces > 1 or last.pieces > 1 or first.ticks[0] > last.ticks[0]:
         return None
-    return Extent(int(first.ticks[0]), int(last.ticks[-1] + last.step))
+    return Extent(first.origin, int(first.ticks[0]), int(last.ticks[-1]) + last.step, clock.time_base)
 
 
 def grows_evenly(times: list[float]) -> bool:

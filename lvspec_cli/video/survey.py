@@ -21,7 +21,7 @@ from lvspec_cli.types import VideoInfo, VideoLimits, VideoRequest
 from lvspec_cli.video.container import describe, open_video
 from lvspec_cli.video.parts import Part, Slice, parts_of
 from lvspec_cli.video.sample import Times
-from lvspec_cli.video.scan import Extent, clock_of, extent_of, scan, scan_stretch
+from lvspec_cli.video.scan import Extent, extent_of, scan, scan_stretch
 from lvspec_cli.video.source import shown
 from lvspec_cli.video.timeline import Timeline
 from lvspec_cli.video.times import format_time
@@ -58,18 +58,13 @@ class Survey:
 
     tracks: tuple[Track, ...]
     header: Header
-    duration: float  # seconds to the end of the last frame
-    ends: Extent | None = None  # where only a stretch of it was looked at
+    begins: float  # when the picture begins: the sound may begin earlier
+    duration: float  # to the end of the last frame
     unread: int = 0  # videos behind the first that cannot be read
 
     @property
     def times(self) -> Times:
         return np.concatenate([track.timeline.times + track.shift for track in self.tracks])
-
-    @property
-    def begins(self) -> float:
-        """Seconds at which the picture begins: the sound may begin earlier."""
-        return self.tracks[0].timeline.begins
 
     @property
     def is_short(self) -> bool:
@@ -126,15 +121,16 @@ class Surveyor:
         return self._whole(file, memory, request)
 
     def info(self, file: io.FileIO, request: VideoRequest) -> VideoInfo:
-        """What the file's header says, but with the duration that its packets have."""
+        """What the file's header says, but with the times that its packets have."""
         memory = self._recall(file)
         if _may_skip(memory):
             with open_video(file, request.path, request.limits) as (container, stream):
-                duration = _ends(memory, container, stream, request)
-                if duration is not None:
-                    return replace(describe(container, stream, request.path), duration=duration)
+                ends = _ends(memory, container, stream, request)
+                if ends is not None:
+                    info = describe(container, stream, request.path)
+                    return replace(info, begins=ends.begins, duration=ends.duration)
         found = self._whole(file, memory, request)
-        return replace(found.header.info, duration=found.duration)
+        return replace(found.header.info, begins=found.begins, duration=found.duration)
 
     def _recall(self, file: io.FileIO) -> _Memory:
         status = os.fstat(file.fileno())
@@ -148,19 +144,19 @@ class Surveyor:
         if not _may_skip(memory):
             return None
         with open_video(file, request.path, request.limits) as (container, stream):
-            duration = _ends(memory, container, stream, request)
-            if duration is None or memory.ends is None:
+            ends = _ends(memory, container, stream, request)
+            if ends is None:
                 return None
             start = request.start or 0.0
-            if start >= duration:
-                raise starts_too_late(start, duration, None, shown(request.path))
-            end = duration if request.end is None else request.end
-            timeline = scan_stretch(container, stream, memory.ends, start, end)
+            if start >= ends.duration:
+                raise starts_too_late(start, ends.duration, None, shown(request.path))
+            end = ends.duration if request.end is None else request.end
+            timeline = scan_stretch(container, stream, ends, start, end)
+            memory.grows = timeline is not None
             if timeline is None:
-                memory.grows = False
                 return None
             header = _header(container, stream, request.path)
-        return Survey((Track(memory.parts[0], timeline),), header, duration, memory.ends)
+        return Survey((Track(memory.parts[0], timeline),), header, ends.begins, ends.duration)
 
     def _whole(self, file: io.FileIO, memory: _Memory, request: VideoRequest) -> Survey:
         if memory.whole is None:
@@ -196,19 +192,14 @@ def _may_skip(memory: _Memory) -> bool:
 
 def _ends(
     memory: _Memory, container: InputContainer, stream: VideoStream, request: VideoRequest
-) -> float | None:
-    """Seconds of a freshly opened stream, by its two ends; None where they do not tell."""
+) -> Extent | None:
+    """The two ends of a freshly opened stream; None where they do not tell of what is between."""
     if memory.ends is None:
         memory.ends = extent_of(container, stream)
         memory.grows = memory.ends is not None
-    if memory.ends is None:
-        return None
-    clock = clock_of(container, stream)
-    begins = memory.ends.first if clock.begins is None else min(clock.begins, memory.ends.first)
-    duration = float((memory.ends.end - begins) * clock.time_base)
-    if duration > request.limits.duration:
-        raise too_long(duration, request)
-    return duration
+    if memory.ends is not None and memory.ends.duration > request.limits.duration:
+        raise too_long(memory.ends.duration, request)
+    return memory.ends
 
 
 def too_long(duration: float, request: VideoRequest) -> VideoLimitError:
@@ -239,7 +230,7 @@ def _all(file: io.FileIO, parts: tuple[Part, ...], request: VideoRequest) -> Sur
         if end > request.limits.duration:
             raise too_long(end, request)
     assert header is not None
-    return Survey(tuple(tracks), header, end, None, unread)
+    return Survey(tuple(tracks), header, tracks[0].timeline.begins, end, unread)
 
 
 def _header(container: InputContainer, stream: VideoStream, path: Path) -> Header:

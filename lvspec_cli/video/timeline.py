@@ -78,7 +78,7 @@ class Timeline:
     restamped: bool  # packets have to be given their stamp before they are decoded
     key_frames: tuple[KeyFrame, ...]  # ascending
     random_access: bool  # all groups are closed: no frame needs one before its group
-    step: float  # ticks for which the last frame is shown
+    step: Fraction  # ticks for which the last frame is shown
     pieces: int = 1  # stretches without a break in the container's times
     error: str | None = None  # what stopped the scan, None at the end of the file or of the stretch
     whole: bool = True  # false for a stretch
@@ -87,26 +87,28 @@ class Timeline:
     @property
     def times(self) -> Times:
         """Seconds on the file's clock, ascending."""
-        return self.seconds(self.ticks)
-
-    def seconds(self, ticks: Ticks) -> Times:
-        since = (ticks - self.origin).astype(np.float64)
+        since = (self.ticks - self.origin).astype(np.float64)
         return since * self.time_base.numerator / self.time_base.denominator
 
     @property
     def begins(self) -> float:
         """Seconds at which the first frame is shown."""
-        return float((int(self.ticks[0]) - self.origin) * self.time_base)
+        return seconds_between(self.origin, int(self.ticks[0]), self.time_base)
 
     @property
     def duration(self) -> float:
         """Seconds from the clock's beginning to the end of the last frame."""
-        return float(self.times[-1]) + self.step * float(self.time_base)
+        return seconds_between(self.origin, int(self.ticks[-1]) + self.step, self.time_base)
 
     @property
     def frame_rate(self) -> float | None:
         span = float(self.times[-1] - self.times[0])
         return (len(self.ticks) - 1) / span if span > 0 else None
+
+
+def seconds_between(begin: int, end: int | Fraction, time_base: Fraction) -> float:
+    """Seconds between two ticks, to the microsecond: the same however much of the stream was scanned."""
+    return round(float((end - begin) * time_base), 6)
 
 
 def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) -> Timeline:
@@ -239,9 +241,9 @@ def _key_frames(packets: Packets, shown: Ticks) -> tuple[KeyFrame, ...]:
     )
 
 
-def _last_step(packets: Packets, ticks: Ticks, step: Fraction, by_count: bool) -> float:
+def _last_step(packets: Packets, ticks: Ticks, step: Fraction, by_count: bool) -> Fraction:
     if by_count:
-        return float(step)
+        return step
     if packets.duration:
-        return packets.duration
-    return int(ticks[-1] - ticks[-2]) if len(ticks) > 1 else 0
+        return Fraction(packets.duration)
+    return Fraction(int(ticks[-1] - ticks[-2]) if len(ticks) > 1 else 0)

@@ -37,6 +37,8 @@ class Caption:
     frames: int | None
     frames_expected: int | None
     last_frame: float | None
+    begins: float | None  # when the picture begins
+    duration: float | None  # of the video
     output_tokens: int | None
     mean_accepted_length: float | None
     tokens_per_s: float | None
@@ -63,6 +65,8 @@ class Caption:
             frames=record.sampling.decoded,
             frames_expected=record.sampling.frames_expected,
             last_frame=record.sampling.timestamps[-1] if record.sampling.timestamps else None,
+            begins=record.sampling.begins,
+            duration=record.sampling.duration,
             output_tokens=stats.output_tokens if stats else None,
             mean_accepted_length=stats.mean_accepted_length if stats else None,
             tokens_per_s=stats.tokens_per_s if stats else None,

@@ -29,15 +29,19 @@ def vtt(captions: Sequence[Caption]) -> str:
 
 def _cues(captions: Sequence[Caption]) -> list[tuple[float, float, str]]:
     """Start, end and text. A blank line would end a cue, so text has none."""
-    timed = [(caption.start, _end(caption), _lines(caption.text)) for caption in captions]
+    timed = [(_start(caption), _end(caption), _lines(caption.text)) for caption in captions]
     return [(start, end, text) for start, end, text in timed if text]
 
 
+def _start(caption: Caption) -> float:
+    """Where what was asked about begins to be seen: the sound may begin before the picture."""
+    return max(caption.start, caption.begins or 0.0)
+
+
 def _end(caption: Caption) -> float:
-    """The end of the video is known by the last frame that was taken from it."""
-    if caption.end is not None:
-        return caption.end
-    return max(caption.last_frame or 0.0, caption.start + SHORTEST)
+    """The end of what was asked about. Old records do not hold the video's: there the last frame tells."""
+    ends = [time for time in (caption.end, caption.duration) if time is not None]
+    return min(ends) if ends else max(caption.last_frame or 0.0, caption.start + SHORTEST)
 
 
 def _lines(text: str) -> str:
