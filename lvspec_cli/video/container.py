@@ -140,6 +140,8 @@ def _default_stream(container: InputContainer, path: Path) -> VideoStream:
     if not moving:
         what = "sound only" if container.streams.audio else "no video stream"
         raise NoVideoStreamError(f"{what}: {shown(path)}", "give a file with moving pictures")
+    # An animated picture also holds a still one, of one frame, as if it were a stream like the other.
+    moving = [s for s in moving if s.frames != 1] or moving
     stream = next((s for s in moving if s.disposition & Disposition.default), moving[0])
     if stream.codec_context is None:
         raise VideoError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ class PyavReader:
         """Packets from ``key`` on with their indices in the timeline, found by what arrives."""
         packets = stream_packets(self.container, self.stream)
         if key is None:
-            yield from _counted_from(0, packets)
+            yield from self._from_beginning(packets)
             return
         for landing in self._landings(key):
             self.container.seek(landing, stream=self.stream, unsupported_byte_offset=self._by_bytes)
@@ -117,7 +118,10 @@ class PyavReader:
                     break
         first = int(self.timeline.ticks[0])
         self.container.seek(0 if self._by_bytes else first, stream=self.stream, unsupported_byte_offset=self._by_bytes)
-        yield from _counted_from(0, stream_packets(self.container, self.stream))
+        yield from self._from_beginning(stream_packets(self.container, self.stream))
+
+    def _from_beginning(self, packets: Iterator[Packet[Any]]) -> Iterator[tuple[int, Packet[Any]]]:
+        yield from _counted_from(0, islice(packets, self.timeline.skipped, None))
 
     @property
     def _by_bytes(self) -> bool:

@@ -102,14 +102,14 @@ def notes(plan: Plan, request: VideoRequest) -> list[str]:
 def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
     """One line on what damage cost, None without damage."""
     survey, lost = plan.survey, len(plan.wanted) - sent
-    corrupt = sum(track.timeline.corrupt for track in survey.tracks)
-    if not (survey.is_short or lost or errors or corrupt):
+    doubtful = survey.doubtful(plan.wanted)
+    if not (survey.is_short or lost or errors or doubtful):
         return None
     read = format_time(survey.duration)
     declared = survey.header.info.duration
     of = f" of {format_time(declared)}" if survey.is_short and declared else ""
     failed = f", {errors} decoding errors" if errors else ""
-    failed += f", {corrupt} incomplete packets" if corrupt else ""
+    failed += f", {doubtful} of them where data is missing" if doubtful else ""
     return f"the file is damaged: read up to {read}{of}, {sent} of {len(plan.wanted)} frames{failed}"
 
 

@@ -77,6 +77,15 @@ class Survey:
         is_cut = missing > max(0.25, 0.03 * seconds)
         return is_cut or any(track.timeline.error is not None for track in self.tracks)
 
+    def doubtful(self, wanted: list[int]) -> int:
+        """How many of the frames at the ordinals ``wanted`` may look wrong, as data is missing."""
+        found = 0
+        for track, inside in self.by_track(wanted):
+            ticks = track.timeline.ticks[inside]
+            broken = [(ticks >= begin) & (ticks < end) for begin, end in track.timeline.broken]
+            found += int(np.any(broken, axis=0).sum()) if broken else 0
+        return found
+
     def by_track(self, wanted: list[int]) -> list[tuple[Track, list[int]]]:
         """Ordinals among all frames as those of each track."""
         counts = [len(track.timeline.ticks) for track in self.tracks]

@@ -17,6 +17,7 @@ from lvspec_cli.video.sample import Times
 
 Ticks = NDArray[np.int64]
 
+_LAST = np.iinfo(np.int64).max
 UNKNOWN = np.iinfo(np.int64).min  # in place of a tick or a position that the container does not give
 _BACK = Fraction(1, 4)  # seconds that stamps may go back: demuxers guess those of MPEG-PS
 _AHEAD = Fraction(10)  # seconds that stamps may jump ahead in a stream that can be spliced
@@ -82,7 +83,8 @@ class Timeline:
     pieces: int = 1  # stretches without a break in the container's times
     error: str | None = None  # what stopped the scan, None at the end of the file or of the stretch
     whole: bool = True  # false for a stretch
-    corrupt: int = 0  # packets that the container knows to be incomplete
+    skipped: int = 0  # packets before the first one, which cannot be decoded: a recording that began late
+    broken: tuple[tuple[int, int], ...] = ()  # ticks from and until which incomplete packets may show
 
     @property
     def times(self) -> Times:
@@ -113,6 +115,8 @@ def seconds_between(begin: int, end: int | Fraction, time_base: Fraction) -> flo
 
 def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) -> Timeline:
     """The timeline that ``packets`` come to: one at least. ``at_start``: the first is the stream's first."""
+    skipped = int(packets.keys[0]) if clock.spliced and at_start and len(packets.keys) else 0
+    packets = _without(packets, skipped)
     step = clock.time_base.denominator / (clock.rate * clock.time_base.numerator)  # ticks a frame
     known = packets.pts != UNKNOWN
     decoding = _decoding_times(packets, step)
@@ -127,8 +131,8 @@ def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) 
         shown = stamps = np.where(known, packets.pts + offsets, UNKNOWN)
         ticks = np.unique(shown[known])
     keys = _key_frames(packets, shown)
-    if at_start and keys and keys[0].index > 0 and not by_count:
-        ticks = ticks[ticks >= keys[0].tick]  # what comes before the first key frame cannot be decoded
+    if skipped and not by_count:
+        ticks = ticks[ticks >= keys[0].tick]  # those before it need what was skipped
     closed = 0 if by_count else len(clean_places(stamps, packets.keys.tolist()))
     return Timeline(
         ticks=ticks,
@@ -141,8 +145,38 @@ def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) 
         random_access=0 < closed == len(packets.keys),
         step=_last_step(packets, ticks, step, by_count),
         pieces=1 + len(joints),
-        corrupt=sum(np.abs(joints - index).min(initial=_NEAR) >= _NEAR for index in packets.corrupt.tolist()),
+        skipped=skipped,
+        broken=_broken(packets, shown, joints),
     )
+
+
+def _without(packets: Packets, count: int) -> Packets:
+    """All packets but the first ``count``."""
+    if not count:
+        return packets
+    return Packets(
+        pts=packets.pts[count:],
+        dts=packets.dts[count:],
+        sizes=packets.sizes[count:],
+        positions=packets.positions[count:],
+        keys=packets.keys - count,
+        corrupt=packets.corrupt[packets.corrupt >= count] - count,
+        duration=packets.duration,
+    )
+
+
+def _broken(packets: Packets, shown: Ticks, joints: Ticks) -> tuple[tuple[int, int], ...]:
+    """From an incomplete packet on to the next key frame its group may look wrong.
+
+    Where two streams were joined packets only seem to be missing.
+    """
+    found = []
+    for index in packets.corrupt.tolist():
+        if np.abs(joints - index).min(initial=_NEAR) >= _NEAR and shown[index] != UNKNOWN:
+            after = int(np.searchsorted(packets.keys, index, side="right"))
+            ends = after < len(packets.keys)
+            found.append((int(shown[index]), int(shown[packets.keys[after]]) if ends else _LAST))
+    return tuple(found)
 
 
 def _tells_times(packets: Packets, known: NDArray[np.bool_], joints: Ticks, clock: StreamClock) -> bool:
