@@ -15,6 +15,7 @@ from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import identify, key_of
 from lvspec_cli.types import VideoRequest
 
+LOOK = 2  # how ``scenes`` shows a video to the detector: another way finds other scenes
 Scenes = tuple[Stretch, ...]
 _SCENES = TypeAdapter(Scenes)
 
@@ -28,7 +29,8 @@ def known_scenes(request: VideoRequest, folder: Path, find: Callable[[VideoReque
         identity = identify(request.path, b"")
     except OSError:
         return find(request)
-    facts = {"start": request.start, "end": request.end, "by": version("scenedetect-headless")}
+    by = f"{version('scenedetect-headless')}, {LOOK}"
+    facts = {"start": request.start, "end": request.end, "by": by}
     file = folder / f"{key_of(identity, facts)}.json"
     with suppress(OSError, ValueError):
         return _SCENES.validate_json(file.read_bytes())

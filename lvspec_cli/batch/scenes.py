@@ -103,7 +103,9 @@ class _Finder:
     shown: float = 0.0  # seconds for which the source shows a frame
     detector: AdaptiveDetector | None = None
     last: np.ndarray | None = None  # the frame looked at last, (height, width, 3)
-    places: list[int] = field(default_factory=list)  # in ``times``, one for each time the detector was given one
+    places: list[int] = field(
+        default_factory=list
+    )  # in ``times``, one for each time the detector was given one
 
     def read(self, chunk: VideoRequest, progress: Progress) -> float | None:
         """Looks at a chunk, and gives the seconds of the whole stream. No frame outlives the call."""

@@ -33,6 +33,8 @@ _RELEASE = int(av.__version__.split(".")[0])
 _PROBES_WITH_OPTIONS = _RELEASE >= 18
 _SCALES_IN_THREADS = _RELEASE >= 18  # and in one a core, if it is not told
 _MAX_THREADS = 8  # of FFmpeg: each holds frames at full size
+# Decoders that show what they make of broken data without a word, unless they are told to fail.
+SILENT_CODECS = frozenset({"mjpeg"})
 _NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
@@ -65,6 +67,10 @@ def open_video(
         check_canvas(stream.width, stream.height, limits, path)
         stream.thread_type = "AUTO"
         stream.thread_count = min(_MAX_THREADS, threads or usable_cores())
+        if (
+            stream.codec_context.name in SILENT_CODECS
+        ):  # one thread: an error is then that of the packet given
+            options, stream.thread_count = {**options, "err_detect": "explode"}, 1
         stream.codec_context.options = options
         yield container, stream
 

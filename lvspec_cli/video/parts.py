@@ -116,11 +116,15 @@ def _matroska_begins(file: io.FileIO, size: int) -> Iterator[int]:
     while _at(file, place, 4) == _EBML:
         yield place
         segment = _ebml_end(file, place)
-        if segment is None or _at(file, segment, 4) != _SEGMENT:
+        if segment is None or segment > size or _at(file, segment, 4) != _SEGMENT:
             return
         end = _ebml_end(file, segment)
+        if end is not None and end > size:
+            return
         if end is None:
-            yield from _matches(file, size, re.compile(re.escape(_EBML) + rb".{5,64}?(?:matroska|webm)", re.S))
+            yield from _matches(
+                file, size, re.compile(re.escape(_EBML) + rb".{5,64}?(?:matroska|webm)", re.S)
+            )
             return
         place = end
 

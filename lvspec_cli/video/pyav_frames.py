@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -15,7 +16,7 @@ from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from lvspec_cli.video.container import stream_packets
+from lvspec_cli.video.container import SILENT_CODECS, stream_packets
 from lvspec_cli.video.geometry import Orientation, orientation
 from lvspec_cli.video.scan import INDEXED, SEEKABLE, format_of
 from lvspec_cli.video.timeline import UNKNOWN, KeyFrame, Timeline
@@ -117,7 +118,9 @@ class PyavReader:
                 if self._is_past(packet, key):
                     break
         first = int(self.timeline.ticks[0])
-        self.container.seek(0 if self._by_bytes else first, stream=self.stream, unsupported_byte_offset=self._by_bytes)
+        self.container.seek(
+            0 if self._by_bytes else first, stream=self.stream, unsupported_byte_offset=self._by_bytes
+        )
         yield from self._from_beginning(stream_packets(self.container, self.stream))
 
     def _from_beginning(self, packets: Iterator[Packet[Any]]) -> Iterator[tuple[int, Packet[Any]]]:
@@ -147,7 +150,15 @@ class PyavReader:
             return self.stream.decode(packet)
         except FFmpegError:
             self.damaged += 1
+        if packet is None or self.stream.codec_context.name not in SILENT_CODECS:
             return []
+        try:  # such frames stand alone: what can be made of this one is better than none
+            frames = CodecContext.create(self.stream.codec_context.name, "r").decode(packet)
+        except FFmpegError:
+            return []
+        for frame in frames:
+            frame.pts = packet.pts
+        return frames
 
 
 class _Counted:

@@ -17,7 +17,15 @@ from av.video.stream import VideoStream
 
 from lvspec_cli.video.container import encrypted, file_begins, is_encrypted, stream_packets
 from lvspec_cli.video.source import damaged
-from lvspec_cli.video.timeline import UNKNOWN, Packets, StreamClock, Timeline, seconds_between, timeline_of
+from lvspec_cli.video.timeline import (
+    UNKNOWN,
+    Packets,
+    StreamClock,
+    Ticks,
+    Timeline,
+    seconds_between,
+    timeline_of,
+)
 
 INDEXED = frozenset({"mov", "matroska"})
 SEEKABLE = INDEXED | {"avi", "mpegts", "mpeg"}  # formats in which any time is found at once
@@ -108,7 +116,7 @@ def scan_stretch(
             timeline = timeline_of(found.packets(), clock, at_start=False)
             if timeline.pieces > 1:
                 return None
-            return replace(timeline, origin=extent.origin, whole=False)
+            return replace(timeline, ticks=_settled(timeline, found), origin=extent.origin, whole=False)
         if place <= extent.first:
             break
     return None
@@ -184,6 +192,14 @@ def _collected(
             break
     needs_two = not clock.indexed and UNKNOWN in found.pts
     return found if early >= (2 if needs_two else 1) else None
+
+
+def _settled(timeline: Timeline, found: _Collector) -> Ticks:
+    """The ticks up to the last packet's decoding: of what is shown later some frames may not be read yet."""
+    last = found.dts[-1]
+    if timeline.by_count or last == UNKNOWN:
+        return timeline.ticks
+    return timeline.ticks[: max(1, int(np.searchsorted(timeline.ticks, last, side="right")))]
 
 
 def _taken(packets: Iterable[Packet[VideoStream]]) -> _Collector:

@@ -70,12 +70,15 @@ class Survey:
     def is_short(self) -> bool:
         """Less can be read than the header promises, beyond its usual carelessness."""
         first = self.tracks[0].timeline
+        if any(track.timeline.error is not None for track in self.tracks):
+            return True
+        if len(self.tracks) > 1 or first.pieces > 1:
+            return False  # the header speaks of one of several
         seconds = first.duration if first.whole else self.duration
         # Some containers count from the clock's beginning, others from 0.
         absolute = seconds + float(first.origin * first.time_base)
         missing = (self.header.info.duration or 0.0) - max(seconds, absolute)
-        is_cut = missing > max(0.25, 0.03 * seconds)
-        return is_cut or any(track.timeline.error is not None for track in self.tracks)
+        return missing > max(0.25, 0.03 * seconds)
 
     def doubtful(self, wanted: list[int]) -> int:
         """How many of the frames at the ordinals ``wanted`` may look wrong, as data is missing."""

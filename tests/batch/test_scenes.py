@@ -17,6 +17,7 @@ from lvspec_cli.batch.segments import Stretch
 from lvspec_cli.errors import NoInputError, NotAVideoError
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
+from tests.video.clips import make_clip
 
 LENGTHS = [2.0, 3.25, 1.5, 4.0]  # seconds of the scenes
 BEGINS = [0.0, 2.0, 5.25, 6.75]
@@ -109,6 +110,14 @@ def test_a_video_that_ends_before_its_header_says_gives_the_scenes_that_can_be_r
     assert found[1].start == pytest.approx(2.0, abs=0.01)
 
 
+def test_slides_of_one_frame_each_are_scenes_and_none_goes_beyond_the_end(tmp_path):
+    slides = make_clip(tmp_path / "slides.mp4", count=6, ticks=[0, 60, 120, 180, 240, 300], noise=True)
+    found = scene_segments(VideoRequest(slides))
+    assert [scene.start for scene in found] == [0.0, 5.0, 10.0, 15.0, 20.0]  # the last is on show for a moment
+    assert [scene.end for scene in found[:-1]] == pytest.approx([5.0, 10.0, 15.0, 20.0], abs=0.05)
+    assert found[-1].end == read_clip(VideoRequest(slides, max_frames=1)).duration
+
+
 def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(NoInputError):
         scene_segments(VideoRequest(tmp_path / "none.mp4"))
@@ -160,7 +169,7 @@ def test_scenes_are_in_order_apart_and_long_enough(times, shortest):
 def test_where_the_last_scene_ends():
     assert last_moment(None, 10.0, 9.9) == 10.0
     assert last_moment(None, None, 9.9) == 9.9
-    assert last_moment(None, 8.0, 9.9) == 9.9
+    assert last_moment(None, 8.0, 9.9) == 8.0  # packets say so: no scene goes beyond the video
     assert last_moment(12.0, 10.0, 9.9) == 10.0
     assert last_moment(5.0, 10.0, 5.1) == 5.0
 

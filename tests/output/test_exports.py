@@ -50,9 +50,9 @@ def files(folder: Path) -> dict[bytes, str]:
     return {os.fsencode(path.relative_to(folder)): path.read_text() for path in found if path.name != LEDGER}
 
 
-def sampled(*timestamps: float) -> Sampling:
+def sampled(*timestamps: float, **times: float) -> Sampling:
     asked = Requested(frames=8, fps=None, max_pixels=None, decoder="pyav")
-    return Sampling(requested=asked, decoded=len(timestamps), timestamps=timestamps)
+    return Sampling(requested=asked, decoded=len(timestamps), timestamps=timestamps, **times)
 
 
 def test_text_files_lie_beside_their_clips(videos: Path):
@@ -217,6 +217,18 @@ def test_subtitles_are_read_by_ffmpeg(videos: Path, to: ExportFormat):
         (3661.5, 3670.25, arrow),
     ]
     assert subtitles(videos / f"a.{to}") == [(0.0, 7.5, "Whole.")]
+
+
+@pytest.mark.parametrize("to", [SRT, VTT])
+def test_a_cue_spans_what_was_asked_about_and_can_be_seen(videos: Path, to: ExportFormat):
+    rows = [
+        caption(b"a.mp4", "All.", sampling=sampled(4.96, begins=0.0, duration=10.0)),
+        caption(b"b.mp4", "From 2 on.", segment=part(0, 4), sampling=sampled(3.0, begins=2.0, duration=9.5)),
+        caption(b"b.mp4", "To the end.", segment=part(8, 12), sampling=sampled(9.0, begins=2.0, duration=9.5)),
+    ]
+    export_records(rows, to, ExportPlaces(videos))
+    assert subtitles(videos / f"a.{to}") == [(0.0, 10.0, "All.")]
+    assert subtitles(videos / f"b.{to}") == [(2.0, 4.0, "From 2 on."), (8.0, 9.5, "To the end.")]
 
 
 def test_subtitles_to_the_letter(videos: Path):

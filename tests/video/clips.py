@@ -22,14 +22,20 @@ DISPLAY_MATRICES = {  # as ISO/IEC 14496-12 stores them: a b u, c d v, x y w
 }
 
 
-def picture(number: int, width: int, height: int) -> np.ndarray:
-    """uint8 (height, width, 3): above, the bits of ``number``, highest first; below, red and blue."""
+def picture(number: int, width: int, height: int, *, noise: bool = False) -> np.ndarray:
+    """uint8 (height, width, 3): above, the last 8 bits of ``number``, highest first; below, red and blue.
+
+    With ``noise`` the lower half is random, so that the file is as large as one of real pictures.
+    """
     image = np.zeros((height, width, 3), np.uint8)
     for bit in range(BITS):
         left, right = bit * width // BITS, (bit + 1) * width // BITS
         image[: height // 2, left:right] = 255 * (number >> (BITS - 1 - bit) & 1)
     image[height // 2 :, : width // 2, 0] = 220
     image[height // 2 :, width // 2 :, 2] = 220
+    if noise:
+        below = image[height // 2 :]
+        below[:] = np.random.default_rng(number).integers(0, 256, below.shape)
     return image
 
 
@@ -54,9 +60,14 @@ def make_clip(
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     sound: bool = False,
+    noise: bool = False,
+    first: int = 0,
     setup: Callable[[Any], None] | None = None,
 ) -> Path:
-    """``count`` numbered frames; ``ticks`` are presentation times in units of 1 / rate, 0, 1, ... without."""
+    """``count`` numbered frames, from ``first`` on.
+
+    ``ticks`` are presentation times in units of 1 / rate, 0, 1, ... without.
+    """
     width, height = size
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
@@ -66,7 +77,9 @@ def make_clip(
             setup(stream)
         audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
         for number in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                picture(first + number, width, height, noise=noise), format="rgb24"
+            )
             frame = frame.reformat(format=pixel_format)
             frame.pts = number if ticks is None else ticks[number]
             frame.time_base = Fraction(1, rate)

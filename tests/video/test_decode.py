@@ -54,9 +54,11 @@ def test_every_format_gives_what_was_asked_from_both_decoders(folder, name):
     path = clip_in(folder, name)
     clip = read_clip(VideoRequest(path, max_frames=5))
     assert numbers(clip.frames) in ([0, 6, 12, 17, 23], [0, 6, 11, 17, 23])
-    assert clip.timestamps == pytest.approx([n / rate for n in numbers(clip.frames)], abs=0.011)
-    assert clip.timestamps[0] == 0.0
-    assert clip.duration == pytest.approx(24 / rate, abs=0.05)
+    begins = pytest.approx(0.064 if name == "h264.ts" else 0.0, abs=0.0005)  # its sound begins earlier
+    assert clip.begins == clip.timestamps[0] == begins
+    times = [time - clip.begins for time in clip.timestamps]
+    assert times == pytest.approx([n / rate for n in numbers(clip.frames)], abs=0.011)
+    assert clip.duration - clip.begins == pytest.approx(24 / rate, abs=0.05)
     assert clip.frame_rate == pytest.approx(rate, rel=0.02)
     assert (clip.frames_expected, clip.decoder, clip.warnings) == (5, "pyav", ())
 
@@ -213,7 +215,7 @@ def test_limits(folder, limits, words):
 
 
 def test_a_duration_that_no_header_tells_is_limited_too(folder):
-    with pytest.raises(VideoLimitError, match="longer than the limit of 0:01"):
+    with pytest.raises(VideoLimitError, match="0:02 long, the limit is 0:01"):
         read_clip(VideoRequest(clip_in(folder, "no_duration.mkv"), limits=VideoLimits(duration=1.0)))
 
 
@@ -239,7 +241,7 @@ def test_a_name_that_is_not_utf8(folder):
     assert read_clip(VideoRequest(path, max_frames=1, decoder="decord")).decoder == "decord"
 
 
-def test_probe_reads_the_header(folder):
+def test_probe_tells_what_there_is(folder):
     info = probe(clip_in(folder, "h264.mp4"))
     assert (info.codec, info.width, info.height, info.frame_rate) == ("h264", 128, 64, 12.0)
     assert info.duration == pytest.approx(2.0)

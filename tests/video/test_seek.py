@@ -1,0 +1,107 @@
+"""A stretch of a long file: the frames that FFmpeg's own accurate seek gives, without reading all of it."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from lvspec_cli.types import VideoRequest
+from lvspec_cli.video.pool import reading
+from lvspec_cli.video.survey import SMALL
+from tests.video.clips import make_clip, numbers
+
+RATE, COUNT = 12, 480
+NOISY: dict[str, Any] = {"count": COUNT, "rate": RATE, "noise": True, "size": (160, 96), "group": 30}
+MPEG: dict[str, Any] = {**NOISY, "rate": 25, "options": {"b": "1000000", "bf": "2"}, "group": 12}
+X265 = {"codec": "libx265", "options": {"x265-params": "log-level=0:open-gop=1:bframes=3", "crf": "30"}}
+FILES: dict[str, dict[str, Any]] = {
+    "b_frames.mp4": {"options": {"bf": "2"}, "sound": True},
+    "fragmented.mp4": {"options": {"bf": "2"}, "container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "b_frames.mov": {"options": {"bf": "2"}},
+    "open_groups.mp4": X265,
+    "open_groups.mkv": X265,
+    "open_groups.ts": X265,
+    "open_groups.mov": {"options": {"bf": "3", "x264-params": "open-gop=1"}},
+    "b_frames.mkv": {"options": {"bf": "2"}, "sound": True},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8", "b": "900k"}},
+    "b_frames.ts": {"options": {"bf": "2"}, "sound": True},
+    "one_key_frame.ts": {"group": 10_000, "options": {"bf": "2", "sc_threshold": "0"}},
+    "mpeg2.ts": {"codec": "mpeg2video", **MPEG},
+    "mpeg2.mpg": {"codec": "mpeg2video", **MPEG},
+    "mpeg1.mpg": {"codec": "mpeg1video", **MPEG},
+    "h264.avi": {"options": {"bf": "2"}},
+    "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2", "b": "900000"}},
+    "mjpeg.avi": {"codec": "mjpeg", "pixel_format": "yuvj420p"},
+    "h264.flv": {"options": {"bf": "2"}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("seek")
+
+
+@pytest.fixture(scope="module")
+def read():
+    with reading() as read_clip:
+        yield read_clip
+
+
+def file_in(folder: Path, name: str) -> Path:
+    path = folder / name
+    return path if path.exists() else make_clip(path, **{**NOISY, **FILES[name]})
+
+
+def by_ffmpeg(path: Path, start: float) -> int:
+    """The number of the first frame shown at ``start`` or later, by FFmpeg's accurate seek.
+
+    In MPEG-TS, MPEG-PS and AVI that can begin behind the key frame it needs: there FFmpeg decodes all of it.
+    """
+    seek, source = ["-ss", f"{start:.3f}"], ["-i", str(path)]
+    order = source + seek if path.suffix in (".ts", ".mpg", ".avi") else seek + source
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *order, "-frames:v", "1"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "160x96", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return numbers(np.frombuffer(raw, np.uint8).reshape(1, 96, 160, 3))[0]
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
+@given(name=st.sampled_from(sorted(FILES)), frame=st.integers(1, COUNT - 26))
+@example(name="b_frames.mp4", frame=COUNT - 26)
+@example(name="one_key_frame.ts", frame=COUNT // 2)
+@example(name="h264.avi", frame=200)
+def test_a_stretch_begins_with_the_frame_of_ffmpegs_accurate_seek(folder, read, name, frame):
+    path = file_in(folder, name)
+    rate = FILES[name].get("rate", RATE)
+    start = (frame - 0.4) / rate
+    clip = read(VideoRequest(path, start=start, end=start + 2.0, max_frames=COUNT))
+    got = numbers(clip.frames)
+    if name not in ("h264.avi", "mpeg4.avi"):  # B-frames without times: FFmpeg shows the first one late
+        assert got[0] == by_ffmpeg(path, start)
+    assert got == [(got[0] + step) % 256 for step in range(len(got))]
+    assert len(got) == 2 * rate
+    assert clip.warnings == ()
+    times = np.asarray(clip.timestamps) - clip.begins
+    assert times == pytest.approx((np.arange(len(got)) + round(times[0] * rate)) / rate, abs=0.002)
+    assert round(times[0] * rate) % 256 == got[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_as_long_by_its_ends_as_by_all_of_its_packets(folder, read, name):
+    path = file_in(folder, name)
+    assert path.stat().st_size > SMALL
+    by_ends, by_all = (
+        read(VideoRequest(path, start=3, end=4, max_frames=1)),
+        read(VideoRequest(path, fps=0.5)),
+    )
+    rate = FILES[name].get("rate", RATE)
+    assert by_all.duration - by_all.begins == pytest.approx(COUNT / rate, abs=0.002)
+    assert (by_ends.duration, by_ends.begins) == (by_all.duration, by_all.begins)
+    assert numbers(by_all.frames) == [
+        round((time - by_all.begins) * rate) % 256 for time in by_all.timestamps
+    ]
