@@ -190,6 +190,8 @@ def _collected(
         found.take(packet)
         if time is not None and time > after:
             break
+    else:
+        found.to_end = True
     needs_two = not clock.indexed and UNKNOWN in found.pts
     return found if early >= (2 if needs_two else 1) else None
 
@@ -197,7 +199,7 @@ def _collected(
 def _settled(timeline: Timeline, found: _Collector) -> Ticks:
     """The ticks up to the last packet's decoding: of what is shown later some frames may not be read yet."""
     last = found.dts[-1]
-    if timeline.by_count or last == UNKNOWN:
+    if timeline.by_count or found.to_end or last == UNKNOWN:
         return timeline.ticks
     return timeline.ticks[: max(1, int(np.searchsorted(timeline.ticks, last, side="right")))]
 
@@ -220,6 +222,7 @@ class _Collector:
     keys: array[int] = field(default_factory=lambda: array("q"))
     corrupt: array[int] = field(default_factory=lambda: array("q"))
     duration: int = 0
+    to_end: bool = False  # reading ended with the file
 
     def take(self, packet: Packet[VideoStream]) -> None:
         if packet.is_discard:

@@ -113,7 +113,13 @@ def test_a_video_that_ends_before_its_header_says_gives_the_scenes_that_can_be_r
 def test_slides_of_one_frame_each_are_scenes_and_none_goes_beyond_the_end(tmp_path):
     slides = make_clip(tmp_path / "slides.mp4", count=6, ticks=[0, 60, 120, 180, 240, 300], noise=True)
     found = scene_segments(VideoRequest(slides))
-    assert [scene.start for scene in found] == [0.0, 5.0, 10.0, 15.0, 20.0]  # the last is on show for a moment
+    assert [scene.start for scene in found] == [
+        0.0,
+        5.0,
+        10.0,
+        15.0,
+        20.0,
+    ]  # the last is on show for a moment
     assert [scene.end for scene in found[:-1]] == pytest.approx([5.0, 10.0, 15.0, 20.0], abs=0.05)
     assert found[-1].end == read_clip(VideoRequest(slides, max_frames=1)).duration
 

@@ -224,7 +224,9 @@ def test_a_cue_spans_what_was_asked_about_and_can_be_seen(videos: Path, to: Expo
     rows = [
         caption(b"a.mp4", "All.", sampling=sampled(4.96, begins=0.0, duration=10.0)),
         caption(b"b.mp4", "From 2 on.", segment=part(0, 4), sampling=sampled(3.0, begins=2.0, duration=9.5)),
-        caption(b"b.mp4", "To the end.", segment=part(8, 12), sampling=sampled(9.0, begins=2.0, duration=9.5)),
+        caption(
+            b"b.mp4", "To the end.", segment=part(8, 12), sampling=sampled(9.0, begins=2.0, duration=9.5)
+        ),
     ]
     export_records(rows, to, ExportPlaces(videos))
     assert subtitles(videos / f"a.{to}") == [(0.0, 10.0, "All.")]
