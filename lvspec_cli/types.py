@@ -133,6 +133,7 @@ class VideoRequest:
     fps: float | None = None  # frames taken per second of video
     max_pixels: int | None = None  # cap on height * width of a frame that is kept
     decoder: DecoderName = "pyav"
+    background: tuple[int, int, int] = (0, 0, 0)  # RGB, behind transparency and in bars
     timeout: float | None = 120.0  # seconds of decoding before it is ended
     limits: VideoLimits = field(default_factory=VideoLimits)
 

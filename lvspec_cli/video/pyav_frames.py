@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.sidedata.sidedata import Type
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from lvspec_cli.video.container import stream_packets
+from lvspec_cli.video.container import decoder_of, stream_packets
 from lvspec_cli.video.geometry import Orientation, orientation
 from lvspec_cli.video.timeline import KeyFrame, Timeline
 
@@ -32,6 +33,10 @@ class PyavReader:
     stream: VideoStream
     timeline: Timeline
     damaged: int = 0
+    decoder: VideoCodecContext = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoder = decoder_of(self.stream)
 
     def frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """The frames at the ascending ordinals ``wanted`` with their ticks.
@@ -48,6 +53,7 @@ class PyavReader:
             ticks = self.timeline.ticks
             rest = [ordinal for ordinal in wanted if last is None or ticks[ordinal] > last]
             self.container.seek(int(ticks[0]), stream=self.stream)
+            self.decoder.flush_buffers()
             yield from self._taken(rest, may_seek=False)
 
     def _taken(self, wanted: list[int], *, may_seek: bool) -> Iterator[tuple[int, VideoFrame]]:
@@ -69,6 +75,7 @@ class PyavReader:
         """Frames with their ticks in order of presentation, from ``key_frame`` on."""
         if key_frame is not None:
             self.container.seek(key_frame.index_time, stream=self.stream)
+            self.decoder.flush_buffers()
         count, last = 0, None
         for packet in self._packets(key_frame):
             for frame in self._decode(packet):
@@ -96,7 +103,7 @@ class PyavReader:
 
     def _decode(self, packet: Packet[Any] | None) -> list[VideoFrame]:
         try:
-            frames = self.stream.decode(packet)
+            frames = self.decoder.decode(packet)
         except FFmpegError:
             self.damaged += 1
             return []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from multiprocessing.connection import Connection
 
 import numpy as np
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from lvspec_cli.errors import DamagedVideoError, UsageError, VideoLimitError
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
@@ -20,13 +20,13 @@ from lvspec_cli.video.container import (
     describe,
     file_duration,
     open_video,
-    scaling_threads,
     stream_duration,
 )
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
-from lvspec_cli.video.geometry import Orientation, fitted_size
+from lvspec_cli.video.geometry import Frame, fitted_size
 from lvspec_cli.video.messages import Finished, Job, Opened
-from lvspec_cli.video.pyav_frames import PyavReader, orientation_of
+from lvspec_cli.video.picture import Look, Painter, look_of
+from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
 from lvspec_cli.video.source import container_of, head_of, shown
 from lvspec_cli.video.timeline import Timeline, scan
@@ -84,6 +84,7 @@ def read_file(descriptor: int, job: Job, connection: Connection) -> None:
         raise DamagedVideoError(
             f"no frame can be decoded: {shown(request.path)}", "copy or download it again"
         )
+    warnings += sender.notes
     damage = damage_note(plan, sender.sent, errors)
     warnings += [damage] if damage else []
     connection.send(Finished(plan.frame_rate, plan.duration, decoder, tuple(warnings)))
@@ -154,42 +155,45 @@ def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
 
 @dataclass
 class _Sender:
-    """Makes frames small and upright, and sends them; the first one sets the size of all."""
+    """Sends pictures; the first frame sets the size of all."""
 
     connection: Connection
     job: Job
     plan: Plan
     sent: int = 0
-    size: tuple[int, int] | None = None  # width and height, upright
-    scaler: VideoReformatter = field(
-        default_factory=VideoReformatter
-    )  # one for all: setting it up takes time
+    painter: Painter | None = None
 
-    def send(self, tick: int, frame: VideoFrame, upright: Orientation) -> None:
-        width, height = upright.size(*self.open(frame, upright))
-        smaller = width * height < frame.width * frame.height
-        filter_name = "AREA" if smaller else "BILINEAR"
-        threads = scaling_threads(self.job.threads)
-        small = self.scaler.reformat(frame, width, height, "rgb24", interpolation=filter_name, **threads)
-        pixels = np.ascontiguousarray(upright.apply(np.asarray(small.to_ndarray(), np.uint8)))
-        timeline = self.plan.timeline
-        self.connection.send(float((tick - int(timeline.ticks[0])) * timeline.time_base))
-        self._write(pixels.reshape(-1).data)
+    @property
+    def notes(self) -> list[str]:
+        return self.painter.notes if self.painter else []
+
+    def send(self, tick: int, frame: VideoFrame, codec: VideoCodecContext) -> None:
+        check_canvas(frame.width, frame.height, self.job.request.limits, self.job.request.path)
+        painter = self.painter or self.open(frame, look_of(frame, codec, self.plan.pixel_aspect))
+        self.send_picture(tick, painter.paint(frame, codec, self._seconds(tick)))
+
+    def send_picture(self, tick: int, picture: Frame) -> None:
+        self.connection.send(self._seconds(tick))
+        self._write(np.ascontiguousarray(picture).reshape(-1).data)
         self.sent += 1
+
+    def _seconds(self, tick: int) -> float:
+        timeline = self.plan.timeline
+        return float((tick - int(timeline.ticks[0])) * timeline.time_base)
 
     def _write(self, pixels: memoryview) -> None:
         while pixels:
             pixels = pixels[os.write(self.connection.fileno(), pixels) :]
 
-    def open(self, frame: VideoFrame, upright: Orientation) -> tuple[int, int]:
-        """Width and height of all frames sent, upright; the first ``frame`` seen decides, as it is stored."""
-        if self.size is None:
-            self.size = self._open(frame, upright)
-        return self.size
+    def open(self, frame: VideoFrame, look: Look) -> Painter:
+        """Says what is coming; the first ``frame`` seen decides."""
+        size = self._open(frame, look)
+        request = self.job.request
+        self.painter = Painter(size, self.plan.pixel_aspect, request.background, self.job.threads)
+        return self.painter
 
-    def _open(self, frame: VideoFrame, upright: Orientation) -> tuple[int, int]:
+    def _open(self, frame: VideoFrame, look: Look) -> tuple[int, int]:
         request, expected = self.job.request, len(self.plan.wanted)
-        check_canvas(frame.width, frame.height, request.limits, request.path)
         most = request.max_pixels or DEFAULT_MAX_PIXELS
         size = fitted_size(frame.width, frame.height, self.plan.pixel_aspect, most)
         taken = expected * math.prod(size) * 3
@@ -199,8 +203,8 @@ class _Sender:
                 f"the limit is {request.limits.clip_bytes / 2**30:.1f}: {shown(request.path)}",
                 "lower --frames or --max-pixels",
             )
-        source = upright.size(frame.width, frame.height)
-        size = upright.size(*size)
+        source = look.upright.size(frame.width, frame.height)
+        size = look.upright.size(*size)
         self.connection.send(Opened(expected, *size, *source))
         return size
 
@@ -210,27 +214,25 @@ def _send_by_pyav(file: io.FileIO, job: Job, plan: Plan, sender: _Sender) -> int
     request = job.request
     with open_video(file, request.path, request.limits, job.threads) as (container, stream):
         reader = PyavReader(container, stream, plan.timeline)
-        upright = None
         for tick, frame in reader.frames(plan.wanted[sender.sent :]):
-            if upright is None:  # once: a frame whose side data was read lives on until the next collection
-                upright = orientation_of(frame)
-            sender.send(tick, frame, upright)
+            sender.send(tick, frame, reader.decoder)
         return reader.damaged
 
 
 def _send_by_decord(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _Sender) -> None:
-    frame = _first_frame(file, request, plan)
-    upright = orientation_of(frame)
-    check_fit(container_of(head_of(file)), plan.video_streams, upright)
-    size = sender.open(frame, upright)
+    frame, look = _frame_at(plan.wanted[0], file, request, plan)
+    _, last = _frame_at(plan.wanted[-1], file, request, plan)
+    check_fit(container_of(head_of(file)), plan.video_streams, [look, last])
+    size = sender.open(frame, look).size
     for tick, pixels in decord_frames(file.fileno(), plan.timeline, plan.wanted, size):
-        sender.send(tick, VideoFrame.from_ndarray(pixels, format="rgb24"), upright)
+        sender.send_picture(tick, pixels)
 
 
-def _first_frame(file: io.FileIO, request: VideoRequest, plan: Plan) -> VideoFrame:
+def _frame_at(ordinal: int, file: io.FileIO, request: VideoRequest, plan: Plan) -> tuple[VideoFrame, Look]:
     with open_video(file, request.path, request.limits) as (container, stream):
-        for _, frame in PyavReader(container, stream, plan.timeline).frames(plan.wanted[:1]):
-            return frame
+        reader = PyavReader(container, stream, plan.timeline)
+        for _, frame in reader.frames([ordinal]):
+            return frame, look_of(frame, reader.decoder, plan.pixel_aspect)
     raise UnfitError("no frame can be decoded")
 
 

@@ -167,7 +167,8 @@ def test_a_single_frame_is_a_clip(folder, name, codec, pixels):
 
 @pytest.fixture(scope="module")
 def large(folder):
-    return make_clip(folder / "4k.mp4", count=40, size=(3840, 2160), options={"preset": "ultrafast"})
+    options = {"preset": "ultrafast", "x264-params": "colormatrix=bt709"}  # decord reads tagged HD only
+    return make_clip(folder / "4k.mp4", count=40, size=(3840, 2160), options=options)
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
