@@ -26,7 +26,6 @@ _FULL_RANGE, _LIMITED_RANGE = 2, 1  # of the libraries' enumeration
 # ITU-T H.273's matrix coefficients and the number by which swscale knows them.
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _BT709_MATRIX, _BT601_MATRIX, _BT2020_MATRIX = 1, 5, 9
-_YUV_WHITE = 255 << 8  # what swscale makes of white where YUV becomes RGB of 16 bits
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,6 @@ def look_of(frame: VideoFrame, codec: VideoCodecContext, pixel_aspect: Fraction 
     wide, high = shown_size(frame.width, frame.height, pixel_aspect)
     parts = frame.format.components
     is_yuv = len(parts) >= 3 and not frame.format.is_rgb
-    bits = parts[0].bits
     colours = _colours(frame, *_light_tags(frame, codec))
     return Look(
         shape=(high, wide) if upright.turns % 2 else (wide, high),
@@ -195,7 +193,7 @@ def look_of(frame: VideoFrame, codec: VideoCodecContext, pixel_aspect: Fraction 
         is_tagged=frame.colorspace in _MATRICES,
         full_range=frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj"),
         colours=colours,
-        white=_YUV_WHITE if is_yuv else ((1 << bits) - 1) << (16 - bits) if bits <= 16 else 65535,
+        white=white_of(8 if is_yuv else parts[0].bits),
         has_alpha=frame.format.has_palette or any(part.is_alpha for part in parts),
         interlaced=frame.interlaced_frame,
     )
@@ -212,6 +210,14 @@ def matrix_of(tag: int, width: int, height: int, colours: Colours | None) -> int
     if colours and colours.primaries == BT2020:
         return _BT2020_MATRIX
     return _BT709_MATRIX if height >= 720 or width >= 1280 else _BT601_MATRIX
+
+
+def white_of(bits: int) -> int:
+    """The code of signal 1 in swscale's RGB of 16 bits, made from RGB of ``bits`` or, as if of 8, from YUV.
+
+    It moves the bits up and leaves the lower ones empty.
+    """
+    return ((1 << bits) - 1) << (16 - bits) if bits <= 16 else (1 << 16) - 1
 
 
 def brightest_of(light_level: bytes | None, mastering: bytes | None) -> float:
@@ -249,7 +255,7 @@ def framed(pixels: Frame, size: tuple[int, int], background: RGB) -> Frame:
 
 
 def _light_tags(frame: VideoFrame, codec: VideoCodecContext) -> tuple[int, int]:
-    """H.273's numbers of transfer and primaries: the codec's where this version of PyAV's frames show none."""
+    """H.273's numbers of transfer and primaries: the codec's where PyAV's frames, before 18, show none."""
     tags = (getattr(frame, name, getattr(codec, name)) for name in ("color_trc", "color_primaries"))
     transfer, primaries = (int(tag) for tag in tags)
     return transfer, primaries

@@ -232,6 +232,7 @@ def _frame_at(ordinal: int, file: io.FileIO, request: VideoRequest, plan: Plan) 
     with open_video(file, request.path, request.limits) as (container, stream):
         reader = PyavReader(container, stream, plan.timeline)
         for _, frame in reader.frames([ordinal]):
+            check_canvas(frame.width, frame.height, request.limits, request.path)
             return frame, look_of(frame, reader.decoder, plan.pixel_aspect)
     raise UnfitError("no frame can be decoded")
 
