@@ -139,6 +139,9 @@ def test_hdr_shows_what_sdr_of_the_scene_would(tmp_path, name, transfer):
     clip = read_clip(VideoRequest(path, max_frames=2))
     assert error(clip.frames[0]) < (6 if name == "vp9.webm" else 4)
     assert clip.warnings == (f"HDR ({'PQ' if transfer == PQ else 'HLG'}) was tone-mapped to SDR",)
+    by_decord = read_clip(VideoRequest(path, max_frames=2, decoder="decord"))
+    assert np.array_equal(by_decord.frames, clip.frames)
+    assert (by_decord.decoder, by_decord.warnings[1:]) == ("pyav", clip.warnings)
 
 
 def test_hdr_of_8_bits_and_without_a_matrix_is_tone_mapped_too(tmp_path):
@@ -220,6 +223,14 @@ def test_a_tag_tells_matrix_and_range_at_any_size_in_both_decoders(tmp_path, siz
         clip = read_clip(VideoRequest(path, max_frames=1, decoder=decoder))
         assert error(clip.frames[0]) < 5
         assert (clip.decoder, clip.warnings) == (decoder, ())
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("bits", [8, 10])
+def test_a_tag_tells_the_range_where_the_format_does_not(tmp_path, full, bits):
+    frame = yuv(patches() / 255, 1, bits, full)
+    path = write(tmp_path / "range.mkv", [frame], "ffv1", frame.format.name, tags=(1, 1, 1))
+    assert error(read_clip(VideoRequest(path, max_frames=1)).frames[0]) < 2
 
 
 def test_matrices_by_tag_and_by_size():
@@ -445,7 +456,7 @@ def test_a_picture_that_is_turned_in_mid_stream(tmp_path):
 def test_frames_of_a_later_shape_are_limited_too(tmp_path):
     path = shapes(tmp_path / "large.ts", [(160, 80), (320, 320)])
     # PyAV before 18 lets the decoder refuse them.
-    with pytest.raises(VideoError, match="320x320 pixels, the limit is 12800|no frame can be decoded"):
+    with pytest.raises(VideoError, match=r"320x320 pixels, the limit is 12800|no frame can be decoded"):
         read_clip(VideoRequest(path, fps=5, limits=VideoLimits(canvas_pixels=160 * 80)))
 
 
