@@ -22,6 +22,7 @@ from lvspec_cli.video.pyav_frames import orientation_of
 from lvspec_cli.video.times import format_time
 
 RGB = tuple[int, int, int]
+_ROWS_AT_ONCE = 32  # a whole frame's numbers in 16 bits would be four times the frame
 _FULL_RANGE, _LIMITED_RANGE = 2, 1  # of the libraries' enumeration
 # ITU-T H.273's matrix coefficients and the number by which swscale knows them.
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
@@ -237,9 +238,13 @@ def brightest_of(light_level: bytes | None, mastering: bytes | None) -> float:
 
 def on_background(pixels: Frame, alpha: Frame, background: RGB) -> Frame:
     """``pixels`` (height, width, 3) with straight ``alpha`` (height, width, 1) on one colour."""
-    opacity = alpha.astype(np.uint16)
-    behind = np.asarray(background, np.uint16) * (255 - opacity)
-    return ((pixels * opacity + behind + 127) // 255).astype(np.uint8)
+    composed = np.empty_like(pixels)
+    for top in range(0, len(pixels), _ROWS_AT_ONCE):
+        part = slice(top, top + _ROWS_AT_ONCE)
+        opacity = alpha[part].astype(np.uint16)
+        behind = np.asarray(background, np.uint16) * (255 - opacity)
+        composed[part] = (pixels[part] * opacity + behind + 127) // 255
+    return composed
 
 
 def framed(pixels: Frame, size: tuple[int, int], background: RGB) -> Frame:
