@@ -133,13 +133,14 @@ class VideoRequest:
     fps: float | None = None  # frames taken per second of video
     max_pixels: int | None = None  # cap on height * width of a frame that is kept
     decoder: DecoderName = "pyav"
+    background: tuple[int, int, int] = (0, 0, 0)  # RGB, behind transparency and in bars
     timeout: float | None = 120.0  # seconds of decoding before it is ended
     limits: VideoLimits = field(default_factory=VideoLimits)
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says of the video stream that is read. Its header may lie; its packets give the duration."""
+    """What a file says of the video stream that is read: by its header, but for the times."""
 
     path: Path
     container: str  # FFmpeg's name of the format, such as ``matroska,webm``

@@ -61,6 +61,7 @@ def ask(
     start: options.Start = None,
     end: options.End = None,
     max_pixels: options.MaxPixels = None,
+    background: options.Background = "black",
     decoder: options.Decoder = "pyav",
     decode_timeout: options.DecodeTimeout = 120.0,
     as_json: options.AsJson = False,

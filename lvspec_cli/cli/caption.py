@@ -72,6 +72,7 @@ def caption(
     start: options.Start = None,
     end: options.End = None,
     max_pixels: options.MaxPixels = None,
+    background: options.Background = "black",
     decoder: options.Decoder = "pyav",
     decode_timeout: options.DecodeTimeout = 120.0,
     quiet: options.Quiet = False,

@@ -83,6 +83,14 @@ End = Annotated[str | None, typer.Option("--end", metavar="TIME", help="End here
 MaxPixels = Annotated[
     int | None, typer.Option("--max-pixels", min=784, metavar="N", help="Scale frames down to N pixels.")
 ]
+Background = Annotated[
+    str,
+    typer.Option(
+        "--background", metavar="COLOUR",
+        help="The colour behind what is transparent, and of the bars where the picture's shape changes: "
+        "a name or #rrggbb.",
+    ),
+]  # fmt: skip
 Decoder = Annotated[DecoderName, typer.Option("--decoder", help="What reads the video.")]
 DecodeTimeout = Annotated[
     float, typer.Option("--decode-timeout", metavar="SECONDS", help="End decoding after so long.")

@@ -52,8 +52,22 @@ def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:
         fps=given["fps"] if sampled else defaults.fps,
         max_pixels=given["max_pixels"] or defaults.max_pixels,
         decoder=given["decoder"],
+        background=_colour(given.get("background", "black")),
         timeout=given["decode_timeout"],
     )
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    """RGB of a colour's name or of its #rrggbb."""
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, *alpha = ImageColor.getrgb(text)
+    except ValueError:
+        alpha = [0]
+    if alpha:
+        raise UsageError(f"--background {text} is not an opaque colour", "give a name or #rrggbb")
+    return red, green, blue
 
 
 def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:

@@ -105,7 +105,7 @@ def _common(request: AskRequest, identity: FileIdentity, number: int) -> dict[st
         "segment": segment.model_dump(mode="json"),
         "mode": fields["mode"].value,
         "revisions": [_revision(request.pair.target), _revision(request.pair.draft) if with_draft else None],
-        "sampling": _requested(request).model_dump(mode="json"),
+        "sampling": _decisive(_requested(request)),
     }
     return {
         **fields,
@@ -132,8 +132,17 @@ def _loading(request: AskRequest) -> dict[str, Any]:
 def _requested(request: AskRequest) -> Requested:
     video = request.video
     return Requested(
-        frames=video.max_frames, fps=video.fps, max_pixels=video.max_pixels, decoder=video.decoder
+        frames=video.max_frames,
+        fps=video.fps,
+        max_pixels=video.max_pixels,
+        decoder=video.decoder,
+        background="#{:02x}{:02x}{:02x}".format(*video.background) if any(video.background) else None,
     )
+
+
+def _decisive(requested: Requested) -> dict[str, Any]:
+    """What the key knows of it: records that are older than the choice of a background keep theirs."""
+    return requested.model_dump(mode="json", exclude=None if requested.background else {"background"})
 
 
 def _revision(source: Source) -> str | None:

@@ -51,6 +51,7 @@ class Requested(_Part):
     fps: float | None
     max_pixels: int | None
     decoder: DecoderName
+    background: str | None = None  # #rrggbb; null is black
 
 
 class Sampling(_Part):

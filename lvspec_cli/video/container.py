@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import cast
 
 import av
+from av.codec import CodecContext
 from av.container import Flags, InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from lvspec_cli.cores import usable_cores
@@ -35,6 +37,7 @@ _SCALES_IN_THREADS = _RELEASE >= 18  # and in one a core, if it is not told
 _MAX_THREADS = 8  # of FFmpeg: each holds frames at full size
 # Decoders that show what they make of broken data without a word, unless they are told to fail.
 SILENT_CODECS = frozenset({"mjpeg"})
+_KEEPS_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders lose it
 _NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
@@ -73,6 +76,21 @@ def open_video(
             options, stream.thread_count = {**options, "err_detect": "explode"}, 1
         stream.codec_context.options = options
         yield container, stream
+
+
+def decoder_of(stream: VideoStream) -> VideoCodecContext:
+    """What decodes ``stream``: its own decoder, or one that keeps the transparency it has.
+
+    A seek in the container empties only its own one.
+    """
+    own = stream.codec_context
+    has_alpha = any(key.lower() == "alpha_mode" and text == "1" for key, text in stream.metadata.items())
+    name = _KEEPS_ALPHA.get(own.name) if has_alpha else None
+    if name is None or name not in av.codecs_available:
+        return own
+    decoder = cast(VideoCodecContext, CodecContext.create(name, "r"))
+    decoder.options, decoder.thread_count = own.options, own.thread_count
+    return decoder
 
 
 def describe(container: InputContainer, stream: VideoStream, path: Path) -> VideoInfo:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lvspec_cli.video.colour import BT709
 from lvspec_cli.video.geometry import Orientation
+from lvspec_cli.video.picture import Look
 from lvspec_cli.video.timeline import Timeline
 
 # Containers whose frames decord gives right. It loses the first frames of MPEG-TS, and reads no GIF.
@@ -22,18 +24,29 @@ class UnfitError(Exception):
     """decord cannot give this video's frames; the text says why."""
 
 
-def check_fit(container: str | None, streams: int, upright: Orientation) -> None:
+def check_fit(container: str | None, streams: int, looks: Sequence[Look]) -> None:
     """Raise UnfitError for what decord gets wrong, of a file that begins as ``container`` does.
 
     The first bytes decide, not PyAV's verdict: decord's older FFmpeg would follow the addresses in a file
-    that only it takes for a playlist.
+    that only it takes for a playlist. ``looks`` are those of the first and the last frame that are taken.
     """
     if container not in _CONTAINERS:
         raise UnfitError("it does not read this format reliably")
     if streams > 1:
         raise UnfitError("it may choose another of the video streams")
-    if upright != Orientation():  # in some containers not at all, in the others not at a given size
-        raise UnfitError("it does not turn the picture upright")
+    for look in looks:
+        if look.upright != Orientation():  # in some containers not at all, in the others not at a given size
+            raise UnfitError("it does not turn the picture upright")
+        if look.colours:
+            raise UnfitError("it shows HDR and wide colours washed out")
+        if look.matrix == BT709 and not look.is_tagged:
+            raise UnfitError("it takes the colours of untagged HD for those of SD")
+        if look.has_alpha:
+            raise UnfitError("it shows what is transparent")
+        if look.interlaced:
+            raise UnfitError("it leaves two moments in an interlaced frame")
+        if look.shape != looks[0].shape:
+            raise UnfitError("the picture's shape changes")
 
 
 def decord_frames(

@@ -48,17 +48,33 @@ def orientation(display_matrix: bytes | None) -> Orientation:
     return Orientation(-clockwise % 4, mirrored)
 
 
+def shown_size(width: int, height: int, pixel_aspect: Fraction | None) -> tuple[float, float]:
+    """Width and height of a stored frame as shown, in square pixels: never wider or higher than stored."""
+    aspect = pixel_aspect or Fraction(1)
+    if not 1 / _SANE_ASPECT <= aspect <= _SANE_ASPECT:
+        aspect = Fraction(1)
+    return float(width * min(aspect, Fraction(1))), float(height / max(aspect, Fraction(1)))
+
+
 def fitted_size(width: int, height: int, pixel_aspect: Fraction | None, max_pixels: int) -> tuple[int, int]:
     """Width and height of a kept frame: square pixels, at most ``max_pixels`` of them, aspect kept.
 
     Never wider or higher than stored.
     """
-    aspect = pixel_aspect or Fraction(1)
-    if not 1 / _SANE_ASPECT <= aspect <= _SANE_ASPECT:
-        aspect = Fraction(1)
-    wide, high = width * min(aspect, Fraction(1)), height / max(aspect, Fraction(1))
+    wide, high = shown_size(width, height, pixel_aspect)
     scale = min(1.0, math.sqrt(max_pixels / (wide * high)))
     if scale == 1.0:
         return max(1, round(wide)), max(1, round(high))
     fitted_width = min(max(1, math.floor(wide * scale)), max_pixels)
     return fitted_width, max(1, min(math.floor(high * scale), max_pixels // fitted_width))
+
+
+def fitted_inside(shape: tuple[float, float], size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of the largest picture of ``shape`` in a frame of ``size``.
+
+    It fills the frame where the bars would take a hundredth or a pixel: sizes are rounded.
+    """
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    wide, high = (max(1, round(side * scale)) for side in shape)
+    is_full = size[0] - wide <= max(1, size[0] / 100) and size[1] - high <= max(1, size[1] / 100)
+    return size if is_full else (wide, high)

@@ -61,7 +61,7 @@ class Slice(io.RawIOBase):
 
 
 def parts_of(file: io.FileIO) -> tuple[Part, ...]:
-    """The videos that ``file`` holds one after the other: nearly always one. The file is left at its start."""
+    """The videos that ``file`` holds one after the other, nearly always one. It is left at its start."""
     size = file.seek(0, io.SEEK_END)
     begins = _BEGINS.get(container_of(head_of(file)) or "")
     try:
@@ -123,7 +123,7 @@ def _matroska_begins(file: io.FileIO, size: int) -> Iterator[int]:
             return
         if end is None:
             yield from _matches(
-                file, size, re.compile(re.escape(_EBML) + rb".{5,64}?(?:matroska|webm)", re.S)
+                file, size, re.compile(re.escape(_EBML) + rb".{5,64}?(?:matroska|webm)", re.DOTALL)
             )
             return
         place = end

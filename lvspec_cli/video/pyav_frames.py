@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from av.codec.context import CodecContext
@@ -13,10 +13,11 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.sidedata.sidedata import Type
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from lvspec_cli.video.container import SILENT_CODECS, stream_packets
+from lvspec_cli.video.container import SILENT_CODECS, decoder_of, stream_packets
 from lvspec_cli.video.geometry import Orientation, orientation
 from lvspec_cli.video.scan import INDEXED, SEEKABLE, format_of
 from lvspec_cli.video.timeline import UNKNOWN, KeyFrame, Timeline
@@ -35,6 +36,10 @@ class PyavReader:
     stream: VideoStream
     timeline: Timeline
     damaged: int = 0
+    decoder: VideoCodecContext = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoder = decoder_of(self.stream)
 
     def frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """The frames at the ascending ordinals ``wanted`` with their ticks.
@@ -54,7 +59,7 @@ class PyavReader:
     def _run(self, key: int | None, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """The frames at the ticks ``wanted``, from the key frame ``key`` on.
 
-        What arrives decides: where the first one is missing or broken, reading begins at an earlier key frame.
+        What arrives decides: where the first one is missing or broken, reading begins a group earlier.
         """
         faults = self.damaged
         for earlier in _EARLIER:
@@ -108,7 +113,7 @@ class PyavReader:
             yield from self._from_beginning(packets)
             return
         for landing in self._landings(key):
-            self.container.seek(landing, stream=self.stream, unsupported_byte_offset=self._by_bytes)
+            self._seek(landing)
             packets = stream_packets(self.container, self.stream)
             for packet in packets:
                 if _is(packet, key):
@@ -117,11 +122,13 @@ class PyavReader:
                     return
                 if self._is_past(packet, key):
                     break
-        first = int(self.timeline.ticks[0])
-        self.container.seek(
-            0 if self._by_bytes else first, stream=self.stream, unsupported_byte_offset=self._by_bytes
-        )
+        self._seek(0 if self._by_bytes else int(self.timeline.ticks[0]))
         yield from self._from_beginning(stream_packets(self.container, self.stream))
+
+    def _seek(self, landing: int) -> None:
+        """To a tick, or a byte."""
+        self.container.seek(landing, stream=self.stream, unsupported_byte_offset=self._by_bytes)
+        self.decoder.flush_buffers()
 
     def _from_beginning(self, packets: Iterator[Packet[Any]]) -> Iterator[tuple[int, Packet[Any]]]:
         yield from _counted_from(0, islice(packets, self.timeline.skipped, None))
@@ -147,13 +154,13 @@ class PyavReader:
 
     def _decode(self, packet: Packet[Any] | None) -> list[VideoFrame]:
         try:
-            return self.stream.decode(packet)
+            return self.decoder.decode(packet)
         except FFmpegError:
             self.damaged += 1
-        if packet is None or self.stream.codec_context.name not in SILENT_CODECS:
+        if packet is None or self.decoder.name not in SILENT_CODECS:
             return []
         try:  # such frames stand alone: what can be made of this one is better than none
-            frames = CodecContext.create(self.stream.codec_context.name, "r").decode(packet)
+            frames = cast(VideoCodecContext, CodecContext.create(self.decoder.name, "r")).decode(packet)
         except FFmpegError:
             return []
         for frame in frames:

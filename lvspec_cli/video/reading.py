@@ -5,20 +5,21 @@ from __future__ import annotations
 import io
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from lvspec_cli.errors import DamagedVideoError, VideoLimitError
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
-from lvspec_cli.video.container import check_canvas, open_video, scaling_threads
+from lvspec_cli.video.container import check_canvas, open_video
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
-from lvspec_cli.video.geometry import Orientation, fitted_size
+from lvspec_cli.video.geometry import Frame, fitted_size
 from lvspec_cli.video.messages import Finished, Job, Opened
-from lvspec_cli.video.pyav_frames import PyavReader, orientation_of
+from lvspec_cli.video.picture import Look, Painter, look_of
+from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
 from lvspec_cli.video.source import container_of, head_of, shown
 from lvspec_cli.video.survey import Survey, Surveyor, opened, starts_too_late
@@ -59,6 +60,7 @@ def read_file(descriptor: int, job: Job, connection: Connection, surveyor: Surve
         raise DamagedVideoError(
             f"no frame can be decoded: {shown(request.path)}", "copy or download it again"
         )
+    warnings += sender.notes
     damage = damage_note(plan, sender.sent, errors)
     warnings += [damage] if damage else []
     survey = plan.survey
@@ -115,41 +117,45 @@ def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
 
 @dataclass
 class _Sender:
-    """Makes frames small and upright, and sends them; the first one sets the size of all."""
+    """Sends pictures; the first frame sets the size of all."""
 
     connection: Connection
     job: Job
     plan: Plan
     sent: int = 0
-    size: tuple[int, int] | None = None  # width and height, upright
-    scaler: VideoReformatter = field(
-        default_factory=VideoReformatter
-    )  # one for all: setting it up takes time
+    painter: Painter | None = None
 
-    def send(self, time: float, frame: VideoFrame, upright: Orientation) -> None:
-        width, height = upright.size(*self.open(frame, upright))
-        smaller = width * height < frame.width * frame.height
-        filter_name = "AREA" if smaller else "BILINEAR"
-        threads = scaling_threads(self.job.threads)
-        small = self.scaler.reformat(frame, width, height, "rgb24", interpolation=filter_name, **threads)
-        pixels = np.ascontiguousarray(upright.apply(np.asarray(small.to_ndarray(), np.uint8)))
+    @property
+    def notes(self) -> list[str]:
+        return self.painter.notes if self.painter else []
+
+    def send(self, time: float, frame: VideoFrame, codec: VideoCodecContext) -> None:
+        check_canvas(frame.width, frame.height, self.job.request.limits, self.job.request.path)
+        painter = self.painter or self.open(
+            frame, look_of(frame, codec, self.plan.survey.header.pixel_aspect)
+        )
+        self.send_picture(time, painter.paint(frame, codec, time))
+
+    def send_picture(self, time: float, picture: Frame) -> None:
         self.connection.send(time)
-        self._write(pixels.reshape(-1).data)
+        self._write(np.ascontiguousarray(picture).reshape(-1).data)
         self.sent += 1
 
     def _write(self, pixels: memoryview) -> None:
         while pixels:
             pixels = pixels[os.write(self.connection.fileno(), pixels) :]
 
-    def open(self, frame: VideoFrame, upright: Orientation) -> tuple[int, int]:
-        """Width and height of all frames sent, upright; the first ``frame`` seen decides, as it is stored."""
-        if self.size is None:
-            self.size = self._open(frame, upright)
-        return self.size
+    def open(self, frame: VideoFrame, look: Look) -> Painter:
+        """Says what is coming; the first ``frame`` seen decides."""
+        size = self._open(frame, look)
+        request = self.job.request
+        self.painter = Painter(
+            size, self.plan.survey.header.pixel_aspect, request.background, self.job.threads
+        )
+        return self.painter
 
-    def _open(self, frame: VideoFrame, upright: Orientation) -> tuple[int, int]:
+    def _open(self, frame: VideoFrame, look: Look) -> tuple[int, int]:
         request, expected = self.job.request, len(self.plan.wanted)
-        check_canvas(frame.width, frame.height, request.limits, request.path)
         most = request.max_pixels or DEFAULT_MAX_PIXELS
         size = fitted_size(frame.width, frame.height, self.plan.survey.header.pixel_aspect, most)
         taken = expected * math.prod(size) * 3
@@ -159,8 +165,8 @@ class _Sender:
                 f"the limit is {request.limits.clip_bytes / 2**30:.1f}: {shown(request.path)}",
                 "lower --frames or --max-pixels",
             )
-        source = upright.size(frame.width, frame.height)
-        size = upright.size(*size)
+        source = look.upright.size(frame.width, frame.height)
+        size = look.upright.size(*size)
         self.connection.send(Opened(expected, *size, *source))
         return size
 
@@ -169,16 +175,11 @@ def _send_by_pyav(file: io.FileIO, job: Job, plan: Plan, sender: _Sender) -> int
     """Send the frames that are not sent yet; the number of decoding errors."""
     request, errors = job.request, 0
     for track, wanted in plan.survey.by_track(plan.wanted[sender.sent :]):
-        with open_video(opened(file, track.part), request.path, request.limits, job.threads) as (
-            container,
-            stream,
-        ):
+        file_of_track = opened(file, track.part)
+        with open_video(file_of_track, request.path, request.limits, job.threads) as (container, stream):
             reader = PyavReader(container, stream, track.timeline)
-            upright = None
             for tick, frame in reader.frames(wanted):
-                if upright is None:  # once: a frame whose side data was read lives until the next collection
-                    upright = orientation_of(frame)
-                sender.send(track.time(tick), frame, upright)
+                sender.send(track.time(tick), frame, reader.decoder)
             errors += reader.damaged
     return errors
 
@@ -187,19 +188,20 @@ def _send_by_decord(file: io.FileIO, request: VideoRequest, plan: Plan, sender: 
     if len(plan.survey.tracks) > 1:
         raise UnfitError("it reads the first of several videos only")
     track = plan.survey.tracks[0]
-    frame = _first_frame(file, request, plan)
-    upright = orientation_of(frame)
-    check_fit(container_of(head_of(file)), plan.survey.header.video_streams, upright)
-    size = sender.open(frame, upright)
+    frame, look = _frame_at(plan.wanted[0], file, request, plan)
+    _, last = _frame_at(plan.wanted[-1], file, request, plan)
+    check_fit(container_of(head_of(file)), plan.survey.header.video_streams, [look, last])
+    size = sender.open(frame, look).size
     for tick, pixels in decord_frames(file.fileno(), track.timeline, plan.wanted, size):
-        sender.send(track.time(tick), VideoFrame.from_ndarray(pixels, format="rgb24"), upright)
+        sender.send_picture(track.time(tick), pixels)
 
 
-def _first_frame(file: io.FileIO, request: VideoRequest, plan: Plan) -> VideoFrame:
+def _frame_at(ordinal: int, file: io.FileIO, request: VideoRequest, plan: Plan) -> tuple[VideoFrame, Look]:
     with open_video(file, request.path, request.limits) as (container, stream):
         reader = PyavReader(container, stream, plan.survey.tracks[0].timeline)
-        for _, frame in reader.frames(plan.wanted[:1]):
-            return frame
+        for _, frame in reader.frames([ordinal]):
+            check_canvas(frame.width, frame.height, request.limits, request.path)
+            return frame, look_of(frame, reader.decoder, plan.survey.header.pixel_aspect)
     raise UnfitError("no frame can be decoded")
 
 

@@ -184,7 +184,7 @@ def _collected(
             shown_at = packet.pts if packet.pts is not None or clock.stamped else time
             if not found.pts and shown_at is None:
                 continue  # only a key frame with a time of its own tells when the ones after it are shown
-            if not found.pts and shown_at > begin:
+            if not found.pts and shown_at is not None and shown_at > begin:
                 return None
             early += shown_at is not None and shown_at <= begin
         found.take(packet)
@@ -239,8 +239,15 @@ class _Collector:
         self.duration = packet.duration or self.duration
 
     def packets(self) -> Packets:
-        held = (self.pts, self.dts, self.sizes, self.positions, self.keys, self.corrupt)
-        return Packets(*(np.array(values, np.int64) for values in held), duration=self.duration)
+        return Packets(
+            pts=np.array(self.pts),
+            dts=np.array(self.dts),
+            sizes=np.array(self.sizes),
+            positions=np.array(self.positions),
+            keys=np.array(self.keys),
+            corrupt=np.array(self.corrupt),
+            duration=self.duration,
+        )
 
     def _last_position(self) -> int:
         return self.positions[-1] if self.positions else UNKNOWN

@@ -17,7 +17,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from lvspec_cli.errors import DamagedVideoError, UsageError, VideoError, VideoLimitError
-from lvspec_cli.types import VideoInfo, VideoLimits, VideoRequest
+from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video.container import describe, open_video
 from lvspec_cli.video.parts import Part, Slice, parts_of
 from lvspec_cli.video.sample import Times

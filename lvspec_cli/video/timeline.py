@@ -190,8 +190,8 @@ def _tells_times(packets: Packets, known: NDArray[np.bool_], joints: Ticks, cloc
 def clean_places(pts: Ticks, key_places: list[int]) -> list[int]:
     """Those of ``key_places`` whose group is closed, as far as times can tell.
 
-    All that is decoded before such a frame is shown before it, all that is decoded after it, after it. ``pts``
-    are those of all frames, in decoding order.
+    All that is decoded before such a frame is shown before it, all that is decoded after it, after it.
+    ``pts`` are those of all frames, in decoding order.
     """
     places = np.asarray(key_places, dtype=np.int64)
     smallest_after = np.minimum.accumulate(pts[::-1])[::-1]
@@ -237,7 +237,7 @@ def _offsets(times: Ticks, joints: Ticks, step: Fraction) -> Ticks:
 
 
 def _even(times: Ticks, step: Fraction, time_base: Fraction) -> tuple[Ticks, Fraction]:
-    """Guessed times put right, and the ticks of a frame: by the stream's rate, or its mean, where one fits."""
+    """Guessed times put right, by the stream's rate or their mean, where one fits; and the ticks a frame."""
     index = np.arange(len(times))
     mean = Fraction(int(times[-1] - times[0]), max(1, len(times) - 1))
     for pace in (step, mean):

@@ -59,7 +59,7 @@ def test_flags_reach_the_record(tiny, video_file: Path):
     decoding = (
         "--mode exact --gamma 3 --max-new-tokens 9 --temperature 0.7 --seed 5 --dtype float32 --device cpu"
     )
-    video = "--fps 1.5 --start 0:00.5 --end 1.9 --max-pixels 3136 --decoder decord"
+    video = "--fps 1.5 --start 0:00.5 --end 1.9 --max-pixels 3136 --decoder decord --background navy"
     done = tiny(video_file, "What?", *decoding.split(), *video.split(), "--system", "Hello", "--json", "-q")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
@@ -67,7 +67,7 @@ def test_flags_reach_the_record(tiny, video_file: Path):
     assert {"gamma": 3, "temperature": 0.7, "seed": 5, "max_new_tokens": 9}.items() <= row["settings"].items()
     assert row["stats"]["output_tokens"] <= 9
     assert row["segment"] == {"start": 0.5, "end": 1.9}
-    requested = {"frames": None, "fps": 1.5, "max_pixels": 3136, "decoder": "decord"}
+    requested = {"frames": None, "fps": 1.5, "max_pixels": 3136, "decoder": "decord", "background": "#000080"}
     assert row["sampling"]["requested"] == requested
     assert all(0.3 <= time <= 1.9 for time in row["sampling"]["timestamps"])
     assert row["sampling"]["width"] * row["sampling"]["height"] <= 3136

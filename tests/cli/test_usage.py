@@ -42,6 +42,8 @@ WRONG = [
     (["ask", "x.mp4", "q", "--start", "5", "--end", "0:05"], 2, "--end is not after --start"),
     (["ask", "x.mp4", "q", "--max-pixels", "3"], 2, "'--max-pixels'"),
     (["ask", "x.mp4", "q", "--decoder", "vlc"], 2, "'vlc' is not one of 'pyav', 'decord'"),
+    (["ask", "x.mp4", "q", "--background", "nice"], 2, "--background nice is not an opaque colour"),
+    (["ask", "x.mp4", "q", "--background", "#00000080"], 2, "try: give a name or #rrggbb"),
     (["ask", "x.mp4", "q", "--decode-timeout", "0"], 2, "--decode-timeout 0 is out of range"),
     (["ask", "x.mp4", "q", "--threads", "0"], 2, "'--threads'"),
     (["ask", "x.mp4", "q", "--seed", "-1"], 2, "'--seed'"),

@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[bytes, str]:
 
 def sampled(*timestamps: float, **times: float) -> Sampling:
     asked = Requested(frames=8, fps=None, max_pixels=None, decoder="pyav")
-    return Sampling(requested=asked, decoded=len(timestamps), timestamps=timestamps, **times)
+    return Sampling(requested=asked, decoded=len(timestamps), timestamps=timestamps).model_copy(update=times)
 
 
 def test_text_files_lie_beside_their_clips(videos: Path):

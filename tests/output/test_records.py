@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from lvspec_cli.output.build import record_key
 from lvspec_cli.output.records import (
     FileIdentity,
     Record,
@@ -21,7 +22,9 @@ from lvspec_cli.output.records import (
     settings_fields,
     to_line,
 )
-from lvspec_cli.types import DecodeSettings, Mode, RuleSettings
+from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.registry import Source, load_registry
+from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 from tests.output.rows import record
 
 # DESIGN.md, section 7, in its order.
@@ -91,6 +94,22 @@ def test_the_key_is_stable():
 )
 def test_the_key_changes_with_each_part(other: tuple[FileIdentity, dict[str, Any]]):
     assert key_of(*other) != key_of(IDENTITY, FACTS)
+
+
+def test_only_a_background_that_was_chosen_is_part_of_the_key():
+    pair = load_registry(environment={}).pair("demo")[1]
+    pair = pair.model_copy(update={"target": Source(repo="a/b", revision="1")})
+    video = VideoRequest(Path("a.mp4"), max_frames=8, max_pixels=784)
+    settings = DecodeSettings(mode=Mode.AR, max_new_tokens=9, seed=1)
+    request = AskRequest(video, ("What?",), "p", pair, settings)
+    assert (
+        record_key(request, IDENTITY, 1) == "0baff02478bbcafcd247f31f787e494a"
+    )  # as before there was a choice
+    white = replace(request, video=replace(video, background=(255, 255, 255)))
+    black = replace(request, video=replace(video, background=(0, 0, 0)))
+    assert (
+        record_key(black, IDENTITY, 1) == record_key(request, IDENTITY, 1) != record_key(white, IDENTITY, 1)
+    )
 
 
 @pytest.mark.parametrize("place", [0, 500_000, 999_999])

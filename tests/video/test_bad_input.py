@@ -147,7 +147,7 @@ def test_a_cut_off_file_is_read_as_far_as_it_goes(tmp_path, whole, decoder):
     clip = read_clip(VideoRequest(tmp_path / "cut.mp4", max_frames=4, decoder=decoder))
     assert numbers(clip.frames)[0] == 0
     assert 2.0 < clip.timestamps[-1] < 15.0
-    assert clip.timestamps[-1] < clip.duration < 15.0  # what can be read, whatever the header promises
+    assert clip.timestamps[-1] < (clip.duration or 0.0) < 15.0  # what is there to read
     assert "the file is damaged: read up to" in clip.warnings[-1]
     assert "of 0:20, " in clip.warnings[-1]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.video.geometry import Orientation, fitted_size, orientation
+from lvspec_cli.video.geometry import Orientation, fitted_inside, fitted_size, orientation
 
 sizes = st.integers(1, 9000)
 
@@ -53,3 +53,15 @@ def test_pixels_that_are_not_square():
     assert fitted_size(720, 576, Fraction(16, 15), 10**6) == (720, 540)
     assert fitted_size(720, 480, Fraction(8, 9), 10**6) == (640, 480)
     assert fitted_size(720, 576, Fraction(1000), 10**6) == (720, 576)
+
+
+def test_a_picture_of_another_shape_is_the_largest_that_fits():
+    assert fitted_inside((80.0, 160.0), (160, 80)) == (40, 80)
+    assert fitted_inside((1440.0, 1080.0), (1034, 581)) == (775, 581)
+    assert fitted_inside((64.0, 36.0), (120, 90)) == (120, 68)
+
+
+def test_bars_of_a_pixel_or_a_hundredth_are_left_out():
+    assert fitted_inside((1280.0, 720.0), (1034, 581)) == (1034, 581)
+    assert fitted_inside((1920.0, 1088.0), (1920, 1080)) == (1920, 1080)
+    assert fitted_inside((1920.0, 1110.0), (1920, 1080)) == (1868, 1080)

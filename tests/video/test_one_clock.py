@@ -3,6 +3,7 @@
 import struct
 import subprocess
 from fractions import Fraction
+from typing import Any
 
 import av
 import imageio_ffmpeg
@@ -15,7 +16,7 @@ from lvspec_cli.video.decode import read_clip
 from lvspec_cli.video.probe import probe
 from tests.video.clips import make_clip, numbers
 
-JOINED = {  # name of each half, how it is made
+JOINED: dict[str, dict[str, Any]] = {  # name of each half, how it is made
     "half.ts": {"options": {"bf": "2"}, "sound": True},
     "half.mpg": {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2"}},
     "half.vob": {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2"}},
@@ -156,7 +157,7 @@ def lying(path, seconds):
     "noise", [False, True]
 )  # a file that is scanned, one that is looked at from its ends
 def test_a_header_is_believed_as_far_as_packets_bear_it_out(tmp_path, name, seconds, noise):
-    size = {"noise": True, "size": (320, 192)} if noise else {}
+    size: dict[str, Any] = {"noise": True, "size": (320, 192)} if noise else {}
     path = lying(make_clip(tmp_path / name, count=120, **size), seconds)
     assert probe(path).duration == pytest.approx(10.0, abs=0.002)
     clip = read_clip(VideoRequest(path, start=6.0, end=9.0, fps=1))

@@ -1,6 +1,7 @@
 """Where joined files begin, and a part of a file as a file of its own."""
 
 import io
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from lvspec_cli.video.parts import Part, Slice, parts_of
 from tests.video.clips import make_clip
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "a.mkv": {},
     "a.webm": {"codec": "libvpx"},
     "live.webm": {"codec": "libvpx", "container_options": {"live": "1"}},
@@ -56,7 +57,7 @@ def test_headers_that_lie_end_the_search(tmp_path_factory, name, place, noise):
     (folder / f"hurt-{name}").write_bytes(data)
     found = parts(folder / f"hurt-{name}")
     assert (found[0].begin, found[-1].end) == (0, len(data))
-    assert all(one.end == other.begin for one, other in zip(found, found[1:], strict=False))
+    assert all(one.end == other.begin for one, other in pairwise(found))
 
 
 @given(

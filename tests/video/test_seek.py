@@ -67,8 +67,8 @@ SOUGHT = {"b_frames.mp4", "b_frames.mov", "b_frames.mkv", "vp9.webm", "h264.flv"
 def by_ffmpeg(path: Path, start: float) -> int:
     """The number of the first frame shown at ``start`` or later, by FFmpeg's accurate seek.
 
-    In MPEG-TS, MPEG-PS, AVI and fragments it can begin behind the key frame that is needed, and in open groups
-    it loses frames: there FFmpeg decodes all of the file.
+    In MPEG-TS, MPEG-PS, AVI and fragments it can begin behind the key frame that is needed, and in open
+    groups it loses frames: there FFmpeg decodes all of the file.
     """
     seek, source = ["-ss", f"{start:.3f}"], ["-i", str(path)]
     order = seek + source if path.name in SOUGHT else source + seek

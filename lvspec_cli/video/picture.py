@@ -1,0 +1,288 @@
+"""From a decoded frame to the picture that models see: one moment, opaque, SDR, upright, of one size."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, cast
+
+import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import Type
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from lvspec_cli.video.colour import BT709, BT2020, HDR_NAMES, PEAK, WIDE, Colours, to_sdr
+from lvspec_cli.video.container import scaling_threads
+from lvspec_cli.video.geometry import Frame, Orientation, fitted_inside, shown_size
+from lvspec_cli.video.pyav_frames import orientation_of
+from lvspec_cli.video.times import format_time
+
+RGB = tuple[int, int, int]
+_ROWS_AT_ONCE = 32  # a whole frame's numbers in 16 bits would be four times the frame
+_FULL_RANGE, _LIMITED_RANGE = 2, 1  # of the libraries' enumeration
+# ITU-T H.273's matrix coefficients and the number by which swscale knows them.
+_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+_BT709_MATRIX, _BT601_MATRIX, _BT2020_MATRIX = 1, 5, 9
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a frame is stored, and what its numbers mean."""
+
+    shape: tuple[float, float]  # width and height as shown, upright, in square pixels
+    upright: Orientation
+    matrix: int | None  # swscale's number; None where there is nothing to choose: RGB, gray
+    is_tagged: bool  # the file tells the matrix
+    full_range: bool
+    colours: Colours | None  # None: SDR of a usual gamut
+    white: int  # code of signal 1 in RGB of 16 bits
+    has_alpha: bool
+    interlaced: bool
+
+    @property
+    def conversion(self) -> dict[str, Any]:
+        """Arguments of a VideoReformatter that converts to RGB.
+
+        All are given: earlier versions of PyAV go by the frame's tags only where source and target differ.
+        """
+        if self.matrix is None:
+            return {}
+        range_ = _FULL_RANGE if self.full_range else _LIMITED_RANGE
+        return {
+            "src_colorspace": self.matrix,
+            "dst_colorspace": 0,  # RGB
+            "src_color_range": range_,
+            "dst_color_range": _FULL_RANGE,
+        }
+
+
+class _Fields:
+    """The upper fields of interlaced frames: every other line, which show one moment.
+
+    The lower field shows another, half a frame before or after. The lines between are for the scaler to make.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, Graph] = {}
+
+    def upper(self, frame: VideoFrame) -> VideoFrame:
+        """Half as high as ``frame``, and as wide."""
+        key = (frame.width, frame.height, frame.format.name)
+        if key not in self._graphs:
+            self._graphs = {key: _field_filter(frame)}
+        graph = self._graphs[key]
+        graph.push(frame)
+        return cast(VideoFrame, graph.pull())
+
+
+@dataclass
+class Painter:
+    """Turns the frames of one clip into pictures of ``size``, width and height.
+
+    One for all of them: setting up a scaler takes time.
+    """
+
+    size: tuple[int, int]
+    pixel_aspect: Fraction | None  # by the file's header
+    background: RGB
+    threads: int | None = None
+    _notes: dict[str, str] = field(default_factory=dict)  # by kind
+    _coded_aspect: Fraction | None = None  # by the first frame
+    _looks: dict[Hashable, Look] = field(default_factory=dict)
+    _shape: tuple[float, float] | None = None  # of the first frame
+    _scaler: VideoReformatter = field(default_factory=VideoReformatter)
+    _whole: VideoReformatter = field(default_factory=VideoReformatter)  # for frames at the stored size
+    _fields: _Fields = field(default_factory=_Fields)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was done to the pictures that a user should know."""
+        return list(self._notes.values())
+
+    def paint(self, frame: VideoFrame, codec: VideoCodecContext, seconds: float) -> Frame:
+        """RGB (height, width, 3), upright. ``codec`` decoded ``frame``, ``seconds`` are its time."""
+        look = self._look(frame, codec)
+        self._shape = self._shape or look.shape
+        size = self.size if look.shape == self._shape else fitted_inside(look.shape, self.size)
+        self._take_note(look, size, seconds)
+        if look.interlaced:
+            frame = self._fields.upper(frame)
+        if look.has_alpha:
+            frame, look = self._opaque(frame, look)
+        pixels = self._pixels(self._scaler, frame, look, look.upright.size(*size))
+        return framed(look.upright.apply(pixels), self.size, self.background)
+
+    def _take_note(self, look: Look, size: tuple[int, int], seconds: float) -> None:
+        """Each kind is noted once."""
+        found = {}
+        if look.colours and (name := HDR_NAMES.get(look.colours.transfer)):
+            found["HDR"] = f"HDR ({name}) was tone-mapped to SDR"
+        if size != self.size:
+            when = format_time(seconds)
+            found["shape"] = f"the picture's shape changes at {when}: bars keep it"
+        self._notes = found | self._notes
+
+    def _look(self, frame: VideoFrame, codec: VideoCodecContext) -> Look:
+        """Read once for all frames alike: one whose side data was read lives on until the next collection."""
+        tags = (frame.colorspace, frame.color_range, *_light_tags(frame, codec), frame.interlaced_frame)
+        aspect = self._aspect(codec)
+        key = (frame.width, frame.height, frame.format.name, frame.rotation, aspect, *tags)
+        if key not in self._looks:
+            self._looks[key] = look_of(frame, codec, aspect)
+        return self._looks[key]
+
+    def _aspect(self, codec: VideoCodecContext) -> Fraction | None:
+        """The header's, until the stream has another one than at first: frames do not show theirs.
+
+        The decoder is ahead by the frames it reorders, so that one or two get the new shape too early.
+        """
+        if not self._looks:
+            self._coded_aspect = codec.sample_aspect_ratio
+        now = codec.sample_aspect_ratio
+        return self.pixel_aspect if now == self._coded_aspect else now
+
+    def _opaque(self, frame: VideoFrame, look: Look) -> tuple[VideoFrame, Look]:
+        """``frame`` on the background, before it is made smaller: else hidden colours show at the edges."""
+        whole = self._whole.reformat(frame, format="rgba", **look.conversion, **scaling_threads(self.threads))
+        pixels = np.asarray(whole.to_ndarray(), np.uint8)
+        if pixels[..., 3].min() == 255:
+            return frame, look
+        shown = pixels[..., :3]
+        if look.colours:
+            shown = self._pixels(VideoReformatter(), frame, look, (frame.width, frame.height))
+        composed = on_background(shown, pixels[..., 3:], self.background)
+        return VideoFrame.from_ndarray(composed, format="rgb24"), replace(look, matrix=None, colours=None)
+
+    def _pixels(
+        self, scaler: VideoReformatter, frame: VideoFrame, look: Look, size: tuple[int, int]
+    ) -> Frame:
+        """RGB (height, width, 3), as stored: not turned."""
+        is_smaller = size[0] * size[1] < frame.width * frame.height
+        small = scaler.reformat(
+            frame,
+            width=size[0],
+            height=size[1],
+            format="gbrp16le" if look.colours else "rgb24",
+            interpolation="AREA" if is_smaller else "BILINEAR",
+            **look.conversion,
+            **scaling_threads(self.threads),
+        )
+        if look.colours is None:
+            return np.asarray(small.to_ndarray(), np.uint8)
+        green, blue, red = (
+            np.frombuffer(memoryview(plane), "<u2").reshape(plane.height, -1)[:, : plane.width]
+            for plane in small.planes
+        )
+        return to_sdr((red, green, blue), look.white, look.colours)
+
+
+def look_of(frame: VideoFrame, codec: VideoCodecContext, pixel_aspect: Fraction | None) -> Look:
+    """What the tags and the side data of ``frame`` say, and what players take where they are silent."""
+    upright = orientation_of(frame)
+    wide, high = shown_size(frame.width, frame.height, pixel_aspect)
+    parts = frame.format.components
+    is_yuv = len(parts) >= 3 and not frame.format.is_rgb
+    colours = _colours(frame, *_light_tags(frame, codec))
+    return Look(
+        shape=(high, wide) if upright.turns % 2 else (wide, high),
+        upright=upright,
+        matrix=matrix_of(frame.colorspace, frame.width, frame.height, colours) if is_yuv else None,
+        is_tagged=frame.colorspace in _MATRICES,
+        full_range=frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj"),
+        colours=colours,
+        white=white_of(8 if is_yuv else parts[0].bits),
+        has_alpha=frame.format.has_palette or any(part.is_alpha for part in parts),
+        interlaced=frame.interlaced_frame,
+    )
+
+
+def matrix_of(tag: int, width: int, height: int, colours: Colours | None) -> int:
+    """swscale's number of the YUV matrix with H.273's number ``tag``, a guess where it tells none.
+
+    Players guess by the size as stored: BT.709 for HD, from 720 lines on, or from 1280 columns where bars
+    were cut off; BT.601 below.
+    """
+    if tag in _MATRICES:
+        return _MATRICES[tag]
+    if colours and colours.primaries == BT2020:
+        return _BT2020_MATRIX
+    return _BT709_MATRIX if height >= 720 or width >= 1280 else _BT601_MATRIX
+
+
+def white_of(bits: int) -> int:
+    """The code of signal 1 in swscale's RGB of 16 bits, made from RGB of ``bits`` or, as if of 8, from YUV.
+
+    It moves the bits up and leaves the lower ones empty.
+    """
+    return ((1 << bits) - 1) << (16 - bits) if bits <= 16 else (1 << 16) - 1
+
+
+def brightest_of(light_level: bytes | None, mastering: bytes | None) -> float:
+    """The brightest highlights in cd/m2, from FFmpeg's AVContentLightMetadata or AVMasteringDisplayMetadata.
+
+    The first begins with MaxCLL (uint32); the second holds the display's maximum as a rational of two int32
+    after 9 others, and says in its last int32 whether it is known.
+    """
+    found = 0.0
+    if light_level is not None and len(light_level) >= 4:
+        found = float(struct.unpack_from("=I", light_level)[0])
+    if not found and mastering is not None and len(mastering) >= 88:
+        top, bottom, _, is_known = struct.unpack_from("=4i", mastering, 72)
+        found = top / bottom if is_known and bottom else 0.0
+    return min(found, 10_000.0) if found > 0 else PEAK
+
+
+def on_background(pixels: Frame, alpha: Frame, background: RGB) -> Frame:
+    """``pixels`` (height, width, 3) with straight ``alpha`` (height, width, 1) on one colour."""
+    composed = np.empty_like(pixels)
+    for top in range(0, len(pixels), _ROWS_AT_ONCE):
+        part = slice(top, top + _ROWS_AT_ONCE)
+        opacity = alpha[part].astype(np.uint16)
+        behind = np.asarray(background, np.uint16) * (255 - opacity)
+        composed[part] = (pixels[part] * opacity + behind + 127) // 255
+    return composed
+
+
+def framed(pixels: Frame, size: tuple[int, int], background: RGB) -> Frame:
+    """``pixels`` in the middle of a frame of ``size``, width and height, with bars where it is larger."""
+    height, width = pixels.shape[:2]
+    if (width, height) == size:
+        return pixels
+    whole = np.empty((size[1], size[0], 3), np.uint8)
+    whole[:] = background
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    whole[top : top + height, left : left + width] = pixels
+    return whole
+
+
+def _light_tags(frame: VideoFrame, codec: VideoCodecContext) -> tuple[int, int]:
+    """H.273's numbers of transfer and primaries: the codec's where PyAV's frames, before 18, show none."""
+    tags = (getattr(frame, name, getattr(codec, name)) for name in ("color_trc", "color_primaries"))
+    transfer, primaries = (int(tag) for tag in tags)
+    return transfer, primaries
+
+
+def _colours(frame: VideoFrame, transfer: int, primaries: int) -> Colours | None:
+    if transfer in HDR_NAMES:
+        side_data: Any = frame.side_data
+        found = [side_data.get(kind) for kind in (Type.CONTENT_LIGHT_LEVEL, Type.MASTERING_DISPLAY_METADATA)]
+        peak = brightest_of(*(None if data is None else bytes(data) for data in found))
+        return Colours(transfer, primaries if primaries in (BT709, *WIDE) else BT2020, peak)
+    return Colours(transfer, primaries) if primaries in WIDE else None
+
+
+def _field_filter(frame: VideoFrame) -> Graph:
+    graph = Graph()
+    time_base = frame.time_base or Fraction(1, 1000)
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=time_base
+    )
+    upper, sink = graph.add("field", "type=top"), graph.add("buffersink")
+    source.link_to(upper)
+    upper.link_to(sink)
+    graph.configure()
+    return graph
