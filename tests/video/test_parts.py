@@ -1,6 +1,7 @@
 """Where joined files begin, and a part of a file as a file of its own."""
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
