@@ -1,7 +1,7 @@
 """Rows that stand under another name: files are named from a folder that another command may place elsewhere.
 
-``caption d1`` calls a clip ``a.mp4``, ``caption d1 d2`` calls it ``d1/a.mp4``. A key is a hash of the name too,
-so each name that a row has is put to the test: with it the work must get the key of that row.
+``caption d1`` calls a clip ``a.mp4``, ``caption d1 d2`` calls it ``d1/a.mp4``. A key is a hash of the name,
+too, so the names of rows are put to the test: under a row's name the work must get that row's key.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ class Moved:
     new: bytes  # what this command calls it
 
 
-def moved_rows(
-    works: Sequence[Work], kept: Mapping[str, Kept], planned: Collection[str]
-) -> dict[str, Moved]:
+def moved_rows(works: Sequence[Work], kept: Mapping[str, Kept], planned: Collection[str]) -> dict[str, Moved]:
     """By the keys of works that have no row: the row under another name.
 
     The file's own name is the same, its folders differ. A row stands for one work only, the first, and never

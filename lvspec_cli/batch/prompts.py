@@ -24,9 +24,9 @@ def check_template(template: str, where: str) -> None:
 
 
 def check_file(text: str, file: str) -> None:
-    """As ``check_template`` for a file that is one prompt; the error names the line. No field ends beyond it."""
+    """As ``check_template`` for a file that is one prompt; the error names the line. No field goes beyond."""
     for number, line in lines_of(text):
-        check_template(line, f"{file}, line {number}")
+        check_template(line.removesuffix("\n"), f"{file}, line {number}")
 
 
 def fill(template: str, *, name: str, duration: float | None) -> str:

@@ -53,7 +53,8 @@ def merge_records(
     Of several rows with one key an ok one is taken before an error, then the later one.
     Rows are copied byte for byte. A torn last line is left out, and ``warn`` told.
 
-    :raises OutputError: ``out`` is there already (unless ``force``), is locked, no regular file, or cannot be written.
+    :raises OutputError: ``out`` is there already (unless ``force``), is locked, is no regular file, or
+        cannot be written.
     :raises NoInputError: a shard is not there.
     :raises LvspecError: a shard is not a file of records.
     """
