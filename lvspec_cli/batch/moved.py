@@ -44,10 +44,11 @@ def moved_rows(works: Sequence[Work], kept: Mapping[str, Kept], planned: Collect
     taken: set[str] = set()
     for work in lacking:
         for name in _candidates(work.name, names, by_ending):
-            for key, other in zip(work.keys, work.keys_as(name), strict=True):
-                if other in kept and key not in kept and key not in found and other not in taken:
-                    found[key] = Moved(other, name, work.name)
-                    taken.add(other)
+            for key, row in zip(work.keys, work.keys_as(name), strict=True):
+                is_free = row in kept and row not in planned and row not in taken
+                if is_free and key not in kept and key not in found:
+                    found[key] = Moved(row, name, work.name)
+                    taken.add(row)
     return found
 
 

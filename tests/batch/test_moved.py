@@ -69,6 +69,8 @@ def test_of_two_copies_each_has_its_own_row():
     first, second = work("d1/a.mp4"), work("d2/a.mp4")
     assert found([first, second], captioned(work("a.mp4"))) == {"d1/a.mp4": "a.mp4"}
     assert found([first, second], captioned(second)) == {}
+    above = work("a.mp4")
+    assert found([above, first], captioned(above, work("a.mp4", mode=Mode.AR))) == {}
     assert found([first, second], captioned(work("x/d1/a.mp4"), work("x/d2/a.mp4"))) == {
         "d1/a.mp4": "x/d1/a.mp4",
         "d2/a.mp4": "x/d2/a.mp4",
@@ -77,7 +79,9 @@ def test_of_two_copies_each_has_its_own_row():
 
 def test_another_file_may_have_the_old_name_now():
     works = [work("a.mp4", "new"), work("d1/a.mp4", "old")]
-    assert found(works, captioned(work("a.mp4", "old"))) == {"d1/a.mp4": "a.mp4"}
+    kept = captioned(work("a.mp4", "old"))
+    assert found(works, kept) == {"d1/a.mp4": "a.mp4"}
+    assert outstanding(works, kept, Again.NOTHING).others == 0
 
 
 def test_each_prompt_is_judged_for_itself():
@@ -204,6 +208,18 @@ def test_redo_and_retry_find_rows_by_their_old_names(
         "d2/a.mp4",
     ]
     assert len(rows(out)) == 7, "all but the row of another content are new"
+
+
+def test_a_dry_run_tells_failures_under_other_names(
+    caption: Caption, folders: tuple[Path, Path], tmp_path: Path
+):
+    short = ("--out", "out.jsonl", "--max-new-tokens", 2)
+    assert caption("d2", *short, "--fail-on", "length").returncode == 1
+    planned = caption("d1", "d2", *short, "--dry-run")
+    told = [(line.split("\t")[0], line.split("\t")[-1]) for line in planned.stdout.splitlines()[1:]]
+    assert told[0] == ("d1/a.mp4", "failed before"), "the first of two copies"
+    assert {what for _, what in told[1:]} == {"to do"}
+    assert "5 captions to do, 0 done, 1 failed" in planned.stderr
 
 
 def test_names_that_are_not_utf_8_are_found_again(caption: Caption, clips: Path, tmp_path: Path):
