@@ -37,8 +37,8 @@ def moved_rows(works: Sequence[Work], kept: Mapping[str, Kept], planned: Collect
     lacking = [work for work in works if work.identity.sample and not kept.keys() >= set(work.keys)]
     if not lacking:
         return {}
-    own = {_own(work.name) for work in lacking}
-    names = {row.name for key, row in kept.items() if _own(row.name) in own and key not in planned}
+    last_parts = {_last(work.name) for work in lacking}
+    names = {row.name for key, row in kept.items() if _last(row.name) in last_parts and key not in planned}
     by_ending = _by_ending(names - {work.name for work in works})
     found: dict[str, Moved] = {}
     taken: set[str] = set()
@@ -52,7 +52,7 @@ def moved_rows(works: Sequence[Work], kept: Mapping[str, Kept], planned: Collect
     return found
 
 
-def _own(name: bytes) -> bytes:
+def _last(name: bytes) -> bytes:
     return name.rpartition(b"/")[2]
 
 
