@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,9 +95,9 @@ def test_many_skipped_clips_are_counted(here: Run, tmp_path: Path, records: Path
         (("--to", "txt", "--videos", "nowhere"), 4, "nowhere: no such folder"),
         (("--to", "csv", "--out", "no/such/t.csv"), 5, "no/such: Not a directory\ntry: "),
         (
-            ("--to", "csv", "--out", "/dev/null", "--force"),
+            ("--to", "csv", "--out", "pipe", "--force"),
             5,
-            "/dev/null: not a regular file\ntry: name a file",
+            "pipe: not a regular file\ntry: name a file",
         ),
     ],
 )
@@ -110,6 +111,7 @@ def test_wrong_usage(
 ):
     monkeypatch.chdir(records.parent)
     (records.parent / "no").touch()
+    os.mkfifo("pipe")
     before = records.read_bytes()
     done = here("export", "captions.jsonl", *arguments)
     assert (done.returncode, done.stdout) == (code, "")

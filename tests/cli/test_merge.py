@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,15 +86,15 @@ def test_byte_order_marks_go_and_further_fields_stay(here: Run, tmp_path: Path):
     assert out.read_text() == f"{to_line(first)}\n{rated}\n"
 
 
-def test_a_device_is_never_replaced(here: Run, tmp_path: Path):
+def test_a_pipe_is_never_replaced(here: Run, tmp_path: Path):
     shard = write(tmp_path / "1.jsonl", caption(b"a.mp4"))
-    (tmp_path / "null").symlink_to("/dev/null")
-    done = here("merge", tmp_path / "null", shard, "--force")
-    assert (done.returncode, done.stderr) == (
-        5,
-        f"error: {tmp_path}/null: not a regular file\ntry: name a file\n",
-    )
-    assert (tmp_path / "null").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        done = here("merge", tmp_path / name, shard, "--force")
+        said = f"error: {tmp_path}/{name}: not a regular file\ntry: name a file\n"
+        assert (done.returncode, done.stderr) == (5, said)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_an_output_that_is_there_or_in_use_is_not_touched(here: Run, tmp_path: Path):
