@@ -21,9 +21,9 @@ from lvspec_cli.video.source import shown
 def collect(sources: Sequence[Path], *, recursive: bool = True, glob: str | None = None) -> Collected:
     """The videos that ``sources`` name, in their order; a folder's in the order of their paths' bytes.
 
-    A source is a file, whatever its suffix, a folder, or a CSV or JSONL file of jobs. In folders files with
-    a video's suffix are taken, or those that ``glob`` matches; hidden ones are not, nor what is no regular
-    file. A file met twice is one input, unless its stretch, prompts or id differ.
+    A source is a file, whatever its suffix, a folder, or a CSV, TSV or JSONL file of jobs. In folders files
+    with a video's suffix are taken, or those that ``glob`` matches; hidden ones are not, nor what is no
+    regular file. A file met twice is one input, unless its stretch, prompts or id differ.
 
     :raises NoInputError: nothing was found at all, or a file of jobs is not there.
     :raises UsageError: a file of jobs is wrong.

@@ -1,4 +1,4 @@
-"""Lists of inputs: paths on lines, and jobs in CSV or JSONL."""
+"""Lists of inputs: paths on lines, and jobs in CSV, TSV or JSONL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,36 +16,43 @@ from typing import Any
 from lvspec_cli.batch.names import absolute, names_of, place_in
 from lvspec_cli.batch.types import Input
 from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.text_file import lines_of, text_with_names
 from lvspec_cli.video.source import shown
 from lvspec_cli.video.times import parse_time
 
-_BOM = b"\xef\xbb\xbf"
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
-def read_paths(raw: bytes, *, nul: bool = False) -> tuple[Path, ...]:
+def read_paths(raw: bytes, name: str, *, nul: bool = False) -> tuple[Path, ...]:
     """One path a line, or ended by NUL; relative ones are relative to the current folder.
 
+    :param name: what messages call the list.
     :raises UsageError: a NUL among lines.
     """
-    if nul:
-        paths = raw.split(b"\0")
-    elif b"\0" in raw:
-        raise UsageError("the list of paths has NUL bytes in it", "add -0, or save it as UTF-8 text")
-    else:
-        lines = raw.removeprefix(_BOM).split(b"\n")
-        paths = [line.removesuffix(b"\r") for line in lines if line.strip()]
+    paths = raw.split(b"\0") if nul else _lines(raw, name)
     return tuple(Path(os.fsdecode(path)) for path in paths if path)
+
+
+def _lines(raw: bytes, name: str) -> list[bytes]:
+    if b"\0" in raw:  # UTF-16 has NULs at the ends of lines; a name may begin like it, but has none
+        try:
+            raw = text_with_names(raw, name).encode("utf-8", "surrogateescape")
+        except UsageError as error:
+            raise UsageError(error.cause, f"add -0 if NULs part the paths, else {error.remedy}") from None
+    end = b"\n" if b"\n" in raw else b"\r"
+    return [line.removesuffix(b"\r") for line in raw.removeprefix(BOM_UTF8).split(end) if line.strip()]
 
 
 def is_jobs_file(path: Path) -> bool:
     """Whether ``path`` is a list of jobs rather than a video, by its suffix."""
-    return path.suffix.lower() in (".csv", ".jsonl")
+    return path.suffix.lower() in (".csv", ".tsv", ".jsonl")
 
 
 def read_jobs(file: Path) -> tuple[Input, ...]:
     """The jobs in a CSV file with a header, or a JSONL file.
 
-    Each has a ``path``, and may have ``start``, ``end``, ``prompt`` and ``id``.
+    Each has a ``path``, and may have ``start``, ``end``, ``prompt`` and ``id``. Commas, semicolons or tabs
+    part the cells of CSV: its header shows which.
 
     Relative paths are relative to the file's folder. Times are as ``parse_time`` takes them, in JSONL numbers
     of seconds as well; there ``prompt`` may be a list.
@@ -53,12 +61,12 @@ def read_jobs(file: Path) -> tuple[Input, ...]:
     :raises UsageError: a job is wrong; it says which line and column.
     """
     try:
-        text = file.read_bytes().removeprefix(_BOM).decode("utf-8", "surrogateescape")
+        text = text_with_names(file.read_bytes(), shown(file))
     except OSError as error:
         raise NoInputError(
             f"cannot read the jobs in {shown(file)}: {error.strerror}", "check the name and the permissions"
         ) from error
-    rows = _csv_rows if file.suffix.lower() == ".csv" else _json_rows
+    rows = _json_rows if file.suffix.lower() == ".jsonl" else _csv_rows
     jobs, lines = [], dict[str, int]()
     for line, row in rows(text, file):
         job = _job(row, file, line)
@@ -72,38 +80,59 @@ def read_jobs(file: Path) -> tuple[Input, ...]:
 
 
 def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
+    delimiter = _delimiter(text, "\t" if file.suffix.lower() == ".tsv" else ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
     line = 1
     try:
-        for cells in reader:
-            if header is None:
-                header = _header(cells, file) if any(cells) else None
+        for cells in map(_filled, reader):
+            if cells and not header:
+                header = _header(cells, file, line)
             elif len(cells) > len(header):
                 what = f"{len(cells)} cells under {len(header)} columns"
-                raise _wrong(file, line, what, 'quote a cell that has a comma: "so, and so"')
-            elif any(cells):
-                yield line, {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
+                raise _wrong(file, line, what, f'put a cell that has a {_DELIMITERS[delimiter]} in quotes: "')
+            elif cells:
+                yield line, _named(header, cells, delimiter)
             line = reader.line_num + 1
     except csv.Error as error:
         raise _wrong(file, line, f"not CSV ({error})", "double a quote inside a quoted cell") from None
-    if header is None:
+    if not header:
         raise _wrong(file, 1, "no header", f"name the columns: {', '.join(_READERS)}")
 
 
-def _header(cells: list[str], file: Path) -> list[str]:
+def _delimiter(text: str, usual: str) -> str:
+    """What parts the columns' names in the header, the first line that has any."""
+    header = next((line for _, line in lines_of(text) if line.strip(' ,;\t\n"')), "")
+    return max((usual, *_DELIMITERS), key=header.count)
+
+
+def _filled(cells: list[str]) -> list[str]:
+    """A row without the empty cells at its end: spreadsheets fill rows up."""
+    while cells and not cells[-1].strip():
+        del cells[-1]
+    return cells
+
+
+def _named(header: list[str], cells: list[str], delimiter: str) -> Mapping[str, str]:
+    row = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
+    if delimiter == ";":  # written where the comma is the decimal mark
+        row |= {name: row[name].replace(",", ".") for name in ("start", "end") if name in row}
+    return row
+
+
+def _header(cells: list[str], file: Path, line: int) -> list[str]:
     header = [cell.strip() for cell in cells]
     for name in header:
-        _check_field(name, file, 1)
+        _check_field(name, file, line)
         if header.count(name) > 1:
-            raise _wrong(file, 1, f"column {name!r} twice", "keep one of them")
+            raise _wrong(file, line, f"column {name!r} twice", "keep one of them")
     if "path" not in header:
-        raise _wrong(file, 1, "no column path", f"name the columns: {', '.join(_READERS)}")
+        raise _wrong(file, line, "no column path", f"name the columns: {', '.join(_READERS)}")
     return header
 
 
 def _json_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for line, content in enumerate(text.split("\n"), 1):
+    for line, content in lines_of(text):
         if not content.strip():
             continue
         try:
@@ -137,7 +166,8 @@ def _job(row: Mapping[str, Any], file: Path, line: int) -> Input:
     if end is not None and end <= (start or 0.0):
         raise _wrong(file, line, "end: it is not after start", "choose a later end")
     path = file.parent / values["path"]
-    return Input(path, b"", start, end, values.get("prompt", ()), values.get("id"))
+    origin = _place(file, line)
+    return Input(path, b"", start, end, values.get("prompt", ()), values.get("id"), origin)
 
 
 def _file_name(value: Any) -> str:
@@ -182,4 +212,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _wrong(file: Path, line: int, what: str, remedy: str) -> UsageError:
-    return UsageError(f"{shown(file)}, line {line}: {what}", remedy)
+    return UsageError(f"{_place(file, line)}: {what}", remedy)
+
+
+def _place(file: Path, line: int) -> str:
+    return f"{shown(file)}, line {line}"

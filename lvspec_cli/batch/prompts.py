@@ -6,14 +6,27 @@ from collections.abc import Mapping
 from string import Formatter
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.text_file import lines_of
 from lvspec_cli.video.times import format_time
 
 FIELDS = ("name", "duration")
 
 
-def check_template(template: str) -> None:
-    """:raises UsageError: a field is unknown or its braces are wrong."""
-    _filled(template, dict.fromkeys(FIELDS, ""))
+def check_template(template: str, where: str) -> None:
+    """
+    :param where: the flag, or the file and line, that the prompt comes from.
+    :raises UsageError: a field is unknown or its braces are wrong.
+    """
+    try:
+        _filled(template, dict.fromkeys(FIELDS, ""))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.cause}", error.remedy) from None
+
+
+def check_file(text: str, file: str) -> None:
+    """As ``check_template`` for a file that is one prompt; the error names the line. No field goes beyond."""
+    for number, line in lines_of(text):
+        check_template(line.removesuffix("\n"), f"{file}, line {number}")
 
 
 def fill(template: str, *, name: str, duration: float | None) -> str:

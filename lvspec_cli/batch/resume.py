@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lvspec_cli.batch.moved import Moved, moved_rows
 from lvspec_cli.batch.work import Work
 from lvspec_cli.output.jsonl import Kept
-from lvspec_cli.output.records import encode_name
 
 INTERRUPTED = "interrupted"
 
@@ -30,6 +30,7 @@ class Outstanding:
     done: int
     failed: int  # rows that say an input failed, and stay
     others: int  # rows of these videos made with other settings, or of an earlier content
+    moved: Mapping[str, Moved]  # by the work's key: those done and failed whose row has another name
 
     @property
     def count(self) -> int:
@@ -37,16 +38,20 @@ class Outstanding:
 
 
 def outstanding(works: Sequence[Work], kept: Mapping[str, Kept], again: Again) -> Outstanding:
-    """Each key is done once, also where two works share it."""
+    """Each key is done once, also where two works share it, or where its row stands under another name."""
     planned = {key for work in works for key in work.keys}
-    taken_out = frozenset(key for key in planned if key in kept and _is_redone(kept[key], again))
-    stays = {key: kept[key] for key in planned if key in kept and key not in taken_out}
+    moved = moved_rows(works, kept, planned)
+    rows = {key: key for key in planned if key in kept}  # of works -> of their rows
+    rows |= {key: each.row for key, each in moved.items()}
+    taken_out = frozenset(row for row in rows.values() if _is_redone(kept[row], again))
+    stays = {key: row for key, row in rows.items() if row not in taken_out}
     return Outstanding(
         works=tuple(_unique(works, stays)),
         taken_out=taken_out,
-        done=sum(row.status == "ok" for row in stays.values()),
-        failed=sum(row.status == "error" for row in stays.values()),
-        others=_others(works, kept, planned),
+        done=sum(kept[row].status == "ok" for row in stays.values()),
+        failed=sum(kept[row].status == "error" for row in stays.values()),
+        others=_others(works, kept, planned.union(rows.values())),
+        moved={key: each for key, each in moved.items() if key in stays},
     )
 
 
@@ -56,7 +61,7 @@ def _is_redone(row: Kept, again: Again) -> bool:
     return again is Again.ERRORS and row.status == "error"
 
 
-def _unique(works: Sequence[Work], stays: Mapping[str, Kept]) -> list[Work]:
+def _unique(works: Sequence[Work], stays: Collection[str]) -> list[Work]:
     seen, found = set(stays), []
     for work in works:
         left = work.only(frozenset(work.keys) - seen)
@@ -66,6 +71,6 @@ def _unique(works: Sequence[Work], stays: Mapping[str, Kept]) -> list[Work]:
     return found
 
 
-def _others(works: Sequence[Work], kept: Mapping[str, Kept], planned: Collection[str]) -> int:
-    names = {encode_name(work.name)[0] for work in works}
-    return sum(row.file_name in names for key, row in kept.items() if key not in planned)
+def _others(works: Sequence[Work], kept: Mapping[str, Kept], these: Collection[str]) -> int:
+    names = {work.name for work in works}
+    return sum(row.name in names for key, row in kept.items() if key not in these)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lvspec_cli.errors import LvspecError
@@ -18,6 +18,7 @@ class Input:
     end: float | None = None
     prompts: tuple[str, ...] = ()  # a job's own, in place of --prompt
     id: str | None = None
+    origin: str = field(default="", compare=False)  # the line of a file of jobs that asks for it
 
 
 @dataclass(frozen=True)

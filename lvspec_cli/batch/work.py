@@ -28,6 +28,10 @@ class Work:
     def name(self) -> bytes:
         return self.identity.name
 
+    def keys_as(self, name: bytes) -> tuple[str, ...]:
+        """The keys that it would have if the file were called ``name``."""
+        return _keys(self.request, replace(self.identity, name=name))
+
     def only(self, keys: frozenset[str]) -> Work:
         """The same stretch with those prompts alone whose key is among ``keys``."""
         return replace(self, numbers=tuple(n for n in self.numbers if self.keys[n - 1] in keys))
@@ -37,4 +41,8 @@ def make_work(request: AskRequest) -> Work:
     """All of the request's prompts, with the keys that their records will have."""
     identity = identify_video(request)
     numbers = tuple(range(1, len(request.questions) + 1))
-    return Work(request, identity, numbers, tuple(record_key(request, identity, n) for n in numbers))
+    return Work(request, identity, numbers, _keys(request, identity))
+
+
+def _keys(request: AskRequest, identity: FileIdentity) -> tuple[str, ...]:
+    return tuple(record_key(request, identity, n) for n in range(1, len(request.questions) + 1))

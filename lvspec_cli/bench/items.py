@@ -18,6 +18,7 @@ from lvspec_cli.bench.results import Item
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.output.records import encode_name
+from lvspec_cli.text_file import lines_of, text_of
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.source import shown
 
@@ -169,12 +170,10 @@ def with_choices(question: str, choices: Sequence[str]) -> str:
 
 def _rows(file: Path) -> Iterator[tuple[int, QuestionRow]]:
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = text_of(file.read_bytes(), shown(file))
     except OSError as error:
         raise NoInputError(f"{shown(file)}: {error.strerror}", "name a file of questions") from error
-    except UnicodeDecodeError:
-        raise UsageError(f"{shown(file)}: not UTF-8 text", "save the questions as UTF-8") from None
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in lines_of(text):
         if line.strip():
             try:
                 yield number, QuestionRow.model_validate_json(line)

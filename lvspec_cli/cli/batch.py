@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Protocol
 
 from lvspec_cli.batch.health import gated
@@ -87,8 +88,8 @@ def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
             if not given["quiet"]:
                 _summarise(job, left, outcome)
         if job.base.audit and not given["quiet"]:
-            _report_audits(job, works, outcome)
-    exported = stop.asked() or job.out is None or export_rows(given, job, works)
+            _report_audits(job, works, left, outcome)
+    exported = stop.asked() or job.out is None or export_rows(given, job, works, left.moved)
     return 1 if outcome.failures or left.failed or not exported else 0
 
 
@@ -122,8 +123,18 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
     return [*works, *broken]
 
 
+def moved_lines(left: Outstanding) -> Iterator[str]:
+    """What is said of rows under other names; nothing where there are none."""
+    for first in islice(left.moved.values(), 1):
+        old, new = map(os.fsdecode, (first.old, first.new))
+        what = f"{len(left.moved)} of these rows stand under other names"
+        yield f"{what} ({old} is {new} here) and are skipped; --redo does them again"
+
+
 def _announce(left: Outstanding) -> None:
     say(f"{left.done} done, {left.failed} failed, {left.count} to do")
+    for line in moved_lines(left):
+        say(line)
     if left.others:
         say(f"{left.others} rows of these videos were made with other settings or another content; they stay")
 
@@ -221,12 +232,13 @@ def _summarise(job: Job, left: Outstanding, outcome: Outcome) -> None:
         say(world_note(job.base.pair_name, job.base.pair.world))
 
 
-def _report_audits(job: Job, works: Sequence[Work], outcome: Outcome) -> None:
+def _report_audits(job: Job, works: Sequence[Work], left: Outstanding, outcome: Outcome) -> None:
     """Of all rows that the file has of this command's captions, those of earlier runs among them."""
     from lvspec_cli.batch.audited import summarise_audits
     from lvspec_cli.ui.audit import audit_lines
 
     videos = {key: work.request.video for work in works for key in work.keys}
+    videos |= {moved.row: videos[key] for key, moved in left.moved.items()}
     whole = {key: video.path for key, video in videos.items() if video.start is None and video.end is None}
     found = outcome.printed if job.out is None else read_records(job.out)
     summary = summarise_audits((each for each in found if each.key in videos), whole)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lvspec_cli.batch.moved import Moved
 from lvspec_cli.batch.names import absolute
 from lvspec_cli.batch.types import Collected
 from lvspec_cli.batch.work import Work
@@ -16,6 +17,7 @@ from lvspec_cli.output.exports.export import check_places, export_records
 from lvspec_cli.output.exports.show import report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import read_records
+from lvspec_cli.output.records import renamed
 
 if TYPE_CHECKING:
     from lvspec_cli.cli.job import Job
@@ -35,17 +37,21 @@ def check_export(given: Mapping[str, Any], collected: Collected) -> None:
         check_places(to, _places(given, to, collected))
 
 
-def export_rows(given: Mapping[str, Any], job: Job, works: Sequence[Work]) -> bool:
+def export_rows(
+    given: Mapping[str, Any], job: Job, works: Sequence[Work], moved: Mapping[str, Moved]
+) -> bool:
     """Exports the rows of this command's videos; False where a file stood in the way or was left out."""
-    keys = {key for work in works for key in work.keys}
-    went_well = [_export(given, to, job, keys) for to in given["to"] or ()]
+    names = {key: work.name for work in works for key in work.keys}
+    names |= {each.row: each.new for each in moved.values()}
+    went_well = [_export(given, to, job, names) for to in given["to"] or ()]
     return all(went_well)
 
 
-def _export(given: Mapping[str, Any], to: ExportFormat, job: Job, keys: Collection[str]) -> bool:
+def _export(given: Mapping[str, Any], to: ExportFormat, job: Job, names: Mapping[str, bytes]) -> bool:
+    """:param names: by key what this command calls the file; the row may have an earlier name."""
     assert job.out is not None
     report = export_records(
-        (record for record in read_records(job.out, say) if record.key in keys),
+        (renamed(row, names[row.key]) for row in read_records(job.out, say) if row.key in names),
         to,
         _places(given, to, job.collected),
         prefix=given["prefix"],

@@ -9,16 +9,26 @@ import typer
 
 from lvspec_cli.output.exports.types import ExportFormat
 
+
+def _records_to(place: str) -> str:
+    """``-`` for every name of stdout."""
+    return "-" if place in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else place
+
+
 Sources = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PATHS]...",
-        help="Videos, folders of videos, CSV or JSONL files of jobs; - reads paths from stdin.",
+        help="Videos, folders of videos, CSV, TSV or JSONL files of jobs; - reads paths from stdin.",
     ),
 ]
 Out = Annotated[
-    str, typer.Option("--out", "-o", metavar="FILE", help="Where the records go, a line each; - is stdout.")
-]
+    str,
+    typer.Option(
+        "--out", "-o", metavar="FILE", callback=_records_to,
+        help="Where the records go, a line each; - is stdout.",
+    ),
+]  # fmt: skip
 FromList = Annotated[
     Path | None, typer.Option("--from-list", metavar="FILE", help="A file of paths, one a line.")
 ]

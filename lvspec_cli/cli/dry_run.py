@@ -10,7 +10,7 @@ from lvspec_cli.batch.forecast import forecast
 from lvspec_cli.batch.history import history_file, past_runs, seconds_a_row
 from lvspec_cli.batch.resume import Outstanding, outstanding
 from lvspec_cli.batch.work import Work
-from lvspec_cli.cli.batch import lay_out_job, past_run
+from lvspec_cli.cli.batch import lay_out_job, moved_lines, past_run
 from lvspec_cli.cli.job import Job
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.errors import LvspecError, NoInputError, VideoError
@@ -60,6 +60,7 @@ def _rows(
 
     count = visual_token_counter(require(job.base.pair.target))
     failures = {key for key, row in kept.items() if row.status == "error"}
+    failures |= {key for key, moved in left.moved.items() if moved.row in failures}
     to_do = {key for work in left.works for key in (work.keys[n - 1] for n in work.numbers)}
     for work in works:
         info = known.get(id(work), work.error)
@@ -91,6 +92,7 @@ def _rows(
 def _totals(job: Job, left: Outstanding, rows: Sequence[ForecastRow]) -> Iterator[str]:
     unreadable = sum(bool(row.problem) for row in rows)
     yield f"{left.count} captions to do, {left.done} done, {left.failed} failed, {unreadable} unreadable"
+    yield from moved_lines(left)
     seconds = seconds_a_row(past_runs(history_file()), past_run(job, rows=1, seconds=0.0))
     if seconds is None:
         yield "no estimate of the time: no run like this one has been made on this machine yet"

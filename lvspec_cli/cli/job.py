@@ -13,7 +13,7 @@ from lvspec_cli.batch.audit import parse_share
 from lvspec_cli.batch.inputs import collect
 from lvspec_cli.batch.layout import Cutting
 from lvspec_cli.batch.lists import read_paths
-from lvspec_cli.batch.prompts import check_template
+from lvspec_cli.batch.prompts import check_file, check_template
 from lvspec_cli.batch.resume import Again
 from lvspec_cli.batch.segments import check_lengths
 from lvspec_cli.batch.serve import WorkerPlan
@@ -94,6 +94,8 @@ def _check_together(given: Mapping[str, Any]) -> None:
         raise UsageError(f"--devices {given['devices']!r} has an empty place", "write cuda:0,cuda:1")
     if given["devices"] and (given["workers"] > 1 or given["device"] != "auto"):
         raise UsageError("--devices excludes --device and --workers", "name each device in --devices")
+    if given["out"] in ("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"):
+        raise UsageError(f"--out {given['out']}: messages go there", "send the records to stdout: --out -")
     if given["out"] == "-" and (given["to"] or given["retry_errors"] or given["redo"]):
         raise UsageError("--out - leaves no file to go on from or to export", "name a file with --out")
 
@@ -102,10 +104,12 @@ def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
     from lvspec_cli.cli.questions import checked_text, read_text
 
     texts = [checked_text(text, "--prompt") for text in given["prompt"] or ()]
-    if given["prompt_file"] is not None:
-        texts.append(checked_text(read_text(given["prompt_file"]), f"{given['prompt_file']}"))
     for text in texts:
-        check_template(text)
+        check_template(text, "--prompt")
+    if given["prompt_file"] is not None:
+        file, text = str(given["prompt_file"]), read_text(given["prompt_file"])
+        texts.append(checked_text(text, file))
+        check_file(text, file)
     if given["system"] is not None:
         checked_text(given["system"], "--system")
     return tuple(dict.fromkeys(texts)) or (DEFAULT_PROMPT,)
@@ -137,12 +141,14 @@ def _collected(given: Mapping[str, Any]) -> Collected:
     lists = [given["from_list"]] if given["from_list"] else []
     lists += [Path("-")] * (given["paths"] or []).count("-")
     for name in lists:
-        sources += read_paths(_bytes_of(name), nul=given["null"])
+        said = "stdin" if name == Path("-") else str(name)
+        sources += read_paths(_bytes_of(name), said, nul=given["null"])
     if not sources:
         raise NoInputError("no video was named", "name files or folders: lvspec caption ./clips")
     collected = collect(sources, recursive=given["recursive"], glob=given["glob"])
-    for text in {text for item in collected.inputs for text in item.prompts}:
-        check_template(text)
+    origins = {text: item.origin for item in reversed(collected.inputs) for text in item.prompts}
+    for text, origin in origins.items():
+        check_template(text, origin)
     if not given["shard"]:
         return collected
     shard = parse_shard(given["shard"])

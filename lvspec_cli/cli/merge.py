@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,12 +42,9 @@ def merge(
 
         merged = merge_records(shards, out, force=force, warn=lambda message: say(f"warning: {message}"))
         _say_merged(merged, out)
-        missing = _missing(inputs, merged.names, recursive, glob) if inputs else []
+        missing = _missing(inputs, merged.names, recursive, glob) if inputs else {}
         if missing:
-            from lvspec_cli.escape import visible_line
-
-            say(f"{len(missing)} inputs have no record:")
-            write_out("".join(visible_line(str(path)) + "\n" for path in missing))
+            _say_missing(missing, merged.names)
         raise typer.Exit(1 if missing or merged.errors else 0)
 
 
@@ -57,14 +54,25 @@ def _say_merged(merged: Merged, out: Path) -> None:
     say(f"{out}: {merged.rows} rows, {merged.errors} failed")
 
 
+def _say_missing(missing: Mapping[bytes, Path], names: frozenset[bytes]) -> None:
+    from lvspec_cli.escape import visible_line
+
+    last_parts = {name.rpartition(b"/")[2] for name in names}
+    alike = sum(name.rpartition(b"/")[2] in last_parts for name in missing)
+    say(f"{len(missing)} inputs have no record:")
+    write_out("".join(visible_line(str(path)) + "\n" for path in missing.values()))
+    if alike:
+        say(f"{alike} of them may have one under another folder: only `lvspec caption` compares contents")
+
+
 def _missing(
     sources: Sequence[Path], names: frozenset[bytes], recursive: bool, glob: str | None
-) -> list[Path]:
-    """The inputs without a record, each once, in order."""
+) -> dict[bytes, Path]:
+    """The inputs without a record by name, each once, in order."""
     from lvspec_cli.batch.inputs import collect
 
     collected = collect(sources, recursive=recursive, glob=glob)
     found = {item.name: item.path for item in collected.inputs} | {
         problem.name: problem.path for problem in collected.problems
     }
-    return [path for name, path in found.items() if name not in names]
+    return {name: path for name, path in found.items() if name not in names}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.text_file import text_of
 
 
 def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:
@@ -55,24 +56,16 @@ def checked_text(text: str, name: str) -> str:
 def _stdin() -> str:
     if sys.stdin is None:
         raise UsageError("stdin is closed", "give the question as an argument")
-    return _decoded(sys.stdin.buffer.read(), "stdin")
+    return text_of(sys.stdin.buffer.read(), "stdin")
 
 
 def read_text(file: Path) -> str:
     """The file's text.
 
     :raises NoInputError: it cannot be read.
-    :raises UsageError: it is not UTF-8.
+    :raises UsageError: it is no text.
     """
     try:
-        return _decoded(file.read_bytes(), str(file))
+        return text_of(file.read_bytes(), str(file))
     except OSError as error:
         raise NoInputError(f"{file}: {error.strerror}", "name a text file that can be read") from error
-
-
-def _decoded(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"{name}, line {line}: not UTF-8 text", "save the questions as UTF-8") from None

@@ -30,6 +30,19 @@ def lacks_room(error: OutputError) -> bool:
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM
 
 
+def real_place(path: Path, remedy: str) -> Path:
+    """Where a file of records lies or will lie, links followed: its two names share one lock.
+
+    :raises OutputError: there is something else than a regular file, such as a folder or a pipe.
+    """
+    try:
+        if path.exists() and not path.is_file():  # asked here: followed, a link to a pipe leads nowhere
+            raise OutputError(f"{path}: not a regular file", remedy)
+        return Path(os.path.realpath(path))
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A stream whose bytes take the place of ``path`` when the block ends well, and are dropped when not.

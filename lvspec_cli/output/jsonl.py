@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from typing import BinaryIO, Final, Self
 from pydantic import ValidationError
 
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
-from lvspec_cli.output.files import replacing, sync_path, unwritable
+from lvspec_cli.output.files import real_place, replacing, sync_path, unwritable
 from lvspec_cli.output.lock import locked
-from lvspec_cli.output.records import SCHEMA, Record, to_line
+from lvspec_cli.output.records import SCHEMA, Record, raw_name, read_record, to_line
 
 _HEAD: Final = f'{{"schema": "{SCHEMA}", "key": "'.encode()
 
@@ -29,13 +30,12 @@ class Kept:
 
     status: str  # ok or error
     error_kind: str | None
-    id: str
-    file_name: str
+    name: bytes  # of the file, raw
 
     @classmethod
     def of(cls, record: Record) -> Kept:
         kind = record.error.kind if record.error else None
-        return cls(record.status, kind, record.id, record.file_name)
+        return cls(record.status, kind, raw_name(record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Row:
 
 
 class NotARecordError(ValueError):
-    """A line that is neither a record nor the torn end of one; the message is its number."""
+    """A line that is neither a record nor the torn end of one; the message says which and why."""
 
 
 def prevails(new: str, old: str) -> bool:
@@ -58,16 +58,18 @@ def prevails(new: str, old: str) -> bool:
 
 
 def read_rows(stream: BinaryIO) -> Iterator[Row]:
-    """All rows in order, one in memory at a time; blank lines are passed over.
+    """All rows in order, one in memory at a time; blank lines and a byte order mark are passed over.
 
     :raises NotARecordError: as soon as a line is met that lvspec did not write.
     """
     start, earlier = 0, 0
     for number, raw in enumerate(stream, start=1):
+        if number == 1 and raw.startswith(BOM_UTF8):
+            start, raw = len(BOM_UTF8), raw.removeprefix(BOM_UTF8)
         if raw.strip():
             record = _parsed(raw)
             if record is None and not (_is_torn(raw, earlier) and _is_last(raw, stream)):
-                raise NotARecordError(number)
+                raise NotARecordError(f"line {number}: not a record of lvspec ({_reason(raw)})")
             yield Row(number, start, raw, record)
             earlier += 1
         start += len(raw)
@@ -96,9 +98,7 @@ def rows_of(path: Path) -> Iterator[Row]:
     except OSError as error:
         raise LvspecError(f"{path}: {error.strerror or error}", "name a file of records") from error
     except NotARecordError as error:
-        raise LvspecError(
-            f"{path}, line {error}: not a record of lvspec", "mend or remove that line"
-        ) from error
+        raise LvspecError(f"{path}, {error}", "mend or remove that line") from error
 
 
 class RecordFile:
@@ -123,11 +123,9 @@ class RecordFile:
         :raises OutputError: it is locked, is not a file of records (the cause names the line), cannot be
             written, or its folder is not there.
         """
-        # Two names of one file share one lock, and a rewrite leaves a link in place.
-        path = Path(os.path.realpath(path))
+        # A rewrite leaves a link in place.
+        path = real_place(path, "name a file, or send the records to stdout with --out -")
         with ExitStack() as held, _explained(path):
-            if path.exists() and not path.is_file():
-                raise OutputError(f"{path}: not a regular file", "name another")
             held.enter_context(locked(path))
             file = cls(path, _open(path))
             held.callback(lambda: os.close(file._descriptor))
@@ -212,9 +210,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except NotARecordError as error:
-        raise OutputError(
-            f"{path}, line {error}: not a record of lvspec", "name another file, or mend that line"
-        ) from error
+        raise OutputError(f"{path}, {error}", "name another file, or mend that line") from error
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -225,9 +221,23 @@ def _open(path: Path) -> int:
 
 def _parsed(raw: bytes) -> Record | None:
     try:
-        return Record.model_validate_json(raw)
+        return read_record(raw)
     except ValidationError:
         return None
+
+
+def _reason(raw: bytes) -> str:
+    """In a few words why the line is no record."""
+    if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "UTF-16, not UTF-8"
+    try:
+        read_record(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        words = {"json_invalid": "not JSON", "model_type": "not an object", "missing": f"no {place}"}
+        return words.get(first["type"], f"{place}: {first['msg']}")
+    return ""
 
 
 def _is_torn(raw: bytes, earlier: int) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from lvspec_cli.errors import LvspecError, OutputError
-from lvspec_cli.output.exports.captions import raw_name
-from lvspec_cli.output.files import replacing
+from lvspec_cli.output.files import real_place, replacing
 from lvspec_cli.output.jsonl import prevails, rows_of
 from lvspec_cli.output.lock import locked
+from lvspec_cli.output.records import raw_name
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,12 @@ def merge_records(
     Of several rows with one key an ok one is taken before an error, then the later one.
     Rows are copied byte for byte. A torn last line is left out, and ``warn`` told.
 
-    :raises OutputError: ``out`` is there already (unless ``force``), is locked, or cannot be written.
+    :raises OutputError: ``out`` is there already (unless ``force``), is locked, is no regular file, or
+        cannot be written.
     :raises NoInputError: a shard is not there.
     :raises LvspecError: a shard is not a file of records.
     """
-    out = Path(os.path.realpath(out))
+    out = real_place(out, "name a file")
     with locked(out):
         if out.exists() and not force:
             raise OutputError(f"{out} is there already", "name another file, or replace it with --force")

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from lvspec_cli import __version__
 from lvspec_cli.types import (
@@ -110,6 +110,11 @@ class Audit(_Part):
     ar_repetition: float
 
 
+def _coded(name: str) -> str:
+    base64.b64decode(name)  # ValueError: it is not base64
+    return name
+
+
 class Record(_Part):
     """One line of output. Absent facts are null."""
 
@@ -118,7 +123,7 @@ class Record(_Part):
     id: str
     status: Literal["ok", "error"]
     file_name: str
-    file_name_b64: str | None
+    file_name_b64: Annotated[str, AfterValidator(_coded)] | None
     segment: Segment
     task: TaskName
     system: str | None
@@ -137,6 +142,14 @@ class Record(_Part):
     audit: Audit | Failure | None = None  # Failure: there was no answer in mode ar to compare with
     version: str = __version__
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+def read_record(raw: bytes) -> Record:
+    """The record of one line; fields that this version does not know are passed over.
+
+    :raises ValidationError: it is none.
+    """
+    return Record.model_validate_json(raw, extra="ignore")
 
 
 def to_line(record: Record) -> str:
@@ -196,6 +209,19 @@ def encode_name(name: bytes) -> tuple[str, str | None]:
         return name.decode("utf-8"), None
     except UnicodeDecodeError:
         return name.decode("utf-8", "backslashreplace"), base64.b64encode(name).decode("ascii")
+
+
+def raw_name(record: Record) -> bytes:
+    """The file's name as the file system has it."""
+    if record.file_name_b64 is not None:
+        return base64.b64decode(record.file_name_b64)
+    return record.file_name.encode()
+
+
+def renamed(record: Record, name: bytes) -> Record:
+    """The same record, of a file that is now called ``name``."""
+    file_name, coded = encode_name(name)
+    return record.model_copy(update={"file_name": file_name, "file_name_b64": coded})
 
 
 def settings_fields(settings: DecodeSettings) -> dict[str, Any]:

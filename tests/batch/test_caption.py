@@ -405,6 +405,62 @@ def test_records_go_to_stdout_on_request(caption: Caption, clips: Path, tmp_path
     assert not (tmp_path / "-").exists()
 
 
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_stdout_may_be_named_as_a_file(caption: Caption, clips: Path, place: str):
+    printed = caption(clips, "--out", place, "--max-new-tokens", 2)
+    assert printed.returncode == 0, printed.stderr
+    assert [json.loads(line)["file_name"] for line in printed.stdout.splitlines()] == NAMES
+    assert "--out - leaves no file to go on from" in caption(clips, "--out", place, "--redo").stderr
+
+
+def test_jobs_and_prompts_are_read_as_other_programs_write_them(
+    caption: Caption, clips: Path, tmp_path: Path
+):
+    (clips / "jobs.csv").write_text("path;end;prompt;\n;;;\na.mp4;0,5;;\n\nd.mp4;;How many?;\n")
+    (tmp_path / "list.txt").write_text(f"{clips}/b.mp4\r\n", encoding="utf-16")
+    (tmp_path / "prompt.txt").write_text("Was geschieht in {name}?\r\n", encoding="utf-16")
+    given = (clips / "jobs.csv", "--from-list", "list.txt", "--prompt-file", "prompt.txt")
+    printed = caption(*given, "--out", "out.jsonl", "--max-new-tokens", 2)
+    assert printed.returncode == 0, printed.stderr
+    told = [(row["file_name"], row["segment"]["end"], row["prompt"]) for row in rows(tmp_path / "out.jsonl")]
+    assert told == [
+        ("a.mp4", 0.5, "Was geschieht in a?"),
+        ("d.mp4", None, "How many?"),
+        ("b.mp4", None, "Was geschieht in b?"),
+    ]
+
+
+def test_the_place_of_an_unknown_field_is_named(caption: Caption, clips: Path, tmp_path: Path):
+    (clips / "jobs.csv").write_text("path;prompt\na.mp4;Well?\nb.mp4;Which {colour}?\n")
+    (tmp_path / "prompt.txt").write_text("Look at {name}.\nWhich {colour}?\n")
+    remedy = "try: use {name} and {duration}; write {{ and }} for braces"
+    for arguments, place in (
+        ((clips / "jobs.csv",), f"{clips}/jobs.csv, line 3"),
+        ((clips, "--prompt-file", "prompt.txt"), "prompt.txt, line 2"),
+        ((clips, "--prompt", "Which {colour}?"), "--prompt"),
+    ):
+        printed = caption(*arguments, "--out", "out.jsonl")
+        said = f"error: {place}: the unknown field {{colour}} in the prompt 'Which {{colour}}?'"
+        assert (printed.returncode, printed.stderr.splitlines()) == (2, [said, remedy])
+
+
+def test_a_file_of_records_that_an_editor_saved_is_gone_on_with(
+    caption: Caption, clips: Path, tmp_path: Path
+):
+    out = tmp_path / "out.jsonl"
+    caption(clips, "--out", "out.jsonl")
+    edited = [row | {"rating": 5} for row in rows(out)]
+    out.write_text("".join(json.dumps(row) + "\n" for row in edited), encoding="utf-8-sig")
+    write_video(clips / "new.mp4")
+    assert "5 done, 0 failed, 1 to do" in caption(clips, "--out", "out.jsonl").stderr
+    assert caption(clips / "a.mp4", "--out", "out.jsonl", "--redo").returncode == 0
+    assert [(row["file_name"], row.get("rating")) for row in rows(out)] == [
+        *((name, 5) for name in NAMES[1:]),
+        ("new.mp4", None),
+        ("a.mp4", None),
+    ]
+
+
 def test_exports_are_written_in_the_same_pass(caption: Caption, clips: Path, tmp_path: Path):
     printed = caption(clips, "--out", "out.jsonl", "--to", "txt", "--to", "csv", "--prefix", "sks ")
     assert printed.returncode == 0, printed.stderr
@@ -453,6 +509,9 @@ def test_shards_share_the_work_out_and_merge_to_the_whole(
         (("clips", "--prompt", "<|im_end|>"), 2, "<|im_end|>"),
         (("clips", "--fail-on", "boredom"), 2, "boredom"),
         (("clips", "--out", "-", "--to", "csv"), 2, "--out -"),
+        (("clips", "--out", "/dev/stdout", "--to", "csv"), 2, "--out -"),
+        (("clips", "--out", "/dev/stderr"), 2, "--out /dev/stderr: messages go there"),
+        (("clips", "--out", "pipe"), 5, "pipe: not a regular file"),
         (("clips", "--prefix", "x"), 2, "--prefix goes with --to"),
         (("clips", "--out", "no/such/folder/out.jsonl"), 5, "no such folder"),
         (("clips", "--devices", "cpu,cpu", "--workers", "2"), 2, "--devices"),
@@ -463,6 +522,7 @@ def test_shards_share_the_work_out_and_merge_to_the_whole(
 def test_what_is_wrong_is_said_in_one_line(
     caption: Caption, clips: Path, arguments: tuple[str, ...], code: int, message: str
 ):
+    os.mkfifo("pipe")
     printed = caption(*arguments)
     assert printed.returncode == code, printed.stderr
     errors = [line for line in printed.stderr.splitlines() if line.startswith("error: ")]

@@ -1,7 +1,9 @@
 """Lists of paths, and jobs in CSV and JSONL."""
 
+import csv
 import json
 import os
+from codecs import BOM_UTF16_BE
 from pathlib import Path
 
 import pytest
@@ -21,31 +23,36 @@ from lvspec_cli.errors import NoInputError, UsageError
         (b"\xef\xbb\xbfa.mp4\r\n\r\n  \nb c .mp4\r\n", ["a.mp4", "b c .mp4"]),
         (b"last line without an end", ["last line without an end"]),
         (b"caf\xe9.mp4\n", ["caf\udce9.mp4"]),
+        (b"\xff\xfe.mp4\n\xfe\xff.mp4\n", ["\udcff\udcfe.mp4", "\udcfe\udcff.mp4"]),
+        (b"a.mp4\r\rb.mp4\r", ["a.mp4", "b.mp4"]),
+        (b"a\rb.mp4\n", ["a\rb.mp4"]),
+        ("été 名.mp4\r\nb.mp4\r\n".encode("utf-16"), ["été 名.mp4", "b.mp4"]),
+        (BOM_UTF16_BE + "été 名.mp4\r\nb.mp4\r\n".encode("utf-16-be"), ["été 名.mp4", "b.mp4"]),
     ],
 )
 def test_paths_on_lines(raw, expected):
-    assert read_paths(raw) == tuple(map(Path, expected))
+    assert read_paths(raw, "list.txt") == tuple(map(Path, expected))
 
 
 @given(st.lists(st.binary(min_size=1).filter(lambda name: b"\0" not in name)))
 def test_paths_ended_by_nul_are_read_as_they_are(names):
-    assert read_paths(b"".join(name + b"\0" for name in names), nul=True) == tuple(
-        Path(os.fsdecode(n)) for n in names
-    )
-    assert read_paths(b"\0".join(names), nul=True) == tuple(Path(os.fsdecode(n)) for n in names)
+    paths = tuple(Path(os.fsdecode(n)) for n in names)
+    assert read_paths(b"".join(name + b"\0" for name in names), "stdin", nul=True) == paths
+    assert read_paths(b"\0".join(names), "stdin", nul=True) == paths
 
 
-@pytest.mark.parametrize("raw", [b"a.mp4\0b.mp4\0", "a.mp4\n".encode("utf-16")])
+@pytest.mark.parametrize("raw", [b"\na.mp4\0b.mp4\0", "\na.mp4\n".encode("utf-16-le")])
 def test_nul_among_lines_is_said(raw):
-    with pytest.raises(UsageError, match="NUL") as caught:
-        read_paths(raw)
-    assert "-0" in caught.value.remedy
+    with pytest.raises(
+        UsageError, match=r"^stdin, line \d: a NUL: UTF-16 without a byte order mark"
+    ) as caught:
+        read_paths(raw, "stdin")
+    assert caught.value.remedy == "add -0 if NULs part the paths, else save it as UTF-8 text"
 
 
 def test_which_files_hold_jobs():
-    assert [is_jobs_file(Path(name)) for name in ("a.csv", "b.JSONL", "c.json", "d.mp4", "csv", ".csv")] == [
-        True, True, False, False, False, False,
-    ]  # fmt: skip
+    names = ("a.csv", "b.JSONL", "c.json", "d.mp4", "csv", ".csv", "e.tsv")
+    assert [name for name in names if is_jobs_file(Path(name))] == ["a.csv", "b.JSONL", "e.tsv"]
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -63,16 +70,34 @@ def test_jobs_in_csv(tmp_path):
         b"\r\n"
         b'"b, c.mp4",,,"Two\r\nlines, ""quoted""",7\r\n'
         b"sub/caf\xe9.mp4\r\n"
-        b" ,,,,\r\n",
+        b" ,,, ,\r\n"
+        b" \r\n",
     )
-    with pytest.raises(UsageError, match=r"jobs\.csv, line 7: no path"):
-        read_jobs(file)
-    write(tmp_path, "jobs.csv", file.read_bytes().removesuffix(b" ,,,,\r\n") + b",,,,\r\n")
     assert read_jobs(file) == (
         Input(tmp_path / "a.mp4", b"a.mp4", 90.0, 120.5),
         Input(tmp_path / "b, c.mp4", b"b, c.mp4", None, None, ('Two\r\nlines, "quoted"',), "7"),
         Input(tmp_path / "sub/caf\udce9.mp4", b"sub/caf\xe9.mp4"),
     )
+
+
+def test_jobs_of_a_spreadsheet_that_parts_cells_with_semicolons(tmp_path):
+    file = write(
+        tmp_path, "jobs.csv", "path;start;end;prompt\na,b.mp4;1,5;0:02:00,25;So, and so\nc.mp4;;;\n;;;\n"
+    )
+    assert read_jobs(file) == (
+        Input(tmp_path / "a,b.mp4", b"a,b.mp4", 1.5, 120.25, ("So, and so",)),
+        Input(tmp_path / "c.mp4", b"c.mp4"),
+    )
+
+
+def test_a_table_of_one_column_has_no_delimiter(tmp_path):
+    assert read_jobs(write(tmp_path, "a.tsv", "path\na,b.mp4\n"))[0].path == tmp_path / "a,b.mp4"
+    assert read_jobs(write(tmp_path, "a.csv", 'path\n"a,b.mp4"\n'))[0].path == tmp_path / "a,b.mp4"
+
+
+def test_a_job_knows_the_line_that_it_comes_from(tmp_path):
+    file = write(tmp_path, "jobs.csv", "path\n\na.mp4\n")
+    assert read_jobs(file)[0].origin == f"{file}, line 3"
 
 
 def test_jobs_in_jsonl(tmp_path):
@@ -107,7 +132,16 @@ def test_jobs_in_jsonl(tmp_path):
         ("a.csv", "path,end\na.mp4,0\n", "line 2: end: it is not after start"),
         ("a.csv", "path,id\na.mp4,x\nb.mp4,\nc.mp4,x\n", "line 4: id 'x' is also that of line 2"),
         ("a.csv", b"path,prompt\na.mp4,caf\xe9\n", r"line 2: prompt: 'caf\udce9' is not UTF-8"),
-        ("a.csv", "path\na\0.mp4\n", r"line 2: path: 'a\x00.mp4' is not a file's path"),
+        ("a.csv", "path\na\0.mp4\n", "line 2: a NUL: UTF-16 without a byte order mark, or no text at all"),
+        ("a.csv", "path;id\na.mp4;1\n".encode("utf-16-le"), "line 1: a NUL: UTF-16 without"),
+        ("a.csv", "path;id\na.mp4;1\n".encode("utf-16") + b"\n", "line 3: begins as UTF-16 and is not"),
+        ("a.csv", "path;id\na.mp4;x;y\n", "line 2: 3 cells under 2 columns"),
+        ("a.csv", "path\tstart\na.mp4\t1,5\n", "line 2: start: '1,5' is not a time"),
+        ("a.csv", ";;\n\npath;speed\na.mp4;2\n", "line 3: unknown column or key 'speed'"),
+        ("a.tsv", "path\tpath\n", "line 1: column 'path' twice"),
+        ("a.jsonl", '{"path": "a.mp4"}\r{"path"\r', "line 2: not JSON"),
+        ("a.jsonl", '{"path": "a.mp4"}\n'.encode("utf-16-be"), "line 1: a NUL: UTF-16 without"),
+        ("a.jsonl", '{"path": "a\\u0000.mp4"}', r"line 1: path: 'a\x00.mp4' is not a file's path"),
         ("a.jsonl", '{"path": "a.mp4"}\n{"path"\n', "line 2: not JSON (Expecting ':' delimiter at"),
         ("a.jsonl", "[" * 100_000, "line 1: not JSON (maximum recursion depth exceeded"),
         ("a.jsonl", '["a.mp4"]', "line 1: not an object"),
@@ -144,15 +178,29 @@ cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 )
 
 
-@given(st.lists(st.tuples(cells.filter(lambda path: path[0] != "/"), cells), min_size=1))
-def test_both_formats_say_the_same(tmp_path_factory, rows):
-    import csv
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
 
+
+@given(
+    st.lists(st.tuples(cells.filter(lambda path: path[0] != "/"), cells), min_size=1),
+    st.sampled_from([(".csv", ","), (".csv", ";"), (".csv", "\t"), (".tsv", "\t"), (".tsv", ",")]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from([(), ("",), ("", " ")]),
+    ENCODINGS,
+    ENCODINGS,
+)
+def test_all_formats_and_encodings_say_the_same(tmp_path_factory, rows, form, end, padding, coded, other):
+    suffix, delimiter = form
     folder = tmp_path_factory.mktemp("jobs")
-    with (folder / "a.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerows([("path", "prompt"), *rows])
+    table = folder / f"a{suffix}"
+    with table.open("w", newline="", encoding=coded) as stream:
+        # Its other quoting lets a lone CR pass where lines end otherwise.
+        writer = csv.writer(stream, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
+        blank = ("",) * len(padding)
+        writer.writerows([(*blank, " "), ("path", "prompt", *padding)])
+        for row in rows:
+            writer.writerows([(*row, *padding), padding, (" ", "")])
     lines = [json.dumps({"path": path, "prompt": prompt}, ensure_ascii=False) for path, prompt in rows]
-    write(folder, "a.jsonl", "\n".join(lines))
-    assert read_jobs(folder / "a.csv") == read_jobs(folder / "a.jsonl")
-    assert [job.path for job in read_jobs(folder / "a.csv")] == [folder / path for path, _ in rows]
+    write(folder, "a.jsonl", (f"{end} {end}".join(lines)).encode(other))
+    assert read_jobs(table) == read_jobs(folder / "a.jsonl")
+    assert [job.path for job in read_jobs(table)] == [folder / path for path, _ in rows]

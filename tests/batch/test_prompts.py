@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.prompts import check_template, fill
+from lvspec_cli.batch.prompts import check_file, check_template, fill
 from lvspec_cli.errors import UsageError
 
 
@@ -16,7 +16,7 @@ from lvspec_cli.errors import UsageError
     ],
 )
 def test_fields_are_filled(template, expected):
-    check_template(template)
+    check_template(template, "--prompt")
     assert fill(template, name="beach.v2", duration=90.0) == expected
 
 
@@ -40,9 +40,32 @@ def test_an_unknown_duration_is_said():
 )
 def test_what_is_wrong_is_named(template, what):
     with pytest.raises(UsageError) as caught:
-        check_template(template)
-    assert caught.value.cause.startswith(f"{what} in the prompt ")
-    assert "{{" in caught.value.remedy
+        check_template(template, "--prompt")
+    assert caught.value.cause.startswith(f"--prompt: {what} in the prompt ")
+    assert caught.value.remedy == "use {name} and {duration}; write {{ and }} for braces"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_in_a_file_the_line_is_named(end):
+    text = end.join(["Say what you see in {name}.", "", "Its {colour}, and {more}.", "}"])
+    with pytest.raises(UsageError, match=r"^p\.txt, line 3: the unknown field {colour} in the prompt 'Its"):
+        check_file(text, "p.txt")
+
+
+def is_wrong(check, text):
+    try:
+        check(text, "p.txt")
+    except UsageError:
+        return True
+    return False
+
+
+@given(
+    st.text("{}ab!:\r\n")
+    | st.lists(st.sampled_from(["{name}", "{{", "}}", "{", "}", "\n", "a"])).map("".join)
+)
+def test_a_file_is_wrong_just_where_its_text_is(text):
+    assert is_wrong(check_file, text) == is_wrong(check_template, text)
 
 
 @given(st.text(), st.text())

@@ -24,7 +24,7 @@ def work(name: str, *keys: str) -> Work:
 
 
 def kept(status: str, kind: str | None = None, name: str = "a.mp4") -> Kept:
-    return Kept(status, kind, name, name)
+    return Kept(status, kind, name.encode())
 
 
 def test_only_what_has_no_row_is_left() -> None:

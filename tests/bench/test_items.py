@@ -135,6 +135,17 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, said: str):
         clips_of_questions(file, VIDEO)
 
 
+def test_questions_in_utf_16_are_read_and_what_is_no_text_is_said(tmp_path: Path):
+    file, line = tmp_path / "qa.jsonl", '{"path": "a.mp4", "question": "Où?"}\r\n'
+    file.write_bytes(f"\r\n{line}".encode("utf-16"))
+    (clip,) = clips_of_questions(file, VIDEO)
+    assert (clip.items[0].id, clip.items[0].prompt) == ("a.mp4#2", "Où?")
+    for raw, said in ((b"\n\xe9", r"qa\.jsonl, line 2: not UTF-8"), (b"a\0", r"qa\.jsonl, line 1: a NUL")):
+        file.write_bytes(raw)
+        with pytest.raises(UsageError, match=said):
+            clips_of_questions(file, VIDEO)
+
+
 def test_a_file_without_questions_is_no_input(tmp_path: Path):
     with pytest.raises(NoInputError, match="no question"):
         clips_of_questions(write(tmp_path / "qa.jsonl"), VIDEO)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lvspec_cli.cli.questions import collect_questions
+from lvspec_cli.errors import UsageError
 from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record
 from tests.conftest import PATIENCE, Printed, Shell, write_video
@@ -47,6 +49,15 @@ def test_piped_answers_come_alone_and_in_order(tiny_shell: Shell, tiny, video_fi
     output = [token["id"] for row in rows if row["question"] == 1 for token in row["output"]]
     assert records[0].stats is not None
     assert len(output) == records[0].stats.output_tokens
+
+
+def test_questions_in_utf_16_are_read_and_what_is_no_text_is_said(tmp_path: Path):
+    file = tmp_path / "q.txt"
+    file.write_text("Où?\r\n\r\nWho?\r\n", encoding="utf-16")
+    assert collect_questions(None, (), file) == ("Où?", "Who?")
+    file.write_bytes("Who?\n".encode("utf-16-le"))
+    with pytest.raises(UsageError, match=r"q\.txt, line 1: a NUL: UTF-16 without a byte order mark"):
+        collect_questions(None, (), file)
 
 
 def test_quiet_leaves_nothing_but_the_answer(tiny_shell: Shell, video_file: Path):

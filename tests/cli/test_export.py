@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def test_a_table_lies_beside_the_records(here: Run, records: Path):
     assert "Two.!" in (records.parent / "captions.csv").read_text()
 
 
+def test_records_that_an_editor_saved_are_exported(here: Run, records: Path):
+    rated = records.read_text().replace('"task"', '"rating": 5, "task"')
+    records.write_text(rated, encoding="utf-8-sig")
+    done = here("export", records, "--to", "csv")
+    assert (done.returncode, done.stderr) == (0, f"{records.parent}/captions.csv: 2 captions written\n")
+
+
 def test_failures_and_a_torn_end_are_said_and_are_a_1(here: Run, tmp_path: Path, records: Path):
     row = to_line(caption(b"c.mp4"))
     records = write(tmp_path, caption(b"a.mp4"), failure(b"b.mp4"), tail=row[:40])
@@ -86,6 +94,11 @@ def test_many_skipped_clips_are_counted(here: Run, tmp_path: Path, records: Path
         (("--to", "csv", "--out", "captions.jsonl", "--force"), 2, "is what would be exported"),
         (("--to", "txt", "--videos", "nowhere"), 4, "nowhere: no such folder"),
         (("--to", "csv", "--out", "no/such/t.csv"), 5, "no/such: Not a directory\ntry: "),
+        (
+            ("--to", "csv", "--out", "pipe", "--force"),
+            5,
+            "pipe: not a regular file\ntry: name a file",
+        ),
     ],
 )
 def test_wrong_usage(
@@ -98,6 +111,7 @@ def test_wrong_usage(
 ):
     monkeypatch.chdir(records.parent)
     (records.parent / "no").touch()
+    os.mkfifo("pipe")
     before = records.read_bytes()
     done = here("export", "captions.jsonl", *arguments)
     assert (done.returncode, done.stdout) == (code, "")
@@ -110,7 +124,8 @@ def test_wrong_usage(
     [
         (None, 4, "captions.jsonl: no such file"),
         ("", 4, "captions.jsonl: no record in it"),
-        ("hello\n", 1, "captions.jsonl, line 1: not a record of lvspec"),
+        ("hello\n", 1, "captions.jsonl, line 1: not a record of lvspec (not JSON)\ntry: mend or remove"),
+        ('{"id": "a"}\n', 1, "captions.jsonl, line 1: not a record of lvspec (no key)\ntry: mend or remove"),
     ],
 )
 def test_files_that_hold_no_records(here: Run, tmp_path: Path, content: str | None, code: int, message: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,42 @@ def test_what_has_no_record_is_listed(here: Run, tmp_path: Path):
     assert done.stderr.endswith("2 inputs have no record:\n")
     done = here("merge", tmp_path / "out.jsonl", shard, "--inputs", clips, "--no-recursive", "--force")
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_what_may_have_a_record_under_another_folder_is_said(here: Run, tmp_path: Path):
+    for name in ("d1/a.mp4", "d2/b.mp4", "d2/c.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    shard = write(tmp_path / "1.jsonl", caption(b"a.mp4"), caption(b"d2/b.mp4"))
+    inputs = ("--inputs", tmp_path / "d1", "--inputs", tmp_path / "d2")
+    done = here("merge", tmp_path / "out.jsonl", shard, *inputs)
+    assert (done.returncode, done.stdout) == (1, f"{tmp_path}/d1/a.mp4\n{tmp_path}/d2/c.mp4\n")
+    assert done.stderr.splitlines()[-2:] == [
+        "2 inputs have no record:",
+        "1 of them may have one under another folder: only `lvspec caption` compares contents",
+    ]
+
+
+def test_byte_order_marks_go_and_further_fields_stay(here: Run, tmp_path: Path):
+    first, second = caption(b"a.mp4"), caption(b"b.mp4")
+    rated = to_line(second).replace('"task"', '"rating": {"by": "me"}, "task"')
+    for name, line in (("1.jsonl", to_line(first)), ("2.jsonl", rated)):
+        (tmp_path / name).write_text(line + "\n", encoding="utf-8-sig")
+    out = tmp_path / "out.jsonl"
+    done = here("merge", out, tmp_path / "1.jsonl", tmp_path / "2.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert out.read_text() == f"{to_line(first)}\n{rated}\n"
+
+
+def test_a_pipe_is_never_replaced(here: Run, tmp_path: Path):
+    shard = write(tmp_path / "1.jsonl", caption(b"a.mp4"))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        done = here("merge", tmp_path / name, shard, "--force")
+        said = f"error: {tmp_path}/{name}: not a regular file\ntry: name a file\n"
+        assert (done.returncode, done.stderr) == (5, said)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_an_output_that_is_there_or_in_use_is_not_touched(here: Run, tmp_path: Path):

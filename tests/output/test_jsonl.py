@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from codecs import BOM_UTF8
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -76,11 +78,11 @@ def test_rows_are_appended_and_found_again(path: Path):
         assert path.read_bytes() == lines(first, second), "each row is there when append returns"
     with RecordFile.open(path) as file:
         assert file.kept == {
-            first.key: Kept("ok", None, "a.mp4", "a.mp4"),
-            second.key: Kept("error", "damaged", "b.mp4", "b.mp4"),
+            first.key: Kept("ok", None, b"a.mp4"),
+            second.key: Kept("error", "damaged", b"b.mp4"),
         }
         file.append(third)
-        assert file.kept[third.key].file_name == "caf\\xe9.mp4"
+        assert file.kept[third.key].name == b"caf\xe9.mp4"
     assert list(read_records(path)) == [first, second, third]
     assert left(path) == [path.name], "no lock is left"
 
@@ -112,30 +114,98 @@ def test_what_a_power_cut_leaves_is_cut_off(path: Path, tail: bytes):
 
 
 @pytest.mark.parametrize(
-    ("content", "line"),
+    ("content", "line", "why"),
     [
-        (b"one\ntwo\n", 1),
-        (b"my notes, without a line feed", 1),
-        (b'{"a": 1}', 1),
-        (b'{"schema": 1', 1),
-        (b"\0\0\0\x20ftypisom\0\0\2\0isom", 1),
-        (lines(caption(b"a.mp4")) + b"note\n" + lines(caption(b"b.mp4")), 2),
-        (lines(caption(b"a.mp4")) + lines(caption(b"b.mp4"))[:50] + b"\n" + lines(caption(b"c.mp4")), 2),
-        (lines(caption(b"a.mp4")) + b"\n" + b"\0\0\n" + lines(caption(b"b.mp4")), 3),
-        (lines(caption(b"a.mp4")) + b'{"a": 1}', 2),
-        (lines(caption(b"a.mp4")).replace(b"record.1", b"record.9"), 1),
+        (b"one\ntwo\n", 1, "not JSON"),
+        (b"my notes, without a line feed", 1, "not JSON"),
+        (b'{"a": 1}', 1, "no key"),
+        (b"[1]\n", 1, "not an object"),
+        (b'{"schema": 1', 1, "not JSON"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isom", 1, "not JSON"),
+        (lines(caption(b"a.mp4")) + b"note\n" + lines(caption(b"b.mp4")), 2, "not JSON"),
+        (
+            lines(caption(b"a.mp4")) + lines(caption(b"b.mp4"))[:50] + b"\n" + lines(caption(b"c.mp4")),
+            2,
+            "not JSON",
+        ),
+        (lines(caption(b"a.mp4")) + b"\n" + b"\0\0\n" + lines(caption(b"b.mp4")), 3, "not JSON"),
+        (lines(caption(b"a.mp4")) + b'{"a": 1}', 2, "no key"),
+        (lines(caption(b"a.mp4")) + BOM_UTF8 + lines(caption(b"b.mp4")), 2, "not JSON"),
+        (lines(caption(b"a.mp4")).decode().encode("utf-16"), 1, "UTF-16, not UTF-8"),
+        (
+            lines(caption(b"a.mp4")).replace(b"record.1", b"record.9"),
+            1,
+            "schema: Input should be 'lvspec.record.1'",
+        ),
+        (
+            lines(caption(b"a.mp4")).replace(b'"start": 0.0', b'"start": "soon"'),
+            1,
+            "segment.start: Input should be a valid number, unable to parse string as a number",
+        ),
+        (
+            lines(caption(b"caf\xe9.mp4")).replace(b"Y2Fm6S5tcDQ=", b"Y2Fm6S5tcDQ"),
+            1,
+            "file_name_b64: Value error, Incorrect padding",
+        ),
     ],
 )
-def test_a_line_that_is_not_a_record_is_named_and_stays(path: Path, content: bytes, line: int):
+def test_a_line_that_is_not_a_record_is_named_and_stays(path: Path, content: bytes, line: int, why: str):
     path.write_bytes(content)
-    with pytest.raises(OutputError, match=rf"captions\.jsonl, line {line}: not a record") as caught:
+    said = re.escape(f"captions.jsonl, line {line}: not a record of lvspec ({why})")
+    with pytest.raises(OutputError, match=f"{said}$") as caught:
         RecordFile.open(path)
     assert caught.value.remedy
     assert path.read_bytes() == content
-    with pytest.raises(LvspecError, match=f"line {line}: not a record") as caught_reading:
+    with pytest.raises(LvspecError, match=f"{said}$") as caught_reading:
         list(read_records(path))
     assert caught_reading.value.exit_code == 1
     assert left(path) == [path.name]
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"schema": "lvsp', b"\n"])
+def test_a_file_that_begins_with_a_byte_order_mark_is_read_and_gone_on_with(path: Path, tail: bytes):
+    first, second = caption(b"a.mp4"), caption(b"b.mp4")
+    path.write_bytes(BOM_UTF8 + lines(first) + tail)
+    assert list(read_records(path)) == [first]
+    with RecordFile.open(path) as file:
+        file.append(second)
+    assert list(read_records(path)) == [first, second]
+    with RecordFile.open(path) as file:
+        file.remove([first.key])
+    assert list(read_records(path)) == [second]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"schema": "lvsp'])
+def test_a_byte_order_mark_without_a_row_is_an_empty_file(path: Path, torn: bytes):
+    path.write_bytes(BOM_UTF8 + torn)
+    row = caption(b"a.mp4")
+    with RecordFile.open(path) as file:
+        file.append(row)
+    assert list(read_records(path)) == [row]
+
+
+def with_more(record: Record) -> bytes:
+    """The record's line with fields that this version does not know, in it and in all of its parts."""
+
+    def more(value: Any) -> Any:
+        return (
+            {name: more(part) for name, part in value.items()} | {"rating": 5}
+            if isinstance(value, dict)
+            else value
+        )
+
+    return json.dumps(more(json.loads(to_line(record)))).encode() + b"\n"
+
+
+def test_further_fields_are_read_past_and_stay_where_rows_are_rewritten(path: Path):
+    rows = [caption(b"a.mp4"), failure(b"b.mp4"), caption(b"c.mp4")]
+    path.write_bytes(b"".join(map(with_more, rows)))
+    first, second, _ = read_records(path)
+    assert (first.text, first.segment, first.stats) == (rows[0].text, rows[0].segment, None)
+    assert second.error == rows[1].error
+    with RecordFile.open(path) as file:
+        file.remove([rows[1].key])
+    assert path.read_bytes() == with_more(rows[0]) + with_more(rows[2])
 
 
 def test_a_torn_end_is_passed_over_in_reading(path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections import defaultdict
@@ -12,7 +11,7 @@ from itertools import groupby
 from typing import TypeVar
 
 from lvspec_cli.output.jsonl import prevails
-from lvspec_cli.output.records import Record, Stats
+from lvspec_cli.output.records import Record, Stats, raw_name
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -112,13 +111,6 @@ class _Entry:
     prompt: str
     number: int
     caption: Caption | None
-
-
-def raw_name(record: Record) -> bytes:
-    """The file's name as the file system has it."""
-    if record.file_name_b64 is not None:
-        return base64.b64decode(record.file_name_b64)
-    return record.file_name.encode()
 
 
 def gather(records: Iterable[Record], prefix: str = "", suffix: str = "") -> Captions:

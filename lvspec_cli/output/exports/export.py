@@ -24,11 +24,14 @@ def check_places(to: ExportFormat, where: ExportPlaces) -> None:
     """Whether an export has the places that its format needs: asked before anything slow begins.
 
     :raises UsageError: one is missing, or one is given that the format has no use for.
+    :raises OutputError: one is given as a file and is something else, such as a device.
     """
     if where.out and where.out_dir:
         raise UsageError("--out and --out-dir are both given", "give one of them")
     if where.out and to.is_sidecar:
         raise UsageError(f"--out names one file, and {to} has one a video", "give --out-dir")
+    if where.out and where.out.exists() and not where.out.is_file():
+        raise OutputError(f"{where.out}: not a regular file", "name a file")
     if to.is_sidecar and not (where.out_dir or where.videos):
         raise UsageError(
             f"{to} files need a folder", "give --videos DIR to put them beside the videos, or --out-dir DIR"

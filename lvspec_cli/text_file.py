@@ -1,0 +1,49 @@
+"""The text of files that people make: UTF-8, or UTF-16 as Windows writes it (Excel's "Unicode text")."""
+
+from __future__ import annotations
+
+import io
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterator
+
+from lvspec_cli.errors import UsageError
+
+
+def text_of(raw: bytes, name: str) -> str:
+    """The text of a file's bytes, without its byte order mark.
+
+    :param name: what messages call the file.
+    :raises UsageError: it is no text, in neither encoding; the cause names the line.
+    """
+    text = text_with_names(raw, name)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _no_text(name, text, error.start, "not UTF-8 text") from None
+    return text
+
+
+def text_with_names(raw: bytes, name: str) -> str:
+    """As ``text_of``, but bytes that are not UTF-8 stay as surrogates: file names may have them."""
+    if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        try:
+            text = raw.decode("utf-16")
+        except UnicodeDecodeError as error:
+            before = raw[: error.start].decode("utf-16", "ignore")
+            raise _no_text(name, before, len(before), "begins as UTF-16 and is not") from None
+    else:
+        text = raw.removeprefix(BOM_UTF8).decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        what = "a NUL: UTF-16 without a byte order mark, or no text at all"
+        raise _no_text(name, text, text.index("\0"), what)
+    return text
+
+
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers from 1, whether LF, CRLF or CR ends them."""
+    return enumerate(io.StringIO(text, newline=None), 1)
+
+
+def _no_text(name: str, text: str, place: int, what: str) -> UsageError:
+    line = text.count("\n", 0, place) + 1
+    return UsageError(f"{name}, line {line}: {what}", "save it as UTF-8 text")
