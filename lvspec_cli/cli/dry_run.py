@@ -68,6 +68,9 @@ def _rows(
         if not isinstance(info, VideoInfo):
             yield ForecastRow(name, problem=info.cause if info else "unknown")
             continue
+        if not info.width * info.height:
+            yield ForecastRow(name, problem="its picture's size is not known, or beyond the limit")
+            continue
         taken = forecast(info, work.request.video)
         try:
             visual_tokens = count(taken.timestamps, taken.width, taken.height)

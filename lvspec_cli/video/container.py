@@ -61,7 +61,7 @@ def open_video(
             metadata_errors="replace",
             buffer_size=_BUFFER_BYTES,
         )
-    except (FFmpegError, ValueError) as error:
+    except (FFmpegError, ValueError, OSError) as error:  # OSError: a header may send the reader anywhere
         raise unopenable(head, path) from error
     with container:
         # Invented times would hide that a container has none.
@@ -131,7 +131,10 @@ def file_begins(container: InputContainer, time_base: Fraction) -> int | None:
 
 
 def stream_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
-    """The packets of ``stream`` from where ``container`` stands, in decoding order. Raises FFmpegError."""
+    """The packets of ``stream`` from where ``container`` stands, in decoding order.
+
+    Raises FFmpegError, and OSError where the file sends the reader to where it cannot go.
+    """
     with suppress(IndexError):  # at the end PyAV looks for streams that showed up late
         yield from (packet for packet in container.demux(stream) if packet.size)
 

@@ -102,7 +102,7 @@ class PyavReader:
                     stamp = int(stamps[index]) if index < len(stamps) else UNKNOWN
                     packet.pts = packet.dts = None if stamp == UNKNOWN else stamp
                 yield packet
-        except FFmpegError:
+        except (FFmpegError, OSError):
             self.damaged += 1
         yield None
 

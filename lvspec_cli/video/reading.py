@@ -12,7 +12,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from lvspec_cli.errors import DamagedVideoError, VideoLimitError
+from lvspec_cli.errors import DamagedVideoError, VideoError, VideoLimitError
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
 from lvspec_cli.video.container import check_canvas, open_video
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
@@ -57,14 +57,23 @@ def read_file(descriptor: int, job: Job, connection: Connection, surveyor: Surve
                 decoder = "pyav"
         errors = _send_by_pyav(file, job, plan, sender) if decoder == "pyav" else 0
     if sender.sent == 0:
-        raise DamagedVideoError(
-            f"no frame can be decoded: {shown(request.path)}", "copy or download it again"
-        )
+        raise _undecodable(plan, request)
     warnings += sender.notes
     damage = damage_note(plan, sender.sent, errors)
     warnings += [damage] if damage else []
     survey = plan.survey
     connection.send(Finished(plan.frame_rate, survey.duration, survey.begins, decoder, tuple(warnings)))
+
+
+def _undecodable(plan: Plan, request: VideoRequest) -> VideoError:
+    name, limit = shown(request.path), request.limits.canvas_pixels
+    info = plan.survey.header.info
+    if info.width * info.height:
+        return DamagedVideoError(f"no frame can be decoded: {name}", "copy or download it again")
+    return VideoLimitError(  # FFmpeg forgets the size that it refuses
+        f"the picture's size cannot be read, or is over the limit of {limit} pixels: {name}",
+        "scale the video down, or copy or download it again",
+    )
 
 
 def make_plan(survey: Survey, request: VideoRequest) -> Plan:

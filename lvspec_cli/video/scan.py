@@ -88,7 +88,7 @@ def scan(container: InputContainer, stream: VideoStream, path: Path) -> Timeline
             if not found.pts and is_encrypted(stream, packet):
                 raise encrypted(path)
             found.take(packet)
-    except FFmpegError as failure:
+    except (FFmpegError, OSError) as failure:
         error = str(failure.strerror)
     if not found.pts:
         raise damaged("no frame can be read", path)
@@ -110,7 +110,7 @@ def scan_stretch(
         try:
             container.seek(max(place, extent.first if clock.stamped else 0), stream=stream)
             found = _collected(stream_packets(container, stream), begin, after, clock)
-        except FFmpegError:
+        except (FFmpegError, OSError):
             return None
         if found is not None:
             timeline = timeline_of(found.packets(), clock, at_start=False)
@@ -138,7 +138,7 @@ def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
             container.seek(max(tail.dts) - int(_TAIL / clock.time_base), stream=stream)
             tail = _taken(stream_packets(container, stream))
         grows = clock.indexed or not clock.stamped or grows_evenly(_samples(container, stream))
-    except FFmpegError:
+    except (FFmpegError, OSError):
         return None
     if not (head.pts and tail.pts and grows):
         return None

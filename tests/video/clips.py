@@ -90,6 +90,47 @@ def make_clip(
     return path
 
 
+def late_picture(path: Path, seconds: float) -> Path:
+    """Sound from 0 on, and a picture that begins after ``seconds``."""
+    make_clip(path.with_name("own.mp4"), count=60)
+    with av.open(str(path.with_name("own.mp4"))) as source, av.open(str(path), "w") as target:
+        shown = target.add_stream_from_template(source.streams.video[0])
+        sound: Any = target.add_stream("aac", rate=48_000, layout="mono")
+        silence = np.zeros((1, 1024), np.float32)
+        for number in range(int(48_000 * 8 / silence.shape[1])):
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 48_000, number * silence.shape[1]
+            target.mux(sound.encode(frame))
+        target.mux(sound.encode(None))
+        for packet in source.demux(video=0):
+            if packet.dts is not None and packet.time_base:
+                shift = round(seconds / packet.time_base)
+                packet.pts, packet.dts = (packet.pts or 0) + shift, packet.dts + shift
+                packet.stream = shown
+                target.mux(packet)
+    return path
+
+
+def lying(path: Path, seconds: float) -> Path:
+    """The same file of ten seconds with another duration in its header."""
+    data = bytearray(path.read_bytes())
+    match path.suffix:
+        case ".flv":
+            place = data.index(b"duration") + 9
+            data[place : place + 8] = struct.pack(">d", seconds)
+        case ".mkv":
+            place = data.index(b"\x44\x89\x88") + 3
+            data[place : place + 8] = struct.pack(">d", 1000 * seconds)
+            data = data.replace(b"DURATION", b"DURATIOM")
+        case _:
+            for box, offset in ((b"mvhd", 16), (b"tkhd", 20), (b"mdhd", 16)):
+                place = data.index(box) + 4 + offset
+                ticks = struct.unpack_from(">I", data, place)[0]
+                struct.pack_into(">I", data, place, min(2**32 - 1, round(ticks * seconds / 10)))
+    path.write_bytes(data)
+    return path
+
+
 def make_sound(path: Path, codec: str = "aac") -> Path:
     with av.open(str(path), "w") as container:
         _add_sound(container, container.add_stream(codec, rate=16000, layout="mono"), 0.5)

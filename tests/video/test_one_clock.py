@@ -1,11 +1,9 @@
 """Time as players show it: one clock that only grows, whatever the file's stamps and headers say."""
 
-import struct
 import subprocess
 from fractions import Fraction
 from typing import Any
 
-import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from lvspec_cli.errors import VideoLimitError
 from lvspec_cli.types import VideoLimits, VideoRequest
 from lvspec_cli.video.decode import read_clip
 from lvspec_cli.video.probe import probe
-from tests.video.clips import make_clip, numbers
+from tests.video.clips import late_picture, lying, make_clip, numbers
 
 JOINED: dict[str, dict[str, Any]] = {  # name of each half, how it is made
     "half.ts": {"options": {"bf": "2"}, "sound": True},
@@ -95,27 +93,6 @@ def test_a_file_cut_out_of_a_longer_one_is_as_long_as_what_is_in_it(tmp_path, na
     assert probe(path).duration == clip.duration
 
 
-def late_picture(path, seconds):
-    """Sound from 0 on, and a picture that begins after ``seconds``."""
-    make_clip(path.with_name("own.mp4"), count=60)
-    with av.open(str(path.with_name("own.mp4"))) as source, av.open(str(path), "w") as target:
-        picture = target.add_stream_from_template(source.streams.video[0])
-        sound = target.add_stream("aac", rate=48_000, layout="mono")
-        silence = np.zeros((1, 1024), np.float32)
-        for number in range(int(48_000 * 8 / silence.shape[1])):
-            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 48_000, number * silence.shape[1]
-            target.mux(sound.encode(frame))
-        target.mux(sound.encode(None))
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                shift = round(seconds / packet.time_base)
-                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                packet.stream = picture
-                target.mux(packet)
-    return path
-
-
 @pytest.mark.parametrize("name", ["late.mp4", "late.mkv", "late.ts", "late.mov"])
 def test_a_picture_that_begins_after_the_sound_keeps_the_players_clock(tmp_path, name):
     path = late_picture(tmp_path / name, 2.0)
@@ -129,26 +106,6 @@ def test_a_picture_that_begins_after_the_sound_keeps_the_players_clock(tmp_path,
     ).stdout
     assert numbers(inside.frames)[0] == numbers(np.frombuffer(raw, np.uint8).reshape(1, 64, 128, 3))[0]
     assert numbers(read_clip(VideoRequest(path, start=0.5, end=1.0)).frames) == [0]
-
-
-def lying(path, seconds):
-    """The same file with another duration in its header."""
-    data = bytearray(path.read_bytes())
-    match path.suffix:
-        case ".flv":
-            place = data.index(b"duration") + 9
-            data[place : place + 8] = struct.pack(">d", seconds)
-        case ".mkv":
-            place = data.index(b"\x44\x89\x88") + 3
-            data[place : place + 8] = struct.pack(">d", 1000 * seconds)
-            data = data.replace(b"DURATION", b"DURATIOM")
-        case _:
-            for box, offset in ((b"mvhd", 16), (b"tkhd", 20), (b"mdhd", 16)):
-                place = data.index(box) + 4 + offset
-                ticks = struct.unpack_from(">I", data, place)[0]
-                struct.pack_into(">I", data, place, min(2**32 - 1, round(ticks * seconds / 10)))
-    path.write_bytes(data)
-    return path
 
 
 @pytest.mark.parametrize("name", ["a.flv", "a.mkv", "a.mp4"])

@@ -155,7 +155,7 @@ def test_where_two_streams_were_joined_packets_only_seem_to_be_missing():
     st.integers(0, 3),
 )
 def test_counting_finds_its_place_at_the_next_key_frame(triples, leading, begin):
-    """Groups of a key frame, leading frames shown before it, and triples P B B; leading ones at first drop."""
+    """Groups of a key frame, leading frames shown before it, and triples P B B; leading ones drop first."""
     order, index = [], 0  # indices of packets in the order in which frames come out
     keys = []
     for lead, length in zip(leading, triples, strict=False):
