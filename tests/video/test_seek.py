@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lvspec_cli.types import VideoRequest
+from lvspec_cli.types import VideoLimits, VideoRequest
+from lvspec_cli.video.container import open_video
 from lvspec_cli.video.pool import reading
+from lvspec_cli.video.scan import extent_of, scan_stretch
 from lvspec_cli.video.survey import SMALL
 from tests.video.clips import make_clip, numbers
 
@@ -94,9 +96,25 @@ def test_a_stretch_begins_with_the_frame_of_ffmpegs_accurate_seek(folder, read, 
     assert got == [(got[0] + step) % 256 for step in range(len(got))]
     assert len(got) == 2 * rate
     assert clip.warnings == ()
+    assert clip.frame_rate == pytest.approx(rate, rel=0.001)
     times = np.asarray(clip.timestamps) - clip.begins
     assert times == pytest.approx((np.arange(len(got)) + round(times[0] * rate)) / rate, abs=0.002)
     assert round(times[0] * rate) % 256 == got[0]
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"one_key_frame.ts", "h264.flv"}))
+def test_a_stretch_costs_by_its_length(folder, name):
+    """FLV has no index, and without a second key frame there is nowhere to begin but at the first."""
+    path, rate = file_in(folder, name), FILES[name].get("rate", RATE)
+    with path.open("rb", buffering=0) as file, open_video(file, path, VideoLimits()) as (container, stream):
+        ends = extent_of(container, stream)
+        assert ends is not None
+        middle = ends.begins + COUNT / rate / 2
+        timeline = scan_stretch(container, stream, ends, middle, middle + 1.0)
+    assert timeline is not None
+    assert timeline.times[0] <= middle
+    assert timeline.times[-1] >= middle + 1.0 - 1.5 / rate
+    assert len(timeline.stamps) < 3 * rate + 3 * FILES[name].get("group", NOISY["group"])
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -75,8 +75,8 @@ def test_joined_streams_get_one_clock_that_only_grows(pieces):
     pts, dts = [], []
     end = None
     for offset, groups in pieces:
-        if end is not None and -TICKS * 6 <= offset - end <= 90_000 * 10:
-            offset = end + TICKS  # less of a break would not be one
+        if end is not None and -90_000 / 4 <= offset - end <= 90_000 * 10:
+            offset = end + TICKS  # less of a break is none
         pts += [offset + tick for tick in shown(groups)]
         dts += [offset + TICKS * number for number in range(10 * groups)]
         end = dts[-1]
