@@ -1,5 +1,6 @@
 """A stretch of a long file: the frames that FFmpeg's own accurate seek gives, without reading all of it."""
 
+import io
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from lvspec_cli.types import VideoLimits, VideoRequest
 from lvspec_cli.video.container import open_video
 from lvspec_cli.video.pool import reading
-from lvspec_cli.video.scan import extent_of, scan_stretch
+from lvspec_cli.video.pyav_frames import PyavReader
+from lvspec_cli.video.scan import extent_of, scan, scan_stretch
 from lvspec_cli.video.survey import SMALL
 from tests.video.clips import make_clip, numbers
 
@@ -115,6 +117,35 @@ def test_a_stretch_costs_by_its_length(folder, name):
     assert timeline.times[0] <= middle
     assert timeline.times[-1] >= middle + 1.0 - 1.5 / rate
     assert len(timeline.stamps) < 3 * rate + 3 * FILES[name].get("group", NOISY["group"])
+
+
+class Counting(io.FileIO):
+    """A file that counts the bytes that are read of it."""
+
+    count = 0
+
+    def read(self, size=-1, /):
+        data = super().read(size)
+        self.count += len(data or b"")
+        return data
+
+
+@pytest.mark.parametrize("name", ["b_frames.ts", "mpeg2.mpg"])
+def test_a_frame_of_a_joined_file_is_found_by_its_place(folder, name):
+    """Its time may be met more than once."""
+    other = make_clip(folder / f"other-{name}", **{**NOISY, **FILES[name], "first": COUNT})
+    path = folder / f"joined-{name}"
+    path.write_bytes(file_in(folder, name).read_bytes() + other.read_bytes())
+    with path.open("rb", buffering=0) as file, open_video(file, path, VideoLimits()) as (container, stream):
+        timeline = scan(container, stream, path)
+    assert (len(timeline.ticks), timeline.pieces) == (2 * COUNT, 2)
+    wanted = [COUNT + 200, 2 * COUNT - 40]
+    with Counting(path) as file, open_video(file, path, VideoLimits()) as (container, stream):
+        frames = list(PyavReader(container, stream, timeline).frames(wanted))
+        assert file.count < path.stat().st_size / 2
+    assert [tick for tick, _ in frames] == [timeline.ticks[ordinal] for ordinal in wanted]
+    pictures = np.stack([frame.to_ndarray(format="rgb24") for _, frame in frames])
+    assert numbers(pictures) == [ordinal % 256 for ordinal in wanted]
 
 
 @pytest.mark.parametrize("name", FILES)
