@@ -25,7 +25,7 @@ from lvspec_cli.video.timeline import UNKNOWN, KeyFrame, Timeline
 _WORTH_A_SEEK = 32  # frames: a seek empties FFmpeg's threads, which takes about as long as they
 _EARLIER = (0, 1, 3, 7)  # key frames before the one that should do, where it does not
 _SECONDS_BACK = (0, 1, 4, 16, 64)  # before a key frame, at which reading may have to begin to meet it
-_BYTES_BACK = (0, 1 << 18, 1 << 22)
+_BYTES_BACK = (0, 1 << 16, 1 << 20, 1 << 23)
 
 
 @dataclass
