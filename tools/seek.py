@@ -4,7 +4,8 @@ A clip of 20 s is made, and its packets are copied to an hour in each container.
 taken of each of ten stretches of ten seconds, which begin between key frames, and 64 of all of it, as `lvspec
 caption` and `lvspec ask` do. lvspec's decoding process runs already, but has seen nothing of the file. All
 read in turns from this process, with the same number of threads, at the size of the file, from the system's
-cache. Peers are asked for the very frames that lvspec takes, and what all give is compared.
+cache. Besides the seconds that passed it tells those that processors worked, which other programs disturb
+less. Peers are asked for the very frames that lvspec takes. What all of them give is held against the clip.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import psutil
 
 from lvspec_cli import __version__
 from lvspec_cli.bench.lines import table
@@ -33,7 +35,7 @@ from tools.hours import KINDS, RATE, SECONDS, long_file, short_clip
 from tools.readers import PEERS, Asked, Got, Open, fault, faults_of, first_line, missing, ours, truth_of
 
 OURS = "lvspec"
-HEADINGS = ("file", "frames taken of it", OURS, *PEERS, "lvspec / fastest peer")
+HEADINGS = ("file", "frames taken of it", OURS, *PEERS, "lvspec / best peer")
 STRETCHES, LENGTH, FRAMES = 10, 10.0, 8  # how many, seconds of each, frames of each
 ALL_FRAMES = 64  # of the whole file
 _PHASE = 0.37  # where in its tenth of the file a stretch begins: between key frames
@@ -61,23 +63,35 @@ class Files:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Seconds: of the clock, and of all processors together."""
+
+    passed: float
+    worked: float
+
+    def __str__(self) -> str:
+        return f"{self.passed:.2f} ({self.worked:.2f})"
+
+
+@dataclass(frozen=True)
 class Row:
     """What one task cost on one kind of file."""
 
     kind: str
     task: str
-    seconds: dict[str, float]  # median of all repeats, by reader
+    costs: dict[str, Cost]  # by reader
     faults: dict[str, str]  # by reader: what is wrong with what it gives
 
     @property
-    def fastest(self) -> float | None:
-        """Seconds of the fastest peer that gives the right frames."""
-        peers = self.seconds.keys() - self.faults.keys() - {OURS}
-        return min((self.seconds[name] for name in peers), default=None)
-
-    @property
-    def ratio(self) -> float | None:
-        return None if self.fastest is None else self.seconds[OURS] / self.fastest
+    def ratio(self) -> Cost | None:
+        """lvspec's cost over the least of the peers that give the right frames, None without one."""
+        peers = [cost for name, cost in self.costs.items() if name != OURS and name not in self.faults]
+        if not peers:
+            return None
+        own = self.costs[OURS]
+        return Cost(
+            own.passed / min(cost.passed for cost in peers), own.worked / min(cost.worked for cost in peers)
+        )
 
 
 @dataclass(frozen=True)
@@ -122,15 +136,28 @@ def tasks(seconds: float) -> tuple[Task, ...]:
     )
 
 
-def run(opened: Open, path: Path, task: Task, threads: int) -> tuple[list[Got], float]:
-    """What was read, and the seconds that it took."""
-    began = time.perf_counter()
+def run(opened: Open, path: Path, task: Task, threads: int) -> tuple[list[Got], Cost]:
+    """What was read, and what that cost."""
+    worked, began = processor_seconds(), time.perf_counter()
     if task.is_kept:
         read = opened(path, threads)
         got = [read(asked) for asked in task.asked]
     else:
         got = [opened(path, threads)(asked) for asked in task.asked]
-    return got, time.perf_counter() - began
+    passed = time.perf_counter() - began
+    return got, Cost(passed, processor_seconds() - worked)
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it has started and that still run."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def typical(costs: Sequence[Cost]) -> Cost:
+    """The medians."""
+    return Cost(median(cost.passed for cost in costs), median(cost.worked for cost in costs))
 
 
 def measure(files: Files, task: Task, readers: Readers, known: dict[str, str], repeats: int) -> Row:
@@ -140,23 +167,23 @@ def measure(files: Files, task: Task, readers: Readers, known: dict[str, str], r
     """
     right = truth_of(files.short, task.asked)
     names = [OURS, *(name for name in readers.peers if name not in known)]
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[Cost]] = {name: [] for name in names}
     faults = dict(known)
     for repeat in range(repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
             opened = readers.open(name)
             try:
-                got, seconds = run(opened, files.path, task, readers.threads)
+                got, cost = run(opened, files.path, task, readers.threads)
             except Exception as error:  # a peer may give up in any way
                 if name == OURS:
                     raise
                 faults[name] = first_line(error)
                 continue
-            found[name].append(seconds)
+            found[name].append(cost)
             if wrong := fault(task.asked, got, right):
                 faults[name] = wrong
-    return Row(files.kind, task.name, {name: median(each) for name, each in found.items() if each}, faults)
+    return Row(files.kind, task.name, {name: typical(each) for name, each in found.items() if each}, faults)
 
 
 def rows_of(files: Files, readers: Readers, repeats: int) -> Iterator[Row]:
@@ -171,12 +198,12 @@ def rows_of(files: Files, readers: Readers, repeats: int) -> Iterator[Row]:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """Seconds, with a star where what was read is wrong, and nothing where a peer is not here."""
+    """What each costs, with a star where what was read is wrong, and nothing where a peer is not here."""
     texts = []
     for name in (OURS, *PEERS):
         mark = "*" if name in row.faults else ""
-        texts.append(f"{row.seconds[name]:.2f}{mark}" if name in row.seconds else mark)
-    return (row.kind, row.task, *texts, "" if row.ratio is None else f"{row.ratio:.2f}")
+        texts.append(f"{row.costs[name]}{mark}" if name in row.costs else mark)
+    return (row.kind, row.task, *texts, "" if row.ratio is None else str(row.ratio))
 
 
 def faults_in(rows: Sequence[Row]) -> Iterator[str]:
@@ -186,7 +213,7 @@ def faults_in(rows: Sequence[Row]) -> Iterator[str]:
         for name, wrong in row.faults.items():
             if (row.kind, name) not in seen:
                 seen.add((row.kind, name))
-                untimed = "" if name in row.seconds else " It was not timed."
+                untimed = "" if name in row.costs else " It was not timed."
                 yield f"\\* {row.kind} by {name}: {wrong}.{untimed}"
 
 
@@ -203,8 +230,8 @@ def report(rows: Sequence[Row], lead: str, absent: dict[str, str]) -> str:
 def lead_of(command: str, threads: int, repeats: int, load: float) -> str:
     """What was measured where, when and how."""
     return (
-        f"Seconds, the median of {repeats} runs in turns, with {threads} decoding threads each, by"
-        f" `{command}`."
+        f"Seconds (and, in brackets, those that processors worked), the median of {repeats} runs in turns,"
+        f" with {threads} decoding threads each, by `{command}`."
         f" {date.today():%Y-%m-%d}, {processor()}, {usable_cores()} cores, load {load:.1f} when it began;"
         f" {', '.join(versions())}."
     )
