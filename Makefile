@@ -38,7 +38,7 @@ test: $(VENV)/installed-dev
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy lvspec_cli tests docs
+	$(BIN)/mypy lvspec_cli tests docs tools
 	$(TESTS)
 
 format: $(VENV)/installed-dev

@@ -36,6 +36,8 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
     assert sum(pair.values()) <= 30e6
     assert sum(sizes.values()) - sum(pair.values()) < 3e6
     assert {name.partition("/")[0] for name in sizes} == {"lvspec_cli", information.partition("/")[0]}
+    assert (ROOT / "tools/seek.py").exists()  # which stays with the developers
+    assert not any(name.startswith(("tools/", "tests/", "docs/")) for name in sizes)
     assert not any(name.endswith(("ruff.toml", ".pyc")) for name in sizes)
     assert information.replace("METADATA", "licenses/LICENSE") in sizes
     assert "License-Expression: Apache-2.0\n" in metadata

@@ -35,6 +35,7 @@ _FALLBACK_RATE = Fraction(25)  # frames per second where neither packets nor hea
 _BACK = (0, 2, 8, 32, 128)  # seconds before a stretch at which a key frame is looked for, in turn
 _FAR = 10**7  # seconds: after the end of any video
 _TAIL = 2  # seconds: longer than frames are decoded before they are shown
+_MOST_TICKS = 1 << 56
 _HEAD_PACKETS = 64  # that show when the first frame is shown
 _SAMPLES = 24  # places in a stream without an index whose times are compared
 
@@ -92,7 +93,10 @@ def scan(container: InputContainer, stream: VideoStream, path: Path) -> Timeline
         error = str(failure.strerror)
     if not found.pts:
         raise damaged("no frame can be read", path)
-    return replace(timeline_of(found.packets(), clock_of(container, stream)), error=error)
+    try:
+        return replace(timeline_of(found.packets(), clock_of(container, stream)), error=error)
+    except OverflowError:
+        raise damaged("its times are beyond reason", path) from None
 
 
 def scan_stretch(
@@ -211,6 +215,11 @@ def _taken(packets: Iterable[Packet[VideoStream]]) -> _Collector:
     return found
 
 
+def _stamp(tick: int | None) -> int:
+    """A time that can be reckoned with; UNKNOWN for what no video could have."""
+    return tick if tick is not None and abs(tick) < _MOST_TICKS else UNKNOWN
+
+
 @dataclass
 class _Collector:
     """What is kept of the packets, in decoding order."""
@@ -231,9 +240,9 @@ class _Collector:
             self.keys.append(len(self.pts))
         if packet.is_corrupt:
             self.corrupt.append(len(self.pts))
-        pts, dts, place = packet.pts, packet.dts, packet.pos
-        self.pts.append(UNKNOWN if pts is None else pts)
-        self.dts.append(UNKNOWN if dts is None else dts)
+        place = packet.pos
+        self.pts.append(_stamp(packet.pts))
+        self.dts.append(_stamp(packet.dts))
         self.sizes.append(packet.size)
         self.positions.append(place if place is not None and place >= 0 else self._last_position())
         self.duration = packet.duration or self.duration
