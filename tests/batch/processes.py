@@ -86,6 +86,7 @@ class Processes:
 
     def __init__(self, forker: subprocess.Popen[str], environment: dict[str, str]) -> None:
         self._forker = forker
+        self.temporary = Path(environment["TMPDIR"])
         self._environment = environment
         self._runs: list[Run] = []
 
@@ -119,8 +120,10 @@ def _tell(forker: subprocess.Popen[str], job: dict[str, Any]) -> str:
 
 @contextmanager
 def processes(home: Path, models: Path) -> Iterator[Processes]:
+    (home / "tmp").mkdir()
     own = {
         "HOME": str(home),
+        "TMPDIR": str(home / "tmp"),
         "XDG_CONFIG_HOME": str(home / "config"),
         "XDG_STATE_HOME": str(home / "state"),
         "LVSPEC_MODELS": str(models),

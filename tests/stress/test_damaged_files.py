@@ -88,7 +88,9 @@ def finished(run: Run) -> tuple[int, int]:
 
 
 def left_behind(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.endswith((".lock", ".tmp"))]
+    """Drafts, locks and what is made in the system's folder for such; torch keeps a folder of its own."""
+    own = ("out.jsonl", "stdout.txt", "stderr.txt")
+    return [path.name for path in folder.iterdir() if path.name not in own and "torch" not in path.name]
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
@@ -96,7 +98,6 @@ def test_every_damaged_file_gets_one_record(
     lvspec: Processes, damaged: Path, tmp_path: Path, decoder: str
 ) -> None:
     flags = ["--frames", 2, "--max-new-tokens", 1, "--decode-workers", 2, "--decode-timeout", 10]
-    before = set(Path("/tmp").iterdir())
     run = lvspec.start(
         tmp_path, "caption", damaged, "--glob", "*", "--out", "out.jsonl", "--decoder", decoder, *flags
     )
@@ -111,7 +112,7 @@ def test_every_damaged_file_gets_one_record(
     assert not [message for message in failures if "the decoder failed" in message]
     assert "Traceback" not in run.stderr
     assert not left_behind(tmp_path)
-    assert set(Path("/tmp").iterdir()) <= before
+    assert not left_behind(lvspec.temporary)
     assert most < MEMORY
 
 
