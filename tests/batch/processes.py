@@ -41,6 +41,7 @@ for line in sys.stdin:
             import resource
             resource.setrlimit(limit, (value, value))
         sys.argv = ["lvspec", *job["arguments"]]
+        exec(job["before"])
         entry()
     print(pid, flush=True)
 """
@@ -90,13 +91,17 @@ class Processes:
         self._environment = environment
         self._runs: list[Run] = []
 
-    def start(self, folder: Path, *arguments: object, limits: tuple[tuple[int, int], ...] = ()) -> Run:
+    def start(
+        self, folder: Path, *arguments: object, limits: tuple[tuple[int, int], ...] = (), before: str = ""
+    ) -> Run:
+        """``before`` is Python that the process runs first: a fault of the system that it will meet."""
         mark = uuid4().hex
         job = {
             "folder": str(folder),
             "arguments": list(map(str, arguments)),
             "environment": {**self._environment, "LVSPEC_TEST_MARK": mark},
             "limits": limits,
+            "before": before,
         }
         self._runs.append(run := Run(self._forker, int(_tell(self._forker, job)), folder, mark))
         return run

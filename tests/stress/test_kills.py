@@ -1,0 +1,89 @@
+"""Processes of every kind ended at random moments: nothing is lost, nothing doubled, nothing left running.
+
+Six kills with two workers; ``LVSPEC_STRESS_KILLS=40`` makes as many, with four workers as well.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.batch.conftest import rows
+from tests.batch.processes import Processes, Run, processes, until
+from tests.conftest import write_video
+
+KILLS = int(os.environ.get("LVSPEC_STRESS_KILLS", "6"))
+WORKERS = (2, 4) if KILLS > 6 else (2,)
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Processes]:
+    with processes(tmp_path_factory.mktemp("home"), tiny_models) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(COUNT):
+        write_video(folder / f"{number:02}.mp4", seconds=0.5)
+    return folder
+
+
+def kind_of(run: Run, pid: int) -> str:
+    if pid == run.pid:
+        return "main"
+    with suppress(OSError):
+        if b"video.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return "decoder"
+    return "worker"
+
+
+def left_running(run: Run) -> list[int]:
+    until(lambda: not run.family(), 10)
+    return run.family()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", WORKERS)
+def test_whoever_is_killed_every_clip_gets_its_row(
+    lvspec: Processes, many: Path, tmp_path: Path, workers: int
+) -> None:
+    dice, out, kills, killed = random.Random(workers), tmp_path / "out.jsonl", 0, set()
+    wanted = ["main", "decoder", "worker"]
+    while kills < KILLS:
+        flags = ("--workers", workers, "--retry-errors", "--max-new-tokens", 8)
+        run = lvspec.start(tmp_path, "caption", many, "--out", out, *flags)
+        time.sleep(dice.uniform(0.0, 12.0))
+        kind = wanted[kills % 3]
+        victims = [pid for pid in run.family() if kind_of(run, pid) == kind]
+        if victims:
+            with suppress(ProcessLookupError):
+                os.kill(dice.choice(victims), signal.SIGKILL)
+                killed.add(kind)
+            kills += 1
+        if kind == "main":
+            run.wait()
+        else:
+            time.sleep(dice.uniform(0.0, 4.0))
+            run.kill(signal.SIGTERM)
+            assert run.wait() in (0, 1, 143)
+        assert not left_running(run)
+        assert "Traceback" not in run.stderr
+        if out.exists():
+            names = [row["file_name"] for row in rows(out)] if out.read_bytes().endswith(b"\n") else []
+            assert len(names) == len(set(names))
+    last = lvspec.start(tmp_path, "caption", many, "--out", out, "--retry-errors", "--max-new-tokens", 8)
+    assert last.wait() == 0
+    assert sorted(row["file_name"] for row in rows(out)) == [f"{number:02}.mp4" for number in range(COUNT)]
+    assert {row["status"] for row in rows(out)} == {"ok"}
+    assert killed >= {"main"}
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".lock", ".tmp"))] == []
