@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli.bench.results import BenchSettings, Block, Environment, Item
 from lvspec_cli.errors import OutputError, UsageError
-from lvspec_cli.output.files import sync_path, unwritable
-from lvspec_cli.output.lock import locked
+from lvspec_cli.output.files import check_still, sync_open, sync_path, unwritable
+from lvspec_cli.output.lock import locked, open_held
 
 SCHEMA: Final = "lvspec.measurements.1"
 FILE_NAME: Final = "measurements.jsonl"
@@ -87,9 +87,10 @@ class Lines(Generic[L]):
     def add(self, line: L) -> None:
         """Keeps a line; it is on the disk when this returns.
 
-        :raises OutputError: it cannot be written.
+        :raises OutputError: it cannot be written, or the file has gone.
         """
         try:
+            check_still(self.path, self._descriptor)
             _append(self._descriptor, line)
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -154,7 +155,7 @@ def lines_of(
     with locked(path):
         whole, held = _kept(path, header, line, difference, redo)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            descriptor = open_held(path)
         except OSError as error:
             raise unwritable(path, error) from error
         try:
@@ -219,4 +220,4 @@ def _append(descriptor: int, line: BaseModel, *, exclude_defaults: bool = True) 
     data = line.model_dump_json(by_alias=True, exclude_defaults=exclude_defaults).encode() + b"\n"
     while data:
         data = data[os.write(descriptor, data) :]
-    os.fsync(descriptor)
+    sync_open(descriptor)

@@ -98,6 +98,14 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path):
         pass
 
 
+def test_measurements_that_are_removed_while_they_are_written_stop_the_run(tmp_path: Path):
+    with journal(tmp_path, HEADER) as kept:
+        kept.add_item(ONE)
+        (tmp_path / FILE_NAME).unlink()
+        with pytest.raises(OutputError, match="was deleted or replaced while it was written"):
+            kept.add_item(TWO)
+
+
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError), journal(tmp_path / "file" / "folder", HEADER):
