@@ -21,8 +21,10 @@ from lvspec_cli.bench.results import BenchSettings, Block, Environment, Item
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.files import check_still, sync_open, sync_path, unwritable
 from lvspec_cli.output.lock import locked, open_held
+from lvspec_cli.output.ours import check_all_ours
 
 SCHEMA: Final = "lvspec.measurements.1"
+MARK: Final = b'{"schema":"lvspec.'  # what a file of lines begins with
 FILE_NAME: Final = "measurements.jsonl"
 
 H = TypeVar("H", bound=BaseModel)  # a file's header
@@ -129,7 +131,7 @@ def journal(folder: Path, header: Header, *, redo: bool = False) -> Iterator[Jou
     """Opens the folder's journal for this process alone, and makes it where there is none.
 
     :param redo: forget what it holds.
-    :raises OutputError: another process is writing it, or it cannot be written.
+    :raises OutputError: another process is writing it, it is another's, or it cannot be written.
     :raises UsageError: it is of another run, and ``redo`` is not set.
     """
     with lines_of(folder / FILE_NAME, header, _Line, _difference, redo=redo) as lines:
@@ -153,6 +155,7 @@ def lines_of(
             f"{folder}: {error.strerror or error}", "name a folder that can be written"
         ) from error
     with locked(path):
+        check_all_ours(folder, {path.name: MARK})
         whole, held = _kept(path, header, line, difference, redo)
         try:
             descriptor = open_held(path)

@@ -131,7 +131,7 @@ def check_still(path: Path, descriptor: int) -> None:
 def _now_at(descriptor: int) -> str:
     """Where the open file is now, on systems that tell."""
     with suppress(OSError):
-        place = os.readlink(f"/proc/self/fd/{descriptor}")
+        place = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         if not place.endswith(" (deleted)"):  # a second name is left, and which is not told
             return f": what it held is in {place}"
     return ", and what it held with it"
