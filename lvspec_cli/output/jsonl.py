@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.output.files import check_still, real_place, replacing, sync_open, sync_path, unwritable
 from lvspec_cli.output.lock import locked, open_held
-from lvspec_cli.output.records import SCHEMA, Record, raw_name, read_record, to_line
+from lvspec_cli.output.records import ODD, SCHEMA, Record, raw_name, read_record, to_line
 
 _HEAD: Final = f'{{"schema": "{SCHEMA}", "key": "'.encode()
 
@@ -244,7 +244,8 @@ def _reason(raw: bytes) -> str:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         words = {"json_invalid": "not JSON", "model_type": "not an object", "missing": f"no {place}"}
-        return words.get(first["type"], f"{place}: {first['msg']}")
+        said = f"{place} {first['msg']}" if first["type"] == ODD else f"{place}: {first['msg']}"
+        return words.get(first["type"], said)
     return ""
 
 
@@ -261,7 +262,7 @@ def _is_torn(raw: bytes, earlier: int) -> bool:
 def _is_json(raw: bytes) -> bool:
     try:
         json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
+from lvspec_cli.output.files import sync_open
 from lvspec_cli.output.jsonl import Kept, RecordFile, prevails, read_records
 from lvspec_cli.output.records import Record, to_line
 from tests.output.rows import caption, failure, room_for
@@ -49,6 +50,14 @@ def path(tmp_path: Path) -> Path:
 
 def lines(*records: Record) -> bytes:
     return b"".join(to_line(record).encode() + b"\n" for record in records)
+
+
+def changed(**facts: Any) -> bytes:
+    """The line of a record of which some facts are others."""
+    line = json.loads(to_line(caption(b"a.mp4")))
+    for part in (line["segment"], line["sampling"]):
+        part |= {name: fact for name, fact in facts.items() if name in part}
+    return json.dumps(line).encode() + b"\n"
 
 
 def appender(path: Path, count: int) -> subprocess.Popen[str]:
@@ -150,6 +159,17 @@ def test_what_a_power_cut_leaves_is_cut_off(path: Path, tail: bytes):
             1,
             "file_name_b64: Value error, Incorrect padding",
         ),
+        (changed(start="NaN"), 1, "segment.start is not a time"),
+        (lines(caption(b"a.mp4")) + changed(start="Infinity"), 2, "segment.start is not a time"),
+        (changed(start=-7195.0), 1, "segment.start is not a time"),
+        (changed(end="Infinity"), 1, "segment.end is not a time"),
+        (changed(end=1e308).replace(b"1e+308", b"1e309"), 1, "segment.end is not a time"),
+        (changed(end=-1), 1, "segment.end is not a time"),
+        (changed(duration="-Infinity"), 1, "sampling.duration is not a time"),
+        (changed(begins="NaN"), 1, "sampling.begins is not a time"),
+        (changed(timestamps=[0.0, "NaN"]), 1, "sampling.timestamps.1 is not a time"),
+        (changed(decoded=2**63), 1, "sampling.decoded is not a count"),
+        (changed(frames_expected=-1), 1, "sampling.frames_expected is not a count"),
     ],
 )
 def test_a_line_that_is_not_a_record_is_named_and_stays(path: Path, content: bytes, line: int, why: str):
@@ -209,6 +229,18 @@ def test_further_fields_are_read_past_and_stay_where_rows_are_rewritten(path: Pa
     with RecordFile.open(path) as file:
         file.remove([rows[1].key])
     assert path.read_bytes() == with_more(rows[0]) + with_more(rows[2])
+
+
+def test_rows_of_unusual_times_are_records(path: Path):
+    """As a jobs file can ask for, and as pictures have that begin before time 0."""
+    path.write_bytes(changed(start=1e15, end=1e308, begins=-0.5, timestamps=[-0.25, 1.0], duration=0.0))
+    (row,) = read_records(path)
+    assert row.segment.end == 1e308
+
+
+def test_a_torn_end_of_endless_brackets_is_passed_over(path: Path):
+    path.write_bytes(lines(caption(b"a.mp4")) + b"[" * 200_000)
+    assert len(list(read_records(path))) == 1
 
 
 def test_a_torn_end_is_passed_over_in_reading(path: Path):
@@ -532,6 +564,17 @@ def test_what_cannot_be_a_file_of_records_is_refused(path: Path, kind: str):
     assert caught.value.remedy
     assert (kind == "no folder") == ("there is no such folder" in caught.value.cause)
     assert not Path("/dev/full.lock").exists()
+
+
+def test_what_cannot_be_synced_is_no_failure():
+    ends = os.pipe()  # as files of some network disks
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(ends[1])
+    sync_open(ends[1])
+    for end in ends:
+        os.close(end)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        sync_open(ends[1])
 
 
 @given(st.text(st.characters(exclude_categories=())))
