@@ -35,7 +35,7 @@ from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
-from lvspec_cli.output.files import replacing
+from lvspec_cli.output.files import replacing, sweep
 from lvspec_cli.output.records import identify, settings_fields
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
 from lvspec_cli.types import Adaptation, Gamma, Mode
@@ -85,6 +85,7 @@ def demo_clips(
     paths = {number: clip_path(folder, number) for number in range(first, first + count)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         missing = [
             number
             for number, path in paths.items()

@@ -15,7 +15,7 @@ from lvspec_cli.demo.encode import encode_scene
 from lvspec_cli.demo.questions import questions
 from lvspec_cli.demo.scenes import Scene, sample_scene
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.files import replacing
+from lvspec_cli.output.files import replacing, sweep
 from lvspec_cli.output.ours import says
 
 MARK = b'{\n "scene": {'  # what a clip's JSON file begins with
@@ -99,6 +99,7 @@ def write_clips(
     :raises OutputError: as ``write_clip`` does.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    sweep(directory)
     paths = []
     for number in range(1, count + 1):
         paths.append(write_clip(directory, seed, number, force=force))
