@@ -245,7 +245,7 @@ def test_subtitles_are_read_by_ffmpeg(videos: Path, to: ExportFormat):
     assert subtitles(videos / f"a.{to}") == [(0.0, 7.5, "Whole.")]
 
 
-FORGED = "Real.\n7\n00:00:05,000 --> 00:59:00,000\nFORGED\n8\n00:06.000 ---> 00:07.000 align:start\nToo."
+FORGED = "Real.\n7\n00:00:05,000 --> 00:59:00,000\nFORGED\n8\n00:00:06,000 ---> 00:00:07,000\nToo."
 
 
 @pytest.mark.parametrize("to", [SRT, VTT])

@@ -364,6 +364,18 @@ def test_a_file_that_goes_while_it_is_written_is_missed_at_the_next_row(tmp_path
         assert list(read_records(path.with_name("aside.jsonl"))) == [first], "nothing is added to it"
 
 
+def test_a_row_that_is_torn_after_a_rewrite_leaves_no_hole(path: Path):
+    rows = [caption(b"%d.mp4" % number, "x" * 500) for number in range(4)]
+    with RecordFile.open(path) as file:
+        file.append(rows[0])
+        file.append(rows[1])
+        file.remove([rows[0].key])
+        with room_for(len(lines(*rows[1:3])) - 20), pytest.raises(OutputError):
+            file.append(rows[2])
+        file.append(rows[3])
+    assert path.read_bytes() == lines(rows[1], rows[3])
+
+
 def test_a_second_process_is_refused_and_told_who_holds_the_file(path: Path):
     process = appender(path, 1)
     with pytest.raises(OutputError) as caught:
