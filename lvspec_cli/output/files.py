@@ -80,7 +80,7 @@ def _draft_beside(path: Path) -> tuple[Path, BinaryIO]:
         draft = path.with_name(f".lvspec-{secrets.token_hex(6)}.tmp")
         stream = draft.open("xb")
         with suppress(OSError):  # a disk that cannot lock: there nothing is swept
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX)  # waits for a sweep to have looked
         if is_still(draft, stream.fileno()):
             return draft, stream
         stream.close()  # swept before it was held
