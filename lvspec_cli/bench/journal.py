@@ -19,10 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli.bench.results import BenchSettings, Block, Environment, Item
 from lvspec_cli.errors import OutputError, UsageError
-from lvspec_cli.output.files import sync_path, unwritable
-from lvspec_cli.output.lock import locked
+from lvspec_cli.output.files import check_still, sync_open, sync_path, unwritable
+from lvspec_cli.output.lock import locked, open_held
+from lvspec_cli.output.ours import check_all_ours
 
 SCHEMA: Final = "lvspec.measurements.1"
+MARK: Final = b'{"schema":"lvspec.'  # what a file of lines begins with
 FILE_NAME: Final = "measurements.jsonl"
 
 H = TypeVar("H", bound=BaseModel)  # a file's header
@@ -87,9 +89,10 @@ class Lines(Generic[L]):
     def add(self, line: L) -> None:
         """Keeps a line; it is on the disk when this returns.
 
-        :raises OutputError: it cannot be written.
+        :raises OutputError: it cannot be written, or the file has gone.
         """
         try:
+            check_still(self.path, self._descriptor)
             _append(self._descriptor, line)
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -128,7 +131,7 @@ def journal(folder: Path, header: Header, *, redo: bool = False) -> Iterator[Jou
     """Opens the folder's journal for this process alone, and makes it where there is none.
 
     :param redo: forget what it holds.
-    :raises OutputError: another process is writing it, or it cannot be written.
+    :raises OutputError: another process is writing it, it is another's, or it cannot be written.
     :raises UsageError: it is of another run, and ``redo`` is not set.
     """
     with lines_of(folder / FILE_NAME, header, _Line, _difference, redo=redo) as lines:
@@ -152,9 +155,10 @@ def lines_of(
             f"{folder}: {error.strerror or error}", "name a folder that can be written"
         ) from error
     with locked(path):
+        check_all_ours(folder, {path.name: MARK})
         whole, held = _kept(path, header, line, difference, redo)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            descriptor = open_held(path)
         except OSError as error:
             raise unwritable(path, error) from error
         try:
@@ -219,4 +223,4 @@ def _append(descriptor: int, line: BaseModel, *, exclude_defaults: bool = True) 
     data = line.model_dump_json(by_alias=True, exclude_defaults=exclude_defaults).encode() + b"\n"
     while data:
         data = data[os.write(descriptor, data) :]
-    os.fsync(descriptor)
+    sync_open(descriptor)

@@ -44,6 +44,7 @@ from lvspec_cli.output.files import replacing
 from lvspec_cli.types import TokenKind
 
 FILE_NAME = "report.html"
+MARK = b"<title>lvspec bench"
 EXAMPLES = 4
 
 

@@ -17,11 +17,14 @@ from pydantic import TypeAdapter
 from lvspec_cli.bench.contrast import contrasts
 from lvspec_cli.bench.environment import environment_of
 from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.journal import FILE_NAME as JOURNAL_NAME
+from lvspec_cli.bench.journal import MARK as JOURNAL_MARK
 from lvspec_cli.bench.journal import Header, digest_of, journal
 from lvspec_cli.bench.lines import markdown
 from lvspec_cli.bench.measure import Plan, Progress
 from lvspec_cli.bench.remote import measuring
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
+from lvspec_cli.bench.report import MARK as REPORT_MARK
 from lvspec_cli.bench.report import report, write_report
 from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, Variant, to_json
 from lvspec_cli.bench.rules import rule_fields
@@ -32,7 +35,7 @@ from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
-from lvspec_cli.output.files import replacing
+from lvspec_cli.output.files import replacing, sweep
 from lvspec_cli.output.records import identify, settings_fields
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
 from lvspec_cli.types import Adaptation, Gamma, Mode
@@ -40,6 +43,12 @@ from lvspec_cli.types import Adaptation, Gamma, Mode
 _ADAPTATION = TypeAdapter(Adaptation)
 
 MARKDOWN_NAME = "results.md"
+MARKS = {
+    FILE_NAME: b'"schema": "lvspec.bench.',
+    MARKDOWN_NAME: b"# lvspec bench",
+    REPORT_NAME: REPORT_MARK,
+    JOURNAL_NAME: JOURNAL_MARK,
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ def demo_clips(
     paths = {number: clip_path(folder, number) for number in range(first, first + count)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         missing = [
             number
             for number, path in paths.items()

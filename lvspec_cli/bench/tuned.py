@@ -14,12 +14,14 @@ from lvspec_cli.bench.lines import contrast_table, number, retention, table
 from lvspec_cli.bench.lines import rows as report_rows
 from lvspec_cli.bench.relevance import LAYERED
 from lvspec_cli.bench.rules import NO_LIMIT, as_yaml
-from lvspec_cli.bench.tune import Tried, Tuned, TuneJob
+from lvspec_cli.bench.tune import CALIBRATION, Tried, Tuned, TuneJob
 from lvspec_cli.registry import Pair
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import RoundCosts
 
 MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
+MARK = "# lvspec tune"
+MARKS = {**dict.fromkeys((MODELS, RULES, MARKDOWN), MARK.encode()), CALIBRATION: b'"asked":'}
 HEADINGS = (
     "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "in a row",
     "in window", "rate", "clips", "accepted length", "predicted", "kept",
@@ -58,7 +60,7 @@ def rules_yaml(tuned: Tuned) -> str:
 
 
 def _dump(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
+    return f"{MARK}\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def tried_rows(tuned: Tuned) -> list[tuple[str, ...]]:
@@ -123,7 +125,7 @@ def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
 
 def markdown(job: TuneJob, tuned: Tuned) -> str:
     """``tuning.md``: all settings that were tried, and the report's rows."""
-    lines = ["# lvspec tune", "", *table(HEADINGS, tried_rows(tuned)), ""]
+    lines = [MARK, "", *table(HEADINGS, tried_rows(tuned)), ""]
     if tuned.results is not None:
         lines += ["On the other clips:", "", *table(REPORTED, report_rows(tuned.results)), ""]
         lines += contrast_table(tuned.results)

@@ -115,17 +115,19 @@ def ask(
 
 @contextmanager
 def _tracing(file: Path | None, video: Path) -> Iterator[Trace | None]:
-    """Opens the trace before anything slow begins, and never over the video."""
+    """Opens the trace before anything slow begins, and never over the video, or what else is no trace."""
     if file is None:
         yield None
         return
-    from lvspec_cli.output.trace import trace_line
+    from lvspec_cli.output.ours import check_ours
+    from lvspec_cli.output.trace import MARK, trace_line
 
     def explained(error: OSError) -> OutputError:
         return OutputError(f"{file}: {error.strerror or error}", "name a file that can be written")
 
     if file.exists() and video.exists() and file.samefile(video):
         raise UsageError(f"{file}: --trace would overwrite the video", "name another file")
+    check_ours(file, MARK, "name another file, or remove this one")
     try:
         stream = file.open("w", encoding="utf-8", buffering=1)
     except OSError as error:

@@ -85,6 +85,8 @@ def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
         try:
             _run(job, left, rows, given, stop, outcome)
         finally:
+            if isinstance(rows, RecordFile):
+                rows.check()  # rows that have gone are not summed up
             if not given["quiet"]:
                 _summarise(job, left, outcome)
         if job.base.audit and not given["quiet"]:

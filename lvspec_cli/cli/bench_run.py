@@ -15,7 +15,7 @@ from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.modes import ALL_MODES, parse_gammas, parse_modes, variants_of
 from lvspec_cli.bench.results import Results
 from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
-from lvspec_cli.bench.run import BenchJob, demo_clips, run_bench
+from lvspec_cli.bench.run import MARKS, BenchJob, demo_clips, run_bench
 from lvspec_cli.cli.pairs import chosen_pair, tell
 from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
@@ -23,6 +23,7 @@ from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.cli.signals import Stop
 from lvspec_cli.demo.evaluate import HELD_OUT_SEED
 from lvspec_cli.errors import UsageError
+from lvspec_cli.output.ours import check_all_ours
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 from lvspec_cli.ui.bench import plain_results, result_tables
@@ -62,7 +63,9 @@ def read_job(given: Mapping[str, Any], progress: PlainProgress | None) -> BenchJ
 
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to measure.
+    :raises OutputError: files of others have the names of the results.
     """
+    check_all_ours(given["out"], MARKS)
     name, pair, note = chosen_pair(given)
     if given["processes"] > 1 and not given["texts_only"]:
         raise UsageError("--processes would spoil what is timed", "add --texts-only, or leave it out")

@@ -15,6 +15,9 @@ from lvspec_cli.errors import OutputError
 LABEL = "writing clips"
 Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write.")]
 Count = Annotated[int, typer.Option("--count", min=1, max=9999, metavar="N", help="How many clips.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace files of the same names that lvspec did not write.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Another seed, other clips.")]
 
 
@@ -22,6 +25,7 @@ def demo(
     directory: Directory = Path("lvspec-demo"),
     count: Count = 4,
     seed: Seed = 0,
+    force: Force = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -36,7 +40,11 @@ def demo(
             progress.begin(LABEL)
         try:
             paths = write_clips(
-                directory, count, seed, lambda done, total: progress.advance(LABEL, done, total)
+                directory,
+                count,
+                seed,
+                lambda done, total: progress.advance(LABEL, done, total),
+                force=force,
             )
         except OSError as error:
             raise OutputError(

@@ -28,8 +28,9 @@ def export(
         ExportFormat,
         typer.Option(
             "--to",
-            help="txt: a file a caption; srt, vtt: a file a video; csv, parquet: a table; videofolder: "
-            "metadata.jsonl of a Hugging Face VideoFolder; musubi: JSONL of musubi-tuner.",
+            help="txt: a file a caption; srt, vtt: a file a video; csv, parquet: a table (csv with an "
+            "apostrophe before texts that would be formulas); videofolder: metadata.jsonl of a Hugging Face "
+            "VideoFolder; musubi: JSONL of musubi-tuner.",
         ),
     ],
     videos: Annotated[

@@ -11,6 +11,7 @@ from typing import Any
 
 from lvspec_cli.bench.environment import environment_of
 from lvspec_cli.bench.items import BenchClip, clips_of
+from lvspec_cli.bench.journal import MARK as LINES_MARK
 from lvspec_cli.bench.relevance import (
     FILE_NAME,
     SCHEMES,
@@ -18,7 +19,10 @@ from lvspec_cli.bench.relevance import (
     separate,
     to_json,
 )
+from lvspec_cli.bench.relevance_measure import FILE_NAME as CAPTIONS_NAME
 from lvspec_cli.bench.relevance_measure import Header, captions_of, measure_relevance
+from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
+from lvspec_cli.bench.report import MARK as REPORT_MARK
 from lvspec_cli.bench.report import write_report
 from lvspec_cli.bench.run import demo_clips
 from lvspec_cli.cli.pairs import chosen_pair, tell
@@ -27,6 +31,7 @@ from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import OutputError
 from lvspec_cli.output.files import replacing
+from lvspec_cli.output.ours import check_all_ours
 from lvspec_cli.output.records import settings_fields
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
 from lvspec_cli.types import DecodeSettings, Looseness, Mode, RelevanceName, RuleSettings, VideoRequest
@@ -34,6 +39,11 @@ from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.relevance import plain_schemes, scheme_table
 
 DEMO_CLIPS = 20
+MARKS = {
+    FILE_NAME: b'"schema": "lvspec.relevance.',
+    REPORT_NAME: REPORT_MARK,
+    CAPTIONS_NAME: LINES_MARK,
+}
 LABELS = ("drawing clips", "captioning and scoring")
 
 
@@ -67,6 +77,7 @@ def relevance_all(given: Mapping[str, Any]) -> int:
 
 
 def _measured(given: Mapping[str, Any], progress: PlainProgress | None) -> RelevanceResults:
+    check_all_ours(given["out"], MARKS)
     name, pair, note = chosen_pair(given)
     request = AskRequest(
         video=video_request({**given, "video": ""}, pair.defaults),

@@ -12,7 +12,7 @@ from typing import Any
 from lvspec_cli.bench.measure import Progress
 from lvspec_cli.bench.modes import parse_gammas
 from lvspec_cli.bench.tune import Tuned, TuneJob, tune
-from lvspec_cli.bench.tuned import MARKDOWN, MODELS, RULES, markdown, models_yaml, notes, rules_yaml
+from lvspec_cli.bench.tuned import MARKDOWN, MARKS, MODELS, RULES, markdown, models_yaml, notes, rules_yaml
 from lvspec_cli.cli.bench_run import chosen_clips
 from lvspec_cli.cli.pairs import chosen_pair, tell
 from lvspec_cli.cli.questions import checked_text
@@ -21,6 +21,7 @@ from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
 from lvspec_cli.output.files import replacing
+from lvspec_cli.output.ours import check_all_ours
 from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
 from lvspec_cli.registry import Pair
 from lvspec_cli.types import Looseness, Mode, RelevanceName, RuleSettings
@@ -62,7 +63,9 @@ def read_job(given: Mapping[str, Any], name: str, pair: Pair, progress: PlainPro
 
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to measure.
+    :raises OutputError: files of others have the names of the results.
     """
+    check_all_ours(given["out"], MARKS)
     least = given["min_fidelity"]
     if not 0 < least <= 100:
         raise UsageError(f"--min-fidelity {least:g} is out of range", "give per cent: above 0, 100 at most")

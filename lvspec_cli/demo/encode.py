@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -11,13 +12,15 @@ from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import Scene
 
 
-def encode_scene(scene: Scene, path: Path, *, quality: int = 23, size: tuple[int, int] | None = None) -> None:
+def encode_scene(
+    scene: Scene, to: Path | BinaryIO, *, quality: int = 23, size: tuple[int, int] | None = None
+) -> None:
     """Write the scene as H.264 in mp4 at its own size and frame rate. ``quality`` is x264's crf.
 
     :param size: to enlarge the pictures to, (width, height), even.
     """
     count = max(1, round(scene.duration * scene.frame_rate))
-    with av.open(str(path), "w", format="mp4") as container:
+    with av.open(str(to) if isinstance(to, Path) else to, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=scene.frame_rate)
         stream.width, stream.height = size or (scene.width, scene.height)
         stream.pix_fmt = "yuv420p"

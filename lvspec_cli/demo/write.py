@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ from lvspec_cli.demo.captions import caption
 from lvspec_cli.demo.encode import encode_scene
 from lvspec_cli.demo.questions import questions
 from lvspec_cli.demo.scenes import Scene, sample_scene
+from lvspec_cli.errors import OutputError
+from lvspec_cli.output.files import replacing, sweep
+from lvspec_cli.output.ours import says
+
+MARK = b'{\n "scene": {'  # what a clip's JSON file begins with
 
 
 def scene_of(seed: int, number: int) -> tuple[Scene, random.Random]:
@@ -43,27 +50,59 @@ def clip_path(directory: Path, number: int) -> Path:
     return directory / f"clip_{number:04d}.mp4"
 
 
-def write_clip(directory: Path, seed: int, number: int) -> Path:
-    """Write one clip, then its JSON file: where that is, the clip is whole."""
+def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) -> Path:
+    """Write one clip, then its JSON file: where that is, the clip is whole.
+
+    A clip whose JSON file says that lvspec drew it gives way to another.
+
+    :raises OutputError: there is another file of the same name (unless ``force``), or it cannot be written.
+    """
     scene, rng = scene_of(seed, number)
-    path = clip_path(directory, number)
-    encode_scene(scene, path)
+    video = BytesIO()
+    encode_scene(scene, video)
     text = json.dumps(describe(scene, rng), indent=1, ensure_ascii=False)
-    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    path = clip_path(directory, number)
+    facts = path.with_suffix(".json")
+    missing = {
+        file: content
+        for file, content in ((path, video.getvalue()), (facts, text.encode() + b"\n"))
+        if not (file.is_file() and file.read_bytes() == content)
+    }
+    if not force and not says(facts, MARK):
+        _refuse_others(missing)
+    for file, content in missing.items():
+        with replacing(file, sync=False) as stream:
+            stream.write(content)
     return path
 
 
+def _refuse_others(files: Iterable[Path]) -> None:
+    for file in files:
+        if os.path.lexists(file):
+            raise OutputError(
+                f"{file} was not written by lvspec, and is left alone",
+                "name another folder, or move it away; `lvspec demo --force` replaces it",
+            )
+
+
 def write_clips(
-    directory: Path, count: int, seed: int, progress: Callable[[int, int], None] | None = None
+    directory: Path,
+    count: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    force: bool = False,
 ) -> list[Path]:
     """Write ``clip_0001.mp4`` … with ``clip_0001.json`` … beside them; a seed gives the same clips each time.
 
-    Raises ``OSError`` when the directory cannot be written.
+    :raises OSError: the directory cannot be made or read.
+    :raises OutputError: as ``write_clip`` does.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    sweep(directory)
     paths = []
     for number in range(1, count + 1):
-        paths.append(write_clip(directory, seed, number))
+        paths.append(write_clip(directory, seed, number, force=force))
         if progress is not None:
             progress(number, count)
     return paths

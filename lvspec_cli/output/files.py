@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from lvspec_cli.errors import OutputError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DRAFT = re.compile(r"\.lvspec-[0-9a-f]{12}\.tmp")
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
@@ -52,32 +55,101 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     :param sync: wait until it outlasts a power cut. For many files one ``os.sync`` at the end is far quicker.
     :raises OutputError: it cannot be written.
     """
-    # The name does not grow with the file's own, which may be as long as the file system allows.
-    draft = path.with_name(f".lvspec-{secrets.token_hex(6)}.tmp")
     try:
-        with draft.open("xb") as stream:
+        with ExitStack() as held:
+            draft, stream = _draft_beside(path)
+            held.callback(draft.unlink, missing_ok=True)
+            held.enter_context(stream)
             if path.exists():
                 os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
             yield stream
             stream.flush()
             if sync:
-                os.fsync(stream.fileno())
-        draft.replace(path)
-        if sync:
-            sync_path(path.parent)
+                sync_open(stream.fileno())
+            draft.replace(path)  # before it is closed: a draft that nobody holds is swept
+            if sync:
+                sync_path(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _draft_beside(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file in the same folder, held as long as it is open."""
+    while True:
+        # The name does not grow with the file's own, which may be as long as the file system allows.
+        draft = path.with_name(f".lvspec-{secrets.token_hex(6)}.tmp")
+        stream = draft.open("xb")
+        with suppress(OSError):  # a disk that cannot lock: there nothing is swept
+            fcntl.flock(stream, fcntl.LOCK_EX)  # waits for a sweep to have looked
+        if is_still(draft, stream.fileno()):
+            return draft, stream
+        stream.close()  # swept before it was held
+
+
+def sweep(folder: Path) -> None:
+    """Removes the drafts of ``replacing`` that killed processes left; one that is being written is held."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        left = [Path(entry) for entry in entries if _DRAFT.fullmatch(entry.name)]
+        for draft in left:
+            with suppress(OSError):
+                _sweep_one(draft)
+
+
+def _sweep_one(draft: Path) -> None:
+    descriptor = os.open(draft, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_still(draft, descriptor):
+            draft.unlink()
     finally:
-        draft.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether the open file still has this name: it may have been removed, moved or replaced."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def check_still(path: Path, descriptor: int) -> None:
+    """:raises OutputError: what was written to the open file is not to be found under its name any more."""
+    if is_still(path, descriptor):
+        return
+    if os.fstat(descriptor).st_nlink == 0:
+        raise OutputError(
+            f"{path} was deleted or replaced while it was written, and what it held is lost",
+            "run the same again: what is missing is done again",
+        )
+    raise OutputError(
+        f"{path} was moved while it was written{_now_at(descriptor)}",
+        "move it back, then run the same again: what is missing is done again",
+    )
+
+
+def _now_at(descriptor: int) -> str:
+    """Where the open file is now, on systems that tell."""
+    with suppress(OSError):
+        place = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if not place.endswith(" (deleted)"):  # a second name is left, and which is not told
+            return f": what it held is in {place}"
+    return ", and what it held with it"
 
 
 def sync_path(path: Path) -> None:
     """Makes a file, or the entries of a folder, outlast a power cut, where the file system can."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        sync_open(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_open(descriptor: int) -> None:
+    """The same of what is open."""
+    try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
-    finally:
-        os.close(descriptor)

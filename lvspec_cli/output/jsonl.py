@@ -5,6 +5,7 @@ A row is written, flushed and synced before the next one begins, so that only th
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
@@ -17,9 +18,9 @@ from typing import BinaryIO, Final, Self
 from pydantic import ValidationError
 
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
-from lvspec_cli.output.files import real_place, replacing, sync_path, unwritable
-from lvspec_cli.output.lock import locked
-from lvspec_cli.output.records import SCHEMA, Record, raw_name, read_record, to_line
+from lvspec_cli.output.files import check_still, real_place, replacing, sync_open, sync_path, unwritable
+from lvspec_cli.output.lock import locked, open_held
+from lvspec_cli.output.records import ODD, SCHEMA, Record, raw_name, read_record, to_line
 
 _HEAD: Final = f'{{"schema": "{SCHEMA}", "key": "'.encode()
 
@@ -127,7 +128,7 @@ class RecordFile:
         path = real_place(path, "name a file, or send the records to stdout with --out -")
         with ExitStack() as held, _explained(path):
             held.enter_context(locked(path))
-            file = cls(path, _open(path))
+            file = cls(path, open_held(path))
             held.callback(lambda: os.close(file._descriptor))
             file._load()
             sync_path(path.parent)
@@ -137,9 +138,10 @@ class RecordFile:
     def append(self, record: Record) -> None:
         """Writes one row, which is on the disk when this returns.
 
-        :raises OutputError: it could not be written; the rows before it stand.
+        :raises OutputError: it could not be written; the rows before it stand. Or the file has gone.
         """
         with _explained(self.path):
+            check_still(self.path, self._descriptor)
             try:
                 self._cut()
                 self._torn_at = os.fstat(self._descriptor).st_size
@@ -159,15 +161,25 @@ class RecordFile:
         gone = self.kept.keys() & set(keys)
         if not gone:
             return
-        with _explained(self.path):
+        with _explained(self.path), ExitStack() as undo:
+            check_still(self.path, self._descriptor)
             with replacing(self.path) as copy, self.path.open("rb") as stream:
                 for row in read_rows(stream):
                     if row.record is not None and row.record.key not in gone:
                         copy.write(row.raw)
-            old, self._descriptor = self._descriptor, _open(self.path)
+                new = os.dup(copy.fileno())  # the copy is held, and stays so under its new name
+                undo.callback(os.close, new)
+                fcntl.fcntl(new, fcntl.F_SETFL, os.O_APPEND)
+            undo.pop_all()
+            old, self._descriptor = self._descriptor, new
         os.close(old)
         for key in gone:
             del self.kept[key]
+
+    def check(self) -> None:
+        """:raises OutputError: the file was removed, moved or replaced, and the rows with it."""
+        with _explained(self.path):
+            check_still(self.path, self._descriptor)
 
     def close(self) -> None:
         self._held.close()
@@ -197,7 +209,7 @@ class RecordFile:
     def _write(self, data: bytes) -> None:
         while data:
             data = data[os.write(self._descriptor, data) :]
-        os.fsync(self._descriptor)
+        sync_open(self._descriptor)
 
     def _cut(self) -> None:
         if self._torn_at is not None:
@@ -213,10 +225,6 @@ def _explained(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}, {error}", "name another file, or mend that line") from error
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _parsed(raw: bytes) -> Record | None:
@@ -236,7 +244,8 @@ def _reason(raw: bytes) -> str:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         words = {"json_invalid": "not JSON", "model_type": "not an object", "missing": f"no {place}"}
-        return words.get(first["type"], f"{place}: {first['msg']}")
+        said = f"{place} {first['msg']}" if first["type"] == ODD else f"{place}: {first['msg']}"
+        return words.get(first["type"], said)
     return ""
 
 
@@ -253,7 +262,7 @@ def _is_torn(raw: bytes, earlier: int) -> bool:
 def _is_json(raw: bytes) -> bool:
     try:
         json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -6,64 +6,85 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.files import unwritable
+from lvspec_cli.output.files import is_still, sweep, unwritable
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds ``path`` for this process alone, through a lock on ``<name>.lock`` beside it.
 
-    A lock file that a killed process left is no obstacle: the system freed its lock.
+    A lock file that a killed process left is no obstacle: the system freed its lock. Its drafts are removed.
 
     :raises OutputError: another process holds it (the cause says which), or it cannot be locked.
     """
     beside = path.with_name(path.name + ".lock")
-    descriptor = _take(path, beside)
     try:
+        descriptor = _held(beside, _open_lock, path, _holder)
+    except OSError as error:
+        raise unwritable(beside, error) from error
+    try:
+        with suppress(OSError):  # a full disk, another's file: the lock holds without a name on it
+            _sign(descriptor)
+        sweep(path.parent)
         yield
     finally:
         # Removed before it is freed: whoever opened the old file finds that it has gone, and tries again.
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # in another's folder: it stays, and is no obstacle
+            beside.unlink()
         os.close(descriptor)
 
 
-def _take(path: Path, beside: Path) -> int:
+def open_held(path: Path) -> int:
+    """Opens a file to append to, makes it where there is none, and holds it itself for this process alone.
+
+    That goes beyond ``locked`` where the file has a second name, or its lock file was removed.
+
+    :raises OSError: it cannot be opened.
+    :raises OutputError: another process holds it, or it cannot be locked.
+    """
+    return _held(path, _open_output, path, lambda descriptor: "another process, maybe under another name")
+
+
+def _held(file: Path, opening: Callable[[Path], int], path: Path, holder: Callable[[int], str]) -> int:
+    """``file``, opened and locked, for the sake of ``path``."""
     while True:
-        try:
-            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise unwritable(beside, error) from error
+        descriptor = opening(file)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(beside, descriptor):
-                with suppress(OSError):  # a full disk: the lock holds without a name on it
-                    _sign(descriptor)
+            if is_still(file, descriptor):
                 return descriptor
         except BlockingIOError:
-            holder = _holder(descriptor)
+            said = holder(descriptor)
             os.close(descriptor)
             raise OutputError(
-                f"{path} is being written by {holder}", "wait for its end, or name another file"
+                f"{path} is being written by {said}", "wait for its end, or name another file"
             ) from None
         except OSError as error:
             os.close(descriptor)
             raise OutputError(
-                f"{beside} cannot be locked: {error.strerror}", "write to a disk that can lock files"
+                f"{file} cannot be locked: {error.strerror}", "write to a disk that can lock files"
             ) from error
         os.close(descriptor)
 
 
-def _is_still(beside: Path, descriptor: int) -> bool:
+def _open_output(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _open_lock(beside: Path) -> int:
+    kept = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.path.samestat(beside.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        return os.open(beside, os.O_RDWR | os.O_CREAT | kept, 0o666)
+    except PermissionError:
+        with suppress(OSError):  # left by another user: what can be read can be locked
+            return os.open(beside, os.O_RDONLY | kept)
+        raise
 
 
 def _sign(descriptor: int) -> None:

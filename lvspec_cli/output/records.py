@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic_core import PydanticCustomError
 
 from lvspec_cli import __version__
 from lvspec_cli.types import (
@@ -26,17 +28,41 @@ from lvspec_cli.types import (
 
 SCHEMA: Final = "lvspec.record.1"
 SAMPLE_BYTES = 64 * 1024
+ODD: Final = "odd"  # the type of the errors of values that no record has
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
+def _moment(value: float) -> float:
+    if not math.isfinite(value):
+        raise PydanticCustomError(ODD, "is not a time")
+    return value
+
+
+def _time(value: float) -> float:
+    if value < 0:
+        raise PydanticCustomError(ODD, "is not a time")
+    return _moment(value)
+
+
+def _count(value: int) -> int:
+    if not 0 <= value < 2**63:  # as tables hold it
+        raise PydanticCustomError(ODD, "is not a count")
+    return value
+
+
+Moment = Annotated[float, AfterValidator(_moment)]  # seconds of a clock that may have begun later
+Time = Annotated[float, AfterValidator(_time)]  # seconds from a beginning
+Count = Annotated[int, AfterValidator(_count)]
+
+
 class Segment(_Part):
     """Seconds of the file's clock; ``end`` is null where the end of the video is meant."""
 
-    start: float
-    end: float | None
+    start: Time
+    end: Time | None
 
 
 class Failure(_Part):
@@ -58,11 +84,11 @@ class Sampling(_Part):
     """What was asked of the video and what was taken. Sizes in pixels, times in seconds."""
 
     requested: Requested
-    duration: float | None = None  # of the file's clock, to the end of the last frame
-    begins: float | None = None  # when the picture begins: the sound may begin earlier
-    frames_expected: int | None = None
-    decoded: int | None = None
-    timestamps: tuple[float, ...] | None = None
+    duration: Moment | None = None  # of the file's clock, to the end of the last frame
+    begins: Moment | None = None  # when the picture begins: the sound may begin earlier
+    frames_expected: Count | None = None
+    decoded: Count | None = None
+    timestamps: tuple[Moment, ...] | None = None
     width: int | None = None
     height: int | None = None
     visual_tokens: int | None = None
@@ -73,7 +99,7 @@ class Sampling(_Part):
 class Stats(_Part):
     """Counts and seconds of one answer (DESIGN.md, section 2)."""
 
-    output_tokens: int
+    output_tokens: Count
     rounds: int
     drafted: int
     accepted_exact: int

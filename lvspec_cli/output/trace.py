@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from lvspec_cli.types import Round, TokenKind
+
+MARK: Final = b'{"question": 1, "round": '  # what a trace begins with
 
 
 def trace_row(question: int, number: int, done: Round, word: Callable[[int], str]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import re
 
 from lvspec_cli.errors import UsageError
 
-_TIME = re.compile(r"(?:(?:(?P<hours>\d+):)?(?P<minutes>\d+):)?(?P<seconds>\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+_TIME = re.compile(
+    r"(?:(?:(?P<hours>\d{1,9}):)?(?P<minutes>\d{1,9}):)?(?P<seconds>\d{1,15}(?:\.\d*)?|\.\d+)", re.ASCII
+)
 
 
 def parse_time(text: str) -> float:

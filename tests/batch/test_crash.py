@@ -140,6 +140,37 @@ def test_a_full_disk_stops_with_one_error_and_keeps_the_rows(
     assert_complete(out)
 
 
+@pytest.mark.parametrize("fate", ["deleted", "moved", "replaced"])
+def test_a_file_that_goes_while_it_is_written_stops_the_run_and_nothing_is_claimed(
+    lvspec: Processes, many: Path, tmp_path: Path, fate: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    out, aside = tmp_path / "folder" / "out.jsonl", tmp_path / "aside.jsonl"
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, "--to", "csv")
+    assert until(lambda: whole_rows(out) >= 2)
+    if fate == "moved":
+        out.rename(aside)
+    elif fate == "replaced":
+        aside.touch()
+        aside.replace(out)
+    else:
+        out.unlink()
+    assert run.wait() == 5
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    said = f"moved while it was written: what it held is in {aside}" if fate == "moved" else "is lost"
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "what is missing is done again" in run.stderr
+    assert "captioned" not in run.stderr
+    assert "records: " not in run.stderr
+    assert not list(tmp_path.rglob("*.csv"))
+    assert (whole_rows(aside) >= 2) == (fate == "moved")
+    if fate == "moved":
+        aside.rename(out)
+    assert lvspec.start(tmp_path, "caption", many, "--out", out).wait() == 1
+    assert_complete(out)
+
+
 def test_a_second_run_on_the_same_file_is_refused(lvspec: Processes, many: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out.jsonl", tmp_path / "other"
     other.mkdir()

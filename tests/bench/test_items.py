@@ -168,6 +168,14 @@ def test_only_clips_that_are_missing_are_drawn(tmp_path: Path):
     assert first[1].with_suffix(".json").is_file()
 
 
+def test_a_clip_of_somebody_else_is_not_drawn_over(tmp_path: Path):
+    (tmp_path / "clip_0002.mp4").write_bytes(b"mine")
+    for processes in (1, 2):
+        with pytest.raises(OutputError, match=r"clip_0002\.mp4 was not written by lvspec"):
+            demo_clips(tmp_path, 3, seed=5, processes=processes)
+    assert (tmp_path / "clip_0002.mp4").read_bytes() == b"mine"
+
+
 def test_clips_behind_others_are_drawn_side_by_side(tmp_path: Path):
     first = demo_clips(tmp_path / "one", 3, seed=5)
     told: list[tuple[int, int]] = []

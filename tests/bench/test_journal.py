@@ -82,11 +82,22 @@ def test_measurements_of_another_run_are_not_mixed_in(tmp_path: Path, changed, s
         assert kept.items == {}
 
 
-def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path):
-    (tmp_path / FILE_NAME).write_text("my notes\n")
+@pytest.mark.parametrize("redo", [False, True])
+@pytest.mark.parametrize("text", ["my notes\n", "my notes", '{"schema": 1}\n'])
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, text: str, redo: bool):
+    (tmp_path / FILE_NAME).write_text(text)
+    with (
+        pytest.raises(OutputError, match=rf"{FILE_NAME} was not written by lvspec"),
+        journal(tmp_path, HEADER, redo=redo),
+    ):
+        pass
+    assert (tmp_path / FILE_NAME).read_text() == text
+
+
+def test_measurements_of_another_version_are_not_gone_on_with(tmp_path: Path):
+    (tmp_path / FILE_NAME).write_text('{"schema":"lvspec.measurements.9"}\n')
     with pytest.raises(UsageError, match="not measurements"), journal(tmp_path, HEADER):
         pass
-    assert (tmp_path / FILE_NAME).read_text() == "my notes\n"
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path):
@@ -96,6 +107,14 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path):
         journal(tmp_path, HEADER),
     ):
         pass
+
+
+def test_measurements_that_are_removed_while_they_are_written_stop_the_run(tmp_path: Path):
+    with journal(tmp_path, HEADER) as kept:
+        kept.add_item(ONE)
+        (tmp_path / FILE_NAME).unlink()
+        with pytest.raises(OutputError, match="was deleted or replaced while it was written"):
+            kept.add_item(TWO)
 
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path):

@@ -38,8 +38,10 @@ def test_piped_answers_come_alone_and_in_order(tiny_shell: Shell, tiny, video_fi
     for said in ("decoding", "loading", "encoding the video", "mean accepted length", "4 of 4 frames"):
         assert said in done.stderr, said
 
-    again = tiny(video_file, *arguments, "--json", "--quiet", stdin="What\nmoves?\n")
+    before = trace.read_text()
+    again = tiny(video_file, *arguments, "--json", "--quiet", "--trace", trace, stdin="What\nmoves?\n")
     assert (again.returncode, again.stderr) == (0, "")
+    assert trace.read_text() == before, "a trace may be written over, and says the same again"
     records = [Record.model_validate_json(line) for line in again.stdout.splitlines()]
     assert [record.prompt for record in records] == ["What\nmoves?", "Why?", "Who?", "Where?"]
     assert done.stdout == visible("\n---\n".join(record.text or "" for record in records) + "\n")

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.conftest import Printed
@@ -19,6 +21,34 @@ def test_demo_writes_clips_with_their_facts(here: Callable[..., Printed], tmp_pa
         facts = json.loads(path.with_suffix(".json").read_text())
         assert {"scene", "caption", "questions"} <= facts.keys()
         assert {"question", "answer", "any_of"} <= facts["questions"][0].keys()
+
+
+@pytest.mark.parametrize("name", ["clip_0001.mp4", "clip_0001.json", "clip_0002.json"])
+def test_files_of_others_stay_unless_they_are_to_be_replaced(
+    here: Callable[..., Printed], tmp_path: Path, name: str
+):
+    (tmp_path / name).write_text('{"camera": "mine"}')
+    done = here("demo", "--dir", tmp_path, "--count", 2)
+    assert done.returncode == 5
+    assert f"error: {tmp_path / name} was not written by lvspec, and is left alone\n" in done.stderr
+    assert "--force" in done.stderr
+    assert (tmp_path / name).read_text() == '{"camera": "mine"}'
+    assert here("demo", "--dir", tmp_path, "--count", 2, "--force").returncode == 0
+    assert "mine" not in (tmp_path / name).read_bytes().decode("latin-1")
+
+
+def test_clips_of_its_own_are_kept_or_give_way_to_those_of_another_seed(
+    here: Callable[..., Printed], tmp_path: Path
+):
+    assert here("demo", "--dir", tmp_path, "--count", 1).returncode == 0
+    clip, facts = tmp_path / "clip_0001.mp4", tmp_path / "clip_0001.json"
+    first, when = clip.read_bytes(), clip.stat().st_mtime_ns
+    facts.unlink()  # as if it had been stopped in the middle of it
+    assert here("demo", "--dir", tmp_path, "--count", 1).returncode == 0
+    assert (clip.read_bytes(), clip.stat().st_mtime_ns) == (first, when)
+    assert here("demo", "--dir", tmp_path, "--count", 1, "--seed", 5).returncode == 0
+    assert clip.read_bytes() != first
+    assert sorted(path.name for path in tmp_path.iterdir()) == [facts.name, clip.name]
 
 
 def test_a_folder_that_cannot_be_written_is_a_5(here: Callable[..., Printed], tmp_path: Path):

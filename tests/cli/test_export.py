@@ -55,6 +55,22 @@ def test_a_table_lies_beside_the_records(here: Run, records: Path):
     assert "Two.!" in (records.parent / "captions.csv").read_text()
 
 
+@pytest.mark.parametrize("to", ["txt", "srt", "vtt", "csv", "parquet", "videofolder", "musubi"])
+def test_a_row_that_lvspec_cannot_have_written_is_named(here: Run, records: Path, to: str):
+    odd = to_line(caption(b"c.mp4")).replace('"start": 0.0', '"start": "NaN"')
+    records.write_text(records.read_text() + odd + "\n")
+    done = here("export", records, "--to", to, "--videos", records.parent / "clips")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: {records}, line 3: not a record of lvspec (segment.start is not a time)",
+        "try: mend or remove that line",
+    ]
+
+
+def test_help_says_what_a_csv_does_to_formulas(here: Run):
+    assert "apostrophe" in here("export", "--help").stdout
+
+
 def test_records_that_an_editor_saved_are_exported(here: Run, records: Path):
     rated = records.read_text().replace('"task"', '"rating": 5, "task"')
     records.write_text(rated, encoding="utf-8-sig")

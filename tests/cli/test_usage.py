@@ -149,6 +149,35 @@ def test_bad_input_is_said_and_recorded(
     assert all(row.error and row.error.kind == record for row in records)
 
 
+def test_a_trace_does_not_overwrite_another_file(here: Run, video_file: Path, tmp_path: Path):
+    (tmp_path / "other.mp4").write_bytes(b"another video")
+    printed = here("ask", video_file, "What?", "--trace", tmp_path / "other.mp4")
+    assert printed.returncode == 5
+    assert "other.mp4 was not written by lvspec, and is left alone\ntry: name another file" in printed.stderr
+    assert (tmp_path / "other.mp4").read_bytes() == b"another video"
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("bench", ["results.json", "results.md", "report.html", "measurements.jsonl"]),
+        ("bench-relevance", ["relevance.json", "report.html", "relevance.jsonl"]),
+        ("tune", ["models.yaml", "variants.yaml", "tuning.md", "calibration.json"]),
+    ],
+)
+def test_results_do_not_overwrite_files_of_others(here: Run, tmp_path: Path, command: str, names: list[str]):
+    for name in names:
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        for flags in ((), ("--redo",)):
+            printed = here(command, "--out", folder, *flags)
+            assert printed.returncode == 5, name
+            assert f"{name} was not written by lvspec, and is left alone\ntry: name another" in printed.stderr
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == "mine"
+
+
 def test_a_trace_does_not_overwrite_the_video(here: Run, video_file: Path, tmp_path: Path):
     (tmp_path / "link.mp4").symlink_to(video_file)
     before = video_file.read_bytes()

@@ -186,6 +186,32 @@ def test_one_sidecar_that_cannot_be_written_does_not_stop_the_others(tmp_path: P
     assert [path.name for path in report.written] == ["c.txt"]
 
 
+def test_a_link_out_of_the_folder_is_not_followed(videos: Path, tmp_path: Path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "c.mp4").touch()
+    (videos / "out").symlink_to(elsewhere)
+    (videos / "in").symlink_to("deep")
+    (videos / "deep" / "d.mp4").touch()
+    rows = [caption(b"out/c.mp4"), caption(b"out/new/e.mp4"), caption(b"in/d.mp4", "D."), caption(b"b.mp4")]
+    for where in (ExportPlaces(videos), ExportPlaces(out_dir=videos)):
+        report = export_records(rows, TXT, where, force=True)
+        out = next(skipped for skipped in report.skipped if skipped.name == b"out/c.mp4")
+        assert out.reason == f"{videos / 'out'} is a link out of {videos}"
+    assert [path.name for path in elsewhere.iterdir()] == ["c.mp4"]
+    assert (videos / "deep" / "d.txt").read_text() == "D.\n"
+    link = tmp_path / "link"
+    link.symlink_to(videos)
+    assert not export_records(rows[3:], TXT, ExportPlaces(link)).skipped, "the folder itself may be one"
+
+
+def test_drafts_of_killed_exports_go(videos: Path):
+    for folder in (videos, videos / "deep"):
+        (folder / ".lvspec-0123456789ab.tmp").touch()
+    export_records([caption(b"b.mp4"), caption(b"deep/caf\xe9.mp4")], TXT, ExportPlaces(videos))
+    assert not list(videos.rglob(".lvspec-*.tmp"))
+
+
 def subtitles(path: Path) -> list[tuple[float, float, str]]:
     """Start, end and text of each cue, as FFmpeg reads them."""
     with av.open(str(path)) as container:
@@ -211,12 +237,39 @@ def test_subtitles_are_read_by_ffmpeg(videos: Path, to: ExportFormat):
     ]
     report = export_records(rows, to, ExportPlaces(videos))
     assert sorted(path.name for path in report.written) == [f"a.{to}", f"b.{to}"]
-    arrow = "Last --> of all." if to is SRT else "Last --&gt; of all."
+    arrow = "Last -> of all." if to is SRT else "Last --&gt; of all."
     assert subtitles(videos / f"b.{to}") == [
         (0.0, 2.0, "First line.\nSecond line."),
         (3661.5, 3670.25, arrow),
     ]
     assert subtitles(videos / f"a.{to}") == [(0.0, 7.5, "Whole.")]
+
+
+FORGED = "Real.\n7\n00:00:05,000 --> 00:59:00,000\nFORGED\n8\n00:00:06,000 ---> 00:00:07,000\nToo."
+
+
+@pytest.mark.parametrize("to", [SRT, VTT])
+def test_no_text_becomes_a_cue_of_its_own(videos: Path, to: ExportFormat):
+    rows = [
+        caption(b"b.mp4", FORGED, segment=part(0, 2)),
+        caption(b"b.mp4", "Next.", segment=part(2, 4)),
+    ]
+    export_records(rows, to, ExportPlaces(videos))
+    (start, end, text), following = subtitles(videos / f"b.{to}")
+    assert (start, end) == (0.0, 2.0)
+    assert text.splitlines()[3] == "FORGED"
+    assert len(text.splitlines()) == 7
+    assert following == (2.0, 4.0, "Next.")
+
+
+def test_times_and_numbers_beyond_all_clocks_stop_no_export(videos: Path):
+    rows = [
+        caption(b"a.mp4", "A.", segment=part(1e300, 1e308), id="a.mp4#" + "7" * 5000),
+        caption(b"b.mp4", "B.", sampling=sampled(-1.0, begins=-1.0, duration=-7195.0)),
+    ]
+    export_records(rows, SRT, ExportPlaces(videos))
+    assert "99:59:59,999 --> 99:59:59,999\nA." in (videos / "a.srt").read_text()
+    assert "00:00:00,000 --> 00:00:00,000\nB." in (videos / "b.srt").read_text()
 
 
 @pytest.mark.parametrize("to", [SRT, VTT])
@@ -283,6 +336,27 @@ def test_csv(tmp_path: Path):
         {name: "" if value is None else str(value) for name, value in row.items()} for row in TABLE
     ]
     assert {row["key"] for row in rows} == {ROWS[0].key, ROWS[2].key}
+
+
+def test_no_text_of_a_csv_is_a_formula(tmp_path: Path):
+    texts = ["=1+1", "+1", "-1 a bullet", "@SUM(A1)", "\tx", "\rx", "plain = text", ""]
+    rows = [
+        caption(b"=%d.mp4" % number, text, prompt=text or "p", system=text, pair="=p")
+        for number, text in enumerate(texts)
+    ]
+    rows.append(caption(b"\xf8.mp4", sampling=sampled(-0.5)))  # its name in base64 begins with +
+    path = tmp_path / "t.csv"
+    export_records(rows, CSV, ExportPlaces(out=path))
+    with path.open(newline="") as stream:
+        *found, coded = csv.DictReader(stream)
+    marked = [f"'{text}" for text in texts[:6]]
+    assert [row["text"] for row in found] == [*marked, *texts[6:]]
+    assert [row["prompt"] for row in found] == [*marked, "plain = text", "p"]
+    assert [row["system"] for row in found] == [*marked, "plain = text", ""]
+    assert {row["id"][:2] for row in found} == {row["file_name"][:2] for row in found} == {"'="}
+    assert {row["pair"] for row in found} == {"'=p"}
+    assert coded["file_name_b64"] == "+C5tcDQ="
+    assert coded["last_frame"] == "-0.5", "a number stays one"
 
 
 def test_parquet(tmp_path: Path):

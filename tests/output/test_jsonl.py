@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from codecs import BOM_UTF8
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
+from lvspec_cli.output.files import sync_open
 from lvspec_cli.output.jsonl import Kept, RecordFile, prevails, read_records
 from lvspec_cli.output.records import Record, to_line
 from tests.output.rows import caption, failure, room_for
@@ -46,6 +50,14 @@ def path(tmp_path: Path) -> Path:
 
 def lines(*records: Record) -> bytes:
     return b"".join(to_line(record).encode() + b"\n" for record in records)
+
+
+def changed(**facts: Any) -> bytes:
+    """The line of a record of which some facts are others."""
+    line = json.loads(to_line(caption(b"a.mp4")))
+    for part in (line["segment"], line["sampling"]):
+        part |= {name: fact for name, fact in facts.items() if name in part}
+    return json.dumps(line).encode() + b"\n"
 
 
 def appender(path: Path, count: int) -> subprocess.Popen[str]:
@@ -147,6 +159,17 @@ def test_what_a_power_cut_leaves_is_cut_off(path: Path, tail: bytes):
             1,
             "file_name_b64: Value error, Incorrect padding",
         ),
+        (changed(start="NaN"), 1, "segment.start is not a time"),
+        (lines(caption(b"a.mp4")) + changed(start="Infinity"), 2, "segment.start is not a time"),
+        (changed(start=-7195.0), 1, "segment.start is not a time"),
+        (changed(end="Infinity"), 1, "segment.end is not a time"),
+        (changed(end=1e308).replace(b"1e+308", b"1e309"), 1, "segment.end is not a time"),
+        (changed(end=-1), 1, "segment.end is not a time"),
+        (changed(duration="-Infinity"), 1, "sampling.duration is not a time"),
+        (changed(begins="NaN"), 1, "sampling.begins is not a time"),
+        (changed(timestamps=[0.0, "NaN"]), 1, "sampling.timestamps.1 is not a time"),
+        (changed(decoded=2**63), 1, "sampling.decoded is not a count"),
+        (changed(frames_expected=-1), 1, "sampling.frames_expected is not a count"),
     ],
 )
 def test_a_line_that_is_not_a_record_is_named_and_stays(path: Path, content: bytes, line: int, why: str):
@@ -206,6 +229,18 @@ def test_further_fields_are_read_past_and_stay_where_rows_are_rewritten(path: Pa
     with RecordFile.open(path) as file:
         file.remove([rows[1].key])
     assert path.read_bytes() == with_more(rows[0]) + with_more(rows[2])
+
+
+def test_rows_of_unusual_times_are_records(path: Path):
+    """As a jobs file can ask for, and as pictures have that begin before time 0."""
+    path.write_bytes(changed(start=1e15, end=1e308, begins=-0.5, timestamps=[-0.25, 1.0], duration=0.0))
+    (row,) = read_records(path)
+    assert row.segment.end == 1e308
+
+
+def test_a_torn_end_of_endless_brackets_is_passed_over(path: Path):
+    path.write_bytes(lines(caption(b"a.mp4")) + b"[" * 200_000)
+    assert len(list(read_records(path))) == 1
 
 
 def test_a_torn_end_is_passed_over_in_reading(path: Path):
@@ -281,6 +316,66 @@ def test_a_full_disk_leaves_whole_rows_and_writing_goes_on_when_there_is_room(pa
     assert left(path) == [path.name]
 
 
+def gone(path: Path, fate: str) -> None:
+    """What may happen to a file while it is written."""
+    match fate:
+        case "deleted":
+            path.unlink()
+        case "its folder is deleted":
+            shutil.rmtree(path.parent)
+        case "its folder is a file now":
+            shutil.rmtree(path.parent)
+            path.parent.touch()
+        case "replaced":
+            path.with_name("new").touch()
+            path.with_name("new").replace(path)
+        case "moved":
+            path.rename(path.with_name("aside.jsonl"))
+        case _:
+            path.with_name("second.jsonl").hardlink_to(path)
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("fate", "said"),
+    [
+        ("deleted", "was deleted or replaced while it was written, and what it held is lost"),
+        ("its folder is deleted", "was deleted or replaced"),
+        ("its folder is a file now", "was deleted or replaced"),
+        ("replaced", "was deleted or replaced"),
+        ("moved", r"was moved while it was written: what it held is in .*aside\.jsonl$"),
+        ("a second name is left", "was moved while it was written, and what it held with it$"),
+    ],
+)
+def test_a_file_that_goes_while_it_is_written_is_missed_at_the_next_row(tmp_path: Path, fate: str, said: str):
+    path = tmp_path / "folder" / "captions.jsonl"
+    path.parent.mkdir()
+    first, second = caption(b"a.mp4"), caption(b"b.mp4")
+    with RecordFile.open(path) as file:
+        file.append(first)
+        file.check()
+        gone(path, fate)
+        for touch in (file.check, lambda: file.append(second), lambda: file.remove([first.key])):
+            with pytest.raises(OutputError, match=said) as caught:
+                touch()
+            assert "what is missing is done again" in caught.value.remedy
+    assert second.key not in file.kept
+    if fate == "moved":
+        assert list(read_records(path.with_name("aside.jsonl"))) == [first], "nothing is added to it"
+
+
+def test_a_row_that_is_torn_after_a_rewrite_leaves_no_hole(path: Path):
+    rows = [caption(b"%d.mp4" % number, "x" * 500) for number in range(4)]
+    with RecordFile.open(path) as file:
+        file.append(rows[0])
+        file.append(rows[1])
+        file.remove([rows[0].key])
+        with room_for(len(lines(*rows[1:3])) - 20), pytest.raises(OutputError):
+            file.append(rows[2])
+        file.append(rows[3])
+    assert path.read_bytes() == lines(rows[1], rows[3])
+
+
 def test_a_second_process_is_refused_and_told_who_holds_the_file(path: Path):
     process = appender(path, 1)
     with pytest.raises(OutputError) as caught:
@@ -307,14 +402,144 @@ def test_a_lock_that_a_killed_process_left_is_not_in_the_way(path: Path):
 
 def test_whoever_waited_at_a_removed_lock_file_does_not_share_the_file(path: Path):
     """The old lock file is opened, its holder ends and removes it, a third process locks a new one."""
-    import fcntl
-
     with RecordFile.open(path):
         old = os.open(path.with_name("captions.jsonl.lock"), os.O_RDWR)
     fcntl.flock(old, fcntl.LOCK_EX)  # free, but of no file that is there
     with RecordFile.open(path), pytest.raises(OutputError, match=f"process {os.getpid()}"):
         RecordFile.open(path)
     os.close(old)
+
+
+def test_a_file_is_held_under_all_of_its_names(path: Path):
+    row = caption(b"a.mp4")
+    path.write_bytes(lines(row))
+    second = path.with_name("second.jsonl")
+    second.hardlink_to(path)
+    said = r"second\.jsonl is being written by another process, maybe under another name"
+    with RecordFile.open(path), pytest.raises(OutputError, match=said):
+        RecordFile.open(second)
+    RecordFile.open(second).close()
+    assert sorted(left(path)) == [path.name, second.name]
+
+
+def test_a_file_is_held_even_where_somebody_removes_its_lock_file(path: Path):
+    row, other = caption(b"a.mp4"), caption(b"b.mp4")
+    path.write_bytes(lines(row, other))
+    beside = path.with_name("captions.jsonl.lock")
+    with RecordFile.open(path) as file:
+        for touch in (lambda: None, lambda: file.remove([row.key]), lambda: file.append(row)):
+            touch()
+            beside.unlink(missing_ok=True)
+            with pytest.raises(OutputError, match="is being written by another process"):
+                RecordFile.open(path)
+    with RecordFile.open(path) as file:
+        assert len(file.kept) == 2
+    assert path.read_bytes() == lines(other, row)
+
+
+OTHER_USER = """
+import os, sys
+from pathlib import Path
+from lvspec_cli.output.jsonl import RecordFile
+from tests.output.rows import caption
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+with RecordFile.open(Path(sys.argv[1])) as file:
+    file.append(caption(b"b.mp4"))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run as another user")
+@pytest.mark.parametrize("mode", [0o666, 0o644])
+def test_a_lock_file_of_another_user_that_nobody_holds_is_no_obstacle(mode: int):
+    with TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        path = Path(name) / "captions.jsonl"
+        path.parent.chmod(0o1777)  # sticky: what is another's cannot be removed
+        path.write_bytes(lines(caption(b"a.mp4")))
+        path.chmod(0o666)
+        beside = path.with_name("captions.jsonl.lock")
+        beside.touch()
+        beside.chmod(mode)
+        code = [sys.executable, "-c", OTHER_USER, str(path)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(code, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(keys(path)) == 2
+        assert beside.exists()
+        held = os.open(beside, os.O_RDWR)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = subprocess.run(code, env=environment, capture_output=True, text=True)
+        os.close(held)
+        assert "OutputError" in done.stderr
+        assert "is being written by" in done.stderr
+
+
+DRAFTER = """
+import sys
+from pathlib import Path
+from lvspec_cli.output.files import replacing
+with replacing(Path(sys.argv[1])) as stream:
+    stream.write(b"half a file")
+    stream.flush()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def drafter(path: Path) -> subprocess.Popen[str]:
+    """A process that is in the middle of replacing the file until its stdin ends."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRAFTER, str(path)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "open\n"
+    return process
+
+
+def test_the_next_run_removes_the_draft_of_a_killed_one_but_none_that_is_being_written(path: Path):
+    other = path.with_name("other.jsonl")
+    foreign = path.with_name(".lvspec-notes.tmp")
+    foreign.touch()
+    killed, living = drafter(other), drafter(other)
+    killed.kill()
+    killed.communicate()
+    assert len(left(path)) == 3
+    with RecordFile.open(path):
+        (draft,) = set(left(path)) - {path.name, foreign.name, "captions.jsonl.lock"}
+    living.communicate()
+    assert living.returncode == 0
+    assert other.read_bytes() == b"half a file"
+    assert sorted(left(path)) == sorted([path.name, foreign.name, other.name]), draft
+
+
+def test_a_kill_within_a_rewrite_leaves_nothing_after_the_next_run(path: Path):
+    rows_ = [caption(b"%d.mp4" % number, "x" * 3000) for number in range(300)]
+    path.write_bytes(lines(*rows_))
+    code = (
+        "import sys; from pathlib import Path; from lvspec_cli.output.jsonl import RecordFile\n"
+        "file = RecordFile.open(Path(sys.argv[1])); print(flush=True)\n"
+        "while True: file.remove([next(iter(file.kept))])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE
+        )
+        assert process.stdout
+        process.stdout.readline()
+        while not any(path.parent.glob(".lvspec-*.tmp")):
+            assert process.poll() is None
+        process.kill()
+        process.communicate()
+    with RecordFile.open(path) as file:
+        assert rows_[-1].key in file.kept
+    assert left(path) == [path.name]
 
 
 def test_kill_at_random_moments_loses_and_doubles_nothing(path: Path):
@@ -351,6 +576,17 @@ def test_what_cannot_be_a_file_of_records_is_refused(path: Path, kind: str):
     assert caught.value.remedy
     assert (kind == "no folder") == ("there is no such folder" in caught.value.cause)
     assert not Path("/dev/full.lock").exists()
+
+
+def test_what_cannot_be_synced_is_no_failure():
+    ends = os.pipe()  # as files of some network disks
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(ends[1])
+    sync_open(ends[1])
+    for end in ends:
+        os.close(end)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        sync_open(ends[1])
 
 
 @given(st.text(st.characters(exclude_categories=())))

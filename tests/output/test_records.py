@@ -30,7 +30,8 @@ from tests.output.rows import record
 # DESIGN.md, section 7, in its order.
 FIELDS = """schema key id status file_name file_name_b64 segment task system prompt text error finish_reason
 pair target draft mode settings lossless sampling stats audit version created"""
-SAMPLING = "requested frames_expected decoded timestamps width height visual_tokens oom_retries warnings"
+SAMPLING = """requested duration begins frames_expected decoded timestamps width height visual_tokens
+oom_retries warnings"""
 
 
 def test_a_line_has_every_field_of_the_contract():

@@ -149,7 +149,7 @@ def _put(entries: dict[Key, _Entry], key: Key, entry: _Entry) -> None:
 
 def _number(record: Record) -> int:
     """Which of several prompts it was: the record's id ends with it (``output.build``)."""
-    match = re.search(r"#(\d+)$", record.id)
+    match = re.search(r"#([0-9]{1,9})$", record.id)  # more digits are no number of ours
     return int(match[1]) if match else 0
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Literal
 
-from lvspec_cli.output.files import replacing, unwritable
+from lvspec_cli.errors import OutputError
+from lvspec_cli.output.files import replacing, sweep, unwritable
 from lvspec_cli.output.lock import locked
 
 LEDGER = ".lvspec-export.json"
@@ -34,14 +35,16 @@ class OwnFiles:
     folder: Path
     force: bool
     digests: dict[str, str] = field(default_factory=dict)
+    _entered: set[Path] = field(default_factory=set)
 
     def write(self, path: Path, fill: Fill) -> Outcome:
         """Writes one file whole or not at all, by ``fill`` on a stream.
 
-        :raises OutputError: it cannot be written.
+        :raises OutputError: it cannot be written, or a link leads out of the folder.
         """
         name = os.fspath(path.relative_to(self.folder))
         try:
+            self._enter(path.parent)
             with SpooledTemporaryFile(max_size=1 << 20, dir=os.fspath(self.folder)) as draft:
                 fill(draft)
                 new, old = _digest(draft), _digest_of(path)
@@ -56,6 +59,15 @@ class OwnFiles:
             raise unwritable(path, error) from error
         self.digests[name] = new
         return outcome
+
+    def _enter(self, folder: Path) -> None:
+        """Looks at a folder once: where it really is, and what killed exports left in it."""
+        if folder in self._entered:
+            return
+        if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.folder)):
+            raise OutputError(f"{folder} is a link out of {self.folder}", "name the real folder")
+        sweep(folder)
+        self._entered.add(folder)
 
     def _place(self, path: Path, draft: SpooledTemporaryFile[bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

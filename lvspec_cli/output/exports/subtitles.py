@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lvspec_cli.output.exports.captions import Caption
 
+LONGEST = 359_999.999  # seconds that a clock of two digits an hour shows
 SHORTEST = 1.0  # seconds that a cue is shown whose end nobody knows
 
 
 def srt(captions: Sequence[Caption]) -> str:
-    """SubRip of captions in the order of time. Those without text are left out."""
+    """SubRip of captions in the order of time. Those without text are left out; ``-->`` becomes ``->``."""
     cues = [
-        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{_without_arrows(text)}\n"
         for number, (start, end, text) in enumerate(_cues(captions), start=1)
     ]
     return "\n".join(cues)
@@ -44,6 +46,11 @@ def _end(caption: Caption) -> float:
     return min(ends) if ends else max(caption.last_frame or 0.0, caption.start + SHORTEST)
 
 
+def _without_arrows(text: str) -> str:
+    """SubRip has no escapes, and readers take any line with an arrow between times for a cue."""
+    return re.sub("-{2,}>", "->", text)
+
+
 def _lines(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.strip())
 
@@ -53,7 +60,7 @@ def _escaped(text: str) -> str:
 
 
 def _clock(seconds: float, point: str) -> str:
-    thousandths = round(seconds * 1000)
+    thousandths = round(min(max(seconds, 0.0), LONGEST) * 1000)
     minutes, thousandths = divmod(thousandths, 60_000)
     hours, minutes = divmod(minutes, 60)
     whole, thousandths = divmod(thousandths, 1000)

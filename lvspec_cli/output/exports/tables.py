@@ -6,22 +6,35 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import astuple, fields
-from typing import IO, get_args, get_type_hints
+from typing import IO, Any, get_args, get_type_hints
 
 from lvspec_cli.errors import OutputError
 from lvspec_cli.output.exports.captions import Caption
 
 COLUMNS = tuple(field.name for field in fields(Caption))
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_CODED = "file_name_b64"  # base64 may begin with +, and calls nothing
 ROWS = 10_000  # of one group of a Parquet file
 
 
 def write_csv(captions: Sequence[Caption], stream: IO[bytes]) -> None:
-    """CSV as RFC 4180 has it, in UTF-8, headings first; absent facts are empty."""
+    """CSV as RFC 4180 has it, in UTF-8, headings first; absent facts are empty.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
     rows = csv.writer(text)
     rows.writerow(COLUMNS)
-    rows.writerows(map(astuple, captions))
+    rows.writerows(map(_harmless, captions))
     text.detach()
+
+
+def _harmless(caption: Caption) -> list[Any]:
+    texts = zip(COLUMNS, astuple(caption), strict=True)
+    return [
+        f"'{value}" if isinstance(value, str) and name != _CODED and value.startswith(_FORMULA) else value
+        for name, value in texts
+    ]
 
 
 def write_parquet(captions: Sequence[Caption], stream: IO[bytes]) -> None:
