@@ -28,6 +28,10 @@ def faulty(descriptor, *data):
 os.{call} = faulty
 """
 SHORT = FAULT.format(call="write", begin=1, fault="data = (data[0][: max(1, len(data[0]) // 3)],)")
+SHORT_THEN_FULL = SHORT.replace(
+    "return real(descriptor, *data)\nos",
+    "if calls == 3: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n    return real(descriptor, *data)\nos",
+)
 
 
 def failing(call: str, name: str, begin: int = 1) -> str:
@@ -65,9 +69,9 @@ def test_a_file_system_with_odd_ways_takes_every_row(
         (failing("write", "ENOSPC", 3), "No space left", 2),
         (failing("write", "EDQUOT", 3), "quota", 2),
         (failing("write", "EIO", 1), "Input/output error", 0),
-        (failing("fsync", "EIO", 3), "Input/output error", 2),
-        (failing("fsync", "ENOSPC", 4), "No space left", 3),
-        (SHORT + failing("write", "ENOSPC", 8), "No space left", 2),
+        (failing("fsync", "EIO", 3), "Input/output error", 1),
+        (failing("fsync", "ENOSPC", 4), "No space left", 2),
+        (SHORT_THEN_FULL, "No space left", 0),
     ],
 )
 def test_a_disk_that_fails_ends_the_run_with_one_error_and_keeps_the_rows(
