@@ -28,10 +28,9 @@ def faulty(descriptor, *data):
 os.{call} = faulty
 """
 SHORT = FAULT.format(call="write", begin=1, fault="data = (data[0][: max(1, len(data[0]) // 3)],)")
-SHORT_THEN_FULL = SHORT.replace(
-    "return real(descriptor, *data)\nos",
-    "if calls == 3: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n    return real(descriptor, *data)\nos",
-)
+NO_ROOM = "if calls == 3: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))"
+LAST = "    return real(descriptor, *data)\nos."
+SHORT_THEN_FULL = SHORT.replace(LAST, f"    {NO_ROOM}\n{LAST}")
 
 
 def failing(call: str, name: str, begin: int = 1) -> str:
