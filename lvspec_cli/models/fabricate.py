@@ -50,8 +50,8 @@ def fabricate(
 
     It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4 or torchao-int4.
     """
-    dtype = choose_dtype("auto", device, quantisation)
     family = family_of(config.model_type, name)
+    dtype = choose_dtype("auto", device, quantisation, float16_is_safe=family.float16_is_safe)
     few = deepcopy(config)
     few.get_text_config().num_hidden_layers = 1
     with quiet(), torch.device(device):

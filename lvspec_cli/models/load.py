@@ -95,7 +95,8 @@ class LoadedPair:
 class ModelRequest:
     """One model to load, and how.
 
-    ``device`` auto: a GPU where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 or float16 on a GPU.
+    ``device`` auto: a GPU where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on a GPU that has
+    it, on others float16 where the family bears it, else float32.
     ``shares``: which devices get how many decoder layers, in order; the first has all the rest, too. They
     replace ``device``. ``captured``: passes of an answer are captured as CUDA graphs where that works.
     """
@@ -163,7 +164,9 @@ def load_model(
         files = quantisation_of_files(values, name)
         quantisation = held_as(agreed(request.quantisation, files, name), files, places[0].type)
         check_usable(quantisation, places[0], files)
-        dtype = choose_dtype(request.dtype, places[0], quantisation)
+        dtype = choose_dtype(
+            request.dtype, places[0], quantisation, float16_is_safe=family.float16_is_safe
+        )
         processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
         how = _placed(
             config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation
@@ -285,11 +288,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(
-    name: str, device: torch.device, quantisation: Quantisation = Quantisation.NONE
+    name: str,
+    device: torch.device,
+    quantisation: Quantisation = Quantisation.NONE,
+    *,
+    float16_is_safe: bool = False,
 ) -> torch.dtype:
     """What is computed in on a device: see :func:`lvspec_cli.models.quantise.compute_dtype`."""
     has_bfloat16 = device.type != "cuda" or _has_bfloat16(device)
-    return compute_dtype(name, quantisation, device.type, has_bfloat16=has_bfloat16)
+    return compute_dtype(
+        name, quantisation, device.type, has_bfloat16=has_bfloat16, float16_is_safe=float16_is_safe
+    )
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -84,15 +84,20 @@ def _plainly_fit(folders: list[Path], times: int) -> bool:
 
 def _quantised(folder: Path) -> Any:
     """What a model's config says of how its files are quantised; None: they are not."""
+    return _config(folder).get("quantization_config")
+
+
+def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError) as error:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         cause = " ".join(str(error).split())
         raise PairError(f"{file} is broken or cut short: {cause}", "download or copy it again") from error
 
 
 def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
+    from lvspec_cli.models.families import family_of
     from lvspec_cli.models.load import choose_device, choose_dtype
     from lvspec_cli.models.quantise import (
         agreed,
@@ -104,7 +109,7 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
 
     device = choose_device(request.device)
     home = choose_device(request.draft_device) if request.draft_device else device
-    asked = []
+    asked, dtypes = [], []
     for folder, quantisation, place in (
         (target, request.quant_target, device),
         (draft, request.quant_draft, home),
@@ -116,10 +121,12 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
         agreed_on = quantisation if auto else agreed(quantisation, files, str(folder))
         asked.append(held_as(agreed_on, files, place.type))
         check_usable(asked[-1], place, files)
-    dtype = choose_dtype(request.dtype, device, asked[0])
+        safe = family_of(_config(folder).get("model_type", ""), str(folder)).float16_is_safe
+        dtypes.append(choose_dtype(request.dtype, place, asked[-1], float16_is_safe=safe))
+    dtype = dtypes[0]
     limit = width_limit_of(device, captured=request.cuda_graphs)
     chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)
-    element = choose_dtype(request.dtype, home, asked[-1]).itemsize if draft else None
+    element = dtypes[1].itemsize if draft else None
     why = ""
     if Quantisation.AUTO in asked:
         decision = decide(
@@ -238,7 +245,9 @@ def wanted_of(request: AskRequest, loading: Loading) -> Wanted:
 
     draft = loading.draft or Quantisation.NONE
     home = device_kind(request.draft_device) if request.draft_device else loading.device
-    dtype = compute_dtype(request.dtype, draft, home, has_bfloat16=True)  # float16 is as wide
+    # The target shows whether these GPUs have a narrow type that the family bears: float16 is as wide.
+    has_narrow = loading.device == "cpu" or loading.dtype != "float32"
+    dtype = compute_dtype(request.dtype, draft, home, has_bfloat16=has_narrow)
     return Wanted(loading.target, draft, DTYPES[loading.dtype].itemsize, request.draft_device, dtype.itemsize)
 
 

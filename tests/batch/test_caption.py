@@ -23,6 +23,7 @@ from tests.batch.conftest import Caption, lasting, rows
 from tests.batch.test_resume import work
 from tests.batch.test_scenes import write_scenes
 from tests.conftest import write_video
+from tests.tiny_models import save_pair, spoil_weights
 from tests.video.clips import make_clip
 
 NAMES = ["a.mp4", "b.mp4", "c.mkv", "d.mp4", "more/e.mp4"]
@@ -342,6 +343,23 @@ def test_a_gpu_that_is_lost_stops_the_batch_after_the_clip_that_lost_it(
     assert "the GPU does not answer any more: CUDA error: an illegal memory access was" in printed.stderr
     (row,) = rows(tmp_path / "out.jsonl")
     assert (row["file_name"], row["status"]) == ("a.mp4", "error")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pair_that_computes_nan_stops_the_batch_and_writes_no_row(
+    caption: Caption, clips: Path, tmp_path: Path, workers: int
+):
+    folder = tmp_path / "spoilt"
+    spoil_weights(save_pair(folder, "qwen2_5_vl")[0])
+    models = folder / "models.yaml"
+    models.write_text("pairs: {nan: {target: {folder: target}, draft: {folder: draft}}}")
+    given = ("--pair", "nan", "--models", models, "--frames", 2, "--workers", workers)
+    assert caption(clips / "a.mp4", "--out", "out.jsonl").returncode == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    printed = caption(clips, *given, "--out", "out.jsonl")
+    assert printed.returncode == 3
+    assert "the target's numbers are not finite (NaN)" in printed.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 def test_too_little_memory_fails_the_clip_where_it_shall_not_shrink(
