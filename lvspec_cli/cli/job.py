@@ -24,6 +24,7 @@ from lvspec_cli.cli.reporting import say_note
 from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.pipeline import AskRequest, pinned_request
+from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import Gate, Mode
 
 DEFAULT_PROMPT = "Describe this video in detail."
@@ -162,9 +163,9 @@ def _bytes_of(name: Path) -> bytes:
     if name == Path("-"):
         if sys.stdin is None:
             raise UsageError("stdin is closed", "name the paths as arguments")
-        return sys.stdin.buffer.read()
+        return read_stream(sys.stdin.buffer, "stdin", LISTS)
     try:
-        return name.read_bytes()
+        return read_file(name, LISTS)
     except OSError as error:
         raise NoInputError(f"{name}: {error.strerror}", "name a file of paths, one a line") from error
 

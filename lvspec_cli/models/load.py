@@ -164,9 +164,7 @@ def load_model(
         files = quantisation_of_files(values, name)
         quantisation = held_as(agreed(request.quantisation, files, name), files, places[0].type)
         check_usable(quantisation, places[0], files)
-        dtype = choose_dtype(
-            request.dtype, places[0], quantisation, float16_is_safe=family.float16_is_safe
-        )
+        dtype = choose_dtype(request.dtype, places[0], quantisation, float16_is_safe=family.float16_is_safe)
         processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
         how = _placed(
             config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation

@@ -345,6 +345,34 @@ def test_a_gpu_that_is_lost_stops_the_batch_after_the_clip_that_lost_it(
     assert (row["file_name"], row["status"]) == ("a.mp4", "error")
 
 
+@pytest.mark.parametrize("flag", ["--from-list", "--prompt-file", "--models", "jobs"])
+@pytest.mark.parametrize("endless", ["device", "sparse"])
+def test_a_file_without_end_is_refused_by_name(
+    caption: Caption, clips: Path, tmp_path: Path, flag: str, endless: str
+):
+    file = Path("/dev/zero") if endless == "device" else tmp_path / "large.jsonl"
+    if endless == "sparse":
+        with file.open("wb") as stream:
+            stream.truncate(30 * 2**30)
+    elif flag == "jobs":
+        file = tmp_path / "jobs.csv"
+        file.symlink_to("/dev/zero")
+    printed = caption(*([file] if flag == "jobs" else [clips / "a.mp4", flag, file]), "--out", "out.jsonl")
+    assert printed.returncode == 2
+    assert str(file) in printed.stderr
+    assert ("a device" if endless == "device" else "larger than") in printed.stderr
+
+
+def test_a_line_without_end_is_named(caption: Caption, clips: Path, tmp_path: Path):
+    assert caption(clips / "a.mp4", "--out", "out.jsonl").returncode == 0
+    os.truncate(tmp_path / "out.jsonl", 30 * 2**30)
+    size = (tmp_path / "out.jsonl").stat().st_size
+    printed = caption(clips / "a.mp4", "--out", "out.jsonl")
+    assert printed.returncode == 5
+    assert re.search(r"out\.jsonl, line 2: longer than 64 MiB", printed.stderr)
+    assert (tmp_path / "out.jsonl").stat().st_size == size
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_pair_that_computes_nan_stops_the_batch_and_writes_no_row(
     caption: Caption, clips: Path, tmp_path: Path, workers: int

@@ -294,9 +294,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory, pairs: dict[str, LoadedPair
     """The model whose weights are NaN is this pair's target; its draft is sound."""
     target, _ = save_pair(tmp_path_factory.mktemp("spoilt"), "qwen2_5_vl")
     spoil_weights(target)
-    return replace(
-        pairs["qwen2_5_vl"], target=load_pair(target, None, device="cpu", dtype="float32").target
-    )
+    return replace(pairs["qwen2_5_vl"], target=load_pair(target, None, device="cpu", dtype="float32").target)
 
 
 WAYS = [
