@@ -313,7 +313,7 @@ def _check_depth(text: str, path: Path) -> None:
 
 
 def _check_keys(node: yaml.Node, path: Path, met: list[int], depth: int = 0) -> None:
-    """No key may stand twice in a mapping. What an alias repeats is counted in ``met`` each time it is met."""
+    """No key may stand twice in a mapping. What an alias repeats counts in ``met`` each time it is met."""
     met[0] += 1
     if met[0] > _NODES or depth > _DEPTH:
         what = "aliases repeat too much, or themselves"

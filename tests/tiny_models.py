@@ -105,6 +105,15 @@ def never_end(folder: Path) -> None:
     """A saved model whose answers end with a token that it hardly ever says."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     set_generation(folder, eos_token_id=[tokenizer.get_vocab()["<video>"]], repetition_penalty=1.3)
+    set_positions(folder, 2**20)
+
+
+def set_positions(folder: Path, count: int) -> None:
+    """Change how many tokens a saved model says that it was made for."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = count
+    path.write_text(json.dumps(config))
 
 
 def make_clip(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
@@ -27,6 +27,7 @@ from lvspec_cli.models.memory import Share
 from lvspec_cli.models.norms import fuse_norms
 from lvspec_cli.models.place import device_map
 from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.prompt_length import positions_of
 from lvspec_cli.models.quantise import (
     agreed,
     check_usable,
@@ -63,6 +64,11 @@ class LoadedModel:
     vocabulary: int  # rows of the output head, padding included
     quantisation: Quantisation = Quantisation.NONE
     workspace: Workspace | None = None  # what captured passes need; without one every pass is run anew
+
+    @property
+    def positions(self) -> int:
+        """Tokens that a prompt and its answer may take together."""
+        return positions_of(self.model.config.get_text_config())
 
     @property
     def full_precision(self) -> bool:
@@ -157,7 +163,7 @@ def load_model(
     places = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
     folder = folder_of(request.source, request.revision)
     with _explained(name, folder):
-        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+        config = read_config(folder)
         family = family_of(getattr(config, "model_type", ""), name)
         _check_attention(config, name)
         values = getattr(config, "quantization_config", None)
@@ -165,7 +171,7 @@ def load_model(
         quantisation = held_as(agreed(request.quantisation, files, name), files, places[0].type)
         check_usable(quantisation, places[0], files)
         dtype = choose_dtype(request.dtype, places[0], quantisation, float16_is_safe=family.float16_is_safe)
-        processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
+        processor = read_processor(folder)
         how = _placed(
             config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation
         )
@@ -208,6 +214,30 @@ def take_kernels(
     # Launched one by one these kernels would cost the host more than they save.
     if captured and quantisation is Quantisation.NF4 and few_rows.is_usable(places[0]):
         few_rows.take_few_rows(language)
+
+
+def read_config(folder: Path) -> Any:
+    """A model's config.
+
+    :raises PairError: it is broken.
+    """
+    with _explained(str(folder), folder), quiet():
+        return AutoConfig.from_pretrained(folder, **_LOCAL)
+
+
+def read_processor(folder: Path) -> Any:
+    """A model's processor, with its tokenizer and its chat template.
+
+    :raises PairError: one of its files is broken or missing.
+    """
+    with _explained(str(folder), folder), quiet():
+        return AutoProcessor.from_pretrained(folder, **_LOCAL)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """A model's tokenizer alone; raises as ``read_processor`` does."""
+    with _explained(str(folder), folder), quiet():
+        return AutoTokenizer.from_pretrained(folder, **_LOCAL)
 
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.errors import NoRoomError, PairError
-from lvspec_cli.models.memory import SLACK, Machine, Share, Workload
+from lvspec_cli.models.memory import SLACK, TEXT_TOKENS, Machine, Share, Workload
 from lvspec_cli.models.place import Sizes, Wanted, beside_weights, decide, shortage, smallest_change
 from lvspec_cli.types import Loading, Quantisation
 
@@ -25,7 +25,9 @@ FRAMES, MAX_PIXELS = 64, 602_112  # of a clip for which nothing is said
 LEAST = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # with less there is nothing to answer about
 _DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
 _PLENTY = 4  # times the files' size: bfloat16 computed in float32, and as much again for the clip
+_CHARACTERS_A_TOKEN = 4  # of English, about
 _SCALED = 384 * 384  # pixels that some processors make of every frame
+_AS_PIXELS = 28 * 28  # a token of text takes what a token of video does
 _A_PIXEL = 2000  # bytes, with all that is made of it: a 72B takes up to 1600 in float32
 
 
@@ -90,8 +92,10 @@ def _quantised(folder: Path) -> Any:
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config.items()  # it is a mapping
+        return config
+    except (OSError, ValueError, AttributeError) as error:
         cause = " ".join(str(error).split())
         raise PairError(f"{file} is broken or cut short: {cause}", "download or copy it again") from error
 
@@ -158,10 +162,12 @@ def _notes(loading: Loading, asked: list[Quantisation], why: str) -> tuple[str, 
 def workload_of(request: AskRequest) -> Workload:
     """The clip and the answer that a request asks for, at most."""
     video = request.video
+    longest = max(map(len, request.questions), default=0)
     return Workload(
         frames=video.max_frames or request.pair.defaults.frames or FRAMES,
         max_pixels=video.max_pixels or MAX_PIXELS,
         new_tokens=request.settings.max_new_tokens,
+        text_tokens=max(TEXT_TOKENS, (longest + len(request.system or "")) // _CHARACTERS_A_TOKEN),
     )
 
 
@@ -183,7 +189,8 @@ def has_room(
         return True
     load = workload_of(request)
     spare = int(spare_memory()[0] * (1 - SLACK)) // request.side_by_side - held
-    if load.frames * max(load.max_pixels, _SCALED) * _A_PIXEL <= spare:
+    pixels = load.frames * max(load.max_pixels, _SCALED) + (load.text_tokens - TEXT_TOKENS) * _AS_PIXELS
+    if pixels * _A_PIXEL <= spare:
         return True
     sizes, wanted = sizes_of(target, draft), wanted_of(request, request.loading)
     share = tokens_of_two() / max(1, sizes.target.vision.tokens(2, load.max_pixels))

@@ -373,6 +373,38 @@ def test_a_line_without_end_is_named(caption: Caption, clips: Path, tmp_path: Pa
     assert (tmp_path / "out.jsonl").stat().st_size == size
 
 
+@pytest.mark.parametrize(
+    ("flag", "words", "named"),
+    [
+        ("--prompt", 5000, "--prompt: [0-9]+ tokens"),
+        ("--prompt-file", 5000, r"prompt\.txt: [0-9]+ tokens"),
+        ("--prompt-file", 60_000, r"prompt\.txt: 359999 characters"),
+        ("--system", 5000, "--system: [0-9]+ tokens"),
+        ("jobs", 5000, r"jobs\.jsonl, line 2: [0-9]+ tokens"),
+        ("jobs", 160_000, r"jobs\.jsonl, line 2: 959999 characters"),
+    ],
+)
+def test_a_prompt_that_the_model_has_no_positions_for_is_refused_at_the_start(
+    caption: Caption,
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    words: int,
+    named: str,
+):
+    monkeypatch.setattr("lvspec_cli.batch.serve.load", lambda *_: pytest.fail("the pair was loaded"))
+    text = "moves " * words
+    (tmp_path / "prompt.txt").write_text(text)
+    jobs = [{"path": "clips/a.mp4"}, {"path": "clips/b.mp4", "prompt": text}]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    given = {"jobs": ["jobs.jsonl"], "--prompt-file": [clips, flag, "prompt.txt"]}
+    printed = caption(*given.get(flag, [clips, flag, text]), "--out", "out.jsonl")
+    assert printed.returncode == 2
+    assert re.search(f"{named}, and the model has 4096 positions, 40 of them for the answer", printed.stderr)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_pair_that_computes_nan_stops_the_batch_and_writes_no_row(
     caption: Caption, clips: Path, tmp_path: Path, workers: int
