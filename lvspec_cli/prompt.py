@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.models.chat import chat_text
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.processing import process, quiet
+from lvspec_cli.models.processing import process
 from lvspec_cli.models.prompt_length import Limit
 from lvspec_cli.types import Clip, PairPrompts, Prompt
 
@@ -73,16 +74,6 @@ def build_prompt(
         prefix_length=int(video.nonzero()[-1]) + 1,
         video_inputs=video_inputs,
     )
-
-
-def chat_text(processor: Any, question: str, system: str | None) -> str:
-    """The conversation as text, with one placeholder for the video and the assistant's turn opened."""
-    turns: list[dict[str, Any]] = []
-    if system:
-        turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
-    turns.append({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]})
-    with quiet():
-        return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def _expanded(processor: Any, text: str, earlier: Prompt) -> Tensor | None:

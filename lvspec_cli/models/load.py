@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForImageTextToText
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +21,7 @@ from lvspec_cli.models import few_rows
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
-from lvspec_cli.models.files import broken_file, folder_of, tensor_sizes
+from lvspec_cli.models.files import folder_of, tensor_sizes
 from lvspec_cli.models.generation import GenerationRules, read_generation
 from lvspec_cli.models.memory import Share
 from lvspec_cli.models.norms import fuse_norms
@@ -41,6 +41,7 @@ from lvspec_cli.models.quantise import (
     quantiser,
     read_as,
 )
+from lvspec_cli.models.read import LOCAL, read_config, read_processor, unreadable
 from lvspec_cli.models.steps import Workspace, workspace_for
 from lvspec_cli.models.vocabulary import first_difference
 from lvspec_cli.models.words import TokenSets, token_sets
@@ -172,6 +173,7 @@ def load_model(
         check_usable(quantisation, places[0], files)
         dtype = choose_dtype(request.dtype, places[0], quantisation, float16_is_safe=family.float16_is_safe)
         processor = read_processor(folder)
+        check_words(processor.tokenizer, config.get_text_config().vocab_size, name)
         how = _placed(
             config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation
         )
@@ -214,33 +216,6 @@ def take_kernels(
     # Launched one by one these kernels would cost the host more than they save.
     if captured and quantisation is Quantisation.NF4 and few_rows.is_usable(places[0]):
         few_rows.take_few_rows(language)
-
-
-def read_config(folder: Path) -> Any:
-    """A model's config.
-
-    :raises PairError: it is broken.
-    """
-    with _explained(str(folder), folder), quiet():
-        return AutoConfig.from_pretrained(folder, **_LOCAL)
-
-
-def read_processor(folder: Path) -> Any:
-    """A model's processor, with its tokenizer and its chat template.
-
-    :raises PairError: one of its files is broken or missing.
-    """
-    with _explained(str(folder), folder), quiet():
-        return AutoProcessor.from_pretrained(folder, **_LOCAL)
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """A model's tokenizer alone; raises as ``read_processor`` does."""
-    with _explained(str(folder), folder), quiet():
-        return AutoTokenizer.from_pretrained(folder, **_LOCAL)
-
-
-_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def _placed(
@@ -286,7 +261,7 @@ def _weights(folder: Path, name: str, config: Any, dtype: torch.dtype, how: Mapp
         },
         output_loading_info=True,
         **how,
-        **_LOCAL,
+        **LOCAL,
     )
     _check_weights(info, name)
     # Between devices the decoder itself moves what goes from layer to layer, once and not at every module.
@@ -352,6 +327,16 @@ def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
         )
 
 
+def check_words(tokenizer: Any, rows: int, name: str) -> None:
+    """PairError when a tokenizer has tokens that the model has no row for."""
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if most >= rows:
+        raise PairError(
+            f"the tokenizer of {name} has a token {most}, and the model has {rows}",
+            "copy or download the folder again",
+        )
+
+
 def _check_attention(config: Any, name: str) -> None:
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
@@ -392,11 +377,7 @@ def _explained(name: str, folder: Path) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         traceback.clear_frames(error.__traceback__)  # they hold what was loaded
     except Exception as error:
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        broken = broken_file(folder)
-        if broken is not None:
-            raise PairError(f"{broken} is broken or cut short", "download it again") from error
-        raise PairError(f"{name} cannot be loaded: {cause}", "check or download the folder again") from error
+        raise unreadable(name, folder, error) from error
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

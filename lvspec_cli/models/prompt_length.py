@@ -77,7 +77,7 @@ def check_texts(folder: Path, texts: Mapping[str, str], system: str | None, new_
     longest = max((len((system + text).encode()) for text in texts), default=0)
     if longest + new_tokens + _TEMPLATE <= _SURELY:
         return  # without what the rest imports
-    from lvspec_cli.models.load import read_config, read_tokenizer
+    from lvspec_cli.models.read import read_config, read_tokenizer
 
     limit = Limit(positions_of(read_config(folder).get_text_config()), new_tokens)
     tokenizer = None

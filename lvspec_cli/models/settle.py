@@ -5,7 +5,6 @@ torch is not imported for a pair that plainly fits a machine without a GPU.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -13,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvspec_cli.errors import NoRoomError, PairError
+from lvspec_cli.errors import NoRoomError
 from lvspec_cli.models.memory import SLACK, TEXT_TOKENS, Machine, Share, Workload
 from lvspec_cli.models.place import Sizes, Wanted, beside_weights, decide, shortage, smallest_change
+from lvspec_cli.storage import read_object
 from lvspec_cli.types import Loading, Quantisation
 
 if TYPE_CHECKING:
@@ -86,18 +86,7 @@ def _plainly_fit(folders: list[Path], times: int) -> bool:
 
 def _quantised(folder: Path) -> Any:
     """What a model's config says of how its files are quantised; None: they are not."""
-    return _config(folder).get("quantization_config")
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        config.items()  # it is a mapping
-        return config
-    except (OSError, ValueError, AttributeError) as error:
-        cause = " ".join(str(error).split())
-        raise PairError(f"{file} is broken or cut short: {cause}", "download or copy it again") from error
+    return read_object(folder / "config.json").get("quantization_config")
 
 
 def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
@@ -125,7 +114,9 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
         agreed_on = quantisation if auto else agreed(quantisation, files, str(folder))
         asked.append(held_as(agreed_on, files, place.type))
         check_usable(asked[-1], place, files)
-        safe = family_of(_config(folder).get("model_type", ""), str(folder)).float16_is_safe
+        safe = family_of(
+            read_object(folder / "config.json").get("model_type", ""), str(folder)
+        ).float16_is_safe
         dtypes.append(choose_dtype(request.dtype, place, asked[-1], float16_is_safe=safe))
     dtype = dtypes[0]
     limit = width_limit_of(device, captured=request.cuda_graphs)
