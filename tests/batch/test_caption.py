@@ -398,7 +398,7 @@ def test_a_prompt_that_the_model_has_no_positions_for_is_refused_at_the_start(
     (tmp_path / "prompt.txt").write_text(text)
     jobs = [{"path": "clips/a.mp4"}, {"path": "clips/b.mp4", "prompt": text}]
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
-    given = {"jobs": ["jobs.jsonl"], "--prompt-file": [clips, flag, "prompt.txt"]}
+    given: dict[str, list[Any]] = {"jobs": ["jobs.jsonl"], "--prompt-file": [clips, flag, "prompt.txt"]}
     printed = caption(*given.get(flag, [clips, flag, text]), "--out", "out.jsonl")
     assert printed.returncode == 2
     assert re.search(f"{named}, and the model has 4096 positions, 40 of them for the answer", printed.stderr)
