@@ -3,7 +3,8 @@
 LvspecError
 ├── UsageError             2    wrong flags, settings or files of settings
 ├── PairError              3    the pair cannot be had, loaded or does not fit
-│   └── NoRoomError             it does not fit into memory
+│   ├── NoRoomError             it does not fit into memory
+│   └── NotFiniteError          it computes NaN or infinity in place of numbers
 ├── NoInputError           4    no such file, or nothing to read in the folder
 ├── OutputError            5    the output cannot be written or is locked
 ├── RegressionError        6    a benchmark got worse than the margin allows
@@ -51,6 +52,12 @@ class NoRoomError(PairError):
     """Memory does not suffice, on a device or in the machine."""
 
     kind = "no_room"
+
+
+class NotFiniteError(PairError):
+    """The target's logits are NaN or infinite: no token that is chosen from them means anything."""
+
+    kind = "not_finite"
 
 
 class NoInputError(LvspecError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,6 +109,7 @@ def ask(
     if not request.questions:
         raise UsageError("there is no question", "ask one")
     request = pinned_request(request, listen)
+    check_prompts(request, {text: f"question {n}" for n, text in enumerate(request.questions, start=1)})
     identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
@@ -147,6 +148,16 @@ def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -
         loading=settled.loading,
         settings=narrowed(request.settings, settled.width_limit, listen),
     )
+
+
+def check_prompts(request: AskRequest, texts: Mapping[str, str]) -> None:
+    """
+    :param texts: what is to be asked, and where each text comes from.
+    :raises UsageError: one of them is longer than the target has positions for.
+    """
+    from lvspec_cli.models.prompt_length import check_texts
+
+    check_texts(require(request.pair.target), texts, request.system, request.settings.max_new_tokens)
 
 
 def placed_request(request: AskRequest) -> AskRequest:
@@ -276,7 +287,14 @@ class _Run:
         with _stage(Stage.ENCODING, self.listen):
             if earlier is None and not self._has_room():
                 raise MemoryError
-            prompts = build_prompts(self.pair, self.clip, question, system=request.system, earlier=earlier)
+            prompts = build_prompts(
+                self.pair,
+                self.clip,
+                question,
+                system=request.system,
+                earlier=earlier,
+                new_tokens=request.settings.max_new_tokens,
+            )
             session.encode(prompts, request.settings)
         return prompts
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.models.chat import chat_text
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.processing import process, quiet
+from lvspec_cli.models.processing import process
+from lvspec_cli.models.prompt_length import Limit
 from lvspec_cli.types import Clip, PairPrompts, Prompt
 
 
@@ -20,20 +22,29 @@ def build_prompts(
     *,
     system: str | None = None,
     earlier: PairPrompts | None = None,
+    new_tokens: int = 0,
 ) -> PairPrompts:
-    """Build both models' inputs; UsageError when the text holds one of the tokenizer's special tokens.
+    """Build both models' inputs; UsageError when the text holds one of the tokenizer's special tokens, or
+    when the target has not the positions for the prompt and an answer of ``new_tokens``.
 
     ``earlier``: prompts of another question about the same clip. Their video's tensors are taken
     over, which saves going through the frames again.
     """
+    limit = Limit(pair.target.positions, new_tokens)
+    limit.check_text(question + (system or ""), "the prompt")
     for text in (question, system or ""):
         check_text(pair.target.processor, text)
+    text = chat_text(pair.target.processor, question, system)
+    if not limit.may_fit(text):
+        limit.check_tokens(len(pair.target.tokenizer(text)["input_ids"]), "the prompt")
+    before = earlier.target if earlier else None
+    target = build_prompt(pair.target, clip, question, system=system, earlier=before)
+    limit.check_prompt(target.length, target.visual_tokens)
     draft = None
     if pair.draft is not None:
         before = earlier.draft if earlier else None
         draft = build_prompt(pair.draft, clip, question, system=system, earlier=before)
-    before = earlier.target if earlier else None
-    return PairPrompts(build_prompt(pair.target, clip, question, system=system, earlier=before), draft)
+    return PairPrompts(target, draft)
 
 
 def build_prompt(
@@ -63,16 +74,6 @@ def build_prompt(
         prefix_length=int(video.nonzero()[-1]) + 1,
         video_inputs=video_inputs,
     )
-
-
-def chat_text(processor: Any, question: str, system: str | None) -> str:
-    """The conversation as text, with one placeholder for the video and the assistant's turn opened."""
-    turns: list[dict[str, Any]] = []
-    if system:
-        turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
-    turns.append({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]})
-    with quiet():
-        return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def _expanded(processor: Any, text: str, earlier: Prompt) -> Tensor | None:

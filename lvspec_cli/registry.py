@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.text_file import SETTINGS, read_file
 from lvspec_cli.types import (
     Adaptation,
     DecodeSettings,
@@ -37,6 +38,7 @@ PACKAGE = Path(__file__).parent
 Parsed = TypeVar("Parsed", bound=BaseModel)
 AUTO = "auto"  # no pair's name: the best that is here and fits
 BUNDLED = "demo"
+_DEPTH, _NODES = 32, 100_000  # of a file of YAML
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
@@ -73,6 +75,18 @@ class Source(Section):
         if repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
             raise ValueError(f"{repo!r} is no hub id, owner/name, and no path that begins with / or .")
         return repo
+
+    @field_validator("folder", "bundled")
+    @classmethod
+    def _path(cls, path: Path | None) -> Path | None:
+        """``~`` is the home folder. A path that no system takes is found here, and not where it is opened."""
+        raw = b"" if path is None else os.fsencode(path)
+        if b"\0" in raw or len(raw) >= 4096 or any(len(part) > 255 for part in raw.split(b"/")):
+            raise ValueError("is too long for a path, or has a NUL")
+        try:
+            return path and path.expanduser()
+        except RuntimeError:
+            raise ValueError(f"there is no home folder for {path}") from None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -206,12 +220,15 @@ def read_yaml(path: Path, model: type[Parsed], what: str, remedy: str) -> Parsed
     :param what: what the file should be, for who names one that cannot be read; ``remedy`` for other errors.
     :raises UsageError: with the file, the line and the key that are wrong.
     """
+    node: yaml.Node | None = None
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        text = read_file(path, SETTINGS).decode("utf-8")
+        _check_depth(text, path)
+        loader = yaml.CSafeLoader(text)
+        node = loader.get_single_node()
         if node is not None:
-            _refuse_repeated_keys(node, path)
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader) if node else {}
-        return model.model_validate(values)
+            _check_keys(node, path, [0])
+        return model.model_validate(loader.construct_document(node) if node else {})
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", f"name {what} that can be read") from error
     except UnicodeDecodeError as error:
@@ -222,6 +239,9 @@ def read_yaml(path: Path, model: type[Parsed], what: str, remedy: str) -> Parsed
         raise UsageError(f"{_place(path, mark)}: {problem}", "mend the YAML") from error
     except ValidationError as error:
         raise UsageError(_explain(error, node, path), remedy) from error
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        # What the library raises of a date that is none, say, or of a number of thousands of digits.
+        raise UsageError(f"{path}: {error}", "put text in quotes") from error
 
 
 def rule_of(pair: Pair, looseness: Looseness) -> RuleSettings:
@@ -247,7 +267,7 @@ def _rooted(pair: Pair, base: Path) -> Pair:
     def rooted(source: Source) -> Source:
         if source.folder is None:
             return source
-        return source.model_copy(update={"folder": base / source.folder.expanduser()})
+        return source.model_copy(update={"folder": base / source.folder})
 
     return pair.model_copy(update={"target": rooted(pair.target), "draft": rooted(pair.draft)})
 
@@ -283,7 +303,23 @@ def _items(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
         yield from node.value
 
 
-def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
+def _check_depth(text: str, path: Path) -> None:
+    """Before nodes are made of the text: the library goes down into them without a limit."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH:
+            raise UsageError(f"{_place(path, event.start_mark)}: nested too deep", "mend the YAML")
+
+
+def _check_keys(node: yaml.Node, path: Path, met: list[int], depth: int = 0) -> None:
+    """No key may stand twice in a mapping. What an alias repeats counts in ``met`` each time it is met."""
+    met[0] += 1
+    if met[0] > _NODES or depth > _DEPTH:
+        what = "aliases repeat too much, or themselves"
+        raise UsageError(f"{_place(path, node.start_mark)}: {what}", "write it out, without & and *")
+    for part in node.value if isinstance(node, yaml.SequenceNode) else ():
+        _check_keys(part, path, met, depth + 1)
     seen = set()
     for key, value in _items(node):
         name = str(key.value)
@@ -292,4 +328,4 @@ def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
                 f"{_place(path, key.start_mark)}: {name}: stands there twice", "keep one of them"
             )
         seen.add(name)
-        _refuse_repeated_keys(value, path)
+        _check_keys(value, path, met, depth + 1)

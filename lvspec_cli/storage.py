@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lvspec_cli.errors import PairError
+from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.registry import Source
+from lvspec_cli.text_file import MIB, read_file
 
 Place = Literal["bundled", "folder", "cached", "not here"]
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 # What is taken of a repository: no pickles, no code, nothing in its folders.
 TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
+_JSON = 64 * MIB  # the most of a config or an index
 LEFT = ("*/*", "consolidated*")
 
 
@@ -76,15 +79,48 @@ def pinned(source: Source, folder: Path) -> Source:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Which of the files that loading needs are not in the folder. An index may name no pickles."""
+    """Which of the files that loading needs are not in the folder.
+
+    An index may name no pickles, and nothing outside. It is the names that are looked at: in the hub's cache
+    files are links to elsewhere.
+    """
     missing = [name for name in ("config.json",) if not (folder / name).is_file()]
     try:
-        shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
-        shards = {WEIGHTS}
-    pickles = sorted(name for name in shards if not str(name).endswith(".safetensors"))
-    missing += [f"safetensors in place of {name}" for name in pickles]
-    return missing + sorted(name for name in shards.difference(pickles) if not (folder / name).is_file())
+        shards = shards_of(read_object(folder / INDEX)) if (folder / INDEX).is_file() else {WEIGHTS}
+    except PairError:
+        return [*missing, f"{INDEX} that can be read"]
+    pickles = {name for name in shards if not name.endswith(".safetensors")}
+    outside = {name for name in shards - pickles if "/" in name or "\\" in name}
+    missing += [f"safetensors in place of {name}" for name in sorted(pickles)]
+    missing += [f"weights of its own in place of {name}" for name in sorted(outside)]
+    return missing + sorted(name for name in shards - pickles - outside if not (folder / name).is_file())
+
+
+def shards_of(index: Mapping[str, Any]) -> set[str]:
+    """The files that an index names.
+
+    :raises PairError: it is no index.
+    """
+    weights = index.get("weight_map")
+    names = list(weights.values()) if isinstance(weights, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise PairError(f"{INDEX} names no files", "download it again")
+    return set(names)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in one of a model's JSON files.
+
+    :raises PairError: there is none, and which file it is.
+    """
+    try:
+        found = json.loads(read_file(file, _JSON))
+    except (OSError, ValueError, RecursionError, UsageError) as error:
+        cause = " ".join(str(error).split())
+        raise PairError(f"{file} is broken or cut short: {cause}", "download or copy it again") from error
+    if not isinstance(found, dict):
+        raise PairError(f"{file} is broken or cut short: no object", "download or copy it again")
+    return found
 
 
 def count_parameters(file: Path) -> int:
@@ -93,10 +129,10 @@ def count_parameters(file: Path) -> int:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, 100_000_000)))
-    except (OSError, ValueError, struct.error):
+        tensors = (entry for name, entry in header.items() if name != "__metadata__")
+        return sum(math.prod(entry["shape"]) for entry in tensors)
+    except (OSError, ValueError, struct.error, RecursionError, AttributeError, TypeError, KeyError):
         return 0
-    tensors = (entry for name, entry in header.items() if name != "__metadata__")
-    return sum(math.prod(entry["shape"]) for entry in tensors)
 
 
 def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:

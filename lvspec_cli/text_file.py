@@ -1,12 +1,46 @@
-"""The text of files that people make: UTF-8, or UTF-16 as Windows writes it (Excel's "Unicode text")."""
+"""The text of files that people make: UTF-8, or UTF-16 as Windows writes it (Excel's "Unicode text").
+
+Nothing is read without end: every reader names the most that a file of its kind may hold.
+"""
 
 from __future__ import annotations
 
 import io
+import stat
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
 
 from lvspec_cli.errors import UsageError
+
+MIB: Final = 2**20
+LISTS, PROMPTS, SETTINGS = 256 * MIB, 4 * MIB, 1 * MIB  # the most that is read of each, in bytes
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """All of a regular file, or of a FIFO: ``<(command)`` of a shell is one.
+
+    :raises UsageError: it is neither, or holds more than ``most`` bytes.
+    :raises OSError: it cannot be opened or read.
+    """
+    mode = path.stat().st_mode  # before it is opened: to open a device may wait, or do something
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
+        raise UsageError(f"{path} is a device or a socket, not a file", "name a file")
+    with path.open("rb") as stream:
+        return read_stream(stream, str(path), most)
+
+
+def read_stream(stream: BinaryIO, name: str, most: int) -> bytes:
+    """All of a stream.
+
+    :param name: what messages call it.
+    :raises UsageError: it holds more than ``most`` bytes.
+    """
+    raw = stream.read(most + 1)
+    if len(raw) > most:
+        raise UsageError(f"{name}: larger than {most // MIB} MiB", "name another file, or make it smaller")
+    return raw
 
 
 def text_of(raw: bytes, name: str) -> str:

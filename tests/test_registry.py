@@ -191,3 +191,46 @@ def test_sizes_come_from_the_files(tiny_models: Path):
     assert stored.parameters is not None
     assert stored.size is not None
     assert 0 <= stored.size - 4 * stored.parameters < 100_000  # float32, and the header
+
+
+BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+SOURCE = "draft: {repo: a/b}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "line [0-9]+: aliases repeat too much, or themselves"),
+        ("pairs: &p {x: *p}", "line 1: aliases repeat too much, or themselves"),
+        ("pairs: &p [*p]", "line 1: aliases repeat too much, or themselves"),
+        ("- " * 200_000, "line 1: nested too deep"),
+        ("[" * 200_000, "line 1: "),
+        ("about: 2001-99-99", "month must be in 1..12"),
+        ("about: !!timestamp x", "models.yaml: "),
+        ("about: !!bool x", "models.yaml: "),
+        ("about: !!int ''", "models.yaml: "),
+        (f"default: {'9' * 10_000}", "4300 digits"),
+        (f"pairs: {{a: {{target: {{folder: ~nosuchuser/x}}, {SOURCE}}}}}", "no home folder for ~nosuchuser"),
+        (f"pairs: {{a: {{target: {{folder: {'x/' * 5000}}}, {SOURCE}}}}}", "too long for a path"),
+        (f"pairs: {{a: {{target: {{folder: {'x' * 300}}}, {SOURCE}}}}}", "too long for a path"),
+        (f'pairs: {{a: {{target: {{folder: "x\\0"}}, {SOURCE}}}}}', "has a NUL"),
+        ("#" * (2**20 + 1), "larger than 1 MiB"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_a_models_yaml_that_would_take_forever_or_break_is_one_line(tmp_path: Path, text: str, words: str):
+    models = write(tmp_path / "models.yaml", text)
+    with pytest.raises(UsageError, match=words) as caught:
+        load_registry(models, {})
+    assert str(models) in caught.value.cause
+    assert caught.value.remedy
+
+
+def test_aliases_that_repeat_a_little_are_read(tmp_path: Path):
+    models = write(
+        tmp_path / "models.yaml",
+        "pairs:\n  a: &pair {target: &same {repo: a/b}, draft: *same}\n  b: *pair\n",
+    )
+    pairs = load_registry(models, {}).pairs
+    assert pairs["a"] == pairs["b"]
+    assert pairs["a"].draft.repo == "a/b"

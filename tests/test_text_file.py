@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from codecs import BOM_UTF16_BE, BOM_UTF32_LE
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.errors import UsageError
-from lvspec_cli.text_file import lines_of, text_of, text_with_names
+from lvspec_cli.text_file import MIB, lines_of, read_file, text_of, text_with_names
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")).filter(
     lambda text: not text.startswith("\ufeff")
@@ -57,3 +60,26 @@ def test_what_is_no_text_is_said_with_its_line(raw: bytes, cause: str):
 
 def test_lines_may_end_in_three_ways():
     assert list(lines_of("a\nb\r\nc\r\rd")) == [(1, "a\n"), (2, "b\n"), (3, "c\n"), (4, "\n"), (5, "d")]
+
+
+def test_a_file_may_hold_as_much_as_is_allowed_and_no_more(tmp_path: Path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"x" * MIB)
+    assert read_file(file, MIB) == b"x" * MIB
+    file.write_bytes(b"x" * (MIB + 1))
+    with pytest.raises(UsageError, match=r"a\.txt: larger than 1 MiB"):
+        read_file(file, MIB)
+
+
+def test_a_fifo_is_read_as_a_shell_gives_one(tmp_path: Path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=(b"a.mp4\n",))
+    writer.start()
+    assert read_file(fifo, MIB) == b"a.mp4\n"
+    writer.join()
+
+
+def test_a_device_is_no_file():
+    with pytest.raises(UsageError, match="/dev/zero is a device or a socket, not a file"):
+        read_file(Path("/dev/zero"), MIB)

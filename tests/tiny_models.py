@@ -93,10 +93,27 @@ def set_generation(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def spoil_weights(folder: Path) -> None:
+    """Every weight of a saved model becomes NaN: its file keeps its header and its length."""
+    file = folder / "model.safetensors"
+    raw = file.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    file.write_bytes(raw[:start] + b"\xff" * (len(raw) - start))
+
+
 def never_end(folder: Path) -> None:
     """A saved model whose answers end with a token that it hardly ever says."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     set_generation(folder, eos_token_id=[tokenizer.get_vocab()["<video>"]], repetition_penalty=1.3)
+    set_positions(folder, 2**20)
+
+
+def set_positions(folder: Path, count: int) -> None:
+    """Change how many tokens a saved model says that it was made for."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = count
+    path.write_text(json.dumps(config))
 
 
 def make_clip(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lvspec_cli.batch.work import Work
-from lvspec_cli.errors import LvspecError, PairError, VideoError
+from lvspec_cli.errors import LvspecError, NotFiniteError, PairError, VideoError
 from lvspec_cli.events import Answered, Listener
 from lvspec_cli.output.build import failed_record
 from lvspec_cli.output.records import Record
@@ -51,6 +51,7 @@ class Answering:
         """A record for each of the work's prompts, but for one that was interrupted and those after it.
 
         :raises DeviceLostError: after the records, as no other clip could be answered.
+        :raises NotFiniteError: as every other clip would fail in the same way.
         """
         self.listen(clip_ready(clip))
         left, retries = list(work.numbers), 0
@@ -62,6 +63,8 @@ class Answering:
                     del left[0]
                     yield record
                 return  # also where an interruption came between two prompts
+            except NotFiniteError:
+                raise
             except Exception as error:
                 failure = explained(error)
             if self.interrupted():

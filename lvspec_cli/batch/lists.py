@@ -16,7 +16,7 @@ from typing import Any
 from lvspec_cli.batch.names import absolute, names_of, place_in
 from lvspec_cli.batch.types import Input
 from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.text_file import lines_of, text_with_names
+from lvspec_cli.text_file import LISTS, lines_of, read_file, text_with_names
 from lvspec_cli.video.source import shown
 from lvspec_cli.video.times import parse_time
 
@@ -61,7 +61,7 @@ def read_jobs(file: Path) -> tuple[Input, ...]:
     :raises UsageError: a job is wrong; it says which line and column.
     """
     try:
-        text = text_with_names(file.read_bytes(), shown(file))
+        text = text_with_names(read_file(file, LISTS), shown(file))
     except OSError as error:
         raise NoInputError(
             f"cannot read the jobs in {shown(file)}: {error.strerror}", "check the name and the permissions"

@@ -18,7 +18,7 @@ from lvspec_cli.bench.results import Item
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.output.records import encode_name
-from lvspec_cli.text_file import lines_of, text_of
+from lvspec_cli.text_file import LISTS, lines_of, read_file, text_of
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.source import shown
 
@@ -170,7 +170,7 @@ def with_choices(question: str, choices: Sequence[str]) -> str:
 
 def _rows(file: Path) -> Iterator[tuple[int, QuestionRow]]:
     try:
-        text = text_of(file.read_bytes(), shown(file))
+        text = text_of(read_file(file, LISTS), shown(file))
     except OSError as error:
         raise NoInputError(f"{shown(file)}: {error.strerror}", "name a file of questions") from error
     for number, line in lines_of(text):

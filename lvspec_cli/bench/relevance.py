@@ -32,6 +32,7 @@ from lvspec_cli.output.text import TextStream
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.relevance import VideoStates, relevance_for, video_layers
+from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import (
     Clip,
     DecodeSettings,
@@ -113,7 +114,7 @@ def read_relevance(path: Path) -> RelevanceResults:
     :raises UsageError: it holds something else.
     """
     try:
-        return RelevanceResults.model_validate_json(path.read_bytes())
+        return RelevanceResults.model_validate_json(read_file(path, LISTS))
     except OSError as error:
         raise NoInputError(
             f"{path}: {error.strerror or error}", "run lvspec bench-relevance first"

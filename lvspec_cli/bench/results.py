@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli import __version__
 from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import Gamma, KeepBy, RelevanceName, TaskName, TokenKind
 
 SCHEMA: Final = "lvspec.bench.1"
@@ -426,7 +427,7 @@ def read_results(path: Path) -> Results:
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
-        return Results.model_validate_json(file.read_bytes())
+        return Results.model_validate_json(read_file(file, LISTS))
     except OSError as error:
         raise NoInputError(
             f"{file}: {error.strerror or error}", "name a results.json of lvspec bench"

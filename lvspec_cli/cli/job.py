@@ -23,7 +23,8 @@ from lvspec_cli.cli.pairs import chosen_pair
 from lvspec_cli.cli.reporting import say_note
 from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.pipeline import AskRequest, pinned_request
+from lvspec_cli.pipeline import AskRequest, check_prompts, pinned_request
+from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import Gate, Mode
 
 DEFAULT_PROMPT = "Describe this video in detail."
@@ -50,11 +51,11 @@ def read_job(given: Mapping[str, Any]) -> Job:
     """
     name, pair, note = chosen_pair(given)
     _check_together(given)
-    devices = _devices(given)
+    devices, prompts = _devices(given), _prompts(given)
     base = pinned_request(
         AskRequest(
             video=video_request({**given, "video": ""}, pair.defaults),
-            questions=_prompts(given),
+            questions=tuple(prompts),
             pair_name=name,
             pair=pair,
             pair_note=note,
@@ -70,9 +71,11 @@ def read_job(given: Mapping[str, Any]) -> Job:
         ),
         listen=lambda event: None if given["quiet"] else say_note(event),
     )
+    collected = _collected(given)
+    check_prompts(base, prompts | _origins(collected))
     return Job(
         base=base,
-        collected=_collected(given),
+        collected=collected,
         cutting=Cutting(given["segment"], given["overlap"], given["scenes"]),
         again=Again.ALL if given["redo"] else Again.ERRORS if given["retry_errors"] else Again.NOTHING,
         plans=_plans(given, base),
@@ -100,19 +103,20 @@ def _check_together(given: Mapping[str, Any]) -> None:
         raise UsageError("--out - leaves no file to go on from or to export", "name a file with --out")
 
 
-def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
+def _prompts(given: Mapping[str, Any]) -> dict[str, str]:
+    """The texts, each once, and where they come from."""
     from lvspec_cli.cli.questions import checked_text, read_text
 
-    texts = [checked_text(text, "--prompt") for text in given["prompt"] or ()]
+    texts = {checked_text(text, "--prompt"): "--prompt" for text in given["prompt"] or ()}
     for text in texts:
         check_template(text, "--prompt")
     if given["prompt_file"] is not None:
         file, text = str(given["prompt_file"]), read_text(given["prompt_file"])
-        texts.append(checked_text(text, file))
+        texts.setdefault(checked_text(text, file), file)
         check_file(text, file)
     if given["system"] is not None:
         checked_text(given["system"], "--system")
-    return tuple(dict.fromkeys(texts)) or (DEFAULT_PROMPT,)
+    return texts or {DEFAULT_PROMPT: "the prompt"}
 
 
 def _audit(given: Mapping[str, Any]) -> float:
@@ -146,8 +150,7 @@ def _collected(given: Mapping[str, Any]) -> Collected:
     if not sources:
         raise NoInputError("no video was named", "name files or folders: lvspec caption ./clips")
     collected = collect(sources, recursive=given["recursive"], glob=given["glob"])
-    origins = {text: item.origin for item in reversed(collected.inputs) for text in item.prompts}
-    for text, origin in origins.items():
+    for text, origin in _origins(collected).items():
         check_template(text, origin)
     if not given["shard"]:
         return collected
@@ -158,13 +161,18 @@ def _collected(given: Mapping[str, Any]) -> Collected:
     )
 
 
+def _origins(collected: Collected) -> dict[str, str]:
+    """The jobs' own prompts, and the file and line of the first job that has each."""
+    return {text: item.origin for item in reversed(collected.inputs) for text in item.prompts}
+
+
 def _bytes_of(name: Path) -> bytes:
     if name == Path("-"):
         if sys.stdin is None:
             raise UsageError("stdin is closed", "name the paths as arguments")
-        return sys.stdin.buffer.read()
+        return read_stream(sys.stdin.buffer, "stdin", LISTS)
     try:
-        return name.read_bytes()
+        return read_file(name, LISTS)
     except OSError as error:
         raise NoInputError(f"{name}: {error.strerror}", "name a file of paths, one a line") from error
 

@@ -40,6 +40,9 @@ def pull(
 
         name, chosen = load_registry(models_file).pair(pair)
         sources = {source.name: source for source in (chosen.target, chosen.draft)}.values()
+        for source in sources:
+            if source.repo is None:
+                _folder(source)  # nothing to download; an error where it is not there
         missing = [missing_of(source, byte_counter) for source in sources if _is_to_be_had(source)]
         if not quiet:
             for each in (each for each in missing if each.files):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.text_file import text_of
+from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
 
 
 def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:
@@ -56,16 +56,16 @@ def checked_text(text: str, name: str) -> str:
 def _stdin() -> str:
     if sys.stdin is None:
         raise UsageError("stdin is closed", "give the question as an argument")
-    return text_of(sys.stdin.buffer.read(), "stdin")
+    return text_of(read_stream(sys.stdin.buffer, "stdin", PROMPTS), "stdin")
 
 
 def read_text(file: Path) -> str:
     """The file's text.
 
     :raises NoInputError: it cannot be read.
-    :raises UsageError: it is no text.
+    :raises UsageError: it is no text, or too much of it.
     """
     try:
-        return text_of(file.read_bytes(), str(file))
+        return text_of(read_file(file, PROMPTS), str(file))
     except OSError as error:
         raise NoInputError(f"{file}: {error.strerror}", "name a text file that can be read") from error

@@ -25,9 +25,9 @@ from lvspec_cli.demo.halves import CLIP_FRAMES
 from lvspec_cli.demo.questions import Question, is_right, questions
 from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.write import scene_of
+from lvspec_cli.models.chat import chat_text
 from lvspec_cli.models.load import LoadedModel, load_model
 from lvspec_cli.models.processing import video_metadata
-from lvspec_cli.prompt import chat_text
 from lvspec_cli.types import Clip, VideoRequest
 from lvspec_cli.video.decode import read_clip
 

@@ -17,6 +17,7 @@ from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepOutputs, mask_of, width_of
 from lvspec_cli.types import Prompt
 
+QUESTION_ROWS = 512  # of a question that are run at a time
 _LENS_ROWS = 128  # rows of logits over the vocabulary at a time
 
 
@@ -111,7 +112,8 @@ class Decoder:
     def begin(self, prompt: Prompt, room: int, watch: Collection[int] = ()) -> Pass:
         """Go back to the prefix and run the rest of the prompt, for an answer of ``room`` tokens at most.
 
-        ``watch`` as for :meth:`encode`.
+        ``watch`` as for :meth:`encode`. A long question goes piece by piece, as a mask over all of it would
+        grow with its square; what is given is the pass of the last piece.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
@@ -121,8 +123,10 @@ class Decoder:
             question = prompt.length - start
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
-        rotary = family.rotary(model, embeddings, prompt.position_ids[..., start:].to(device))
-        passed = self._run(embeddings, rotary, watch)
+        cosines, sines = family.rotary(model, embeddings, prompt.position_ids[..., start:].to(device))
+        for first in range(0, embeddings.shape[1], QUESTION_ROWS):
+            piece = slice(first, first + QUESTION_ROWS)
+            passed = self._run(embeddings[:, piece], (cosines[:, piece], sines[:, piece]), watch)
         self._prompt_length = self.cache.length
         positions = family.answer_positions(prompt.next_position, room, device)
         self._rotary = family.rotary(model, embeddings, positions)

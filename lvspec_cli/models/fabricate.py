@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from lvspec_cli.errors import PairError
 from lvspec_cli.models.attention import register
@@ -19,6 +19,7 @@ from lvspec_cli.models.load import LoadedModel, choose_dtype, take_kernels
 from lvspec_cli.models.memory import ModelSize
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.quantise import torchao_format
+from lvspec_cli.models.read import read_config
 from lvspec_cli.models.sizes import known_config, size_of_model
 from lvspec_cli.models.steps import workspace_for
 from lvspec_cli.types import Quantisation
@@ -34,7 +35,7 @@ def real_config(repo: str) -> Any:
     path = known_config(repo)
     if path is None:
         raise PairError(f"no config of {repo} is known", "name another model")
-    return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return read_config(path)
 
 
 def size_of_config(config: Any, name: str) -> ModelSize:
@@ -50,8 +51,8 @@ def fabricate(
 
     It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4 or torchao-int4.
     """
-    dtype = choose_dtype("auto", device, quantisation)
     family = family_of(config.model_type, name)
+    dtype = choose_dtype("auto", device, quantisation, float16_is_safe=family.float16_is_safe)
     few = deepcopy(config)
     few.get_text_config().num_hidden_layers = 1
     with quiet(), torch.device(device):

@@ -45,7 +45,15 @@ def tensor_sizes(folder: Path, name: str) -> dict[str, int]:
             with safe_open(file, "np"):
                 pass  # it compares what the header promises with the file's length
             sizes |= _sizes_of(file)
-        except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            RecursionError,
+        ) as error:
             cause = " ".join(str(error).split())
             raise PairError(f"{file} is broken or cut short: {cause}", _again(name)) from error
     return sizes
@@ -55,8 +63,8 @@ def broken_file(folder: Path) -> Path | None:
     """The first of a folder's JSON files that is no JSON: for an error's message."""
     for file in sorted(folder.glob("*.json")):
         try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
             return file
     return None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
@@ -21,12 +21,13 @@ from lvspec_cli.models import few_rows
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
-from lvspec_cli.models.files import broken_file, folder_of, tensor_sizes
+from lvspec_cli.models.files import folder_of, tensor_sizes
 from lvspec_cli.models.generation import GenerationRules, read_generation
 from lvspec_cli.models.memory import Share
 from lvspec_cli.models.norms import fuse_norms
 from lvspec_cli.models.place import device_map
 from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.prompt_length import positions_of
 from lvspec_cli.models.quantise import (
     agreed,
     check_usable,
@@ -40,6 +41,7 @@ from lvspec_cli.models.quantise import (
     quantiser,
     read_as,
 )
+from lvspec_cli.models.read import LOCAL, read_config, read_processor, unreadable
 from lvspec_cli.models.steps import Workspace, workspace_for
 from lvspec_cli.models.vocabulary import first_difference
 from lvspec_cli.models.words import TokenSets, token_sets
@@ -63,6 +65,11 @@ class LoadedModel:
     vocabulary: int  # rows of the output head, padding included
     quantisation: Quantisation = Quantisation.NONE
     workspace: Workspace | None = None  # what captured passes need; without one every pass is run anew
+
+    @property
+    def positions(self) -> int:
+        """Tokens that a prompt and its answer may take together."""
+        return positions_of(self.model.config.get_text_config())
 
     @property
     def full_precision(self) -> bool:
@@ -95,7 +102,8 @@ class LoadedPair:
 class ModelRequest:
     """One model to load, and how.
 
-    ``device`` auto: a GPU where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 or float16 on a GPU.
+    ``device`` auto: a GPU where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on a GPU that has
+    it, on others float16 where the family bears it, else float32.
     ``shares``: which devices get how many decoder layers, in order; the first has all the rest, too. They
     replace ``device``. ``captured``: passes of an answer are captured as CUDA graphs where that works.
     """
@@ -156,15 +164,16 @@ def load_model(
     places = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
     folder = folder_of(request.source, request.revision)
     with _explained(name, folder):
-        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+        config = read_config(folder)
         family = family_of(getattr(config, "model_type", ""), name)
         _check_attention(config, name)
         values = getattr(config, "quantization_config", None)
         files = quantisation_of_files(values, name)
         quantisation = held_as(agreed(request.quantisation, files, name), files, places[0].type)
         check_usable(quantisation, places[0], files)
-        dtype = choose_dtype(request.dtype, places[0], quantisation)
-        processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
+        dtype = choose_dtype(request.dtype, places[0], quantisation, float16_is_safe=family.float16_is_safe)
+        processor = read_processor(folder)
+        check_words(processor.tokenizer, config.get_text_config().vocab_size, name)
         how = _placed(
             config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation
         )
@@ -207,9 +216,6 @@ def take_kernels(
     # Launched one by one these kernels would cost the host more than they save.
     if captured and quantisation is Quantisation.NF4 and few_rows.is_usable(places[0]):
         few_rows.take_few_rows(language)
-
-
-_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def _placed(
@@ -255,7 +261,7 @@ def _weights(folder: Path, name: str, config: Any, dtype: torch.dtype, how: Mapp
         },
         output_loading_info=True,
         **how,
-        **_LOCAL,
+        **LOCAL,
     )
     _check_weights(info, name)
     # Between devices the decoder itself moves what goes from layer to layer, once and not at every module.
@@ -285,11 +291,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(
-    name: str, device: torch.device, quantisation: Quantisation = Quantisation.NONE
+    name: str,
+    device: torch.device,
+    quantisation: Quantisation = Quantisation.NONE,
+    *,
+    float16_is_safe: bool = False,
 ) -> torch.dtype:
     """What is computed in on a device: see :func:`lvspec_cli.models.quantise.compute_dtype`."""
     has_bfloat16 = device.type != "cuda" or _has_bfloat16(device)
-    return compute_dtype(name, quantisation, device.type, has_bfloat16=has_bfloat16)
+    return compute_dtype(
+        name, quantisation, device.type, has_bfloat16=has_bfloat16, float16_is_safe=float16_is_safe
+    )
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -312,6 +324,16 @@ def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
         raise PairError(
             f"{draft.name} has no token {missing}, which ends an answer of {target.name}",
             "choose a draft of the target's family",
+        )
+
+
+def check_words(tokenizer: Any, rows: int, name: str) -> None:
+    """PairError when a tokenizer has tokens that the model has no row for."""
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if most >= rows:
+        raise PairError(
+            f"the tokenizer of {name} has a token {most}, and the model has {rows}",
+            "copy or download the folder again",
         )
 
 
@@ -355,11 +377,7 @@ def _explained(name: str, folder: Path) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         traceback.clear_frames(error.__traceback__)  # they hold what was loaded
     except Exception as error:
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        broken = broken_file(folder)
-        if broken is not None:
-            raise PairError(f"{broken} is broken or cut short", "download it again") from error
-        raise PairError(f"{name} cannot be loaded: {cause}", "check or download the folder again") from error
+        raise unreadable(name, folder, error) from error
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

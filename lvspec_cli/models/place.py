@@ -9,6 +9,7 @@ from itertools import product
 from lvspec_cli.models.memory import (
     CONTEXT,
     SLACK,
+    TEXT_TOKENS,
     Choice,
     Device,
     Machine,
@@ -245,8 +246,11 @@ def smallest_change(machine: Machine, sizes: Sizes, load: Workload, wanted: Want
 
 
 def _changes(load: Workload, wanted: Wanted) -> list[Change]:
-    """Half and a quarter of the frames, then of the pixels, then weights of 4 bits, then both."""
+    """A short text in place of a long one; half and a quarter of the frames, then of the pixels; then weights
+    of 4 bits; then all but the first."""
     found = []
+    if load.text_tokens > TEXT_TOKENS:
+        found.append(Change("a shorter prompt", replace(load, text_tokens=TEXT_TOKENS), wanted))
     for part in (2, 4):
         if load.frames // part >= 2:
             fewer = replace(load, frames=load.frames // part)
@@ -271,6 +275,8 @@ def shortage(plan: Plan, machine: Machine, load: Workload) -> str:
         for device in machine.devices
     )
     clip = f"{load.frames} frames of {load.max_pixels} pixels"
+    if load.text_tokens > TEXT_TOKENS:
+        clip += f" and about {load.text_tokens} tokens of text"
     return f"too little memory: the pair needs about {gigabytes(needed)} with {clip}; free: {free}"
 
 

@@ -195,11 +195,17 @@ def check_usable(quantisation: Quantisation, device: torch.device, files: Quanti
 
 
 def compute_dtype(
-    name: str, quantisation: Quantisation, device_type: str, *, has_bfloat16: bool
+    name: str,
+    quantisation: Quantisation,
+    device_type: str,
+    *,
+    has_bfloat16: bool,
+    float16_is_safe: bool = False,
 ) -> torch.dtype:
     """What a model computes in. ``name``: auto, float32, bfloat16 or float16.
 
-    Auto: float32 on a CPU, bfloat16 on a GPU that has it, else float16; or what the quantisation asks for.
+    Auto: float32 on a CPU; bfloat16 on a GPU that has it; on others float16 where the model's family does
+    not overflow in it, else float32; or what the quantisation asks for.
 
     :raises UsageError: no such type, or the quantisation computes in another.
     """
@@ -210,7 +216,8 @@ def compute_dtype(
             return fixed
         if device_type == "cpu":
             return torch.float32
-        return torch.bfloat16 if has_bfloat16 else torch.float16
+        narrow = torch.float16 if float16_is_safe else torch.float32
+        return torch.bfloat16 if has_bfloat16 else narrow
     if name not in DTYPES:
         raise UsageError(f"unknown dtype {name!r}", f"use auto, {', '.join(DTYPES)}")
     if fixed not in (None, DTYPES[name]):

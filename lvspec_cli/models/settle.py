@@ -5,7 +5,6 @@ torch is not imported for a pair that plainly fits a machine without a GPU.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -13,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvspec_cli.errors import NoRoomError, PairError
-from lvspec_cli.models.memory import SLACK, Machine, Share, Workload
+from lvspec_cli.errors import NoRoomError
+from lvspec_cli.models.memory import SLACK, TEXT_TOKENS, Machine, Share, Workload
 from lvspec_cli.models.place import Sizes, Wanted, beside_weights, decide, shortage, smallest_change
+from lvspec_cli.storage import read_object
 from lvspec_cli.types import Loading, Quantisation
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ FRAMES, MAX_PIXELS = 64, 602_112  # of a clip for which nothing is said
 LEAST = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # with less there is nothing to answer about
 _DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
 _PLENTY = 4  # times the files' size: bfloat16 computed in float32, and as much again for the clip
+_CHARACTERS_A_TOKEN = 4  # of English, about
 _SCALED = 384 * 384  # pixels that some processors make of every frame
+_AS_PIXELS = 28 * 28  # a token of text takes what a token of video does
 _A_PIXEL = 2000  # bytes, with all that is made of it: a 72B takes up to 1600 in float32
 
 
@@ -84,15 +86,11 @@ def _plainly_fit(folders: list[Path], times: int) -> bool:
 
 def _quantised(folder: Path) -> Any:
     """What a model's config says of how its files are quantised; None: they are not."""
-    file = folder / "config.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError) as error:
-        cause = " ".join(str(error).split())
-        raise PairError(f"{file} is broken or cut short: {cause}", "download or copy it again") from error
+    return read_object(folder / "config.json").get("quantization_config")
 
 
 def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
+    from lvspec_cli.models.families import family_of
     from lvspec_cli.models.load import choose_device, choose_dtype
     from lvspec_cli.models.quantise import (
         agreed,
@@ -104,7 +102,7 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
 
     device = choose_device(request.device)
     home = choose_device(request.draft_device) if request.draft_device else device
-    asked = []
+    asked, dtypes = [], []
     for folder, quantisation, place in (
         (target, request.quant_target, device),
         (draft, request.quant_draft, home),
@@ -116,10 +114,14 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
         agreed_on = quantisation if auto else agreed(quantisation, files, str(folder))
         asked.append(held_as(agreed_on, files, place.type))
         check_usable(asked[-1], place, files)
-    dtype = choose_dtype(request.dtype, device, asked[0])
+        safe = family_of(
+            read_object(folder / "config.json").get("model_type", ""), str(folder)
+        ).float16_is_safe
+        dtypes.append(choose_dtype(request.dtype, place, asked[-1], float16_is_safe=safe))
+    dtype = dtypes[0]
     limit = width_limit_of(device, captured=request.cuda_graphs)
     chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)
-    element = choose_dtype(request.dtype, home, asked[-1]).itemsize if draft else None
+    element = dtypes[1].itemsize if draft else None
     why = ""
     if Quantisation.AUTO in asked:
         decision = decide(
@@ -151,10 +153,12 @@ def _notes(loading: Loading, asked: list[Quantisation], why: str) -> tuple[str, 
 def workload_of(request: AskRequest) -> Workload:
     """The clip and the answer that a request asks for, at most."""
     video = request.video
+    longest = max(map(len, request.questions), default=0)
     return Workload(
         frames=video.max_frames or request.pair.defaults.frames or FRAMES,
         max_pixels=video.max_pixels or MAX_PIXELS,
         new_tokens=request.settings.max_new_tokens,
+        text_tokens=max(TEXT_TOKENS, (longest + len(request.system or "")) // _CHARACTERS_A_TOKEN),
     )
 
 
@@ -176,7 +180,8 @@ def has_room(
         return True
     load = workload_of(request)
     spare = int(spare_memory()[0] * (1 - SLACK)) // request.side_by_side - held
-    if load.frames * max(load.max_pixels, _SCALED) * _A_PIXEL <= spare:
+    pixels = load.frames * max(load.max_pixels, _SCALED) + (load.text_tokens - TEXT_TOKENS) * _AS_PIXELS
+    if pixels * _A_PIXEL <= spare:
         return True
     sizes, wanted = sizes_of(target, draft), wanted_of(request, request.loading)
     share = tokens_of_two() / max(1, sizes.target.vision.tokens(2, load.max_pixels))
@@ -238,7 +243,9 @@ def wanted_of(request: AskRequest, loading: Loading) -> Wanted:
 
     draft = loading.draft or Quantisation.NONE
     home = device_kind(request.draft_device) if request.draft_device else loading.device
-    dtype = compute_dtype(request.dtype, draft, home, has_bfloat16=True)  # float16 is as wide
+    # The target shows whether these GPUs have a narrow type that the family bears: float16 is as wide.
+    has_narrow = loading.device == "cpu" or loading.dtype != "float32"
+    dtype = compute_dtype(request.dtype, draft, home, has_bfloat16=has_narrow)
     return Wanted(loading.target, draft, DTYPES[loading.dtype].itemsize, request.draft_device, dtype.itemsize)
 
 

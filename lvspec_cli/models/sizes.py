@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from lvspec_cli.errors import PairError
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.memory import ModelSize
 from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.read import read_config
 from lvspec_cli.registry import Source
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -45,9 +46,9 @@ def size_of(config_file: Path, name: str = "") -> ModelSize:
     :raises PairError: it describes none that can be built, or one of an unknown family.
     """
     try:
+        config = read_config(config_file)
+        family_of(config.model_type, str(config_file))
         with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(config_file, local_files_only=True, trust_remote_code=False)
-            family_of(config.model_type, str(config_file))
             model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         cause = " ".join(str(error).split())[:200]

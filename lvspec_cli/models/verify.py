@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
+from transformers import GenerationConfig
 
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.read import read_config, read_processor
 from lvspec_cli.models.sizes import size_of
 from lvspec_cli.models.vocabulary import first_difference
 from lvspec_cli.registry import Source
@@ -91,11 +91,7 @@ def git_or_sha256(file: Path, length: int, told: Told) -> str:
 
 def check_texts(target: Half, draft: Half) -> Iterator[Check]:
     """That the two tokenizers agree on every shared id, and write the same prompt of a conversation."""
-    with quiet():
-        first, second = (
-            AutoProcessor.from_pretrained(half.folder, local_files_only=True, trust_remote_code=False)
-            for half in (target, draft)
-        )
+    first, second = (read_processor(half.folder) for half in (target, draft))
     words, others = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
     found = first_difference(words, others)
     if found is None:
@@ -187,8 +183,7 @@ def _tokens(session: Any, prompts: Any, settings: Any) -> tuple[int, ...]:
 
 
 def _config(half: Half) -> Any:
-    with quiet():
-        return AutoConfig.from_pretrained(half.folder, local_files_only=True, trust_remote_code=False)
+    return read_config(half.folder)
 
 
 def _ends(half: Half) -> list[int]:

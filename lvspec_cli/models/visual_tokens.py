@@ -7,11 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from transformers import AutoConfig, AutoProcessor
 
+from lvspec_cli.models.chat import chat_text
 from lvspec_cli.models.families import family_of
-from lvspec_cli.models.processing import process, quiet
-from lvspec_cli.prompt import chat_text
+from lvspec_cli.models.processing import process
+from lvspec_cli.models.read import read_config, read_processor
 from lvspec_cli.types import Clip
 
 Counter = Callable[[tuple[float, ...], int, int], int]
@@ -19,9 +19,7 @@ Counter = Callable[[tuple[float, ...], int, int], int]
 
 def visual_token_counter(folder: Path) -> Counter:
     """A function of frame times (seconds), width and height (pixels); it remembers what it has counted."""
-    with quiet():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config, processor = read_config(folder), read_processor(folder)
     token = family_of(config.model_type, str(folder)).video_token(SimpleNamespace(config=config))
     text = chat_text(processor, "", None)
     known: dict[tuple[int, int, int], int] = {}

@@ -12,6 +12,7 @@ from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -23,6 +24,7 @@ from lvspec_cli.output.lock import locked, open_held
 from lvspec_cli.output.records import ODD, SCHEMA, Record, raw_name, read_record, to_line
 
 _HEAD: Final = f'{{"schema": "{SCHEMA}", "key": "'.encode()
+LONGEST: Final = 64 * 2**20  # bytes of a line; of a row a few thousand are usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ def read_rows(stream: BinaryIO) -> Iterator[Row]:
     :raises NotARecordError: as soon as a line is met that lvspec did not write.
     """
     start, earlier = 0, 0
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(iter(partial(stream.readline, LONGEST + 1), b""), start=1):
+        if len(raw) > LONGEST:
+            raise NotARecordError(f"line {number}: longer than {LONGEST // 2**20} MiB")
         if number == 1 and raw.startswith(BOM_UTF8):
             start, raw = len(BOM_UTF8), raw.removeprefix(BOM_UTF8)
         if raw.strip():

@@ -15,9 +15,9 @@ from lvspec_cli.speculation.draft import Proposal, propose
 from lvspec_cli.speculation.logits import LogitsRules
 from lvspec_cli.speculation.relevance import Relevance
 from lvspec_cli.speculation.repetition import is_looping
-from lvspec_cli.speculation.sampling import accept, distribution, draw
+from lvspec_cli.speculation.sampling import accept, distribution, draw, is_sound
 from lvspec_cli.speculation.stats import Tally
-from lvspec_cli.speculation.verify import Evidence, History, Verdict, gather, judge
+from lvspec_cli.speculation.verify import Evidence, History, Verdict, check_sound, gather, judge
 from lvspec_cli.types import (
     DecodeSettings,
     FinishReason,
@@ -75,7 +75,8 @@ class Answer:
             self._draft.begin(prompts.draft, room)
         self._logits.add(prompts.target.input_ids[0].to(self._device))
         logits = self._logits.apply(self._target.logits(passed, 1), self._tensor(()), produced=0)
-        token = int(self._choose(logits))
+        token, sound = torch.cat((self._choose(logits), is_sound(logits))).tolist()
+        check_sound((sound,))
         self._take((token,), (TokenKind.TARGET,))
         return Round((token,), (TokenKind.TARGET,), target=(token,), prefill=True, fallback=self.fallback)
 
@@ -123,6 +124,7 @@ class Answer:
             scores = self._relevance.score(passed, proposal.tokens) if self._relevance and gamma else None
             evidence = gather(logits, proposal.tokens, scores)
             verdict = judge(evidence, self._rule, self._pair.words, self._history)
+        check_sound(evidence.sound[: verdict.accepted + 1])
         kept = self._take(verdict.tokens, verdict.kinds)
         self.tally.add(gamma, verdict.kinds[:kept])
         self._guide = self._guide and self._guide.after(proposal.likely, verdict.accepted, kept)
@@ -163,12 +165,13 @@ class Answer:
             decision = torch.cat((self._tensor((0,)), draw(wanted, self._generator)))
         else:
             decision = accept(proposal.tokens, proposal.chances, wanted, self._generator)
-        numbers = torch.cat((decision, proposal.tokens, logits.argmax(dim=-1))).tolist()
+        numbers = torch.cat((decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))).tolist()
         count, own, drafted = numbers[0], numbers[1], tuple(numbers[2 : 2 + gamma])
+        likeliest, sound = numbers[2 + gamma : 3 + 2 * gamma], numbers[3 + 2 * gamma :]
         kinds = (TokenKind.EXACT,) * count
         # What stands behind an accepted end is cut when the tokens are taken in.
         verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET))
-        return Evidence(drafted, tuple(numbers[2 + gamma :]), (), ()), verdict
+        return Evidence(drafted, tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
 
     def _choose(self, logits: Tensor) -> Tensor:
         temperature = self._settings.temperature

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
+from lvspec_cli.errors import NotFiniteError
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.repetition import LOOSE_PERIOD, starts_loop
 from lvspec_cli.speculation.shift import is_shifted
@@ -28,6 +30,7 @@ class Evidence:
     target: tuple[int, ...]  # the target's own token at each of gamma + 1 positions
     gap: tuple[float, ...]  # nats from the target's token down to the drafted one, gamma
     relevance: tuple[float, ...]  # 0 to 1, gamma; empty: the rule reads none
+    sound: tuple[bool, ...] = ()  # whether the target's numbers at a position are finite; empty: all are
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,33 @@ def gather(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Evidenc
     The gap is a difference of logits: log probabilities of one row share their normaliser.
     """
     gamma = drafted.shape[0]
-    best, target = logits.max(dim=-1)
-    if not gamma:
-        return Evidence((), tuple(target.tolist()), (), ())
+    best, target = logits.max(dim=-1)  # a row that has a NaN anywhere has it as its maximum
     gap = best[:gamma] - logits[:gamma].gather(1, drafted.unsqueeze(1)).squeeze(1)
-    parts = [target, drafted, gap] if relevance is None else [target, drafted, gap, relevance]
+    scores = [] if relevance is None or not gamma else [relevance]
+    parts = [target, best.isfinite(), drafted, gap, *scores]
     # Doubles hold every id exactly.
     numbers = torch.cat([part.to(torch.float64) for part in parts]).tolist()
-    target_ids, numbers = numbers[: gamma + 1], numbers[gamma + 1 :]
-    columns = [tuple(numbers[start : start + gamma]) for start in range(0, len(numbers), gamma)]
+    ends = list(accumulate(len(part) for part in parts))
+    columns = [tuple(numbers[start:end]) for start, end in pairwise([0, *ends])]
     return Evidence(
-        drafted=tuple(map(int, columns[0])),
-        target=tuple(map(int, target_ids)),
-        gap=columns[1],
-        relevance=columns[2] if len(columns) > 2 else (),
+        drafted=tuple(map(int, columns[2])),
+        target=tuple(map(int, columns[0])),
+        gap=columns[3],
+        relevance=columns[4] if scores else (),
+        sound=tuple(map(bool, columns[1])),
     )
+
+
+def check_sound(sound: Sequence[bool]) -> None:
+    """
+    :param sound: whether the target's numbers are finite, at each position whose token is used.
+    :raises NotFiniteError: one is not.
+    """
+    if not all(sound):
+        raise NotFiniteError(
+            "the target's numbers are not finite (NaN)",
+            "--dtype float32 or bfloat16, or check the weights: lvspec models verify PAIR",
+        )
 
 
 def judge(evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History) -> Verdict:

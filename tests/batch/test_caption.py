@@ -23,6 +23,7 @@ from tests.batch.conftest import Caption, lasting, rows
 from tests.batch.test_resume import work
 from tests.batch.test_scenes import write_scenes
 from tests.conftest import write_video
+from tests.tiny_models import save_pair, spoil_weights
 from tests.video.clips import make_clip
 
 NAMES = ["a.mp4", "b.mp4", "c.mkv", "d.mp4", "more/e.mp4"]
@@ -342,6 +343,83 @@ def test_a_gpu_that_is_lost_stops_the_batch_after_the_clip_that_lost_it(
     assert "the GPU does not answer any more: CUDA error: an illegal memory access was" in printed.stderr
     (row,) = rows(tmp_path / "out.jsonl")
     assert (row["file_name"], row["status"]) == ("a.mp4", "error")
+
+
+@pytest.mark.parametrize("flag", ["--from-list", "--prompt-file", "--models", "jobs"])
+@pytest.mark.parametrize("endless", ["device", "sparse"])
+def test_a_file_without_end_is_refused_by_name(
+    caption: Caption, clips: Path, tmp_path: Path, flag: str, endless: str
+):
+    file = Path("/dev/zero") if endless == "device" else tmp_path / "large.jsonl"
+    if endless == "sparse":
+        with file.open("wb") as stream:
+            stream.truncate(30 * 2**30)
+    elif flag == "jobs":
+        file = tmp_path / "jobs.csv"
+        file.symlink_to("/dev/zero")
+    printed = caption(*([file] if flag == "jobs" else [clips / "a.mp4", flag, file]), "--out", "out.jsonl")
+    assert printed.returncode == 2
+    assert str(file) in printed.stderr
+    assert ("a device" if endless == "device" else "larger than") in printed.stderr
+
+
+def test_a_line_without_end_is_named(caption: Caption, clips: Path, tmp_path: Path):
+    assert caption(clips / "a.mp4", "--out", "out.jsonl").returncode == 0
+    os.truncate(tmp_path / "out.jsonl", 30 * 2**30)
+    size = (tmp_path / "out.jsonl").stat().st_size
+    printed = caption(clips / "a.mp4", "--out", "out.jsonl")
+    assert printed.returncode == 5
+    assert re.search(r"out\.jsonl, line 2: longer than 64 MiB", printed.stderr)
+    assert (tmp_path / "out.jsonl").stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("flag", "words", "named"),
+    [
+        ("--prompt", 5000, "--prompt: [0-9]+ tokens"),
+        ("--prompt-file", 5000, r"prompt\.txt: [0-9]+ tokens"),
+        ("--prompt-file", 60_000, r"prompt\.txt: 359999 characters"),
+        ("--system", 5000, "--system: [0-9]+ tokens"),
+        ("jobs", 5000, r"jobs\.jsonl, line 2: [0-9]+ tokens"),
+        ("jobs", 160_000, r"jobs\.jsonl, line 2: 959999 characters"),
+    ],
+)
+def test_a_prompt_that_the_model_has_no_positions_for_is_refused_at_the_start(
+    caption: Caption,
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    words: int,
+    named: str,
+):
+    monkeypatch.setattr("lvspec_cli.batch.serve.load", lambda *_: pytest.fail("the pair was loaded"))
+    text = "moves " * words
+    (tmp_path / "prompt.txt").write_text(text)
+    jobs = [{"path": "clips/a.mp4"}, {"path": "clips/b.mp4", "prompt": text}]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    given: dict[str, list[Any]] = {"jobs": ["jobs.jsonl"], "--prompt-file": [clips, flag, "prompt.txt"]}
+    printed = caption(*given.get(flag, [clips, flag, text]), "--out", "out.jsonl")
+    assert printed.returncode == 2
+    assert re.search(f"{named}, and the model has 4096 positions, 40 of them for the answer", printed.stderr)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pair_that_computes_nan_stops_the_batch_and_writes_no_row(
+    caption: Caption, clips: Path, tmp_path: Path, workers: int
+):
+    folder = tmp_path / "spoilt"
+    spoil_weights(save_pair(folder, "qwen2_5_vl")[0])
+    models = folder / "models.yaml"
+    models.write_text("pairs: {nan: {target: {folder: target}, draft: {folder: draft}}}")
+    given = ("--pair", "nan", "--models", models, "--frames", 2, "--workers", workers)
+    assert caption(clips / "a.mp4", "--out", "out.jsonl").returncode == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    printed = caption(clips, *given, "--out", "out.jsonl")
+    assert printed.returncode == 3
+    assert "the target's numbers are not finite (NaN)" in printed.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 def test_too_little_memory_fails_the_clip_where_it_shall_not_shrink(

@@ -87,7 +87,7 @@ def test_a_fabricated_model_is_the_real_one() -> None:
 
 def test_fabricated_weights_stand_for_what_nf4_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes makes its levels in torch's default type, which is not the one that is computed in."""
-    monkeypatch.setattr(fabricate_module, "choose_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(fabricate_module, "choose_dtype", lambda *_, **__: torch.bfloat16)
     made = fabricate(tiny("Qwen/Qwen2.5-VL-3B-Instruct"), "3B", Quantisation.NF4, CPU)
     layer = made.family.layers(made.model)[0].mlp.up_proj
     assert layer.compute_dtype is torch.bfloat16

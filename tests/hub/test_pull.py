@@ -191,3 +191,14 @@ def test_files_are_compared_with_their_hashes(
     weights.write_bytes(WEIGHTS[:-1] + b"x")
     found = check_files(half, {}, lambda *_: None)
     assert (found.state, "model.safetensors is not the file" in found.detail) == ("failed", True)
+
+
+def test_a_pair_of_folders_that_are_not_there_says_so(online: Shell, hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(
+        "pairs:\n  made-up:\n    target: {repo: some/large}\n    draft: {folder: nowhere}\n"
+    )
+    done = online.run("models", "pull", "made-up")
+    assert done.returncode == 3
+    assert f"there is no folder {tmp_path}/nowhere" in done.stderr
+    assert "all of it is here" not in done.stderr
+    assert not snapshot(online, "some/large").exists()

@@ -318,6 +318,14 @@ def test_what_is_said_of_too_little_memory() -> None:
     assert line.startswith(f"too little memory: the pair needs about {needed / GB:.1f} GB")
 
 
+def test_a_long_text_is_what_is_blamed_and_not_the_frames() -> None:
+    machine, wanted = gpus(24), Wanted(NONE, NONE)
+    load = replace(LOAD, frames=2, text_tokens=120_000)
+    plan = decide(machine, Sizes(MIDDLE, SMALL), load, wanted, gamma=8, width_limit=5).plan
+    assert "2 frames of 200704 pixels and about 120000 tokens of text" in shortage(plan, machine, load)
+    assert smallest_change(machine, Sizes(SMALL, None), load, wanted) == "a shorter prompt"
+
+
 def test_every_part_has_a_device() -> None:
     shares = (Share("cuda:0", 2), Share("cuda:1", 3))
     found = device_map(["model.visual", "lm_head"], "model.language_model.layers", shares)

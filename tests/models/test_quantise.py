@@ -344,7 +344,8 @@ def test_an_unknown_method_of_files(tmp_path: Path) -> None:
         ("auto", "nf4", "cpu", True, torch.float32),
         ("auto", "bf16", "cpu", True, torch.bfloat16),
         ("auto", "none", "cuda", True, torch.bfloat16),
-        ("auto", "nf4", "cuda", False, torch.float16),
+        ("auto", "nf4", "cuda", False, torch.float32),
+        ("float16", "none", "cuda", False, torch.float16),
         ("auto", "awq", "cuda", True, torch.float16),
         ("auto", "gptq", "cpu", True, torch.float32),
         ("float32", "int8", "cuda", True, torch.float32),
@@ -361,6 +362,26 @@ def test_what_is_computed_in(
             compute_dtype(name, Quantisation(quantisation), device, has_bfloat16=has_bfloat16)
     else:
         assert compute_dtype(name, Quantisation(quantisation), device, has_bfloat16=has_bfloat16) is found
+
+
+@pytest.mark.parametrize(
+    ("family", "found"),
+    [
+        ("qwen2_5_vl", torch.float32),
+        ("qwen3_vl", torch.float32),
+        ("internvl", torch.float32),
+        ("llava_onevision", torch.float16),
+    ],
+)
+def test_float16_is_taken_only_where_the_family_does_not_overflow_in_it(
+    family: str, found: torch.dtype
+) -> None:
+    safe = FAMILIES[family].float16_is_safe
+    for has_bfloat16, wanted in ((False, found), (True, torch.bfloat16)):
+        chosen = compute_dtype(
+            "auto", Quantisation.NONE, "cuda", has_bfloat16=has_bfloat16, float16_is_safe=safe
+        )
+        assert chosen is wanted
 
 
 @pytest.mark.parametrize(

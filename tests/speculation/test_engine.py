@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lvspec_cli.errors import UsageError
+from lvspec_cli.errors import NotFiniteError, UsageError
 from lvspec_cli.models import decoder
 from lvspec_cli.models.decoder import Decoder, kept_places
 from lvspec_cli.models.families.base import VideoFeatures
@@ -29,7 +29,7 @@ from lvspec_cli.types import (
     TokenKind,
 )
 from tests.speculation.conftest import decode, generate, prompts_for, with_generation
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, save_pair, spoil_weights
 
 WANTED = DecodeSettings(gamma=4, max_new_tokens=24)
 
@@ -287,6 +287,67 @@ def test_sampling_too_has_one_transfer_a_round(pair: LoadedPair) -> None:
         with Transfers() as transfers:
             next(steps)
         assert transfers.count == 1
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory, pairs: dict[str, LoadedPair]) -> LoadedPair:
+    """The model whose weights are NaN is this pair's target; its draft is sound."""
+    target, _ = save_pair(tmp_path_factory.mktemp("spoilt"), "qwen2_5_vl")
+    spoil_weights(target)
+    return replace(pairs["qwen2_5_vl"], target=load_pair(target, None, device="cpu", dtype="float32").target)
+
+
+WAYS = [
+    replace(WANTED, mode=Mode.LVSPEC),
+    replace(WANTED, mode=Mode.EXACT),
+    replace(WANTED, mode=Mode.AR),
+    replace(WANTED, mode=Mode.EXACT, temperature=1.0),
+]
+
+
+@pytest.mark.parametrize("wanted", WAYS, ids=lambda wanted: f"{wanted.mode} {wanted.temperature}")
+def test_a_target_whose_numbers_are_nan_gives_no_answer(spoilt: LoadedPair, wanted: DecodeSettings) -> None:
+    with pytest.raises(NotFiniteError, match=r"the target's numbers are not finite \(NaN\)") as caught:
+        next(Session(spoilt).answer(prompts_for(spoilt), wanted))  # the token that prefill gives
+    assert "--dtype float32" in caught.value.remedy
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("wanted", WAYS, ids=lambda wanted: f"{wanted.mode} {wanted.temperature}")
+def test_numbers_that_overflow_later_end_the_answer_there(
+    pair: LoadedPair, wanted: DecodeSettings, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As float16 does on the way: one token's logit is enough."""
+    pair = with_generation(pair, end_ids=())
+    session, logits = Session(pair), Decoder.logits
+
+    def overflowing(decoder: Decoder, *arguments: Any) -> Tensor:
+        found = logits(decoder, *arguments)
+        if decoder is session.target and decoder.answered > 2:
+            found = found.clone()
+            found[0, 3] = bad
+        return found
+
+    monkeypatch.setattr(Decoder, "logits", overflowing)
+    steps = session.answer(prompts_for(pair), replace(wanted, gamma=1))
+    assert next(steps).tokens
+    with pytest.raises(NotFiniteError):
+        list(steps)
+
+
+@pytest.mark.parametrize("gamma", [4, "auto"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_whose_numbers_are_nan_costs_speed_only(
+    spoilt: LoadedPair, pairs: dict[str, LoadedPair], temperature: float, gamma: Any
+) -> None:
+    sound = pairs["qwen2_5_vl"]
+    pair = replace(sound, draft=spoilt.target)
+    wanted = replace(WANTED, mode=Mode.EXACT, temperature=temperature, gamma=gamma)
+    found, _ = decode(pair, prompts_for(pair), wanted)
+    assert len(found.tokens) > 1
+    if not temperature:
+        alone, _ = decode(sound, prompts_for(sound), replace(wanted, mode=Mode.AR))
+        assert found.tokens == alone.tokens
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class Family:
     """
 
     model_type: str
+    float16_is_safe = False  # whether nothing in it goes beyond 65504, float16's largest number
 
     # --- prompt -------------------------------------------------------------------------
 

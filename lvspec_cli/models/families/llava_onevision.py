@@ -16,6 +16,7 @@ from lvspec_cli.models.memory import VisionSize
 
 class LlavaOnevision(Family):
     model_type = "llava_onevision"
+    float16_is_safe = True  # its files are float16
 
     def vision_size(self, config: Any) -> VisionSize:
         whole = super().vision_size(config)

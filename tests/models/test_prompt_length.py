@@ -1,0 +1,107 @@
+"""Prompts that are longer than a model has positions for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lvspec_cli import prompt as prompt_module
+from lvspec_cli.errors import UsageError
+from lvspec_cli.models import decoder
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.prompt_length import Limit, check_texts, positions_of
+from lvspec_cli.prompt import build_prompts
+from lvspec_cli.types import DecodeSettings, Mode
+from tests.speculation.conftest import decode, prompts_for
+from tests.tiny_models import make_clip, save_model, set_positions
+
+
+@pytest.mark.parametrize(
+    ("rope", "found"),
+    [
+        (None, 4096),
+        ({"rope_type": "default"}, 4096),
+        ({"rope_type": "linear", "factor": 2.5}, 10240),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 512}, 4096),
+    ],
+)
+def test_positions_with_what_stretches_them(rope: Any, found: int) -> None:
+    assert positions_of(SimpleNamespace(max_position_embeddings=4096, rope_parameters=rope)) == found
+
+
+def test_a_text_fits_with_its_answer_to_the_last_token() -> None:
+    limit = Limit(positions=100, new_tokens=40)
+    limit.check_tokens(60, "--prompt")
+    with pytest.raises(UsageError, match="--prompt: 61 tokens, and the model has 100 positions, 40 of them"):
+        limit.check_tokens(61, "--prompt")
+    limit.check_text("x" * 1600, "a.txt")
+    with pytest.raises(UsageError, match=r"a\.txt: 1601 characters"):
+        limit.check_text("x" * 1601, "a.txt")
+    assert limit.may_fit("x" * 15)
+    assert not limit.may_fit("x" * 16)
+
+
+def test_what_takes_most_of_the_tokens_is_what_is_to_be_less() -> None:
+    limit = Limit(positions=100)
+    limit.check_prompt(100, 90)
+    with pytest.raises(UsageError, match="101 tokens, 90 of them of the video") as caught:
+        limit.check_prompt(101, 90)
+    assert "--frames" in caught.value.remedy
+    with pytest.raises(UsageError) as caught:
+        limit.check_prompt(101, 20)
+    assert caught.value.remedy == "shorten it"
+
+
+@pytest.mark.parametrize("words", [5000, 100_000])
+def test_a_long_question_is_refused_before_the_frames_are_looked_at(
+    pair: LoadedPair, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_module, "process", lambda *_: pytest.fail("the frames were processed"))
+    with pytest.raises(UsageError, match="the model has 4096 positions"):
+        build_prompts(pair, make_clip(4), "moves " * words)
+
+
+def test_a_video_of_too_many_tokens_is_refused(pair: LoadedPair) -> None:
+    needed = prompts_for(pair).target
+    most = pair.target.positions - needed.length
+    build_prompts(pair, make_clip(4), "What moves?", new_tokens=most)
+    with pytest.raises(UsageError, match=f"{needed.length} tokens, {needed.visual_tokens} of them"):
+        build_prompts(pair, make_clip(4), "What moves?", new_tokens=most + 1)
+
+
+def test_texts_are_checked_by_a_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path, "qwen2_5_vl")
+    (tmp_path / "model.safetensors").unlink()
+    check_texts(tmp_path, {"What moves?": "--prompt"}, None, 256)
+    check_texts(tmp_path, {"What moves? " * 200: "--prompt"}, None, 256)
+    for text, system, where in (
+        ("moves " * 5000, None, "a.txt: [0-9]+ tokens"),
+        ("moves " * 10**6, None, "a.txt: 6000000 characters"),
+        ("What?", "moves " * 5000, "--system: [0-9]+ tokens"),
+    ):
+        with pytest.raises(UsageError, match=where):
+            check_texts(tmp_path, {"What moves?": "--prompt", text: "a.txt"}, system, 256)
+    with pytest.raises(UsageError, match=r"4096 positions, 5000 of them for the answer"):
+        check_texts(tmp_path, {"What moves?": "--prompt"}, None, 5000)
+    set_positions(tmp_path, 10**5)
+    check_texts(tmp_path, {"moves " * 5000: "a.txt"}, None, 256)
+
+
+def test_a_long_question_is_read_in_pieces_and_answered_the_same(
+    pairs: dict[str, LoadedPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = pairs["qwen2_5_vl"]
+    prompts = prompts_for(pair, "What moves, and where does it go from there? " * 4)
+    rows = prompts.target.length - prompts.target.prefix_length
+    assert rows > 20
+    for mode in (Mode.AR, Mode.EXACT):
+        wanted = DecodeSettings(mode=mode, gamma=3, max_new_tokens=16)
+        found = []
+        for piece in (rows, 7, 1):
+            monkeypatch.setattr(decoder, "QUESTION_ROWS", piece)
+            found.append(decode(pair, prompts, wanted)[0].tokens)
+        assert found[0] == found[1] == found[2]
