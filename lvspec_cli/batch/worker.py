@@ -20,10 +20,12 @@ from lvspec_cli.batch.serve import serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.events import Event
+from lvspec_cli.streams import steady_streams
 
 
 def main(socket: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    steady_streams()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     connection = Connection(socket)

@@ -19,7 +19,7 @@ from lvspec_cli.batch.run import run
 from lvspec_cli.batch.types import Input
 from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.cli.job import Job, read_job
-from lvspec_cli.cli.reporting import say, write_out
+from lvspec_cli.cli.reporting import say, write_json
 from lvspec_cli.cli.signals import Stop
 from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
@@ -49,7 +49,7 @@ class Printed:
     kept: dict[str, Kept] = field(default_factory=dict)
 
     def append(self, record: Record) -> None:
-        write_out(to_line(record) + "\n")
+        write_json(to_line(record))
 
 
 @dataclass
@@ -199,7 +199,7 @@ def _showing(
     job: Job, left: Outstanding, given: Mapping[str, Any]
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
     """What takes events, and what takes finished records."""
-    if given["quiet"] or not left.count or sys.stderr is None:
+    if given["quiet"] or not left.count:
         yield (lambda event: None), (lambda record: None)
         return
     from lvspec_cli.ui.batch import batch_show

@@ -50,9 +50,23 @@ def write_out(text: str) -> None:
     :raises BrokenPipeError: the reader has gone.
     :raises OutputError: it cannot be written for another reason.
     """
-    try:
+    with _explained():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+def write_json(line: str) -> None:
+    """As ``write_out``, a line in UTF-8 whatever the locale says: JSON is in nothing else."""
+    with _explained():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(line.encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -82,9 +96,8 @@ def say_note(event: Event) -> None:
 
 def say(text: str) -> None:
     """One line on stderr, made safe for a terminal."""
-    if sys.stderr is not None:
-        sys.stderr.write(visible_line(text) + "\n")
-        sys.stderr.flush()
+    sys.stderr.write(visible_line(text) + "\n")
+    sys.stderr.flush()
 
 
 def _silence_stdout() -> None:
