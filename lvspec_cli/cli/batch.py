@@ -30,6 +30,7 @@ from lvspec_cli.types import Mode
 from lvspec_cli.ui.batch_state import BatchView, clock
 from lvspec_cli.ui.state import View
 from lvspec_cli.ui.summary import world_note
+from lvspec_cli.user_folders import state_folder
 
 NAMED_FAILURES = 10  # in the summary
 
@@ -101,7 +102,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
     from lvspec_cli.video.pool import DecodePool
 
     progress, label = PlainProgress(sys.stderr), "looking at the videos"
-    folder = history_file().with_name("scenes")
+    folder = state_folder()
     if not quiet:
         progress.begin(label)
     try:
@@ -111,7 +112,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
                 job.base,
                 job.cutting,
                 probes=pool.probes,
-                scenes=lambda video: known_scenes(video, folder, scene_segments),
+                scenes=lambda video: known_scenes(video, folder and folder / "scenes", scene_segments),
                 progress=lambda done, total: progress.advance(label, done, total),
             )
     finally:
