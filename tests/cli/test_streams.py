@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,30 +111,26 @@ def test_a_closed_stdout_is_one_error(tiny_shell: Shell) -> None:
     assert done.stderr.startswith("error: standard output is closed\ntry: ")
 
 
-@pytest.fixture(params=ENCODINGS)
-def narrow(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[io.BytesIO]:
-    """What is behind stdout, which has an encoding as PYTHONIOENCODING gives it."""
-    capsys.readouterr()  # has taken the place of stdout before
-    behind = io.BytesIO()
-    wrapper = io.TextIOWrapper(behind, encoding=request.param)
-    monkeypatch.setattr(sys, "stdout", wrapper)
-    yield behind
-    wrapper.close()
-
-
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("command", ["ask", "caption"])
 def test_records_are_utf_8_whatever_stdout_is(
-    here: Callable[..., Printed], narrow: io.BytesIO, tiny_models: Path, tmp_path: Path, command: str
+    here: Callable[..., Printed],
+    tiny_models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    encoding: str,
 ) -> None:
+    behind = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(behind, encoding=encoding))
     video = write_video(tmp_path / NAME)
-    asked = {"ask": (video, "Was? \u65e5", "--json"), "caption": (video, "--prompt", "Was? \u65e5", "--out", "-")}
-    done = here(command, *asked[command], *FEW, environment={"LVSPEC_MODELS": str(tiny_models)})
+    prompt = "Was? \u65e5"
+    asked = {"ask": (prompt, "--json"), "caption": ("--prompt", prompt, "--out", "-")}
+    done = here(command, video, *asked[command], *FEW, environment={"LVSPEC_MODELS": str(tiny_models)})
     assert done.returncode == 0, done.stderr
-    (line,) = narrow.getvalue().decode("utf-8").splitlines()
+    (line,) = behind.getvalue().decode("utf-8").splitlines()
     record = json.loads(line)
-    assert (record["file_name"], record["prompt"]) == (NAME, "Was? \u65e5")
+    assert (record["file_name"], record["prompt"]) == (NAME, prompt)
 
 
 def test_records_are_utf_8_in_a_process_of_another_encoding(tiny_shell: Shell, tmp_path: Path) -> None:
