@@ -4,6 +4,7 @@ LvspecError
 ├── UsageError             2    wrong flags, settings or files of settings
 ├── PairError              3    the pair cannot be had, loaded or does not fit
 │   └── NoRoomError             it does not fit into memory
+├── MachineError           3    the machine has too little of something else: processes, open files
 ├── NoInputError           4    no such file, or nothing to read in the folder
 ├── OutputError            5    the output cannot be written or is locked
 ├── RegressionError        6    a benchmark got worse than the margin allows
@@ -12,12 +13,14 @@ LvspecError
     ├── NoVideoStreamError      audio or subtitles only
     ├── EncryptedVideoError     protected content
     ├── DamagedVideoError       no frame before the damage
+    ├── ChangedVideoError       another content than when it was looked at first
     ├── VideoLimitError         over the limits on canvas, frames or duration
     └── DecodeTimeoutError      decoding took longer than --decode-timeout
 """
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -51,6 +54,13 @@ class NoRoomError(PairError):
     """Memory does not suffice, on a device or in the machine."""
 
     kind = "no_room"
+
+
+class MachineError(LvspecError):
+    """No fault of any input: what was under way can be done when there is enough again."""
+
+    exit_code = 3
+    kind = "machine"
 
 
 class NoInputError(LvspecError):
@@ -88,9 +98,25 @@ class DamagedVideoError(VideoError):
     kind = "damaged"
 
 
+class ChangedVideoError(VideoError):
+    kind = "changed"
+
+
 class VideoLimitError(VideoError):
     kind = "over_limit"
 
 
 class DecodeTimeoutError(VideoError):
     kind = "decode_timeout"
+
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+ENOUGH = (
+    "raise the limit (ulimit -n, ulimit -u), end other programs, or take fewer --workers and --decode-workers"
+)
+
+
+def check_machine(error: BaseException, what: str) -> None:
+    """:raises MachineError: ``error`` says that the machine is short of something: no file is at fault."""
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        raise MachineError(f"{what} ({error.strerror})", ENOUGH) from error
