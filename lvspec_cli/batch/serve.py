@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from lvspec_cli.batch.answer import Answering, OnOutOfMemory
 from lvspec_cli.batch.work import Work
-from lvspec_cli.events import Listener
+from lvspec_cli.errors import ChangedVideoError
+from lvspec_cli.events import Listener, Noted
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import AskRequest, load
+from lvspec_cli.pipeline import AskRequest, check_unchanged, load
 from lvspec_cli.types import Mode, VideoRequest
 
 if TYPE_CHECKING:
@@ -64,6 +65,12 @@ def serving(
                 for work, outcome in decoded:
                     if interrupted():
                         return
+                    try:
+                        check_unchanged(work.request, work.identity)
+                    except ChangedVideoError as changed:
+                        listen(Noted(f"{changed.cause}; {changed.remedy}"))
+                        yield Finished(work, iter(()))  # new work for the next run, under another key
+                        continue
                     if outcome.clip is not None:
                         yield Finished(work, answering.answer(work, outcome.clip))
                     elif outcome.error is not None:

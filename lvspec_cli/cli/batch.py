@@ -91,7 +91,7 @@ def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
         if job.base.audit and not given["quiet"]:
             _report_audits(job, works, left, outcome)
     exported = stop.asked() or job.out is None or export_rows(given, job, works, left.moved)
-    return 1 if outcome.failures or left.failed or not exported else 0
+    return 1 if outcome.ok < left.count or left.failed or not exported else 0
 
 
 def lay_out_job(job: Job, quiet: bool) -> list[Work]:
