@@ -174,7 +174,8 @@ def load_registry(models: Path | None = None, environment: Mapping[str, str] = o
     registry = Registry({**shipped.pairs, **users.pairs}, users.default or shipped.default or AUTO)
     if registry.default not in (AUTO, *registry.pairs):
         raise UsageError(
-            f"{read or shipped_models()}: default: there is no pair named {registry.default!r}", "name a pair of the file"
+            f"{read or shipped_models()}: default: there is no pair named {registry.default!r}",
+            "name a pair of the file",
         )
     return registry
 

@@ -23,8 +23,8 @@ class _Lossy(io.FileIO):
 def steady_streams() -> None:
     """Makes messages optional, for the rest of the process: rows and answers are what counts.
 
-    A closed one of descriptors 0 to 2 becomes the null device first: the next file that is opened would get
-    its number, and with it whatever a library writes there. Python has None for such a stdin and stdout still.
+    A closed one of descriptors 0 to 2 becomes the null device first: the next file that is opened would
+    get its number, and with it whatever a library writes there. Python has None for such a stdin or stdout.
     """
     for descriptor in range(3):
         try:

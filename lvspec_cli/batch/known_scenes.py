@@ -21,7 +21,9 @@ Scenes = tuple[Stretch, ...]
 _SCENES = TypeAdapter(Scenes)
 
 
-def known_scenes(request: VideoRequest, folder: Path | None, find: Callable[[VideoRequest], Scenes]) -> Scenes:
+def known_scenes(
+    request: VideoRequest, folder: Path | None, find: Callable[[VideoRequest], Scenes]
+) -> Scenes:
     """What ``find`` said of the same content and stretch before, else what it says now, kept in ``folder``.
 
     A folder that is not there and cannot be written is no failure; what is broken in it is found again.

@@ -97,10 +97,7 @@ DecodeWorkers = Annotated[
 ]
 DecodeMemory = Annotated[
     int,
-    typer.Option(
-        "--decode-memory", min=16, max=2**24, metavar="MB", help="Frames decoded ahead, at most."
-    ),
-
+    typer.Option("--decode-memory", min=16, max=2**24, metavar="MB", help="Frames decoded ahead, at most."),
 ]
 Workers = Annotated[
     int,

@@ -16,7 +16,9 @@ from lvspec_cli.errors import OutputError
 LABEL = "writing clips"
 Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write.")]
 Count = Annotated[int, typer.Option("--count", min=1, max=9999, metavar="N", help="How many clips.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=GREATEST_SEED, metavar="N", help="Another seed, other clips.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=GREATEST_SEED, metavar="N", help="Another seed, other clips.")
+]
 
 
 def demo(

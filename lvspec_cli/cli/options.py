@@ -9,7 +9,6 @@ import typer
 
 from lvspec_cli.types import DecoderName, KeepBy, Looseness, Mode, Quantisation, RelevanceName, read_gamma
 
-
 GREATEST_SEED = 2**63 - 1  # what torch takes
 MOST_TOKENS = 1_000_000
 MOST_THREADS = 1024
@@ -90,7 +89,6 @@ MaxPixels = Annotated[
     typer.Option(
         "--max-pixels", min=784, max=8192 * 8192, metavar="N", help="Scale frames down to N pixels."
     ),
-
 ]
 Background = Annotated[
     str,
@@ -161,9 +159,7 @@ Temperature = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option(
-        "--seed", min=0, max=GREATEST_SEED, metavar="N", help="For sampling and relevance random."
-    ),
+    typer.Option("--seed", min=0, max=GREATEST_SEED, metavar="N", help="For sampling and relevance random."),
 ]
 
 LoosenessName = Annotated[

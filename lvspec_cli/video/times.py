@@ -22,7 +22,9 @@ def parse_time(text: str) -> float:
         if (match["hours"] is None or minutes < 60) and (match["minutes"] is None or seconds < 60):
             total = 60 * (60 * hours + minutes) + seconds
             if total > LATEST:
-                raise UsageError(f"{total:g} s is later than a video lasts", "give less than a million seconds")
+                raise UsageError(
+                    f"{total:g} s is later than a video lasts", "give less than a million seconds"
+                )
             return total
     raise UsageError(f"{text!r} is not a time", "write it as 90, 1:30 or 0:01:30.5")
 

@@ -80,7 +80,9 @@ STRANGER = ("unshare", "--user", "--map-user=54321")  # the same files are there
     shutil.which("unshare") is None or subprocess.run([*STRANGER, "true"], check=False).returncode != 0,
     reason="the system lets nobody be another user",
 )
-def test_a_user_without_a_home_folder_can_do_everything(tiny_models: Path, clips: Path, tmp_path: Path) -> None:
+def test_a_user_without_a_home_folder_can_do_everything(
+    tiny_models: Path, clips: Path, tmp_path: Path
+) -> None:
     """A real process of a user whom the system does not know, as containers start them."""
     users = ("LVSPEC", "XDG", "HF_", "HOME")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(users)}
@@ -89,9 +91,7 @@ def test_a_user_without_a_home_folder_can_do_everything(tiny_models: Path, clips
     def run(*arguments: object, **environment: str) -> str:
         command = [*STRANGER, sys.executable, "-m", "lvspec_cli", *map(str, arguments)]
         whole = {**kept, **environment}
-        done = subprocess.run(
-            command, env=whole, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, env=whole, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

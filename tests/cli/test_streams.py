@@ -50,7 +50,11 @@ def full(command: list[str]) -> list[str]:
     [(closed, ()), (closed, ("--quiet", "--workers", 2)), (full, ()), (full, ("--workers", 2))],
 )
 def test_messages_that_cannot_be_written_cost_no_row(
-    tiny_shell: Shell, clips: Path, tmp_path: Path, around: Callable[[list[str]], list[str]], further: tuple
+    tiny_shell: Shell,
+    clips: Path,
+    tmp_path: Path,
+    around: Callable[[list[str]], list[str]],
+    further: tuple[object, ...],
 ) -> None:
     out = tmp_path / "out.jsonl"
     command = [*tiny_shell.command, *map(str, ("caption", clips, "--out", out, *FEW, *further))]
@@ -98,7 +102,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(
         assert until(lambda: (tmp_path / "t.jsonl").exists())
         time.sleep(0.1)
         opened = Path(f"/proc/{running.pid}/fd")
-        assert [os.readlink(opened / name) for name in "02"] == ["/dev/null"] * 2
+        assert [(opened / name).readlink() for name in "02"] == [Path("/dev/null")] * 2
     finally:
         running.send_signal(signal.SIGKILL)
         running.communicate()

@@ -58,7 +58,11 @@ WRONG = [
     (["ask", "x.mp4", "q", "--start", "1" + "0" * 400], 2, "inf s is later than a video lasts"),
     (["ask", "x.mp4", "q", "--end", "9" * 5000 + ":00:00"], 2, "inf s is later than a video lasts"),
     (["ask", "x.mp4", "q", "--mode", "ar", "--temperature", "1e-320"], 2, "is out of range\ntry: give 0 for"),
-    (["ask", "x.mp4", "q", "--mode", "ar", "--temperature", "1e30"], 2, "--temperature 1e+30 is out of range"),
+    (
+        ["ask", "x.mp4", "q", "--mode", "ar", "--temperature", "1e30"],
+        2,
+        "--temperature 1e+30 is out of range",
+    ),
     (["caption", "x.mp4", "--seed", "9" * 20], 2, "'--seed'"),
     (["caption", "x.mp4", "--decode-memory", "1" + "0" * 30], 2, "'--decode-memory'"),
     (["caption", "x.mp4", "--segment", "1e308"], 2, "--segment 1e+308 is out of range"),
