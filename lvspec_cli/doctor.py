@@ -184,6 +184,9 @@ def _cache() -> Iterator[Finding]:
     from huggingface_hub import constants
 
     folder = existing = Path(constants.HF_HUB_CACHE)
+    if folder.parts[:1] == ("~",):
+        yield Finding("cache", "bad", "this user has no home folder", "set HF_HOME to a folder of your own")
+        return
     while not existing.is_dir():
         existing = existing.parent
     free = shutil.disk_usage(existing).free

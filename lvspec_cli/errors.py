@@ -5,6 +5,7 @@ LvspecError
 ├── PairError              3    the pair cannot be had, loaded or does not fit
 │   ├── NoRoomError             it does not fit into memory
 │   └── NotFiniteError          it computes NaN or infinity in place of numbers
+├── MachineError           3    the machine has too little of something else: processes, open files
 ├── NoInputError           4    no such file, or nothing to read in the folder
 ├── OutputError            5    the output cannot be written or is locked
 ├── RegressionError        6    a benchmark got worse than the margin allows
@@ -13,12 +14,14 @@ LvspecError
     ├── NoVideoStreamError      audio or subtitles only
     ├── EncryptedVideoError     protected content
     ├── DamagedVideoError       no frame before the damage
+    ├── ChangedVideoError       another content than when it was looked at first
     ├── VideoLimitError         over the limits on canvas, frames or duration
     └── DecodeTimeoutError      decoding took longer than --decode-timeout
 """
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -60,6 +63,13 @@ class NotFiniteError(PairError):
     kind = "not_finite"
 
 
+class MachineError(LvspecError):
+    """No fault of any input: what was under way can be done when there is enough again."""
+
+    exit_code = 3
+    kind = "machine"
+
+
 class NoInputError(LvspecError):
     exit_code = 4
     kind = "no_input"
@@ -95,9 +105,25 @@ class DamagedVideoError(VideoError):
     kind = "damaged"
 
 
+class ChangedVideoError(VideoError):
+    kind = "changed"
+
+
 class VideoLimitError(VideoError):
     kind = "over_limit"
 
 
 class DecodeTimeoutError(VideoError):
     kind = "decode_timeout"
+
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+ENOUGH = (
+    "raise the limit (ulimit -n, ulimit -u), end other programs, or take fewer --workers and --decode-workers"
+)
+
+
+def check_machine(error: BaseException, what: str) -> None:
+    """:raises MachineError: ``error`` says that the machine is short of something: no file is at fault."""
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        raise MachineError(f"{what} ({error.strerror})", ENOUGH) from error

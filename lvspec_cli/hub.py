@@ -50,6 +50,8 @@ def check_room(missing: list[Missing]) -> None:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
+    if folder.parts[:1] == ("~",):
+        raise PairError("this user has no home folder to download to", "set HF_HOME to a folder of your own")
     while not folder.is_dir():
         folder = folder.parent
     wanted, free = sum(each.size for each in missing), shutil.disk_usage(folder).free

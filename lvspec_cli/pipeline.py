@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.batch.audit import is_audited
-from lvspec_cli.errors import NoRoomError, UsageError, VideoError
+from lvspec_cli.errors import ChangedVideoError, NoRoomError, UsageError, VideoError, check_machine
+from lvspec_cli.escape import visible_line
 from lvspec_cli.events import (
     Answered,
     ClipReady,
@@ -113,6 +114,7 @@ def ask(
     identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
+        check_unchanged(request, identity)
         loaded = load(request, listen)
         with memory_errors(of_clip(request, clip)):
             return list(
@@ -424,9 +426,24 @@ def identify_video(request: AskRequest) -> FileIdentity:
     try:
         if path.is_file():
             return identify(path, name)
-    except OSError:
-        pass  # decoding meets the same file and says what is wrong with it
+    except OSError as error:
+        # Of anything else decoding, which meets the same file, says what is wrong with it.
+        check_machine(error, f"{path} cannot be opened")
     return FileIdentity(name, 0, "")
+
+
+def check_unchanged(request: AskRequest, identity: FileIdentity) -> None:
+    """For after decoding: a record must not have the key of one content and the text of another.
+
+    A file that cannot be looked at any more is as it was: that is another matter, and decoding has met it.
+
+    :raises ChangedVideoError: it is not the file any more that ``identity`` was taken of.
+    """
+    now = identify_video(request)
+    if now.sample and now != identity:
+        raise ChangedVideoError(
+            f"the file changed while it was read: {visible_line(str(request.video.path))}", "run it again"
+        )
 
 
 def _decode(video: VideoRequest, listen: Listener) -> Clip:

@@ -33,6 +33,7 @@ from lvspec_cli.types import (
     RuleSettings,
     read_gamma,
 )
+from lvspec_cli.user_folders import config_folder
 
 PACKAGE = Path(__file__).parent
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -182,11 +183,13 @@ def load_registry(models: Path | None = None, environment: Mapping[str, str] = o
     shipped = read_models_file(shipped_models())
     named = models or (Path(environment["LVSPEC_MODELS"]) if environment.get("LVSPEC_MODELS") else None)
     own = user_models(environment)
-    users = read_models_file(named or own) if named or own.is_file() else ModelsFile()
+    read = named or (own if own and own.is_file() else None)
+    users = read_models_file(read) if read else ModelsFile()
     registry = Registry({**shipped.pairs, **users.pairs}, users.default or shipped.default or AUTO)
     if registry.default not in (AUTO, *registry.pairs):
         raise UsageError(
-            f"{named or own}: default: there is no pair named {registry.default!r}", "name a pair of the file"
+            f"{read or shipped_models()}: default: there is no pair named {registry.default!r}",
+            "name a pair of the file",
         )
     return registry
 
@@ -197,10 +200,10 @@ def shipped_models() -> Path:
     return inside if inside.is_file() else PACKAGE.parent / "models.yaml"
 
 
-def user_models(environment: Mapping[str, str]) -> Path:
+def user_models(environment: Mapping[str, str]) -> Path | None:
     """Where the user's own models.yaml may be."""
-    base = environment.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "lvspec" / "models.yaml"
+    folder = config_folder(environment)
+    return folder and folder / "models.yaml"
 
 
 def read_models_file(path: Path) -> ModelsFile:

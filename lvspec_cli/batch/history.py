@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Le
+from pydantic import TypeAdapter, ValidationError
+
+from lvspec_cli.user_folders import state_folder
 
 KEPT_RUNS = 200
 
@@ -21,36 +25,39 @@ class PastRun:
     device: str
     workers: int
     frames: int | None
-    rows: int
-    seconds: float
+    rows: Annotated[int, Ge(0)]
+    seconds: Annotated[float, Ge(0), Le(1e9)]  # neither infinite nor not-a-number
     audit: float = 0.0  # share of the rows that was answered twice
 
 
-def history_file(environment: Mapping[str, str] = os.environ) -> Path:
-    """``runs.jsonl`` in the user's folder for state (XDG_STATE_HOME)."""
-    state = environment.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "lvspec" / "runs.jsonl"
+_RUN = TypeAdapter(PastRun)
 
 
-def remember(run: PastRun, file: Path) -> None:
-    """Adds a run. A history that cannot be written is no failure."""
+def history_file() -> Path | None:
+    """``runs.jsonl`` in the user's folder for state, if there is one."""
+    folder = state_folder()
+    return folder and folder / "runs.jsonl"
+
+
+def remember(run: PastRun, file: Path | None) -> None:
+    """Adds a run. A history that cannot be written is no failure, and one that cannot be read begins anew."""
+    if file is None:
+        return
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        lines = [_RUN.dump_json(each).decode() for each in [*past_runs(file)[1 - KEPT_RUNS :], run]]
         draft = file.with_suffix(f".{os.getpid()}.new")
-        draft.write_text(
-            "\n".join([*lines[1 - KEPT_RUNS :], json.dumps(asdict(run))]) + "\n", encoding="utf-8"
-        )
+        draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         draft.replace(file)
 
 
-def past_runs(file: Path) -> list[PastRun]:
+def past_runs(file: Path | None) -> list[PastRun]:
     """All that is remembered, the oldest first; lines that say something else are passed over."""
-    runs = []
+    runs: list[PastRun] = []
     with suppress(OSError):
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, TypeError):
-                runs.append(PastRun(**json.loads(line)))
+        for line in file.read_bytes().splitlines() if file else ():
+            with suppress(ValidationError):
+                runs.append(_RUN.validate_json(line))
     return runs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -20,11 +21,16 @@ Scenes = tuple[Stretch, ...]
 _SCENES = TypeAdapter(Scenes)
 
 
-def known_scenes(request: VideoRequest, folder: Path, find: Callable[[VideoRequest], Scenes]) -> Scenes:
+def known_scenes(
+    request: VideoRequest, folder: Path | None, find: Callable[[VideoRequest], Scenes]
+) -> Scenes:
     """What ``find`` said of the same content and stretch before, else what it says now, kept in ``folder``.
 
-    A folder that cannot be written is no failure. Raises what ``find`` does.
+    A folder that is not there and cannot be written is no failure; what is broken in it is found again.
+    Raises what ``find`` does.
     """
+    if folder is None:
+        return find(request)
     try:
         identity = identify(request.path, b"")
     except OSError:
@@ -33,10 +39,15 @@ def known_scenes(request: VideoRequest, folder: Path, find: Callable[[VideoReque
     facts = {"start": request.start, "end": request.end, "by": by}
     file = folder / f"{key_of(identity, facts)}.json"
     with suppress(OSError, ValueError):
-        return _SCENES.validate_json(file.read_bytes())
+        if _are_sound(known := _SCENES.validate_json(file.read_bytes())):
+            return known
     found = find(request)
     with suppress(OSError, OutputError):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file, sync=False) as stream:
             stream.write(_SCENES.dump_json(found))
     return found
+
+
+def _are_sound(scenes: Scenes) -> bool:
+    return bool(scenes) and all(0 <= each.start < each.end < inf for each in scenes)

@@ -12,7 +12,7 @@ from lvspec_cli.batch.inputs import Input
 from lvspec_cli.batch.prompts import fill
 from lvspec_cli.batch.segments import Stretch, even_segments
 from lvspec_cli.batch.work import Work, make_work
-from lvspec_cli.errors import LvspecError
+from lvspec_cli.errors import LvspecError, NoInputError, UsageError, VideoError
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.types import VideoInfo, VideoRequest
 
@@ -89,7 +89,7 @@ def _cut(
     video = request.video
     stretches: Sequence[Stretch] = ()
     if cutting.scenes and info is not None:
-        with suppress(LvspecError):  # decoding will say the same
+        with suppress(VideoError, NoInputError, UsageError):  # decoding will say the same
             stretches = scenes(video)
     elif cutting.seconds is not None and info is not None and info.duration is not None:
         end = info.duration if video.end is None else min(video.end, info.duration)

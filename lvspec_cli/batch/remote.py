@@ -17,8 +17,8 @@ from typing import Any
 from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Work
-from lvspec_cli.errors import LvspecError, PairError
-from lvspec_cli.events import Listener
+from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
+from lvspec_cli.events import Listener, Noted
 from lvspec_cli.output.build import failed_record
 from lvspec_cli.output.records import Record
 
@@ -51,7 +51,10 @@ def run_remote(
     listen: Listener,
     interrupted: Callable[[], bool],
 ) -> None:
-    """As ``run.run``: a worker that dies costs the clip it was at, and is started again."""
+    """As ``run.run``: a worker that dies costs the clip it was at, and is started again.
+
+    One that dies before it is at any, while it loads, is not: the others go on as long as there are some.
+    """
     crew = _Crew(deque(works), write, listen)
     setups = [Setup(plan, telling=number == 0) for number, plan in enumerate(plans[: len(works)])]
     with _ending(crew):
@@ -77,9 +80,12 @@ class _Crew:
     stopping: bool = False
 
     def start(self, setup: Setup) -> None:
-        ours, theirs = Pipe()
-        with theirs:
-            process = start_worker("lvspec_cli.batch.worker", theirs.fileno())
+        try:
+            ours, theirs = Pipe()
+            with theirs:
+                process = start_worker("lvspec_cli.batch.worker", theirs.fileno())
+        except OSError as error:
+            raise MachineError(f"no worker can be started ({error.strerror})", ENOUGH) from error
         self.workers.append(_Worker(setup, process, ours))
         with suppress(OSError):  # hearing will say why it is gone
             ours.send(setup)
@@ -129,15 +135,26 @@ class _Crew:
             return
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if not worker.ready:
-            raise PairError(
-                f"a worker ended while it loaded the pair ({how})",
-                "take fewer --workers, or see with --workers 1 what is wrong",
-            )
+            self._go_on_without(f"a worker ended while it loaded the pair ({how})")
+            return
         if worker.under_way:
             self._fail(worker.under_way.popleft(), worker.written, how)
         self.pending.extendleft(reversed(worker.under_way))
         if self.pending:
-            self.start(worker.setup)
+            try:
+                self.start(worker.setup)
+            except MachineError as error:
+                self._go_on_without(error.cause)
+
+    def _go_on_without(self, cause: str) -> None:
+        """The others do what there is to do.
+
+        :raises PairError: there are none.
+        """
+        if self.workers:
+            self.listen(Noted(f"{cause}: {len(self.workers)} go on"))
+        elif self.pending:
+            raise PairError(cause, "take fewer --workers, or see with --workers 1 what is wrong")
 
     def _fail(self, work: Work, written: set[str], how: str) -> None:
         error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from lvspec_cli.errors import UsageError
 
 _TICKS = 1_000_000  # a second: whole numbers keep times exact, and short when they are written
-_SHORTEST = 0.1  # seconds
+_SHORTEST, _LONGEST = 0.1, 1e6  # seconds
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Stretch:
 
 def check_lengths(length: float, overlap: float) -> None:
     """:raises UsageError: no video can be cut into such segments."""
-    if not _SHORTEST <= length < math.inf:
+    if not _SHORTEST <= length <= _LONGEST:
         raise UsageError(f"--segment {length:g} is out of range", f"give {_SHORTEST:g} or more seconds")
     if not 0 <= overlap <= 0.9 * length:
         raise UsageError(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from lvspec_cli.batch.answer import Answering, OnOutOfMemory
 from lvspec_cli.batch.work import Work
-from lvspec_cli.events import Listener
+from lvspec_cli.errors import ChangedVideoError
+from lvspec_cli.events import Listener, Noted
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import AskRequest, load
-from lvspec_cli.types import VideoRequest
+from lvspec_cli.pipeline import AskRequest, check_unchanged, load
+from lvspec_cli.types import Mode, VideoRequest
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
@@ -48,13 +49,14 @@ def serving(
     The records of one work have to be taken before the next one's.
 
     :raises PairError: the pair cannot be had or does not fit.
-    :raises UsageError: a prompt of ``plan.base`` cannot be given to the pair.
+    :raises UsageError: a prompt of ``plan.base`` cannot be given to the pair, or it has no such layer.
     """
     from lvspec_cli.video.decode import read_clip
     from lvspec_cli.video.pool import DecodePool
 
     pair = load(plan.base, listen)
     _check_prompts(pair, plan.base)
+    _check_layers(pair, plan.base)
     answering = Answering(pair, read_clip, plan.on_out_of_memory, listen, interrupted)
     with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
 
@@ -63,6 +65,12 @@ def serving(
                 for work, outcome in decoded:
                     if interrupted():
                         return
+                    try:
+                        check_unchanged(work.request, work.identity)
+                    except ChangedVideoError as changed:
+                        listen(Noted(f"{changed.cause}; {changed.remedy}"))
+                        yield Finished(work, iter(()))  # new work for the next run, under another key
+                        continue
                     if outcome.clip is not None:
                         yield Finished(work, answering.answer(work, outcome.clip))
                     elif outcome.error is not None:
@@ -84,6 +92,13 @@ def _decoded(
     with closing(pool.clips(requests(), interrupted=interrupted)) as clips:
         for decoded in clips:
             yield ahead.popleft(), decoded
+
+
+def _check_layers(pair: LoadedPair, base: AskRequest) -> None:
+    from lvspec_cli.speculation.relevance import video_layers
+
+    if base.settings.mode is Mode.LVSPEC:
+        video_layers(base.settings.rule, len(pair.target.family.layers(pair.target.model)))
 
 
 def _check_prompts(pair: LoadedPair, base: AskRequest) -> None:

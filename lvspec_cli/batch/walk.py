@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lvspec_cli.batch.names import is_in
-from lvspec_cli.errors import LvspecError, VideoError
+from lvspec_cli.errors import LvspecError, MachineError, VideoError, check_machine
 from lvspec_cli.video.source import open_local, shown
 
 VIDEO_SUFFIXES = (
@@ -55,6 +55,8 @@ def refusal(path: Path) -> LvspecError | None:
     """Why the file ``path`` cannot be read, None when it can."""
     try:
         os.close(open_local(path))
+    except MachineError:
+        raise
     except LvspecError as error:
         return error
     return None
@@ -101,6 +103,7 @@ class _Walk:
                         self._take(child, entry.path)
         except OSError as error:
             path = os.fsdecode(os.path.join(self.root, relative) if relative else self.root)
+            check_machine(error, f"the folder cannot be read: {shown(Path(path))}")
             self.met[real] = Met(relative, real, _unreadable(Path(path), error))
         return folders if self.recursive else []
 

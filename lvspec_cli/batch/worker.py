@@ -19,11 +19,13 @@ from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, Want
 from lvspec_cli.batch.serve import serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.events import Event
+from lvspec_cli.events import Event, Noted
+from lvspec_cli.streams import steady_streams
 
 
 def main(socket: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    steady_streams()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     connection = Connection(socket)
@@ -63,7 +65,7 @@ def _work(
             yield work
 
     def listen(event: Event) -> None:
-        if setup.telling:
+        if setup.telling or isinstance(event, Noted):
             send(Happened(event))
 
     with serving(setup.plan, listen, stop.is_set) as serve:

@@ -16,11 +16,13 @@ from lvspec_cli.bench.results import Block, Item
 from lvspec_cli.cli.requests import quieten_libraries
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.pipeline import load, memory_errors
+from lvspec_cli.streams import steady_streams
 from lvspec_cli.video.pool import reading
 
 
 def main(socket: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    steady_streams()
     quieten_libraries()
     connection = Connection(socket)
     try:

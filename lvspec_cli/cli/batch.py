@@ -19,7 +19,7 @@ from lvspec_cli.batch.run import run
 from lvspec_cli.batch.types import Input
 from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.cli.job import Job, read_job
-from lvspec_cli.cli.reporting import say, write_out
+from lvspec_cli.cli.reporting import say, write_json
 from lvspec_cli.cli.signals import Stop
 from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
@@ -30,6 +30,7 @@ from lvspec_cli.types import Mode
 from lvspec_cli.ui.batch_state import BatchView, clock
 from lvspec_cli.ui.state import View
 from lvspec_cli.ui.summary import world_note
+from lvspec_cli.user_folders import state_folder
 
 NAMED_FAILURES = 10  # in the summary
 
@@ -49,7 +50,7 @@ class Printed:
     kept: dict[str, Kept] = field(default_factory=dict)
 
     def append(self, record: Record) -> None:
-        write_out(to_line(record) + "\n")
+        write_json(to_line(record))
 
 
 @dataclass
@@ -92,7 +93,7 @@ def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
         if job.base.audit and not given["quiet"]:
             _report_audits(job, works, left, outcome)
     exported = stop.asked() or job.out is None or export_rows(given, job, works, left.moved)
-    return 1 if outcome.failures or left.failed or not exported else 0
+    return 1 if outcome.ok < left.count or left.failed or not exported else 0
 
 
 def lay_out_job(job: Job, quiet: bool) -> list[Work]:
@@ -103,7 +104,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
     from lvspec_cli.video.pool import DecodePool
 
     progress, label = PlainProgress(sys.stderr), "looking at the videos"
-    folder = history_file().with_name("scenes")
+    folder = state_folder()
     if not quiet:
         progress.begin(label)
     try:
@@ -113,7 +114,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
                 job.base,
                 job.cutting,
                 probes=pool.probes,
-                scenes=lambda video: known_scenes(video, folder, scene_segments),
+                scenes=lambda video: known_scenes(video, folder and folder / "scenes", scene_segments),
                 progress=lambda done, total: progress.advance(label, done, total),
             )
     finally:
@@ -201,7 +202,7 @@ def _showing(
     job: Job, left: Outstanding, given: Mapping[str, Any]
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
     """What takes events, and what takes finished records."""
-    if given["quiet"] or not left.count or sys.stderr is None:
+    if given["quiet"] or not left.count:
         yield (lambda event: None), (lambda record: None)
         return
     from lvspec_cli.ui.batch import batch_show

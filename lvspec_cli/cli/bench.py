@@ -62,7 +62,9 @@ DraftKeep = Annotated[
         "--draft-keep", metavar="X", help="Share of the video's tokens that the draft sees in pruned modes."
     ),
 ]
-Repeat = Annotated[int, typer.Option("--repeat", min=1, metavar="N", help="Measure everything N times.")]
+Repeat = Annotated[
+    int, typer.Option("--repeat", min=1, max=9999, metavar="N", help="Measure everything N times.")
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
 ]
@@ -80,7 +82,7 @@ QuestionFile = Annotated[
 AskedPerClip = Annotated[
     int | None,
     typer.Option(
-        "--questions-per-clip", min=0, metavar="N",
+        "--questions-per-clip", min=0, max=9999, metavar="N",
         help="Questions about each clip that has its own beside it, as lvspec demo writes them.",
     ),
 ]  # fmt: skip

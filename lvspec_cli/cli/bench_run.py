@@ -38,7 +38,7 @@ MEASURING = "measuring"
 
 def bench_all(given: Mapping[str, Any], stop: Stop) -> int:
     """Runs the command and gives its exit code."""
-    progress = None if given["quiet"] or sys.stderr is None else PlainProgress(sys.stderr)
+    progress = None if given["quiet"] else PlainProgress(sys.stderr)
     try:
         job = read_job(given, progress)
         results = _run(job, progress)

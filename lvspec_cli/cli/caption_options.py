@@ -96,7 +96,8 @@ DecodeWorkers = Annotated[
     typer.Option("--decode-workers", min=1, max=64, metavar="N", help="Videos decoded ahead at a time."),
 ]
 DecodeMemory = Annotated[
-    int, typer.Option("--decode-memory", min=16, metavar="MB", help="Frames decoded ahead, at most.")
+    int,
+    typer.Option("--decode-memory", min=16, max=2**24, metavar="MB", help="Frames decoded ahead, at most."),
 ]
 Workers = Annotated[
     int,

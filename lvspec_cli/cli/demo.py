@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lvspec_cli.cli import options
+from lvspec_cli.cli.options import GREATEST_SEED
 from lvspec_cli.cli.reporting import reporting, write_out
 from lvspec_cli.errors import OutputError
 
@@ -18,7 +19,9 @@ Count = Annotated[int, typer.Option("--count", min=1, max=9999, metavar="N", hel
 Force = Annotated[
     bool, typer.Option("--force", help="Replace files of the same names that lvspec did not write.")
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Another seed, other clips.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=GREATEST_SEED, metavar="N", help="Another seed, other clips.")
+]
 
 
 def demo(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.reporting import reporting, write_out
+from lvspec_cli.cli.reporting import reporting, write_json, write_out
 from lvspec_cli.escape import visible_line
 
 
@@ -28,7 +28,7 @@ def doctor(
 
         if as_json:
             found = [asdict(finding) for finding in examine(models_file, hub=hub)]
-            write_out(json.dumps({"schema": 1, "findings": found}, indent=2) + "\n")
+            write_json(json.dumps({"schema": 1, "findings": found}, indent=2))
             return
         for finding in examine(models_file, hub=hub):
             write_out(f"{finding.state:4}  {finding.what}: {visible_line(finding.text)}\n")

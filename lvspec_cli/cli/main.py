@@ -25,6 +25,7 @@ from lvspec_cli.cli import (
 )
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
+from lvspec_cli.streams import steady_streams
 
 app = typer.Typer(
     name="lvspec",
@@ -67,6 +68,7 @@ def top(
 def entry() -> NoReturn:
     """As ``main``, and the process is gone at once: torch takes Python a second or more to take apart."""
     code: object = 0
+    steady_streams()
     try:
         main()
     except SystemExit as ended:

@@ -9,6 +9,10 @@ import typer
 
 from lvspec_cli.types import DecoderName, KeepBy, Looseness, Mode, Quantisation, RelevanceName, read_gamma
 
+GREATEST_SEED = 2**63 - 1  # what torch takes
+MOST_TOKENS = 1_000_000
+MOST_THREADS = 1024
+
 
 def complete_pair(incomplete: str) -> list[str]:
     """Names of pairs for the shell. Silent where the files of pairs are wrong."""
@@ -65,7 +69,7 @@ QuantDraft = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, metavar="N",
+        "--threads", min=1, max=MOST_THREADS, metavar="N",
         help="CPU threads of torch; fewer can be faster on a busy machine. Left out, torch decides.",
     ),
 ]  # fmt: skip
@@ -81,7 +85,10 @@ Start = Annotated[
 ]
 End = Annotated[str | None, typer.Option("--end", metavar="TIME", help="End here.")]
 MaxPixels = Annotated[
-    int | None, typer.Option("--max-pixels", min=784, metavar="N", help="Scale frames down to N pixels.")
+    int | None,
+    typer.Option(
+        "--max-pixels", min=784, max=8192 * 8192, metavar="N", help="Scale frames down to N pixels."
+    ),
 ]
 Background = Annotated[
     str,
@@ -141,13 +148,19 @@ DraftKeepBy = Annotated[
     ),
 ]
 MaxNewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, metavar="N", help="End the answer after N tokens.")
+    int | None,
+    typer.Option(
+        "--max-new-tokens", min=1, max=MOST_TOKENS, metavar="N", help="End the answer after N tokens."
+    ),
 ]
 Temperature = Annotated[
     float,
     typer.Option("--temperature", metavar="T", help="0 is greedy; above it in modes exact and ar only."),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="For sampling and relevance random.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, max=GREATEST_SEED, metavar="N", help="For sampling and relevance random."),
+]
 
 LoosenessName = Annotated[
     Looseness, typer.Option("--looseness", help="strict is exact mode, balanced the pair's own rule.")

@@ -49,7 +49,7 @@ LABELS = ("drawing clips", "captioning and scoring")
 
 def relevance_all(given: Mapping[str, Any]) -> int:
     """Runs the command and gives its exit code."""
-    progress = None if given["quiet"] or sys.stderr is None else PlainProgress(sys.stderr)
+    progress = None if given["quiet"] else PlainProgress(sys.stderr)
     try:
         results = _measured(given, progress)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from lvspec_cli.cli.signals import Stop, stopping
-from lvspec_cli.errors import LvspecError, OutputError
+from lvspec_cli.errors import LvspecError, OutputError, check_machine
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted
 
@@ -41,7 +41,7 @@ def reporting(debug: bool) -> Iterator[Stop]:
                 # A library made an error of its own of what the signal raised, as extensions do at import.
                 say("interrupted")
                 raise typer.Exit(stop.exit_code) from None
-            raise typer.Exit(explain(error)) from None
+            raise typer.Exit(explain(in_words(error))) from None
 
 
 def write_out(text: str) -> None:
@@ -50,9 +50,23 @@ def write_out(text: str) -> None:
     :raises BrokenPipeError: the reader has gone.
     :raises OutputError: it cannot be written for another reason.
     """
-    try:
+    with _explained():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+def write_json(line: str) -> None:
+    """As ``write_out``, a line in UTF-8 whatever the locale says: JSON is in nothing else."""
+    with _explained():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(line.encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -62,12 +76,21 @@ def write_out(text: str) -> None:
         ) from error
 
 
-def explain(error: Exception) -> int:
+def in_words(error: Exception) -> LvspecError:
+    """Any error as one that a user can act on."""
+    if isinstance(error, LvspecError):
+        return error
+    try:
+        check_machine(error, "the machine has not enough for this")
+    except LvspecError as shortage:
+        return shortage
+    return LvspecError(
+        f"{type(error).__name__}: {error}", "run it again with --debug, and report what it prints"
+    )
+
+
+def explain(error: LvspecError) -> int:
     """Says what failed in one line and what to do in another; gives the exit code."""
-    if not isinstance(error, LvspecError):
-        error = LvspecError(
-            f"{type(error).__name__}: {error}", "run it again with --debug, and report what it prints"
-        )
     say(f"error: {error.cause}")
     if error.remedy:
         say(f"try: {error.remedy}")
@@ -82,9 +105,8 @@ def say_note(event: Event) -> None:
 
 def say(text: str) -> None:
     """One line on stderr, made safe for a terminal."""
-    if sys.stderr is not None:
-        sys.stderr.write(visible_line(text) + "\n")
-        sys.stderr.flush()
+    sys.stderr.write(visible_line(text) + "\n")
+    sys.stderr.flush()
 
 
 def _silence_stdout() -> None:

@@ -14,6 +14,8 @@ from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 if TYPE_CHECKING:
     from lvspec_cli.registry import Defaults, Pair
 
+LEAST_TEMPERATURE = 1e-3  # logits divided by less are beyond what half precision holds
+
 
 def quieten_libraries() -> None:
     """Their advice to programmers is not for the user's terminal. Errors still come through."""
@@ -77,7 +79,11 @@ def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
     """
     from lvspec_cli.registry import settings_of_pair
 
-    _check(given, "temperature", least=0.0)
+    _check(given, "temperature", least=0.0, most=100.0)
+    if 0 < given["temperature"] < LEAST_TEMPERATURE:
+        raise UsageError(
+            f"--temperature {given['temperature']:g} is out of range", "give 0 for greedy, or 0.001 and more"
+        )
     _check(given, "draft_keep", above=0.0, most=1.0)
     if given["temperature"] > 0 and given["mode"] is Mode.LVSPEC:
         raise UsageError("--temperature has no rule in mode lvspec yet", "add --mode exact or --mode ar")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lvspec_cli.cli.reporting import say, write_out
+from lvspec_cli.cli.reporting import say, write_json, write_out
 from lvspec_cli.escape import visible
 from lvspec_cli.events import Answered, ClipReady, Event, Listener, Noted, QuestionStarted, RoundDone
 from lvspec_cli.output.records import Record, to_line
@@ -21,7 +21,7 @@ SEPARATOR = "---\n"
 
 def is_live(as_json: bool, quiet: bool) -> bool:
     """Whether the live view is shown: both streams are a terminal that can do more than print."""
-    terminal = sys.stdout.isatty() and sys.stderr is not None and sys.stderr.isatty()
+    terminal = sys.stdout.isatty() and sys.stderr.isatty()
     return terminal and not as_json and not quiet and os.environ.get("TERM", "dumb") != "dumb"
 
 
@@ -35,7 +35,7 @@ def showing(request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[List
     text = _StreamedText(request, quiet)
     show = _records if as_json else text.listen
     silent = as_json or not sys.stdout.isatty()
-    progress = None if quiet or sys.stderr is None else PlainProgress(sys.stderr, answering=silent)
+    progress = None if quiet else PlainProgress(sys.stderr, answering=silent)
 
     def listen_all(event: Event) -> None:
         if progress:
@@ -54,7 +54,7 @@ def showing(request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[List
 
 def _records(event: Event) -> None:
     if isinstance(event, Answered):
-        write_out(to_line(event.record) + "\n")
+        write_json(to_line(event.record))
 
 
 class _StreamedText:

@@ -32,12 +32,23 @@ Gammas = Annotated[
     str, typer.Option("--gamma", metavar="LIST", help="What to try for gamma: auto,4,8,12,16.")
 ]
 SplitSeed = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="Another seed, other halves and other settings.")
+    int,
+    typer.Option(
+        "--seed",
+        min=0,
+        max=options.GREATEST_SEED,
+        metavar="N",
+        help="Another seed, other halves and other settings.",
+    ),
 ]
 Reported = Annotated[
     int | None,
     typer.Option(
-        "--report", min=1, metavar="N", help="Report on N clips of the other half only: they are timed."
+        "--report",
+        min=1,
+        max=9999,
+        metavar="N",
+        help="Report on N clips of the other half only: they are timed.",
     ),
 ]
 Redo = Annotated[bool, typer.Option("--redo", help="Measure all of it again.")]

@@ -34,7 +34,7 @@ TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, 
 
 def tune_all(given: Mapping[str, Any]) -> int:
     """Runs the command and gives its exit code."""
-    progress = None if given["quiet"] or sys.stderr is None else PlainProgress(sys.stderr)
+    progress = None if given["quiet"] else PlainProgress(sys.stderr)
     name, pair, note = chosen_pair(given)
     try:
         job = read_job(given, name, pair, progress)

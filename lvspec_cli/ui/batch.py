@@ -17,7 +17,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from lvspec_cli.escape import visible_line
-from lvspec_cli.events import Event, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.events import Event, Noted, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.output.records import Record
 from lvspec_cli.ui.batch_state import RECENT, BatchView, add_event, add_row, counts, rates
 from lvspec_cli.ui.progress import PlainProgress
@@ -92,6 +92,8 @@ class BatchShow:
         self._loading = PlainProgress(stream)
 
     def listen(self, event: Event) -> None:
+        if isinstance(event, Noted):
+            self.say(visible_line(event.text))
         if isinstance(event, StageStarted):
             self._stage_began = time.monotonic()
         elif isinstance(event, StageFinished) and event.stage is Stage.LOADING:

@@ -13,11 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.reduction import send_handle
+from pathlib import Path
 from typing import IO, Any
 
-from lvspec_cli.errors import DamagedVideoError, DecodeTimeoutError, LvspecError, VideoError
+from lvspec_cli.errors import (
+    ENOUGH,
+    DamagedVideoError,
+    DecodeTimeoutError,
+    LvspecError,
+    MachineError,
+    VideoError,
+)
 from lvspec_cli.video.clock import Clock
-from lvspec_cli.video.messages import LAST, Job
+from lvspec_cli.video.messages import LAST, Job, Taken
 from lvspec_cli.video.source import open_local, shown
 
 
@@ -31,12 +39,13 @@ class Child:
         self.jobs = 0  # that it was given
         self.crashed = False  # it ended by itself before its job did
         self._is_done = True
+        self.is_taken = False  # its job: what goes wrong from then on is of the file
         self._clock = Clock(None, self.kill)
         with ExitStack() as stack:
             ours, theirs = Pipe()
             self._connection = stack.enter_context(ours)
             with theirs:
-                self._errors: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
+                self._errors: IO[bytes] = stack.enter_context(_for_last_words())
                 self._socket = stack.enter_context(
                     socket.fromfd(ours.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
                 )
@@ -61,7 +70,7 @@ class Child:
 
     def begin(self, job: Job, descriptor: int) -> None:
         """Gives it ``job`` and the open file, and kills it when that takes longer than the request allows."""
-        self._job, self._is_done = job, False
+        self._job, self._is_done, self.is_taken = job, False, False
         self.jobs += 1
         self._clock = Clock(job.request.timeout, self.kill)
         self._clock.start()
@@ -75,6 +84,9 @@ class Child:
             message = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._ended() from error
+        if isinstance(message, Taken):
+            self.is_taken = True
+            return self.receive()
         if isinstance(message, LAST):
             self._clock.stop()
             self._is_done = True
@@ -110,7 +122,7 @@ class Child:
         self._clock.stop()
         self._resources.close()
 
-    def _ended(self) -> VideoError:
+    def _ended(self) -> LvspecError:
         code = self._process.wait()
         name = shown(self._job.request.path)
         if self._clock.rang:
@@ -129,6 +141,8 @@ class Child:
                 f"the decoder crashed ({signal.Signals(-code).name}): {name}",
                 "convert the file to H.264 in MP4 first",
             )
+        if not self.is_taken:  # the file has not been looked at
+            return MachineError(f"no decoder can be started ({self._last_error()})", ENOUGH)
         return VideoError(
             f"the decoder failed ({self._last_error()}): {name}", "report it with the file if you can"
         )
@@ -146,20 +160,25 @@ def decoding_child(
     """A child at work on ``job``; it is given back when the block is left, however that happens.
 
     Without ``take`` and ``give_back`` it is a new one, ended with the block. Raises what ``open_local`` does,
-    and VideoError when no process can be started.
+    and MachineError when no process can be started.
     """
     with ExitStack() as stack:
         with io.FileIO(open_local(job.request.path)) as file:
             try:
                 child = take()
             except OSError as error:
-                raise VideoError(
-                    f"no decoder can be started ({error.strerror}): {shown(job.request.path)}",
-                    "end other programs, or take fewer --decode-workers",
-                ) from error
+                raise MachineError(f"no decoder can be started ({error.strerror})", ENOUGH) from error
             stack.callback(give_back, child)
             child.begin(job, file.fileno())
         yield child
+
+
+def _for_last_words() -> IO[bytes]:
+    """A file for what a child says as it fails; where none can be made, what it says is lost."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return Path(os.devnull).open("r+b")
 
 
 def _start(socket: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -1,9 +1,9 @@
 """What parent and child say to each other, over a socket pair.
 
 The parent sends a Job, then the descriptor of its file, and the next one when that is done. The child
-answers with a VideoInfo (task ``probe``), or with Opened, then for each frame its time (a float) and its
-bytes as they are, then Finished. Either may be cut short by an LvspecError in place of a message. All but
-the bytes is pickled.
+answers with Taken, then with a VideoInfo (task ``probe``), or with Opened, then for each frame its time
+(a float) and its bytes as they are, then Finished. Either may be cut short by an LvspecError in place of a
+message. All but the bytes is pickled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ class Job:
     task: Literal["read", "probe"]
     request: VideoRequest
     threads: int | None = None  # of FFmpeg's at most; None: one a core
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The child has all that it needs: from here on what goes wrong is of the file."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Lock
+from threading import Condition
 from types import TracebackType
 from typing import TypeVar
 from weakref import WeakSet
 
 from lvspec_cli.cores import usable_cores
-from lvspec_cli.errors import LvspecError, VideoError
+from lvspec_cli.errors import LvspecError, MachineError, VideoError
 from lvspec_cli.types import Clip, VideoInfo, VideoRequest
 from lvspec_cli.video.child import Child, decoding_child
 from lvspec_cli.video.decode import receive_clip
@@ -48,8 +48,9 @@ class DecodePool:
 
     With none one process reads each video when it is asked for, and nothing ahead.
 
-    A file that hangs or crashes a process costs that process and its own result. The processes of an iterator
-    end with it: at its end, when it is closed or dropped, and with the pool.
+    A file that hangs or crashes a process costs that process and its own result. Where the machine has too
+    few open files or processes for all ``workers``, fewer read; where not for one, MachineError ends it. The
+    processes of an iterator end with it: at its end, when it is closed or dropped, and with the pool.
 
     :param max_bytes: of frames that are decoded or being decoded and not yet taken. The next clip to be taken
         may exceed it, alone or with those that wait behind it.
@@ -86,6 +87,8 @@ class DecodePool:
         def decode(crew: _Crew, number: int, request: VideoRequest) -> Decoded:
             try:
                 return Decoded(request, crew.clip(number, request, self._threads), None)
+            except MachineError:
+                raise
             except LvspecError as error:
                 return Decoded(request, None, _bare(error))
 
@@ -98,7 +101,9 @@ class DecodePool:
 
         def look(crew: _Crew, number: int, path: Path) -> VideoInfo | LvspecError:
             try:
-                return crew.serve(probe_job(path), Child.receive)
+                return crew.serve(number, probe_job(path), Child.receive)
+            except MachineError:
+                raise
             except LvspecError as error:
                 return _bare(error)
 
@@ -153,7 +158,8 @@ class _Crew:
 
     def __init__(self, room: Room) -> None:
         self.room = room
-        self._lock = Lock()
+        self._changed = Condition()
+        self._turn = 0  # the number that may begin
         self._idle: list[Child] = []
         self._at_work: set[Child] = set()
         self._is_closed = False
@@ -168,32 +174,62 @@ class _Crew:
 
             return receive_clip(child, request, admit=admit)
 
-        check_request(request)
         try:
-            return self.serve(Job("read", request, threads), receive)
+            return self.serve(number, Job("read", request, threads), receive)
         except BaseException:
             self.room.leave(number)
             raise
 
-    def serve(self, job: Job, receive: Callable[[Child], Result]) -> Result:
+    def serve(self, number: int, job: Job, receive: Callable[[Child], Result]) -> Result:
         """What ``receive`` makes of a child's answer to ``job``.
 
-        A child that crashes may do so for what an earlier video left behind: then a fresh one tries again.
+        A child that crashes may do so for what an earlier video left behind, or for want of something before
+        it has looked at this one: then another tries again.
         """
-        with decoding_child(job, self._idle_or_fresh, self._put) as child:
+        with ExitStack() as stack:
+            child = self._begin_in_turn(number, job, stack)
             try:
                 return receive(child)
-            except VideoError:
-                if not child.crashed or child.jobs == 1:
+            except LvspecError:
+                if not child.crashed or (child.jobs == 1 and child.is_taken):
                     raise
-        with decoding_child(job, self._fresh, self._put) as child:
+        with decoding_child(job, self._fresh if child.is_taken else self._idle_or_fresh, self._put) as child:
             return receive(child)
+
+    def _begin_in_turn(self, number: int, job: Job, stack: ExitStack) -> Child:
+        """In the order of the numbers: whoever waits for a child waits for those before it, which get on."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._turn == number)
+        try:
+            check_request(job.request)
+            while True:
+                try:
+                    return stack.enter_context(decoding_child(job, self._idle_or_fresh, self._put))
+                except MachineError:
+                    if not self._has_more_room():
+                        raise
+        finally:
+            with self._changed:
+                self._turn += 1
+                self._changed.notify_all()
+
+    def _has_more_room(self) -> bool:
+        """Whether there may be room for a child now: an idle one ends, or one at work is waited for."""
+        with self._changed:
+            idle, at_work = self._idle[:1], bool(self._at_work)
+            del self._idle[:1]
+            if not idle:
+                self._changed.wait_for(lambda: self._is_closed or bool(self._idle) or not self._at_work)
+        for child in idle:
+            child.close()
+        return bool(idle) or at_work
 
     def close(self) -> None:
         """Ends all children: the threads of those at work see it."""
         self.room.close()
-        with self._lock:
+        with self._changed:
             self._is_closed = True
+            self._changed.notify_all()
             for child in self._at_work:
                 child.kill()
             idle, self._idle = self._idle, []
@@ -201,7 +237,7 @@ class _Crew:
             child.close()
 
     def _idle_or_fresh(self) -> Child:
-        with self._lock:
+        with self._changed:
             if self._idle:
                 self._at_work.add(child := self._idle.pop())
                 return child
@@ -211,7 +247,7 @@ class _Crew:
         if self._is_closed:
             raise CancelledError
         child = Child()
-        with self._lock:
+        with self._changed:
             if not self._is_closed:
                 self._at_work.add(child)
                 return child
@@ -219,11 +255,13 @@ class _Crew:
         raise CancelledError
 
     def _put(self, child: Child) -> None:
-        with self._lock:
+        if not (child.is_idle and child.jobs < JOBS_PER_CHILD):
+            child.close()  # before it counts as gone: what it held of the machine is free then
+        with self._changed:
             self._at_work.discard(child)
-            is_kept = child.is_idle and child.jobs < JOBS_PER_CHILD and not self._is_closed
-            if is_kept:
+            if is_kept := child.is_idle and not self._is_closed:
                 self._idle.append(child)
+            self._changed.notify_all()
         if not is_kept:
             child.close()
 

@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 
-from lvspec_cli.errors import DamagedVideoError, NoInputError, NotAVideoError, VideoError
+from lvspec_cli.errors import DamagedVideoError, NoInputError, NotAVideoError, VideoError, check_machine
 from lvspec_cli.escape import visible_line
 
 _HEAD_BYTES = 4096
@@ -39,6 +39,7 @@ def open_local(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
         raise NoInputError(f"no such file: {name}", "check the name and the folder") from error
     except OSError as error:
+        check_machine(error, f"{name} cannot be opened")
         raise _unreadable(error, name) from error
     try:
         status = os.fstat(descriptor)

@@ -9,6 +9,7 @@ from lvspec_cli.errors import UsageError
 _TIME = re.compile(
     r"(?:(?:(?P<hours>\d{1,9}):)?(?P<minutes>\d{1,9}):)?(?P<seconds>\d{1,15}(?:\.\d*)?|\.\d+)", re.ASCII
 )
+LATEST = 1e6  # seconds
 
 
 def parse_time(text: str) -> float:
@@ -18,10 +19,15 @@ def parse_time(text: str) -> float:
     """
     match = _TIME.fullmatch(text.strip())
     if match:
-        hours, minutes = int(match["hours"] or 0), int(match["minutes"] or 0)
+        hours, minutes = float(match["hours"] or 0), float(match["minutes"] or 0)
         seconds = float(match["seconds"])
         if (match["hours"] is None or minutes < 60) and (match["minutes"] is None or seconds < 60):
-            return 60 * (60 * hours + minutes) + seconds
+            total = 60 * (60 * hours + minutes) + seconds
+            if total > LATEST:
+                raise UsageError(
+                    f"{total:g} s is later than a video lasts", "give less than a million seconds"
+                )
+            return total
     raise UsageError(f"{text!r} is not a time", "write it as 90, 1:30 or 0:01:30.5")
 
 

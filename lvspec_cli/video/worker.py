@@ -16,7 +16,7 @@ from multiprocessing.reduction import recv_handle
 from queue import SimpleQueue
 
 from lvspec_cli.errors import LvspecError, VideoError
-from lvspec_cli.video.messages import Job
+from lvspec_cli.video.messages import Job, Taken
 from lvspec_cli.video.source import shown
 
 _PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
@@ -36,6 +36,7 @@ def main(socket: int) -> None:
     while True:
         job, descriptor = jobs.get()
         try:
+            connection.send(Taken())
             if job.task == "probe":
                 connection.send(probe_file(descriptor, job.request, surveyor))
             else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -235,6 +237,100 @@ def test_a_worker_that_dies_costs_its_clip_and_is_started_again(
     assert len(kinds) <= 1
     assert lvspec.start(tmp_path, "caption", many, "--out", out, "--retry-errors").wait() == 1
     assert_complete(out)
+
+
+def workers_of(run: Run) -> list[int]:
+    found = []
+    for pid in run.family():
+        with suppress(OSError):
+            if b"lvspec_cli.batch.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def test_workers_that_die_while_they_load_leave_the_work_to_the_others(
+    lvspec: Processes, many: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, "--workers", 2)
+    assert until(lambda: whole_rows(out) >= 3)
+    first = set(workers_of(run))
+    os.kill(max(first, key=processor_seconds), signal.SIGKILL)
+    assert until(lambda: bool(set(workers_of(run)) - first))
+    (successor,) = set(workers_of(run)) - first
+    os.kill(successor, signal.SIGKILL)
+    assert run.wait() == 1
+    assert "a worker ended while it loaded the pair (SIGKILL): 1 go on" in run.stderr
+    assert len(rows(out)) == COUNT
+    assert [row["file_name"] for row in rows(out) if row["status"] == "error"].count("07.mp4") == 1
+
+
+def test_no_worker_left_to_load_is_one_error(lvspec: Processes, many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, "--workers", 2)
+    assert until(lambda: len(workers_of(run)) == 2)
+    for pid in workers_of(run):
+        os.kill(pid, signal.SIGKILL)
+    assert run.wait() == 3
+    assert run.stderr.count("error: a worker ended while it loaded the pair (SIGKILL)") == 1
+    assert not rows(out)
+
+
+@pytest.mark.parametrize("files", [32, 24])
+def test_few_open_files_mean_fewer_decoders(
+    lvspec: Processes, many: Path, tmp_path: Path, files: int
+) -> None:
+    out, limits = tmp_path / "out.jsonl", ((resource.RLIMIT_NOFILE, files),)
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, "--decode-workers", 8, limits=limits)
+    assert run.wait() == 1, run.stderr
+    assert_complete(out)
+
+
+def test_too_few_open_files_stop_with_one_error_and_leave_the_clips_undone(
+    lvspec: Processes, many: Path, tmp_path: Path
+) -> None:
+    out, limits = tmp_path / "out.jsonl", ((resource.RLIMIT_NOFILE, 13),)
+    run = lvspec.start(tmp_path, "caption", many, "--out", out, limits=limits)
+    assert run.wait() == 3, run.stderr
+    assert run.stderr.count("error: ") == 1
+    assert "(Too many open files)" in run.stderr
+    assert "ulimit -n" in run.stderr
+    assert not rows(out)
+    assert lvspec.start(tmp_path, "caption", many, "--out", out).wait() == 1
+    assert_complete(out)
+
+
+def test_no_room_for_temporary_files_costs_no_clip(lvspec: Processes, many: Path, tmp_path: Path) -> None:
+    # No file may be written at all: Python finds no folder for temporary ones then. Pipes are no files.
+    limits = ((resource.RLIMIT_FSIZE, 0),)
+    os.mkfifo(tmp_path / "stderr.txt")
+    os.mkfifo(tmp_path / "stdout.txt")
+    read = [os.open(tmp_path / name, os.O_RDWR | os.O_NONBLOCK) for name in ("stdout.txt", "stderr.txt")]
+    run = lvspec.start(tmp_path, "caption", many / "00.mp4", many / "01.mp4", "--out", "-", limits=limits)
+    assert run.wait() == 0, os.read(read[1], 65536)
+    assert [json.loads(line)["status"] for line in os.read(read[0], 65536).splitlines()] == ["ok", "ok"]
+    for descriptor in read:
+        os.close(descriptor)
+
+
+def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_run(
+    lvspec: Processes, many: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "clips", tmp_path / "out.jsonl"
+    folder.mkdir()
+    for name in ("00.mp4", "01.mp4"):
+        (folder / name).write_bytes((many / name).read_bytes())
+    run = lvspec.start(tmp_path, "caption", folder, "--out", out)
+    assert until(lambda: size_of(tmp_path / "stderr.txt") > 0 and "2 to do" in run.stderr)
+    (folder / "new").write_bytes((many / "05.mp4").read_bytes())
+    (folder / "new").rename(folder / "01.mp4")
+    assert run.wait() == 1
+    assert run.stderr.count("01.mp4; run it again") == 1
+    assert [row["file_name"] for row in rows(out)] == ["00.mp4"]
+    assert lvspec.start(tmp_path, "caption", folder, "--out", out).wait() == 0
+    first, second = rows(out)
+    assert second["file_name"] == "01.mp4"
+    assert second["key"] != first["key"]
 
 
 def test_stopping_ends_every_worker(lvspec: Processes, many: Path, tmp_path: Path) -> None:

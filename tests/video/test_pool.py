@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -20,10 +21,10 @@ from hypothesis import strategies as st
 from lvspec_cli.errors import (
     DamagedVideoError,
     DecodeTimeoutError,
+    MachineError,
     NoInputError,
     NotAVideoError,
     UsageError,
-    VideoError,
 )
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video import child as child_module
@@ -179,15 +180,62 @@ def test_a_crash_that_an_earlier_video_may_have_caused_is_tried_again(clips, str
     assert len(started) == 2
 
 
-def test_no_process_to_be_had_is_an_error_of_the_clip(clips, monkeypatch):
-    def fail(*arguments):
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+def start_at_most(monkeypatch, most):
+    """The machine has room for so many children at a time."""
+    start = child_module._start
+    running: list[Any] = []
 
-    monkeypatch.setattr(child_module, "_start", fail)
+    def limited(*arguments):
+        if sum(process.poll() is None for process in running) >= most:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        running.append(start(*arguments))
+        return running[-1]
+
+    monkeypatch.setattr(child_module, "_start", limited)
+
+
+def test_no_process_to_be_had_is_no_error_of_the_clip(clips, monkeypatch):
+    start_at_most(monkeypatch, 0)
+    said = r"^no decoder can be started \(Resource temporarily unavailable\)$"
+    with DecodePool(3, PLENTY) as pool:
+        with pytest.raises(MachineError, match=said):
+            list(pool.clips(everything(path) for path in clips))
+        with pytest.raises(MachineError, match=said):
+            list(pool.probes(clips))
+
+
+@pytest.mark.parametrize("most_bytes", [PLENTY, 0])
+def test_where_the_machine_has_room_for_one_process_it_reads_all(clips, monkeypatch, most_bytes):
+    start_at_most(monkeypatch, 1)
+    monkeypatch.setattr(pool_module, "JOBS_PER_CHILD", 3)
+    requests = [everything(path) for path in clips * 2]
+    requests.insert(3, everything(clips[0], start=2.0, end=1.0))
+    with DecodePool(4, most_bytes) as pool:
+        counts = frame_counts(pool.clips(requests))
+        assert type(counts.pop(3)) is UsageError
+        assert counts == [*range(3, 27, 3)] * 2
+        infos: Any = list(pool.probes(clips))
+        assert [info.begins for info in infos] == [0.0] * len(clips)
+
+
+def test_a_child_that_ends_before_it_has_the_file_is_no_error_of_the_clip(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "av.py").write_text("raise OSError(24, 'Too many open files')")
+    with DecodePool(2, PLENTY) as pool, pytest.raises(MachineError, match="Too many open files"):
+        list(pool.clips(everything(path) for path in clips))
+
+
+def test_a_child_that_is_killed_before_it_has_the_file_is_started_again(clips, strike, started):
+    strike(clips[0], signal.SIGKILL, always=False)
     with DecodePool(1, PLENTY) as pool:
-        (result,) = pool.clips([everything(clips[0])])
-    assert type(result.error) is VideoError
-    assert "no decoder can be started (Resource temporarily unavailable)" in result.error.cause
+        assert frame_counts(pool.clips(everything(path) for path in clips[:2])) == [3, 6]
+    assert len(started) == 2
+
+
+def test_without_a_folder_for_temporary_files_it_reads_as_ever(clips, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with DecodePool(1, PLENTY) as pool:
+        assert frame_counts(pool.clips([everything(clips[0])])) == [3]
 
 
 def test_requests_are_pulled_a_few_ahead(clips):

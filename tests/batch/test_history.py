@@ -1,0 +1,104 @@
+"""Files that only help: broken, of another user or without a place, they cost nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.batch.history import PastRun, past_runs, remember
+from lvspec_cli.batch.known_scenes import known_scenes
+from lvspec_cli.batch.segments import Stretch
+from lvspec_cli.types import VideoRequest
+from lvspec_cli.user_folders import config_folder, state_folder
+from tests.batch.conftest import Caption, rows
+
+RUN = PastRun("tiny", "lvspec", "auto", 1, 4, 3, 2.5)
+BROKEN = [
+    b"\xff\n",
+    b"[" * 100_000 + b"\n",
+    b"3\n{}\n[1]\n",
+    b'{"pair":"tiny","mode":"lvspec","device":"auto","workers":1,"frames":4,"rows":"x","seconds":NaN}\n',
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_is_broken_of_a_history_is_passed_over_and_not_kept(broken: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    remember(RUN, file)
+    file.write_bytes(broken + file.read_bytes())
+    remember(replace(RUN, rows=4), file)
+    assert past_runs(file) == [RUN, replace(RUN, rows=4)]
+    assert len(rows(file)) == 2
+
+
+def test_no_history_without_a_place_for_it() -> None:
+    remember(RUN, None)
+    assert past_runs(None) == []
+
+
+@pytest.mark.parametrize(
+    "broken", [b"\xff", b"", b"[]", b'[{"start": 0, "end": "Infinity"}]', b'[{"start": 5, "end": 1}]']
+)
+def test_scenes_that_cannot_be_are_found_again(broken: bytes, video_file: Path, tmp_path: Path) -> None:
+    found = (Stretch(0.0, 1.0), Stretch(1.0, 2.0))
+    request = VideoRequest(video_file)
+    assert known_scenes(request, tmp_path, lambda video: found) == found
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(broken)
+    assert known_scenes(request, tmp_path, lambda video: found) == found
+    assert json.loads(file.read_bytes())[1] == {"start": 1.0, "end": 2.0}
+    assert known_scenes(request, None, lambda video: found) == found
+
+
+def test_a_broken_history_stops_no_batch(caption: Caption, clips: Path, tmp_path: Path) -> None:
+    history = tmp_path / "state" / "lvspec" / "runs.jsonl"
+    history.parent.mkdir(parents=True)
+    history.write_bytes(b"\xff\n")
+    done = caption(clips / "a.mp4", "--out", "out.jsonl", "--to", "csv", "--max-new-tokens", 4)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "captions.csv").is_file() or (tmp_path / "out.csv").is_file()
+    assert [row["rows"] for row in rows(history)] == [1]
+
+
+def test_folders_of_the_user_are_named_by_the_environment_or_lie_at_home() -> None:
+    given = {"XDG_STATE_HOME": "/s", "XDG_CONFIG_HOME": "/c"}
+    assert (state_folder(given), config_folder(given)) == (Path("/s/lvspec"), Path("/c/lvspec"))
+    assert state_folder({}) == Path.home() / ".local/state/lvspec"
+
+
+STRANGER = ("unshare", "--user", "--map-user=54321")  # the same files are there, and another user
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run([*STRANGER, "true"], check=False).returncode != 0,
+    reason="the system lets nobody be another user",
+)
+def test_a_user_without_a_home_folder_can_do_everything(
+    tiny_models: Path, clips: Path, tmp_path: Path
+) -> None:
+    """A real process of a user whom the system does not know, as containers start them."""
+    users = ("LVSPEC", "XDG", "HF_", "HOME")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(users)}
+    kept |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def run(*arguments: object, **environment: str) -> str:
+        command = [*STRANGER, sys.executable, "-m", "lvspec_cli", *map(str, arguments)]
+        whole = {**kept, **environment}
+        done = subprocess.run(command, env=whole, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "demo\t" in run("models")
+    assert "demo" in run("models", "show", "demo")
+    assert "set HF_HOME to a folder of your own" in run("doctor")
+    few = ("--max-new-tokens", 4, "--scenes", "--out", "out.jsonl")
+    run("caption", clips / "a.mp4", *few, LVSPEC_MODELS=str(tiny_models))
+    assert [row["status"] for row in rows(tmp_path / "out.jsonl")] == ["ok"]
+    assert not (tmp_path / "~").exists()
