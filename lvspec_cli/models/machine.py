@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -30,13 +31,21 @@ def this_machine(device: str = "auto", draft_device: str | None = None) -> Machi
 def cpu_memory() -> Device:
     """What this process may take of a CPU's memory, with what it has. Without torch."""
     free, total = spare_memory()
-    return Device("cpu", min(total, free + psutil.Process().memory_info().rss), total)
+    try:
+        held = psutil.Process().memory_info().rss
+    except psutil.Error:  # without /proc
+        held = 0
+    return Device("cpu", min(total, free + held), total)
 
 
 def spare_memory() -> tuple[int, int]:
     """Bytes of a CPU that nobody holds, and all of them; fewer where the process's groups have limits."""
-    memory = psutil.virtual_memory()
-    free, total = memory.available, memory.total
+    try:
+        memory = psutil.virtual_memory()
+        free, total = memory.available, memory.total
+    except OSError:  # without /proc
+        page = os.sysconf("SC_PAGE_SIZE")
+        free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
     try:
         groups = _OWN_GROUPS.read_text()
     except OSError:  # not Linux

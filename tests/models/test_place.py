@@ -279,6 +279,12 @@ def test_the_tightest_of_the_limits_holds(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.free < 4 * GB
 
 
+def test_memory_is_known_without_a_folder_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    found = cpu_memory()
+    assert 0 < found.free <= found.total
+
+
 def test_a_draft_on_a_gpu_of_its_own() -> None:
     """``--device cuda:0 --draft-device cuda:1``: the target is not split over what is the draft's."""
     first, second = gpus(84, 24).gpus
