@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 
 from lvspec_cli.video.container import SILENT_CODECS, decoder_of, stream_packets
 from lvspec_cli.video.geometry import Orientation, orientation
-from lvspec_cli.video.scan import INDEXED, SEEKABLE, format_of
+from lvspec_cli.video.scan import INDEXED, SEEKABLE, WITHOUT_HEADER, format_of
 from lvspec_cli.video.timeline import UNKNOWN, KeyFrame, Timeline
 
 _WORTH_A_SEEK = 32  # frames: a seek empties FFmpeg's threads, which takes about as long as they
@@ -48,7 +48,7 @@ class PyavReader:
         raises nothing.
         """
         last = None
-        can_seek = format_of(self.container) in SEEKABLE
+        can_seek = format_of(self.container) in (WITHOUT_HEADER if self._by_bytes else SEEKABLE)
         for key, ordinals in runs(wanted, self.timeline) if can_seek else [(None, wanted)]:
             for tick, frame in self._run(key, [int(self.timeline.ticks[ordinal]) for ordinal in ordinals]):
                 if last is None or tick > last:

@@ -28,8 +28,9 @@ from lvspec_cli.video.timeline import (
 )
 
 INDEXED = frozenset({"mov", "matroska"})
-SEEKABLE = INDEXED | {"avi", "mpegts", "mpeg"}  # formats in which any time is found at once
-_SPLICED = frozenset({"mpegts", "mpeg", "flv"})
+WITHOUT_HEADER = frozenset({"mpegts", "mpeg"})  # formats in which reading can begin at any byte
+SEEKABLE = INDEXED | WITHOUT_HEADER | {"avi"}  # in which any time is found at once
+_SPLICED = WITHOUT_HEADER | {"flv"}
 _FIELD_CODECS = frozenset({"h264", "hevc"})
 _FALLBACK_RATE = Fraction(25)  # frames per second where neither packets nor header tell
 _BACK = (0, 2, 8, 32, 128)  # seconds before a stretch at which a key frame is looked for, in turn

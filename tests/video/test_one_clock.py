@@ -63,6 +63,22 @@ def test_a_stretch_of_a_joined_file_lies_where_its_clock_says(tmp_path, name):
     assert abs(got[0] + 120 - start * rate) < 3
 
 
+def test_clusters_that_begin_anew_without_a_header_go_on(tmp_path):
+    """What a recorder writes that starts over in the same file."""
+    live: dict[str, Any] = {"count": 60, "container_options": {"live": "1"}}
+    both = [
+        make_clip(tmp_path / f"{number}.mkv", first=60 * number, **live).read_bytes() for number in range(2)
+    ]
+    path = tmp_path / "both.mkv"
+    path.write_bytes(both[0] + both[1][both[1].index(b"\x1f\x43\xb6\x75") :])
+    for request in (VideoRequest(path, max_frames=500), VideoRequest(path, max_frames=3)):
+        clip = read_clip(request)
+        assert numbers(clip.frames) == [round(12 * time) for time in clip.timestamps]
+        assert clip.duration == pytest.approx(10.0, abs=0.01)
+        assert len(clip.warnings) == 1
+    assert numbers(clip.frames) in ([0, 59, 119], [0, 60, 119])
+
+
 @pytest.mark.parametrize("later", [43_200, 600])
 def test_times_that_jump_ahead_or_back_are_put_on_one_clock(tmp_path, later):
     one = make_clip(tmp_path / "one.ts", count=60)
