@@ -81,6 +81,15 @@ class Run:
                 found.append(int(entry.name))
         return found
 
+    def decoders(self) -> list[int]:
+        """Those of its processes that decode videos."""
+        found = []
+        for pid in self.family():
+            with suppress(OSError):
+                if b"lvspec_cli.video.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
+
 
 class Processes:
     """Starts runs."""

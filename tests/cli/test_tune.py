@@ -42,7 +42,7 @@ def test_what_is_printed_is_a_models_yaml_and_the_bench_reads_it(tiny, clips: Pa
     assert pairs["tiny"].defaults.gamma in ("auto", 3)
     assert "the report: 2 other clips" in done.stderr
     assert "how likely the target finds the texts" in done.stderr
-    assert (out / "variants.yaml").read_text().startswith("attention:")
+    assert (out / "variants.yaml").read_text().startswith("# lvspec tune\nattention:")
     assert "| attention-001" in (out / "tuning.md").read_text()
     assert (out / "report" / "report.html").is_file()
     before = read_results(out / "report").blocks

@@ -42,10 +42,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kind_of(run: Run, pid: int) -> str:
     if pid == run.pid:
         return "main"
-    with suppress(OSError):
-        if b"video.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return "decoder"
-    return "worker"
+    return "decoder" if pid in run.decoders() else "worker"
 
 
 def victims_of(run: Run, kind: str) -> list[int]:
