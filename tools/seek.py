@@ -6,6 +6,9 @@ caption` and `lvspec ask` do. lvspec's decoding process runs already, but has se
 read in turns from this process, with the same number of threads, at the size of the file, from the system's
 cache. Besides the seconds that passed it tells those that processors worked, which other programs disturb
 less. Peers are asked for the very frames that lvspec takes. What all of them give is held against the clip.
+
+A second table tells how lvspec's cost grows: one stretch a third of the way into the file, all of the file in
+segments of ten seconds, and what decoding each frame of the file once costs.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
+import av
 import numpy as np
 import psutil
 
@@ -36,6 +40,7 @@ from tools.readers import PEERS, Asked, Got, Open, fault, faults_of, first_line,
 
 OURS = "lvspec"
 HEADINGS = ("file", "frames taken of it", OURS, *PEERS, "lvspec / best peer")
+PASS_HEADINGS = ("file", "one stretch", "all in segments", "every frame once", "segments / once")
 STRETCHES, LENGTH, FRAMES = 10, 10.0, 8  # how many, seconds of each, frames of each
 ALL_FRAMES = 64  # of the whole file
 _PHASE = 0.37  # where in its tenth of the file a stretch begins: between key frames
@@ -95,6 +100,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """How lvspec's cost grows with what is asked of one kind of file."""
+
+    kind: str
+    stretch: Cost  # 64 frames of ten seconds, a third of the way into the file
+    segments: Cost  # 8 frames of each ten seconds of all of it
+    once: Cost  # each of its frames decoded, by PyAV
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        ratio = Cost(self.segments.passed / self.once.passed, self.segments.worked / self.once.worked)
+        return (self.kind, str(self.stretch), str(self.segments), str(self.once), str(ratio))
+
+
+@dataclass(frozen=True)
 class Readers:
     ours: Callable[[], Open]  # as it is when it has not seen the file
     peers: dict[str, Open]
@@ -133,6 +153,13 @@ def tasks(seconds: float) -> tuple[Task, ...]:
         Task(f"{STRETCHES} stretches, opened anew", parts),
         Task(f"{STRETCHES} stretches, kept open", parts, is_kept=True),
         Task(f"{ALL_FRAMES} frames of all", whole, is_kept=True),
+    )
+
+
+def segments(seconds: float) -> tuple[Asked, ...]:
+    """All of the file, ten seconds at a time."""
+    return tuple(
+        asked_of(begin, begin + LENGTH, FRAMES) for begin in np.arange(0.0, seconds, LENGTH).tolist()
     )
 
 
@@ -197,6 +224,36 @@ def rows_of(files: Files, readers: Readers, repeats: int) -> Iterator[Row]:
         yield measure(files, task, readers, known, repeats)
 
 
+def passes_of(files: Files, readers: Readers, repeats: int) -> Passes:
+    """The second table's row of one kind of file: each figure the median of runs in turns.
+
+    :raises RuntimeError: what was read is not what is there.
+    """
+    begin = files.seconds / 3
+    stretch = Task("one stretch", (asked_of(begin, begin + LENGTH, ALL_FRAMES),))
+    every = Task("segments", segments(files.seconds), is_kept=True)
+    found: dict[str, list[Cost]] = {}
+    for _ in range(repeats):
+        for task in (stretch, every):
+            got, cost = run(readers.ours(), files.path, task, readers.threads)
+            if wrong := fault(task.asked, got, truth_of(files.short, task.asked)):
+                raise RuntimeError(f"{files.kind}, {task.name}: {wrong}")
+            found.setdefault(task.name, []).append(cost)
+        found.setdefault("once", []).append(decoded_once(files.path, readers.threads))
+    return Passes(files.kind, *(typical(found[name]) for name in (stretch.name, every.name, "once")))
+
+
+def decoded_once(path: Path, threads: int) -> Cost:
+    """What it costs to decode each frame of the file, and to do nothing with it."""
+    worked, began = processor_seconds(), time.perf_counter()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.thread_count = "AUTO", threads
+        for _ in container.decode(stream):
+            pass
+    return Cost(time.perf_counter() - began, processor_seconds() - worked)
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """What each costs, with a star where what was read is wrong, and nothing where a peer is not here."""
     texts = []
@@ -217,13 +274,14 @@ def faults_in(rows: Sequence[Row]) -> Iterator[str]:
                 yield f"\\* {row.kind} by {name}: {wrong}.{untimed}"
 
 
-def report(rows: Sequence[Row], lead: str, absent: dict[str, str]) -> str:
+def report(rows: Sequence[Row], grows: Sequence[Passes], lead: str, absent: dict[str, str]) -> str:
     """The block of the page, in Markdown."""
     lines = [lead, "", *table(HEADINGS, [cells(row) for row in rows]), ""]
     for sentence in faults_in(rows):
         lines += [sentence, ""]
     for library, reason in absent.items():
         lines += [f"{library} is not in the table: {reason}.", ""]
+    lines += [*table(PASS_HEADINGS, [row.cells for row in grows]), ""]
     return "\n".join(lines)
 
 
@@ -238,8 +296,6 @@ def lead_of(command: str, threads: int, repeats: int, load: float) -> str:
 
 
 def versions() -> Iterator[str]:
-    import av
-
     yield f"lvspec {__version__}"
     yield f"PyAV {av.__version__} (libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))})"
     for library in ("decord", "torchcodec"):
@@ -297,6 +353,7 @@ def main() -> None:
     absent = missing()
     peers = {name: opened for name, opened in PEERS.items() if name.partition(" ")[0] not in absent}
     rows: list[Row] = []
+    grows: list[Passes] = []
     with tempfile.TemporaryDirectory() as name:
         folder = given.work or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -308,7 +365,9 @@ def main() -> None:
                 for row in rows_of(files, readers, given.repeats):
                     print(*cells(row), sep="\t", file=sys.stderr, flush=True)
                     rows.append(row)
-    block = report(rows, lead_of(command_of(given), given.threads, given.repeats, load), absent)
+                grows.append(passes_of(files, readers, given.repeats))
+                print(*grows[-1].cells, sep="\t", file=sys.stderr, flush=True)
+    block = report(rows, grows, lead_of(command_of(given), given.threads, given.repeats, load), absent)
     print(block)
     if given.page:
         given.page.write_text(with_block(given.page.read_text("utf-8"), block), "utf-8")

@@ -12,7 +12,7 @@ import pytest
 
 from tools.hours import KINDS, RATE, SECONDS
 from tools.readers import Asked, Got, fault
-from tools.seek import OURS, Cost, Row, asked_of, cells, stretches, tasks, with_block
+from tools.seek import OURS, Cost, Row, asked_of, cells, segments, stretches, tasks, with_block
 
 PAGE = "before\n\n<!-- seek -->\nold\n<!-- /seek -->\n\nafter\n"
 
@@ -34,7 +34,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def test_lvspec_gives_the_right_frames_of_each_file(measured):
     printed, _ = measured
     rows = [
-        line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith(("| MP4", "| TS"))
+        line.strip("| ").split(" | ")
+        for line in printed.partition("one stretch")[0].splitlines()
+        if line.startswith(("| MP4", "| TS"))
     ]
     assert [row[0] for row in rows] == ["MP4"] * 3 + ["TS"] * 3
     assert [row[1].partition(",")[0] for row in rows] == [
@@ -68,6 +70,25 @@ def test_a_page_without_marks_is_left_alone():
     assert with_block(PAGE, "new $1 \\1\n") == PAGE.replace("old\n", "new $1 \\1\n")
     with pytest.raises(ValueError, match="<!-- seek -->"):
         with_block("no marks", "new")
+
+
+def test_cost_is_told_beside_that_of_decoding_once(measured):
+    printed, _ = measured
+    table = printed.partition("| file | one stretch | all in segments | every frame once |")[2]
+    rows = [
+        line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(("| MP4", "| TS"))
+    ]
+    assert [row[0] for row in rows] == ["MP4", "TS"]
+    for row in rows:
+        stretch, every, _, ratio = (float(cell.partition(" (")[0]) for cell in row[1:])
+        assert 0 < stretch < every
+        assert ratio > 0
+
+
+def test_segments_cover_the_file():
+    found = segments(60.0)
+    assert [each.start for each in found] == [0, 10, 20, 30, 40, 50]
+    assert all(each.end == each.start + 10 and len(each.times) == 8 for each in found)
 
 
 def test_stretches_are_apart_and_begin_between_key_frames():
