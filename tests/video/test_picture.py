@@ -1,12 +1,14 @@
 """What models see of colours, transparency, fields and shapes, from real files in many containers."""
 
 import struct
+import subprocess
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from av.codec import CodecContext
@@ -142,6 +144,26 @@ def test_hdr_shows_what_sdr_of_the_scene_would(tmp_path, name, transfer):
     by_decord = read_clip(VideoRequest(path, max_frames=2, decoder="decord"))
     assert np.array_equal(by_decord.frames, clip.frames)
     assert (by_decord.decoder, by_decord.warnings[1:]) == ("pyav", clip.warnings)
+
+
+@pytest.mark.parametrize("transfer", ["smpte2084", "arib-std-b67"])
+def test_hdr_by_zimg_shows_the_colours_that_it_was_made_of(tmp_path, transfer):
+    """zimg is what FFmpeg converts HDR with; ``agamma`` would bend HLG's channels one by one."""
+    path, source = tmp_path / "zimg.mp4", patches()
+    high, wide = source.shape[:2]
+    convert = (
+        "zscale=matrixin=gbr:rangein=full:transferin=709:primariesin=709:npl=203:agamma=false"
+        f":transfer={transfer}:primaries=2020:matrix=2020_ncl:range=limited,format=yuv444p10le"
+    )
+    tags = f"log-level=error:lossless=1:colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc"
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24",
+        "-s", f"{wide}x{high}", "-r", "5", "-i", "-", "-vf", convert, "-colorspace", "bt2020nc",
+        "-color_trc", transfer, "-color_primaries", "bt2020", "-c:v", "libx265",
+        "-x265-params", tags, str(path),
+    ]  # fmt: skip
+    subprocess.run(command, input=source.tobytes() * 3, check=True)
+    assert error(read_clip(VideoRequest(path, max_frames=1)).frames[0]) < 5
 
 
 def test_hdr_of_8_bits_and_without_a_matrix_is_tone_mapped_too(tmp_path):
