@@ -43,6 +43,7 @@ HEADINGS = ("file", "frames taken of it", OURS, *PEERS, "lvspec / best peer")
 PASS_HEADINGS = ("file", "one stretch", "all in segments", "every frame once", "segments / once")
 STRETCHES, LENGTH, FRAMES = 10, 10.0, 8  # how many, seconds of each, frames of each
 ALL_FRAMES = 64  # of the whole file
+HOUR = 3600 // SECONDS  # copies of the clip
 _PHASE = 0.37  # where in its tenth of the file a stretch begins: between key frames
 _BLOCK = re.compile(r"(<!-- seek -->\n).*?(<!-- /seek -->)", re.DOTALL)
 
@@ -124,8 +125,7 @@ class Readers:
         return self.ours() if name == OURS else self.peers[name]
 
 
-def files_of(kind: str, folder: Path, minutes: int) -> Files:
-    copies = 60 * minutes // SECONDS
+def files_of(kind: str, folder: Path, copies: int) -> Files:
     made = KINDS[kind]
     short = short_clip(folder, made.encoder)
     once, path = (long_file(folder, made, count) for count in (1, copies))
@@ -343,7 +343,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--work", type=Path, help="keep the files here, and use those that are here")
-    parser.add_argument("--minutes", type=int, default=60, help="length of the files")
+    parser.add_argument("--copies", type=int, default=HOUR, help=f"length of the files, in {SECONDS} s")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of each decoder")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -361,7 +361,7 @@ def main() -> None:
         with ours(given.threads, other) as fresh:
             readers = Readers(fresh, peers, given.threads)
             for kind in given.kinds:
-                files = files_of(kind, folder, given.minutes)
+                files = files_of(kind, folder, given.copies)
                 for row in rows_of(files, readers, given.repeats):
                     print(*cells(row), sep="\t", file=sys.stderr, flush=True)
                     rows.append(row)
@@ -375,7 +375,7 @@ def main() -> None:
 
 def command_of(given: argparse.Namespace) -> str:
     """The command that does it again, without folders of this machine."""
-    flags = [] if given.minutes == 60 else [f"--minutes {given.minutes}"]
+    flags = [] if given.copies == HOUR else [f"--copies {given.copies}"]
     flags += [] if given.repeats == 3 else [f"--repeats {given.repeats}"]
     flags += [] if given.kinds == list(KINDS) else [f"--kinds {' '.join(given.kinds)}"]
     return " ".join(["python -m tools.seek", *flags])

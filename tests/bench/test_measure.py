@@ -78,7 +78,6 @@ def test_the_peers_say_what_ar_says_and_leave_the_models_as_they_were(pair: Load
     assert plain.finish_reason == ours.finish_reason
     assert plain.first_tokens == 1
     assert min(plain.prompt_s, plain.prefill_s, plain.decode_s) > 0
-    assert plain.prefill_s > plain.decode_s / plain.output_tokens  # it reads a whole video
     assisted = measure_peer(pair, CLIP, ITEM, ASSISTED, 24)
     assert (assisted.error, assisted.tokens) == (None, ours.tokens)
     assert assisted.first_tokens + sum(assisted.accepted_lengths) == assisted.output_tokens

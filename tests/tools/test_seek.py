@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-import subprocess
+import io
 import sys
+from contextlib import redirect_stdout
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tools.hours import KINDS, RATE, SECONDS
 from tools.readers import Asked, Got, fault
-from tools.seek import OURS, Cost, Row, asked_of, cells, segments, stretches, tasks, with_block
+from tools.seek import OURS, Cost, Row, asked_of, cells, main, segments, stretches, tasks, with_block
 
 PAGE = "before\n\n<!-- seek -->\nold\n<!-- /seek -->\n\nafter\n"
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """What it prints, and the page that it has written."""
+    """What it prints, and the page that it has written. The pictures are smaller than they are by hand."""
     folder = tmp_path_factory.mktemp("seek")
     page = folder / "page.md"
     page.write_text(PAGE)
-    flags = f"--minutes 1 --repeats 1 --kinds MP4 TS --threads 1 --work {folder} --page {page}"
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.seek", *flags.split()],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return done.stdout, page.read_text()
+    flags = f"--copies 1 --repeats 1 --kinds MP4 TS --threads 1 --work {folder} --page {page}"
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr("tools.hours.WIDTH", 320)
+        patch.setattr("tools.hours.HEIGHT", 180)
+        patch.setattr(sys, "argv", ["seek", *flags.split()])
+        main()
+    return printed.getvalue(), page.read_text()
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of the table's rows about MP4 and TS."""
+    lines = [line for line in text.splitlines() if line.startswith(("| MP4", "| TS"))]
+    return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
 
 
 def test_lvspec_gives_the_right_frames_of_each_file(measured):
     printed, _ = measured
-    rows = [
-        line.strip("| ").split(" | ")
-        for line in printed.partition("one stretch")[0].splitlines()
-        if line.startswith(("| MP4", "| TS"))
-    ]
+    rows = rows_of(printed.partition("| file | one stretch")[0])
     assert [row[0] for row in rows] == ["MP4"] * 3 + ["TS"] * 3
     assert [row[1].partition(",")[0] for row in rows] == [
         "10 stretches",
@@ -51,9 +55,7 @@ def test_lvspec_gives_the_right_frames_of_each_file(measured):
 def test_decord_gives_the_same_frames_of_mp4_and_others_of_ts(measured):
     pytest.importorskip("decord")
     printed, _ = measured
-    cells_of_decord = [
-        line.split(" | ")[3] for line in printed.splitlines() if line.startswith(("| MP4", "| TS"))
-    ]
+    cells_of_decord = [row[3] for row in rows_of(printed.partition("| file | one stretch")[0])]
     assert all(float(cell.partition(" (")[0]) > 0 for cell in cells_of_decord[:3])
     assert all("*" in cell for cell in cells_of_decord[3:])
     assert "\\* TS by decord: 8 of 8 frames are others. It was not timed." in printed
@@ -62,7 +64,7 @@ def test_decord_gives_the_same_frames_of_mp4_and_others_of_ts(measured):
 def test_the_page_gets_the_table_and_no_folder_of_this_machine(measured):
     printed, page = measured
     assert page == PAGE.replace("old\n", printed.removesuffix("\n"))
-    assert "`python -m tools.seek --minutes 1 --repeats 1 --kinds MP4 TS`" in page
+    assert "`python -m tools.seek --copies 1 --repeats 1 --kinds MP4 TS`" in page
     assert "/seek" not in page.replace("<!-- /seek -->", "")
 
 
@@ -74,10 +76,7 @@ def test_a_page_without_marks_is_left_alone():
 
 def test_cost_is_told_beside_that_of_decoding_once(measured):
     printed, _ = measured
-    table = printed.partition("| file | one stretch | all in segments | every frame once |")[2]
-    rows = [
-        line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(("| MP4", "| TS"))
-    ]
+    rows = rows_of(printed.partition("| file | one stretch | all in segments | every frame once |")[2])
     assert [row[0] for row in rows] == ["MP4", "TS"]
     for row in rows:
         stretch, every, _, ratio = (float(cell.partition(" (")[0]) for cell in row[1:])
