@@ -332,6 +332,13 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     assert f"]({report.page.stem}.svg)" in written
 
 
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without what takes most of their time; another test draws them."""
+    monkeypatch.setattr("lvspec_cli.bench.charts.svg", lambda *made, **how: "<svg></svg>")
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_path: Path, tiny_models: Path):
     report = Report(
         out=tmp_path / "first", scenes=1, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
@@ -370,6 +377,7 @@ def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_pat
     assert '"mode":"hf-ar"' in (tmp_path / "third" / label / "measurements.jsonl").read_text()
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_another_machine_helps_with_further_scenes(
     tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
 ):
