@@ -104,6 +104,21 @@ def test_a_stretch_begins_with_the_frame_of_ffmpegs_accurate_seek(folder, read, 
     assert round(times[0] * rate) % 256 == got[0]
 
 
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"one_key_frame.ts"}))
+def test_a_stretch_shorter_than_a_frame_gives_the_one_on_show(folder, read, name):
+    """Near key frames, whose neighbours are decoded in another order than they are shown in."""
+    path, rate = file_in(folder, name), FILES[name].get("rate", RATE)
+    begins = read(VideoRequest(path, start=5.0, end=5.1, max_frames=1)).begins
+    frames = [*range(91, 97), *range(178, 186), *range(218, 224)]
+    got = []
+    for frame in frames:
+        start = begins + (frame + 0.3) / rate
+        clip = read(VideoRequest(path, start=start, end=start + 0.3 / rate))
+        got += numbers(clip.frames)
+        assert clip.timestamps[0] - begins == pytest.approx(frame / rate, abs=0.002)
+    assert got == frames
+
+
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"one_key_frame.ts", "h264.flv"}))
 def test_a_stretch_costs_by_its_length(folder, name):
     """FLV has no index, and without a second key frame there is nowhere to begin but at the first."""
