@@ -148,6 +148,8 @@ def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
         return None
     if not (head.pts and tail.pts and grows):
         return None
+    if clock.spliced and not head.keys:  # a recording that began late: where its picture begins comes later
+        return None
     first, last = timeline_of(head.packets(), clock), timeline_of(tail.packets(), clock, at_start=False)
     if first.pieces > 1 or last.pieces > 1 or first.ticks[0] > last.ticks[0]:
         return None

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from lvspec_cli.errors import DamagedVideoError, UsageError
 from lvspec_cli.types import VideoLimits, VideoRequest
 from lvspec_cli.video.container import open_video
 from lvspec_cli.video.pool import reading
+from lvspec_cli.video.probe import probe
 from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.scan import extent_of, scan, scan_stretch
 from lvspec_cli.video.survey import SMALL
@@ -177,3 +179,28 @@ def test_a_file_is_as_long_by_its_ends_as_by_all_of_its_packets(folder, read, na
     assert numbers(by_all.frames) == [
         round((time - by_all.begins) * rate) % 256 for time in by_all.timestamps
     ]
+
+
+def test_a_recording_that_begins_long_before_its_first_key_frame_begins_there(folder, read):
+    """Also where only its two ends are looked at: nobody can decode what is before."""
+    options = {**H264, "sc_threshold": "0"}
+    whole = make_clip(folder / "long_groups.ts", **{**NOISY, "group": 150, "options": options}).read_bytes()
+    path = folder / "late.ts"
+    path.write_bytes(whole[len(whole) // 188 // 20 * 188 :])
+    by_ends, by_all = (
+        read(VideoRequest(path, start=20, end=21, max_frames=1)),
+        read(VideoRequest(path, max_frames=5)),
+    )
+    assert by_all.begins > 5.0
+    assert (by_ends.duration, by_ends.begins) == (by_all.duration, by_all.begins)
+    assert probe(path).begins == by_all.begins
+
+
+def test_a_stretch_behind_the_damage_is_told_from_one_behind_the_end(folder, read):
+    path, whole = folder / "cut.mkv", file_in(folder, "b_frames.mkv").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert path.stat().st_size > SMALL
+    with pytest.raises(DamagedVideoError, match="damaged after 0:2"):
+        read(VideoRequest(path, start=30, end=31))
+    with pytest.raises(UsageError, match="after the video's end"):
+        read(VideoRequest(path, start=50, end=51))
