@@ -196,10 +196,11 @@ def _collected(
                 return None
             keys += [] if shown_at is None else [shown_at]
         found.take(packet)
-        is_late = time is not None and time > after
-        late += is_late
-        if (is_late and packet.dts is not None) or late > REORDERED:
-            break
+        if time is not None and time > after:
+            late += 1
+            # AVI gives the order of decoding alone, and a frame may be decoded later than it is shown.
+            if late > (0 if clock.stamped and packet.dts is not None else REORDERED):
+                break
     else:
         found.to_end = True
     if clock.indexed or UNKNOWN not in found.pts:
