@@ -96,7 +96,8 @@ def test_a_stretch_begins_with_the_frame_of_ffmpegs_accurate_seek(folder, read, 
     start = (frame - 0.4) / rate
     clip = read(VideoRequest(path, start=start, end=start + 2.0, max_frames=COUNT))
     got = numbers(clip.frames)
-    if name not in ("h264.avi", "pyramid.avi", "mpeg4.avi"):  # B-frames without times: FFmpeg shows the first one late
+    # B-frames without times: FFmpeg shows the first one late.
+    if name not in ("h264.avi", "pyramid.avi", "mpeg4.avi"):
         assert got[0] == by_ffmpeg(path, start)
     assert got == [(got[0] + step) % 256 for step in range(len(got))]
     assert len(got) == 2 * rate
