@@ -67,6 +67,7 @@ def run_remote(
                 crew.stop()
             for connection in wait([worker.connection for worker in crew.workers], POLL):
                 crew.hear(connection)
+        crew.check_done()
 
 
 @dataclass
@@ -78,6 +79,7 @@ class _Crew:
     listen: Listener
     workers: list[_Worker] = field(default_factory=list)
     stopping: bool = False
+    lost: str = ""  # how the last worker ended that was not started again
 
     def start(self, setup: Setup) -> None:
         try:
@@ -147,14 +149,18 @@ class _Crew:
                 self._go_on_without(error.cause)
 
     def _go_on_without(self, cause: str) -> None:
-        """The others do what there is to do.
-
-        :raises PairError: there are none.
-        """
+        """The others do what there is to do, as long as there are some."""
+        self.lost = cause
         if self.workers:
             self.listen(Noted(f"{cause}: {len(self.workers)} go on"))
-        elif self.pending:
-            raise PairError(cause, "take fewer --workers, or see with --workers 1 what is wrong")
+
+    def check_done(self) -> None:
+        """For when there are no workers any more: those that went on may have been at their last work.
+
+        :raises PairError: there is still something to do.
+        """
+        if self.pending:
+            raise PairError(self.lost, "take fewer --workers, or see with --workers 1 what is wrong")
 
     def _fail(self, work: Work, written: set[str], how: str) -> None:
         error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")

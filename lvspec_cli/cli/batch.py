@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -113,7 +114,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
                 job.collected.inputs,
                 job.base,
                 job.cutting,
-                probes=pool.probes,
+                probes=partial(pool.probes, timeout=job.base.video.timeout),
                 scenes=lambda video: known_scenes(video, folder and folder / "scenes", scene_segments),
                 progress=lambda done, total: progress.advance(label, done, total),
             )

@@ -31,7 +31,9 @@ def dry_run(job: Job, quiet: bool) -> int:
     left = outstanding(works, kept, job.again)
     with DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool:
         readable = [work for work in works if work.error is None]
-        known = dict(zip(map(id, readable), pool.probes(w.request.video.path for w in readable), strict=True))
+        paths = (work.request.video.path for work in readable)
+        found = pool.probes(paths, timeout=job.base.video.timeout)
+        known = dict(zip(map(id, readable), found, strict=True))
         rows = list(_rows(job, works, left, kept, known))
     write_out(forecast_table(rows) if sys.stdout.isatty() else plain_forecasts(rows))
     if not quiet:

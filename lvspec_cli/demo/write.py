@@ -66,7 +66,7 @@ def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) 
     missing = {
         file: content
         for file, content in ((path, video.getvalue()), (facts, text.encode() + b"\n"))
-        if not (file.is_file() and file.read_bytes() == content)
+        if not _holds(file, content)
     }
     if not force and not says(facts, MARK):
         _refuse_others(missing)
@@ -74,6 +74,11 @@ def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) 
         with replacing(file, sync=False) as stream:
             stream.write(content)
     return path
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    """Whether it is a file of just this content."""
+    return file.is_file() and file.stat().st_size == len(content) and file.read_bytes() == content
 
 
 def _refuse_others(files: Iterable[Path]) -> None:

@@ -21,7 +21,7 @@ from lvspec_cli.types import Clip, VideoInfo, VideoRequest
 from lvspec_cli.video.child import Child, decoding_child
 from lvspec_cli.video.decode import receive_clip
 from lvspec_cli.video.messages import Job
-from lvspec_cli.video.probe import probe_job
+from lvspec_cli.video.probe import TIMEOUT, probe_job
 from lvspec_cli.video.room import Room
 from lvspec_cli.video.sample import check_request
 
@@ -95,13 +95,20 @@ class DecodePool:
         return self._in_order(requests, decode, interrupted)
 
     def probes(
-        self, paths: Iterable[Path], *, interrupted: Interrupted = lambda: False
+        self,
+        paths: Iterable[Path],
+        *,
+        timeout: float | None = TIMEOUT,
+        interrupted: Interrupted = lambda: False,
     ) -> Generator[VideoInfo | LvspecError, None, None]:
-        """What each file's header says, as ``probe`` has it; pulled and interrupted as ``clips`` is."""
+        """What there is to read in each file, as ``probe`` has it; pulled and interrupted as ``clips`` is.
+
+        :param timeout: seconds a file: all of its packets may have to be read. None is no limit.
+        """
 
         def look(crew: _Crew, number: int, path: Path) -> VideoInfo | LvspecError:
             try:
-                return crew.serve(number, probe_job(path), Child.receive)
+                return crew.serve(number, probe_job(path, timeout), Child.receive)
             except MachineError:
                 raise
             except LvspecError as error:

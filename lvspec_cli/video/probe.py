@@ -1,4 +1,4 @@
-"""What a video file's header says, without decoding it."""
+"""What there is to read in a video file, without decoding it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMEOUT = 20.0  # seconds
 
 
 def probe(path: Path, *, timeout: float = TIMEOUT) -> VideoInfo:
-    """Format, size, rate and duration as the header of ``path`` has them, read in a child process.
+    """Format, size and rate as the header of ``path`` has them, times as its packets do; by a child process.
 
     Raises NoInputError and VideoError with its kinds.
     """
@@ -21,5 +21,5 @@ def probe(path: Path, *, timeout: float = TIMEOUT) -> VideoInfo:
         return info
 
 
-def probe_job(path: Path, timeout: float = TIMEOUT) -> Job:
+def probe_job(path: Path, timeout: float | None = TIMEOUT) -> Job:
     return Job("probe", VideoRequest(path, timeout=timeout))

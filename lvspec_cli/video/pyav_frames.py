@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from lvspec_cli.video.container import SILENT_CODECS, decoder_of, stream_packets
 from lvspec_cli.video.geometry import Orientation, orientation
 from lvspec_cli.video.scan import INDEXED, SEEKABLE, WITHOUT_HEADER, format_of
-from lvspec_cli.video.timeline import UNKNOWN, KeyFrame, Timeline
+from lvspec_cli.video.timeline import REORDERED, UNKNOWN, KeyFrame, Timeline
 
 _WORTH_A_SEEK = 32  # frames: a seek empties FFmpeg's threads, which takes about as long as they
 _EARLIER = (0, 1, 3, 7)  # key frames before the one that should do, where it does not
@@ -204,13 +204,14 @@ def runs(wanted: list[int], timeline: Timeline) -> list[tuple[int | None, list[i
     only the next key frame shows where counting stands.
     """
     if timeline.by_count:
-        ordinals = np.asarray([key.index for key in timeline.key_frames])
+        ordinals = np.asarray([key.index for key in timeline.key_frames])  # each at least: see REORDERED
     else:
         ordinals = np.searchsorted(timeline.ticks, [key.tick for key in timeline.key_frames])
     found: list[tuple[int | None, list[int]]] = []
     position = 0 if timeline.whole else -_WORTH_A_SEEK - 1
     for ordinal in wanted:
-        key = int(np.searchsorted(ordinals, ordinal, side="right")) - 1
+        known = ordinal - REORDERED if timeline.by_count else ordinal
+        key = int(np.searchsorted(ordinals, known, side="right")) - 1
         key = max(0, key - 1) if timeline.by_count else key
         if 0 <= key < len(ordinals) and ordinals[key] - position > _WORTH_A_SEEK:
             found.append((key, [ordinal]))

@@ -1,6 +1,6 @@
 """Which frames of a video are taken: decisions on times alone.
 
-A frame's time is its presentation time in seconds from the stream's first frame. The stretch
+A frame's time is when it is shown, in seconds of the file's clock. The stretch
 holds the frames with ``start <= time < end``; from its first frame's time ``a`` to its last one's ``b``
 
 - at a rate F, the targets are ``a + k / F`` for k = 0, 1, ... while that is at most ``b``;

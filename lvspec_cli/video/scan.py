@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from lvspec_cli.video.container import encrypted, file_begins, is_encrypted, stream_packets
 from lvspec_cli.video.source import damaged
 from lvspec_cli.video.timeline import (
+    REORDERED,
     UNKNOWN,
     Packets,
     StreamClock,
@@ -33,7 +34,7 @@ SEEKABLE = INDEXED | WITHOUT_HEADER | {"avi"}  # in which any time is found at o
 _SPLICED = WITHOUT_HEADER | {"flv"}
 _FIELD_CODECS = frozenset({"h264", "hevc"})
 _FALLBACK_RATE = Fraction(25)  # frames per second where neither packets nor header tell
-_BACK = (0, 2, 8, 32, 128)  # seconds before a stretch at which a key frame is looked for, in turn
+_BACK = (0, 2, 4, 8, 32, 128)  # seconds before a stretch at which a key frame is looked for, in turn
 _FAR = 10**7  # seconds: after the end of any video
 _TAIL = 2  # seconds: longer than frames are decoded before they are shown
 _MOST_TICKS = 1 << 56
@@ -147,6 +148,8 @@ def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
         return None
     if not (head.pts and tail.pts and grows):
         return None
+    if clock.spliced and not head.keys:  # a recording that began late: where its picture begins comes later
+        return None
     first, last = timeline_of(head.packets(), clock), timeline_of(tail.packets(), clock, at_start=False)
     if first.pieces > 1 or last.pieces > 1 or first.ticks[0] > last.ticks[0]:
         return None
@@ -176,11 +179,11 @@ def _samples(container: InputContainer, stream: VideoStream) -> list[float]:
 def _collected(
     packets: Iterable[Packet[VideoStream]], begin: int, after: int, clock: StreamClock
 ) -> _Collector | None:
-    """Packets from the last key frame shown at ``begin`` or before, until those decoded after ``after``.
+    """Packets from the last key frame shown at ``begin`` or before, until all shown up to ``after`` are read.
 
     Where frames are counted, from the key frame before that one. None where reading began too late.
     """
-    found, early = _Collector(), 0
+    found, keys, late = _Collector(), list[int](), 0
     for packet in packets:
         if not found.pts and not packet.is_keyframe:
             continue
@@ -191,14 +194,20 @@ def _collected(
                 continue  # only a key frame with a time of its own tells when the ones after it are shown
             if not found.pts and shown_at is not None and shown_at > begin:
                 return None
-            early += shown_at is not None and shown_at <= begin
+            keys += [] if shown_at is None else [shown_at]
         found.take(packet)
         if time is not None and time > after:
-            break
+            late += 1
+            # AVI gives the order of decoding alone, and a frame may be decoded later than it is shown.
+            if late > (0 if clock.stamped and packet.dts is not None else REORDERED):
+                break
     else:
         found.to_end = True
-    needs_two = not clock.indexed and UNKNOWN in found.pts
-    return found if early >= (2 if needs_two else 1) else None
+    if clock.indexed or UNKNOWN not in found.pts:
+        return found if keys else None
+    # The second one shows where counting stands, once it is shown itself.
+    counted = begin - int(REORDERED * clock.step)
+    return found if sum(key <= counted for key in keys) > 1 else None
 
 
 def _settled(timeline: Timeline, found: _Collector) -> Ticks:

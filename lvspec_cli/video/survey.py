@@ -160,14 +160,14 @@ class Surveyor:
             if ends is None:
                 return None
             start = request.start or 0.0
+            header = _header(container, stream, request.path)
             if start >= ends.duration:
-                raise starts_too_late(start, ends.duration, None, shown(request.path))
+                raise starts_too_late(start, ends.duration, header.info.duration, shown(request.path))
             end = ends.duration if request.end is None else request.end
             timeline = scan_stretch(container, stream, ends, start, end)
             memory.grows = timeline is not None
             if timeline is None:
                 return None
-            header = _header(container, stream, request.path)
         return Survey((Track(memory.parts[0], timeline),), header, ends.begins, ends.duration)
 
     def _whole(self, file: io.FileIO, memory: _Memory, request: VideoRequest) -> Survey:

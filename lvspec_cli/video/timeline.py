@@ -19,6 +19,7 @@ Ticks = NDArray[np.int64]
 
 _LAST = np.iinfo(np.int64).max
 UNKNOWN = np.iinfo(np.int64).min  # in place of a tick or a position that the container does not give
+REORDERED = 16  # packets after a frame's own that may be shown before it, at most: what encoders allow
 _BACK = Fraction(1, 4)  # seconds that stamps may go back: demuxers guess those of MPEG-PS
 _AHEAD = Fraction(10)  # seconds that stamps may jump ahead in a stream that can be spliced
 _NEAR = 4  # packets: so near to where two streams were joined an incomplete one is no damage
@@ -49,6 +50,11 @@ class StreamClock:
     indexed: bool = False  # its times come from an index: those of decoding may be guesses
     spliced: bool = False  # a recording may have been cut from several
     fields: bool = False  # a packet may hold one field of two, the second without a time
+
+    @property
+    def step(self) -> Fraction:
+        """Ticks a frame."""
+        return self.time_base.denominator / (self.rate * self.time_base.numerator)
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) 
     """The timeline that ``packets`` come to: one at least. ``at_start``: the first is the stream's first."""
     skipped = int(packets.keys[0]) if clock.spliced and at_start and len(packets.keys) else 0
     packets = _without(packets, skipped)
-    step = clock.time_base.denominator / (clock.rate * clock.time_base.numerator)  # ticks a frame
+    step = clock.step
     known = packets.pts != UNKNOWN
     decoding = _decoding_times(packets, step)
     joints = _joints(packets, decoding, clock)

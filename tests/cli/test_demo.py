@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lvspec_cli.demo.write import write_clip
+from lvspec_cli.errors import OutputError
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.conftest import Printed
@@ -56,3 +59,15 @@ def test_a_folder_that_cannot_be_written_is_a_5(here: Callable[..., Printed], tm
     done = here("demo", "--dir", tmp_path / "file", "--count", 1)
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.startswith(f"error: {tmp_path}/file: ")
+
+
+def test_a_large_file_in_the_way_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "clip_0001.mp4").open("wb") as stream:
+        stream.truncate(2**28)
+    tracemalloc.start()
+    try:
+        with pytest.raises(OutputError, match="not written by lvspec"):
+            write_clip(tmp_path, 0, 1)
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()

@@ -269,7 +269,7 @@ def test_times_and_numbers_beyond_all_clocks_stop_no_export(videos: Path):
     ]
     export_records(rows, SRT, ExportPlaces(videos))
     assert "99:59:59,999 --> 99:59:59,999\nA." in (videos / "a.srt").read_text()
-    assert "00:00:00,000 --> 00:00:00,000\nB." in (videos / "b.srt").read_text()
+    assert "00:00:00,000 --> 00:00:01,000\nB." in (videos / "b.srt").read_text()
 
 
 @pytest.mark.parametrize("to", [SRT, VTT])
@@ -284,6 +284,13 @@ def test_a_cue_spans_what_was_asked_about_and_can_be_seen(videos: Path, to: Expo
     export_records(rows, to, ExportPlaces(videos))
     assert subtitles(videos / f"a.{to}") == [(0.0, 10.0, "All.")]
     assert subtitles(videos / f"b.{to}") == [(2.0, 4.0, "From 2 on."), (8.0, 9.5, "To the end.")]
+
+
+@pytest.mark.parametrize("to", [SRT, VTT])
+def test_a_cue_of_a_stretch_before_the_picture_does_not_run_backwards(videos: Path, to: ExportFormat):
+    rows = [caption(b"a.mp4", "A.", segment=part(0, 1), sampling=sampled(2.0, begins=2.0, duration=9.5))]
+    export_records(rows, to, ExportPlaces(videos))
+    assert subtitles(videos / f"a.{to}") == [(2.0, 3.0, "A.")]
 
 
 def test_subtitles_to_the_letter(videos: Path):

@@ -26,7 +26,7 @@ from lvspec_cli.errors import (
     NotAVideoError,
     UsageError,
 )
-from lvspec_cli.types import VideoRequest
+from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video import child as child_module
 from lvspec_cli.video import pool as pool_module
 from lvspec_cli.video.child import Child
@@ -356,6 +356,13 @@ def test_headers_come_in_order(clips, tmp_path, started):
     found = [(info.path, round(info.duration * 12)) for info in results[:8] + results[9:]]
     assert found == [(path, int(path.stem)) for path in clips] * 2
     assert len(started) <= 2
+
+
+def test_a_file_is_looked_at_no_longer_than_the_taker_wants(clips):
+    with DecodePool(1, 0) as pool:
+        hurried, patient = (next(pool.probes(clips, timeout=timeout)) for timeout in (1e-4, None))
+    assert type(hurried) is DecodeTimeoutError
+    assert isinstance(patient, VideoInfo)
 
 
 def test_a_slow_taker_keeps_memory_bounded(tmp_path):

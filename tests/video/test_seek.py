@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from lvspec_cli.errors import DamagedVideoError, UsageError
 from lvspec_cli.types import VideoLimits, VideoRequest
 from lvspec_cli.video.container import open_video
 from lvspec_cli.video.pool import reading
+from lvspec_cli.video.probe import probe
 from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.scan import extent_of, scan, scan_stretch
 from lvspec_cli.video.survey import SMALL
@@ -43,6 +45,7 @@ FILES: dict[str, dict[str, Any]] = {
     "mpeg2.mpg": {"codec": "mpeg2video", **MPEG},
     "mpeg1.mpg": {"codec": "mpeg1video", **MPEG},
     "h264.avi": {"options": H264},
+    "pyramid.avi": {"options": {**H264, "bf": "8", "x264-params": "open-gop=1:b-pyramid=normal"}},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2", "b": "900000"}},
     "mjpeg.avi": {"codec": "mjpeg", "pixel_format": "yuvj420p"},
     "h264.flv": {"options": H264},
@@ -93,7 +96,8 @@ def test_a_stretch_begins_with_the_frame_of_ffmpegs_accurate_seek(folder, read, 
     start = (frame - 0.4) / rate
     clip = read(VideoRequest(path, start=start, end=start + 2.0, max_frames=COUNT))
     got = numbers(clip.frames)
-    if name not in ("h264.avi", "mpeg4.avi"):  # B-frames without times: FFmpeg shows the first one late
+    # B-frames without times: FFmpeg shows the first one late.
+    if name not in ("h264.avi", "pyramid.avi", "mpeg4.avi"):
         assert got[0] == by_ffmpeg(path, start)
     assert got == [(got[0] + step) % 256 for step in range(len(got))]
     assert len(got) == 2 * rate
@@ -102,6 +106,21 @@ def test_a_stretch_begins_with_the_frame_of_ffmpegs_accurate_seek(folder, read, 
     times = np.asarray(clip.timestamps) - clip.begins
     assert times == pytest.approx((np.arange(len(got)) + round(times[0] * rate)) / rate, abs=0.002)
     assert round(times[0] * rate) % 256 == got[0]
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"one_key_frame.ts"}))
+def test_a_stretch_shorter_than_a_frame_gives_the_one_on_show(folder, read, name):
+    """Near key frames, whose neighbours are decoded in another order than they are shown in."""
+    path, rate = file_in(folder, name), FILES[name].get("rate", RATE)
+    begins = read(VideoRequest(path, start=5.0, end=5.1, max_frames=1)).begins
+    frames = [*range(91, 97), *range(178, 186), *range(218, 224)]
+    got = []
+    for frame in frames:
+        start = begins + (frame + 0.3) / rate
+        clip = read(VideoRequest(path, start=start, end=start + 0.3 / rate))
+        got += numbers(clip.frames)
+        assert clip.timestamps[0] - begins == pytest.approx(frame / rate, abs=0.002)
+    assert got == frames
 
 
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"one_key_frame.ts", "h264.flv"}))
@@ -162,3 +181,28 @@ def test_a_file_is_as_long_by_its_ends_as_by_all_of_its_packets(folder, read, na
     assert numbers(by_all.frames) == [
         round((time - by_all.begins) * rate) % 256 for time in by_all.timestamps
     ]
+
+
+def test_a_recording_that_begins_long_before_its_first_key_frame_begins_there(folder, read):
+    """Also where only its two ends are looked at: nobody can decode what is before."""
+    options = {**H264, "sc_threshold": "0"}
+    whole = make_clip(folder / "long_groups.ts", **{**NOISY, "group": 150, "options": options}).read_bytes()
+    path = folder / "late.ts"
+    path.write_bytes(whole[len(whole) // 188 // 20 * 188 :])
+    by_ends, by_all = (
+        read(VideoRequest(path, start=20, end=21, max_frames=1)),
+        read(VideoRequest(path, max_frames=5)),
+    )
+    assert by_all.begins > 5.0
+    assert (by_ends.duration, by_ends.begins) == (by_all.duration, by_all.begins)
+    assert probe(path).begins == by_all.begins
+
+
+def test_a_stretch_behind_the_damage_is_told_from_one_behind_the_end(folder, read):
+    path, whole = folder / "cut.mkv", file_in(folder, "b_frames.mkv").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert path.stat().st_size > SMALL
+    with pytest.raises(DamagedVideoError, match="damaged after 0:2"):
+        read(VideoRequest(path, start=30, end=31))
+    with pytest.raises(UsageError, match="after the video's end"):
+        read(VideoRequest(path, start=50, end=51))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lvspec_cli.output.exports.captions import Caption
 
 LONGEST = 359_999.999  # seconds that a clock of two digits an hour shows
-SHORTEST = 1.0  # seconds that a cue is shown whose end nobody knows
+SHORTEST = 1.0  # seconds that a cue is shown whose end nobody knows, or lies before the picture
 
 
 def srt(captions: Sequence[Caption]) -> str:
@@ -43,7 +43,9 @@ def _start(caption: Caption) -> float:
 def _end(caption: Caption) -> float:
     """The end of what was asked about. Old records do not hold the video's: there the last frame tells."""
     ends = [time for time in (caption.end, caption.duration) if time is not None]
-    return min(ends) if ends else max(caption.last_frame or 0.0, caption.start + SHORTEST)
+    end = min(ends) if ends else max(caption.last_frame or 0.0, caption.start + SHORTEST)
+    # Of a stretch before the picture the first frame was taken.
+    return end if end > _start(caption) else _start(caption) + SHORTEST
 
 
 def _without_arrows(text: str) -> str:

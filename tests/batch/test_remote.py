@@ -1,0 +1,34 @@
+"""What becomes of the work of workers that end."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import deque
+from multiprocessing import Pipe
+
+import pytest
+
+from lvspec_cli.batch.messages import Setup
+from lvspec_cli.batch.remote import _Crew, _Worker
+from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.errors import PairError
+from lvspec_cli.events import Event, Noted
+from tests.batch.test_moved import work
+
+
+def worker(command: str) -> _Worker:
+    plan = WorkerPlan(work("a.mp4").request, 1, 2**20, "fail")
+    return _Worker(Setup(plan, telling=True), subprocess.Popen([command]), Pipe()[0])
+
+
+def test_work_that_comes_back_too_late_for_the_others_is_an_error():
+    events: list[Event] = []
+    crew = _Crew(deque(), lambda record: None, events.append)
+    crew.workers = [at_its_last, loading] = [worker("true"), worker("false")]
+    crew._give(at_its_last)  # there is nothing more for it
+    crew.pending.append(work("a.mp4"))
+    crew._ended(loading)
+    assert events == [Noted("a worker ended while it loaded the pair (exit code 1): 1 go on")]
+    crew._ended(at_its_last)
+    with pytest.raises(PairError, match="exit code 1"):
+        crew.check_done()
