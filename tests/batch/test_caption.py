@@ -401,7 +401,7 @@ def test_a_prompt_that_the_model_has_no_positions_for_is_refused_at_the_start(
     given: dict[str, list[Any]] = {"jobs": ["jobs.jsonl"], "--prompt-file": [clips, flag, "prompt.txt"]}
     printed = caption(*given.get(flag, [clips, flag, text]), "--out", "out.jsonl")
     assert printed.returncode == 2
-    assert re.search(f"{named}, and the model has 4096 positions, 40 of them for the answer", printed.stderr)
+    assert re.search(f"{named}, and the target has 4096 positions, 40 of them for the answer", printed.stderr)
     assert not (tmp_path / "out.jsonl").exists()
 
 
