@@ -52,7 +52,7 @@ def _check_alone(loaded: LoadedModel, limit: Limit, question: str, system: str |
     limit.check_text(question + (system or ""), "the prompt")
     for text in (question, system or ""):
         check_text(loaded.processor, text)
-    text = chat_text(loaded.processor, question, system)
+    text = chat_text(loaded.processor, question, system, loaded.name)
     if not limit.may_fit(text):
         limit.check_tokens(len(loaded.tokenizer(text)["input_ids"]), "the prompt")
 
@@ -66,7 +66,7 @@ def build_prompt(
     earlier: Prompt | None = None,
 ) -> Prompt:
     """One model's inputs: its chat template around the video and the question, real frame times."""
-    text = chat_text(loaded.processor, question, system)
+    text = chat_text(loaded.processor, question, system, loaded.name)
     ids = _expanded(loaded.processor, text, earlier) if earlier else None
     if ids is None or earlier is None:
         ids, video_inputs = process(loaded.processor, text, clip)
