@@ -11,6 +11,8 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
+from lvspec_cli.errors import UsageError
+from lvspec_cli.text_file import SETTINGS, read_own
 from lvspec_cli.user_folders import state_folder
 
 KEPT_RUNS = 200
@@ -52,10 +54,13 @@ def remember(run: PastRun, file: Path | None) -> None:
 
 
 def past_runs(file: Path | None) -> list[PastRun]:
-    """All that is remembered, the oldest first; lines that say something else are passed over."""
+    """All that is remembered, the oldest first; lines that say something else are passed over.
+
+    So is a whole file that is too large, or none.
+    """
     runs: list[PastRun] = []
-    with suppress(OSError):
-        for line in file.read_bytes().splitlines() if file else ():
+    with suppress(OSError, UsageError):
+        for line in read_own(file, SETTINGS).splitlines() if file else ():
             with suppress(ValidationError):
                 runs.append(_RUN.validate_json(line))
     return runs

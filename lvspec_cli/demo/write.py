@@ -66,7 +66,7 @@ def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) 
     missing = {
         file: content
         for file, content in ((path, video.getvalue()), (facts, text.encode() + b"\n"))
-        if not (file.is_file() and file.read_bytes() == content)
+        if not (file.is_file() and file.stat().st_size == len(content) and file.read_bytes() == content)
     }
     if not force and not says(facts, MARK):
         _refuse_others(missing)
