@@ -48,7 +48,24 @@ def open_held(path: Path) -> int:
     :raises OSError: it cannot be opened.
     :raises OutputError: another process holds it, or it cannot be locked.
     """
-    return _held(path, _open_output, path, lambda descriptor: "another process, maybe under another name")
+    return _held(path, _open_output, path, _other)
+
+
+@contextmanager
+def present_held(path: Path) -> Iterator[None]:
+    """Holds a file that is there, and is to be replaced, for this process alone; raises as ``open_held``."""
+    try:
+        descriptor = _held(path, _open_present, path, _other)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _other(descriptor: int) -> str:
+    return "another process, maybe under another name"
 
 
 def _held(file: Path, opening: Callable[[Path], int], path: Path, holder: Callable[[int], str]) -> int:
@@ -75,6 +92,13 @@ def _held(file: Path, opening: Callable[[Path], int], path: Path, holder: Callab
 
 def _open_output(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _open_present(path: Path) -> int:
+    """To lock it is enough to be allowed to read it, though not on every network's disk."""
+    with suppress(PermissionError):
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _open_lock(beside: Path) -> int:
