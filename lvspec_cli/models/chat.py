@@ -133,4 +133,5 @@ def _started() -> subprocess.Popen[bytes]:
 
 
 _CHILD = _Child()
-atexit.register(_CHILD.end)
+end_child = _CHILD.end
+atexit.register(end_child)
