@@ -77,6 +77,23 @@ def test_a_video_of_too_many_tokens_is_refused(pair: LoadedPair) -> None:
         build_prompts(pair, make_clip(4), "What moves?", new_tokens=most + 1)
 
 
+def test_a_video_of_too_many_tokens_for_the_draft_alone_is_refused(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pair.draft is not None
+    needed = prompts_for(pair).draft
+    assert needed is not None
+    config = pair.draft.model.config.get_text_config()
+    monkeypatch.setattr(config, "max_position_embeddings", needed.length)
+    build_prompts(pair, make_clip(4), "What moves?")
+    monkeypatch.setattr(config, "max_position_embeddings", needed.length - 1)
+    said = (
+        f"{needed.length} tokens, {needed.visual_tokens} of them.*, and the draft has {needed.length - 1} pos"
+    )
+    with pytest.raises(UsageError, match=said):
+        build_prompts(pair, make_clip(4), "What moves?")
+
+
 def test_texts_are_checked_by_a_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path, "qwen2_5_vl")
     (tmp_path / "model.safetensors").unlink()
