@@ -60,8 +60,9 @@ def merge_records(
     :raises LvspecError: a shard is not a file of records.
     """
     out = real_place(out, "name a file")
-    with locked(out), ExitStack() as held:
-        if out.exists():
+    there = out.exists()
+    with locked(out, and_itself=there and force), ExitStack() as held:
+        if there or out.exists():
             if not force:
                 raise OutputError(f"{out} is there already", "name another file, or replace it with --force")
             held.enter_context(present_held(out))
