@@ -22,6 +22,7 @@ LvspecError
 from __future__ import annotations
 
 import errno
+import os
 from typing import ClassVar
 
 
@@ -117,10 +118,26 @@ class DecodeTimeoutError(VideoError):
     kind = "decode_timeout"
 
 
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+_OPEN_FILES = (errno.EMFILE, errno.ENFILE)
+_SHORTAGES = (*_OPEN_FILES, errno.EAGAIN, errno.ENOMEM)
 ENOUGH = (
     "raise the limit (ulimit -n, ulimit -u), end other programs, or take fewer --workers and --decode-workers"
 )
+
+
+def shortage_behind(error: Exception) -> MachineError | None:
+    """An error that is not of its file or folder: too few files may be open, whatever was to be opened.
+
+    What crossed a process boundary, and what a library made of it, only says so in its text.
+    """
+    behind: BaseException | None = error
+    while behind is not None and getattr(behind, "errno", None) not in _OPEN_FILES:
+        behind = behind.__cause__ or behind.__context__
+    words = [os.strerror(number) for number in _OPEN_FILES]
+    said = any(f"({word})" in str(error) or f"] {word}" in str(error) for word in words)
+    if behind is None and not said and not str(error).endswith(tuple(f": {word}" for word in words)):
+        return None
+    return MachineError(" ".join(str(error).split()), ENOUGH)
 
 
 def check_machine(error: BaseException, what: str) -> None:

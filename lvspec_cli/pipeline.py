@@ -155,11 +155,15 @@ def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -
 def check_prompts(request: AskRequest, texts: Mapping[str, str]) -> None:
     """
     :param texts: what is to be asked, and where each text comes from.
-    :raises UsageError: one of them is longer than the target has positions for.
+    :raises UsageError: one of them is longer than the target or the draft has positions for.
     """
-    from lvspec_cli.models.prompt_length import check_texts
+    from lvspec_cli.models.prompt_length import Role, check_texts
 
-    check_texts(require(request.pair.target), texts, request.system, request.settings.max_new_tokens)
+    target, draft = _folders(request)
+    folders: dict[Role, Path] = {"target": target}
+    if draft is not None:
+        folders["draft"] = draft
+    check_texts(folders, texts, request.system, request.settings.max_new_tokens)
 
 
 def placed_request(request: AskRequest) -> AskRequest:

@@ -25,26 +25,36 @@ def build_prompts(
     new_tokens: int = 0,
 ) -> PairPrompts:
     """Build both models' inputs; UsageError when the text holds one of the tokenizer's special tokens, or
-    when the target has not the positions for the prompt and an answer of ``new_tokens``.
+    when one of them has not the positions for the prompt and an answer of ``new_tokens``.
 
     ``earlier``: prompts of another question about the same clip. Their video's tensors are taken
     over, which saves going through the frames again.
     """
-    limit = Limit(pair.target.positions, new_tokens)
+    limits = [(pair.target, Limit(pair.target.positions, new_tokens))]
+    if pair.draft is not None:
+        limits.append((pair.draft, Limit(pair.draft.positions, new_tokens, "draft")))
+    for loaded, limit in limits:
+        _check_alone(loaded, limit, question, system)
+    prompts: list[Prompt] = []
+    for (loaded, limit), before in zip(limits, _of_both(earlier), strict=False):
+        prompts.append(build_prompt(loaded, clip, question, system=system, earlier=before))
+        limit.check_prompt(prompts[-1].length, prompts[-1].visual_tokens)
+    target, *draft = prompts
+    return PairPrompts(target, draft[0] if draft else None)
+
+
+def _of_both(earlier: PairPrompts | None) -> tuple[Prompt | None, Prompt | None]:
+    return (earlier.target, earlier.draft) if earlier else (None, None)
+
+
+def _check_alone(loaded: LoadedModel, limit: Limit, question: str, system: str | None) -> None:
+    """The text without the video: the frames have not been looked at."""
     limit.check_text(question + (system or ""), "the prompt")
     for text in (question, system or ""):
-        check_text(pair.target.processor, text)
-    text = chat_text(pair.target.processor, question, system)
+        check_text(loaded.processor, text)
+    text = chat_text(loaded.processor, question, system, loaded.name)
     if not limit.may_fit(text):
-        limit.check_tokens(len(pair.target.tokenizer(text)["input_ids"]), "the prompt")
-    before = earlier.target if earlier else None
-    target = build_prompt(pair.target, clip, question, system=system, earlier=before)
-    limit.check_prompt(target.length, target.visual_tokens)
-    draft = None
-    if pair.draft is not None:
-        before = earlier.draft if earlier else None
-        draft = build_prompt(pair.draft, clip, question, system=system, earlier=before)
-    return PairPrompts(target, draft)
+        limit.check_tokens(len(loaded.tokenizer(text)["input_ids"]), "the prompt")
 
 
 def build_prompt(
@@ -56,7 +66,7 @@ def build_prompt(
     earlier: Prompt | None = None,
 ) -> Prompt:
     """One model's inputs: its chat template around the video and the question, real frame times."""
-    text = chat_text(loaded.processor, question, system)
+    text = chat_text(loaded.processor, question, system, loaded.name)
     ids = _expanded(loaded.processor, text, earlier) if earlier else None
     if ids is None or earlier is None:
         ids, video_inputs = process(loaded.processor, text, clip)

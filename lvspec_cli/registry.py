@@ -25,6 +25,8 @@ from pydantic import (
 from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.text_file import SETTINGS, read_file
 from lvspec_cli.types import (
+    MOST_PIXELS,
+    MOST_TOKENS,
     Adaptation,
     DecodeSettings,
     Gamma,
@@ -112,11 +114,11 @@ class Defaults(Section):
 
     frames: Annotated[int, Ge(1), Le(2048)] | None = None
     fps: Annotated[float, Gt(0), Le(240)] | None = None
-    max_pixels: Annotated[int, Ge(784)] | None = None
+    max_pixels: Annotated[int, Ge(784), Le(MOST_PIXELS)] | None = None
     gamma: Annotated[Gamma, PlainValidator(read_gamma)] = "auto"
     adaptation: Adaptation = Adaptation()  # what gamma auto goes by
     fallback: bool = True  # goes on without the draft where that is faster
-    max_new_tokens: Annotated[int, Ge(1)] = 256
+    max_new_tokens: Annotated[int, Ge(1), Le(MOST_TOKENS)] = 256
 
 
 class Rules(Section):
@@ -134,7 +136,7 @@ class Pair(Section):
     licence: str | None = None
     target: Source
     draft: Source
-    memory: dict[Quantisation, Annotated[float, Gt(0)]] = {}  # GB of one device that holds both
+    memory: dict[Quantisation, Annotated[float, Gt(0), Le(1e6)]] = {}  # GB of one device that holds both
     defaults: Defaults = Defaults()
     rules: Rules = Rules()
 

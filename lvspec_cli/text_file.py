@@ -6,6 +6,7 @@ Nothing is read without end: every reader names the most that a file of its kind
 from __future__ import annotations
 
 import io
+import os
 import stat
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import BinaryIO, Final
 from lvspec_cli.errors import UsageError
 
 MIB: Final = 2**20
-LISTS, PROMPTS, SETTINGS = 256 * MIB, 4 * MIB, 1 * MIB  # the most that is read of each, in bytes
+RECORDS, LISTS, PROMPTS, SETTINGS = 512 * MIB, 256 * MIB, 4 * MIB, 1 * MIB  # the most that is read, in bytes
 
 
 def read_file(path: Path, most: int) -> bytes:
@@ -28,7 +29,19 @@ def read_file(path: Path, most: int) -> bytes:
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
         raise UsageError(f"{path} is a device or a socket, not a file", "name a file")
     with path.open("rb") as stream:
+        if os.fstat(stream.fileno()).st_size > most:  # before as much memory is taken as is allowed
+            raise _too_large(str(path), most)
         return read_stream(stream, str(path), most)
+
+
+def read_own(path: Path, most: int) -> bytes:
+    """All of a file that lvspec keeps for itself, and which may have become anything: no FIFO is waited for.
+
+    Raises as ``read_file`` does.
+    """
+    if not (path.is_file() or path.is_dir()) and path.exists():
+        raise UsageError(f"{path} is not a regular file", "move it away")
+    return read_file(path, most)
 
 
 def read_stream(stream: BinaryIO, name: str, most: int) -> bytes:
@@ -39,8 +52,12 @@ def read_stream(stream: BinaryIO, name: str, most: int) -> bytes:
     """
     raw = stream.read(most + 1)
     if len(raw) > most:
-        raise UsageError(f"{name}: larger than {most // MIB} MiB", "name another file, or make it smaller")
+        raise _too_large(name, most)
     return raw
+
+
+def _too_large(name: str, most: int) -> UsageError:
+    return UsageError(f"{name}: larger than {most // MIB} MiB", "name another file, or make it smaller")
 
 
 def text_of(raw: bytes, name: str) -> str:

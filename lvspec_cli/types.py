@@ -23,6 +23,8 @@ DecoderName = Literal["pyav", "decord"]
 TaskName = Literal["ask", "caption"]
 Gamma = int | Literal["auto"]
 GREATEST_GAMMA = 64
+MOST_TOKENS = 1_000_000  # of an answer
+MOST_PIXELS = 8192 * 8192
 
 
 class Mode(StrEnum):
@@ -116,7 +118,7 @@ class Loading:
 class VideoLimits:
     """Bounds that are checked before memory is taken."""
 
-    canvas_pixels: int = 8192 * 8192
+    canvas_pixels: int = MOST_PIXELS
     sampled_frames: int = 2048
     duration: float = 24 * 3600.0  # seconds
     clip_bytes: int = 4 * 1024**3  # all the frames that are kept
@@ -247,17 +249,19 @@ class RuleSettings:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     relevance: RelevanceName = RelevanceName.ATTENTION
-    anchor_threshold: float = 0.5
+    anchor_threshold: Annotated[float, Ge(0), Le(1000)] = 0.5
     anchor_margin: Annotated[float, Ge(0)] = 0.5
     filler_margin: Annotated[float, Ge(0)] = 2.0
     sentence_margin: Annotated[float, Ge(0)] = 0.0  # at the first token of a sentence
     shift_window: Annotated[int, Ge(0), Le(16)] = 2  # places; 0 turns shift off
-    max_loose_run: Annotated[int, Ge(0)] = 3  # loose tokens in a row
-    max_loose_in_window: Annotated[int, Ge(0)] = 6  # loose tokens among the last loose_window tokens
-    loose_window: Annotated[int, Ge(1)] = 12
+    max_loose_run: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 3  # loose tokens in a row
+    # Loose tokens among the last loose_window tokens.
+    max_loose_in_window: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 6
+    loose_window: Annotated[int, Ge(1), Le(MOST_TOKENS)] = 12
     never_loosely: bool = True  # ends, numerals, negations, contraries, loops; false for ablations
     random_rate: Annotated[float, Ge(0), Le(1)] = 0.5  # relevance random: share of mismatches accepted
-    layers: tuple[int, ...] = (-1,)  # relevance from hidden states: which layers of the target
+    # Relevance from hidden states: which layers of the target.
+    layers: tuple[Annotated[int, Ge(-1000), Le(999)], ...] = (-1,)
 
 
 @dataclass(frozen=True)
@@ -269,10 +273,10 @@ class RoundCosts:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    draft: Annotated[float, Gt(0)]
-    verification: Annotated[float, Gt(0)] = 1.0
-    row: Annotated[float, Ge(0)] = 0.02
-    overhead: Annotated[float, Ge(0)] = 0.1
+    draft: Annotated[float, Gt(0), Le(1000)]
+    verification: Annotated[float, Gt(0), Le(1000)] = 1.0
+    row: Annotated[float, Ge(0), Le(1000)] = 0.02
+    overhead: Annotated[float, Ge(0), Le(1000)] = 0.1
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 
 from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.registry import (
+    Defaults,
     Pair,
     Source,
     load_registry,
@@ -17,7 +18,7 @@ from lvspec_cli.registry import (
     user_models,
 )
 from lvspec_cli.storage import locate, missing_files, require
-from lvspec_cli.types import Looseness, RuleSettings
+from lvspec_cli.types import Looseness, RoundCosts, RuleSettings
 
 PAIR = "target: {folder: big}\n    draft: {repo: someone/small}\n"
 
@@ -106,6 +107,53 @@ def test_messages_name_file_line_and_key(tmp_path: Path, text: str, message: str
     assert caught.value.cause.startswith(str(models))
     assert message in caught.value.cause
     assert "\n" not in caught.value.cause
+
+
+NUMBERS = {
+    "defaults.frames": "2049",
+    "defaults.fps": "241",
+    "defaults.max_pixels": "67108865",
+    "defaults.gamma": "65",
+    "defaults.max_new_tokens": "1000001",
+    "defaults.adaptation.most": "65",
+    "defaults.adaptation.costs.draft": "1001",
+    "defaults.adaptation.costs.verification": ".inf",
+    "defaults.adaptation.costs.row": ".nan",
+    "defaults.adaptation.costs.overhead": "1e300",
+    "memory.none": "1000001",
+    "rules.balanced.anchor_threshold": ".inf",
+    "rules.balanced.anchor_margin": ".nan",
+    "rules.balanced.filler_margin": ".nan",
+    "rules.balanced.sentence_margin": ".nan",
+    "rules.balanced.shift_window": "17",
+    "rules.balanced.max_loose_run": "1000001",
+    "rules.balanced.max_loose_in_window": "1000001",
+    "rules.balanced.loose_window": "1000001",
+    "rules.balanced.random_rate": "1.1",
+    "rules.loose.layers.0": "1000",
+}
+
+
+@pytest.mark.parametrize(("key", "number"), NUMBERS.items())
+def test_every_number_has_a_greatest_value(tmp_path: Path, key: str, number: str):
+    """What is beyond it, or is no number, is one line; the margins alone may be infinite."""
+    *above, last = key.removesuffix(".0").split(".")
+    value = f"[{number}]" if key.endswith(".0") else number
+    inner = "".join(f"{name}: {{" for name in above) + f"draft: 1, {last}: {value}" + "}" * len(above)
+    inner = inner.replace("draft: 1, ", "" if "costs" not in above or last == "draft" else "draft: 1, ")
+    models = write(tmp_path / "m.yaml", f"pairs:\n  a:\n    {PAIR}    {inner}\n")
+    with pytest.raises(UsageError) as caught:
+        load_registry(models, {})
+    assert f"{models}, line 5: pairs.a.{key}: " in caught.value.cause
+    assert "\n" not in caught.value.cause
+
+
+def test_the_numbers_of_the_table_are_all_there_are():
+    named = {key.removesuffix(".0").rpartition(".")[2] for key in NUMBERS}
+    numbers = {field.name for field in fields(RuleSettings)} - {"relevance", "never_loosely"}
+    numbers |= {*Defaults.model_fields} - {"adaptation", "fallback"}
+    numbers |= {field.name for field in fields(RoundCosts)} | {"most"}
+    assert numbers | {"none"} == named
 
 
 def test_a_local_folder_is_as_good_as_a_repository(tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
+from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.output.files import replacing
+from lvspec_cli.text_file import SETTINGS, read_own
 from lvspec_cli.user_folders import state_folder
 
 KEPT_RUNS = 200
@@ -43,19 +45,21 @@ def remember(run: PastRun, file: Path | None) -> None:
     """Adds a run. A history that cannot be written is no failure, and one that cannot be read begins anew."""
     if file is None:
         return
-    with suppress(OSError):
+    with suppress(OSError, OutputError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [_RUN.dump_json(each).decode() for each in [*past_runs(file)[1 - KEPT_RUNS :], run]]
-        draft = file.with_suffix(f".{os.getpid()}.new")
-        draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        draft.replace(file)
+        lines = [_RUN.dump_json(each) for each in [*past_runs(file)[1 - KEPT_RUNS :], run]]
+        with replacing(file, sync=False) as stream:
+            stream.write(b"".join(line + b"\n" for line in lines))
 
 
 def past_runs(file: Path | None) -> list[PastRun]:
-    """All that is remembered, the oldest first; lines that say something else are passed over."""
+    """All that is remembered, the oldest first; lines that say something else are passed over.
+
+    So is a whole file that is too large, or none.
+    """
     runs: list[PastRun] = []
-    with suppress(OSError):
-        for line in file.read_bytes().splitlines() if file else ():
+    with suppress(OSError, UsageError):
+        for line in read_own(file, SETTINGS).splitlines() if file else ():
             with suppress(ValidationError):
                 runs.append(_RUN.validate_json(line))
     return runs

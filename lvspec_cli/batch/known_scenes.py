@@ -11,9 +11,10 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from lvspec_cli.batch.segments import Stretch
-from lvspec_cli.errors import OutputError
+from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.files import replacing
 from lvspec_cli.output.records import identify, key_of
+from lvspec_cli.text_file import PROMPTS, read_own
 from lvspec_cli.types import VideoRequest
 
 LOOK = 2  # how ``scenes`` shows a video to the detector: another way finds other scenes
@@ -38,8 +39,8 @@ def known_scenes(
     by = f"{version('scenedetect-headless')}, {LOOK}"
     facts = {"start": request.start, "end": request.end, "by": by}
     file = folder / f"{key_of(identity, facts)}.json"
-    with suppress(OSError, ValueError):
-        if _are_sound(known := _SCENES.validate_json(file.read_bytes())):
+    with suppress(OSError, ValueError, UsageError):
+        if _are_sound(known := _SCENES.validate_json(read_own(file, PROMPTS))):
             return known
     found = find(request)
     with suppress(OSError, OutputError):

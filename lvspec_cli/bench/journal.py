@@ -22,6 +22,7 @@ from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.files import check_still, sync_open, sync_path, unwritable
 from lvspec_cli.output.lock import locked, open_held
 from lvspec_cli.output.ours import check_all_ours
+from lvspec_cli.text_file import RECORDS, read_own
 
 SCHEMA: Final = "lvspec.measurements.1"
 MARK: Final = b'{"schema":"lvspec.'  # what a file of lines begins with
@@ -68,7 +69,7 @@ def read_journal(folder: Path) -> Earlier | None:
     """The folder's journal; None where there is none.
 
     :raises OutputError: it cannot be read.
-    :raises UsageError: it is of another version.
+    :raises UsageError: it is of another version, or larger than any.
     """
     path = folder / FILE_NAME
     _, header, lines = _read(path, Header, _Line)
@@ -189,7 +190,7 @@ def _kept(
 def _read(path: Path, header: type[H], line: type[L]) -> tuple[bytes, H | None, list[L]]:
     """A file's bytes up to its last whole line, and what they say; nothing where there is no file."""
     try:
-        raw = path.read_bytes()
+        raw = read_own(path, RECORDS)
     except FileNotFoundError:
         return b"", None, []
     except OSError as error:

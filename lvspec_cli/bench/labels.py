@@ -13,6 +13,7 @@ from lvspec_cli.demo.facts import FactScore, read_facts, scene_facts, score_fact
 from lvspec_cli.demo.questions import Question, is_right
 from lvspec_cli.demo.scenes import Scene, scene_from_dict
 from lvspec_cli.errors import UsageError
+from lvspec_cli.text_file import PROMPTS, read_own
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,10 @@ def labels_beside(clip: Path) -> SceneLabels | None:
     """
     path = clip.with_suffix(".json")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = json.loads(read_own(path, PROMPTS))
+    except (OSError, ValueError, RecursionError):
+        return None
+    except UsageError:  # too large, or no file
         return None
     if not isinstance(data, dict) or not {"scene", "questions"} <= data.keys():
         return None

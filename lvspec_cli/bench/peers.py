@@ -104,7 +104,7 @@ def _check_whole(target: LoadedModel) -> None:
 
 def _inputs(target: LoadedModel, clip: Clip, question: str, system: str | None) -> Mapping[str, Any]:
     """The same text and frames, with their real times, as our own modes read them."""
-    text = chat_text(target.processor, question, system)
+    text = chat_text(target.processor, question, system, target.name)
     inputs = features_of(target.processor, text, clip).to(target.device)
     for name, value in inputs.items():
         if name.startswith("pixel_values"):

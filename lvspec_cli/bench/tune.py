@@ -36,6 +36,7 @@ from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest
 from lvspec_cli.speculation.verify import is_exact
+from lvspec_cli.text_file import LISTS, read_own
 from lvspec_cli.types import DecodeSettings, Gamma, RelevanceName, RoundCosts
 
 CALIBRATION = "calibration.json"
@@ -196,7 +197,7 @@ def _asked(loaded: LoadedPair, job: TuneJob) -> dict[str, Any]:
 def _read(path: Path, asked: Mapping[str, Any]) -> Calibration:
     remedy = "name another folder with --out, or add --redo to measure again"
     try:
-        kept = _Asked.model_validate_json(path.read_bytes())
+        kept = _Asked.model_validate_json(read_own(path, LISTS))
     except ValidationError:
         raise UsageError(f"{path}: not of this version", remedy) from None
     other = next((name for name, value in asked.items() if kept.asked.get(name) != value), None)

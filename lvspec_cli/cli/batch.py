@@ -25,6 +25,7 @@ from lvspec_cli.cli.signals import Stop
 from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
 from lvspec_cli.output.build import failed_record
+from lvspec_cli.output.files import sweep
 from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.types import Mode
@@ -106,6 +107,9 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
 
     progress, label = PlainProgress(sys.stderr), "looking at the videos"
     folder = state_folder()
+    if folder is not None:  # what killed runs left there
+        sweep(folder)
+        sweep(folder / "scenes")
     if not quiet:
         progress.begin(label)
     try:

@@ -7,10 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from lvspec_cli.types import DecoderName, KeepBy, Looseness, Mode, Quantisation, RelevanceName, read_gamma
+from lvspec_cli.types import (
+    MOST_PIXELS,
+    MOST_TOKENS,
+    DecoderName,
+    KeepBy,
+    Looseness,
+    Mode,
+    Quantisation,
+    RelevanceName,
+    read_gamma,
+)
 
 GREATEST_SEED = 2**63 - 1  # what torch takes
-MOST_TOKENS = 1_000_000
 MOST_THREADS = 1024
 
 
@@ -87,7 +96,7 @@ End = Annotated[str | None, typer.Option("--end", metavar="TIME", help="End here
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        "--max-pixels", min=784, max=8192 * 8192, metavar="N", help="Scale frames down to N pixels."
+        "--max-pixels", min=784, max=MOST_PIXELS, metavar="N", help="Scale frames down to N pixels."
     ),
 ]
 Background = Annotated[

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from lvspec_cli.cli.signals import Stop, stopping
-from lvspec_cli.errors import LvspecError, OutputError, check_machine
+from lvspec_cli.errors import LvspecError, MachineError, OutputError, check_machine, shortage_behind
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted
 
@@ -78,6 +78,10 @@ def _explained() -> Iterator[None]:
 
 def in_words(error: Exception) -> LvspecError:
     """Any error as one that a user can act on."""
+    if isinstance(error, MachineError):
+        return error
+    if short := shortage_behind(error):
+        return short
     if isinstance(error, LvspecError):
         return error
     try:

@@ -44,7 +44,7 @@ def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:
     if end is not None and end <= (start or 0.0):
         raise UsageError("--end is not after --start", "choose a later end")
     _check(given, "fps", above=0.0)
-    _check(given, "decode_timeout", above=0.0)
+    _check(given, "decode_timeout", above=0.0, most=1e6)
     sampled = given["frames"] is not None or given["fps"] is not None
     return VideoRequest(
         path=Path(given["video"]),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from lvspec_cli.errors import PairError
+from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.storage import cached_snapshot, missing_files
+from lvspec_cli.text_file import LISTS, read_own
 
 
 def folder_of(source: str | Path, revision: str | None = None) -> Path:
@@ -63,8 +64,8 @@ def broken_file(folder: Path) -> Path | None:
     """The first of a folder's JSON files that is no JSON: for an error's message."""
     for file in sorted(folder.glob("*.json")):
         try:
-            json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            json.loads(read_own(file, LISTS))
+        except (OSError, ValueError, RecursionError, UsageError):
             return file
     return None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lvspec_cli.errors import UsageError
 
 CHARACTERS = 16  # of a token, at most: a text of more for each position cannot fit, and is not even cut up
+Role = Literal["target", "draft"]
 _BYTES = 4  # of a character, at most; no token is shorter than a byte
 _TEMPLATE = 256  # tokens that a chat template puts around a text, at most
 _SURELY = 2048  # tokens that every model takes beside a video
@@ -21,6 +22,7 @@ class Limit:
 
     positions: int
     new_tokens: int = 0
+    role: Role = "target"
 
     def check_text(self, text: str, where: str) -> None:
         """By its characters alone.
@@ -51,10 +53,12 @@ class Limit:
 
     def _too_long(self, what: str, by_video: bool = False) -> UsageError:
         answer = f", {self.new_tokens} of them for the answer" if self.new_tokens else ""
-        remedy = "take fewer --frames or --max-pixels" if by_video else "shorten it"
+        remedies = ["take fewer --frames or --max-pixels" if by_video else "shorten it"]
+        remedies += ["lower --max-new-tokens"] if self.new_tokens else []
+        remedies += ["take --mode ar, which needs no draft"] if self.role == "draft" else []
         return UsageError(
-            f"{what}, and the model has {self.positions} positions{answer}",
-            f"{remedy}, or lower --max-new-tokens" if self.new_tokens else remedy,
+            f"{what}, and the {self.role} has {self.positions} positions{answer}",
+            ", or ".join(remedies),
         )
 
 
@@ -67,9 +71,12 @@ def positions_of(text_config: Any) -> int:
     return max(positions, int(original * factor))
 
 
-def check_texts(folder: Path, texts: Mapping[str, str], system: str | None, new_tokens: int) -> None:
+def check_texts(
+    folders: Mapping[Role, Path], texts: Mapping[str, str], system: str | None, new_tokens: int
+) -> None:
     """Texts that are known at the start, before a model is loaded or a video is decoded.
 
+    :param folders: of the models that are to read them.
     :param texts: each text and where it comes from, as ``Limit.check_text`` calls it.
     :raises UsageError: one of them cannot fit, with the answer.
     """
@@ -79,11 +86,12 @@ def check_texts(folder: Path, texts: Mapping[str, str], system: str | None, new_
         return  # without what the rest imports
     from lvspec_cli.models.read import read_config, read_tokenizer
 
-    limit = Limit(positions_of(read_config(folder).get_text_config()), new_tokens)
-    tokenizer = None
-    for text, origin in texts.items():
-        where = "--system" if len(system) > len(text) else origin
-        limit.check_text(system + text, where)
-        if not limit.may_fit(system + text):
-            tokenizer = tokenizer or read_tokenizer(folder)
-            limit.check_tokens(len(tokenizer(system + text)["input_ids"]), where)
+    for role, folder in folders.items():
+        limit = Limit(positions_of(read_config(folder).get_text_config()), new_tokens, role)
+        tokenizer = None
+        for text, origin in texts.items():
+            where = "--system" if len(system) > len(text) else origin
+            limit.check_text(system + text, where)
+            if not limit.may_fit(system + text):
+                tokenizer = tokenizer or read_tokenizer(folder)
+                limit.check_tokens(len(tokenizer(system + text)["input_ids"]), where)

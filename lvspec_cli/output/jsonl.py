@@ -131,7 +131,7 @@ class RecordFile:
         # A rewrite leaves a link in place.
         path = real_place(path, "name a file, or send the records to stdout with --out -")
         with ExitStack() as held, _explained(path):
-            held.enter_context(locked(path))
+            held.enter_context(locked(path, and_itself=True))
             file = cls(path, open_held(path))
             held.callback(lambda: os.close(file._descriptor))
             file._load()

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,28 +17,34 @@ from lvspec_cli.output.files import is_still, sweep, unwritable
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, and_itself: bool = False) -> Iterator[None]:
     """Holds ``path`` for this process alone, through a lock on ``<name>.lock`` beside it.
 
     A lock file that a killed process left is no obstacle: the system freed its lock. Its drafts are removed.
 
+    :param and_itself: the file is there or will be made, and the caller holds it, too, before it reads or
+        writes: then another user's lock file that cannot be opened is left alone, and that lock decides.
     :raises OutputError: another process holds it (the cause says which), or it cannot be locked.
     """
     beside = path.with_name(path.name + ".lock")
+    descriptor: int | None = None
     try:
         descriptor = _held(beside, _open_lock, path, _holder)
     except OSError as error:
-        raise unwritable(beside, error) from error
+        if not (and_itself and isinstance(error, PermissionError) and _is_of_another(beside)):
+            raise unwritable(beside, error) from error
     try:
-        with suppress(OSError):  # a full disk, another's file: the lock holds without a name on it
-            _sign(descriptor)
+        if descriptor is not None:
+            with suppress(OSError):  # a full disk, another's file: the lock holds without a name on it
+                _sign(descriptor)
         sweep(path.parent)
         yield
     finally:
-        # Removed before it is freed: whoever opened the old file finds that it has gone, and tries again.
-        with suppress(OSError):  # in another's folder: it stays, and is no obstacle
-            beside.unlink()
-        os.close(descriptor)
+        if descriptor is not None:
+            # Removed before it is freed: whoever opened the old file finds that it has gone, and tries again.
+            with suppress(OSError):  # in another's folder: it stays, and is no obstacle
+                beside.unlink()
+            os.close(descriptor)
 
 
 def open_held(path: Path) -> int:
@@ -48,7 +55,24 @@ def open_held(path: Path) -> int:
     :raises OSError: it cannot be opened.
     :raises OutputError: another process holds it, or it cannot be locked.
     """
-    return _held(path, _open_output, path, lambda descriptor: "another process, maybe under another name")
+    return _held(path, _open_output, path, _other)
+
+
+@contextmanager
+def present_held(path: Path) -> Iterator[None]:
+    """Holds a file that is there, and is to be replaced, for this process alone; raises as ``open_held``."""
+    try:
+        descriptor = _held(path, _open_present, path, _other)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _other(descriptor: int) -> str:
+    return "another process, maybe under another name"
 
 
 def _held(file: Path, opening: Callable[[Path], int], path: Path, holder: Callable[[int], str]) -> int:
@@ -77,6 +101,13 @@ def _open_output(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
+def _open_present(path: Path) -> int:
+    """To lock it is enough to be allowed to read it, though not on every network's disk."""
+    with suppress(PermissionError):
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _open_lock(beside: Path) -> int:
     kept = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -85,6 +116,14 @@ def _open_lock(beside: Path) -> int:
         with suppress(OSError):  # left by another user: what can be read can be locked
             return os.open(beside, os.O_RDONLY | kept)
         raise
+
+
+def _is_of_another(beside: Path) -> bool:
+    try:
+        found = beside.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_uid != os.geteuid()
 
 
 def _sign(descriptor: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +11,7 @@ from typing import BinaryIO
 from lvspec_cli.errors import LvspecError, OutputError
 from lvspec_cli.output.files import real_place, replacing
 from lvspec_cli.output.jsonl import prevails, rows_of
-from lvspec_cli.output.lock import locked
+from lvspec_cli.output.lock import locked, present_held
 from lvspec_cli.output.records import raw_name
 
 
@@ -59,9 +60,12 @@ def merge_records(
     :raises LvspecError: a shard is not a file of records.
     """
     out = real_place(out, "name a file")
-    with locked(out):
-        if out.exists() and not force:
-            raise OutputError(f"{out} is there already", "name another file, or replace it with --force")
+    there = out.exists()
+    with locked(out, and_itself=there and force), ExitStack() as held:
+        if there or out.exists():
+            if not force:
+                raise OutputError(f"{out} is there already", "name another file, or replace it with --force")
+            held.enter_context(present_held(out))
         winners, names = _choose(shards, warn)
         with replacing(out) as stream:
             counts = tuple(_copy(index, path, winners, stream) for index, path in enumerate(shards))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, lasting, rows
 from tests.batch.test_resume import work
 from tests.batch.test_scenes import write_scenes
-from tests.conftest import write_video
+from tests.conftest import Shell, write_video
 from tests.tiny_models import save_pair, spoil_weights
 from tests.video.clips import make_clip
 
@@ -345,6 +346,42 @@ def test_a_gpu_that_is_lost_stops_the_batch_after_the_clip_that_lost_it(
     assert (row["file_name"], row["status"]) == ("a.mp4", "error")
 
 
+ENDLESS_READ = {  # who reads which file, and what else it wants
+    "ask --questions": ("ask", "VIDEO", "--questions", "FILE"),
+    "bench --variants": ("bench", "VIDEO", "--variants", "FILE", "--out", "bench"),
+    "bench --questions": ("bench", "--questions", "FILE", "--out", "bench"),
+    "bench-compare": ("bench-compare", "FILE", "FILE"),
+    "export": ("export", "FILE", "--to", "csv", "--out-dir", "exported"),
+    "merge": ("merge", "merged.jsonl", "FILE"),
+}
+
+
+def few_megabytes() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30,) * 2)
+
+
+@pytest.mark.parametrize("command", ENDLESS_READ)
+@pytest.mark.parametrize("endless", ["device", "sparse"])
+def test_every_command_refuses_a_file_without_end_by_name(
+    tiny_shell: Shell, video_file: Path, tmp_path: Path, command: str, endless: str
+):
+    """In processes of little memory and time: who reads on is ended."""
+    file = tmp_path / "large.jsonl"
+    if endless == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        with file.open("wb") as stream:
+            stream.truncate(30 * 2**30)
+    places = {"VIDEO": video_file, "FILE": file}
+    arguments = [places.get(word, word) for word in ENDLESS_READ[command]]
+    done = tiny_shell.run(*arguments, cwd=tmp_path, timeout=300, preexec_fn=few_megabytes)
+    assert done.returncode in (1, 2, 4), done.stderr
+    cause, remedy = done.stderr.splitlines()
+    assert cause.startswith(f"error: {file}")
+    assert re.search("a device|not a regular file|(larger|longer) than [0-9]+ MiB", cause)
+    assert remedy.startswith("try: ")
+
+
 @pytest.mark.parametrize("flag", ["--from-list", "--prompt-file", "--models", "jobs"])
 @pytest.mark.parametrize("endless", ["device", "sparse"])
 def test_a_file_without_end_is_refused_by_name(
@@ -401,8 +438,20 @@ def test_a_prompt_that_the_model_has_no_positions_for_is_refused_at_the_start(
     given: dict[str, list[Any]] = {"jobs": ["jobs.jsonl"], "--prompt-file": [clips, flag, "prompt.txt"]}
     printed = caption(*given.get(flag, [clips, flag, text]), "--out", "out.jsonl")
     assert printed.returncode == 2
-    assert re.search(f"{named}, and the model has 4096 positions, 40 of them for the answer", printed.stderr)
+    assert re.search(f"{named}, and the target has 4096 positions, 40 of them for the answer", printed.stderr)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_layer_that_the_target_has_not_is_one_error_and_no_row(
+    caption: Caption, clips: Path, tmp_path: Path, workers: int
+):
+    flags = ("--relevance", "similarity", "--layer", 99, "--workers", workers, "--out", "out.jsonl")
+    printed = caption(clips, *flags)
+    assert printed.returncode == 2, printed.stderr
+    assert printed.stderr.count("error: ") == 1
+    assert re.search("error: the target has [0-9]+ layers, no layer 99\ntry: ", printed.stderr)
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
 @pytest.mark.parametrize("workers", [1, 2])

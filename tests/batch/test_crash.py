@@ -17,7 +17,7 @@ import pytest
 
 from tests.batch.conftest import rows
 from tests.batch.processes import Processes, Run, processes, until
-from tests.conftest import write_video
+from tests.conftest import Shell, write_video
 
 COUNT = 30
 
@@ -297,6 +297,21 @@ def test_too_few_open_files_stop_with_one_error_and_leave_the_clips_undone(
     assert not rows(out)
     assert lvspec.start(tmp_path, "caption", many, "--out", out).wait() == 1
     assert_complete(out)
+
+
+@pytest.mark.parametrize("files", [5, 6, 9])
+def test_hardly_any_open_files_are_said_to_be_too_few_whatever_could_not_be_opened(
+    tiny_shell: Shell, video_file: Path, tmp_path: Path, files: int
+) -> None:
+    """The output, a model's folder, a decoder: no remedy speaks of a folder or of another file."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files))
+    done = tiny_shell.run("caption", video_file, "--out", tmp_path / "out.jsonl", preexec_fn=limit)
+    assert done.returncode == 3, done.stderr
+    cause, remedy = done.stderr.splitlines()[-2:]
+    assert cause.startswith("error: ")
+    assert "Too many open files" in cause
+    assert remedy.startswith("try: raise the limit (ulimit -n")
+    assert done.stderr.count("error: ") == 1
 
 
 def test_no_room_for_temporary_files_costs_no_clip(lvspec: Processes, many: Path, tmp_path: Path) -> None:

@@ -67,6 +67,41 @@ def test_a_broken_history_stops_no_batch(caption: Caption, clips: Path, tmp_path
     assert [row["rows"] for row in rows(history)] == [1]
 
 
+DRAFTER = """
+import sys, time
+from pathlib import Path
+from lvspec_cli.output.files import replacing
+with replacing(Path(sys.argv[1])) as stream:
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_drafts_that_killed_runs_left_in_the_folder_for_state_go_with_the_next_run(
+    caption: Caption, clips: Path, tmp_path: Path
+) -> None:
+    scenes = tmp_path / "state" / "lvspec" / "scenes"
+    scenes.mkdir(parents=True)
+    drafters = []
+    for file in (scenes.parent / "runs.jsonl", scenes / "a.json", scenes / "b.json"):
+        command = [sys.executable, "-c", DRAFTER, str(file)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout
+        assert process.stdout.readline() == b"open\n"
+        drafters.append(process)
+    *killed, living = drafters
+    for process in killed:
+        process.kill()
+        process.communicate()
+    assert len(list(scenes.parent.rglob(".lvspec-*.tmp"))) == 3
+    assert caption(clips / "a.mp4", "--out", "out.jsonl", "--dry-run").returncode == 0
+    (left,) = scenes.parent.rglob(".lvspec-*.tmp")
+    assert left.parent == scenes
+    living.communicate()
+    assert sorted(path.name for path in scenes.parent.rglob("*")) == ["b.json", "scenes"]
+
+
 def test_folders_of_the_user_are_named_by_the_environment_or_lie_at_home() -> None:
     given = {"XDG_STATE_HOME": "/s", "XDG_CONFIG_HOME": "/c"}
     assert (state_folder(given), config_folder(given)) == (Path("/s/lvspec"), Path("/c/lvspec"))

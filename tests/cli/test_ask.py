@@ -190,6 +190,26 @@ def test_a_signal_while_decoding_ends_the_decoder_too(endless_models: Path, tmp_
         assert time.monotonic() < until
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the decoder in /proc")
+def test_a_file_that_changes_while_it_is_read_gives_no_answer(tiny_models: Path, tmp_path: Path):
+    """Replaced while its decoder stands still: no record has the key of the one and the text of the other."""
+    video = write_video(tmp_path / "clip.mp4")
+    running = start(tiny_models, tmp_path, video, "What?", "--question", "Why?", "--json")
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    while not (decoder := children.read_text().split()):
+        assert running.poll() is None
+    os.kill(int(decoder[0]), signal.SIGSTOP)
+    write_video(tmp_path / "new.mp4", seconds=1.0).rename(video)
+    os.kill(int(decoder[0]), signal.SIGCONT)
+    out, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 1, err
+    said = f"error: the file changed while it was read: {video}"
+    assert err.splitlines()[-2:] == [said, "try: run it again"]
+    records = [Record.model_validate_json(line) for line in out.splitlines()]
+    assert [record.error and record.error.kind for record in records] == ["changed"] * 2
+    assert not any(record.text for record in records)
+
+
 def test_a_reader_that_leaves_ends_the_answer(endless_models: Path, tmp_path: Path, video_file: Path):
     running = start(endless_models, tmp_path, video_file, "What?", "--quiet")
     assert running.stdout is not None

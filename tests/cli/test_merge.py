@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from lvspec_cli.output.jsonl import RecordFile, read_records
 from lvspec_cli.output.records import Record, to_line
-from tests.conftest import Printed
+from tests.conftest import Printed, Shell
 from tests.output.rows import caption, failure
 
 Run = Callable[..., Printed]
@@ -111,6 +113,38 @@ def test_an_output_that_is_there_or_in_use_is_not_touched(here: Run, tmp_path: P
     assert here("merge", out, out, shard, "--force").returncode == 0, "a shard may be the output"
     assert [row.file_name for row in read_records(out)] == ["b.mp4", "a.mp4"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.jsonl", "out.jsonl"]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from lvspec_cli.output.jsonl import RecordFile
+with RecordFile.open(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_file_that_is_being_written_is_not_replaced_without_its_lock_file(shell: Shell, tmp_path: Path):
+    shard = write(tmp_path / "1.jsonl", caption(b"a.mp4"))
+    out = write(tmp_path / "out.jsonl", caption(b"b.mp4"))
+    before = out.read_bytes()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(out)],
+        env=shell.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert writer.stdout
+    assert writer.stdout.readline() == b"held\n"
+    out.with_name("out.jsonl.lock").unlink()
+    done = shell.run("merge", out, shard, "--force")
+    assert (done.returncode, out.read_bytes()) == (5, before)
+    assert done.stderr.startswith(f"error: {out} is being written by another process")
+    writer.communicate()
+    out.chmod(0o444)
+    assert shell.run("merge", out, shard, "--force").returncode == 0
+    assert [row.file_name for row in read_records(out)] == ["a.mp4"]
 
 
 @pytest.mark.parametrize(

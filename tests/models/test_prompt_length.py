@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +18,7 @@ from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.prompt_length import Limit, check_texts, positions_of
 from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode
+from tests.conftest import Printed
 from tests.speculation.conftest import decode, prompts_for
 from tests.tiny_models import make_clip, save_model, set_positions
 
@@ -36,7 +40,7 @@ def test_positions_with_what_stretches_them(rope: Any, found: int) -> None:
 def test_a_text_fits_with_its_answer_to_the_last_token() -> None:
     limit = Limit(positions=100, new_tokens=40)
     limit.check_tokens(60, "--prompt")
-    with pytest.raises(UsageError, match="--prompt: 61 tokens, and the model has 100 positions, 40 of them"):
+    with pytest.raises(UsageError, match="--prompt: 61 tokens, and the target has 100 positions, 40 of them"):
         limit.check_tokens(61, "--prompt")
     limit.check_text("x" * 1600, "a.txt")
     with pytest.raises(UsageError, match=r"a\.txt: 1601 characters"):
@@ -61,7 +65,7 @@ def test_a_long_question_is_refused_before_the_frames_are_looked_at(
     pair: LoadedPair, words: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prompt_module, "process", lambda *_: pytest.fail("the frames were processed"))
-    with pytest.raises(UsageError, match="the model has 4096 positions"):
+    with pytest.raises(UsageError, match="the target has 4096 positions"):
         build_prompts(pair, make_clip(4), "moves " * words)
 
 
@@ -73,22 +77,62 @@ def test_a_video_of_too_many_tokens_is_refused(pair: LoadedPair) -> None:
         build_prompts(pair, make_clip(4), "What moves?", new_tokens=most + 1)
 
 
+def test_a_video_of_too_many_tokens_for_the_draft_alone_is_refused(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pair.draft is not None
+    needed = prompts_for(pair).draft
+    assert needed is not None
+    config = pair.draft.model.config.get_text_config()
+    monkeypatch.setattr(config, "max_position_embeddings", needed.length)
+    build_prompts(pair, make_clip(4), "What moves?")
+    monkeypatch.setattr(config, "max_position_embeddings", needed.length - 1)
+    said = (
+        f"{needed.length} tokens, {needed.visual_tokens} of them.*, and the draft has {needed.length - 1} pos"
+    )
+    with pytest.raises(UsageError, match=said):
+        build_prompts(pair, make_clip(4), "What moves?")
+
+
 def test_texts_are_checked_by_a_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path, "qwen2_5_vl")
     (tmp_path / "model.safetensors").unlink()
-    check_texts(tmp_path, {"What moves?": "--prompt"}, None, 256)
-    check_texts(tmp_path, {"What moves? " * 200: "--prompt"}, None, 256)
+    check_texts({"target": tmp_path}, {"What moves?": "--prompt"}, None, 256)
+    check_texts({"target": tmp_path}, {"What moves? " * 200: "--prompt"}, None, 256)
     for text, system, where in (
         ("moves " * 5000, None, "a.txt: [0-9]+ tokens"),
         ("moves " * 10**6, None, "a.txt: 6000000 characters"),
         ("What?", "moves " * 5000, "--system: [0-9]+ tokens"),
     ):
         with pytest.raises(UsageError, match=where):
-            check_texts(tmp_path, {"What moves?": "--prompt", text: "a.txt"}, system, 256)
+            check_texts({"target": tmp_path}, {"What moves?": "--prompt", text: "a.txt"}, system, 256)
     with pytest.raises(UsageError, match=r"4096 positions, 5000 of them for the answer"):
-        check_texts(tmp_path, {"What moves?": "--prompt"}, None, 5000)
+        check_texts({"target": tmp_path}, {"What moves?": "--prompt"}, None, 5000)
     set_positions(tmp_path, 10**5)
-    check_texts(tmp_path, {"moves " * 5000: "a.txt"}, None, 256)
+    check_texts({"target": tmp_path}, {"moves " * 5000: "a.txt"}, None, 256)
+
+
+def test_the_draft_has_positions_of_its_own(
+    tiny_models: Path, video_file: Path, tmp_path: Path, here: Callable[..., Printed]
+) -> None:
+    """Both commands, a prompt that is long by itself and one that is long by its video; ar needs no draft."""
+    models = shutil.copytree(tiny_models.parent, tmp_path / "models") / tiny_models.name
+    (tmp_path / "long.txt").write_text("moves " * 1000)
+    given = {"LVSPEC_MODELS": str(models)}
+    for positions, question, command in (
+        (1000, ("--prompt-file", tmp_path / "long.txt"), ("caption", video_file, "--out", "-")),
+        (1000, ("--questions", tmp_path / "long.txt"), ("ask", video_file)),
+        (50, ("What?",), ("ask", video_file)),
+    ):
+        set_positions(models.parent / "draft", positions)
+        printed = here(*command, *question, environment=given)
+        assert printed.returncode == 2, printed.stderr
+        found = f"error: .*: [0-9]+ tokens.*, and the draft has {positions} positions"
+        assert re.search(found, printed.stderr)
+        assert printed.stderr.count("error: ") == 1
+        assert "or take --mode ar, which needs no draft" in printed.stderr
+    printed = here("ask", video_file, "What?", "--mode", "ar", "--max-new-tokens", 2, environment=given)
+    assert printed.returncode == 0, printed.stderr
 
 
 def test_a_long_question_is_read_in_pieces_and_answered_the_same(

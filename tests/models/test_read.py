@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import socket
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ import pytest
 from transformers import AutoConfig
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.models.chat import is_bounded
+from lvspec_cli.models.chat import chat_text, rendered, turns_of
 from lvspec_cli.models.load import load_model
 from lvspec_cli.models.read import check_sizes, leave_kernels, read_config, read_processor
 from lvspec_cli.models.sizes import size_of
 from lvspec_cli.storage import INDEX, missing_files
+from tests.conftest import Shell
 from tests.tiny_models import FAMILIES
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -40,6 +44,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, connect)
     monkeypatch.setattr(socket, "getaddrinfo", connect)
+
+
+def limit_memory(most: int) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def change(folder: Path, file: str, *keys: str, **values: Any) -> None:
@@ -156,14 +164,68 @@ def test_a_tokenizer_with_more_words_than_the_model_has_rows(folder: Path) -> No
         load_model(folder, device="cpu")
 
 
-def test_a_template_of_a_real_shape_is_bounded() -> None:
+def test_a_template_of_a_real_shape_is_rendered() -> None:
     values = json.dumps({"messages": [{"role": "user", "content": []}], "add_generation_prompt": True})
     text = (
-        "{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}{% continue %}{% endfor %}"
-        "{{ strftime_now('%Y') }}"
+        "{% for m in messages %}\n{%- generation %}{{ m.role }}{% endgeneration %}\n {{ m | tojson }}"
+        "{% continue %}{% endfor %}{{ strftime_now('%Y') }}"
     )
-    assert is_bounded(text, values)
-    assert not is_bounded("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", values)
+    year = datetime.now(UTC).year
+    assert rendered(text, values) in {
+        f'user {{"role": "user", "content": []}}{year + by}' for by in (-1, 0, 1)
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_the_text_is_that_of_the_library(
+    pair_folders: dict[str, tuple[Path, Path]], family: str, system: str | None
+) -> None:
+    for folder in (pair_folders[family][0], Path("lvspec_cli/demo/pair/target")):
+        processor = read_processor(folder)
+        turns = turns_of("What moves, \U0001f3ac?", system)
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert chat_text(processor, "What moves, \U0001f3ac?", system) == text
+
+
+GOOD = (
+    "{% for m in messages %}{% for c in m.content %}{{ c.text or '<|video_pad|>' }}{% endfor %}{% endfor %}"
+)
+LATER = "{% if messages[0].content[1].text != 'What?' %}"
+BURSTS = {
+    "an endless loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "text without end": "{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "one huge text": "{{ 'x' * 20000000000 }}",
+}
+
+
+@pytest.mark.parametrize("burst", BURSTS.values(), ids=BURSTS)
+def test_a_template_that_bursts_at_the_real_question_is_one_error(
+    tiny_models: Path, video_file: Path, tmp_path: Path, burst: str
+) -> None:
+    """It is harmless when the model is loaded. The next question of another pair is answered all the same."""
+    models = shutil.copytree(tiny_models.parent, tmp_path / "models") / tiny_models.name
+    file = models.parent / "target" / "chat_template.jinja"
+    whole = file.read_text()
+    file.write_text(LATER + burst + "{% endif %}" + whole)
+    read_processor(file.parent)
+    shell = Shell(tmp_path, {"LVSPEC_MODELS": str(models)})
+    done = shell.run("ask", video_file, "Why?", "--quiet", preexec_fn=partial(limit_memory, 6 * 2**30))
+    assert done.returncode == 3, done.stderr
+    said = f"error: the chat template of {file.parent} does not end, or makes too much text"
+    assert done.stderr.splitlines()[0] == said
+    assert len(done.stderr.splitlines()) == 2
+    processor = read_processor(file.parent)
+    with pytest.raises(PairError, match="does not end"):
+        chat_text(processor, "Why?", None)
+    file.write_text(whole)
+    assert "Why?" in chat_text(read_processor(file.parent), "Why?", None)
+
+
+def test_a_template_that_refuses_the_real_question_is_one_error(folder: Path) -> None:
+    template(LATER + "{{ raise_exception('no such question') }}{% endif %}" + GOOD)(folder)
+    with pytest.raises(PairError, match=r"the chat template of the target fails: no such question"):
+        chat_text(read_processor(folder), "Why?", None, "the target")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

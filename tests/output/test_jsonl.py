@@ -451,7 +451,7 @@ with RecordFile.open(Path(sys.argv[1])) as file:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run as another user")
-@pytest.mark.parametrize("mode", [0o666, 0o644])
+@pytest.mark.parametrize("mode", [0o666, 0o644, 0o600])
 def test_a_lock_file_of_another_user_that_nobody_holds_is_no_obstacle(mode: int):
     with TemporaryDirectory() as name:  # pytest's own folders are closed to others
         path = Path(name) / "captions.jsonl"
@@ -467,7 +467,7 @@ def test_a_lock_file_of_another_user_that_nobody_holds_is_no_obstacle(mode: int)
         assert done.returncode == 0, done.stderr
         assert len(keys(path)) == 2
         assert beside.exists()
-        held = os.open(beside, os.O_RDWR)
+        held = os.open(path if mode == 0o600 else beside, os.O_RDWR)  # who cannot read it meets the other
         fcntl.flock(held, fcntl.LOCK_EX)
         done = subprocess.run(code, env=environment, capture_output=True, text=True)
         os.close(held)

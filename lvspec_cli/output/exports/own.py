@@ -14,9 +14,10 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Literal
 
-from lvspec_cli.errors import OutputError
+from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.files import replacing, sweep, unwritable
 from lvspec_cli.output.lock import locked
+from lvspec_cli.text_file import LISTS, read_own
 
 LEDGER = ".lvspec-export.json"
 SCHEMA = "lvspec.export.1"
@@ -103,9 +104,9 @@ def own_files(folder: Path, *, force: bool) -> Iterator[OwnFiles]:
 def _read(ledger: Path) -> dict[str, str]:
     """A ledger that is lost or broken makes every file foreign: nothing is overwritten for it."""
     try:
-        content = json.loads(ledger.read_bytes())
+        content = json.loads(read_own(ledger, LISTS))
         return {str(name): str(digest) for name, digest in content["sha256"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, UsageError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return {}
 
 

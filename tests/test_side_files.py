@@ -1,0 +1,129 @@
+"""Files that lvspec keeps for itself and reads back: whatever they have become, no read is without a bound.
+
+What only helps is left out, and what is needed is one error. Read in processes of little memory and time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Shell
+
+MEMORY = 3 * 2**30  # bytes, with what torch takes
+SECONDS = 300
+
+
+def huge(file: Path) -> None:
+    """30 GB that take no room."""
+    with file.open("wb") as stream:
+        stream.truncate(30_000_000_000)
+
+
+def device(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.symlink_to("/dev/zero")
+
+
+def fifo(file: Path) -> None:
+    """Nobody writes to it: who opens it waits."""
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+
+
+READERS = """
+import json, sys
+from pathlib import Path
+from lvspec_cli.batch.history import past_runs
+from lvspec_cli.batch.known_scenes import known_scenes
+from lvspec_cli.batch.segments import Stretch
+from lvspec_cli.bench import tune
+from lvspec_cli.bench.journal import read_journal
+from lvspec_cli.bench.labels import labels_beside
+from lvspec_cli.errors import LvspecError
+from lvspec_cli.models.files import broken_file
+from lvspec_cli.output.exports import own
+from lvspec_cli.types import VideoRequest
+
+folder, video = map(Path, sys.argv[1:])
+found = {}
+def read(name, reader):
+    try:
+        found[name] = reader()
+    except LvspecError as error:
+        found[name] = error.cause
+read("history", lambda: past_runs(folder / "runs.jsonl"))
+read("facts", lambda: labels_beside(folder / "clip.mp4"))
+read("ledger", lambda: own._read(folder / "ledger"))
+read("model", lambda: str(broken_file(folder / "model")))
+read("journal", lambda: read_journal(folder))
+read("calibration", lambda: tune._read(folder / "calibration.json", {}))
+scenes = (Stretch(0.0, 1.0),)
+read("scenes", lambda: known_scenes(VideoRequest(video), folder / "scenes", lambda _: scenes) == scenes)
+print(json.dumps(found))
+"""
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(huge, "larger than"), (device, "is not a regular file"), (fifo, "is not a regular file")],
+)
+def test_files_of_our_own_are_read_within_bounds(
+    video_file: Path, tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    from lvspec_cli.batch.known_scenes import known_scenes
+    from lvspec_cli.batch.segments import Stretch
+    from lvspec_cli.types import VideoRequest
+
+    known_scenes(VideoRequest(video_file), tmp_path / "scenes", lambda _: (Stretch(0.0, 1.0),))
+    (tmp_path / "model").mkdir()
+    names = [
+        "runs.jsonl",
+        "clip.json",
+        "ledger",
+        "model/config.json",
+        "measurements.jsonl",
+        "calibration.json",
+    ]
+    for file in (*(tmp_path / name for name in names), *(tmp_path / "scenes").iterdir()):
+        spoil(file)
+    done = subprocess.run(
+        [sys.executable, "-c", READERS, str(tmp_path), str(video_file)],
+        preexec_fn=limited,
+        timeout=SECONDS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for name, needed in (("journal", "measurements.jsonl"), ("calibration", "calibration.json")):
+        assert found.pop(name).startswith(str(tmp_path / needed))
+        assert said in json.loads(done.stdout)[name]
+    broken = str(tmp_path / "model" / "config.json")
+    assert found == {"history": [], "facts": None, "ledger": {}, "model": broken, "scenes": True}
+
+
+@pytest.mark.parametrize("spoil", [huge, device, fifo])
+def test_a_batch_is_planned_beside_a_history_that_has_no_end(
+    tiny_shell: Shell, video_file: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    state = tmp_path / "state" / "lvspec"
+    state.mkdir(parents=True)
+    spoil(state / "runs.jsonl")
+    run = partial(tiny_shell.run, timeout=SECONDS, preexec_fn=limited)
+    done = run("caption", video_file, "--out", tmp_path / "out.jsonl", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert (done.stderr.count("error"), done.stdout.count("clip.mp4")) == (0, 1)
