@@ -29,8 +29,7 @@ from lvspec_cli.bench.report import report, write_report
 from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, Variant, to_json
 from lvspec_cli.bench.rules import rule_fields
 from lvspec_cli.bench.summary import Measured, summarise
-from lvspec_cli.demo.evaluate import HELD_OUT_SEED
-from lvspec_cli.demo.write import clip_path, write_clip
+from lvspec_cli.demo.write import HELD_OUT_SEED, clip_path, write_clip
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
 from lvspec_cli.models.load import LoadedPair

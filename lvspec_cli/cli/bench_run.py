@@ -21,7 +21,7 @@ from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
 from lvspec_cli.cli.signals import Stop
-from lvspec_cli.demo.evaluate import HELD_OUT_SEED
+from lvspec_cli.demo.write import HELD_OUT_SEED
 from lvspec_cli.errors import UsageError
 from lvspec_cli.output.ours import check_all_ours
 from lvspec_cli.pipeline import AskRequest

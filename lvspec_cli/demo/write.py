@@ -111,3 +111,6 @@ def write_clips(
         if progress is not None:
             progress(number, count)
     return paths
+
+
+HELD_OUT_SEED = 1_000_003  # training draws its scenes from other streams

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from lvspec_cli.bench.batch_memory import Reading, growth
+from tools.batch_memory import Reading, growth
 
 MIB = 2**20
 
@@ -15,7 +15,7 @@ def test_growth_is_counted_from_a_quarter_of_the_rows_on():
 
 
 def test_it_reads_the_memory_of_a_real_batch():
-    command = "-m lvspec_cli.bench.batch_memory --clips 4 --tokens 4"
+    command = "-m tools.batch_memory --clips 4 --tokens 4"
     done = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True, check=True)
     lines = re.findall(r"(\d+) rows: +(\d+) MiB, decoding +(\d+) MiB", done.stdout)
     assert lines

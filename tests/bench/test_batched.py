@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench import batched
-from lvspec_cli.bench.batched import REFERENCE, answered, batched_of
-from lvspec_cli.bench.demo_report import Report, _request
 from lvspec_cli.bench.items import BenchClip, clips_of
 from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.measure import Plan
@@ -22,6 +19,9 @@ from lvspec_cli.pipeline import AskRequest, load
 from lvspec_cli.registry import PACKAGE
 from lvspec_cli.types import DecodeSettings, Mode
 from lvspec_cli.video.decode import read_clip
+from tools.demo_report import batched
+from tools.demo_report.batched import REFERENCE, answered, batched_of
+from tools.demo_report.report import Report, _request
 
 
 def job_of(tmp_path: Path, paths: list[Path], *, tokens: int, processes: int = 1) -> BenchJob:

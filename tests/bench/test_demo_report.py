@@ -10,21 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lvspec_cli.bench import demo_report
-from lvspec_cli.bench.batched import REFERENCE
 from lvspec_cli.bench.contrast import best_of_each
-from lvspec_cli.bench.demo_further import with_further
-from lvspec_cli.bench.demo_goals import goals, own_rule
-from lvspec_cli.bench.demo_page import page
-from lvspec_cli.bench.demo_report import (
-    Report,
-    main,
-    measure_report,
-    portions,
-    seconds_left,
-    speed_lines,
-    text_lines,
-)
 from lvspec_cli.bench.results import (
     BenchMode,
     Contrast,
@@ -44,6 +30,20 @@ from lvspec_cli.demo.facts import scene_facts
 from lvspec_cli.demo.write import scene_of
 from lvspec_cli.types import Gamma
 from tests.bench.made import SETTINGS, block, drafted, item, known, plain, results
+from tools.demo_report import report as demo_report
+from tools.demo_report.batched import REFERENCE
+from tools.demo_report.further import with_further
+from tools.demo_report.goals import goals, own_rule
+from tools.demo_report.page import page
+from tools.demo_report.report import (
+    Report,
+    main,
+    measure_report,
+    portions,
+    seconds_left,
+    speed_lines,
+    text_lines,
+)
 
 
 def spread(value: float) -> Spread:

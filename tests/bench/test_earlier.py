@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lvspec_cli.bench.earlier import asked_of, is_same_line, lines_kept, with_earlier, without
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Earlier, Header, journal, read_journal
 from lvspec_cli.bench.measure import Plan
@@ -19,6 +18,7 @@ from lvspec_cli.bench.summary import Measured
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.types import DecodeSettings, RelevanceName, RuleSettings, VideoRequest
 from tests.bench.made import ENVIRONMENT, SETTINGS, block, drafted, item, plain
+from tools.demo_report.earlier import asked_of, is_same_line, lines_kept, with_earlier, without
 
 RULE = RuleSettings(relevance=RelevanceName.PLAUSIBLE, filler_margin=1.0)
 DICE = replace(RULE, relevance=RelevanceName.RANDOM)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.bench.overlap import better_size, enlarged
 from lvspec_cli.demo.write import scene_of
+from tools.overlap import better_size, enlarged
 
 
 @given(st.integers(1, 50), st.floats(1e6, 1e9))
@@ -39,7 +39,7 @@ def test_a_size_changes_by_bounded_steps():
 
 def test_it_times_both_sides_over_the_same_clips():
     flags = "--clips 2 --repeats 1 --megapixels 2 --threads 1 --decode-workers 1"
-    command = [sys.executable, "-m", "lvspec_cli.bench.overlap", *flags.split()]
+    command = [sys.executable, "-m", "tools.overlap", *flags.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     last = done.stdout.splitlines()[-3:]
     rates = [float(match[1]) for line in last[:2] if (match := re.search(r"([\d.]+) clips/s", line))]

@@ -11,11 +11,11 @@ from lvspec_cli.bench.modes import settings_of
 from lvspec_cli.bench.own import measure_own
 from lvspec_cli.bench.peers import measure_peer
 from lvspec_cli.bench.results import BenchMode, Item, Variant
-from lvspec_cli.demo.evaluate import PAIR_FOLDER
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.types import Clip, DecodeSettings, VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.conftest import write_video
+from tools.train_demo.evaluate import PAIR_FOLDER
 
 SECONDS = 12.0
 TOKENS = 96

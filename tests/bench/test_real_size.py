@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from lvspec_cli.bench import real_size
-from lvspec_cli.bench.real_size import (
+from lvspec_cli.models.few_rows import Packed
+from lvspec_cli.types import Quantisation
+from tools import fabricate as fabricate_module
+from tools import real_size
+from tools.fabricate import fabricate, real_config
+from tools.real_size import (
     ClipFigures,
     ModelFigures,
     Work,
@@ -21,10 +25,6 @@ from lvspec_cli.bench.real_size import (
     model_lines,
     pair_lines,
 )
-from lvspec_cli.models import fabricate as fabricate_module
-from lvspec_cli.models.fabricate import fabricate, real_config
-from lvspec_cli.models.few_rows import Packed
-from lvspec_cli.types import Quantisation
 
 WORK = Work(frames=(4,), side=56, widths=(1, 2, 5), repeats=1)
 CPU = torch.device("cpu")

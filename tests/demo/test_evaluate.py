@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.demo.evaluate import Report, evaluate, held_out_scenes, report_lines
 from lvspec_cli.demo.facts import FACT_KINDS, FactScore
-from lvspec_cli.demo.halves import build_model, build_processor, save_half, train_tokenizer
 from lvspec_cli.models.load import load_model
+from tools.train_demo.evaluate import Report, evaluate, held_out_scenes, report_lines
+from tools.train_demo.halves import build_model, build_processor, save_half, train_tokenizer
 
 
 def test_an_untrained_model_gets_almost_nothing_right(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ import torch
 from safetensors import safe_open
 
 from lvspec_cli.demo.encode import encode_scene
-from lvspec_cli.demo.evaluate import PAIR_FOLDER, answer_batch
-from lvspec_cli.demo.halves import CLIP_FRAMES
 from lvspec_cli.demo.scenes import Scene, scene_from_dict
 from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.models.load import LoadedPair, load_pair
@@ -19,6 +17,8 @@ from lvspec_cli.registry import load_registry, rule_of
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Looseness, Mode, VideoRequest
 from lvspec_cli.video.decode import read_clip
+from tools.train_demo.evaluate import PAIR_FOLDER, answer_batch
+from tools.train_demo.halves import CLIP_FRAMES
 
 CLIPS = sorted((PAIR_FOLDER.parent / "clips").glob("*.mp4"))
 QUESTIONS = ("What happens?", "How many objects are there?", "What colour is the background?")

@@ -7,7 +7,8 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lvspec_cli.demo.captions import Told, caption, told_caption
-from lvspec_cli.demo.dataset import (
+from lvspec_cli.demo.scenes import sample_scene
+from tools.train_demo.dataset import (
     Batch,
     SceneDataset,
     Turn,
@@ -17,8 +18,8 @@ from lvspec_cli.demo.dataset import (
     seen_labels,
     training_scene,
 )
-from lvspec_cli.demo.evaluate import PAIR_FOLDER
-from lvspec_cli.demo.guides import (
+from tools.train_demo.evaluate import PAIR_FOLDER
+from tools.train_demo.guides import (
     EVENTS,
     IGNORED,
     KINDS,
@@ -27,11 +28,10 @@ from lvspec_cli.demo.guides import (
     object_labels,
     presence_labels,
 )
-from lvspec_cli.demo.halves import build_model, build_processor, copy_into, save_half, train_tokenizer
-from lvspec_cli.demo.muon import orthogonalise
-from lvspec_cli.demo.scenes import sample_scene
-from lvspec_cli.demo.train import Plan, batches, forward_hidden, rate_share, start_run, train
-from lvspec_cli.demo.vision import use_linear_patches, use_padded_slices
+from tools.train_demo.halves import build_model, build_processor, copy_into, save_half, train_tokenizer
+from tools.train_demo.muon import orthogonalise
+from tools.train_demo.train import Plan, batches, forward_hidden, rate_share, start_run, train
+from tools.train_demo.vision import use_linear_patches, use_padded_slices
 
 PLAN = Plan(
     half="draft", layers=1, steps=4, batch=2, learning_rate=1e-3, warm_up=2, decay=0.5, vision_first=1,

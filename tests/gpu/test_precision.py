@@ -12,10 +12,8 @@ import pytest
 import torch
 
 import lvspec_cli
-from lvspec_cli.bench.real_size import measure_model
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import sample_scene
-from lvspec_cli.models.fabricate import _pack, real_config
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_models
 from lvspec_cli.models.quantise import verification_width_limit
 from lvspec_cli.models.verify import check_answers
@@ -25,6 +23,8 @@ from tests.bench.test_real_size import WORK, tiny
 from tests.gpu.conftest import DEVICE, NEEDS_GPU
 from tests.speculation.conftest import decode
 from tests.tiny_models import make_clip
+from tools.fabricate import _pack, real_config
+from tools.real_size import measure_model
 
 pytestmark = NEEDS_GPU
 

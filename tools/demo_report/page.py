@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from lvspec_cli.bench.demo_goals import best_own, goals, is_own, own_rule
 from lvspec_cli.bench.fidelity import compare
 from lvspec_cli.bench.lines import (
     HEADINGS,
@@ -20,7 +19,8 @@ from lvspec_cli.bench.lines import (
     table,
 )
 from lvspec_cli.bench.results import BenchMode, Results, Variant
-from lvspec_cli.bench.round_shares import shares_of
+from tools.demo_report.goals import best_own, goals, is_own, own_rule
+from tools.demo_report.round_shares import shares_of
 
 
 def page(texts: Results, speed: Results, command: str, chart: Path, further: str = "") -> str:

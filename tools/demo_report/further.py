@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lvspec_cli.bench.batched import REFERENCE
 from lvspec_cli.bench.contrast import contrasts
 from lvspec_cli.bench.results import BenchMode, Block, Item, Results, Variant
 from lvspec_cli.bench.summary import Measured, summarise
 from lvspec_cli.types import Gamma
+from tools.demo_report.batched import REFERENCE
 
 
 def with_further(texts: Results, further: Sequence[Measured], gamma: Gamma | None = None) -> Results:

@@ -1,4 +1,4 @@
-"""Memory of a long batch: ``python -m lvspec_cli.bench.batch_memory --clips 2000``.
+"""Memory of a long batch: ``python -m tools.batch_memory --clips 2000``.
 
 ``lvspec caption`` runs in a process of its own over that many clips, with short captions by the bundled pair.
 As rows come, the memory that it and its decoding processes hold is read: a batch that leaks would grow.
@@ -82,7 +82,7 @@ def main() -> None:
         write_copies(clips, given.clips)
         command = [sys.executable, "-m", "lvspec_cli", "caption", str(clips), "--out", str(out), "--quiet"]
         began = time.perf_counter()
-        with subprocess.Popen([*command, "--max-new-tokens", str(given.tokens)]) as process:  # noqa: S603
+        with subprocess.Popen([*command, "--max-new-tokens", str(given.tokens)]) as process:
             found = []
             for reading in readings(process, out, [mark for mark in marks if mark > 0]):
                 found.append(reading)

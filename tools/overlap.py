@@ -1,4 +1,4 @@
-"""Clips captioned per second, with and without decoding ahead: ``python -m lvspec_cli.bench.overlap``.
+"""Clips captioned per second, with and without decoding ahead: ``python -m tools.overlap``.
 
 Scenes of the demo world, without camera noise, are enlarged to as many pixels as take about as long to
 decode as a caption takes, the same number in each. The loop of ``lvspec caption`` runs over them with the

@@ -1,4 +1,4 @@
-"""Pairs at their real size with random weights: ``python -m lvspec_cli.bench.real_size --json FILE``.
+"""Pairs at their real size with random weights: ``python -m tools.real_size --json FILE``.
 
 Each model is built from its config on the device itself, nothing is downloaded, and run as lvspec runs it
 over clips of noise. Measured are the size of its weights against what ``lvspec models fit`` plans with,
@@ -25,11 +25,11 @@ from torch import Tensor
 from lvspec_cli.bench.clock import now
 from lvspec_cli.bench.costs import Model
 from lvspec_cli.models.decoder import Decoder
-from lvspec_cli.models.fabricate import fabricate, real_config, size_of_config
 from lvspec_cli.models.load import LoadedModel, choose_device
 from lvspec_cli.models.memory import Choice, ModelSize, Workload, need
 from lvspec_cli.models.place import gigabytes
 from lvspec_cli.types import Prompt, Quantisation
+from tools.fabricate import fabricate, real_config, size_of_config
 
 PAIRS = ("32B/3B", "32B/7B", "7B/3B")
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17)  # rows of a verification: gamma + 1

@@ -16,12 +16,12 @@ from lvspec_cli.bench.measure import Progress, check_measured
 from lvspec_cli.bench.results import BenchMode, Block, Item, Measurement, Variant
 from lvspec_cli.bench.run import BenchJob, header_of, mapping
 from lvspec_cli.bench.summary import Measured
-from lvspec_cli.demo.evaluate import batch_tokens
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.pipeline import AskRequest, load, memory_errors
 from lvspec_cli.types import Mode
 from lvspec_cli.video.pool import reading
+from tools.train_demo.evaluate import batch_tokens
 
 REFERENCE = Variant(BenchMode.HF_AR)
 BATCH = 32  # answers at a time

@@ -1,4 +1,4 @@
-"""The long report on the bundled pair, docs/bench-demo.md: ``python -m lvspec_cli.bench.demo_report``.
+"""The long report on the bundled pair, docs/bench-demo.md: ``python -m tools.demo_report.report``.
 
 Speed on some held-out scenes, by one process that wants the machine for itself; then texts of many more for
 fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says:
@@ -18,11 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lvspec_cli.bench.batched import BATCH, REFERENCE, batched_of
 from lvspec_cli.bench.charts import as_file, speedup_bars
-from lvspec_cli.bench.demo_further import joined, with_further
-from lvspec_cli.bench.demo_page import page
-from lvspec_cli.bench.earlier import asked_of, is_still_said, lines_kept, with_earlier, without
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.lines import machine
@@ -54,6 +50,10 @@ from lvspec_cli.output.files import replacing
 from lvspec_cli.pipeline import AskRequest, load
 from lvspec_cli.registry import load_registry, settings_of_pair
 from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
+from tools.demo_report.batched import BATCH, REFERENCE, batched_of
+from tools.demo_report.earlier import asked_of, is_still_said, lines_kept, with_earlier, without
+from tools.demo_report.further import joined, with_further
+from tools.demo_report.page import page
 
 QUESTIONS = 2  # about each scene, for fidelity
 FURTHER_QUESTIONS = 4  # about each further scene of which answers are asked for
@@ -422,7 +422,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--redo", action="store_true", help="measure all of it again")
     given = parser.parse_args()
-    command = shlex.join(["python", "-m", "lvspec_cli.bench.demo_report", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "tools.demo_report.report", *sys.argv[1:]])
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Train a half of the bundled pair: ``python -m lvspec_cli.demo.train --half target --out runs/target``.
+"""Train a half of the bundled pair: ``python -m tools.train_demo.train --half target --out runs/target``.
 
 First the vision tower alone, by a dense loss on its outputs (what stands in each patch), without which
 training on text stays at the language prior for a long time. Then the next token of captions and answers,
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.utils import logging as transformers_logging
 
-from lvspec_cli.demo.dataset import (
+from tools.train_demo.dataset import (
     NOTHING,
     PATCH_WORDS,
     Batch,
@@ -34,8 +34,8 @@ from lvspec_cli.demo.dataset import (
     collate,
     collate_slices,
 )
-from lvspec_cli.demo.guides import IGNORED, KINDS, PRESENCE_KINDS, SCENE_KINDS, Guides
-from lvspec_cli.demo.halves import (
+from tools.train_demo.guides import IGNORED, KINDS, PRESENCE_KINDS, SCENE_KINDS, Guides
+from tools.train_demo.halves import (
     SIZES,
     HalfName,
     build_model,
@@ -45,8 +45,8 @@ from lvspec_cli.demo.halves import (
     save_half,
     train_tokenizer,
 )
-from lvspec_cli.demo.muon import Muon
-from lvspec_cli.demo.vision import use_linear_patches, use_padded_slices
+from tools.train_demo.muon import Muon
+from tools.train_demo.vision import use_linear_patches, use_padded_slices
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ def train_tokenizer(*, texts: int = 3000, vocabulary: int = 1010, seed: int = 7)
         vocab=learnt["vocab"],
         merges=[tuple(merge) for merge in learnt["merges"]],
         unk_token=None,
-        eos_token="<|im_end|>",  # noqa: S106
-        pad_token="<|endoftext|>",  # noqa: S106
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
         model_max_length=32768,
     )

@@ -18,7 +18,11 @@ from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from lvspec_cli.demo.captions import CAPTION_PROMPTS, Told, told_caption
-from lvspec_cli.demo.guides import (
+from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
+from lvspec_cli.demo.questions import questions, yes_no_questions
+from lvspec_cli.demo.render import render_frames
+from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position, sample_scene
+from tools.train_demo.guides import (
     IGNORED,
     empty_labels,
     object_labels,
@@ -26,11 +30,7 @@ from lvspec_cli.demo.guides import (
     scene_labels,
     told_labels,
 )
-from lvspec_cli.demo.halves import CLIP_FRAMES, FRAME_PIXELS, TOKENS_PER_SECOND
-from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
-from lvspec_cli.demo.questions import questions, yes_no_questions
-from lvspec_cli.demo.render import render_frames
-from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position, sample_scene
+from tools.train_demo.halves import CLIP_FRAMES, FRAME_PIXELS, TOKENS_PER_SECOND
 
 # Kinds of patch label and the word of each value; value 0 of an object's kinds means no object.
 NOTHING = "nothing"
