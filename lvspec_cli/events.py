@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lvspec_cli.types import Round, TokenKind
+from lvspec_cli.types import Piece, Round
 
 if TYPE_CHECKING:
     from lvspec_cli.output.records import Record
@@ -66,14 +66,6 @@ class QuestionStarted:
     number: int
     count: int
     question: str
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that one token completed, with the token's kind."""
-
-    text: str
-    kind: TokenKind
 
 
 @dataclass(frozen=True)

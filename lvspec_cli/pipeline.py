@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvspec_cli.batch.audit import is_audited
 from lvspec_cli.errors import ChangedVideoError, NoRoomError, UsageError, VideoError, check_machine
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import (
@@ -29,68 +28,35 @@ from lvspec_cli.events import (
     StageFinished,
     StageStarted,
 )
-from lvspec_cli.output.build import Facts, answered_record, failed_record
-from lvspec_cli.output.records import Audit, Failure, FileIdentity, Record, identify
+from lvspec_cli.figures.audit import is_audited
+from lvspec_cli.output.records import (
+    Audit,
+    Facts,
+    Failure,
+    FileIdentity,
+    Record,
+    answered_record,
+    failed_record,
+    identify,
+)
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.output.trace import trace_row
-from lvspec_cli.registry import Pair
-from lvspec_cli.storage import pinned, require
+from lvspec_cli.pairs.files import pinned, require
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import (
     Clip,
     DecodeSettings,
     Generation,
-    Loading,
     Mode,
     PairPrompts,
-    Quantisation,
-    TaskName,
     VideoRequest,
 )
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
-    from lvspec_cli.models.settle import Placement
     from lvspec_cli.speculation.engine import Session
 
 Trace = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class AskRequest:
-    """Questions about one clip, and how to answer them; ``device`` and ``dtype`` as in ``load_pair``.
-
-    ``quant_target``, ``quant_draft``, ``draft_device``: what weights are kept in, and where the draft
-    goes if it is named. ``cuda_graphs``: passes of an answer are captured, where that works.
-    ``loading``: what was decided, by ``pinned_request``.
-    ``side_by_side``: how many such requests share the devices, each in a process of its own. ``placement``:
-    where parts go, if that is decided before any of them is loaded, by ``placed_request``.
-    ``pair_note``: why it is this pair, where nobody named it.
-    ``threads``: what torch may use of the CPU from here on, in the whole process; None leaves it alone.
-    ``name`` and ``id`` are what records call the video, where its file's name is not meant.
-    ``audit``: the share of the answers that is given in mode ar as well, to compare (``batch.audit``).
-    """
-
-    video: VideoRequest
-    questions: tuple[str, ...]
-    pair_name: str
-    pair: Pair
-    settings: DecodeSettings
-    system: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    quant_target: Quantisation = Quantisation.AUTO
-    quant_draft: Quantisation = Quantisation.AUTO
-    draft_device: str | None = None
-    cuda_graphs: bool = True
-    loading: Loading | None = None
-    side_by_side: int = 1
-    placement: Placement | None = None
-    pair_note: str = ""
-    threads: int | None = None
-    task: TaskName = "ask"
-    name: bytes | None = None
-    id: str | None = None
-    audit: float = 0.0
 
 
 def ask(
@@ -133,7 +99,7 @@ def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -
 
     :raises PairError: not all of it is here, or it cannot be loaded as it is asked for.
     """
-    from lvspec_cli.models.settle import settle
+    from lvspec_cli.memory.resolve import settle
 
     pair = request.pair
     roles = ("target",) if request.settings.mode is Mode.AR else ("target", "draft")
@@ -171,14 +137,14 @@ def placed_request(request: AskRequest) -> AskRequest:
 
     :raises NoRoomError: there is not room for as many as are to work side by side.
     """
-    from lvspec_cli.models.settle import placed
+    from lvspec_cli.memory.resolve import placed
 
     return replace(request, placement=placed(request, *_folders(request)))
 
 
 def narrowed(settings: DecodeSettings, width_limit: int | None, listen: Listener) -> DecodeSettings:
     """Settings whose gamma ``auto`` stays within the rows that are fast. A gamma that was named stays."""
-    from lvspec_cli.models.place import gamma_within
+    from lvspec_cli.memory.plan import gamma_within
 
     most = gamma_within(settings.greatest_gamma, width_limit)
     if settings.mode is Mode.AR or most == settings.greatest_gamma:
@@ -209,8 +175,8 @@ def load(request: AskRequest, listen: Listener = lambda event: None) -> LoadedPa
     with _stage(Stage.LOADING, listen):
         import torch
 
+        from lvspec_cli.memory.resolve import placed
         from lvspec_cli.models.load import ModelRequest, load_models
-        from lvspec_cli.models.settle import placed
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
@@ -285,7 +251,7 @@ class _Run:
             yield record
 
     def _encode(self, session: Session, number: int, earlier: PairPrompts | None) -> PairPrompts:
-        from lvspec_cli.prompt import build_prompts
+        from lvspec_cli.models.prompt import build_prompts
 
         request = self.request
         question = request.questions[number - 1]
@@ -305,13 +271,13 @@ class _Run:
         return prompts
 
     def _has_room(self) -> bool:
-        from lvspec_cli.models.settle import has_room
+        from lvspec_cli.memory.resolve import has_room
 
         request, held = of_clip(self.request, self.clip), self.clip.frames.nbytes
         return has_room(request, *_folders(request), held, self._tokens_of_two)
 
     def _tokens_of_two(self) -> int:
-        from lvspec_cli.prompt import build_prompts
+        from lvspec_cli.models.prompt import build_prompts
 
         first = replace(self.clip, frames=self.clip.frames[:2], timestamps=self.clip.timestamps[:2])
         return build_prompts(self.pair, first, self.request.questions[0]).target.visual_tokens
@@ -343,7 +309,7 @@ class _Run:
         text: str,
         interrupted: Callable[[], bool],
     ) -> Audit | Failure | None:
-        from lvspec_cli.bench.audit import audited
+        from lvspec_cli.figures.audit import audited
 
         with _stage(Stage.AUDITING, self.listen):
             try:
@@ -408,7 +374,7 @@ def of_clip(request: AskRequest, clip: Clip) -> AskRequest:
 
 def no_room(request: AskRequest) -> NoRoomError:
     """What the request needed of memory, what is free, and the smallest change that would fit."""
-    from lvspec_cli.models.settle import no_room_for
+    from lvspec_cli.memory.resolve import no_room_for
 
     return no_room_for(request, *_folders(request))
 

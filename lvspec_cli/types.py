@@ -7,6 +7,7 @@ This module imports neither torch nor transformers, so that the command line sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -370,3 +371,51 @@ class Generation:
     kinds: tuple[TokenKind, ...]
     finish_reason: FinishReason
     stats: DecodeStats
+
+
+@dataclass(frozen=True)
+class VisionSize:
+    """A vision tower, and how many tokens it makes of frames."""
+
+    width: int
+    mlp: int  # width inside a block
+    patch: int  # pixels a side
+    merge: int  # patches a side that become one token
+    frames: int = 1  # that share a patch
+    patches_a_frame: int | None = None  # where every frame is scaled to the same size; None: by its pixels
+    tokens_a_frame: int | None = None
+    text_a_frame: int = 0  # tokens of text that the processor writes beside each frame
+    rotates: bool = False  # queries and keys, in float32
+
+    def patches(self, frames: int, pixels: int) -> int:
+        """Of a whole video, at most, when no frame has more than ``pixels``."""
+        return math.ceil(frames / self.frames) * (self.patches_a_frame or pixels // self.patch**2)
+
+    def tokens(self, frames: int, pixels: int) -> int:
+        """Visual tokens of a whole video, at most."""
+        a_frame = self.tokens_a_frame or pixels // (self.patch * self.merge) ** 2
+        return math.ceil(frames / self.frames) * a_frame
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of a model goes to one device: so many decoder layers; the first share has all the rest, too."""
+
+    device: str
+    layers: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Shares of each model, as ``ModelRequest`` takes them."""
+
+    target: tuple[Share, ...] = ()
+    draft: tuple[Share, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that one token completed, with the token's kind."""
+
+    text: str
+    kind: TokenKind

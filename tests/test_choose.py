@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.choose import LAPTOP, Here, best, choose_pair, pairs_here
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.registry import load_registry, read_models_file, shipped_models
-from lvspec_cli.storage import Stored
+from lvspec_cli.memory.choose import LAPTOP, Here, best, choose_pair, pairs_here
+from lvspec_cli.pairs.files import Stored
+from lvspec_cli.pairs.registry import load_registry, read_models_file, shipped_models
 
 PAIRS = read_models_file(shipped_models()).pairs
 NOWHERE = {"XDG_CONFIG_HOME": "/nowhere"}
@@ -89,8 +89,8 @@ def test_a_pair_that_is_here_and_fits(tmp_path: Path, tiny_models: Path) -> None
 def test_nothing_heavy_is_imported_where_only_the_bundled_pair_is(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from lvspec_cli.choose import choose_pair\n"
-        "from lvspec_cli.registry import load_registry\n"
+        "from lvspec_cli.memory.choose import choose_pair\n"
+        "from lvspec_cli.pairs.registry import load_registry\n"
         "assert choose_pair(load_registry(), None).name == 'demo'\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )

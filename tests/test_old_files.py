@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lvspec_cli.bench.environment import environment_of
+from lvspec_cli.bench.journal import environment_of
 from lvspec_cli.models.load import load_pair
-from lvspec_cli.registry import PACKAGE
+from lvspec_cli.pairs.registry import PACKAGE
 from tests.conftest import Printed
 
 PINNED = Path(__file__).parent / "data" / "pinned"

@@ -14,7 +14,7 @@ from lvspec_cli import pipeline
 from lvspec_cli.errors import NotAVideoError, PairError
 from lvspec_cli.events import Answered, ClipReady, Event, RoundDone, Stage, StageFinished, StageStarted
 from lvspec_cli.output.records import Record, to_line
-from lvspec_cli.registry import Pair, Source, load_registry
+from lvspec_cli.pairs.registry import Pair, Source, load_registry
 from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, VideoRequest
 
 QUESTIONS = ("What moves?", "Which colour?")
@@ -99,7 +99,7 @@ def test_frames_are_processed_and_encoded_once_for_all_questions(
 
         return call
 
-    monkeypatch.setattr("lvspec_cli.prompt.process", counted("process", processing.process))
+    monkeypatch.setattr("lvspec_cli.models.prompt.process", counted("process", processing.process))
     family = FAMILIES["qwen2_5_vl"]
     monkeypatch.setattr(family, "video_features", counted("encode", family.video_features))
     # Similarity reads more of the video than the others do: that has to be kept at once.
@@ -219,7 +219,7 @@ def test_a_clip_too_large_for_a_cpu_is_not_begun(
     request_: pipeline.AskRequest, monkeypatch: pytest.MonkeyPatch
 ):
     """The system would end the process in the middle."""
-    monkeypatch.setattr("lvspec_cli.models.machine.spare_memory", lambda: (100_000, 8_000_000_000))
+    monkeypatch.setattr("lvspec_cli.memory.machine.spare_memory", lambda: (100_000, 8_000_000_000))
     events: list[Event] = []
     with pytest.raises(PairError, match=r"needs about .* GB with 4 frames of 4096 pixels; free: "):
         pipeline.ask(request_, events.append)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.registry import (
+from lvspec_cli.pairs.files import locate, missing_files, require
+from lvspec_cli.pairs.registry import (
     Defaults,
     Pair,
     Source,
@@ -17,7 +18,6 @@ from lvspec_cli.registry import (
     shipped_models,
     user_models,
 )
-from lvspec_cli.storage import locate, missing_files, require
 from lvspec_cli.types import Looseness, RoundCosts, RuleSettings
 
 PAIR = "target: {folder: big}\n    draft: {repo: someone/small}\n"

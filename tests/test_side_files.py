@@ -43,13 +43,13 @@ READERS = """
 import json, sys
 from pathlib import Path
 from lvspec_cli.batch.history import past_runs
-from lvspec_cli.batch.known_scenes import known_scenes
-from lvspec_cli.batch.segments import Stretch
+from lvspec_cli.batch.cutting import known_scenes
+from lvspec_cli.batch.cutting import Stretch
 from lvspec_cli.bench import tune
 from lvspec_cli.bench.journal import read_journal
-from lvspec_cli.bench.labels import labels_beside
+from lvspec_cli.figures.labels import labels_beside
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.models.files import broken_file
+from lvspec_cli.pairs.files import broken_file
 from lvspec_cli.output.exports import own
 from lvspec_cli.types import VideoRequest
 
@@ -83,8 +83,7 @@ def limited() -> None:
 def test_files_of_our_own_are_read_within_bounds(
     video_file: Path, tmp_path: Path, spoil: Callable[[Path], None], said: str
 ) -> None:
-    from lvspec_cli.batch.known_scenes import known_scenes
-    from lvspec_cli.batch.segments import Stretch
+    from lvspec_cli.batch.cutting import Stretch, known_scenes
     from lvspec_cli.types import VideoRequest
 
     known_scenes(VideoRequest(video_file), tmp_path / "scenes", lambda _: (Stretch(0.0, 1.0),))

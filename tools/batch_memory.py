@@ -19,8 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from lvspec_cli.demo.encode import encode_scene
-from lvspec_cli.demo.write import scene_of
+from lvspec_cli.demo.write import encode_scene, scene_of
 
 _DISTINCT = 20  # scenes; the clips are copies of them, for drawing takes longer than captioning
 

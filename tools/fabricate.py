@@ -12,15 +12,15 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from lvspec_cli.errors import PairError
+from lvspec_cli.memory.plan import ModelSize
+from lvspec_cli.memory.sizes import known_config, size_of_model
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.load import LoadedModel, choose_dtype, take_kernels
-from lvspec_cli.models.memory import ModelSize
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.quantise import torchao_format
 from lvspec_cli.models.read import read_config
-from lvspec_cli.models.sizes import known_config, size_of_model
 from lvspec_cli.models.steps import workspace_for
 from lvspec_cli.types import Quantisation
 

@@ -26,8 +26,9 @@ from lvspec_cli.cores import usable_cores
 from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.write import scene_of
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import AskRequest, pinned_request
-from lvspec_cli.registry import load_registry, settings_of_pair
+from lvspec_cli.pairs.registry import load_registry, settings_of_pair
+from lvspec_cli.pipeline import pinned_request
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import VideoRequest
 
 PROMPT = "Describe this video in detail."
@@ -113,7 +114,7 @@ def make_works(folder: Path, count: int, pixels: float) -> list[Work]:
 
     Those that are there are used again.
     """
-    from lvspec_cli.demo.encode import encode_scene
+    from lvspec_cli.demo.write import encode_scene
 
     folder.mkdir(parents=True, exist_ok=True)
     name, pair = load_registry(environment={}).pair(None)

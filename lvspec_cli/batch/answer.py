@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError, NotFiniteError, PairError, VideoError
 from lvspec_cli.events import Answered, Listener
-from lvspec_cli.output.build import failed_record
-from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import AskRequest, answers, clip_ready, is_out_of_memory, no_room
-from lvspec_cli.types import Clip, FinishReason, VideoRequest
+from lvspec_cli.output.records import Failure, Record, failed_record
+from lvspec_cli.pipeline import answers, clip_ready, is_out_of_memory, no_room
+from lvspec_cli.request import AskRequest
+from lvspec_cli.types import Clip, FinishReason, Gate, VideoRequest
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
@@ -159,3 +159,30 @@ def _release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def gated(record: Record, gates: Collection[Gate]) -> Record:
+    """The record, made an error that keeps its text where it meets one of the gates."""
+    if record.status != "ok":
+        return record
+    met = next((gate for gate in Gate if gate in gates and _meets(record, gate)), None)
+    if met is None:
+        return record
+    failure = Failure(kind=met.value, message=_message(record, met))
+    return record.model_copy(update={"status": "error", "error": failure})
+
+
+def _meets(record: Record, gate: Gate) -> bool:
+    if gate is Gate.LENGTH:
+        return record.finish_reason is FinishReason.LENGTH
+    if gate is Gate.REPETITION:
+        return record.finish_reason is FinishReason.REPETITION
+    return (record.sampling.decoded or 0) < (record.sampling.frames_expected or 0)
+
+
+def _message(record: Record, gate: Gate) -> str:
+    if gate is Gate.LENGTH:
+        return "the answer was cut at --max-new-tokens"
+    if gate is Gate.REPETITION:
+        return "the answer began to repeat itself"
+    return f"{record.sampling.decoded} of {record.sampling.frames_expected} frames could be read"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.files import replacing
 from lvspec_cli.text_file import SETTINGS, read_own
+from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.user_folders import state_folder
 
 KEPT_RUNS = 200
@@ -71,3 +73,34 @@ def seconds_a_row(runs: list[PastRun], like: PastRun) -> float | None:
         run for run in runs if replace(run, rows=like.rows, seconds=like.seconds) == like and run.rows > 0
     ]
     return same[-1].seconds / same[-1].rows if same else None
+
+
+FALLBACK_RATE = 25.0  # frames a second, where the header says nothing
+_MOST_FRAMES = 10_000_000  # of a video: a header may give it any rate
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Frames that would be taken and their size in pixels; ``timestamps`` in seconds."""
+
+    timestamps: tuple[float, ...]
+    width: int
+    height: int
+
+
+def forecast(info: VideoInfo, request: VideoRequest) -> Forecast:
+    """As ``read_clip`` would choose them were the header's frame rate true and even."""
+    import numpy as np
+
+    from lvspec_cli.video.geometry import fitted_size
+    from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
+
+    end = info.duration if info.duration is not None else request.end or 1.0
+    seconds = max(0.0, min(end - info.begins, request.limits.duration))
+    rate = info.frame_rate or FALLBACK_RATE
+    rate = min(rate, _MOST_FRAMES / seconds) if seconds else rate
+    times = info.begins + np.arange(max(1, math.floor(seconds * rate + 1e-6))) / rate
+    times = times[stretch(times, request.start or 0.0, request.end)]
+    chosen = choose(times, Sampling.of(request))
+    width, height = fitted_size(info.width, info.height, None, request.max_pixels or DEFAULT_MAX_PIXELS)
+    return Forecast(tuple(float(times[index]) for index in chosen), width, height)

@@ -13,12 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lvspec_cli.batch.names import absolute, names_of, place_in
-from lvspec_cli.batch.types import Input
+from lvspec_cli.batch.names import Input, absolute, names_of, place_in
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.text_file import LISTS, lines_of, read_file, text_with_names
+from lvspec_cli.video.sample import parse_time
 from lvspec_cli.video.source import shown
-from lvspec_cli.video.times import parse_time
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 

@@ -8,19 +8,19 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
-from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.batch.serve import WorkerPlan, serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
 from lvspec_cli.events import Listener, Noted
-from lvspec_cli.output.build import failed_record
-from lvspec_cli.output.records import Record
+from lvspec_cli.output.records import Record, failed_record
+from lvspec_cli.pipeline import placed_request
 
 POLL = 0.2  # seconds until a wish to stop is noticed
 
@@ -192,3 +192,34 @@ def start_worker(module: str, socket: int) -> subprocess.Popen[bytes]:
         process_group=0,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},  # noqa: PTH109
     )
+
+
+def run(
+    works: Sequence[Work],
+    plans: Sequence[WorkerPlan],
+    *,
+    write: Callable[[Record], None],
+    listen: Listener = lambda event: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Answers all works; ``write`` gets each record when it is finished.
+
+    One plan runs here, and ``listen`` gets the pipeline's events. Several run in a process each, over one
+    queue: then the events are those of the first.
+
+    :param interrupted: asked once a round; when true answers under way are dropped and none begins.
+    :raises PairError: the pair cannot be had or does not fit.
+    """
+    if len(plans) > 1:
+        from lvspec_cli.batch.remote import run_remote
+
+        plans = [replace(plan, base=placed_request(plan.base)) for plan in plans]
+        run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)
+        return
+    # Closed here: what a second Ctrl-C raises in a generator that is only dropped is lost.
+    with serving(plans[0], listen, interrupted) as serve, closing(serve(works)) as done:
+        for finished in done:
+            for record in finished.records:
+                write(record)
+            if interrupted():
+                return

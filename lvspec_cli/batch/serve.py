@@ -13,7 +13,8 @@ from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ChangedVideoError
 from lvspec_cli.events import Listener, Noted
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import AskRequest, check_unchanged, load
+from lvspec_cli.pipeline import check_unchanged, load
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Mode, VideoRequest
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _check_layers(pair: LoadedPair, base: AskRequest) -> None:
 
 
 def _check_prompts(pair: LoadedPair, base: AskRequest) -> None:
-    from lvspec_cli.prompt import check_text
+    from lvspec_cli.models.prompt import check_text
 
     for text in (*base.questions, base.system or ""):
         check_text(pair.target.processor, text)

@@ -9,15 +9,15 @@ from statistics import median
 import numpy as np
 
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.own import measure_own, profile_own, rest
+from lvspec_cli.bench.own import measure_own, profile_own
 from lvspec_cli.bench.relevance import LAYERED, Scored, score_caption
-from lvspec_cli.bench.results import BenchMode, Item, Part, Profile, Variant
-from lvspec_cli.bench.separation import auc
-from lvspec_cli.bench.tuning import thresholds
+from lvspec_cli.bench.search import thresholds
 from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.figures.answers import BenchMode, Item, Part, Profile, Variant
+from lvspec_cli.figures.separation import auc
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.prompt import build_prompts
-from lvspec_cli.speculation.engine import Session
+from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.speculation.engine import Session, rest
 from lvspec_cli.types import Clip, DecodeSettings, Gamma, Mode, RelevanceName, Round, RoundCosts
 from lvspec_cli.video.decode import read_clip
 

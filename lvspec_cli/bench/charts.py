@@ -14,8 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lvspec_cli.bench.modes import gamma_order
-from lvspec_cli.bench.results import BenchMode, Estimate, Kinds, ModeResult, Spread
+from lvspec_cli.bench.variants import gamma_order
+from lvspec_cli.figures.answers import BenchMode, Estimate, Kinds, ModeResult, Spread
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; a marker each besides.
 COLOURS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lvspec_cli.bench.results import ModeResult, Results
+from lvspec_cli.bench.results import Results
+from lvspec_cli.figures.answers import ModeResult
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +10,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli.batch.inputs import collect
-from lvspec_cli.batch.types import Input
-from lvspec_cli.bench.labels import SceneLabels, labels_beside
-from lvspec_cli.bench.likeness import words
-from lvspec_cli.bench.results import Item
+from lvspec_cli.batch.names import Input
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.figures.answers import Item
+from lvspec_cli.figures.labels import labelled, labels_beside
 from lvspec_cli.output.records import encode_name
 from lvspec_cli.text_file import LISTS, lines_of, read_file, text_of
 from lvspec_cli.types import VideoRequest
@@ -76,40 +74,6 @@ def _about(path: Path, name: str, number: int, prompts: Sequence[str], questions
         yield labelled(Item(id=f"{name}#{index}", file_name=name, prompt=prompt), labels)
     for index, asked in enumerate(labels.questions[:questions] if labels else (), 1):
         yield labelled(Item(id=f"{name}#q{index}", file_name=name, prompt=asked.question), labels)
-
-
-def labelled(item: Item, labels: SceneLabels | None) -> Item:
-    """The item with what is known of its answer: of a caption the facts, of one of the clip's own questions
-    the right words. Of any other prompt nothing is known, and the item stays as it is."""
-    if labels is None:
-        return item
-    if asks_for_caption(item.prompt):
-        return item.model_copy(update={"scene": labels.scene.as_dict()})
-    said = words(item.prompt)
-    asked = next((each for each in labels.questions if words(each.question) == said), None)
-    if asked is None:
-        return item
-    return item.model_copy(
-        update={
-            "task": "ask",
-            "kind": asked.kind,
-            "reference": asked.answer,
-            "any_of": asked.any_of,
-            "none_of": asked.none_of,
-        }
-    )
-
-
-_CAPTION_PROMPT = re.compile(
-    r"(please )?(describe|caption) (this )?(video|clip|scene)( in (\w+ )?detail)?"
-    r"|what happens( in (this )?(video|clip|scene))?"
-    r"|what does (this )?(video|clip|scene) show"
-)
-
-
-def asks_for_caption(prompt: str) -> bool:
-    """Whether a prompt wants all that a clip shows, as the demo's captions tell it."""
-    return _CAPTION_PROMPT.fullmatch(" ".join(words(prompt))) is not None
 
 
 class QuestionRow(BaseModel):

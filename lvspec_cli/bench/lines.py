@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lvspec_cli.bench.results import Environment, Estimate, ModeResult, Results, Spread, Variant
-from lvspec_cli.bench.summary import MIN_LIKELIHOOD, MIN_RETENTION, faster_unshown, winner
+from lvspec_cli.bench.results import Environment, Results
+from lvspec_cli.figures.answers import Estimate, ModeResult, Spread, Variant
+from lvspec_cli.figures.summary import MIN_LIKELIHOOD, MIN_RETENTION, faster_unshown, winner
 
 HEADINGS = (
     "mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "acceptance", "retention",

@@ -10,11 +10,11 @@ from typing import Protocol
 
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Journal
-from lvspec_cli.bench.modes import settings_of
 from lvspec_cli.bench.own import Texts, measure_own, profile_own
 from lvspec_cli.bench.peers import measure_peer
-from lvspec_cli.bench.results import Block, Item, Measurement, Profile, Variant
+from lvspec_cli.bench.variants import settings_of
 from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.figures.answers import Block, Item, Measurement, Profile, Variant
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.types import Clip, DecodeSettings, RuleSettings, VideoRequest
 from lvspec_cli.video.pool import reading

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from torch import Tensor
 
 from lvspec_cli.bench.clock import Watch, now
-from lvspec_cli.bench.results import Item, Measurement, Profile, Variant
-from lvspec_cli.bench.score import TextScore, score_text
+from lvspec_cli.figures.answers import Item, Measurement, Profile, Variant
+from lvspec_cli.figures.fidelity import TextScore, score_text
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.prompt import build_prompts
-from lvspec_cli.speculation.engine import Session
+from lvspec_cli.speculation.engine import Session, rest
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round
 
 _PLAIN = DecodeSettings(mode=Mode.AR)  # the draft need not read the video
@@ -142,15 +142,6 @@ def profile_own(
 def _needed(pair: LoadedPair, settings: DecodeSettings) -> LoadedPair:
     """The target alone where no draft is asked for: nothing is prepared for it then."""
     return replace(pair, draft=None) if settings.mode is Mode.AR else pair
-
-
-def rest(decoding: Generator[Round, None, Generation], rounds: list[Round]) -> Generation:
-    """Runs an answer to its end, adds its rounds, gives the whole."""
-    while True:
-        try:
-            rounds.append(next(decoding))
-        except StopIteration as stop:
-            return stop.value
 
 
 class _WatchedSession(Session):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.bench.clock import now, synchronise
-from lvspec_cli.bench.results import BenchMode, Item, Measurement, Variant
-from lvspec_cli.models.chat import chat_text
+from lvspec_cli.figures.answers import BenchMode, Item, Measurement, Variant
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import features_of, quiet
+from lvspec_cli.models.read import chat_text
 from lvspec_cli.types import Clip
 
 LONGEST_ERROR = 300  # characters

@@ -20,17 +20,17 @@ from torch import Tensor
 
 from lvspec_cli import __version__
 from lvspec_cli.bench.clock import now
-from lvspec_cli.bench.intervals import mean
-from lvspec_cli.bench.own import rest
-from lvspec_cli.bench.results import Environment, Estimate, Part
-from lvspec_cli.bench.separation import Point, auc, best_point, curve, point_at, roc
+from lvspec_cli.bench.results import Environment
 from lvspec_cli.demo.lexicon import FACT_WORDS
 from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.figures.answers import Estimate, Part
+from lvspec_cli.figures.intervals import mean
+from lvspec_cli.figures.separation import Point, auc, best_point, curve, point_at, roc
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.prompt import build_prompts
-from lvspec_cli.speculation.engine import Session
+from lvspec_cli.speculation.engine import Session, rest
 from lvspec_cli.speculation.relevance import VideoStates, relevance_for, video_layers
 from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import (

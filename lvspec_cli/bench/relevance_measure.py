@@ -17,8 +17,9 @@ from pydantic import Field
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Lines, digest_of, lines_of
 from lvspec_cli.bench.relevance import SCHEMES, Scheme, Scored, score_caption
-from lvspec_cli.bench.results import Environment, Item, Part
+from lvspec_cli.bench.results import Environment
 from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.figures.answers import Item, Part
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.records import identify
 from lvspec_cli.types import DecodeSettings, RelevanceName

@@ -17,10 +17,10 @@ from lvspec_cli.batch.remote import start_worker
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Journal
 from lvspec_cli.bench.measure import Place, Plan, Progress, check_measured, measure, places
-from lvspec_cli.bench.results import Block, Item
 from lvspec_cli.errors import LvspecError, PairError
+from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.request import AskRequest
 
 
 @dataclass(frozen=True)

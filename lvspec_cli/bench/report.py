@@ -21,12 +21,11 @@ from lvspec_cli.bench.lines import (
 )
 from lvspec_cli.bench.page import LEGEND, Example, Piece, Row, Said, Section, Table, chart, render_page
 from lvspec_cli.bench.relevance import FILE_NAME as RELEVANCE_NAME
-from lvspec_cli.bench.relevance import RelevanceResults, read_relevance
-from lvspec_cli.bench.relevance_report import relevance_section
+from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult, best_of_each, read_relevance
 from lvspec_cli.bench.results import FILE_NAME as RESULTS_NAME
-from lvspec_cli.bench.results import (
+from lvspec_cli.bench.results import BenchSettings, Results, read_results
+from lvspec_cli.figures.answers import (
     BenchMode,
-    BenchSettings,
     Block,
     Estimate,
     Fidelity,
@@ -35,13 +34,11 @@ from lvspec_cli.bench.results import (
     Kinds,
     Measurement,
     ModeResult,
-    Results,
     Variant,
-    read_results,
 )
-from lvspec_cli.bench.summary import winner
+from lvspec_cli.figures.summary import winner
 from lvspec_cli.output.files import replacing
-from lvspec_cli.types import TokenKind
+from lvspec_cli.types import RelevanceName, TokenKind
 
 FILE_NAME = "report.html"
 MARK = b"<title>lvspec bench"
@@ -347,3 +344,67 @@ def _fact(value: Any) -> str:
         case float():
             return f"{value:g}"
     return str(value)
+
+
+SCHEME_HEADINGS = (
+    "scheme", "AUC", "AUC of a caption", "best threshold", "precision", "recall", "precision at own",
+    "recall at own", "µs a round", "ms a clip",
+)  # fmt: skip
+
+
+def scheme_rows(results: RelevanceResults) -> list[tuple[str, ...]]:
+    """A row for each scheme and layer, and for the best single head, the best first."""
+    heads = [each for each in results.schemes if each.head is not None]
+    return [_scheme_cells(each) for each in results.schemes if each.head is None or each in heads[:1]]
+
+
+def _scheme_cells(each: SchemeResult) -> tuple[str, ...]:
+    return (
+        str(each.scheme),
+        number(each.auc, 3),
+        estimate(each.auc_by_clip, 3),
+        f"{each.best.threshold:.4g}",
+        percent(each.best.precision, 1),
+        percent(each.best.recall, 1),
+        percent(each.at_threshold.precision, 1),
+        percent(each.at_threshold.recall, 1),
+        number(each.score_us, 0),
+        number(each.prepare_ms, 1),
+    )
+
+
+def relevance_section(results: RelevanceResults) -> Section:
+    """How well each scheme tells facts from fillers."""
+    curves = {
+        f"{each.scheme} ({each.auc:.3f})": (
+            [point[0] for point in each.roc],
+            [point[1] for point in each.roc],
+        )
+        for each in best_of_each(results)
+    }
+    areas: dict[int, dict[int, float]] = {}
+    for each in results.schemes:
+        if each.relevance is RelevanceName.ATTENTION and each.layer is not None:
+            areas.setdefault(each.layer, {})[-1 if each.head is None else each.head] = each.auc
+    table = [[row[head] for head in sorted(row)] for _, row in sorted(areas.items())]
+    return Section(
+        "Relevance",
+        text=(
+            f"Pair {results.pair}: {results.facts} tokens of facts and {results.fillers} others in"
+            f" {results.clips} captions by the"
+            f" target itself. Own: the pair's threshold, {results.threshold:g}. A round has"
+            f" {results.gamma + 1} rows.",
+            *(f"Not measured: {name}: {cause}." for name, cause in results.unread.items()),
+        ),
+        charts=(
+            *chart(
+                charts.roc_curves(curves), "Of every scheme its best layer, with the area under its curve."
+            ),
+            *chart(
+                charts.head_map(table),
+                "Attention: area under the curve by layer and head; first the largest, as the rule takes it.",
+            ),
+        ),
+        tables=(Table(SCHEME_HEADINGS, tuple(map(Row, scheme_rows(results)))),),
+        code=results.command,
+    )

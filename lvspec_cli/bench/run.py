@@ -14,29 +14,29 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from lvspec_cli.bench.contrast import contrasts
-from lvspec_cli.bench.environment import environment_of
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import FILE_NAME as JOURNAL_NAME
 from lvspec_cli.bench.journal import MARK as JOURNAL_MARK
-from lvspec_cli.bench.journal import Header, digest_of, journal
+from lvspec_cli.bench.journal import Header, digest_of, environment_of, journal
 from lvspec_cli.bench.lines import markdown
 from lvspec_cli.bench.measure import Plan, Progress
 from lvspec_cli.bench.remote import measuring
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import MARK as REPORT_MARK
 from lvspec_cli.bench.report import report, write_report
-from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, Variant, to_json
-from lvspec_cli.bench.rules import rule_fields
-from lvspec_cli.bench.summary import Measured, summarise
+from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, to_json
+from lvspec_cli.bench.variants import rule_fields
 from lvspec_cli.demo.write import HELD_OUT_SEED, clip_path, write_clip
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
+from lvspec_cli.figures.answers import Variant
+from lvspec_cli.figures.summary import Measured, contrasts, summarise
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.output.files import replacing, sweep
 from lvspec_cli.output.records import identify, settings_fields
-from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
+from lvspec_cli.pipeline import load, memory_errors, pinned_request
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Adaptation, Gamma, Mode
 
 _ADAPTATION = TypeAdapter(Adaptation)

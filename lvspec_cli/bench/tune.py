@@ -12,17 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from lvspec_cli.bench.calibrate import Calibration, calibrate
-from lvspec_cli.bench.environment import environment_of
-from lvspec_cli.bench.fidelity import Compared, compare_blocks, label_of, likelihood_kept, right_kept
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import Header, Journal, journal
+from lvspec_cli.bench.journal import Header, Journal, environment_of, journal
 from lvspec_cli.bench.measure import Plan, Progress
 from lvspec_cli.bench.remote import Measure, measuring
-from lvspec_cli.bench.results import BenchMode, Part, Results, Variant, lower_end, surely_kept
-from lvspec_cli.bench.rules import NamedRule, rules_of
+from lvspec_cli.bench.results import Results
 from lvspec_cli.bench.run import BenchJob, bench_settings, inputs_digest, run_loaded
-from lvspec_cli.bench.summary import Measured
-from lvspec_cli.bench.tuning import (
+from lvspec_cli.bench.search import (
     Score,
     choice,
     going_on,
@@ -31,10 +27,14 @@ from lvspec_cli.bench.tuning import (
     split,
     turns,
 )
+from lvspec_cli.bench.variants import NamedRule, rules_of
 from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.figures.answers import BenchMode, Part, Variant, lower_end, surely_kept
+from lvspec_cli.figures.fidelity import Compared, compare_blocks, label_of, likelihood_kept, right_kept
+from lvspec_cli.figures.summary import Measured
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
-from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.request import AskRequest
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.text_file import LISTS, read_own
 from lvspec_cli.types import DecodeSettings, Gamma, RelevanceName, RoundCosts

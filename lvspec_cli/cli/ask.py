@@ -11,7 +11,8 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.cli.requests import decode_settings, quieten_libraries, video_request
+from lvspec_cli.cli.requests import decode_settings, video_request
+from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.types import KeepBy, Looseness, Mode, Quantisation
 
@@ -75,8 +76,7 @@ def ask(
         if not debug:
             quieten_libraries()
         from lvspec_cli import pipeline
-        from lvspec_cli.cli.pairs import chosen_pair
-        from lvspec_cli.cli.questions import checked_text, collect_questions
+        from lvspec_cli.cli.requests import checked_text, chosen_pair, collect_questions
         from lvspec_cli.cli.show import showing
 
         if not video:
@@ -119,7 +119,7 @@ def _tracing(file: Path | None, video: Path) -> Iterator[Trace | None]:
     if file is None:
         yield None
         return
-    from lvspec_cli.output.ours import check_ours
+    from lvspec_cli.output.files import check_ours
     from lvspec_cli.output.trace import MARK, trace_line
 
     def explained(error: OSError) -> OutputError:

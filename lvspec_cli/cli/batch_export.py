@@ -7,20 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvspec_cli.batch.moved import Moved
-from lvspec_cli.batch.names import absolute
-from lvspec_cli.batch.types import Collected
-from lvspec_cli.batch.work import Work
+from lvspec_cli.batch.names import Collected, absolute
+from lvspec_cli.batch.work import Moved, Work
 from lvspec_cli.cli.reporting import say
 from lvspec_cli.errors import UsageError
-from lvspec_cli.output.exports.export import check_places, export_records
-from lvspec_cli.output.exports.show import report_lines
+from lvspec_cli.output.exports.export import check_places, export_records, report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import read_records
 from lvspec_cli.output.records import renamed
 
 if TYPE_CHECKING:
-    from lvspec_cli.cli.job import Job
+    from lvspec_cli.cli.caption_job import Job
 
 NAMED = 10  # captions left out that are named; the others are counted
 

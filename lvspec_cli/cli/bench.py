@@ -148,7 +148,7 @@ def bench(
     given = dict(locals())
     with reporting(debug) as stop:
         if not debug:
-            from lvspec_cli.cli.requests import quieten_libraries
+            from lvspec_cli.cores import quieten_libraries
 
             quieten_libraries()
         from lvspec_cli.cli.bench_run import bench_all

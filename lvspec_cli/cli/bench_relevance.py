@@ -73,7 +73,7 @@ def bench_relevance(
     given = dict(locals())
     with reporting(debug):
         if not debug:
-            from lvspec_cli.cli.requests import quieten_libraries
+            from lvspec_cli.cores import quieten_libraries
 
             quieten_libraries()
         from lvspec_cli.cli.relevance_run import relevance_all

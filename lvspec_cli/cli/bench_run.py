@@ -12,19 +12,33 @@ from typing import Any
 from lvspec_cli.bench.items import BenchClip, clips_of, clips_of_questions
 from lvspec_cli.bench.lines import notes
 from lvspec_cli.bench.measure import Plan
-from lvspec_cli.bench.modes import ALL_MODES, parse_gammas, parse_modes, variants_of
 from lvspec_cli.bench.results import Results
-from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
 from lvspec_cli.bench.run import MARKS, BenchJob, demo_clips, run_bench
-from lvspec_cli.cli.pairs import chosen_pair, tell
-from lvspec_cli.cli.questions import checked_text
+from lvspec_cli.bench.variants import (
+    ALL_MODES,
+    NamedRule,
+    ablations,
+    controls,
+    parse_gammas,
+    parse_modes,
+    read_rules,
+    rules_of,
+    variants_of,
+)
 from lvspec_cli.cli.reporting import say, write_out
-from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
+from lvspec_cli.cli.requests import (
+    checked_text,
+    chosen_pair,
+    decode_settings,
+    loading_of,
+    tell,
+    video_request,
+)
 from lvspec_cli.cli.signals import Stop
 from lvspec_cli.demo.write import HELD_OUT_SEED
 from lvspec_cli.errors import UsageError
-from lvspec_cli.output.ours import check_all_ours
-from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.output.files import check_all_ours
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 from lvspec_cli.ui.bench import plain_results, result_tables
 from lvspec_cli.ui.progress import PlainProgress

@@ -82,10 +82,10 @@ def caption(
     given = dict(locals())
     with reporting(debug) as stop:
         if not debug:
-            from lvspec_cli.cli.requests import quieten_libraries
+            from lvspec_cli.cores import quieten_libraries
 
             quieten_libraries()
-        from lvspec_cli.cli.batch import caption_all
+        from lvspec_cli.cli.caption_run import caption_all
 
         code = caption_all(given, stop)
         if stop.asked():

@@ -21,10 +21,10 @@ def doctor(
 ) -> None:
     """Look at Python, torch, GPUs, decoders, quantisation, cache and pairs, and say what to mend."""
     with reporting(debug):
-        from lvspec_cli.cli.requests import quieten_libraries
+        from lvspec_cli.cores import quieten_libraries
 
         quieten_libraries()
-        from lvspec_cli.doctor import examine
+        from lvspec_cli.checks.doctor import examine
 
         if as_json:
             found = [asdict(finding) for finding in examine(models_file, hub=hub)]

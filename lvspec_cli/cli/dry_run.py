@@ -6,19 +6,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lvspec_cli.batch.forecast import forecast
-from lvspec_cli.batch.history import history_file, past_runs, seconds_a_row
-from lvspec_cli.batch.resume import Outstanding, outstanding
-from lvspec_cli.batch.work import Work
-from lvspec_cli.cli.batch import lay_out_job, moved_lines, past_run
-from lvspec_cli.cli.job import Job
+from lvspec_cli.batch.history import forecast, history_file, past_runs, seconds_a_row
+from lvspec_cli.batch.work import Outstanding, Work, outstanding
+from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.errors import LvspecError, NoInputError, VideoError
 from lvspec_cli.output.jsonl import Kept, read_records
 from lvspec_cli.output.records import encode_name
-from lvspec_cli.storage import require
+from lvspec_cli.pairs.files import require
 from lvspec_cli.types import VideoInfo
-from lvspec_cli.ui.batch_state import clock
+from lvspec_cli.ui.state import clock
 from lvspec_cli.ui.tables import ForecastRow, forecast_table, plain_forecasts
 
 
@@ -58,7 +55,7 @@ def _rows(
     kept: Mapping[str, Kept],
     known: Mapping[int, VideoInfo | LvspecError],
 ) -> Iterator[ForecastRow]:
-    from lvspec_cli.models.visual_tokens import visual_token_counter
+    from lvspec_cli.models.prompt import visual_token_counter
 
     count = visual_token_counter(require(job.base.pair.target))
     failures = {key for key, row in kept.items() if row.status == "error"}

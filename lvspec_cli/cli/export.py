@@ -91,7 +91,7 @@ def _say_report(report: ExportReport, to: ExportFormat) -> int:
 
     :raises OutputError: a file was in the way.
     """
-    from lvspec_cli.output.exports.show import report_lines
+    from lvspec_cli.output.exports.export import report_lines
 
     for line in report_lines(report, to, NAMED):
         say(line)

@@ -78,7 +78,7 @@ def entry() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads
             stream.flush()
-    if chat := sys.modules.get("lvspec_cli.models.chat"):  # what is registered for the end is not called
+    if chat := sys.modules.get("lvspec_cli.models.read"):  # what is registered for the end is not called
         chat.end_child()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 

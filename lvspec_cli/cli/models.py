@@ -41,8 +41,8 @@ def list_pairs(models_file: options.ModelsPath = None, debug: options.Debug = Fa
 def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: options.Debug = False) -> None:
     """Show one pair: where its models are, licence, memory, defaults and rule."""
     with reporting(debug):
-        from lvspec_cli.registry import load_registry
-        from lvspec_cli.storage import locate
+        from lvspec_cli.pairs.files import locate
+        from lvspec_cli.pairs.registry import load_registry
         from lvspec_cli.ui.pairs import pair_facts
 
         name, chosen = load_registry(models_file).pair(pair)
@@ -56,8 +56,8 @@ app.command("verify")(models_verify.verify)
 
 def _list(models_file: Path | None, debug: bool) -> None:
     with reporting(debug):
-        from lvspec_cli.registry import load_registry
-        from lvspec_cli.storage import locate
+        from lvspec_cli.pairs.files import locate
+        from lvspec_cli.pairs.registry import load_registry
         from lvspec_cli.ui.tables import PairRow, pair_table, plain_pairs
 
         registry = load_registry(models_file)

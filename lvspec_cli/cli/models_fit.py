@@ -24,17 +24,17 @@ def fit(
 ) -> None:
     """Say what pairs need of memory and where they would go on this machine. No weights are loaded."""
     with reporting(debug):
-        from lvspec_cli.cli.requests import quieten_libraries
+        from lvspec_cli.cores import quieten_libraries
 
         quieten_libraries()
         from lvspec_cli.errors import PairError
-        from lvspec_cli.registry import load_registry
+        from lvspec_cli.pairs.registry import load_registry
 
         registry = load_registry(models_file)
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
-        from lvspec_cli.models.fit import fit_pair, nf4_rows, workload
-        from lvspec_cli.models.machine import this_machine
-        from lvspec_cli.ui.fit import fit_details, fit_table, machine_line, plain_fits
+        from lvspec_cli.memory.machine import this_machine
+        from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload
+        from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line, plain_fits
 
         machine = this_machine(device)
         limit = nf4_rows(machine)

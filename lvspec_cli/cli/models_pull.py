@@ -13,8 +13,8 @@ from lvspec_cli.errors import UsageError
 from lvspec_cli.escape import visible_line
 
 if TYPE_CHECKING:
-    from lvspec_cli.hub import Missing
-    from lvspec_cli.registry import Source
+    from lvspec_cli.pairs.hub import Missing
+    from lvspec_cli.pairs.registry import Source
 
 ASK_ABOVE = 10 * 10**9  # bytes
 
@@ -34,9 +34,9 @@ def pull(
     was cut short begins anew.
     """
     with reporting(debug):
-        from lvspec_cli.hub import check_room, missing_of
-        from lvspec_cli.registry import load_registry
-        from lvspec_cli.ui.downloads import byte_counter
+        from lvspec_cli.pairs.hub import check_room, missing_of
+        from lvspec_cli.pairs.registry import load_registry
+        from lvspec_cli.ui.progress import byte_counter
 
         name, chosen = load_registry(models_file).pair(pair)
         sources = {source.name: source for source in (chosen.target, chosen.draft)}.values()
@@ -60,13 +60,13 @@ def pull(
 
 def _is_to_be_had(source: Source) -> bool:
     """A commit that is wholly here cannot change; of a branch there may be a newer one."""
-    from lvspec_cli.storage import locate
+    from lvspec_cli.pairs.files import locate
 
     return source.repo is not None and (source.revision is None or locate(source).folder is None)
 
 
 def _folder(source: Source) -> str:
-    from lvspec_cli.storage import require
+    from lvspec_cli.pairs.files import require
 
     return str(require(source))
 
@@ -94,9 +94,8 @@ def _agree(name: str, size: int, yes: bool) -> None:
 
 
 def _fetch(missing: Missing, quiet: bool) -> None:
-    from lvspec_cli.hub import fetch
-    from lvspec_cli.ui.downloads import byte_counter
-    from lvspec_cli.ui.progress import PlainProgress
+    from lvspec_cli.pairs.hub import fetch
+    from lvspec_cli.ui.progress import PlainProgress, byte_counter
 
     if not missing.files:
         return

@@ -16,8 +16,8 @@ from lvspec_cli.errors import LvspecError, PairError
 from lvspec_cli.escape import visible_line
 
 if TYPE_CHECKING:
-    from lvspec_cli.models.verify import Check, Half, Told
-    from lvspec_cli.registry import Pair
+    from lvspec_cli.checks.verify import Check, Half, Told
+    from lvspec_cli.pairs.registry import Pair
 
 TOKENS = 48  # of the self-test's answer
 FRAMES = 8
@@ -39,10 +39,10 @@ def verify(
 ) -> None:
     """Check a pair: its files' hashes, tokenizers, chat templates and configs, and that exact equals ar."""
     with reporting(debug):
-        from lvspec_cli.cli.requests import quieten_libraries
+        from lvspec_cli.cores import quieten_libraries
 
         quieten_libraries()
-        from lvspec_cli.registry import load_registry
+        from lvspec_cli.pairs.registry import load_registry
 
         name, chosen = load_registry(models_file).pair(pair)
         failed = 0
@@ -57,10 +57,10 @@ def verify(
 
 
 def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, quiet: bool) -> Iterator[Check]:
-    from lvspec_cli.storage import require
+    from lvspec_cli.pairs.files import require
 
     folders = require(pair.target, name), require(pair.draft, name)
-    from lvspec_cli.models.verify import Check, Half, check_configs, check_texts, guarded
+    from lvspec_cli.checks.verify import Check, Half, check_configs, check_texts, guarded
 
     target = Half("target", pair.target, folders[0])
     draft = Half("draft", pair.draft, folders[1])
@@ -78,8 +78,8 @@ def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, qui
 
 
 def _files(half: Half, quiet: bool) -> Iterator[Check]:
-    from lvspec_cli.hub import hashes_of
-    from lvspec_cli.models.verify import check_files
+    from lvspec_cli.checks.verify import check_files
+    from lvspec_cli.pairs.hub import hashes_of
 
     known: dict[str, str] = {}
     if half.source.repo:
@@ -114,10 +114,11 @@ def _telling(quiet: bool) -> Told:
 
 def _self_test(name: str, pair: Pair, device: str, dtype: str) -> Iterator[Check]:
     """One answer about a clip that the package brings, by the target alone and in exact mode."""
-    from lvspec_cli.models.verify import check_answers
-    from lvspec_cli.pipeline import AskRequest, load, pinned_request
-    from lvspec_cli.prompt import build_prompts
-    from lvspec_cli.registry import PACKAGE, settings_of_pair
+    from lvspec_cli.checks.verify import check_answers
+    from lvspec_cli.models.prompt import build_prompts
+    from lvspec_cli.pairs.registry import PACKAGE, settings_of_pair
+    from lvspec_cli.pipeline import load, pinned_request
+    from lvspec_cli.request import AskRequest
     from lvspec_cli.types import VideoRequest
     from lvspec_cli.video.decode import read_clip
 

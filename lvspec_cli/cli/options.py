@@ -26,7 +26,7 @@ MOST_THREADS = 1024
 def complete_pair(incomplete: str) -> list[str]:
     """Names of pairs for the shell. Silent where the files of pairs are wrong."""
     from lvspec_cli.errors import LvspecError
-    from lvspec_cli.registry import load_registry
+    from lvspec_cli.pairs.registry import load_registry
 
     try:
         return [name for name in ("auto", *load_registry().pairs) if name.startswith(incomplete)]

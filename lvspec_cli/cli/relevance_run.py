@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lvspec_cli.bench.environment import environment_of
 from lvspec_cli.bench.items import BenchClip, clips_of
 from lvspec_cli.bench.journal import MARK as LINES_MARK
+from lvspec_cli.bench.journal import environment_of
 from lvspec_cli.bench.relevance import (
     FILE_NAME,
     SCHEMES,
@@ -25,18 +25,23 @@ from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import MARK as REPORT_MARK
 from lvspec_cli.bench.report import write_report
 from lvspec_cli.bench.run import demo_clips
-from lvspec_cli.cli.pairs import chosen_pair, tell
-from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
-from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
+from lvspec_cli.cli.requests import (
+    checked_text,
+    chosen_pair,
+    decode_settings,
+    loading_of,
+    tell,
+    video_request,
+)
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.files import replacing
-from lvspec_cli.output.ours import check_all_ours
+from lvspec_cli.output.files import check_all_ours, replacing
 from lvspec_cli.output.records import settings_fields
-from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
+from lvspec_cli.pipeline import load, memory_errors, pinned_request
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Looseness, Mode, RelevanceName, RuleSettings, VideoRequest
+from lvspec_cli.ui.bench import plain_schemes, scheme_table
 from lvspec_cli.ui.progress import PlainProgress
-from lvspec_cli.ui.relevance import plain_schemes, scheme_table
 
 DEMO_CLIPS = 20
 MARKS = {

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvspec_cli.errors import UsageError
+from lvspec_cli.cli.reporting import say
+from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 
 if TYPE_CHECKING:
-    from lvspec_cli.registry import Defaults, Pair
+    from lvspec_cli.pairs.registry import Defaults, Pair
 
 LEAST_TEMPERATURE = 1e-3  # logits divided by less are beyond what half precision holds
-
-
-def quieten_libraries() -> None:
-    """Their advice to programmers is not for the user's terminal. Errors still come through."""
-    import logging
-    import os
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # where torchao is installed
-    warnings.simplefilter("ignore")
 
 
 def loading_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +30,7 @@ def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:
 
     :raises UsageError: a value is out of range.
     """
-    from lvspec_cli.video.times import parse_time
+    from lvspec_cli.video.sample import parse_time
 
     start, end = (parse_time(given[name]) if given[name] is not None else None for name in ("start", "end"))
     if end is not None and end <= (start or 0.0):
@@ -77,7 +69,7 @@ def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
 
     :raises UsageError: a value is out of range, or flags do not go together.
     """
-    from lvspec_cli.registry import settings_of_pair
+    from lvspec_cli.pairs.registry import settings_of_pair
 
     _check(given, "temperature", least=0.0, most=100.0)
     if 0 < given["temperature"] < LEAST_TEMPERATURE:
@@ -107,7 +99,7 @@ def _rule(given: Mapping[str, Any], pair: Pair) -> RuleSettings:
 
     from pydantic import TypeAdapter, ValidationError
 
-    from lvspec_cli.registry import rule_of
+    from lvspec_cli.pairs.registry import rule_of
 
     flags = {field.name: given.get(field.name) for field in fields(RuleSettings)}
     flags["layers"] = given["layer"] or None
@@ -138,3 +130,79 @@ def _check(
         raise UsageError(
             f"--{name.replace('_', '-')} {value:g} is out of range", f"give a number {bound}{end}"
         )
+
+
+def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:
+    """All questions in order: the argument, each ``--question``, then the lines of ``--questions``.
+
+    ``-`` as a question is all of stdin, as a file its lines.
+
+    :raises UsageError: there is none, one is empty, or a text is not UTF-8.
+    :raises NoInputError: the file cannot be read.
+    """
+    given = [first, *more] if first is not None else list(more)
+    if given.count("-") + (file == Path("-")) > 1:
+        raise UsageError("stdin can be read only once", "use - for one question or for --questions")
+    questions = [
+        checked_text(_stdin(), "the question on stdin")
+        if question == "-"
+        else checked_text(question, "a question")
+        for question in given
+    ]
+    if file is not None:
+        text = _stdin() if file == Path("-") else read_text(file)
+        questions += [line.strip() for line in text.splitlines() if line.strip()]
+        if not text.strip():
+            raise UsageError(f"{file}: no question in it", "write one a line")
+    if not questions:
+        raise UsageError(
+            "there is no question", 'write one after the video: lvspec ask VIDEO "What happens?"'
+        )
+    return tuple(questions)
+
+
+def checked_text(text: str, name: str) -> str:
+    """The text without space around it.
+
+    :raises UsageError: it is empty, or not UTF-8; ``name`` says which text.
+    """
+    if not text.strip():
+        raise UsageError(f"{name} is empty", "write what you mean")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} is not UTF-8 text", "write it in UTF-8") from None
+    return text.strip()
+
+
+def _stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("stdin is closed", "give the question as an argument")
+    return text_of(read_stream(sys.stdin.buffer, "stdin", PROMPTS), "stdin")
+
+
+def read_text(file: Path) -> str:
+    """The file's text.
+
+    :raises NoInputError: it cannot be read.
+    :raises UsageError: it is no text, or too much of it.
+    """
+    try:
+        return text_of(read_file(file, PROMPTS), str(file))
+    except OSError as error:
+        raise NoInputError(f"{file}: {error.strerror}", "name a text file that can be read") from error
+
+
+def chosen_pair(given: Mapping[str, Any]) -> tuple[str, Pair, str]:
+    """The pair that the flags mean, by its name, and why it is that one where nobody named it."""
+    from lvspec_cli.memory.choose import choose_pair
+    from lvspec_cli.pairs.registry import load_registry
+
+    chosen = choose_pair(load_registry(given["models"]), given["pair"], given["device"])
+    return chosen.name, chosen.pair, chosen.note
+
+
+def tell(note: str, given: Mapping[str, Any]) -> None:
+    """Why the pair was taken. Last before the work: errors come first."""
+    if note and not given["quiet"]:
+        say(note)

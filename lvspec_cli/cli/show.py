@@ -11,7 +11,7 @@ from lvspec_cli.cli.reporting import say, write_json, write_out
 from lvspec_cli.escape import visible
 from lvspec_cli.events import Answered, ClipReady, Event, Listener, Noted, QuestionStarted, RoundDone
 from lvspec_cli.output.records import Record, to_line
-from lvspec_cli.pipeline import AskRequest
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Mode
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.summary import answer_summary, clip_summary, world_note
@@ -89,7 +89,7 @@ class _StreamedText:
 
 @contextmanager
 def _live(request: AskRequest) -> Iterator[Listener]:
-    from lvspec_cli.ui.live import live_view
+    from lvspec_cli.ui.render import live_view
     from lvspec_cli.ui.state import View
 
     seen: list[Event] = []

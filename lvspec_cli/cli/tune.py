@@ -96,7 +96,7 @@ def tune(
     given = dict(locals())
     with reporting(debug):
         if not debug:
-            from lvspec_cli.cli.requests import quieten_libraries
+            from lvspec_cli.cores import quieten_libraries
 
             quieten_libraries()
         from lvspec_cli.cli.tune_run import tune_all

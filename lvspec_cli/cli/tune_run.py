@@ -10,23 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from lvspec_cli.bench.measure import Progress
-from lvspec_cli.bench.modes import parse_gammas
 from lvspec_cli.bench.tune import Tuned, TuneJob, tune
-from lvspec_cli.bench.tuned import MARKDOWN, MARKS, MODELS, RULES, markdown, models_yaml, notes, rules_yaml
+from lvspec_cli.bench.tune_report import (
+    MARKDOWN,
+    MARKS,
+    MODELS,
+    RULES,
+    markdown,
+    models_yaml,
+    notes,
+    rules_yaml,
+)
+from lvspec_cli.bench.variants import parse_gammas
 from lvspec_cli.cli.bench_run import chosen_clips
-from lvspec_cli.cli.pairs import chosen_pair, tell
-from lvspec_cli.cli.questions import checked_text
 from lvspec_cli.cli.reporting import say, write_out
-from lvspec_cli.cli.requests import decode_settings, loading_of, video_request
+from lvspec_cli.cli.requests import (
+    checked_text,
+    chosen_pair,
+    decode_settings,
+    loading_of,
+    tell,
+    video_request,
+)
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
-from lvspec_cli.output.files import replacing
-from lvspec_cli.output.ours import check_all_ours
-from lvspec_cli.pipeline import AskRequest, load, memory_errors, pinned_request
-from lvspec_cli.registry import Pair
+from lvspec_cli.output.files import check_all_ours, replacing
+from lvspec_cli.pairs.registry import Pair
+from lvspec_cli.pipeline import load, memory_errors, pinned_request
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Looseness, Mode, RelevanceName, RuleSettings
+from lvspec_cli.ui.bench import plain_tuned, tuned_tables
 from lvspec_cli.ui.progress import PlainProgress
-from lvspec_cli.ui.tune import plain_tuned, tuned_tables
 
 DEMO_CLIPS = 200  # half of them have facts enough to show that 99.8 % are kept
 TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, whose results are reported

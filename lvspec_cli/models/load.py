@@ -17,15 +17,12 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from lvspec_cli.errors import LvspecError, NoRoomError, PairError, UsageError
-from lvspec_cli.models import few_rows
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
-from lvspec_cli.models.files import folder_of, tensor_sizes
-from lvspec_cli.models.generation import GenerationRules, read_generation
-from lvspec_cli.models.memory import Share
-from lvspec_cli.models.norms import fuse_norms
-from lvspec_cli.models.place import device_map
+from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
+from lvspec_cli.models.kernels import few_rows
+from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.prompt_length import positions_of
 from lvspec_cli.models.quantise import (
@@ -43,9 +40,9 @@ from lvspec_cli.models.quantise import (
 )
 from lvspec_cli.models.read import LOCAL, read_config, read_processor, unreadable
 from lvspec_cli.models.steps import Workspace, workspace_for
-from lvspec_cli.models.vocabulary import first_difference
 from lvspec_cli.models.words import TokenSets, token_sets
-from lvspec_cli.types import Quantisation
+from lvspec_cli.pairs.files import folder_of, tensor_sizes
+from lvspec_cli.types import Quantisation, Share
 
 Progress = Callable[[int, int], None]  # bytes read, of how many
 
@@ -437,3 +434,13 @@ class _Bar:
 
 def _ignore(*_: Any, **__: Any) -> None:
     return
+
+
+def device_map(kept: Sequence[str], layers: str, shares: Sequence[Share]) -> dict[str, str]:
+    """Devices of a model's parts by their full names: all but the later shares' layers goes to the first.
+
+    ``kept``: what lies beside the decoder layers; ``layers``: the name of their list.
+    """
+    found = dict.fromkeys(kept, shares[0].device)
+    devices = [share.device for share in shares for _ in range(share.layers)]
+    return found | {f"{layers}.{number}": device for number, device in enumerate(devices)}

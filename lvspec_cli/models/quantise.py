@@ -22,7 +22,7 @@ import torch
 from transformers import AwqConfig, BitsAndBytesConfig, FineGrainedFP8Config, GPTQConfig, TorchAoConfig
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.models import few_rows
+from lvspec_cli.models.kernels import few_rows
 from lvspec_cli.types import Quantisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lvspec_cli.events import Piece
-from lvspec_cli.types import TokenKind
+from lvspec_cli.types import Piece, TokenKind
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

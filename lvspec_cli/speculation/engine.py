@@ -196,3 +196,12 @@ def _check(settings: DecodeSettings, pair: LoadedPair) -> None:
         raise UsageError(
             "mode lvspec has no rule for --temperature yet", "use --mode exact or greedy decoding"
         )
+
+
+def rest(decoding: Generator[Round, None, Generation], rounds: list[Round]) -> Generation:
+    """Runs an answer to its end, adds its rounds, gives the whole."""
+    while True:
+        try:
+            rounds.append(next(decoding))
+        except StopIteration as stop:
+            return stop.value

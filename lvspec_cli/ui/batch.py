@@ -19,9 +19,9 @@ from tqdm import tqdm
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.output.records import Record
-from lvspec_cli.ui.batch_state import RECENT, BatchView, add_event, add_row, counts, rates
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.render import answer_text, clip_line, last_pieces, stages_line
+from lvspec_cli.ui.state import RECENT, BatchView, add_event, add_row, counts, rates
 
 ANSWER_LINES = 4
 INTERVAL = 10.0  # seconds between two lines where there is no terminal

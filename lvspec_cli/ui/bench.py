@@ -14,8 +14,14 @@ from rich.text import Text
 
 from lvspec_cli.bench.compare import Change
 from lvspec_cli.bench.lines import CONTRAST_HEADINGS, HEADINGS, WINNER, contrast_rows, rows
+from lvspec_cli.bench.lines import HEADINGS as REPORTED
+from lvspec_cli.bench.relevance import RelevanceResults
+from lvspec_cli.bench.report import SCHEME_HEADINGS, scheme_rows
 from lvspec_cli.bench.results import Results
+from lvspec_cli.bench.tune import Tuned
+from lvspec_cli.bench.tune_report import HEADINGS, finalist_rows
 from lvspec_cli.escape import visible_line
+from lvspec_cli.ui.tables import text_table
 
 _GAINS = ("mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "retention")
 _COSTS = ("mode", "γ", "acceptance", "c", "v", "o", "predicted", "speedup")
@@ -83,3 +89,38 @@ def _styled(line: Sequence[str]) -> Iterator[Text]:
     for cell in line:
         figure, _, interval = visible_line(cell).partition(" (")
         yield Text(f"{figure}\n{interval[:-1]}" if interval else figure, style)
+
+
+_SHOWN = (
+    "setting", "γ", "threshold", "anchors", "fillers", "sentences", "shift", "accepted length", "predicted",
+    "kept",
+)  # fmt: skip
+
+
+def plain_tuned(tuned: Tuned) -> str:
+    """Tab-separated comments, so that all that is printed can be a models.yaml."""
+    lines = [HEADINGS, *finalist_rows(tuned)]
+    if tuned.results is not None:
+        lines += [REPORTED, *rows(tuned.results)]
+    return "".join("# " + "\t".join(map(visible_line, line)) + "\n" for line in lines)
+
+
+def tuned_tables(tuned: Tuned) -> str:
+    """The settings that saw all clips, then the report on the others."""
+    cells = [dict(zip(HEADINGS, row, strict=True)) for row in finalist_rows(tuned)]
+    text = figures_table(_SHOWN, [[row[name] for name in _SHOWN] for row in cells])
+    return text + (result_tables(tuned.results) if tuned.results is not None else "") + "\n"
+
+
+def plain_schemes(results: RelevanceResults) -> str:
+    """Tab-separated, one scheme a line, headings first."""
+    return "".join("\t".join(line) + "\n" for line in (SCHEME_HEADINGS, *scheme_rows(results)))
+
+
+def scheme_table(results: RelevanceResults) -> str:
+    """A table as wide as the terminal, the best scheme first."""
+    cells = [
+        [Text(cell, "" if place else "bold") for cell in row]
+        for place, row in enumerate(scheme_rows(results))
+    ]
+    return text_table(SCHEME_HEADINGS, "scheme", cells)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -83,3 +86,28 @@ class PlainProgress:
 def _form(total: float, unit: str = "") -> str:
     counts = f" {{n_fmt}}/{{total_fmt}}{unit}" if unit else ""
     return "{desc} {percentage:3.0f}%" + counts + " {bar} {elapsed}" if total else "{desc} {elapsed}"
+
+
+def byte_counter(report: Callable[[int, int], None]) -> type[Any]:
+    """A class of bars that show nothing and report bytes: done, and 0 for a total that is unknown.
+
+    The client moves several at once, of bytes that came and of bytes that are written: the furthest counts.
+    """
+    lock = threading.Lock()
+    done: dict[int, float] = {}
+
+    class Counter(tqdm):  # type: ignore[type-arg] # it takes none when it runs
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._of_bytes = options.get("unit") == "B"
+            options.pop("name", None)
+            super().__init__(*arguments, **{**options, "file": io.StringIO(), "mininterval": 1e9})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._of_bytes:
+                with lock:
+                    done[id(self)] = done.get(id(self), 0) + (n or 0)
+                    furthest = max(done.values())
+                report(int(furthest), 0)
+            return super().update(n)
+
+    return Counter

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
 from lvspec_cli.escape import visible, visible_line
-from lvspec_cli.events import Piece, Stage
-from lvspec_cli.types import TokenKind
-from lvspec_cli.ui.state import StageView, View
+from lvspec_cli.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.types import Piece, TokenKind
+from lvspec_cli.ui.state import StageView, View, fold
 
 # Attributes beside the colours: the kinds stay apart without any colour.
 STYLES = {
@@ -187,3 +191,36 @@ def bars(view: View, width: int, plain: bool = False) -> str:
 
 def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+@contextmanager
+def live_view(start: View) -> Iterator[Listener]:
+    """Shows the run on the terminal's second screen until the block ends.
+
+    The second screen keeps the scrollback clean: there is nothing to take back, and a resize only
+    means drawing again. What is to stay is printed afterwards. It opens at the first sign of
+    progress, so that a file that cannot be read does not flash it.
+    """
+    console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
+    view, began = start, time.monotonic()
+    live = Live(
+        get_renderable=lambda: Picture(view, elapsed=time.monotonic() - began),
+        console=console,
+        screen=True,
+        refresh_per_second=10,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+    def listen(event: Event) -> None:
+        nonlocal view, began
+        if isinstance(event, StageStarted):
+            began = time.monotonic()
+        view = fold(view, event)
+        if not live.is_started and isinstance(event, StageAdvanced | StageFinished):
+            live.start()
+
+    try:
+        yield listen
+    finally:
+        live.stop()

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lvspec_cli.escape import visible_line
-from lvspec_cli.registry import Pair, Source
-from lvspec_cli.storage import Stored
+from lvspec_cli.pairs.files import Stored
+from lvspec_cli.pairs.registry import Pair, Source
 
 HEADINGS = ("pair", "target", "draft", "here", "licence", "about")
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 from typing import cast
 
@@ -179,3 +180,20 @@ def _default_stream(container: InputContainer, path: Path) -> VideoStream:
 
 def _positive(value: float | Fraction | None) -> float | None:
     return float(value) if value is not None and value > 0 else None
+
+
+def pyav_versions() -> dict[str, str]:
+    """PyAV's version as ``av``, and those of the libraries of FFmpeg that it brings."""
+    libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
+    return {"av": metadata.version("av"), **libraries}
+
+
+def decord_version() -> str:
+    """decord's version.
+
+    :raises ImportError: it is not installed.
+    :raises OSError: its native library cannot be loaded.
+    """
+    import decord
+
+    return decord.__version__

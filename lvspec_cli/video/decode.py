@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from lvspec_cli.types import Clip, VideoRequest
+from lvspec_cli.types import Clip, VideoInfo, VideoRequest
 from lvspec_cli.video.child import Child, decoding_child
 from lvspec_cli.video.messages import Finished, Job, Opened
 from lvspec_cli.video.sample import check_request
@@ -67,3 +68,20 @@ def _receive_frames(
         times.append(message)
         progress(len(times), opened.expected)
     return frames[: len(times)], times, message
+
+
+TIMEOUT = 20.0  # seconds
+
+
+def probe(path: Path, *, timeout: float = TIMEOUT) -> VideoInfo:
+    """Format, size and rate as the header of ``path`` has them, times as its packets do; by a child process.
+
+    Raises NoInputError and VideoError with its kinds.
+    """
+    with decoding_child(probe_job(path, timeout)) as child:
+        info: VideoInfo = child.receive()
+        return info
+
+
+def probe_job(path: Path, timeout: float | None = TIMEOUT) -> Job:
+    return Job("probe", VideoRequest(path, timeout=timeout))

@@ -19,7 +19,7 @@ from lvspec_cli.video.colour import BT709, BT2020, HDR_NAMES, PEAK, WIDE, Colour
 from lvspec_cli.video.container import scaling_threads
 from lvspec_cli.video.geometry import Frame, Orientation, fitted_inside, shown_size
 from lvspec_cli.video.pyav_frames import orientation_of
-from lvspec_cli.video.times import format_time
+from lvspec_cli.video.sample import format_time
 
 RGB = tuple[int, int, int]
 _ROWS_AT_ONCE = 32  # a whole frame's numbers in 16 bits would be four times the frame

@@ -20,10 +20,9 @@ from lvspec_cli.video.geometry import Frame, fitted_size
 from lvspec_cli.video.messages import Finished, Job, Opened
 from lvspec_cli.video.picture import Look, Painter, look_of
 from lvspec_cli.video.pyav_frames import PyavReader
-from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
+from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, format_time, stretch
 from lvspec_cli.video.source import container_of, head_of, shown
 from lvspec_cli.video.survey import Survey, Surveyor, opened, starts_too_late
-from lvspec_cli.video.times import format_time
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from lvspec_cli.errors import DamagedVideoError, UsageError, VideoError, VideoLi
 from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video.container import describe, open_video
 from lvspec_cli.video.parts import Part, Slice, parts_of
-from lvspec_cli.video.sample import Times
+from lvspec_cli.video.sample import Times, format_time
 from lvspec_cli.video.scan import Extent, extent_of, scan, scan_stretch
 from lvspec_cli.video.source import shown
 from lvspec_cli.video.timeline import Timeline
-from lvspec_cli.video.times import format_time
 
 SMALL = 1 << 20  # bytes of a file that is always scanned from end to end
 

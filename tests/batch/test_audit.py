@@ -12,16 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.audit import is_audited, parse_share
-from lvspec_cli.batch.audited import summarise_audits
-from lvspec_cli.bench.likeness import chrf, rouge_l
 from lvspec_cli.errors import UsageError
+from lvspec_cli.figures.audit import is_audited, parse_share, summarise_audits
+from lvspec_cli.figures.labels import chrf, rouge_l
 from lvspec_cli.output.records import Audit, Failure, Record, Stats
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.fallback import Pace
 from lvspec_cli.types import FinishReason, Mode
-from lvspec_cli.ui.audit import audit_lines
+from lvspec_cli.ui.summary import audit_lines
 from tests.batch.conftest import Caption, rows
 from tests.bench.made import known
 from tests.output.rows import caption as row

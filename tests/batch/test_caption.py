@@ -192,7 +192,7 @@ def test_videos_are_cut_where_the_scene_changes_and_going_on_looks_for_no_scene_
     stretches = [(row["segment"]["start"], row["segment"]["end"]) for row in rows(tmp_path / "out.jsonl")]
     assert stretches == [(0, 1.5), (1.5, 3.5)]
     assert (tmp_path / "film.srt").read_text().count("00:00:01,500") == 2
-    monkeypatch.setattr("lvspec_cli.batch.scenes.scene_segments", pytest.fail)
+    monkeypatch.setattr("lvspec_cli.batch.cutting.scene_segments", pytest.fail)
     assert "2 done, 0 failed, 0 to do" in caption("film.mp4", "--out", "out.jsonl", "--scenes").stderr
 
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from lvspec_cli.batch.forecast import forecast
+from lvspec_cli.batch.history import forecast
 from lvspec_cli.types import VideoRequest
-from lvspec_cli.video.decode import read_clip
-from lvspec_cli.video.probe import probe
+from lvspec_cli.video.decode import probe, read_clip
 from tests.video.clips import late_picture, make_clip
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lvspec_cli.batch.cutting import Stretch, known_scenes
 from lvspec_cli.batch.history import PastRun, past_runs, remember
-from lvspec_cli.batch.known_scenes import known_scenes
-from lvspec_cli.batch.segments import Stretch
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.user_folders import config_folder, state_folder
 from tests.batch.conftest import Caption, rows

@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.moved import TRIED, Moved, moved_rows
-from lvspec_cli.batch.resume import Again, outstanding
-from lvspec_cli.batch.work import Work
+from lvspec_cli.batch.work import TRIED, Again, Moved, Work, moved_rows, outstanding
 from lvspec_cli.output.jsonl import Kept
 from lvspec_cli.output.records import FileIdentity
-from lvspec_cli.pipeline import AskRequest
-from lvspec_cli.registry import load_registry
+from lvspec_cli.pairs.registry import load_registry
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Mode, VideoRequest
 from tests.batch.conftest import Caption, rows
 from tests.conftest import write_video

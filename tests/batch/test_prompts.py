@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.prompts import check_file, check_template, fill
+from lvspec_cli.batch.layout import check_file, check_template, fill
 from lvspec_cli.errors import UsageError
 
 

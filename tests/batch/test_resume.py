@@ -7,12 +7,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.resume import Again, outstanding
-from lvspec_cli.batch.work import Work
+from lvspec_cli.batch.work import Again, Work, outstanding
 from lvspec_cli.output.jsonl import Kept
 from lvspec_cli.output.records import FileIdentity
-from lvspec_cli.pipeline import AskRequest
-from lvspec_cli.registry import load_registry
+from lvspec_cli.pairs.registry import load_registry
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, VideoRequest
 
 PAIR_NAME, PAIR = load_registry(environment={}).pair("demo")

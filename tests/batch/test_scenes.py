@@ -10,10 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch import scenes as module
-from lvspec_cli.batch.known_scenes import known_scenes
-from lvspec_cli.batch.scenes import Cut, cut_between, last_moment, scene_segments, scenes
-from lvspec_cli.batch.segments import Stretch
+from lvspec_cli.batch import cutting as module
+from lvspec_cli.batch.cutting import (
+    Cut,
+    Stretch,
+    cut_between,
+    known_scenes,
+    last_moment,
+    scene_segments,
+    scenes,
+)
 from lvspec_cli.errors import NoInputError, NotAVideoError
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip

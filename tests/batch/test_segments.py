@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.segments import Stretch, check_lengths, even_segments
+from lvspec_cli.batch.cutting import Stretch, check_lengths, even_segments
 from lvspec_cli.errors import UsageError
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.shard import Shard, parse_shard
+from lvspec_cli.batch.work import Shard, parse_shard
 from lvspec_cli.errors import UsageError
 
 

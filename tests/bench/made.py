@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from lvspec_cli.bench.results import (
-    BenchMode,
-    BenchSettings,
-    Block,
-    Environment,
-    Item,
-    Measurement,
-    ModeResult,
-    Profile,
-    Results,
-)
+from lvspec_cli.bench.results import BenchSettings, Environment, Results
+from lvspec_cli.figures.answers import BenchMode, Block, Item, Measurement, ModeResult, Profile
 
 T = TypeVar("T")
 

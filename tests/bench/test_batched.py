@@ -12,11 +12,12 @@ from lvspec_cli.bench.items import BenchClip, clips_of
 from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.own import Texts
-from lvspec_cli.bench.results import BenchMode, Block, Variant
 from lvspec_cli.bench.run import BenchJob, demo_clips
 from lvspec_cli.errors import VideoError
-from lvspec_cli.pipeline import AskRequest, load
-from lvspec_cli.registry import PACKAGE
+from lvspec_cli.figures.answers import BenchMode, Block, Variant
+from lvspec_cli.pairs.registry import PACKAGE
+from lvspec_cli.pipeline import load
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Mode
 from lvspec_cli.video.decode import read_clip
 from tools.demo_report import batched

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lvspec_cli.bench.contrast import best_of_each, contrast, contrasts
-from lvspec_cli.bench.results import BenchMode, Variant
-from lvspec_cli.bench.summary import Measured, summarise
+from lvspec_cli.figures.answers import BenchMode, Variant
+from lvspec_cli.figures.summary import Measured, best_of_each, contrast, contrasts, summarise
 from tests.bench.made import block, drafted, item, known, plain
 
 AR, OWN = Variant(BenchMode.AR), Variant(BenchMode.LVSPEC, 4)

@@ -10,8 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lvspec_cli.bench.contrast import best_of_each
-from lvspec_cli.bench.results import (
+from lvspec_cli.bench.results import read_results
+from lvspec_cli.demo.captions import caption
+from lvspec_cli.demo.facts import scene_facts
+from lvspec_cli.demo.write import scene_of
+from lvspec_cli.figures.answers import (
     BenchMode,
     Contrast,
     Costs,
@@ -22,12 +25,8 @@ from lvspec_cli.bench.results import (
     ModeResult,
     Spread,
     Variant,
-    read_results,
 )
-from lvspec_cli.bench.summary import Measured
-from lvspec_cli.demo.captions import caption
-from lvspec_cli.demo.facts import scene_facts
-from lvspec_cli.demo.write import scene_of
+from lvspec_cli.figures.summary import Measured, best_of_each
 from lvspec_cli.types import Gamma
 from tests.bench.made import SETTINGS, block, drafted, item, known, plain, results
 from tools.demo_report import report as demo_report

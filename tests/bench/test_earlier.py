@@ -11,10 +11,10 @@ import pytest
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Earlier, Header, journal, read_journal
 from lvspec_cli.bench.measure import Plan
-from lvspec_cli.bench.results import BenchMode, Variant
-from lvspec_cli.bench.rules import rule_fields
 from lvspec_cli.bench.run import words_digest
-from lvspec_cli.bench.summary import Measured
+from lvspec_cli.bench.variants import rule_fields
+from lvspec_cli.figures.answers import BenchMode, Variant
+from lvspec_cli.figures.summary import Measured
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.types import DecodeSettings, RelevanceName, RuleSettings, VideoRequest
 from tests.bench.made import ENVIRONMENT, SETTINGS, block, drafted, item, plain

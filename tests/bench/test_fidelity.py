@@ -4,16 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.bench.fidelity import (
-    Compared,
-    compare_blocks,
-    fidelity_of,
-    kept_answers,
-    label_of,
-    right_kept,
-)
-from lvspec_cli.bench.labels import Reference
-from lvspec_cli.bench.results import (
+from lvspec_cli.demo.captions import caption
+from lvspec_cli.demo.facts import scene_facts
+from lvspec_cli.demo.lexicon import COLOURS
+from lvspec_cli.demo.questions import Question
+from lvspec_cli.demo.write import scene_of
+from lvspec_cli.figures.answers import (
     BenchMode,
     Block,
     Estimate,
@@ -24,11 +20,15 @@ from lvspec_cli.bench.results import (
     Variant,
     surely_kept,
 )
-from lvspec_cli.demo.captions import caption
-from lvspec_cli.demo.facts import scene_facts
-from lvspec_cli.demo.lexicon import COLOURS
-from lvspec_cli.demo.questions import Question
-from lvspec_cli.demo.write import scene_of
+from lvspec_cli.figures.fidelity import (
+    Compared,
+    compare_blocks,
+    fidelity_of,
+    kept_answers,
+    label_of,
+    right_kept,
+)
+from lvspec_cli.figures.labels import Reference
 
 
 def said(text: str, mode: BenchMode = BenchMode.AR, **more: Any) -> Measurement:

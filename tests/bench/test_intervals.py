@@ -12,8 +12,8 @@ from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from lvspec_cli.bench import intervals
-from lvspec_cli.bench.intervals import interval_of_sums, mean, median_spread, ratio_of_sums
+from lvspec_cli.figures import intervals
+from lvspec_cli.figures.intervals import interval_of_sums, mean, median_spread, ratio_of_sums
 from tests.bench.made import known
 
 FEW = (499, 499)

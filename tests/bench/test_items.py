@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.fidelity import label_of
-from lvspec_cli.bench.items import PROMPT, asks_for_caption, clips_of, clips_of_questions, with_choices
+from lvspec_cli.bench.items import PROMPT, clips_of, clips_of_questions, with_choices
 from lvspec_cli.bench.run import demo_clips
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
+from lvspec_cli.figures.fidelity import label_of
+from lvspec_cli.figures.labels import asks_for_caption
 from lvspec_cli.types import VideoRequest
 
 VIDEO = VideoRequest(Path(), max_frames=4, start=1.0)

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.labels import Judgement, Reference, chosen, judge_text, labels_beside
 from lvspec_cli.demo.captions import caption
 from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.errors import UsageError
+from lvspec_cli.figures.labels import Judgement, Reference, chosen, judge_text, labels_beside
 
 CHOICES = ("red", "dark red", "The ball is blue", "none of these")
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.bench.likeness import chrf, repetition, rouge_l, same_answer, words
+from lvspec_cli.figures.labels import chrf, repetition, rouge_l, same_answer, words
 
 TEXTS = st.text(max_size=40)
 

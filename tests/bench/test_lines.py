@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lvspec_cli.bench.lines import few_clips, notes
-from lvspec_cli.bench.results import BenchMode, Estimate, Fidelity, ModeResult, Spread
+from lvspec_cli.figures.answers import BenchMode, Estimate, Fidelity, ModeResult, Spread
 from tests.bench.made import item, results
 
 

@@ -11,15 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from lvspec_cli.bench.environment import environment_of
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import Header, journal
+from lvspec_cli.bench.journal import Header, environment_of, journal
 from lvspec_cli.bench.measure import Plan, measure, turn
-from lvspec_cli.bench.modes import parse_modes, settings_of, variants_of
 from lvspec_cli.bench.own import measure_own, profile_own
 from lvspec_cli.bench.peers import described, measure_peer
-from lvspec_cli.bench.results import BenchMode, Item, Variant
+from lvspec_cli.bench.variants import parse_modes, settings_of, variants_of
 from lvspec_cli.errors import NoInputError
+from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.models.attention import NAME
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.types import DecodeSettings, TokenKind, VideoRequest

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from lvspec_cli.bench.modes import ALL_MODES, parse_gammas, parse_modes, settings_of, variants_of
-from lvspec_cli.bench.results import BenchMode, Variant
+from lvspec_cli.bench.variants import ALL_MODES, parse_gammas, parse_modes, settings_of, variants_of
 from lvspec_cli.errors import UsageError
+from lvspec_cli.figures.answers import BenchMode, Variant
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
 
 BASE = DecodeSettings(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.modes import settings_of
 from lvspec_cli.bench.own import measure_own
 from lvspec_cli.bench.peers import measure_peer
-from lvspec_cli.bench.results import BenchMode, Item, Variant
+from lvspec_cli.bench.variants import settings_of
+from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.types import Clip, DecodeSettings, VideoRequest
 from lvspec_cli.video.decode import read_clip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lvspec_cli.models.few_rows import Packed
+from lvspec_cli.models.kernels.nf4 import Packed
 from lvspec_cli.types import Quantisation
 from tools import fabricate as fabricate_module
 from tools import real_size

@@ -24,7 +24,7 @@ from lvspec_cli.bench.relevance_measure import (
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair, load_pair
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, VideoRequest
 from tests.bench.made import ENVIRONMENT
 from tests.conftest import Printed

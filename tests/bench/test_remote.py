@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.environment import environment_of
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import Header, journal
+from lvspec_cli.bench.journal import Header, environment_of, journal
 from lvspec_cli.bench.measure import Plan, places
 from lvspec_cli.bench.remote import _Crew, measuring
-from lvspec_cli.bench.results import BenchMode, Item, Variant
 from lvspec_cli.errors import PairError
+from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.pipeline import AskRequest, load, pinned_request
-from lvspec_cli.registry import read_models_file
+from lvspec_cli.pairs.registry import read_models_file
+from lvspec_cli.pipeline import load, pinned_request
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, VideoRequest
 from tests.bench.made import SETTINGS
 from tests.conftest import write_video

@@ -12,7 +12,8 @@ import pytest
 from lvspec_cli.bench.charts import quality_axis, speedup_bars, tradeoff
 from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult
 from lvspec_cli.bench.report import choose_examples, report, shown_variants, write_report
-from lvspec_cli.bench.results import (
+from lvspec_cli.bench.results import Results, to_json
+from lvspec_cli.figures.answers import (
     BenchMode,
     Costs,
     Estimate,
@@ -21,12 +22,10 @@ from lvspec_cli.bench.results import (
     Kinds,
     Measurement,
     ModeResult,
-    Results,
     Spread,
     Variant,
-    to_json,
 )
-from lvspec_cli.bench.separation import Point
+from lvspec_cli.figures.separation import Point
 from lvspec_cli.types import RelevanceName, TokenKind
 from tests.bench import made
 

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.modes import settings_of, variants_of
-from lvspec_cli.bench.results import BenchMode, Variant
-from lvspec_cli.bench.rules import ablations, changes, controls, read_rules, rules_of
+from lvspec_cli.bench.variants import (
+    ablations,
+    changes,
+    controls,
+    read_rules,
+    rules_of,
+    settings_of,
+    variants_of,
+)
 from lvspec_cli.errors import UsageError
+from lvspec_cli.figures.answers import BenchMode, Variant
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
 

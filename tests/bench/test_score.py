@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvspec_cli.bench import score
-from lvspec_cli.bench.score import score_texts
+from lvspec_cli.figures import fidelity as score
+from lvspec_cli.figures.fidelity import score_texts
 from lvspec_cli.models.load import LoadedPair, load_pair
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, Prompt
 from tests.speculation.conftest import decode, model_inputs, stock_model
 from tests.tiny_models import FAMILIES, make_clip, save_pair

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.bench.results import Estimate
-from lvspec_cli.bench.separation import Point, auc, best_point, curve, point_at, roc
+from lvspec_cli.figures.answers import Estimate
+from lvspec_cli.figures.separation import Point, auc, best_point, curve, point_at, roc
 
 SCORES = (0.9, 0.8, 0.8, 0.4, 0.1)
 FACTS = (True, True, False, True, False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lvspec_cli.bench.results import (
+from lvspec_cli.figures.answers import (
     BenchMode,
     Estimate,
     Fidelity,
@@ -18,7 +18,7 @@ from lvspec_cli.bench.results import (
     Spread,
     Variant,
 )
-from lvspec_cli.bench.summary import (
+from lvspec_cli.figures.summary import (
     Measured,
     end_to_end_speedup,
     faster_unshown,

@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from lvspec_cli.bench.items import clips_of
-from lvspec_cli.bench.results import Estimate
-from lvspec_cli.bench.rules import NamedRule, read_rules
+from lvspec_cli.bench.search import Score
 from lvspec_cli.bench.tune import CALIBRATION, REPORT, SEARCH, Tried, Tuned, TuneJob, tune
-from lvspec_cli.bench.tuned import models_yaml, notes, rules_yaml
-from lvspec_cli.bench.tuning import Score
+from lvspec_cli.bench.tune_report import models_yaml, notes, rules_yaml
+from lvspec_cli.bench.variants import NamedRule, read_rules
 from lvspec_cli.errors import UsageError
+from lvspec_cli.figures.answers import Estimate
 from lvspec_cli.models.load import LoadedPair, load_pair
-from lvspec_cli.pipeline import AskRequest
-from lvspec_cli.registry import read_models_file, shipped_models
+from lvspec_cli.pairs.registry import read_models_file, shipped_models
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, RelevanceName, RoundCosts, RuleSettings, VideoRequest
 from tests.conftest import write_video
 from tests.tiny_models import save_pair

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from lvspec_cli.bench.calibrate import best_layer, costs_of_rounds
 from lvspec_cli.bench.relevance import Scheme, Scored
-from lvspec_cli.bench.results import BenchMode, Estimate, Profile
-from lvspec_cli.bench.tuning import (
+from lvspec_cli.bench.search import (
     FEWEST_CLIPS,
     FINALISTS,
     RATES,
@@ -27,6 +26,7 @@ from lvspec_cli.bench.tuning import (
     turns,
 )
 from lvspec_cli.errors import NoInputError
+from lvspec_cli.figures.answers import BenchMode, Estimate, Profile
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import RelevanceName, RoundCosts, RuleSettings
 from tests.bench.made import drafted, plain

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.cli.questions import collect_questions
+from lvspec_cli.cli.requests import collect_questions
 from lvspec_cli.errors import UsageError
 from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record

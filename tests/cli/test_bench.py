@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvspec_cli.bench.results import BenchMode, Results, read_results, to_json
-from lvspec_cli.bench.summary import Measured, summarise
+from lvspec_cli.bench.results import Results, read_results, to_json
+from lvspec_cli.figures.answers import BenchMode
+from lvspec_cli.figures.summary import Measured, summarise
 from tests.bench.made import known
 from tests.conftest import Printed, Shell, write_video
 

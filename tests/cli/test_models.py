@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lvspec_cli.models.memory import CONTEXT, GIGABYTE, SLACK, Device, Machine, need, together
-from lvspec_cli.models.memory import Choice as Kept
-from lvspec_cli.registry import load_registry
+from lvspec_cli.memory.plan import CONTEXT, GIGABYTE, SLACK, Device, Machine, need, together
+from lvspec_cli.memory.plan import Choice as Kept
+from lvspec_cli.pairs.registry import load_registry
 from lvspec_cli.types import Quantisation
 from tests.conftest import Printed
 from tests.models.test_sizes import size
@@ -52,8 +52,8 @@ def test_show(here: Run, tiny_models: Path) -> None:
 
 
 def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine(2, 80))
-    monkeypatch.setattr("lvspec_cli.models.fit.nf4_rows", lambda machine: 5)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine(2, 80))
+    monkeypatch.setattr("lvspec_cli.memory.resolve.nf4_rows", lambda machine: 5)
     shown = here("models", "fit", "qwen2.5-vl-32b-7b")
     assert shown.returncode == 0
     rows = {line.split("\t")[0]: line.split("\t") for line in shown.stdout.splitlines()}
@@ -62,11 +62,11 @@ def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch)
     assert rows["nf4"][-1] == "cuda:0"
     assert rows["fp8"][1] == rows["int8"][1] > rows["torchao-int4"][1] > rows["nf4"][1]
     assert "cuda:1 a card, 80.0 GB free of 80.0 GB" in shown.stderr
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine(1, 48))
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine(1, 48))
     packed = here("models", "fit", "qwen2.5-vl-32b-7b").stdout
     assert "auto: nf4 on cuda:0: " in packed
     assert "nf4 takes 5 rows at once here, so gamma is 4 at most" in packed
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine(1, 24))
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine(1, 24))
     short = here("models", "fit", "qwen2.5-vl-32b-7b").stdout
     assert "auto: does not fit, " in short
     fewer = here("models", "fit", "qwen2.5-vl-7b-3b", "--frames", "16").stdout
@@ -88,7 +88,7 @@ def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
 
 
 def test_memory_in_models_yaml_is_what_fit_says() -> None:
-    from lvspec_cli.models.fit import workload
+    from lvspec_cli.memory.resolve import workload
 
     for name, pair in load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs.items():
         if pair.target.repo is None:
@@ -206,7 +206,7 @@ def test_doctor(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_on_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch would tell of two of them: none is here."""
-    from lvspec_cli import doctor
+    from lvspec_cli.checks import doctor
 
     free = [70 * GIGABYTE, 5 * GIGABYTE]
     cuda = SimpleNamespace(
@@ -221,7 +221,7 @@ def test_doctor_on_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.text == "a card, 70.0 GB free of 80.0 GB, compute 9.0"
     assert (second.state, second.facts["free"]) == ("note", 5 * GIGABYTE)
     assert second.remedy == "other processes hold its memory: nvidia-smi"
-    monkeypatch.setattr("lvspec_cli.doctor.Path.exists", lambda path: True)  # a driver
+    monkeypatch.setattr("lvspec_cli.checks.doctor.Path.exists", lambda path: True)  # a driver
     cuda.is_available = lambda: False
     for build, said in ((None, "this torch is for CPUs"), ("13.2", "torch sees no GPU")):
         mps = SimpleNamespace(mps=SimpleNamespace(is_available=lambda: False))

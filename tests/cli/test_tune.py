@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.bench.results import read_results
-from lvspec_cli.registry import read_models_file
+from lvspec_cli.pairs.registry import read_models_file
 from tests.conftest import Printed, write_video
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from transformers import AutoProcessor
 
-from lvspec_cli.models.chat import chat_text
 from lvspec_cli.models.families import FAMILIES
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.models.processing import features_of
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.models.read import chat_text
 from lvspec_cli.types import Clip, PairPrompts
 from tests.speculation.conftest import stock_model
 from tests.tiny_models import make_clip, save_pair

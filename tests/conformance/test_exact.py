@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvspec_cli.models.load import load_pair
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, FinishReason, Gamma, KeepBy, Mode, TokenKind
 from tests.conformance.conftest import CLIPS, Subject

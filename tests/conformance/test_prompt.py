@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.models.chat import chat_text
+from lvspec_cli.memory.plan import Workload, prompt_tokens
+from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.decoder import Decoder, kept_places
 from lvspec_cli.models.load import LoadedModel, check_tokenizers
-from lvspec_cli.models.memory import Workload, prompt_tokens
 from lvspec_cli.models.processing import features_of
-from lvspec_cli.models.sizes import size_of
-from lvspec_cli.models.visual_tokens import visual_token_counter
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts, visual_token_counter
+from lvspec_cli.models.read import chat_text
 from tests.conformance.conftest import CLIPS, Subject
 from tests.tiny_families import TINY
 from tests.tiny_models import make_clip

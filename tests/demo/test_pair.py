@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lvspec_cli.demo.encode import encode_scene
 from lvspec_cli.demo.scenes import Scene, scene_from_dict
-from lvspec_cli.demo.write import describe, scene_of
+from lvspec_cli.demo.write import describe, encode_scene, scene_of
 from lvspec_cli.models.load import LoadedPair, load_pair
-from lvspec_cli.prompt import build_prompts
-from lvspec_cli.registry import load_registry, rule_of
+from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.pairs.registry import load_registry, rule_of
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Looseness, Mode, VideoRequest
 from lvspec_cli.video.decode import read_clip

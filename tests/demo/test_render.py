@@ -9,11 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from lvspec_cli.demo.encode import encode_scene
 from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, SHAPES
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import Scene, SceneObject, is_visible, position, sample_scene, scene_from_dict
-from lvspec_cli.demo.write import write_clips
+from lvspec_cli.demo.write import encode_scene, write_clips
 
 
 def _still(shape: str, **changes: object) -> Scene:

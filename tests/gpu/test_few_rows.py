@@ -6,7 +6,8 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-from lvspec_cli.models.few_rows import ROWS, FewRows4bit, Packed, is_usable, multiply
+from lvspec_cli.models.kernels.few_rows import FewRows4bit, is_usable, multiply
+from lvspec_cli.models.kernels.nf4 import ROWS, Packed
 from lvspec_cli.models.load import ModelRequest, load_model
 from lvspec_cli.models.quantise import width_limit_of
 from lvspec_cli.types import Quantisation

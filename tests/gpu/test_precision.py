@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import lvspec_cli
+from lvspec_cli.checks.verify import check_answers
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import sample_scene
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_models
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.quantise import verification_width_limit
-from lvspec_cli.models.verify import check_answers
-from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import Clip, DecodeSettings, Mode, Quantisation
 from tests.bench.test_real_size import WORK, tiny
 from tests.gpu.conftest import DEVICE, NEEDS_GPU

@@ -171,9 +171,9 @@ def test_files_are_compared_with_their_hashes(
     online: Shell, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert online.run("models", "pull", "made-up").returncode == 0
-    from lvspec_cli.hub import hashes_of
-    from lvspec_cli.models.verify import Half, check_files
-    from lvspec_cli.registry import Source
+    from lvspec_cli.checks.verify import Half, check_files
+    from lvspec_cli.pairs.hub import hashes_of
+    from lvspec_cli.pairs.registry import Source
 
     folder = snapshot(online, "some/large")
     half = Half("target", Source(repo="some/large"), folder)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lvspec_cli.models.chat import chat_text
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.processing import features_of
+from lvspec_cli.models.read import chat_text
 from lvspec_cli.types import Clip
 
 

@@ -18,24 +18,17 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.models import few_rows, load
-from lvspec_cli.models.few_rows import (
-    LEVELS,
-    ROWS,
-    WORD,
-    FewRows4bit,
-    Packed,
-    Tile,
-    is_usable,
-    take_few_rows,
-)
+from lvspec_cli.models import load
+from lvspec_cli.models.kernels import few_rows
+from lvspec_cli.models.kernels.few_rows import FewRows4bit, Tile, is_usable, take_few_rows
+from lvspec_cli.models.kernels.nf4 import LEVELS, ROWS, WORD, Packed
 from lvspec_cli.models.quantise import verification_width_limit, width_limit_of
 from lvspec_cli.types import Quantisation
 
 IN_THE_INTERPRETER = """
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from lvspec_cli.models.few_rows import Packed, multiply
+from lvspec_cli.models.kernels.few_rows import Packed, multiply
 
 for outputs, inputs, rows, biased in [(48, 256, 1, True), (40, 192, 3, False), (96, 1088, 5, True),
                                       (33, 640, 17, True), (130, 4096, 16, False)]:
@@ -69,7 +62,7 @@ def test_the_kernels_compile_for_a_gpu() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lvspec_cli.models import few_rows_kernels as kernels
+    from lvspec_cli.models.kernels import few_rows_kernels as kernels
 
     kinds = {
         **dict.fromkeys(("inputs", "bias", "result"), "*bf16"),
@@ -139,7 +132,7 @@ INSTRUCTIONS: dict[str, Callable[..., int]] = {
 @given(word=st.integers(0, 2**32 - 1))
 def test_a_word_is_unpacked_to_its_levels(word: int) -> None:
     pytest.importorskip("triton")
-    from lvspec_cli.models.few_rows_kernels import UNPACK
+    from lvspec_cli.models.kernels.few_rows_kernels import UNPACK
 
     halves = torch.tensor(LEVELS).half().float().tolist()
     assert run(UNPACK.value, word) == [halves[word >> (4 * place) & 15] for place in range(8)]

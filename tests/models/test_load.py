@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lvspec_cli.errors import NoRoomError, PairError, UsageError
-from lvspec_cli.models.files import folder_of, tensor_sizes
 from lvspec_cli.models.generation import read_generation
 from lvspec_cli.models.load import (
     ModelRequest,
@@ -24,8 +23,8 @@ from lvspec_cli.models.load import (
     load_pair,
     tower_attention,
 )
-from lvspec_cli.registry import Source
-from lvspec_cli.storage import require
+from lvspec_cli.pairs.files import folder_of, require, tensor_sizes
+from lvspec_cli.pairs.registry import Source
 from tests.tiny_models import save_model, set_generation
 from tests.tiny_tokenizers import build_tokenizer
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.errors import UsageError
-from lvspec_cli.models.memory import (
+from lvspec_cli.memory.plan import (
     GIGABYTE,
     SPARE_ROWS,
     TEXT_TOKENS,
@@ -17,13 +17,12 @@ from lvspec_cli.models.memory import (
     Device,
     Machine,
     Need,
-    Share,
     Workload,
     need,
     plan,
     together,
 )
-from lvspec_cli.types import Quantisation
+from lvspec_cli.types import Quantisation, Share
 from tests.models.test_sizes import size
 
 LOAD = Workload(frames=64, max_pixels=448 * 448, new_tokens=512)

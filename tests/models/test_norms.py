@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.load import load_model
-from lvspec_cli.models.norms import fuse_norms
 from tests.tiny_models import save_model
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lvspec_cli.errors import PairError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, PairPrompts, Quantisation
 from tests.models.generated import generated
 from tests.packed_files import save_packed

@@ -9,32 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.models.machine import cpu_memory, gpus_for, group_folders, within_group
-from lvspec_cli.models.memory import (
+from lvspec_cli.memory.machine import cpu_memory, gpus_for, group_folders, within_group
+from lvspec_cli.memory.plan import (
+    CANDIDATES,
     Choice,
     Device,
     Machine,
     ModelSize,
-    Share,
-    VisionSize,
-    Workload,
-    need,
-)
-from lvspec_cli.models.place import (
-    CANDIDATES,
     Sizes,
     Wanted,
+    Workload,
     bytes_a_round,
     decide,
-    device_map,
     device_named,
     expected_tokens,
     gamma_within,
+    need,
     plan_on,
     shortage,
     smallest_change,
 )
-from lvspec_cli.types import Quantisation
+from lvspec_cli.models.load import device_map
+from lvspec_cli.types import Quantisation, Share, VisionSize
 
 GB = 10**9
 VISION = VisionSize(1280, 3420, 14, 2, 2)
@@ -272,8 +268,8 @@ def test_the_tightest_of_the_limits_holds(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / folder / "memory.current").write_text(str(4 * GB))
         (tmp_path / folder / "memory.stat").write_text("anon 1\n")
     (tmp_path / "cgroup").write_text("0::/job/step\n")
-    monkeypatch.setattr("lvspec_cli.models.machine._GROUPS", tmp_path)
-    monkeypatch.setattr("lvspec_cli.models.machine._OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("lvspec_cli.memory.machine._GROUPS", tmp_path)
+    monkeypatch.setattr("lvspec_cli.memory.machine._OWN_GROUPS", tmp_path / "cgroup")
     found = cpu_memory()
     assert found.total == 4 * GB
     assert found.free < 4 * GB

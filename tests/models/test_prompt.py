@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.processing import quiet, video_metadata
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import Clip, Prompt
 from tests.tiny_models import make_clip
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from lvspec_cli import prompt as prompt_module
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models import decoder
+from lvspec_cli.models import prompt as prompt_module
 from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.prompt_length import Limit, check_texts, positions_of
-from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode
 from tests.conftest import Printed
 from tests.speculation.conftest import decode, prompts_for

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.memory.plan import Choice, Workload, need
+from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.families import FAMILIES
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
-from lvspec_cli.models.memory import Choice, Workload, need
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.quantise import (
     agreed,
     check_usable,
@@ -30,8 +32,6 @@ from lvspec_cli.models.quantise import (
     read_as,
     verification_width_limit,
 )
-from lvspec_cli.models.sizes import size_of
-from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import (
     DecodeSettings,
     Mode,

@@ -17,11 +17,18 @@ import pytest
 from transformers import AutoConfig
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.models.chat import chat_text, rendered, turns_of
+from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.load import load_model
-from lvspec_cli.models.read import check_sizes, leave_kernels, read_config, read_processor
-from lvspec_cli.models.sizes import size_of
-from lvspec_cli.storage import INDEX, missing_files
+from lvspec_cli.models.read import (
+    chat_text,
+    check_sizes,
+    leave_kernels,
+    read_config,
+    read_processor,
+    rendered,
+    turns_of,
+)
+from lvspec_cli.pairs.files import INDEX, missing_files
 from tests.conftest import Shell
 from tests.tiny_models import FAMILIES
 

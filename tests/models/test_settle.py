@@ -11,16 +11,13 @@ from typing import Any
 
 import pytest
 
-from lvspec_cli.batch.run import run
+from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.serve import WorkerPlan
-from lvspec_cli.cli.job import _plans
+from lvspec_cli.cli.caption_job import _plans
 from lvspec_cli.errors import NoRoomError, PairError
 from lvspec_cli.events import Event, Noted
-from lvspec_cli.models.load import ModelRequest
-from lvspec_cli.models.memory import Device, Machine, Share, Workload
-from lvspec_cli.models.place import Decision, Sizes, Wanted, decide
-from lvspec_cli.models.settle import (
-    Placement,
+from lvspec_cli.memory.plan import Decision, Device, Machine, Sizes, Wanted, Workload, decide
+from lvspec_cli.memory.resolve import (
     Settled,
     device_kind,
     has_room,
@@ -30,11 +27,12 @@ from lvspec_cli.models.settle import (
     wanted_of,
     workload_of,
 )
-from lvspec_cli.output.build import record_key
-from lvspec_cli.output.records import FileIdentity
-from lvspec_cli.pipeline import AskRequest, load, narrowed, pinned_request
-from lvspec_cli.registry import load_registry
-from lvspec_cli.types import DecodeSettings, Loading, Mode, Quantisation, VideoRequest
+from lvspec_cli.models.load import ModelRequest
+from lvspec_cli.output.records import FileIdentity, record_key
+from lvspec_cli.pairs.registry import load_registry
+from lvspec_cli.pipeline import load, narrowed, pinned_request
+from lvspec_cli.request import AskRequest
+from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
 
 NONE, NF4 = Quantisation.NONE, Quantisation.NF4
 PLAIN = Loading(NONE, NONE, "float32", "cpu")
@@ -67,7 +65,7 @@ def test_that_needs_no_torch() -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from lvspec_cli.pipeline import AskRequest, pinned_request\n"
-        "from lvspec_cli.registry import load_registry\n"
+        "from lvspec_cli.pairs.registry import load_registry\n"
         "from lvspec_cli.types import DecodeSettings, VideoRequest\n"
         "name, pair = load_registry(environment={}).pair('demo')\n"
         "request = AskRequest(VideoRequest(Path('x')), ('?',), name, pair, DecodeSettings(), device='cpu')\n"
@@ -95,8 +93,8 @@ def test_files_in_fp8_are_planned_unpacked_on_a_cpu(request_: AskRequest, tmp_pa
 def crowded(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine whose memory is nearly full."""
     machine = Machine(Device("cpu", 920_000_000, 8_000_000_000))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine)
-    monkeypatch.setattr("lvspec_cli.models.settle._plainly_fit", lambda *_: False)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine)
+    monkeypatch.setattr("lvspec_cli.memory.resolve._plainly_fit", lambda *_: False)
     return machine
 
 
@@ -114,7 +112,7 @@ def test_what_does_not_fit_at_all(
 ) -> None:
     """Planned for a GPU of a few megabytes, as no machine has it."""
     small = Machine(crowded.cpu, (Device("cuda:0", 730_000_000, 8_000_000_000),))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: small)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: small)
     here = replace(request_, loading=replace(PLAIN, device="cuda"))
     with pytest.raises(
         NoRoomError, match=r"needs about 0\.\d GB with 8 frames .* free: 0\.7 GB of 8\.0 GB"
@@ -122,7 +120,7 @@ def test_what_does_not_fit_at_all(
         placed(here, TARGET, DRAFT)
     assert caught.value.remedy == "choose a smaller pair with --pair"
     roomy = Machine(crowded.cpu, (Device("cuda:0", 8_000_000_000, 8_000_000_000),))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: roomy)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: roomy)
     assert [share.device for share in placed(here, TARGET, DRAFT).draft] == ["cuda:0"]
 
 
@@ -137,7 +135,7 @@ def test_on_a_cpu_what_does_not_fit_is_not_begun(
     ) as caught:
         placed(replace(here, video=video), TARGET, DRAFT)
     assert caught.value.remedy.startswith("choose a smaller pair")
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: enough)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: enough)
     assert placed(here, TARGET, DRAFT) == Placement()
 
 
@@ -160,7 +158,7 @@ def test_on_a_cpu_a_clip_that_does_not_fit_is_not_begun(
     found: bool,
 ) -> None:
     """5 million bytes are those of the processor's copy; the demo pair takes few more for 8 frames."""
-    monkeypatch.setattr("lvspec_cli.models.machine.spare_memory", lambda: (free, 8_000_000_000))
+    monkeypatch.setattr("lvspec_cli.memory.machine.spare_memory", lambda: (free, 8_000_000_000))
     request = replace(request_, loading=PLAIN, side_by_side=side_by_side)
     assert has_room(request, TARGET, DRAFT, 5_000_000, lambda: tokens) == found
     assert not has_room(request, TARGET, DRAFT, 200_000_000, lambda: tokens)
@@ -171,7 +169,7 @@ def test_on_a_cpu_a_clip_that_does_not_fit_is_not_begun(
 
 
 def test_few_frames_need_no_plan(request_: AskRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lvspec_cli.models.machine.spare_memory", lambda: (4_000_000_000, 8_000_000_000))
+    monkeypatch.setattr("lvspec_cli.memory.machine.spare_memory", lambda: (4_000_000_000, 8_000_000_000))
     nowhere = Path("nowhere")
     assert has_room(replace(request_, loading=PLAIN), nowhere, None, 5_000_000, lambda: 1 // 0)
 
@@ -182,13 +180,13 @@ def test_each_worker_has_its_share(
     """Looked at before any of them is loaded: each sees as much as is free, and they take it together."""
     here = replace(request_, loading=replace(PLAIN, target=NF4, draft=NF4))
     enough = Machine(Device("cpu", 1_100_000_000, 8_000_000_000))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: enough)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: enough)
     assert placed(here, TARGET, DRAFT) == Placement()
     with pytest.raises(NoRoomError, match=r"free: 0\.6 GB of 8\.0 GB on cpu, for each of 2 side") as caught:
         placed(replace(here, side_by_side=2), TARGET, DRAFT)
     assert caught.value.remedy.startswith("take fewer --workers, or choose a smaller pair")
     card = Machine(Device("cpu", 0, 0), (Device("cuda:0", 1_900_000_000, 8_000_000_000),))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: card)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: card)
     on_card = replace(here, loading=replace(PLAIN, device="cuda"), side_by_side=2)
     assert placed(on_card, TARGET, DRAFT).target[0].device == "cuda:0"
     with pytest.raises(NoRoomError, match="for each of 3"):
@@ -200,7 +198,7 @@ def test_what_is_kept_in_what_depends_on_the_share(
 ) -> None:
     """One alone has room as it is, the two of them packed."""
     machine = Machine(Device("cpu", 2_000_000_000, 8_000_000_000))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: machine)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine)
     assert settle(request_, TARGET, DRAFT).loading == PLAIN
     assert settle(replace(request_, side_by_side=2), TARGET, DRAFT).loading != PLAIN
 
@@ -209,13 +207,13 @@ def test_workers_are_given_their_place_before_any_is_loaded(
     request_: AskRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Placement((Share("cuda:0", 22),))
-    monkeypatch.setattr("lvspec_cli.models.settle.placed", lambda *_: place)
+    monkeypatch.setattr("lvspec_cli.memory.resolve.placed", lambda *_: place)
     given: list[WorkerPlan] = []
     monkeypatch.setattr("lvspec_cli.batch.remote.run_remote", lambda works, plans, **_: given.extend(plans))
     plan = WorkerPlan(replace(request_, loading=PLAIN), 1, 1, "fail")
     run([], [plan, plan], write=lambda record: None)
     assert [each.base.placement for each in given] == [place, place]
-    monkeypatch.setattr("lvspec_cli.models.settle.placed", None)  # is not asked again where it is known
+    monkeypatch.setattr("lvspec_cli.memory.resolve.placed", None)  # is not asked again where it is known
     taken: list[ModelRequest] = []
     monkeypatch.setattr("lvspec_cli.models.load.load_models", lambda *models, **_: taken.extend(models))
     load(given[0].base)
@@ -272,7 +270,7 @@ def test_settling_plans_a_draft_in_its_own_type(
         seen.append(wanted)
         return decide(machine, sizes, load, wanted, **how)
 
-    monkeypatch.setattr("lvspec_cli.models.settle.decide", spy)
+    monkeypatch.setattr("lvspec_cli.memory.resolve.decide", spy)
     settle(replace(request_, quant_target=Quantisation.BF16), TARGET, DRAFT)
     assert [wanted.elements for wanted in seen] == [(2, 4)]
 
@@ -280,8 +278,8 @@ def test_settling_plans_a_draft_in_its_own_type(
 def test_a_smaller_pair_is_named(request_: AskRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the shipped ones, where no other change would help."""
     card = Machine(Device("cpu", 0, 0), (Device("cuda:0", 24_000_000_000, 24_000_000_000),))
-    monkeypatch.setattr("lvspec_cli.models.machine.this_machine", lambda *_: card)
-    monkeypatch.setattr("lvspec_cli.models.settle.smallest_change", lambda *_: None)
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: card)
+    monkeypatch.setattr("lvspec_cli.memory.resolve.smallest_change", lambda *_: None)
     here = replace(request_, loading=replace(PLAIN, device="cuda"))
     assert no_room_for(here, TARGET, DRAFT).remedy == "--pair qwen2.5-vl-7b-3b, a smaller one"
 

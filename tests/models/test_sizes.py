@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.models.memory import ModelSize
-from lvspec_cli.models.sizes import CONFIGS, config_path, known_config, size_of
-from lvspec_cli.registry import PACKAGE, Source, read_models_file, shipped_models
+from lvspec_cli.memory.plan import ModelSize
+from lvspec_cli.memory.sizes import CONFIGS, config_path, known_config, size_of
+from lvspec_cli.pairs.registry import PACKAGE, Source, read_models_file, shipped_models
 
 
 @cache
@@ -98,7 +98,7 @@ def test_a_config_that_describes_no_such_model(tmp_path: Path, text: str) -> Non
 
 
 def test_the_bundled_pair_is_as_large_as_its_files() -> None:
-    from lvspec_cli.storage import count_parameters
+    from lvspec_cli.pairs.files import count_parameters
 
     for half in ("target", "draft"):
         folder = PACKAGE / "demo/pair" / half

@@ -15,10 +15,10 @@ import yaml
 from torch import Tensor
 
 from lvspec_cli.errors import PairError
+from lvspec_cli.memory.plan import matrix_bytes
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
-from lvspec_cli.models.memory import matrix_bytes
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.quantise import TORCHAO_GROUP, check_usable
-from lvspec_cli.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, Quantisation
 from tests.models.generated import generated
 from tests.speculation.conftest import decode

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from lvspec_cli.models import verify
+from lvspec_cli.checks import verify
+from lvspec_cli.checks.verify import check_answers
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.models.verify import check_answers
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode
 from tests.tiny_models import make_clip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.models.vocabulary import first_difference
+from lvspec_cli.models.generation import first_difference
 
 WORDS = {"a": 0, "b": 1, "c": 2}
 

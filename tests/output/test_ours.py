@@ -9,7 +9,7 @@ import pytest
 
 from lvspec_cli.bench.run import MARKS
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.ours import check_all_ours, check_ours, says
+from lvspec_cli.output.files import check_all_ours, check_ours, says
 
 MARK = b'{"question": 1, "round": '
 

@@ -21,8 +21,9 @@ from lvspec_cli import __version__
 from lvspec_cli.errors import VideoError
 from lvspec_cli.events import Answered, Event
 from lvspec_cli.output.records import to_line
-from lvspec_cli.pipeline import AskRequest, ask
-from lvspec_cli.registry import PACKAGE, load_registry
+from lvspec_cli.pairs.registry import PACKAGE, load_registry
+from lvspec_cli.pipeline import ask
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Mode, VideoRequest
 from tests.conftest import Printed
 

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lvspec_cli.output.build import record_key
 from lvspec_cli.output.records import (
     FileIdentity,
     Record,
     encode_name,
     identify,
     key_of,
+    record_key,
     settings_fields,
     to_line,
 )
-from lvspec_cli.pipeline import AskRequest
-from lvspec_cli.registry import Source, load_registry
+from lvspec_cli.pairs.registry import Source, load_registry
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 from tests.output.rows import record
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.output.exports.captions import Spot
-from lvspec_cli.output.exports.names import is_inside, numbers, sidecar_names, tracks
+from lvspec_cli.output.exports.captions import Spot, is_inside, numbers, sidecar_names, tracks
 
 
 def spot(start: float, end: float | None, number: int = 1) -> Spot:

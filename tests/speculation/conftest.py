@@ -13,7 +13,7 @@ from hypothesis import settings
 from transformers import AutoModelForImageTextToText
 
 from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, Generation, PairPrompts, Prompt, Round
 from tests.tiny_models import FAMILIES, make_clip, save_pair

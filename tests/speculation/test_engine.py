@@ -128,7 +128,7 @@ def test_mode_ar_leaves_the_draft_alone(pair: LoadedPair) -> None:
 
 
 def test_another_clip_in_the_same_session_is_encoded_anew(pair: LoadedPair) -> None:
-    from lvspec_cli.prompt import build_prompts
+    from lvspec_cli.models.prompt import build_prompts
     from tests.tiny_models import make_clip
 
     session = Session(pair)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.models.load import LoadedPair, load_pair
-from lvspec_cli.prompt import build_prompts
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.fallback import Pace, TimedRound, does_not_pay, seconds_a_token, wants_step
 from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Mode, RoundCosts, TokenKind

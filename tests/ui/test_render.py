@@ -13,7 +13,6 @@ from rich.console import Console
 
 from lvspec_cli.events import (
     Event,
-    Piece,
     QuestionStarted,
     RoundDone,
     Stage,
@@ -21,7 +20,7 @@ from lvspec_cli.events import (
     StageFinished,
     StageStarted,
 )
-from lvspec_cli.types import Round, TokenKind
+from lvspec_cli.types import Piece, Round, TokenKind
 from lvspec_cli.ui.render import STEP, STYLES, Picture, answer_text, bars, last_pieces
 from lvspec_cli.ui.state import View, fold
 from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND, SHORT

@@ -7,7 +7,6 @@ from pathlib import Path
 from lvspec_cli.events import (
     ClipReady,
     Event,
-    Piece,
     QuestionStarted,
     RoundDone,
     Stage,
@@ -15,7 +14,7 @@ from lvspec_cli.events import (
     StageFinished,
     StageStarted,
 )
-from lvspec_cli.types import Round, TokenKind
+from lvspec_cli.types import Piece, Round, TokenKind
 from lvspec_cli.ui.render import BARS, bars, clip_line
 from lvspec_cli.ui.state import StageView, View, fold
 

@@ -13,10 +13,9 @@ from lvspec_cli.errors import DamagedVideoError, DecodeTimeoutError
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video import child as child_module
 from lvspec_cli.video.child import Child, decoding_child
-from lvspec_cli.video.decode import read_clip
+from lvspec_cli.video.decode import probe_job, read_clip
 from lvspec_cli.video.decord_frames import _one_more_file
 from lvspec_cli.video.messages import Job
-from lvspec_cli.video.probe import probe_job
 from tests.video.clips import make_clip
 
 
@@ -144,7 +143,7 @@ def test_neither_parent_nor_child_imports_torch(clip):
     """The child's modules as it would have them, in a process that can be asked."""
     code = """
 import sys
-import lvspec_cli.video.decode, lvspec_cli.video.probe
+import lvspec_cli.video.decode, lvspec_cli.video.decode
 assert not {"av", "torch", "transformers"} & set(sys.modules), "parent"
 import lvspec_cli.video.worker, lvspec_cli.video.reading
 assert not {"torch", "transformers", "rich", "typer", "decord"} & set(sys.modules), "child"

@@ -13,8 +13,7 @@ import pytest
 
 from lvspec_cli.errors import VideoLimitError
 from lvspec_cli.types import VideoLimits, VideoRequest
-from lvspec_cli.video.decode import read_clip
-from lvspec_cli.video.probe import probe
+from lvspec_cli.video.decode import probe, read_clip
 from tests.video.clips import make_clip, numbers, picture, turn
 
 FORMATS: dict[str, dict[str, Any]] = {  # name of the file: how it is made

@@ -10,8 +10,7 @@ import pytest
 
 from lvspec_cli.errors import VideoLimitError
 from lvspec_cli.types import VideoLimits, VideoRequest
-from lvspec_cli.video.decode import read_clip
-from lvspec_cli.video.probe import probe
+from lvspec_cli.video.decode import probe, read_clip
 from tests.video.clips import late_picture, lying, make_clip, numbers
 
 JOINED: dict[str, dict[str, Any]] = {  # name of each half, how it is made

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lvspec_cli.errors import DamagedVideoError, UsageError
 from lvspec_cli.types import VideoLimits, VideoRequest
 from lvspec_cli.video.container import open_video
+from lvspec_cli.video.decode import probe
 from lvspec_cli.video.pool import reading
-from lvspec_cli.video.probe import probe
 from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.scan import extent_of, scan, scan_stretch
 from lvspec_cli.video.survey import SMALL

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.errors import UsageError
-from lvspec_cli.video.times import format_time, parse_time
+from lvspec_cli.video.sample import format_time, parse_time
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from functools import partial
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import journal
 from lvspec_cli.bench.measure import Progress, check_measured
-from lvspec_cli.bench.results import BenchMode, Block, Item, Measurement, Variant
 from lvspec_cli.bench.run import BenchJob, header_of, mapping
-from lvspec_cli.bench.summary import Measured
+from lvspec_cli.figures.answers import BenchMode, Block, Item, Measurement, Variant
+from lvspec_cli.figures.summary import Measured
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import quiet
-from lvspec_cli.pipeline import AskRequest, load, memory_errors
+from lvspec_cli.pipeline import load, memory_errors
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Mode
 from lvspec_cli.video.pool import reading
 from tools.train_demo.evaluate import batch_tokens

@@ -11,8 +11,9 @@ from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Earlier, Header
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.own import Texts
-from lvspec_cli.bench.results import BenchMode, BenchSettings, Block, Variant
-from lvspec_cli.bench.summary import Measured
+from lvspec_cli.bench.results import BenchSettings
+from lvspec_cli.figures.answers import BenchMode, Block, Variant
+from lvspec_cli.figures.summary import Measured
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.speculation.verify import effective
 from lvspec_cli.types import RuleSettings

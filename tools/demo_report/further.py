@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lvspec_cli.bench.contrast import contrasts
-from lvspec_cli.bench.results import BenchMode, Block, Item, Results, Variant
-from lvspec_cli.bench.summary import Measured, summarise
+from lvspec_cli.bench.results import Results
+from lvspec_cli.figures.answers import BenchMode, Block, Item, Variant
+from lvspec_cli.figures.summary import Measured, contrasts, summarise
 from lvspec_cli.types import Gamma
 from tools.demo_report.batched import REFERENCE
 

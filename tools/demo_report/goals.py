@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lvspec_cli.bench.contrast import best_of_each
 from lvspec_cli.bench.lines import retention
-from lvspec_cli.bench.results import BenchMode, Contrast, Estimate, ModeResult, Results, Spread
-from lvspec_cli.bench.summary import MIN_RETENTION, Measured, keeps_quality, speedup
+from lvspec_cli.bench.results import Results
+from lvspec_cli.figures.answers import BenchMode, Contrast, Estimate, ModeResult, Spread
+from lvspec_cli.figures.summary import MIN_RETENTION, Measured, best_of_each, keeps_quality, speedup
 from lvspec_cli.types import RelevanceName
 
 CONTROLS = (RelevanceName.PLAUSIBLE, RelevanceName.RANDOM, RelevanceName.LEXICON)

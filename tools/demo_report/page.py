@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from lvspec_cli.bench.fidelity import compare
 from lvspec_cli.bench.lines import (
     HEADINGS,
     contrast_table,
@@ -18,7 +17,9 @@ from lvspec_cli.bench.lines import (
     spread,
     table,
 )
-from lvspec_cli.bench.results import BenchMode, Results, Variant
+from lvspec_cli.bench.results import Results
+from lvspec_cli.figures.answers import BenchMode, Variant
+from lvspec_cli.figures.fidelity import Compared, compare_blocks
 from tools.demo_report.goals import best_own, goals, is_own, own_rule
 from tools.demo_report.round_shares import shares_of
 
@@ -232,3 +233,9 @@ def _rules(*results: Results) -> Iterator[tuple[str, str]]:
     rules = {name: rule for each in results for name, rule in each.settings.rules.items()}
     for name, rule in rules.items():
         yield name, ", ".join(f"{key} {value}" for key, value in rule.items() if value != base[key])
+
+
+def compare(results: Results, variant: Variant, reference: Variant) -> list[Compared]:
+    """The first answer of a variant to each item beside that of the reference in the same block."""
+    items = {item.id: item for item in results.items}
+    return compare_blocks(items, results.blocks, variant, reference)

@@ -23,14 +23,7 @@ from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.lines import machine
 from lvspec_cli.bench.measure import Plan
-from lvspec_cli.bench.results import (
-    BenchMode,
-    Environment,
-    Item,
-    Results,
-    Variant,
-)
-from lvspec_cli.bench.rules import NamedRule, ablations, controls, read_rules, rules_of
+from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.bench.run import (
     BenchJob,
     bench_request,
@@ -41,14 +34,17 @@ from lvspec_cli.bench.run import (
     run_bench,
     write_results,
 )
-from lvspec_cli.bench.summary import Measured
-from lvspec_cli.choose import choose_pair
+from lvspec_cli.bench.variants import NamedRule, ablations, controls, read_rules, rules_of
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError
+from lvspec_cli.figures.answers import BenchMode, Item, Variant
+from lvspec_cli.figures.summary import Measured
+from lvspec_cli.memory.choose import choose_pair
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
-from lvspec_cli.pipeline import AskRequest, load
-from lvspec_cli.registry import load_registry, settings_of_pair
+from lvspec_cli.pairs.registry import load_registry, settings_of_pair
+from lvspec_cli.pipeline import load
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 from tools.demo_report.batched import BATCH, REFERENCE, batched_of
 from tools.demo_report.earlier import asked_of, is_still_said, lines_kept, with_earlier, without

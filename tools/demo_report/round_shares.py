@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lvspec_cli.bench.results import ModeResult
+from lvspec_cli.figures.answers import ModeResult
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,13 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
-from lvspec_cli.demo.encode import encode_scene
 from lvspec_cli.demo.facts import FACT_KINDS, FactScore, add_scores, read_facts, scene_facts, score_facts
 from lvspec_cli.demo.questions import Question, is_right, questions
 from lvspec_cli.demo.scenes import Scene
-from lvspec_cli.demo.write import HELD_OUT_SEED, scene_of
-from lvspec_cli.models.chat import chat_text
+from lvspec_cli.demo.write import HELD_OUT_SEED, encode_scene, scene_of
 from lvspec_cli.models.load import LoadedModel, load_model
 from lvspec_cli.models.processing import video_metadata
+from lvspec_cli.models.read import chat_text
 from lvspec_cli.types import Clip, VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tools.train_demo.halves import CLIP_FRAMES

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec_cli.models.memory import VisionSize
+from lvspec_cli.types import VisionSize
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (1, rows, head size)
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
-from lvspec_cli.models.memory import VisionSize
+from lvspec_cli.types import VisionSize
 
 
 class LlavaNextVideo(Family):

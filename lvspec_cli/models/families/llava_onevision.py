@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
-from lvspec_cli.models.memory import VisionSize
+from lvspec_cli.types import VisionSize
 
 
 class LlavaOnevision(Family):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.families.base import Family, VideoFeatures
-from lvspec_cli.models.memory import VisionSize
+from lvspec_cli.types import VisionSize
 
 
 class Qwen2_5VL(Family):  # noqa: N801 - the family's own name

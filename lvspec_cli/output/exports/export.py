@@ -9,12 +9,26 @@ from functools import partial
 from pathlib import Path
 
 from lvspec_cli.errors import OutputError, UsageError
-from lvspec_cli.output.exports.captions import Caption, Captions, Videos, gather
-from lvspec_cli.output.exports.names import is_inside, numbers, sidecar_names, tracks
+from lvspec_cli.output.exports.captions import (
+    Caption,
+    Captions,
+    Videos,
+    gather,
+    is_inside,
+    numbers,
+    sidecar_names,
+    tracks,
+)
+from lvspec_cli.output.exports.formats import (
+    musubi_rows,
+    srt,
+    videofolder_rows,
+    vtt,
+    write_csv,
+    write_parquet,
+    write_rows,
+)
 from lvspec_cli.output.exports.own import Fill, Outcome, own_files
-from lvspec_cli.output.exports.subtitles import srt, vtt
-from lvspec_cli.output.exports.tables import write_csv, write_parquet
-from lvspec_cli.output.exports.training import musubi_rows, videofolder_rows, write_rows
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
 from lvspec_cli.output.files import lacks_room
 from lvspec_cli.output.records import Record
@@ -196,3 +210,28 @@ def _sidecar(to: ExportFormat, captions: list[Caption]) -> Fill:
         case _:
             text = captions[0].text + "\n"
     return lambda stream: stream.write(text.encode())
+
+
+def report_lines(report: ExportReport, to: ExportFormat, named: int) -> list[str]:
+    """What was written and what was left out, and why.
+
+    :param named: how many skipped captions are named; the others are counted.
+    """
+    lines = [_written(report, to)]
+    if report.failed:
+        lines.append(f"left out: {report.failed} that failed")
+    if report.superseded and (to.is_sidecar or to in (ExportFormat.VIDEOFOLDER, ExportFormat.MUSUBI)):
+        lines.append(f"left out: {report.superseded} with a later caption of the same clip and prompt")
+    shown = report.skipped[:named]
+    lines += [f"left out: {os.fsdecode(skipped.name)}: {skipped.reason}" for skipped in shown]
+    if len(report.skipped) > named:
+        lines.append(f"left out: {len(report.skipped) - named} more")
+    return lines
+
+
+def _written(report: ExportReport, to: ExportFormat) -> str:
+    if to.is_sidecar:
+        return f"{to} files: {len(report.written)} written, {len(report.unchanged)} unchanged"
+    done = [f"{path}: {report.captions} captions written" for path in report.written]
+    same = [f"{path}: unchanged, {report.captions} captions" for path in report.unchanged]
+    return "".join(done or same or [f"{to}: nothing written"])

@@ -1,0 +1,133 @@
+"""What ``lvspec tune`` found, as text: lines for models.yaml, rules for the bench, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lvspec_cli.bench.lines import HEADINGS as REPORTED
+from lvspec_cli.bench.lines import contrast_table, number, retention, table
+from lvspec_cli.bench.lines import rows as report_rows
+from lvspec_cli.bench.relevance import LAYERED
+from lvspec_cli.bench.tune import CALIBRATION, Tried, Tuned, TuneJob
+from lvspec_cli.bench.variants import NO_LIMIT, as_yaml
+from lvspec_cli.pairs.registry import Pair
+from lvspec_cli.speculation.verify import is_exact
+from lvspec_cli.types import RoundCosts
+
+MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
+MARK = "# lvspec tune"
+MARKS = {**dict.fromkeys((MODELS, RULES, MARKDOWN), MARK.encode()), CALIBRATION: b'"asked":'}
+HEADINGS = (
+    "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "in a row",
+    "in window", "rate", "clips", "accepted length", "predicted", "kept",
+)  # fmt: skip
+CHOSEN = "*"
+
+
+def models_yaml(name: str, pair: Pair, best: Tried, costs: RoundCosts) -> str:
+    """The pair's whole entry of a models.yaml, with the setting that was found and the costs measured."""
+    adaptation = replace(pair.defaults.adaptation, costs=costs)
+    defaults = pair.defaults.model_dump(mode="json", exclude_defaults=True, exclude={"adaptation"})
+    entry = pair.model_dump(mode="json", exclude_defaults=True, exclude={"defaults", "rules"})
+    entry |= {half: _source(getattr(pair, half)) for half in ("target", "draft")}
+    entry["defaults"] = {**defaults, "gamma": best.rule.gamma, "adaptation": asdict(adaptation)}
+    entry["rules"] = {"balanced": as_yaml(best.rule.rule)}
+    if "rules" in pair.model_fields_set and "loose" in pair.rules.model_fields_set:
+        entry["rules"]["loose"] = as_yaml(pair.rules.loose)
+    return _dump({"pairs": {name: entry}})
+
+
+def _source(source: Any) -> dict[str, Any]:
+    found = source.model_dump(mode="json", exclude_none=True)
+    if source.folder is not None:
+        found["folder"] = str(Path(source.folder).resolve())
+    return found
+
+
+def rules_yaml(tuned: Tuned) -> str:
+    """The best of each relevance, as ``lvspec bench --variants`` reads it."""
+    return _dump(
+        {
+            relevance.value: {**as_yaml(each.rule.rule), "gamma": each.rule.gamma}
+            for relevance, each in tuned.chosen.items()
+        }
+    )
+
+
+def _dump(value: Any) -> str:
+    return f"{MARK}\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def tried_rows(tuned: Tuned) -> list[tuple[str, ...]]:
+    """A row for each setting: of those that saw most clips first, the fastest first."""
+    chosen = {each.score.name for each in tuned.chosen.values()}
+    ordered = sorted(tuned.tried, key=lambda each: (-each.score.clips, -each.score.speedup))
+    return [_cells(each, each.score.name in chosen) for each in ordered]
+
+
+def finalist_rows(tuned: Tuned) -> list[tuple[str, ...]]:
+    """The same of those that saw all clips, and of each relevance's choice."""
+    most = max((each.score.clips for each in tuned.tried), default=0)
+    chosen = tuple(tuned.chosen.values())
+    last = tuple(each for each in tuned.tried if each.score.clips == most or each in chosen)
+    return tried_rows(replace(tuned, tried=last))
+
+
+def _cells(tried: Tried, chosen: bool) -> tuple[str, ...]:
+    rule, score = tried.rule.rule, tried.score
+    return (
+        score.name + (f" {CHOSEN}" if chosen else ""),
+        str(tried.rule.gamma),
+        ",".join(map(str, rule.layers)) if rule.relevance in LAYERED else "",
+        *(
+            f"{value:g}"
+            for value in (rule.anchor_threshold, rule.anchor_margin, rule.filler_margin, rule.sentence_margin)
+        ),
+        str(rule.shift_window),
+        *("-" if most >= NO_LIMIT else str(most) for most in (rule.max_loose_run, rule.max_loose_in_window)),
+        f"{rule.random_rate:g}" if rule.relevance == "random" else "",
+        str(score.clips),
+        number(score.accepted_length, 2),
+        number(score.speedup, 2),
+        retention(score.kept, 2),
+    )
+
+
+def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
+    """What a reader of the tables has to know, a sentence a line."""
+    share = f"{100 * job.least:g} %"
+    for relevance in job.relevances:
+        if relevance not in tuned.chosen:
+            yield f"no setting of {relevance} is shown to keep {share}: take more clips, or ask for less"
+    if tuned.best is not None and is_exact(tuned.best.rule.rule):
+        yield f"nothing loose is shown to keep {share}: this is exact mode. Take more clips, or ask for less"
+    own = job.request.settings.rule.relevance
+    if tuned.best is not None and tuned.best.rule.rule.relevance is not own:
+        yield f"{tuned.best.rule.rule.relevance} is faster than {own}: it is the rule in the lines"
+    yield (
+        f"{CHOSEN} of each relevance the fastest setting whose lower end keeps {share} of {tuned.judged_by},"
+        f" on {tuned.clips} clips"
+    )
+    for relevance, costs in tuned.costs.items():
+        yield (
+            f"{relevance}: in steps of ar a draft step costs {costs.draft:.3f}, a verification"
+            f" {costs.verification:.3f} and {costs.row:.3f} a row, all else of a round {costs.overhead:.3f}"
+        )
+    if tuned.results is not None:
+        names = {item.file_name for item in tuned.results.items if item.error is None}
+        yield f"the report: {len(names)} other clips, on which nothing was tuned; lvspec is what was found"
+
+
+def markdown(job: TuneJob, tuned: Tuned) -> str:
+    """``tuning.md``: all settings that were tried, and the report's rows."""
+    lines = [MARK, "", *table(HEADINGS, tried_rows(tuned)), ""]
+    if tuned.results is not None:
+        lines += ["On the other clips:", "", *table(REPORTED, report_rows(tuned.results)), ""]
+        lines += contrast_table(tuned.results)
+    lines += [f"- {note}" for note in notes(job, tuned)]
+    return "\n".join([*lines, "", "Found with:", "", f"    {job.command}", ""])

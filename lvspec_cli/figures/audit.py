@@ -1,0 +1,161 @@
+"""One answer given once more in mode ar, and what the first one keeps of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lvspec_cli.errors import UsageError
+from lvspec_cli.figures.answers import BenchMode, Block, Fidelity, Item, Measurement, Spread
+from lvspec_cli.figures.fidelity import compare_blocks, fidelity_of, score_text
+from lvspec_cli.figures.labels import chrf, labelled, labels_beside, repetition, rouge_l, words
+from lvspec_cli.figures.summary import Measured, speedup
+from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.output.records import Audit, Failure, Record
+from lvspec_cli.output.text import TextStream
+from lvspec_cli.speculation.engine import Session, rest
+from lvspec_cli.types import DecodeSettings, DecodeStats, FinishReason, Generation, Mode, PairPrompts
+
+
+def audited(
+    session: Session,
+    pair: LoadedPair,
+    prompts: PairPrompts,
+    settings: DecodeSettings,
+    given: Generation,
+    text: str,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Audit | None:
+    """Answers in mode ar from the clip that the session has encoded; None where that was interrupted.
+
+    :param settings: those of the answer ``given``, whose text is ``text``.
+    """
+    plain = replace(settings, mode=Mode.AR)
+    ar = rest(session.answer(prompts, plain, interrupted=interrupted), [])
+    if ar.finish_reason is FinishReason.INTERRUPTED:
+        return None
+    stream = TextStream(pair.target.tokenizer.backend_tokenizer)
+    stream.feed(ar.tokens, ar.kinds)
+    score, ar_score = (
+        score_text(session.target, prompts.target, tokens) for tokens in (given.tokens, ar.tokens)
+    )
+    assert score  # an answer has a token at least
+    assert ar_score
+    return Audit(
+        text=stream.text,
+        finish_reason=ar.finish_reason,
+        output_tokens=ar.stats.output_tokens,
+        prefill_s=ar.stats.prefill_seconds,
+        decode_s=ar.stats.decode_seconds,
+        speedup=_speedup(given.stats, ar.stats),
+        identical=stream.text == text,
+        chrf=chrf(text, stream.text),
+        rouge_l=rouge_l(text, stream.text),
+        log_probability=score.mean,
+        ar_log_probability=ar_score.mean,
+        repetition=repetition(words(text)),
+        ar_repetition=repetition(words(stream.text)),
+    )
+
+
+def _speedup(given: DecodeStats, ar: DecodeStats) -> float | None:
+    rate, ar_rate = given.tokens_per_second, ar.tokens_per_second
+    return rate / ar_rate if rate and ar_rate else None
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """Speed and fidelity against ar of the captions that were answered in both modes, over clips."""
+
+    captions: int  # rows with a text
+    audited: int
+    failures: tuple[str, ...]  # why others could not be
+    speedup: Spread | None
+    fidelity: Fidelity | None
+
+
+def summarise_audits(records: Iterable[Record], files: Mapping[str, Path]) -> AuditSummary:
+    """The audits among records of one mode and its settings; of two with the same key the later counts.
+
+    :param files: by key the videos that were taken whole, for the facts that may lie beside one.
+    """
+    rows: dict[str, Record] = {}
+    texts = set()
+    for record in records:
+        if record.text is not None:
+            texts.add(record.key)
+            if record.audit is not None:
+                rows[record.key] = record
+    failures = tuple(row.audit.message for row in rows.values() if isinstance(row.audit, Failure))
+    pairs = [(row, row.audit) for row in rows.values() if isinstance(row.audit, Audit)]
+    if not pairs:
+        return AuditSummary(len(texts), 0, failures, None, None)
+    items = {row.key: _item(row, files.get(row.key)) for row, _ in pairs}
+    blocks = [Block(item=row.key, repeat=0, measurements=_measurements(row, audit)) for row, audit in pairs]
+    mode, ar = (each.variant for each in blocks[0].measurements)
+    return AuditSummary(
+        captions=len(texts),
+        audited=len(pairs),
+        failures=failures,
+        speedup=speedup(Measured(items, blocks), mode, ar),
+        fidelity=fidelity_of(compare_blocks(items, blocks, mode, ar)),
+    )
+
+
+def _item(row: Record, file: Path | None) -> Item:
+    segment = row.segment
+    clip = f"{row.file_name_b64 or row.file_name}@{segment.start:g}-{segment.end}"
+    item = Item(id=row.key, file_name=clip, prompt=row.prompt)
+    with suppress(UsageError):  # facts that are damaged are no matter of this command
+        return labelled(item, labels_beside(file) if file else None)
+    return item
+
+
+def _measurements(row: Record, audit: Audit) -> tuple[Measurement, Measurement]:
+    stats = row.stats
+    assert stats  # a row with a text has them
+    mode = BenchMode.EXACT if row.mode is Mode.EXACT else BenchMode.LVSPEC
+    return (
+        Measurement(
+            mode=mode,
+            text=row.text,
+            output_tokens=stats.output_tokens,
+            decode_s=stats.decode_s,
+            log_probability=audit.log_probability,
+        ),
+        Measurement(
+            mode=BenchMode.AR,
+            text=audit.text,
+            output_tokens=audit.output_tokens,
+            decode_s=audit.decode_s,
+            log_probability=audit.ar_log_probability,
+        ),
+    )
+
+
+_DIGITS = 13  # of a key, hexadecimal: as many as a float holds
+
+
+def parse_share(text: str) -> float:
+    """``5%`` or ``0.05`` as 0.05.
+
+    :raises UsageError: for anything that is not above 0 and 1 at most, and for a bare 1, which may mean 1 %.
+    """
+    match = re.fullmatch(r"(\d{0,9}\.?\d{1,9})\s*(%?)", text.strip(), re.ASCII)
+    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if 0 < share <= 1 and (share < 1 or "%" in text):
+        return share
+    raise UsageError(f"--audit {text!r} is not a share of the captions", "write 5% or 0.05, 100% for all")
+
+
+def is_audited(key: str, share: float) -> bool:
+    """Whether the caption with this key is among a share of all: the same ones in every run and shard.
+
+    A larger share holds all of a smaller one.
+
+    :param key: of its record, whose hexadecimal digits are as good as drawn.
+    """
+    return int(key[:_DIGITS], 16) < share * 16**_DIGITS

@@ -1,0 +1,85 @@
+"""How large a model is, from its config alone: built on torch's ``meta`` device, where tensors are empty."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from lvspec_cli.errors import PairError
+from lvspec_cli.memory.plan import ModelSize
+from lvspec_cli.models.families import family_of
+from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.read import read_config
+from lvspec_cli.pairs.registry import Source
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def known_config(repo: str) -> Path | None:
+    """The config that the package brings of a hub's repository, for sizes before it is downloaded."""
+    path = CONFIGS / f"{repo.replace('/', '--')}.json"
+    return path if path.is_file() else None
+
+
+def config_path(source: Source, folder: Path | None) -> Path:
+    """The model's own config where it is on this machine, else the one that the package brings.
+
+    :raises PairError: there is neither.
+    """
+    known = known_config(source.repo) if source.repo else None
+    for path in (folder / "config.json" if folder else None, known):
+        if path is not None and path.is_file():
+            return path
+    raise PairError(
+        f"{source.name} is not on this machine, and its size is not known beforehand",
+        "download it, or name a folder with a config.json",
+    )
+
+
+def size_of(config_file: Path, name: str = "") -> ModelSize:
+    """The size of the model that a config.json describes.
+
+    :raises PairError: it describes none that can be built, or one of an unknown family.
+    """
+    try:
+        config = read_config(config_file)
+        family_of(config.model_type, str(config_file))
+        with quiet(), torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise PairError(f"{config_file}: {cause}", "check the config, or download it again") from error
+    return size_of_model(model, name or str(config_file))
+
+
+def size_of_model(model: Any, name: str) -> ModelSize:
+    """The size of a model, on whatever device it is."""
+    text = model.config.get_text_config()
+    layer = model.get_decoder().layers[0]
+    matrices = _matrices(layer)
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelSize(
+        name=name,
+        parameters=_count(model),
+        layer=_count(layer),
+        layer_matrices=sum(matrices),
+        largest_matrix=max(matrices),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        mlp=text.intermediate_size,
+        key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
+        vision=family_of(model.config.model_type, name).vision_size(model.config),
+    )
+
+
+def _count(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _matrices(module: Any) -> list[int]:
+    return [part.weight.numel() for part in module.modules() if isinstance(part, torch.nn.Linear)]

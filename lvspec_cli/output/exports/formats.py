@@ -1,0 +1,178 @@
+"""CSV and Parquet: one row a caption, with the same columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import IO, Any, get_args, get_type_hints
+
+from lvspec_cli.errors import OutputError
+from lvspec_cli.output.exports.captions import Caption, Videos
+from lvspec_cli.output.exports.types import Skipped
+
+COLUMNS = tuple(field.name for field in fields(Caption))
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_CODED = "file_name_b64"  # base64 may begin with +, and calls nothing
+ROWS = 10_000  # of one group of a Parquet file
+
+
+def write_csv(captions: Sequence[Caption], stream: IO[bytes]) -> None:
+    """CSV as RFC 4180 has it, in UTF-8, headings first; absent facts are empty.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+    rows = csv.writer(text)
+    rows.writerow(COLUMNS)
+    rows.writerows(map(_harmless, captions))
+    text.detach()
+
+
+def _harmless(caption: Caption) -> list[Any]:
+    texts = zip(COLUMNS, astuple(caption), strict=True)
+    return [
+        f"'{value}" if isinstance(value, str) and name != _CODED and value.startswith(_FORMULA) else value
+        for name, value in texts
+    ]
+
+
+def write_parquet(captions: Sequence[Caption], stream: IO[bytes]) -> None:
+    """Parquet with a type for each column, the same whatever the rows hold.
+
+    :raises OutputError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise OutputError(
+            "Parquet is written by pyarrow, which is not here", "pip install 'lvspec[parquet]'"
+        ) from error
+    types = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64(), bool: pyarrow.bool_()}
+    hints = get_type_hints(Caption)
+    schema = pyarrow.schema([(name, types[(get_args(hints[name]) or (hints[name],))[0]]) for name in COLUMNS])
+    with parquet.ParquetWriter(stream, schema) as writer:
+        for start in range(0, len(captions), ROWS):
+            columns = zip(*map(astuple, captions[start : start + ROWS]), strict=True)
+            writer.write_table(pyarrow.table(list(map(list, columns)), schema=schema))
+
+
+LONGEST = 359_999.999  # seconds that a clock of two digits an hour shows
+SHORTEST = 1.0  # seconds that a cue is shown whose end nobody knows, or lies before the picture
+
+
+def srt(captions: Sequence[Caption]) -> str:
+    """SubRip of captions in the order of time. Those without text are left out; ``-->`` becomes ``->``."""
+    cues = [
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{_without_arrows(text)}\n"
+        for number, (start, end, text) in enumerate(_cues(captions), start=1)
+    ]
+    return "\n".join(cues)
+
+
+def vtt(captions: Sequence[Caption]) -> str:
+    """WebVTT of the same. What would be markup in a cue is escaped."""
+    cues = [
+        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(text)}\n"
+        for start, end, text in _cues(captions)
+    ]
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _cues(captions: Sequence[Caption]) -> list[tuple[float, float, str]]:
+    """Start, end and text. A blank line would end a cue, so text has none."""
+    timed = [(_start(caption), _end(caption), _lines(caption.text)) for caption in captions]
+    return [(start, end, text) for start, end, text in timed if text]
+
+
+def _start(caption: Caption) -> float:
+    """Where what was asked about begins to be seen: the sound may begin before the picture."""
+    return max(caption.start, caption.begins or 0.0)
+
+
+def _end(caption: Caption) -> float:
+    """The end of what was asked about. Old records do not hold the video's: there the last frame tells."""
+    ends = [time for time in (caption.end, caption.duration) if time is not None]
+    end = min(ends) if ends else max(caption.last_frame or 0.0, caption.start + SHORTEST)
+    # Of a stretch before the picture the first frame was taken.
+    return end if end > _start(caption) else _start(caption) + SHORTEST
+
+
+def _without_arrows(text: str) -> str:
+    """SubRip has no escapes, and readers take any line with an arrow between times for a cue."""
+    return re.sub("-{2,}>", "->", text)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if line.strip())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _clock(seconds: float, point: str) -> str:
+    thousandths = round(min(max(seconds, 0.0), LONGEST) * 1000)
+    minutes, thousandths = divmod(thousandths, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    whole, thousandths = divmod(thousandths, 1000)
+    return f"{hours:02}:{minutes:02}:{whole:02}{point}{thousandths:03}"
+
+
+Row = dict[str, Any]
+
+
+def videofolder_rows(videos: Videos, folder: str) -> Iterator[Row | Skipped]:
+    """Rows of ``metadata.jsonl``: ``file_name`` and ``text``, and times and prompt where they differ.
+
+    :param folder: of the videos, relative to that of the file, with a slash at its end or empty.
+    """
+    spots = [spot for video in videos.values() for spot in video]
+    parts = any(spot.start > 0 or spot.end is not None for spot in spots)
+    prompts = any(spot.number > 1 for spot in spots)
+    for name, caption in _each(videos):
+        try:
+            readable = folder + name.decode("utf-8")
+        except UnicodeDecodeError:
+            yield Skipped(name, "its name is not UTF-8, which a VideoFolder cannot hold")
+            continue
+        if "\\" in readable or "://" in readable:
+            yield Skipped(name, "a VideoFolder takes no name with a backslash or ://")
+            continue
+        row: Row = {"file_name": readable, "text": caption.text}
+        times = {"start": caption.start, "end": caption.end} if parts else {}
+        yield row | times | ({"prompt": caption.prompt} if prompts else {})
+
+
+def musubi_rows(videos: Videos, folder: Path) -> Iterator[Row | Skipped]:
+    """Rows with ``video_path`` (absolute) and ``caption``: one a video, as musubi takes whole videos."""
+    root = folder.absolute()
+    done = set()
+    for name, caption in _each(videos):
+        if caption.is_part:
+            yield Skipped(name, "a caption of a part of it: musubi takes whole videos")
+        elif name in done:
+            yield Skipped(name, "musubi takes one caption a video: that of the first prompt")
+        else:
+            done.add(name)
+            yield {"video_path": str(root / os.fsdecode(name)), "caption": caption.text}
+
+
+def write_rows(rows: list[Row], stream: IO[bytes]) -> None:
+    """JSON lines. A byte of a path that is not UTF-8 becomes an escape, which Python's json reads back."""
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        stream.write(line.encode("utf-8", "backslashreplace"))
+
+
+def _each(videos: Videos) -> Iterator[tuple[bytes, Caption]]:
+    for name, spots in videos.items():
+        for spot in spots:
+            if spot.caption is not None:
+                yield name, spot.caption

@@ -1,0 +1,234 @@
+"""Where a model's files are on this machine, and whether all of them are there. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.pairs.registry import Source
+from lvspec_cli.text_file import LISTS, MIB, read_file, read_own
+
+Place = Literal["bundled", "folder", "cached", "not here"]
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+# What is taken of a repository: no pickles, no code, nothing in its folders.
+TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
+_JSON = 64 * MIB  # the most of a config or an index
+LEFT = ("*/*", "consolidated*")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is known of one model's files. ``size`` in bytes; None where nothing is here."""
+
+    place: Place
+    folder: Path | None
+    size: int | None = None
+    parameters: int | None = None
+
+
+def locate(source: Source) -> Stored:
+    """Looks in the package, the folder, or the hub's local cache."""
+    folder = source.path or _cached(source)
+    if folder is None or missing_files(folder):
+        return Stored("not here", None)
+    files = sorted(folder.glob("*.safetensors"))
+    place: Place = "bundled" if source.bundled else "folder" if source.folder else "cached"
+    return Stored(
+        place,
+        folder,
+        sum(file.stat().st_size for file in files),
+        sum(count_parameters(file) for file in files),
+    )
+
+
+def require(source: Source, pair: str | None = None) -> Path:
+    """The folder that holds the model; ``pair`` as the remedy is to name it.
+
+    :raises PairError: not all of it is here; the remedy says how to get it.
+    """
+    folder = source.path or _cached(source)
+    missing = missing_files(folder) if folder else []
+    if folder is not None and not missing:
+        return folder
+    if source.repo:
+        size = f" ({source.size})" if source.size else ""
+        absent = f": no {missing[0]}" if missing else ""
+        revision = f" --revision {source.revision}" if source.revision else ""
+        raise PairError(
+            f"{source.repo}{size} is not wholly in the local cache{absent}",
+            "download it with: "
+            + (f"lvspec models pull {pair}" if pair else f"hf download {source.repo}{revision}"),
+        )
+    if folder is not None and folder.is_dir():
+        raise PairError(f"{folder} holds no {missing[0]}", "name a folder that from_pretrained can read")
+    raise PairError(
+        f"there is no folder {folder}", "mend its path in models.yaml, or choose another pair with --pair"
+    )
+
+
+def pinned(source: Source, folder: Path) -> Source:
+    """The source with the revision that ``folder`` holds: a snapshot of the hub is named by its commit."""
+    return source.model_copy(update={"revision": folder.name}) if source.repo else source
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Which of the files that loading needs are not in the folder.
+
+    An index may name no pickles, and nothing outside. It is the names that are looked at: in the hub's cache
+    files are links to elsewhere.
+    """
+    missing = [name for name in ("config.json",) if not (folder / name).is_file()]
+    try:
+        shards = shards_of(read_object(folder / INDEX)) if (folder / INDEX).is_file() else {WEIGHTS}
+    except PairError:
+        return [*missing, f"{INDEX} that can be read"]
+    pickles = {name for name in shards if not name.endswith(".safetensors")}
+    outside = {name for name in shards - pickles if "/" in name or "\\" in name}
+    missing += [f"safetensors in place of {name}" for name in sorted(pickles)]
+    missing += [f"weights of its own in place of {name}" for name in sorted(outside)]
+    return missing + sorted(name for name in shards - pickles - outside if not (folder / name).is_file())
+
+
+def shards_of(index: Mapping[str, Any]) -> set[str]:
+    """The files that an index names.
+
+    :raises PairError: it is no index.
+    """
+    weights = index.get("weight_map")
+    names = list(weights.values()) if isinstance(weights, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise PairError(f"{INDEX} names no files", "download it again")
+    return set(names)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in one of a model's JSON files.
+
+    :raises PairError: there is none, and which file it is.
+    """
+    try:
+        found = json.loads(read_file(file, _JSON))
+    except (OSError, ValueError, RecursionError, UsageError) as error:
+        cause = " ".join(str(error).split())
+        raise PairError(f"{file} is broken or cut short: {cause}", "download or copy it again") from error
+    if not isinstance(found, dict):
+        raise PairError(f"{file} is broken or cut short: no object", "download or copy it again")
+    return found
+
+
+def count_parameters(file: Path) -> int:
+    """Elements of all tensors of a safetensors file, from its header alone (0 where that is broken)."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, 100_000_000)))
+        tensors = (entry for name, entry in header.items() if name != "__metadata__")
+        return sum(math.prod(entry["shape"]) for entry in tensors)
+    except (OSError, ValueError, struct.error, RecursionError, AttributeError, TypeError, KeyError):
+        return 0
+
+
+def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:
+    """The folder of a repository's commit in the hub's local cache; None where there is none."""
+    from huggingface_hub import constants
+
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}").is_dir():
+        return None  # without what the rest imports
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            repo,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=list(TAKEN),
+            ignore_patterns=list(LEFT),
+        )
+    except (LocalEntryNotFoundError, FileNotFoundError, ValueError):
+        return None
+    return Path(found)
+
+
+def _cached(source: Source) -> Path | None:
+    return cached_snapshot(source.repo or "", source.revision)
+
+
+def folder_of(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a local model, or of a hub id's snapshot in the local cache: the network is not asked.
+
+    :raises PairError: it is not there, or not all of it.
+    """
+    path, text = Path(source), str(source)
+    if not path.is_dir():
+        is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
+        if path.exists() or is_path:
+            raise PairError(
+                f"{source} is not a folder", "name a saved model's folder or a hub id, owner/name"
+            )
+        found = cached_snapshot(text, revision)
+        if found is None:
+            raise PairError(f"{text} is not in the local cache", _again(text))
+        path = found
+    if missing := missing_files(path):
+        remedy = "name the folder of a saved model" if path == Path(source) else _again(text)
+        raise PairError(f"{source} holds no {missing[0]}", remedy)
+    return path
+
+
+def tensor_sizes(folder: Path, name: str) -> dict[str, int]:
+    """Bytes of every tensor in a folder's safetensors files, from their headers.
+
+    :raises PairError: a file is cut short or is no safetensors file; it is named.
+    """
+    sizes: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "np"):
+                pass  # it compares what the header promises with the file's length
+            sizes |= _sizes_of(file)
+        except (
+            SafetensorError,
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            RecursionError,
+        ) as error:
+            cause = " ".join(str(error).split())
+            raise PairError(f"{file} is broken or cut short: {cause}", _again(name)) from error
+    return sizes
+
+
+def broken_file(folder: Path) -> Path | None:
+    """The first of a folder's JSON files that is no JSON: for an error's message."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            json.loads(read_own(file, LISTS))
+        except (OSError, ValueError, RecursionError, UsageError):
+            return file
+    return None
+
+
+def _sizes_of(file: Path) -> Mapping[str, int]:
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    tensors = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: end - begin for name, (begin, end) in tensors.items()}
+
+
+def _again(name: str) -> str:
+    """How a file that is missing or broken is had."""
+    if Path(name).is_dir():
+        return "copy or download the folder again"
+    return f"download it with: hf download {name}"
