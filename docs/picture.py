@@ -22,6 +22,7 @@ from lvspec_cli.cli.caption_job import DEFAULT_PROMPT
 from lvspec_cli.events import Answered, Event
 from lvspec_cli.output.records import Record
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.ui.batch import BatchPicture
 from lvspec_cli.ui.render import Picture
@@ -32,12 +33,12 @@ CLIPS = sorted((ROOT / "lvspec_cli/demo/clips").glob("*.mp4"))
 QUESTION = "Describe the video."
 
 
-def request(clip: Path, question: str) -> pipeline.AskRequest:
+def request(clip: Path, question: str) -> AskRequest:
     name, pair = load_registry().pair("demo")
     defaults = pair.defaults
     settings = settings_of_pair(pair)
     video = VideoRequest(clip, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
-    return pipeline.AskRequest(video, (question,), name, pair, settings)
+    return AskRequest(video, (question,), name, pair, settings)
 
 
 def answer_view() -> View:

@@ -15,20 +15,21 @@ from lvspec_cli.errors import NotAVideoError, PairError
 from lvspec_cli.events import Answered, ClipReady, Event, RoundDone, Stage, StageFinished, StageStarted
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.pairs.registry import Pair, Source, load_registry
+from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, FinishReason, Mode, RelevanceName, RuleSettings, VideoRequest
 
 QUESTIONS = ("What moves?", "Which colour?")
 
 
 @pytest.fixture(scope="module")
-def request_(tiny_models: Path, video_file: Path) -> pipeline.AskRequest:
+def request_(tiny_models: Path, video_file: Path) -> AskRequest:
     name, pair = load_registry(tiny_models, {}).pair(None)
     settings = DecodeSettings(gamma=4, max_new_tokens=24)
-    return pipeline.AskRequest(VideoRequest(video_file, max_frames=4), QUESTIONS, name, pair, settings)
+    return AskRequest(VideoRequest(video_file, max_frames=4), QUESTIONS, name, pair, settings)
 
 
 @pytest.fixture(scope="module")
-def run(request_: pipeline.AskRequest) -> tuple[list[Record], list[Event], list[dict[str, Any]]]:
+def run(request_: AskRequest) -> tuple[list[Record], list[Event], list[dict[str, Any]]]:
     events: list[Event] = []
     rows: list[dict[str, Any]] = []
     records = pipeline.ask(request_, events.append, trace=rows.append)
@@ -85,7 +86,7 @@ def test_rounds_pieces_and_stats_tell_the_same(run):
 
 
 def test_frames_are_processed_and_encoded_once_for_all_questions(
-    request_: pipeline.AskRequest, monkeypatch: pytest.MonkeyPatch
+    request_: AskRequest, monkeypatch: pytest.MonkeyPatch
 ):
     from lvspec_cli.models import processing
     from lvspec_cli.models.families import FAMILIES
@@ -108,7 +109,7 @@ def test_frames_are_processed_and_encoded_once_for_all_questions(
     assert sorted(calls) == ["encode"] * 2 + ["process"] * 2  # target and draft
 
 
-def test_threads_are_left_alone_unless_asked_for(request_: pipeline.AskRequest):
+def test_threads_are_left_alone_unless_asked_for(request_: AskRequest):
     import torch
 
     before = torch.get_num_threads()
@@ -122,12 +123,12 @@ def test_threads_are_left_alone_unless_asked_for(request_: pipeline.AskRequest):
         torch.set_num_threads(before)
 
 
-def test_the_same_request_gives_the_same_answers_and_keys(run, request_: pipeline.AskRequest):
+def test_the_same_request_gives_the_same_answers_and_keys(run, request_: AskRequest):
     again = pipeline.ask(request_)
     assert [(record.text, record.key) for record in again] == [(record.text, record.key) for record in run[0]]
 
 
-def test_the_target_alone_needs_no_draft_and_is_lossless(request_: pipeline.AskRequest):
+def test_the_target_alone_needs_no_draft_and_is_lossless(request_: AskRequest):
     source = Source(folder=Path("no/such/draft"))
     alone = replace(
         request_,
@@ -146,7 +147,7 @@ def test_the_target_alone_needs_no_draft_and_is_lossless(request_: pipeline.AskR
 
 
 def test_a_key_holds_the_revision_that_was_read(
-    request_: pipeline.AskRequest, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: AskRequest, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     home = tmp_path / "models--someone--tiny"
@@ -166,7 +167,7 @@ def test_a_key_holds_the_revision_that_was_read(
     assert keys[0] == keys[2] != keys[1]
 
 
-def test_an_interruption_keeps_what_there_is_and_asks_no_more(request_: pipeline.AskRequest):
+def test_an_interruption_keeps_what_there_is_and_asks_no_more(request_: AskRequest):
     seen: list[Event] = []
 
     def interrupted() -> bool:
@@ -181,7 +182,7 @@ def test_an_interruption_keeps_what_there_is_and_asks_no_more(request_: pipeline
     assert 0 < record.stats.output_tokens < 24
 
 
-def test_a_video_that_cannot_be_read_gives_a_record_a_question(request_: pipeline.AskRequest, tmp_path: Path):
+def test_a_video_that_cannot_be_read_gives_a_record_a_question(request_: AskRequest, tmp_path: Path):
     bad = tmp_path / "notes.mp4"
     bad.write_text("not a video at all\n" * 50)
     events: list[Event] = []
@@ -196,7 +197,7 @@ def test_a_video_that_cannot_be_read_gives_a_record_a_question(request_: pipelin
     assert not any(isinstance(event, StageStarted) and event.stage is Stage.LOADING for event in events)
 
 
-def test_a_pair_that_is_not_here_is_found_out_before_anything_slow(request_: pipeline.AskRequest):
+def test_a_pair_that_is_not_here_is_found_out_before_anything_slow(request_: AskRequest):
     gone = Pair(target=Source(folder=Path("gone")), draft=Source(folder=Path("gone")))
     events: list[Event] = []
     with pytest.raises(PairError):
@@ -215,9 +216,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_a_clip_too_large_for_a_cpu_is_not_begun(
-    request_: pipeline.AskRequest, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_clip_too_large_for_a_cpu_is_not_begun(request_: AskRequest, monkeypatch: pytest.MonkeyPatch):
     """The system would end the process in the middle."""
     monkeypatch.setattr("lvspec_cli.memory.machine.spare_memory", lambda: (100_000, 8_000_000_000))
     events: list[Event] = []
@@ -226,7 +225,7 @@ def test_a_clip_too_large_for_a_cpu_is_not_begun(
     assert not any(isinstance(event, StageStarted) and event.stage is Stage.ANSWERING for event in events)
 
 
-def test_too_little_memory_is_a_pair_that_does_not_fit(request_: pipeline.AskRequest, small_memory: None):
+def test_too_little_memory_is_a_pair_that_does_not_fit(request_: AskRequest, small_memory: None):
     with pytest.raises(PairError, match=r"needs about .* GB with 4 frames .*; free: .* on cpu") as caught:
         pipeline.ask(request_)
     assert caught.value.remedy == "--frames 2"

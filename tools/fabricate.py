@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from lvspec_cli.errors import PairError
 from lvspec_cli.memory.plan import ModelSize
-from lvspec_cli.memory.sizes import known_config, size_of_model
+from lvspec_cli.memory.sizes import size_of_model
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
@@ -22,6 +22,7 @@ from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.quantise import torchao_format
 from lvspec_cli.models.read import read_config
 from lvspec_cli.models.steps import workspace_for
+from lvspec_cli.pairs.files import known_config
 from lvspec_cli.types import Quantisation
 
 _ATTENTION = {"": "sdpa", "text_config": register()}

@@ -63,11 +63,13 @@ class BenchSettings(Part):
     draft_keep: float  # the share of the video's tokens that a pruned draft sees
     draft_keep_by: KeepBy = KeepBy.EVEN  # and which those are; results of before had no other
     rule: dict[str, Any]
-    rules: dict[str, dict[str, Any]] = {}  # of lines with a name of their own
+    rules: dict[str, dict[str, Any]] = Field(default_factory=dict)  # of lines with a name of their own
     words: str = ""  # a digest of the words that the rule treats in their own way
     timed: bool = True
-    first: dict[str, int] = {}  # lines that were run on so many clips only, the first ones
-    adaptation: dict[str, Any] = {}  # what gamma auto goes by
+    first: dict[str, int] = Field(
+        default_factory=dict
+    )  # lines that were run on so many clips only, the first ones
+    adaptation: dict[str, Any] = Field(default_factory=dict)  # what gamma auto goes by
     fallback: bool = False  # no line falls back to the target alone
     quantisation: tuple[str, ...] = ()  # target's and draft's, as asked for
     draft_device: str | None = None  # as asked for

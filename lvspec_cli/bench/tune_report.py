@@ -22,7 +22,7 @@ from lvspec_cli.types import RoundCosts
 MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
 MARK = "# lvspec tune"
 MARKS = {**dict.fromkeys((MODELS, RULES, MARKDOWN), MARK.encode()), CALIBRATION: b'"asked":'}
-HEADINGS = (
+FINALIST_HEADINGS = (
     "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "in a row",
     "in window", "rate", "clips", "accepted length", "predicted", "kept",
 )  # fmt: skip
@@ -125,7 +125,7 @@ def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
 
 def markdown(job: TuneJob, tuned: Tuned) -> str:
     """``tuning.md``: all settings that were tried, and the report's rows."""
-    lines = [MARK, "", *table(HEADINGS, tried_rows(tuned)), ""]
+    lines = [MARK, "", *table(FINALIST_HEADINGS, tried_rows(tuned)), ""]
     if tuned.results is not None:
         lines += ["On the other clips:", "", *table(REPORTED, report_rows(tuned.results)), ""]
         lines += contrast_table(tuned.results)

@@ -78,11 +78,12 @@ def ask(
         from lvspec_cli import pipeline
         from lvspec_cli.cli.requests import checked_text, chosen_pair, collect_questions
         from lvspec_cli.cli.show import showing
+        from lvspec_cli.request import AskRequest
 
         if not video:
             raise NoInputError("the video's name is empty", "name a video file")
         name, chosen, note = chosen_pair(given)
-        request = pipeline.AskRequest(
+        request = AskRequest(
             video=video_request(given, chosen.defaults),
             questions=collect_questions(question, more_questions or (), questions),
             pair_name=name,

@@ -32,8 +32,7 @@ from lvspec_cli.memory.plan import (
     shortage,
     smallest_change,
 )
-from lvspec_cli.memory.sizes import config_path, size_of
-from lvspec_cli.pairs.files import Stored, locate, read_object
+from lvspec_cli.pairs.files import Stored, config_path, locate, read_object
 from lvspec_cli.pairs.registry import Defaults, Pair, Source
 from lvspec_cli.types import Loading, Placement, Quantisation, Share
 
@@ -284,7 +283,7 @@ def _smaller_pair(machine: Machine) -> str:
     return f"--pair {name}, a smaller one" if name else "choose a smaller pair with --pair"
 
 
-FRAMES, MAX_PIXELS = 64, 200_704  # where the pair has no defaults of its own
+_FIT_FRAMES, _FIT_PIXELS = 64, 200_704  # where the pair has no defaults of its own
 GAMMA = 8  # that a decision reckons with
 
 
@@ -312,8 +311,8 @@ class PairFit:
 def workload(defaults: Defaults, frames: int | None = None, max_pixels: int | None = None) -> Workload:
     """A clip and an answer of a pair's defaults, or with other frames."""
     return Workload(
-        frames=frames or defaults.frames or FRAMES,
-        max_pixels=max_pixels or defaults.max_pixels or MAX_PIXELS,
+        frames=frames or defaults.frames or _FIT_FRAMES,
+        max_pixels=max_pixels or defaults.max_pixels or _FIT_PIXELS,
         new_tokens=defaults.max_new_tokens,
     )
 
@@ -326,7 +325,7 @@ def local_fit(pair: Pair, target: Path, draft: Path, device: str) -> Decision:
     from lvspec_cli.memory.machine import this_machine
 
     machine = this_machine(device)
-    sizes = Sizes(size_of(target / "config.json"), size_of(draft / "config.json"))
+    sizes = sizes_of(target, draft)
     return decide(machine, sizes, workload(pair.defaults), _wanted(machine), gamma=GAMMA, width_limit=None)
 
 
@@ -383,6 +382,8 @@ def _wanted(machine: Machine) -> Wanted:
 
 def _size(source: Source, stored: Stored) -> ModelSize:
     """By the config; where the files are here, with the parameters that their headers say."""
+    from lvspec_cli.memory.sizes import size_of
+
     size = size_of(config_path(source, stored.folder), source.name)
     return replace(size, parameters=stored.parameters) if stored.parameters else size
 

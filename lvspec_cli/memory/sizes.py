@@ -14,30 +14,6 @@ from lvspec_cli.memory.plan import ModelSize
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.read import read_config
-from lvspec_cli.pairs.registry import Source
-
-CONFIGS = Path(__file__).parent / "configs"
-
-
-def known_config(repo: str) -> Path | None:
-    """The config that the package brings of a hub's repository, for sizes before it is downloaded."""
-    path = CONFIGS / f"{repo.replace('/', '--')}.json"
-    return path if path.is_file() else None
-
-
-def config_path(source: Source, folder: Path | None) -> Path:
-    """The model's own config where it is on this machine, else the one that the package brings.
-
-    :raises PairError: there is neither.
-    """
-    known = known_config(source.repo) if source.repo else None
-    for path in (folder / "config.json" if folder else None, known):
-        if path is not None and path.is_file():
-            return path
-    raise PairError(
-        f"{source.name} is not on this machine, and its size is not known beforehand",
-        "download it, or name a folder with a config.json",
-    )
 
 
 def size_of(config_file: Path, name: str = "") -> ModelSize:

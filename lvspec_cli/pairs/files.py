@@ -23,6 +23,7 @@ WEIGHTS = "model.safetensors"
 TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 _JSON = 64 * MIB  # the most of a config or an index
 LEFT = ("*/*", "consolidated*")
+CONFIGS = Path(__file__).parent / "configs"  # of hub repositories that the package names
 
 
 @dataclass(frozen=True)
@@ -232,3 +233,24 @@ def _again(name: str) -> str:
     if Path(name).is_dir():
         return "copy or download the folder again"
     return f"download it with: hf download {name}"
+
+
+def known_config(repo: str) -> Path | None:
+    """The config that the package brings of a hub's repository, for sizes before it is downloaded."""
+    path = CONFIGS / f"{repo.replace('/', '--')}.json"
+    return path if path.is_file() else None
+
+
+def config_path(source: Source, folder: Path | None) -> Path:
+    """The model's own config where it is on this machine, else the one that the package brings.
+
+    :raises PairError: there is neither.
+    """
+    known = known_config(source.repo) if source.repo else None
+    for path in (folder / "config.json" if folder else None, known):
+        if path is not None and path.is_file():
+            return path
+    raise PairError(
+        f"{source.name} is not on this machine, and its size is not known beforehand",
+        "download it, or name a folder with a config.json",
+    )

@@ -37,7 +37,7 @@ from lvspec_cli.types import (
 )
 from lvspec_cli.user_folders import config_folder
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 Parsed = TypeVar("Parsed", bound=BaseModel)
 AUTO = "auto"  # no pair's name: the best that is here and fits
 BUNDLED = "demo"

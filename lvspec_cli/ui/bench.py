@@ -14,12 +14,11 @@ from rich.text import Text
 
 from lvspec_cli.bench.compare import Change
 from lvspec_cli.bench.lines import CONTRAST_HEADINGS, HEADINGS, WINNER, contrast_rows, rows
-from lvspec_cli.bench.lines import HEADINGS as REPORTED
 from lvspec_cli.bench.relevance import RelevanceResults
 from lvspec_cli.bench.report import SCHEME_HEADINGS, scheme_rows
 from lvspec_cli.bench.results import Results
 from lvspec_cli.bench.tune import Tuned
-from lvspec_cli.bench.tune_report import HEADINGS, finalist_rows
+from lvspec_cli.bench.tune_report import FINALIST_HEADINGS, finalist_rows
 from lvspec_cli.escape import visible_line
 from lvspec_cli.ui.tables import text_table
 
@@ -99,15 +98,15 @@ _SHOWN = (
 
 def plain_tuned(tuned: Tuned) -> str:
     """Tab-separated comments, so that all that is printed can be a models.yaml."""
-    lines = [HEADINGS, *finalist_rows(tuned)]
+    lines = [FINALIST_HEADINGS, *finalist_rows(tuned)]
     if tuned.results is not None:
-        lines += [REPORTED, *rows(tuned.results)]
+        lines += [HEADINGS, *rows(tuned.results)]
     return "".join("# " + "\t".join(map(visible_line, line)) + "\n" for line in lines)
 
 
 def tuned_tables(tuned: Tuned) -> str:
     """The settings that saw all clips, then the report on the others."""
-    cells = [dict(zip(HEADINGS, row, strict=True)) for row in finalist_rows(tuned)]
+    cells = [dict(zip(FINALIST_HEADINGS, row, strict=True)) for row in finalist_rows(tuned)]
     text = figures_table(_SHOWN, [[row[name] for name in _SHOWN] for row in cells])
     return text + (result_tables(tuned.results) if tuned.results is not None else "") + "\n"
 

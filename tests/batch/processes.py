@@ -18,7 +18,8 @@ from uuid import uuid4
 FORKER = """
 import json, os, sys
 import torch
-import lvspec_cli.models.load, lvspec_cli.speculation.engine, lvspec_cli.cli.caption_run, lvspec_cli.models.prompt
+import lvspec_cli.models.load, lvspec_cli.speculation.engine
+import lvspec_cli.cli.caption_run, lvspec_cli.models.prompt
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl
 import transformers.models.qwen2_5_vl.processing_qwen2_5_vl
 import transformers.models.qwen2_vl.video_processing_qwen2_vl

@@ -64,7 +64,8 @@ def test_a_broken_config_is_named(request_: AskRequest, tmp_path: Path, text: st
 def test_that_needs_no_torch() -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from lvspec_cli.pipeline import AskRequest, pinned_request\n"
+        "from lvspec_cli.pipeline import pinned_request\n"
+        "from lvspec_cli.request import AskRequest\n"
         "from lvspec_cli.pairs.registry import load_registry\n"
         "from lvspec_cli.types import DecodeSettings, VideoRequest\n"
         "name, pair = load_registry(environment={}).pair('demo')\n"

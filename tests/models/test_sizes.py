@@ -9,7 +9,8 @@ import pytest
 
 from lvspec_cli.errors import PairError
 from lvspec_cli.memory.plan import ModelSize
-from lvspec_cli.memory.sizes import CONFIGS, config_path, known_config, size_of
+from lvspec_cli.memory.sizes import size_of
+from lvspec_cli.pairs.files import CONFIGS, config_path, known_config
 from lvspec_cli.pairs.registry import PACKAGE, Source, read_models_file, shipped_models
 
 

@@ -30,7 +30,7 @@ from lvspec_cli.types import Clip, VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tools.train_demo.halves import CLIP_FRAMES
 
-PAIR_FOLDER = Path(__file__).parent / "pair"
+PAIR_FOLDER = Path(__file__).parents[2] / "lvspec_cli" / "demo" / "pair"
 
 
 @dataclass(frozen=True)
