@@ -1,4 +1,4 @@
-"""How many processors there are for us."""
+"""The processors that this process may use, and libraries told to keep their advice to themselves."""
 
 from __future__ import annotations
 

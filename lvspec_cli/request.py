@@ -1,4 +1,4 @@
-"""TODO: what this is."""
+"""What a user asks of one pair: the request that goes from the command line to the pipeline."""
 
 from __future__ import annotations
 

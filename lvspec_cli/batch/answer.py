@@ -1,4 +1,7 @@
-"""One work answered: what fails becomes a record, and too little memory makes the clip smaller."""
+"""One work answered: what fails becomes a record, and too little memory makes the clip smaller.
+
+``--fail-on`` says which answers count as failed although there is a text.
+"""
 
 from __future__ import annotations
 

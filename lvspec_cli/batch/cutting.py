@@ -1,8 +1,9 @@
-"""Where a video's scenes change: PySceneDetect, on frames that the decoding child gave.
+"""Where a video is cut: into segments of equal length, or where its scenes change (PySceneDetect).
 
-Its thresholds are made for every frame, so up to 30 a second are looked at. In faster videos a cut lies
-somewhere between two of these: a scene ends with the last frame seen of it, and holds none of another. It
-holds each frame against its neighbours, so one that stays on show for long, a slide, is given several times.
+PySceneDetect's thresholds are made for every frame, so up to 30 a second are looked at. In faster videos
+a cut lies somewhere between two of these: a scene ends with the last frame seen of it, and holds none of
+another. It holds each frame against its neighbours, so one that stays on show for long, a slide, is given
+several times. Scenes that were found are kept, because finding them decodes the whole video.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long rows took on this machine: what ``--dry-run`` makes its estimate from."""
+"""How long rows took on this machine, and what a video would take: what ``--dry-run`` tells."""
 
 from __future__ import annotations
 

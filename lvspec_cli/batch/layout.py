@@ -1,4 +1,7 @@
-"""Inputs -> works: where each video is cut, and what is asked of each stretch."""
+"""Inputs -> works: where each video is cut, and what is asked of each stretch.
+
+A prompt may name what is known of the clip: ``{name}`` and ``{duration}``.
+"""
 
 from __future__ import annotations
 

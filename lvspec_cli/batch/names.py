@@ -1,4 +1,4 @@
-"""What records call the files of a batch: paths relative to one folder, so that no two files share a name."""
+"""The inputs of a batch, and what records call their files: paths relative to one folder, each name once."""
 
 from __future__ import annotations
 

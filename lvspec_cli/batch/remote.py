@@ -1,4 +1,4 @@
-"""Several workers, each in its own process, over one queue of works and with one writer."""
+"""Works done in this process with one worker, or in a process each with several, with one writer."""
 
 from __future__ import annotations
 

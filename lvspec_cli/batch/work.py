@@ -1,4 +1,9 @@
-"""What a batch has to do: stretches of videos, each with the prompts that are asked about it."""
+"""What a batch has to do: stretches of videos with their prompts, less what the output file already has.
+
+A key is a hash of what was asked, the file's name included. ``caption d1`` calls a clip ``a.mp4``,
+``caption d1 d2`` calls it ``d1/a.mp4``: under a row's own name the work must get that row's key, then the
+row is that work's.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Finished measurements on the disk, so that a run that was interrupted goes on where it was.
 
-``measurements.jsonl``: a first line that says what is measured, then a line for each clip that was looked at
-and each block that is done. A block is written whole, so that its ratios are of one process and one time.
+``measurements.jsonl``: a first line that says what is measured where, then a line for each clip that was
+looked at and each block that is done. A block is written whole, so that its ratios are of one process and
+one time.
 """
 
 from __future__ import annotations

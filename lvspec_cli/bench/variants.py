@@ -1,4 +1,4 @@
-"""Settings of the rule under names of their own: the rule less one of its parts, or whatever a file says."""
+"""The lines of a report: what ``--modes``, ``--gamma``, ``--ablate`` and ``--variants`` name."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Checks that a user runs: of the machine (``doctor``) and of a pair (``models verify``)."""

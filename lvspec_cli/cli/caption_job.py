@@ -1,4 +1,4 @@
-"""All that ``lvspec caption`` is asked for, checked before anything slow begins."""
+"""All that ``lvspec caption`` is asked for, checked before anything slow begins, and laid out as works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From flags to what is asked of the video and of the decoding: the same for every command."""
+"""From flags, files and stdin to what is asked: the pair, the video, the questions and the decoding."""
 
 from __future__ import annotations
 

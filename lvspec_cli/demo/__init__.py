@@ -1,1 +1,1 @@
-"""The bundled pair and its world: procedural scenes, their captions and questions, and training."""
+"""The demo world: procedural scenes as clips, their captions, facts and questions."""

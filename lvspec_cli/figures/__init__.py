@@ -1,0 +1,1 @@
+"""Figures made of answers: fidelity, speed, intervals, audits. Texts and counts in, numbers out."""

@@ -1,4 +1,4 @@
-"""TODO: what this is."""
+"""One answer as it was measured, and the figures that are made of many: frozen pydantic models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer given once more in mode ar, and what the first one keeps of it."""
+"""``--audit``: which answers are given in mode ar as well, what each keeps of it, and all together."""
 
 from __future__ import annotations
 

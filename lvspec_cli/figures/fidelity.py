@@ -1,4 +1,7 @@
-"""What a mode keeps of ``ar``: facts and answers where they are known, likeness to its texts on any video."""
+"""What a mode keeps of ``ar``: facts and answers, likeness, and the target's own score of its texts.
+
+The target scores a text in one teacher-forced pass behind the clip and the prompt.
+"""
 
 from __future__ import annotations
 

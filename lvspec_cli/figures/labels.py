@@ -1,4 +1,4 @@
-"""What is known of the right answer, and how far a text gives it: demo scenes, a user's reference answers."""
+"""How right a text is by a scene's facts or a user's reference, and how alike two texts are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From blocks to the figures of each mode: pure, so that ``results.json`` is enough to compute them again."""
+"""From blocks to the figures of each mode, and by how much the pair's rule beats each: pure functions.
+
+``results.json`` is enough to compute them again.
+"""
 
 from __future__ import annotations
 

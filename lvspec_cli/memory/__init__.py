@@ -1,0 +1,1 @@
+"""What a pair needs of memory, and where it goes on a machine."""

@@ -1,4 +1,4 @@
-"""What a pair needs of memory and where its parts would go: arithmetic on values, nothing is loaded.
+"""What a pair needs of memory, what it is kept in and where its parts go: decisions on values alone.
 
 Sizes are in bytes. A prefill's activations are counted as the buffers that are alive at once in a decoder
 layer or in the vision tower; what the allocator wastes is in ``SLACK``.

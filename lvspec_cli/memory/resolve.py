@@ -1,4 +1,4 @@
-"""What is left open in how a pair is loaded, settled for this machine before any weights are read.
+"""How a pair is loaded on this machine, and whether it fits: settled before any weights are read.
 
 torch is not imported for a pair that plainly fits a machine without a GPU.
 """

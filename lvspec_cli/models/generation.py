@@ -1,4 +1,4 @@
-"""What a model's generation_config asks of every mode."""
+"""What a model's generation_config asks of every mode, and whether two tokenizers share their ids."""
 
 from __future__ import annotations
 

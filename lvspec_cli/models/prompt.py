@@ -1,4 +1,7 @@
-"""Clip and question -> the inputs of target and draft, each through its own processor."""
+"""Clip and question -> the inputs of target and draft, each through its own processor.
+
+How many tokens a video takes is known from the processor alone, before any weights are loaded.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What a model's folder says of itself: read by transformers, but only after it was looked at.
+"""A model's config, processor, tokenizer and chat template: read by transformers after they were checked.
 
-A folder is not trusted. It may not name code, nor sizes that no model has.
+A model's folder is not trusted: it may not name code, nor sizes that no model has, and its chat template is
+rendered in a child process with limits on time, memory and output.
 """
 
 from __future__ import annotations

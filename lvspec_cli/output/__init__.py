@@ -1,0 +1,1 @@
+"""Records, and every file that lvspec writes."""

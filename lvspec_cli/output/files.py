@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what to say where one cannot be written."""
+"""Files that are there whole or not at all, and that replace only what lvspec wrote itself."""
 
 from __future__ import annotations
 

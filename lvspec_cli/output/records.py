@@ -1,4 +1,4 @@
-"""Records: one JSON object an answer, the same for every command (DESIGN.md, section 7)."""
+"""Records: one JSON object an answer, the same for every command (docs/design.md, "Records")."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Pairs by name, and their files: in the package, in a folder, in the hub's cache."""

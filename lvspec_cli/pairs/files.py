@@ -1,4 +1,8 @@
-"""Where a model's files are on this machine, and whether all of them are there. Nothing is downloaded."""
+"""A model's files on this machine: where they are, whether all are there and whole, how large each tensor is.
+
+Nothing is downloaded. For models that are not here, the package brings the configs of the pairs that it
+names.
+"""
 
 from __future__ import annotations
 

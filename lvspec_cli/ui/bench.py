@@ -1,4 +1,4 @@
-"""The bench's figures as tables in a terminal, and as plain lines for a pipe."""
+"""Figures of bench, tune and bench-relevance as tables in a terminal, and as plain lines for a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of one pair, in lines."""
+"""What is said of pairs: what each is, and how it fits a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live view's picture: a View drawn into exactly the size it is given."""
+"""The live view: a View drawn into exactly the size it is given, and shown in a real terminal."""
 
 from __future__ import annotations
 

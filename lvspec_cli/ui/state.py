@@ -1,4 +1,4 @@
-"""What the live view shows, as a fold over the pipeline's events: no terminal, no clock."""
+"""What the live views show, as folds over the pipeline's events and a batch's rows: no terminal, no clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The few lines that stay after an answer."""
+"""The few lines that stay after an answer or a batch, those of ``--audit`` among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parent's side of the decoding child: start it, talk, and end it in every case."""
+"""The parent's side of the decoding child: start it, talk to it in time, and end it in every case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry to video: what was asked of one file becomes a Clip."""
+"""The entry to video: what was asked of one file becomes a Clip, or what is known of it without decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos decoded ahead of their taker, in several children, within a bound on memory."""
+"""Videos decoded ahead of their taker, in several children, within a bound on the memory of their frames."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, lasting, rows
+from tests.batch.test_cutting import write_scenes
 from tests.batch.test_resume import work
-from tests.batch.test_scenes import write_scenes
 from tests.conftest import Shell, write_video
 from tests.tiny_models import save_pair, spoil_weights
 from tests.video.clips import make_clip

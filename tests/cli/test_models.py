@@ -16,7 +16,7 @@ from lvspec_cli.memory.plan import Choice as Kept
 from lvspec_cli.pairs.registry import load_registry
 from lvspec_cli.types import Quantisation
 from tests.conftest import Printed
-from tests.models.test_sizes import size
+from tests.memory.test_sizes import size
 
 Run = Callable[..., Printed]
 README = Path(__file__).parents[2] / "README.md"

@@ -19,10 +19,10 @@ from lvspec_cli.models.load import LoadedPair, ModelRequest, load_models
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.quantise import verification_width_limit
 from lvspec_cli.types import Clip, DecodeSettings, Mode, Quantisation
-from tests.bench.test_real_size import WORK, tiny
 from tests.gpu.conftest import DEVICE, NEEDS_GPU
 from tests.speculation.conftest import decode
 from tests.tiny_models import make_clip
+from tests.tools.test_real_size import WORK, tiny
 from tools.fabricate import _pack, real_config
 from tools.real_size import measure_model
 

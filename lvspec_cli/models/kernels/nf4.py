@@ -1,4 +1,4 @@
-"""TODO: what this is."""
+"""Weights in NF4 as the small-batch kernels read them: 4 bits a weight, blocks of 64, quantised scales."""
 
 from __future__ import annotations
 

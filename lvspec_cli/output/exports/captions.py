@@ -1,4 +1,4 @@
-"""From records to captions: one a clip, stretch and prompt, in a fixed order."""
+"""From records to captions: one a clip, stretch and prompt, in a fixed order, each with its own name."""
 
 from __future__ import annotations
 

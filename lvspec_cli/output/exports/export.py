@@ -1,4 +1,4 @@
-"""Records to files of one format: the same for ``lvspec export`` and at the end of ``lvspec caption``."""
+"""Records to files of one format, and the lines about it: ``lvspec export`` and ``caption --to``."""
 
 from __future__ import annotations
 

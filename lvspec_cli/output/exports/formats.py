@@ -1,4 +1,4 @@
-"""CSV and Parquet: one row a caption, with the same columns."""
+"""The formats of an export: CSV, Parquet, SubRip, WebVTT, and lists for VideoFolder and musubi-tuner."""
 
 from __future__ import annotations
 

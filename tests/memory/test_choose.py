@@ -98,7 +98,7 @@ def test_nothing_heavy_is_imported_where_only_the_bundled_pair_is(tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

@@ -23,7 +23,7 @@ from lvspec_cli.memory.plan import (
     together,
 )
 from lvspec_cli.types import Quantisation, Share
-from tests.models.test_sizes import size
+from tests.memory.test_sizes import size
 
 LOAD = Workload(frames=64, max_pixels=448 * 448, new_tokens=512)
 NF4 = Choice(Quantisation.NF4)

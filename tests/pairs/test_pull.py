@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from tests.cli.terminal import Terminal
 from tests.conftest import Shell
-from tests.hub.server import COMMIT, Hub, blob, serve
+from tests.pairs.server import COMMIT, Hub, blob, serve
 
 WEIGHTS = save({"weight": np.arange(600_000, dtype=np.float32)})
 FILES = {
