@@ -54,7 +54,7 @@ class FinishReason(StrEnum):
 
 
 class RelevanceName(StrEnum):
-    """Schemes that tell anchors from fillers (DESIGN.md, section 4)."""
+    """Schemes that tell anchors from fillers (docs/design.md, "The rule")."""
 
     ATTENTION = "attention"
     SIMILARITY = "similarity"
@@ -238,7 +238,7 @@ def read_gamma(value: object) -> Gamma:
 
 @dataclass(frozen=True)
 class RuleSettings:
-    """Thresholds of the rule (DESIGN.md, section 4). Margins in nats; ``inf`` means no margin.
+    """Thresholds of the rule (docs/design.md, "The rule"). Margins in nats; ``inf`` means no margin.
 
     A draft token that is not the target's is kept when the target's log probability of it is at
     most ``margin`` below that of its own token, where the margin falls from ``filler_margin``
@@ -267,7 +267,7 @@ class RuleSettings:
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """What a round costs, in steps of the target alone (DESIGN.md, section 6).
+    """What a round costs, in steps of the target alone (docs/design.md, "What a round costs").
 
     ``draft`` is c, ``overhead`` is o, and v is ``verification`` with ``row`` more for each of gamma + 1 rows.
     """
@@ -334,7 +334,7 @@ class Round:
 
 @dataclass(frozen=True)
 class DecodeStats:
-    """Counts and seconds of one answer (terms: DESIGN.md, section 2)."""
+    """Counts and seconds of one answer (docs/design.md, "Terms")."""
 
     output_tokens: int = 0
     rounds: int = 0

@@ -3,8 +3,8 @@
 Each model is built from its config on the device itself, nothing is downloaded, and run as lvspec runs it
 over clips of noise. Measured are the size of its weights against what ``lvspec models fit`` plans with,
 prefill, one step, a verification by its width, and keys and values. From the two models of a pair follow c
-and v of DESIGN's section 6, and the speedup at accepted lengths that are given: what a round spends on the
-host beside the two models' passes is not in it.
+and v of docs/design.md, "What a round costs", and the speedup at accepted lengths that are given. What a
+round spends on the host beside the two models' passes is not in it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ModelFigures:
 
 
 def costs(target: ClipFigures, draft: ClipFigures, gamma: int) -> Model:
-    """c and v of a pair over the same clip (DESIGN.md, section 6), the host's overhead left out."""
+    """c and v of a pair (docs/design.md, "What a round costs") over one clip, without the host's overhead."""
     step = target.steps[1]
     return Model(c=draft.steps[1] / step, v=target.steps[gamma + 1] / step, o=0.0, drafted=gamma)
 

@@ -1,8 +1,8 @@
 """What ``lvspec tune`` decides, as pure functions: which clips, which settings, which go on, which is taken.
 
 The search is successive halving (Jamieson and Talwalkar 2016): many settings on few clips, the best of them
-on more. Speed comes from the counts of each answer and the measured costs of a round (DESIGN.md, section 6),
-so that it has no noise; quality has an interval over clips.
+on more. Speed has no noise: it comes from the counts of each answer and the measured costs of a round
+(docs/design.md, "What a round costs"). Quality has an interval over clips.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class NamedRule:
 
 
 def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
-    """The rule less one of its parts (DESIGN.md, section 4), or with one that it does not have.
+    """The rule less one of its parts (docs/design.md, "The rule"), or with one that it does not have.
 
     ``no-anchors``: every token has a filler's margin. ``no-ties``: an anchor has none. ``no-fillers``: every
     token has an anchor's margin. ``no-sentences``: what begins one is a token like any other. ``no-limits``:

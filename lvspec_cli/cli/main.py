@@ -84,7 +84,7 @@ def entry() -> NoReturn:
 
 
 def main() -> None:
-    """Runs one command and exits with a code of the contract (DESIGN.md, section 7)."""
+    """Runs one command and exits with a code of the contract (docs/design.md, "Streams and exit codes")."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -292,7 +292,7 @@ class ModeResult(OfVariant):
     prompt_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
-    c: float | None = None  # DESIGN.md, section 6
+    c: float | None = None  # docs/design.md, "What a round costs"
     v: float | None = None
     o: float | None = None
     predicted_speedup: float | None = None

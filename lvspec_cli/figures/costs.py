@@ -1,4 +1,4 @@
-"""What a round is made of, and the speedup that this predicts (DESIGN.md, section 6).
+"""What a round is made of, and the speedup that this predicts (docs/design.md, "What a round costs").
 
     speedup = t / (gamma * c + v + o)
 

@@ -104,7 +104,7 @@ class Sampling(_Part):
 
 
 class Stats(_Part):
-    """Counts and seconds of one answer (DESIGN.md, section 2)."""
+    """Counts and seconds of one answer (docs/design.md, "Terms")."""
 
     output_tokens: Count
     rounds: int

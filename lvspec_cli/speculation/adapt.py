@@ -83,7 +83,7 @@ class Guide:
 
 
 def round_cost(gamma: int, costs: RoundCosts) -> float:
-    """A round with so many drafted tokens, in steps of the target alone (DESIGN.md, section 6)."""
+    """A round of ``gamma`` drafted tokens, in steps of the target (docs/design.md, "What a round costs")."""
     return gamma * costs.draft + costs.verification + costs.row * (gamma + 1) + costs.overhead
 
 

@@ -1,4 +1,4 @@
-"""The rule that accepts or rejects a proposal (DESIGN.md, section 4): values in, a verdict out.
+"""The rule that accepts or rejects a proposal (docs/design.md, "The rule"): values in, a verdict out.
 
 :func:`gather` reduces logits on their device to a few numbers a position, which cross to the host
 in one transfer; :func:`judge` decides on those numbers. Neither knows a model, a tokenizer or a

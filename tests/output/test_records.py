@@ -27,7 +27,7 @@ from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
 from tests.output.rows import record
 
-# DESIGN.md, section 7, in its order.
+# docs/design.md, "Records", in its order.
 FIELDS = """schema key id status file_name file_name_b64 segment task system prompt text error finish_reason
 pair target draft mode settings lossless sampling stats audit version created"""
 SAMPLING = """requested duration begins frames_expected decoded timestamps width height visual_tokens

@@ -9,7 +9,7 @@ from lvspec_cli.figures.answers import ModeResult
 
 @dataclass(frozen=True)
 class Shares:
-    """What a round costs by its parts, in steps of the reference (DESIGN.md, section 6)."""
+    """What a round costs by its parts, in steps of the reference (docs/design.md, "What a round costs")."""
 
     drafted: float  # tokens
     drafting: float
