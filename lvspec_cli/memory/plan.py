@@ -311,7 +311,7 @@ def decide(
     """What fits, and of that what is fast at the width of a verification.
 
     The target is quantised only where it does not fit otherwise. Then the least bytes read for a token count,
-    by the formula of docs/design.md, "What a round costs", with bytes in place of seconds. What was asked for by name stays.
+    by the formula of docs/design.md, "What a round costs", in bytes. What was asked for by name stays.
 
     ``gamma``: tokens a round proposes. ``width_limit``: rows that nf4 takes at once on this device, 0 for
     none; a round then proposes no more than goes into them.
