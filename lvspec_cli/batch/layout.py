@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from string import Formatter
@@ -15,7 +14,7 @@ from string import Formatter
 from lvspec_cli.batch.cutting import Stretch, even_segments
 from lvspec_cli.batch.inputs import Input
 from lvspec_cli.batch.work import Work, make_work
-from lvspec_cli.errors import LvspecError, NoInputError, UsageError, VideoError
+from lvspec_cli.errors import DecodeTimeoutError, LvspecError, NoInputError, UsageError, VideoError
 from lvspec_cli.request import AskRequest
 from lvspec_cli.text_file import lines_of
 from lvspec_cli.types import VideoInfo, VideoRequest
@@ -50,7 +49,8 @@ def lay_out(
     """The works of all inputs, in their order.
 
     ``base`` has the prompts' templates in ``questions`` and all of the video's options but its path. A file
-    that cannot be read stays whole: decoding meets the same error, and that becomes its record.
+    that cannot be read stays whole: decoding meets the same error, and that becomes its record. One whose
+    cuts took too long to find is an error at once: nobody asked for a caption of all of it.
     """
     requests = [request_for(base, item) for item in inputs]
     timed = [not cutting.whole or any("{duration" in text for text in one.questions) for one in requests]
@@ -60,7 +60,12 @@ def lay_out(
         found = next(known) if wanted else None
         info = found if isinstance(found, VideoInfo) else None
         duration = info.duration if info else None
-        works += [make_work(_prompted(one, duration)) for one in _cut(request, cutting, info, scenes)]
+        try:
+            if isinstance(found, DecodeTimeoutError) and not cutting.whole:
+                raise found
+            works += [make_work(_prompted(one, duration)) for one in _cut(request, cutting, info, scenes)]
+        except DecodeTimeoutError as error:
+            works.append(replace(make_work(_prompted(request, duration)), error=error))
         progress(number, len(inputs))
     return works
 
@@ -94,8 +99,12 @@ def _cut(
     video = request.video
     stretches: Sequence[Stretch] = ()
     if cutting.scenes and info is not None:
-        with suppress(VideoError, NoInputError, UsageError):  # decoding will say the same
+        try:
             stretches = scenes(video)
+        except DecodeTimeoutError:
+            raise
+        except (VideoError, NoInputError, UsageError):
+            pass  # decoding will say the same
     elif cutting.seconds is not None and info is not None and info.duration is not None:
         end = info.duration if video.end is None else min(video.end, info.duration)
         cut = even_segments(video.start or 0.0, end, cutting.seconds, cutting.overlap)
