@@ -208,7 +208,7 @@ def runs(wanted: list[int], timeline: Timeline) -> list[tuple[int | None, list[i
     else:
         ordinals = np.searchsorted(timeline.ticks, [key.tick for key in timeline.key_frames])
     found: list[tuple[int | None, list[int]]] = []
-    position = 0 if timeline.whole else -_WORTH_A_SEEK - 1
+    position = 0 if timeline.from_first else -_WORTH_A_SEEK - 1
     for ordinal in wanted:
         known = ordinal - REORDERED if timeline.by_count else ordinal
         key = int(np.searchsorted(ordinals, known, side="right")) - 1

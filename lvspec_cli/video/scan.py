@@ -113,16 +113,22 @@ def scan_stretch(
     after = extent.origin + int(end / clock.time_base)
     for back in _BACK:
         place = begin - int(back / clock.time_base)
+        from_first = not clock.indexed and place <= extent.first  # no index: a seek may land behind the first
         try:
-            container.seek(max(place, extent.first if clock.stamped else 0), stream=stream)
-            found = _collected(stream_packets(container, stream), begin, after, clock)
+            if from_first and clock.stamped:
+                container.seek(0, unsupported_byte_offset=True, stream=stream)
+            else:
+                container.seek(max(place, extent.first if clock.stamped else 0), stream=stream)
+            packets = stream_packets(container, stream)
+            found = _collected(packets, begin, after, clock, from_first)
         except (FFmpegError, OSError):
             return None
         if found is not None:
-            timeline = timeline_of(found.packets(), clock, at_start=False)
+            timeline = timeline_of(found.packets(), clock, at_start=from_first)
             if timeline.pieces > 1:
                 return None
-            return replace(timeline, ticks=_settled(timeline, found), origin=extent.origin, whole=False)
+            ticks = _settled(timeline, found)
+            return replace(timeline, ticks=ticks, origin=extent.origin, whole=False, from_first=from_first)
         if place <= extent.first:
             break
     return None
@@ -177,23 +183,25 @@ def _samples(container: InputContainer, stream: VideoStream) -> list[float]:
 
 
 def _collected(
-    packets: Iterable[Packet[VideoStream]], begin: int, after: int, clock: StreamClock
+    packets: Iterable[Packet[VideoStream]], begin: int, after: int, clock: StreamClock, from_first: bool
 ) -> _Collector | None:
     """Packets from the last key frame shown at ``begin`` or before, until all shown up to ``after`` are read.
 
-    Where frames are counted, from the key frame before that one. None where reading began too late.
+    Where frames are counted, from the key frame before that one, or ``from_first``: from the stream's first
+    packet. None where reading began too late.
     """
     found, keys, late = _Collector(), list[int](), 0
     for packet in packets:
-        if not found.pts and not packet.is_keyframe:
+        if not (found.pts or from_first or packet.is_keyframe):
             continue
         time = packet.dts if packet.dts is not None else packet.pts
         if packet.is_keyframe:
             shown_at = packet.pts if packet.pts is not None or clock.stamped else time
-            if not found.pts and shown_at is None:
-                continue  # only a key frame with a time of its own tells when the ones after it are shown
-            if not found.pts and shown_at is not None and shown_at > begin:
-                return None
+            if not (found.pts or from_first):
+                if shown_at is None:
+                    continue  # only a key frame with a time of its own tells when the ones after it are shown
+                if shown_at > begin:
+                    return None
             keys += [] if shown_at is None else [shown_at]
         found.take(packet)
         if time is not None and time > after:
@@ -207,7 +215,7 @@ def _collected(
         return found if keys else None
     # The second one shows where counting stands, once it is shown itself.
     counted = begin - int(REORDERED * clock.step)
-    return found if sum(key <= counted for key in keys) > 1 else None
+    return found if from_first or sum(key <= counted for key in keys) > 1 else None
 
 
 def _settled(timeline: Timeline, found: _Collector) -> Ticks:

@@ -89,6 +89,7 @@ class Timeline:
     pieces: int = 1  # stretches without a break in the container's times
     error: str | None = None  # what stopped the scan, None at the end of the file or of the stretch
     whole: bool = True  # false for a stretch
+    from_first: bool = True  # its first packet is the stream's first
     skipped: int = 0  # packets before the first one, which cannot be decoded: a recording that began late
     broken: tuple[tuple[int, int], ...] = ()  # ticks from and until which incomplete packets may show
 

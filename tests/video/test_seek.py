@@ -90,6 +90,10 @@ def by_ffmpeg(path: Path, start: float) -> int:
 @example(name="b_frames.mp4", frame=COUNT - 52)
 @example(name="one_key_frame.ts", frame=COUNT // 2)
 @example(name="h264.avi", frame=200)
+@example(name="h264.avi", frame=1)
+@example(name="open_groups.ts", frame=3)
+@example(name="mpeg2.ts", frame=2)
+@example(name="mpeg1.mpg", frame=1)
 def test_a_stretch_begins_with_the_frame_of_ffmpegs_accurate_seek(folder, read, name, frame):
     path = file_in(folder, name)
     rate = FILES[name].get("rate", RATE)
@@ -123,18 +127,19 @@ def test_a_stretch_shorter_than_a_frame_gives_the_one_on_show(folder, read, name
     assert got == frames
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["begin", "middle"])
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"one_key_frame.ts", "h264.flv"}))
-def test_a_stretch_costs_by_its_length(folder, name):
+def test_a_stretch_costs_by_its_length(folder, name, share):
     """FLV has no index, and without a second key frame there is nowhere to begin but at the first."""
     path, rate = file_in(folder, name), FILES[name].get("rate", RATE)
     with path.open("rb", buffering=0) as file, open_video(file, path, VideoLimits()) as (container, stream):
         ends = extent_of(container, stream)
         assert ends is not None
-        middle = ends.begins + COUNT / rate / 2
-        timeline = scan_stretch(container, stream, ends, middle, middle + 1.0)
+        start = ends.begins + share * COUNT / rate
+        timeline = scan_stretch(container, stream, ends, start, start + 1.0)
     assert timeline is not None
-    assert timeline.times[0] <= middle
-    assert timeline.times[-1] >= middle + 1.0 - 1.5 / rate
+    assert timeline.times[0] <= start
+    assert timeline.times[-1] >= start + 1.0 - 1.5 / rate
     assert len(timeline.stamps) < 3 * rate + 3 * FILES[name].get("group", NOISY["group"])
 
 
