@@ -329,17 +329,14 @@ class _Run:
     ) -> Generation:
         rounds = session.answer(prompts, self.request.settings, interrupted=interrupted)
         index, first = 0, None
-        while True:
-            try:
-                done = next(rounds)
-            except StopIteration as stop:
-                return stop.value
+        for done in rounds:
             now = time.perf_counter()
             first = now if first is None else first
             index += not done.prefill
             self.listen(RoundDone(index, done, text.feed(done.tokens, done.kinds), now - first))
             if self.trace is not None:
                 self.trace(trace_row(number, index, done, self._word))
+        return rounds.generation
 
     def _word(self, token: int) -> str:
         return self.pair.target.tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False)

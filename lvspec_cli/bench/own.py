@@ -15,7 +15,7 @@ from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.speculation.engine import Session, rest
+from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round
 
 _PLAIN = DecodeSettings(mode=Mode.AR)  # the draft need not read the video
@@ -36,11 +36,11 @@ def measure_own(
     prompts = build_prompts(loaded, clip, item.prompt, system=system)
     prompted = now(device)
     decoding = Session(loaded).answer(prompts, settings)
-    rounds = [next(decoding)]
+    first = next(decoding)
     filled = now(device)
-    generation = rest(decoding, rounds)
+    rounds = [first, *decoding]
     ended = now(device)
-    return _measurement(pair, variant, rounds, generation).model_copy(
+    return _measurement(pair, variant, rounds, decoding.generation).model_copy(
         update={
             "video_s": clip.decode_seconds,
             "prompt_s": prompted - began,
@@ -79,9 +79,9 @@ class Texts:
 
     def answer(self, item: Item, variant: Variant, settings: DecodeSettings) -> Measurement:
         """One answer, all its seconds 0."""
-        rounds: list[Round] = []
-        generation = rest(self._session.answer(self.prompts(item), settings), rounds)
-        return _measurement(self._pair, variant, rounds, generation)
+        decoding = self._session.answer(self.prompts(item), settings)
+        rounds = list(decoding)
+        return _measurement(self._pair, variant, rounds, decoding.generation)
 
 
 def _measurement(
@@ -127,7 +127,7 @@ def profile_own(
     next(decoding)
     with session.watching() as (drafting, verifying):
         began = now(pair.target.device)
-        generation = rest(decoding, [])
+        generation = decoding.run()
         whole = now(pair.target.device) - began
     return Profile(
         **asdict(variant),

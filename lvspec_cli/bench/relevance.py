@@ -30,7 +30,7 @@ from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.speculation.engine import Session, rest
+from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.relevance import VideoStates, relevance_for, video_layers
 from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import (
@@ -188,7 +188,7 @@ def score_caption(
     alone = replace(pair, draft=None)
     prompts = build_prompts(alone, clip, question, system=system)
     greedy = replace(settings, mode=Mode.AR, temperature=0.0)
-    generation = rest(Session(alone).answer(prompts, greedy), [])
+    generation = Session(alone).answer(prompts, greedy).run()
     facts = fact_tokens(_pieces(pair.target, generation))
     places = tuple(place for place, fact in enumerate(facts) if place and fact is not None)
     if not places:

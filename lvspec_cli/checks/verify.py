@@ -174,12 +174,7 @@ TIE = 0.25  # nats: two steps of bfloat16 at logits of 16 to 32
 
 
 def _tokens(session: Any, prompts: Any, settings: Any) -> tuple[int, ...]:
-    rounds = session.answer(prompts, settings)
-    while True:
-        try:
-            next(rounds)
-        except StopIteration as stop:
-            return stop.value.tokens
+    return session.answer(prompts, settings).run().tokens
 
 
 def _config(half: Half) -> Any:

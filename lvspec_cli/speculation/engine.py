@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -76,42 +76,26 @@ class Session:
 
     def answer(
         self, prompts: PairPrompts, settings: DecodeSettings, *, interrupted: Callable[[], bool] = _never
-    ) -> Generator[Round, None, Generation]:
-        """Answer one question; yields every round as it is accepted, returns the whole.
+    ) -> Rounds:
+        """Answer one question about this session's clip, round by round.
 
-        The first round is the token that prefill gives. ``interrupted`` is asked once a round; when
-        it holds, the answer ends with what there is. UsageError on settings that exclude each other.
-        The prompts are those of this session's clip. With ``settings.fallback`` it goes on without the
-        draft from where that is found to be faster, and so do further answers by these settings.
+        With ``settings.fallback`` the answer goes on without the draft once that is found to be faster, and
+        so do later answers with the same settings.
+
+        :param interrupted: asked before each round; when true, the answer ends with what there is.
+        :raises UsageError: settings that exclude each other.
         """
         _check(settings, self._pair)
         self.encode(prompts, settings)
-        clock = _Clock()
+        began = time.perf_counter()
         answer = Answer(self._pair, self._target, self._draft, settings, self._relevance(settings))
         if settings.mode != Mode.AR:  # an answer in mode ar, of an audit, says nothing of paces
             self._compare_paces(settings)
             if self._alone:
                 answer.fall_back()
-        first = answer.begin(prompts)
-        prefill_seconds, self._encode_seconds = self._encode_seconds + clock.lap(), 0.0
-        yield first
-        clock.resume()
-        while answer.finish is None:
-            if interrupted():
-                answer.finish = FinishReason.INTERRUPTED
-                break
-            done = self._timed_round(answer) if settings.fallback else answer.round()
-            clock.pause()
-            yield done
-            clock.resume()
-        return Generation(
-            tokens=tuple(answer.tokens),
-            kinds=tuple(answer.kinds),
-            finish_reason=answer.finish,
-            stats=answer.tally.stats(
-                len(answer.tokens), answer.gamma, answer.fallback, prefill_seconds, clock.lap()
-            ),
-        )
+        decode_round = self._timed_round if settings.fallback else Answer.round
+        seconds, self._encode_seconds = self._encode_seconds + time.perf_counter() - began, 0.0
+        return Rounds(answer, prompts, decode_round, interrupted, seconds)
 
     def _compare_paces(self, settings: DecodeSettings) -> None:
         """What was timed holds for one clip and one way to decode."""
@@ -157,26 +141,70 @@ class Session:
         return relevance_for(settings.rule, self._target, self._pair.words, self._video, settings.seed)
 
 
-class _Clock:
-    """Seconds of our own work: what happens while a round is shown does not count."""
+class Rounds(Iterator[Round]):
+    """The rounds of one answer. Each is decoded when it is asked for; the first is the token from prefill.
 
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._since: float | None = time.perf_counter()
+    Only the time spent here counts: what the caller does between two rounds does not.
+    """
 
-    def pause(self) -> None:
-        if self._since is not None:
-            self._total += time.perf_counter() - self._since
-            self._since = None
+    def __init__(
+        self,
+        answer: Answer,
+        prompts: PairPrompts,
+        decode_round: Callable[[Answer], Round],
+        interrupted: Callable[[], bool],
+        prefill_seconds: float,
+    ) -> None:
+        self._answer, self._prompts = answer, prompts
+        self._decode_round, self._interrupted = decode_round, interrupted
+        self._prefill_seconds, self._decode_seconds = prefill_seconds, 0.0
+        self._failed = False  # also true while a round runs: one that fails leaves the caches in pieces
 
-    def resume(self) -> None:
-        self._since = time.perf_counter()
+    def __next__(self) -> Round:
+        answer, began = self._answer, time.perf_counter()
+        if self._failed:
+            raise StopIteration
+        if answer.tokens and answer.finish is None and self._interrupted():
+            answer.finish = FinishReason.INTERRUPTED
+        if answer.finish is not None:
+            raise StopIteration
+        self._failed = True
+        if answer.tokens:
+            done = self._decode_round(answer)
+            self._decode_seconds += time.perf_counter() - began
+        else:
+            done = answer.begin(self._prompts)
+            self._prefill_seconds += time.perf_counter() - began
+        self._failed = False
+        return done
 
-    def lap(self) -> float:
-        """Seconds since the last lap; the clock stands until it is resumed."""
-        self.pause()
-        total, self._total = self._total, 0.0
-        return total
+    @property
+    def generation(self) -> Generation:
+        """The whole answer.
+
+        :raises RuntimeError: the answer is not over, or a round of it failed.
+        """
+        answer = self._answer
+        if answer.finish is None or self._failed:
+            raise RuntimeError("the answer is not over: take all of its rounds first")
+        return Generation(
+            tokens=tuple(answer.tokens),
+            kinds=tuple(answer.kinds),
+            finish_reason=answer.finish,
+            stats=answer.tally.stats(
+                len(answer.tokens),
+                answer.gamma,
+                answer.fallback,
+                self._prefill_seconds,
+                self._decode_seconds,
+            ),
+        )
+
+    def run(self) -> Generation:
+        """Decode all rounds that are left, and give the whole answer."""
+        for _ in self:
+            pass
+        return self.generation
 
 
 def _check(settings: DecodeSettings, pair: LoadedPair) -> None:
@@ -196,12 +224,3 @@ def _check(settings: DecodeSettings, pair: LoadedPair) -> None:
         raise UsageError(
             "mode lvspec has no rule for --temperature yet", "use --mode exact or greedy decoding"
         )
-
-
-def rest(decoding: Generator[Round, None, Generation], rounds: list[Round]) -> Generation:
-    """Runs an answer to its end, adds its rounds, gives the whole."""
-    while True:
-        try:
-            rounds.append(next(decoding))
-        except StopIteration as stop:
-            return stop.value

@@ -141,7 +141,7 @@ def test_an_abandoned_answer_leaves_nothing_behind(pair: LoadedPair) -> None:
     session, prompts = Session(pair), prompts_for(pair)
     steps = session.answer(prompts, WANTED)
     list(itertools.islice(steps, 3))
-    steps.close()
+    del steps
     assert decode(pair, prompts, WANTED, session)[0].tokens == decode(pair, prompts, WANTED)[0].tokens
 
 
@@ -201,6 +201,29 @@ def test_an_interruption_keeps_what_there_is(pair: LoadedPair) -> None:
         assert found.stats.rounds == count
 
 
+def test_a_generation_is_there_when_its_rounds_are_over(pair: LoadedPair) -> None:
+    rounds = Session(pair).answer(prompts_for(pair), WANTED)
+    first = next(rounds)
+    with pytest.raises(RuntimeError, match="not over"):
+        _ = rounds.generation
+    tokens = [token for done in (first, *rounds) for token in done.tokens]
+    assert rounds.generation.tokens == tuple(tokens)
+    assert list(rounds) == []
+    assert rounds.run() == rounds.generation
+
+
+def test_an_answer_that_failed_does_not_go_on(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = Session(pair).answer(prompts_for(pair), WANTED)
+    next(rounds)
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "forward", None)
+        with pytest.raises(TypeError):
+            next(rounds)
+    assert list(rounds) == []
+    with pytest.raises(RuntimeError, match="not over"):
+        _ = rounds.generation
+
+
 def test_an_answer_in_circles_is_ended(pair: LoadedPair) -> None:
     allowed = set(generate(pair, prompts_for(pair).target, max_new_tokens=3)[:1])
     others = tuple(index for index in range(pair.target.vocabulary) if index not in allowed)
@@ -246,10 +269,7 @@ def test_time_spent_by_the_caller_does_not_count(pair: LoadedPair) -> None:
     time.sleep(0.5)
     next(steps)
     time.sleep(0.5)
-    with pytest.raises(StopIteration) as stop:
-        while True:
-            next(steps)
-    assert stop.value.value.stats.decode_seconds < 0.5
+    assert steps.run().stats.decode_seconds < 0.5
 
 
 class Transfers(TorchFunctionMode):
