@@ -239,7 +239,7 @@ class _Run:
     def answers(self, numbers: Sequence[int], interrupted: Callable[[], bool]) -> Iterator[Record]:
         from lvspec_cli.speculation.engine import Session
 
-        session, prompts = Session(self.pair), None
+        session, prompts = Session.of(self.pair), None
         for number in numbers:
             if interrupted():
                 return
@@ -247,7 +247,7 @@ class _Run:
             record = self._answer(session, prompts, number, interrupted)
             if isinstance(record.audit, Failure):  # its caches are in pieces
                 self.pair.release()
-                session, prompts = Session(self.pair), None
+                session, prompts = Session.of(self.pair), None
             yield record
 
     def _encode(self, session: Session, number: int, earlier: PairPrompts | None) -> PairPrompts:

@@ -187,5 +187,5 @@ def _step(pair: LoadedPair, seen: Sequence[_Seen], settings: DecodeSettings, sys
 def _scores(pair: LoadedPair, seen: _Seen, settings: DecodeSettings, system: str | None) -> list[float]:
     """Relevance of every drafted token of an answer."""
     prompts = build_prompts(pair, seen.clip, seen.item.prompt, system=system)
-    rounds = Session(pair).answer(prompts, settings)
+    rounds = Session.of(pair).answer(prompts, settings)
     return [score for done in rounds for score in done.relevance]

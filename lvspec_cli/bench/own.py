@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 
 from torch import Tensor
@@ -35,7 +34,7 @@ def measure_own(
     began = now(device)
     prompts = build_prompts(loaded, clip, item.prompt, system=system)
     prompted = now(device)
-    decoding = Session(loaded).answer(prompts, settings)
+    decoding = Session.of(loaded).answer(prompts, settings)
     first = next(decoding)
     filled = now(device)
     rounds = [first, *decoding]
@@ -55,7 +54,7 @@ class Texts:
 
     def __init__(self, pair: LoadedPair, clip: Clip, *, system: str | None = None) -> None:
         self._pair, self._clip, self._system = pair, clip, system
-        self._session = Session(pair)
+        self._session = Session.of(pair)
         self._prompts: dict[str, PairPrompts] = {}
 
     def prompts(self, item: Item) -> PairPrompts:
@@ -122,13 +121,18 @@ def profile_own(
 ) -> Profile:
     """Answers once more and tells where the time of its rounds went."""
     prompts = build_prompts(pair, clip, item.prompt, system=system)
-    session = _WatchedSession(pair)
-    decoding = session.answer(prompts, settings)
+    device = pair.target.device
+    drafting, verifying = Watch(device), Watch(device)
+    target = _WatchedDecoder(pair.target, verifying)
+    draft = _WatchedDecoder(pair.draft, drafting) if pair.draft else None
+    decoding = Session(target, draft, pair.words).answer(prompts, settings)
     next(decoding)
-    with session.watching() as (drafting, verifying):
-        began = now(pair.target.device)
-        generation = decoding.run()
-        whole = now(pair.target.device) - began
+    for decoder in (target, draft):
+        if decoder is not None:
+            decoder.is_watched = True
+    began = now(device)
+    generation = decoding.run()
+    whole = now(device) - began
     return Profile(
         **asdict(variant),
         rounds=generation.stats.rounds,
@@ -144,44 +148,21 @@ def _needed(pair: LoadedPair, settings: DecodeSettings) -> LoadedPair:
     return replace(pair, draft=None) if settings.mode is Mode.AR else pair
 
 
-class _WatchedSession(Session):
-    """A session whose passes can be timed."""
-
-    def __init__(self, pair: LoadedPair) -> None:
-        super().__init__(pair)
-        self._target = _WatchedDecoder(pair.target)
-        self._draft = _WatchedDecoder(pair.draft) if pair.draft else None
-
-    @contextmanager
-    def watching(self) -> Iterator[tuple[Watch, Watch]]:
-        """Watches for the draft's passes and the target's."""
-        device = self._target.loaded.device
-        drafting, verifying = Watch(device), Watch(device)
-        watched: tuple[tuple[Decoder | None, Watch], ...] = (self._target, verifying), (self._draft, drafting)
-        for decoder, clock in watched:
-            if isinstance(decoder, _WatchedDecoder):
-                decoder.clock = clock
-        yield drafting, verifying
-        for decoder, _ in watched:
-            if isinstance(decoder, _WatchedDecoder):
-                decoder.clock = None
-
-
 class _WatchedDecoder(Decoder):
-    """A pass and its logits run on the clock, where there is one."""
+    """A decoder whose passes, and the logits of them, run on a watch once ``is_watched`` is set."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, watch: Watch) -> None:
         super().__init__(loaded)
-        self.clock: Watch | None = None
+        self._clock, self.is_watched = watch, False
 
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
-        if self.clock is None:
+        if not self.is_watched:
             return super().forward(tokens, watch)
-        with self.clock.running():
+        with self._clock.running():
             return super().forward(tokens, watch)
 
     def logits(self, passed: Pass, last: int) -> Tensor:
-        if self.clock is None:
+        if not self.is_watched:
             return super().logits(passed, last)
-        with self.clock.running():
+        with self._clock.running():
             return super().logits(passed, last)

@@ -188,7 +188,7 @@ def score_caption(
     alone = replace(pair, draft=None)
     prompts = build_prompts(alone, clip, question, system=system)
     greedy = replace(settings, mode=Mode.AR, temperature=0.0)
-    generation = Session(alone).answer(prompts, greedy).run()
+    generation = Session.of(alone).answer(prompts, greedy).run()
     facts = fact_tokens(_pieces(pair.target, generation))
     places = tuple(place for place, fact in enumerate(facts) if place and fact is not None)
     if not places:

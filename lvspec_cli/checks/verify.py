@@ -148,7 +148,7 @@ def check_answers(pair: Any, prompts: Any, settings: Any) -> Check:
     from lvspec_cli.speculation.engine import Session
     from lvspec_cli.types import Mode
 
-    session = Session(pair)
+    session = Session.of(pair)
     alone, exact = (_tokens(session, prompts, replace(settings, mode=mode)) for mode in (Mode.AR, Mode.EXACT))
     if alone == exact:
         return Check("self-test", "ok", f"exact mode gives the target's {len(alone)} tokens")

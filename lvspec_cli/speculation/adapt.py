@@ -19,7 +19,7 @@ from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import DecodeSettings, RoundCosts, RuleSettings
 
 if TYPE_CHECKING:
-    from lvspec_cli.models.load import LoadedModel, LoadedPair
+    from lvspec_cli.models.load import LoadedModel
 
 # What is expected before anything was counted, and how much that weighs: as on the bundled pair.
 EXACT_TRUTH, LOOSE_TRUTH = 1.0, 0.25  # share of the draft's doubt that comes true
@@ -93,12 +93,14 @@ def costs_of_sizes(target_bytes: float, draft_bytes: float) -> RoundCosts:
     return RoundCosts(draft=draft_bytes / target_bytes)
 
 
-def guide_for(settings: DecodeSettings, rule: RuleSettings, pair: LoadedPair) -> Guide | None:
+def guide_for(
+    settings: DecodeSettings, rule: RuleSettings, target: LoadedModel, draft: LoadedModel | None
+) -> Guide | None:
     """The guide of an answer's first round, by the rule in force; None where gamma is fixed."""
-    if settings.gamma != "auto" or pair.draft is None:
+    if settings.gamma != "auto" or draft is None:
         return None
     adaptation = settings.adaptation
-    costs = adaptation.costs or costs_of_sizes(_step_bytes(pair.target), _step_bytes(pair.draft))
+    costs = adaptation.costs or costs_of_sizes(_step_bytes(target), _step_bytes(draft))
     return Guide(costs, adaptation.most, EXACT_TRUTH if is_exact(rule) else LOOSE_TRUTH)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.decoder import Decoder
-from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.load import shared_vocabulary
+from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.adapt import guide_for
 from lvspec_cli.speculation.draft import Proposal, propose
 from lvspec_cli.speculation.logits import LogitsRules
@@ -33,7 +34,7 @@ EXACT_RULE = RuleSettings(anchor_margin=0.0, filler_margin=0.0, shift_window=0)
 
 
 class Answer:
-    """One answer of a pair whose caches hold the prompts' prefix.
+    """One answer by decoders whose caches hold the prompts' prefix.
 
     Between rounds the target's cache holds all of the answer but its last token, the draft's holds
     that or less; what is missing is run at the start of the next round. So mode ar is this loop
@@ -42,20 +43,22 @@ class Answer:
 
     def __init__(
         self,
-        pair: LoadedPair,
         target: Decoder,
         draft: Decoder | None,
+        words: TokenSets,
         settings: DecodeSettings,
         relevance: Relevance | None,
     ) -> None:
-        self._pair, self._settings, self._relevance = pair, settings, relevance
+        self._words, self._settings, self._relevance = words, settings, relevance
         self._target, self._draft = target, draft if settings.mode != Mode.AR else None
-        self._device = pair.target.device
+        loaded, drafting = target.loaded, self._draft.loaded if self._draft else None
+        self._shared_vocabulary = shared_vocabulary(loaded, drafting)
+        self._device = loaded.device
         self._rule = settings.rule if settings.mode == Mode.LVSPEC else EXACT_RULE
         self._generator = torch.Generator(self._device).manual_seed(settings.seed)
         self._history = History()
-        self._logits = LogitsRules(pair.target.generation, pair.target.vocabulary, self._device)
-        self._guide = guide_for(settings, self._rule, pair) if self._draft else None
+        self._logits = LogitsRules(loaded.generation, loaded.vocabulary, self._device)
+        self._guide = guide_for(settings, self._rule, loaded, drafting)
         self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
@@ -123,7 +126,7 @@ class Answer:
         else:
             scores = self._relevance.score(passed, proposal.tokens) if self._relevance and gamma else None
             evidence = gather(logits, proposal.tokens, scores)
-            verdict = judge(evidence, self._rule, self._pair.words, self._history)
+            verdict = judge(evidence, self._rule, self._words, self._history)
         check_sound(evidence.sound[: verdict.accepted + 1])
         kept = self._take(verdict.tokens, verdict.kinds)
         self.tally.add(gamma, verdict.kinds[:kept])
@@ -144,14 +147,13 @@ class Answer:
     def _propose(self, gamma: int) -> Proposal:
         if self._draft is None or gamma < 1:
             return Proposal(self._tensor(()))
-        vocabulary = self._pair.shared_vocabulary
         return propose(
             self._draft,
             # A token of the target's padding, never trained, has no row in a smaller draft.
             self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
             gamma,
-            vocabulary,
-            self._logits.drafting(vocabulary),
+            self._shared_vocabulary,
+            self._logits.drafting(self._shared_vocabulary),
             self._settings.temperature,
             self._generator,
             self._guide,
@@ -194,7 +196,7 @@ class Answer:
         return kept
 
     def _finish_at(self, token: int) -> FinishReason | None:
-        if token in self._pair.words.ends:
+        if token in self._words.ends:
             return FinishReason.STOP
         if len(self.tokens) >= self._settings.max_new_tokens:
             return FinishReason.LENGTH

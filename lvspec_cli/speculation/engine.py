@@ -10,6 +10,7 @@ import torch
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.fallback import Pace, does_not_pay, wants_step
 from lvspec_cli.speculation.relevance import Relevance, VideoStates, relevance_for, video_layers
@@ -29,12 +30,14 @@ def _never() -> bool:
 
 
 class Session:
-    """One clip: its video is encoded once by target and draft and kept for several questions."""
+    """One clip: target and draft each encode its video once, and keep it for several questions.
 
-    def __init__(self, pair: LoadedPair) -> None:
-        self._pair = pair
-        self._target = Decoder(pair.target)
-        self._draft = Decoder(pair.draft) if pair.draft else None
+    The decoders are the session's own from here on. :meth:`of` makes them for a pair.
+    """
+
+    def __init__(self, target: Decoder, draft: Decoder | None, words: TokenSets) -> None:
+        self.target, self.draft = target, draft
+        self._words = words
         self._prefix: tuple[int, ...] | None = None
         self._draft_keep: float | None = None  # share of the video that the draft has read, None before
         self._video = VideoStates({})
@@ -43,10 +46,10 @@ class Session:
         self._paced: tuple[tuple[int, ...] | None, DecodeSettings] | None = None  # whose pace it is
         self._alone = False  # speculation did not pay: the clip goes on without the draft
 
-    @property
-    def target(self) -> Decoder:
-        """The target with the clip in its cache, for a pass over a text that is known."""
-        return self._target
+    @classmethod
+    def of(cls, pair: LoadedPair) -> Session:
+        """A session with new decoders of a pair's models."""
+        return cls(Decoder(pair.target), Decoder(pair.draft) if pair.draft else None, pair.words)
 
     def encode(self, prompts: PairPrompts, settings: DecodeSettings | None = None) -> None:
         """Read the part of the prompts that all questions about the clip share, the video in it.
@@ -58,15 +61,15 @@ class Session:
         began = time.perf_counter()
         layers = self._layers(settings) if settings else ()
         guided = settings is not None and settings.draft_is_guided  # the answer encodes its own
-        draft = self._draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
+        draft = self.draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
-        kept = self._prefix == prefix and self._target.holds_clip
+        kept = self._prefix == prefix and self.target.holds_clip
         if not kept:
             self._encode_target(prompts, layers)
         elif not set(layers) <= set(self._video.by_layer):
             self._encode_target(prompts, sorted({*layers, *self._video.by_layer}))
         keep = settings.draft_keep if settings else 1.0
-        if draft and self._draft and not (kept and self._draft_keep == keep and self._draft.holds_clip):
+        if draft and self.draft and not (kept and self._draft_keep == keep and self.draft.holds_clip):
             self._encode_draft(prompts, keep)
             self._draft_keep = keep
         elif guided or not kept:
@@ -85,10 +88,10 @@ class Session:
         :param interrupted: asked before each round; when true, the answer ends with what there is.
         :raises UsageError: settings that exclude each other.
         """
-        _check(settings, self._pair)
+        _check(settings, has_draft=self.draft is not None)
         self.encode(prompts, settings)
         began = time.perf_counter()
-        answer = Answer(self._pair, self._target, self._draft, settings, self._relevance(settings))
+        answer = Answer(self.target, self.draft, self._words, settings, self._relevance(settings))
         if settings.mode != Mode.AR:  # an answer in mode ar, of an audit, says nothing of paces
             self._compare_paces(settings)
             if self._alone:
@@ -120,25 +123,25 @@ class Session:
     def _layers(self, settings: DecodeSettings) -> tuple[int, ...]:
         if settings.mode != Mode.LVSPEC:
             return ()
-        return video_layers(settings.rule, self._target.layer_count)
+        return video_layers(settings.rule, self.target.layer_count)
 
     @torch.inference_mode()
     def _encode_target(self, prompts: PairPrompts, layers: Sequence[int]) -> None:
         self._prefix = None
-        passed = self._target.encode(prompts.target, [layer + 1 for layer in layers])
-        self._video = VideoStates({layer: self._target.video_states(passed, layer) for layer in layers})
+        passed = self.target.encode(prompts.target, [layer + 1 for layer in layers])
+        self._video = VideoStates({layer: self.target.video_states(passed, layer) for layer in layers})
 
     @torch.inference_mode()
     def _encode_draft(self, prompts: PairPrompts, keep: float) -> None:
-        if self._draft is None or prompts.draft is None:
+        if self.draft is None or prompts.draft is None:
             raise ValueError("the draft's prompt is missing: build the prompts with the pair that answers")
-        self._draft.encode(prompts.draft, keep=keep)
+        self.draft.encode(prompts.draft, keep=keep)
 
     @torch.inference_mode()
     def _relevance(self, settings: DecodeSettings) -> Relevance | None:
         if settings.mode != Mode.LVSPEC or is_exact(settings.rule):
             return None
-        return relevance_for(settings.rule, self._target, self._pair.words, self._video, settings.seed)
+        return relevance_for(settings.rule, self.target, self._words, self._video, settings.seed)
 
 
 class Rounds(Iterator[Round]):
@@ -207,14 +210,14 @@ class Rounds(Iterator[Round]):
         return self.generation
 
 
-def _check(settings: DecodeSettings, pair: LoadedPair) -> None:
+def _check(settings: DecodeSettings, *, has_draft: bool) -> None:
     if settings.max_new_tokens < 1:
         raise UsageError(f"max-new-tokens is {settings.max_new_tokens}", "use 1 or more")
     if settings.temperature < 0:
         raise UsageError(f"temperature is {settings.temperature}", "use 0 (greedy) or more")
     if settings.mode == Mode.AR:
         return
-    if pair.draft is None:
+    if not has_draft:
         raise UsageError(f"mode {settings.mode} needs a draft, and none is loaded", "use --mode ar or a pair")
     if not 0 < settings.draft_keep <= 1:
         raise UsageError(f"draft-keep is {settings.draft_keep:g}", "use more than 0, and 1 at most")

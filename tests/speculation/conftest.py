@@ -60,7 +60,7 @@ def decode(
     **more: Any,
 ) -> tuple[Generation, list[Round]]:
     """Run an answer to its end."""
-    steps = (session or Session(pair)).answer(prompts, wanted, **more)
+    steps = (session or Session.of(pair)).answer(prompts, wanted, **more)
     rounds = list(steps)
     return steps.generation, rounds
 

@@ -164,10 +164,10 @@ def test_costs_where_none_are_known_are_those_of_reading_the_weights(pairs: dict
     assert len(layers) == 3
     family: Any = _FewerLayers(pair.draft.family, 1)
     halved = replace(pair.draft, family=family)
-    guide = guide_for(DecodeSettings(), RuleSettings(), replace(pair, draft=halved))
+    guide = guide_for(DecodeSettings(), RuleSettings(), pair.target, halved)
     assert guide is not None
     assert guide.costs.draft == pytest.approx(1 / 3)
-    assert guide_for(DecodeSettings(gamma=3), RuleSettings(), pair) is None
+    assert guide_for(DecodeSettings(gamma=3), RuleSettings(), pair.target, pair.draft) is None
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_rounds_grow_with_a_draft_that_is_always_right(pair: LoadedPair) -> None
 
 @pytest.mark.parametrize("mode", [Mode.EXACT, Mode.LVSPEC])
 def test_the_same_answer_has_the_same_rounds(pair: LoadedPair, mode: Mode) -> None:
-    session, wanted = Session(pair), replace(AUTO, mode=mode)
+    session, wanted = Session.of(pair), replace(AUTO, mode=mode)
     for question in ("What moves?", "colour", "What moves?"):
         prompts = prompts_for(pair, question)
         kept, kept_rounds = decode(pair, prompts, wanted, session)
@@ -272,7 +272,7 @@ def test_sampling_drafts_as_it_goes_too(pair: LoadedPair) -> None:
 
 def test_each_drafted_token_takes_one_transfer_to_the_host(pair: LoadedPair) -> None:
     pair, prompts = own_draft(pair)
-    steps = Session(pair).answer(prompts, AUTO)
+    steps = Session.of(pair).answer(prompts, AUTO)
     next(steps)
     for _ in range(2):
         with Transfers() as transfers:
