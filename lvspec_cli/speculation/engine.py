@@ -12,7 +12,7 @@ from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.answer import Answer
-from lvspec_cli.speculation.fallback import Pace, does_not_pay, wants_step
+from lvspec_cli.speculation.fallback import Fallback
 from lvspec_cli.speculation.relevance import Relevance, VideoStates, relevance_for, video_layers
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import (
@@ -42,9 +42,7 @@ class Session:
         self._draft_keep: float | None = None  # share of the video that the draft has read, None before
         self._video = VideoStates({})
         self._encode_seconds = 0.0
-        self._pace = Pace()
-        self._paced: tuple[tuple[int, ...] | None, DecodeSettings] | None = None  # whose pace it is
-        self._alone = False  # speculation did not pay: the clip goes on without the draft
+        self._fallback = Fallback(None, DecodeSettings())
 
     @classmethod
     def of(cls, pair: LoadedPair) -> Session:
@@ -92,33 +90,19 @@ class Session:
         self.encode(prompts, settings)
         began = time.perf_counter()
         answer = Answer(self.target, self.draft, self._words, settings, self._relevance(settings))
-        if settings.mode != Mode.AR:  # an answer in mode ar, of an audit, says nothing of paces
-            self._compare_paces(settings)
-            if self._alone:
-                answer.fall_back()
-        decode_round = self._timed_round if settings.fallback else Answer.round
+        fallback = self._fallback_for(settings)
+        fallback.before_answer(answer)
         seconds, self._encode_seconds = self._encode_seconds + time.perf_counter() - began, 0.0
-        return Rounds(answer, prompts, decode_round, interrupted, seconds)
+        return Rounds(answer, prompts, fallback, interrupted, seconds)
 
-    def _compare_paces(self, settings: DecodeSettings) -> None:
-        """What was timed holds for one clip and one way to decode."""
-        if self._paced != (self._prefix, settings):
-            self._pace, self._alone, self._paced = Pace(), False, (self._prefix, settings)
-
-    def _timed_round(self, answer: Answer) -> Round:
-        """A round that counts for the decision whether speculation pays."""
-        if not answer.speculates:
-            return answer.round()
-        if wants_step(self._pace):
-            self._pace = self._pace.with_step(answer.time_step())
-        if does_not_pay(self._pace):
-            self._alone = True
-            answer.fall_back()
-        began = time.perf_counter()
-        done = answer.round()
-        if done.drafted:
-            self._pace = self._pace.with_round(time.perf_counter() - began, len(done.tokens))
-        return done
+    def _fallback_for(self, settings: DecodeSettings) -> Fallback:
+        """What was timed holds for one clip and one way to decode. An answer in mode ar, such as an audit's,
+        has nothing to fall back from, and leaves what was timed as it is."""
+        if settings.mode == Mode.AR:
+            return Fallback(self._prefix, settings)
+        if not self._fallback.is_for(self._prefix, settings):
+            self._fallback = Fallback(self._prefix, settings)
+        return self._fallback
 
     def _layers(self, settings: DecodeSettings) -> tuple[int, ...]:
         if settings.mode != Mode.LVSPEC:
@@ -154,12 +138,12 @@ class Rounds(Iterator[Round]):
         self,
         answer: Answer,
         prompts: PairPrompts,
-        decode_round: Callable[[Answer], Round],
+        fallback: Fallback,
         interrupted: Callable[[], bool],
         prefill_seconds: float,
     ) -> None:
         self._answer, self._prompts = answer, prompts
-        self._decode_round, self._interrupted = decode_round, interrupted
+        self._fallback, self._interrupted = fallback, interrupted
         self._prefill_seconds, self._decode_seconds = prefill_seconds, 0.0
         self._failed = False  # also true while a round runs: one that fails leaves the caches in pieces
 
@@ -173,7 +157,9 @@ class Rounds(Iterator[Round]):
             raise StopIteration
         self._failed = True
         if answer.tokens:
-            done = self._decode_round(answer)
+            self._fallback.before_round(answer)
+            done = answer.round()
+            self._fallback.after_round(done)
             self._decode_seconds += time.perf_counter() - began
         else:
             done = answer.begin(self._prompts)

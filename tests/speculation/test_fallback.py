@@ -163,8 +163,8 @@ def test_without_the_wish_nothing_is_measured(slow_pair: LoadedPair, monkeypatch
 def test_a_step_that_is_measured_leaves_nothing_behind(
     pair: LoadedPair, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lvspec_cli.speculation.engine.wants_step", lambda pace: True)
-    monkeypatch.setattr("lvspec_cli.speculation.engine.does_not_pay", lambda pace: False)
+    monkeypatch.setattr("lvspec_cli.speculation.fallback.wants_step", lambda pace: True)
+    monkeypatch.setattr("lvspec_cli.speculation.fallback.does_not_pay", lambda pace: False)
     prompts = prompts_for(pair)
     wanted = replace(WANTED, mode=mode, max_new_tokens=24)
     measured, rounds = decode(pair, prompts, wanted)
