@@ -11,8 +11,8 @@ from torch import Tensor
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import shared_vocabulary
 from lvspec_cli.models.words import TokenSets
-from lvspec_cli.speculation.adapt import guide_for
 from lvspec_cli.speculation.draft import Proposal, propose
+from lvspec_cli.speculation.draft_length import policy_for
 from lvspec_cli.speculation.logits import LogitsRules
 from lvspec_cli.speculation.relevance import Relevance
 from lvspec_cli.speculation.repetition import is_looping
@@ -58,7 +58,7 @@ class Answer:
         self._generator = torch.Generator(self._device).manual_seed(settings.seed)
         self._history = History()
         self._logits = LogitsRules(loaded.generation, loaded.vocabulary, self._device)
-        self._guide = guide_for(settings, self._rule, loaded, drafting)
+        self._policy = policy_for(settings, self._rule, loaded, drafting)
         self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
@@ -128,15 +128,15 @@ class Answer:
             evidence = gather(logits, proposal.tokens, scores)
             verdict = judge(evidence, self._rule, self._words, self._history)
         check_sound(evidence.sound[: verdict.accepted + 1])
-        kept = self._take(verdict.tokens, verdict.kinds)
-        self.tally.add(gamma, verdict.kinds[:kept])
-        self._guide = self._guide and self._guide.after(proposal.likely, verdict.accepted, kept)
+        added = self._take(verdict.tokens, verdict.kinds)
+        self.tally.add(gamma, verdict.kinds[:added])
+        self._policy = self._policy.after(proposal.observed, verdict.accepted, added)
         for decoder in (self._target, self._draft):
             if decoder is not None:
                 decoder.rollback(len(self.tokens) - 1)
         return Round(
-            tokens=verdict.tokens[:kept],
-            kinds=verdict.kinds[:kept],
+            tokens=verdict.tokens[:added],
+            kinds=verdict.kinds[:added],
             drafted=evidence.drafted,
             target=evidence.target,
             relevance=evidence.relevance,
@@ -156,17 +156,17 @@ class Answer:
             self._logits.drafting(self._shared_vocabulary),
             self._settings.temperature,
             self._generator,
-            self._guide,
+            self._policy,
         )
 
     def _sample(self, proposal: Proposal, logits: Tensor) -> tuple[Evidence, Verdict]:
         """Lossless speculative sampling; ``target`` of the evidence is the target's likeliest tokens."""
         gamma = proposal.tokens.shape[0]
-        wanted = distribution(logits, self._settings.temperature)
-        if proposal.chances is None:
-            decision = torch.cat((self._tensor((0,)), draw(wanted, self._generator)))
+        target_probs = distribution(logits, self._settings.temperature)
+        if proposal.draft_probs is None:
+            decision = torch.cat((self._tensor((0,)), draw(target_probs, self._generator)))
         else:
-            decision = accept(proposal.tokens, proposal.chances, wanted, self._generator)
+            decision = accept(proposal.tokens, proposal.draft_probs, target_probs, self._generator)
         numbers = torch.cat((decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))).tolist()
         count, own, drafted = numbers[0], numbers[1], tuple(numbers[2 : 2 + gamma])
         likeliest, sound = numbers[2 + gamma : 3 + 2 * gamma], numbers[3 + 2 * gamma :]
@@ -190,10 +190,10 @@ class Answer:
             self.finish = self._finish_at(token)
             if self.finish is not None:
                 break
-        kept = len(self.tokens) - before
-        self._logits.add(self._tensor(tokens[:kept]))
-        self._history = self._history.extended(tokens[:kept], kinds[:kept], self._rule)
-        return kept
+        added = len(self.tokens) - before
+        self._logits.add(self._tensor(tokens[:added]))
+        self._history = self._history.extended(tokens[:added], kinds[:added], self._rule)
+        return added
 
     def _finish_at(self, token: int) -> FinishReason | None:
         if token in self._words.ends:

@@ -87,10 +87,10 @@ class Lens:
     def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
         last = target.layer_count - 1
         read = [target.lens(video.by_layer[layer], normalise=layer != last) for layer in layers]
-        self._chances = torch.stack(read).mean(dim=0)
+        self._probs = torch.stack(read).mean(dim=0)
 
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:
-        return self._chances[drafted]
+        return self._probs[drafted]
 
 
 class Lexicon:
@@ -116,8 +116,8 @@ class Random:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:
-        luck = torch.rand(drafted.shape[0], generator=self._generator, device=drafted.device)
-        return (luck >= self._rate).float()
+        uniform = torch.rand(drafted.shape[0], generator=self._generator, device=drafted.device)
+        return (uniform >= self._rate).float()
 
 
 class Plausible:

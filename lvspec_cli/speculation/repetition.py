@@ -20,7 +20,7 @@ def is_looping(tokens: Sequence[int]) -> bool:
         span = max(period * FEWEST_REPEATS, FEWEST_TOKENS)
         if span > count or tokens[-1] != tokens[-1 - period]:
             continue
-        if all(tokens[-place] == tokens[-place - period] for place in range(1, span - period + 1)):
+        if all(tokens[-back] == tokens[-back - period] for back in range(1, span - period + 1)):
             return True
     return False
 

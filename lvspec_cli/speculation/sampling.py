@@ -25,27 +25,33 @@ def is_sound(logits: Tensor) -> Tensor:
     return logits.amax(dim=-1).isfinite().long()  # the maximum of a row with a NaN is NaN
 
 
-def draw(chances: Tensor, generator: torch.Generator) -> Tensor:
-    """One token a row, long (rows,)."""
-    return torch.multinomial(chances, 1, generator=generator).squeeze(1)
+def draw(probs: Tensor, generator: torch.Generator) -> Tensor:
+    """One token a row, long (rows,), by its probabilities (rows, vocabulary)."""
+    return torch.multinomial(probs, 1, generator=generator).squeeze(1)
 
 
-def accept(drafted: Tensor, proposed: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """Decide on a proposal; gives long (2,): how many are accepted, and the target's token behind them.
+def accept(drafted: Tensor, draft_probs: Tensor, target_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """Decide on a proposal. Gives long (2,): how many drafted tokens are accepted, and the target's own token
+    after them.
 
-    ``drafted``: long (gamma,), drawn from ``proposed`` (gamma, up to vocabulary), whose missing ids
-    count as never proposed. ``wanted``: the target's probabilities (gamma + 1, vocabulary). Token i
-    is kept with probability min(1, wanted / proposed); behind the first that is not, a token is
-    drawn from what the target wants beyond the proposal, behind a full acceptance from the last row.
+    Drafted token i is accepted with probability min(1, target_probs / draft_probs). After the first one that
+    is not, the target's token is drawn from the residual, what the target's probabilities have beyond the
+    draft's; after a full acceptance from the last row.
+
+    :param drafted: long (gamma,), drawn from ``draft_probs``.
+    :param draft_probs: (gamma, n), n up to the vocabulary; the draft never proposes the ids that are missing.
+    :param target_probs: (gamma + 1, vocabulary).
     """
     gamma = drafted.shape[0]
-    place = drafted.unsqueeze(1)
-    luck = torch.rand(gamma, generator=generator, device=drafted.device)
-    kept = luck * proposed.gather(1, place).squeeze(1) < wanted[:gamma].gather(1, place).squeeze(1)
-    count = kept.long().cumprod(dim=0).sum()
-    rest = wanted.clone()
-    rest[:gamma, : proposed.shape[1]] -= proposed
-    row = rest.index_select(0, count.view(1)).clamp_min(0)
+    index = drafted.unsqueeze(1)
+    uniform = torch.rand(gamma, generator=generator, device=drafted.device)
+    draft_prob = draft_probs.gather(1, index).squeeze(1)
+    target_prob = target_probs[:gamma].gather(1, index).squeeze(1)
+    accepted = uniform * draft_prob < target_prob
+    count = accepted.long().cumprod(dim=0).sum()
+    residual = target_probs.clone()
+    residual[:gamma, : draft_probs.shape[1]] -= draft_probs
+    row = residual.index_select(0, count.view(1)).clamp_min(0)
     # Rounding can leave nothing where both agree; then the target's own row is the limit.
-    row = torch.where(row.sum() > 0, row, wanted.index_select(0, count.view(1)))
+    row = torch.where(row.sum() > 0, row, target_probs.index_select(0, count.view(1)))
     return torch.stack((count, draw(row, generator)[0]))

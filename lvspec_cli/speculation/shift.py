@@ -9,17 +9,17 @@ from lvspec_cli.types import RuleSettings
 
 
 def is_shifted(
-    place: int,
+    index: int,
     drafted: Sequence[int],
     target: Sequence[int],
     relevance: Sequence[float],
     rule: RuleSettings,
     words: TokenSets,
 ) -> bool:
-    """True when the mismatch at ``place`` is one of order only.
+    """True when the mismatch at ``index`` is one of order only.
 
     Write d for the draft's tokens, t for the target's own at the same positions (each given the
-    draft's tokens before it), i for ``place`` and j for one of the ``shift_window`` positions
+    draft's tokens before it), i for ``index`` and j for one of the ``shift_window`` positions
     behind it that the proposal has.
 
     **Late**: the target's word comes later in the proposal, ``d[j] == t[i]``, and once there the
@@ -34,7 +34,7 @@ def is_shifted(
     below ``anchor_threshold``; where no relevance is read, when it is no word with a contrary. Ends,
     numerals, negations and what ends a sentence are never fillers, and a sentence ends where the target
     ends it. What anchors say stays: an anchor's word is kept (late), and nothing but fillers is put in,
-    left out or swapped. Reads nothing beyond ``place + shift_window``.
+    left out or swapped. Reads nothing beyond ``index + shift_window``.
     """
 
     ends = words.stops if rule.never_loosely else frozenset()
@@ -47,15 +47,15 @@ def is_shifted(
             return True
         return relevance[at] < rule.anchor_threshold if relevance else token not in facts
 
-    if drafted[place] in ends or target[place] in ends:
+    if drafted[index] in ends or target[index] in ends:
         return False
-    last = min(place + rule.shift_window, len(drafted) - 1)
-    for later in range(place + 1, last + 1):
-        between = range(place, later)
-        late = drafted[later] == target[place] == target[later]
+    last = min(index + rule.shift_window, len(drafted) - 1)
+    for later in range(index + 1, last + 1):
+        between = range(index, later)
+        late = drafted[later] == target[index] == target[later]
         if late and all(is_filler(drafted[at], at) for at in between):
             return True
-        early = target[later] == drafted[place] and drafted[place] not in drafted[place + 1 : later + 1]
-        if early and all(is_filler(target[at], at) for at in between) and is_filler(drafted[place], place):
+        early = target[later] == drafted[index] and drafted[index] not in drafted[index + 1 : later + 1]
+        if early and all(is_filler(target[at], at) for at in between) and is_filler(drafted[index], index):
             return True
     return False

@@ -101,11 +101,11 @@ def judge(evidence: Evidence, rule: RuleSettings, words: TokenSets, history: His
     rule = effective(rule)
     tokens: list[int] = []
     kinds: list[TokenKind] = []
-    for place, (token, own) in enumerate(zip(evidence.drafted, evidence.target, strict=False)):
+    for index, (token, own) in enumerate(zip(evidence.drafted, evidence.target, strict=False)):
         if token == own:
             kind: TokenKind | None = TokenKind.EXACT
         else:
-            kind = _loose_kind(place, evidence, rule, words, history.extended(tokens, kinds, rule))
+            kind = _loose_kind(index, evidence, rule, words, history.extended(tokens, kinds, rule))
         if kind is None:
             break
         tokens.append(token)
@@ -154,10 +154,10 @@ def margin(relevance: float, rule: RuleSettings) -> float:
 
 
 def _loose_kind(
-    place: int, evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History
+    index: int, evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History
 ) -> TokenKind | None:
     """Why a token that is not the target's own may stay, or None. ``history`` ends right before it."""
-    token, own = evidence.drafted[place], evidence.target[place]
+    token, own = evidence.drafted[index], evidence.target[index]
     if _is_spent(history.loose, rule):
         return None
     if rule.never_loosely:
@@ -165,12 +165,12 @@ def _loose_kind(
             return None
         if starts_loop(history.tokens, token):
             return None
-    gap = evidence.gap[place]
+    gap = evidence.gap[index]
     if words.begins_sentence(history.tokens) and not _is_within(gap, rule.sentence_margin):
         return None
-    if _is_within(gap, margin(evidence.relevance[place] if evidence.relevance else 0.0, rule)):
+    if _is_within(gap, margin(evidence.relevance[index] if evidence.relevance else 0.0, rule)):
         return TokenKind.FILLER
-    if is_shifted(place, evidence.drafted, evidence.target, evidence.relevance, rule, words):
+    if is_shifted(index, evidence.drafted, evidence.target, evidence.relevance, rule, words):
         return TokenKind.SHIFT
     return None
 
