@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lvspec_cli.models.attention import packed_mask
+from lvspec_cli.models.attention import causal, packed_mask
 from lvspec_cli.models.cache import KeyValueCache, cache_argument
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.load import LoadedModel
@@ -18,7 +18,6 @@ from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepO
 from lvspec_cli.types import Prompt
 
 QUESTION_ROWS = 512  # of a question that are run at a time
-_LENS_ROWS = 128  # rows of logits over the vocabulary at a time
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,16 @@ class Decoder:
         self.loaded = loaded
         self._workspace = loaded.workspace
         self.cache = self._workspace.cache if self._workspace else KeyValueCache()
+        self._lease: int | None = None  # of the workspace, since this decoder encoded a clip
         self._layers = tuple(loaded.family.layers(loaded.model))
         self._cache_name = cache_argument(self._layers[0])
         text = loaded.model.config.get_text_config()
         self._groups = text.num_attention_heads // text.num_key_value_heads
-        self._places = tuple(next(layer.parameters()).device for layer in self._layers)
+        self.layer_devices = tuple(next(layer.parameters()).device for layer in self._layers)
         self._rotary: Rotary | None = None  # of the answer's positions
         self._prefix_length = 0
         self._prompt_length = 0
-        self._video: Tensor | None = None  # bool (prefix,), on the device
+        self.video: Tensor | None = None  # where the video is in the prefix, bool (prefix,), on the device
 
     @property
     def layer_count(self) -> int:
@@ -66,7 +66,7 @@ class Decoder:
     @property
     def holds_clip(self) -> bool:
         """Whether what was encoded last is still there: decoders of a model may share its workspace."""
-        return self._workspace is None or self._workspace.is_of(self)
+        return self._workspace is None or self._workspace.lease == self._lease
 
     def _check_clip(self) -> None:
         if not self.holds_clip:
@@ -90,21 +90,21 @@ class Decoder:
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         length = prompt.prefix_length
         if self._workspace is not None:
-            self._workspace.take(self)
+            self._lease = self._workspace.take()
         self.cache.rollback(0)
-        self._video = prompt.video_mask[:length].to(device)
+        self.video = prompt.video_mask[:length].to(device)
         inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
         ids = prompt.input_ids[:, :length].to(device)
         video = family.video_features(model, inputs, prompt.visual_tokens)
         embeddings, deeper = family.embed(model, ids), video.deeper
-        embeddings = embeddings.masked_scatter(self._video.view(1, -1, 1), video.embeddings.to(embeddings))
+        embeddings = embeddings.masked_scatter(self.video.view(1, -1, 1), video.embeddings.to(embeddings))
         positions = prompt.position_ids[..., :length].to(device)
         if keep < 1:
-            places = kept_places(self._video, keep, scores)
+            places = kept_places(self.video, keep, scores)
             embeddings, positions = embeddings[:, places], positions[..., places]
-            stays = torch.isin(self._video.nonzero()[:, 0], places)
+            stays = torch.isin(self.video.nonzero()[:, 0], places)
             deeper = tuple(rows[stays] for rows in deeper)
-            self._video = self._video[places]
+            self.video = self.video[places]
         rotary = family.rotary(model, embeddings, positions)
         self._prefix_length = embeddings.shape[1]
         return self._run(embeddings, rotary, watch, deeper)
@@ -158,69 +158,6 @@ class Decoder:
             return passed.logits[-last:]
         return self.loaded.family.head(self.loaded.model, passed.hidden[0, -last:]).float()
 
-    # --- what relevance reads -----------------------------------------------------------
-
-    def video_attention(self, passed: Pass, layer: int, rows: int) -> Tensor:
-        """Share of attention that the first ``rows`` of a pass give the video, (heads, rows), 0 to 1.
-
-        The pass has to have watched ``layer``.
-        """
-        weights, video = self._attention(passed, layer, rows)
-        return (weights @ video.float()).to(self.loaded.device)
-
-    def video_looked_at(self, passed: Pass) -> Tensor:
-        """How much a pass looks at each of the video's tokens, (video tokens,): the mean over its rows, the
-        heads and all layers, which it has to have watched."""
-        looks = []
-        for layer in range(self.layer_count):
-            weights, video = self._attention(passed, layer, passed.rows)
-            looks.append(weights[..., video].mean(dim=(0, 1)).to(self.loaded.device))
-        return torch.stack(looks).mean(dim=0)
-
-    def _attention(self, passed: Pass, layer: int, rows: int) -> tuple[Tensor, Tensor]:
-        """A layer's attention from the first rows of a pass to the prefix, (heads, rows, prefix), and where
-        the video is in that, on the layer's device. Softmax over all keys as in the layer itself, from its
-        queries and the cached keys.
-        """
-        if self._video is None:
-            raise RuntimeError("encode() comes before attention is asked for")
-        family, model = self.loaded.family, self.loaded.model
-        cosines, sines = passed.rotary
-        place = self._places[layer]
-        rotary = (cosines.narrow(1, 0, rows).to(place), sines.narrow(1, 0, rows).to(place))
-        queries = family.queries(model, layer, passed.inputs[layer].narrow(1, 0, rows), rotary)[0]
-        keys = self.cache.keys(layer, passed.start + rows)[0]
-        groups = queries.shape[0] // keys.shape[0]
-        grouped = queries.reshape(keys.shape[0], groups * rows, -1)
-        scores = grouped @ keys.transpose(1, 2) * family.attention_scale(model, layer)
-        scores = scores.view(-1, rows, keys.shape[1]).float()
-        if rows > 1:
-            scores = scores.masked_fill(~_causal(passed.start, rows, scores.device), float("-inf"))
-        return scores.softmax(dim=-1).narrow(2, 0, self._video.shape[0]), self._video.to(place)
-
-    def video_states(self, passed: Pass, layer: int) -> Tensor:
-        """Hidden states of the video's tokens behind ``layer``, (video tokens, width).
-
-        ``passed`` is what :meth:`encode` gave; the last layer's states are normalised as the head
-        reads them.
-        """
-        return self.states(passed, layer)[0, self._video]
-
-    def states(self, passed: Pass, layer: int) -> Tensor:
-        """Hidden states behind ``layer``, (1, rows, width)."""
-        states = passed.hidden if layer == self.layer_count - 1 else passed.inputs[layer + 1]
-        return states.to(self.loaded.device)
-
-    def lens(self, states: Tensor, *, normalise: bool) -> Tensor:
-        """Read states (n, width) through the head: highest probability of each token, (vocabulary,)."""
-        family, model = self.loaded.family, self.loaded.model
-        best = torch.zeros(self.loaded.vocabulary, device=states.device)
-        for rows in states.split(_LENS_ROWS):
-            read = family.norm(model, rows) if normalise else rows
-            chances = family.head(model, read).float().softmax(dim=-1)
-            best = torch.maximum(best, chances.amax(dim=0))
-        return best
-
     def _run(
         self,
         embeddings: Tensor,
@@ -233,7 +170,7 @@ class Decoder:
         # From an empty cache, or for one row, attention needs no mask.
         mask = None
         if start and rows > 1:
-            mask = packed_mask(_causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
+            mask = packed_mask(causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
         hidden, inputs = self._through(embeddings, rotary, mask, self.cache, watch, deeper)
         self.cache.advance(rows)
         return Pass(hidden, start, rotary, inputs)
@@ -268,8 +205,8 @@ class Decoder:
         place, here = embeddings.device, rotary
         taken = {self._cache_name: cache, "spread": isinstance(cache, FixedRows)}
         for index, layer in enumerate(self._layers):
-            if self._places[index] != place:
-                place = self._places[index]
+            if self.layer_devices[index] != place:
+                place = self.layer_devices[index]
                 hidden, here = hidden.to(place), (rotary[0].to(place), rotary[1].to(place))
                 mask = None if mask is None else mask.to(place)
             if index in watch:
@@ -280,8 +217,8 @@ class Decoder:
                 position_embeddings=here,
                 **taken,
             )
-            if self._video is not None and index < len(deeper):
-                hidden[0, self._video.to(place)] += deeper[index].to(hidden)
+            if self.video is not None and index < len(deeper):
+                hidden[0, self.video.to(place)] += deeper[index].to(hidden)
         hidden = hidden.to(embeddings.device)
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden
@@ -306,9 +243,3 @@ def kept_places(video: Tensor, keep: float, scores: Tensor | None = None) -> Ten
     stays = ~video
     stays[places[chosen]] = True
     return stays.nonzero()[:, 0]
-
-
-def _causal(start: int, rows: int, device: torch.device) -> Tensor:
-    """True where a row may look: bool (rows, start + rows)."""
-    keys = torch.arange(start + rows, device=device)
-    return keys <= keys.narrow(0, start, rows).unsqueeze(1)

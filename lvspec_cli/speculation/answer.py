@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import shared_vocabulary
+from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.draft import Proposal, propose
 from lvspec_cli.speculation.draft_length import policy_for
@@ -73,7 +74,7 @@ class Answer:
         passed = self._target.begin(prompts.target, room, range(self._target.layer_count) if guided else ())
         if self._draft is not None and prompts.draft is not None:
             if guided:
-                scores = self._target.video_looked_at(passed)
+                scores = attention_by_video_token(self._target, passed)
                 self._draft.encode(prompts.draft, keep=self._settings.draft_keep, scores=scores)
             self._draft.begin(prompts.draft, room)
         self._logits.add(prompts.target.input_ids[0].to(self._device))

@@ -10,6 +10,7 @@ import torch
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.probe import video_states
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.fallback import Fallback
@@ -113,7 +114,7 @@ class Session:
     def _encode_target(self, prompts: PairPrompts, layers: Sequence[int]) -> None:
         self._prefix = None
         passed = self.target.encode(prompts.target, [layer + 1 for layer in layers])
-        self._video = VideoStates({layer: self.target.video_states(passed, layer) for layer in layers})
+        self._video = VideoStates({layer: video_states(self.target, passed, layer) for layer in layers})
 
     @torch.inference_mode()
     def _encode_draft(self, prompts: PairPrompts, keep: float) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder, Pass
+from lvspec_cli.models.probe import hidden_states, lens, video_attention
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.types import RelevanceName, RuleSettings
 
@@ -51,7 +52,7 @@ class Attention:
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:
         rows = drafted.shape[0]
         shares = [
-            self._target.video_attention(passed, layer, rows).amax(dim=0) for layer in sorted(self.watch)
+            video_attention(self._target, passed, layer, rows).amax(dim=0) for layer in sorted(self.watch)
         ]
         return torch.stack(shares).mean(dim=0)
 
@@ -70,7 +71,7 @@ class Similarity:
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:
         rows = drafted.shape[0]
         cosines = [
-            (_unit(self._target.states(passed, layer)[0, :rows]) @ video.T).amax(dim=1)
+            (_unit(hidden_states(self._target, passed, layer)[0, :rows]) @ video.T).amax(dim=1)
             for layer, video in self._video.items()
         ]
         return torch.stack(cosines).mean(dim=0).float().clamp(0, 1)
@@ -86,7 +87,7 @@ class Lens:
 
     def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
         last = target.layer_count - 1
-        read = [target.lens(video.by_layer[layer], normalise=layer != last) for layer in layers]
+        read = [lens(target, video.by_layer[layer], normalise=layer != last) for layer in layers]
         self._probs = torch.stack(read).mean(dim=0)
 
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:

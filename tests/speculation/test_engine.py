@@ -18,6 +18,7 @@ from lvspec_cli.models import decoder
 from lvspec_cli.models.decoder import Decoder, kept_places
 from lvspec_cli.models.families.base import VideoFeatures
 from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import (
     DecodeSettings,
@@ -107,7 +108,7 @@ def test_a_guided_draft_sees_what_the_target_looks_at(
     with torch.inference_mode():
         target.encode(prompts.target)
         asked = target.begin(prompts.target, 8, range(target.layer_count))
-        looks = target.video_looked_at(asked)
+        looks = attention_by_video_token(target, asked)
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "kept_places", told)
         decode(pair, prompts, replace(WANTED, draft_keep=0.3, draft_keep_by=KeepBy.ATTENTION))
