@@ -1,4 +1,4 @@
-"""One model and its cache: read a prompt, run tokens, roll back."""
+"""One model with its key-value cache: run a prompt, run tokens of an answer, roll back."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ QUESTION_ROWS = 512  # of a question that are run at a time
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward pass over some tokens leaves behind."""
+    """The results of one forward pass over some tokens."""
 
     hidden: Tensor  # (1, rows, width), after the last normalisation
-    start: int  # cache length before the pass
+    start: int  # length of the cache before the pass
     rotary: Rotary
-    inputs: Mapping[int, Tensor] = field(default_factory=dict)  # watched layers' inputs, (1, rows, width)
-    logits: Tensor | None = None  # (rows, vocabulary), where they were made along with the rest
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)  # of the watched layers, (1, rows, width)
+    logits: Tensor | None = None  # (rows, vocabulary), if the pass computed them too
 
     @property
     def rows(self) -> int:
@@ -36,12 +36,12 @@ class Pass:
 
 
 class Decoder:
-    """Runs one model over one clip: its prompt, then an answer's tokens, with rollback.
+    """Runs one model over one clip: first the prompt, then tokens of an answer, with rollback.
 
-    The language model's layers are called one by one: a step costs less than through the model's
-    own forward, positions and mask are given from outside, and nothing is kept on the model. Where
-    layers lie on several devices, what goes from one to the next is moved here; what comes out is on
-    the model's own. Every method expects :func:`torch.inference_mode`.
+    The layers of the language model are called one by one. This costs less than the model's own ``forward``,
+    positions and mask come from here, and no state is stored on the model. The layers may be on several
+    devices: hidden states are moved between them, and results are on the model's own device. Every method
+    expects :func:`torch.inference_mode`.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -65,7 +65,8 @@ class Decoder:
 
     @property
     def holds_clip(self) -> bool:
-        """Whether what was encoded last is still there: decoders of a model may share its workspace."""
+        """Whether the clip that was encoded last is still in the cache. Decoders of one model may share its
+        workspace, and then the last one that encoded a clip has it."""
         return self._workspace is None or self._workspace.lease == self._lease
 
     def _check_clip(self) -> None:
@@ -74,18 +75,17 @@ class Decoder:
 
     @property
     def answered(self) -> int:
-        """How many of the answer's tokens are in the cache."""
+        """Number of the answer's tokens in the cache."""
         return self.cache.length - self._prompt_length
 
     def encode(
         self, prompt: Prompt, watch: Collection[int] = (), keep: float = 1.0, scores: Tensor | None = None
     ) -> Pass:
-        """Run the prompt's prefix, video and all, into an empty cache.
+        """Empty the cache and run the prompt's prefix, which contains the whole video.
 
-        ``keep``: share of the video's tokens that are run, each at its own position; ``scores`` and which:
-        :func:`kept_places`.
-        ``watch`` names layers whose inputs are kept, counted from 0; the number of layers itself
-        is the last layer's output.
+        :param watch: layers whose inputs are kept, from 0; ``layer_count`` means the last layer's output.
+        :param keep: share of the video's tokens that are run. Each keeps its own position.
+        :param scores: which of them are kept, see :func:`kept_places`.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         length = prompt.prefix_length
@@ -110,16 +110,19 @@ class Decoder:
         return self._run(embeddings, rotary, watch, deeper)
 
     def begin(self, prompt: Prompt, room: int, watch: Collection[int] = ()) -> Pass:
-        """Go back to the prefix and run the rest of the prompt, for an answer of ``room`` tokens at most.
+        """Roll back to the prefix and run the rest of the prompt, the question.
 
-        ``watch`` as for :meth:`encode`. A long question goes piece by piece, as a mask over all of it would
-        grow with its square; what is given is the pass of the last piece.
+        A long question is run in pieces, because its mask grows with the square of its length. Returns the
+        pass over the last piece.
+
+        :param room: most tokens after the prompt that :meth:`forward` will be given, drafted ones included.
+        :param watch: as for :meth:`encode`.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
         self._check_clip()
         self.cache.rollback(self._prefix_length)
-        if self._workspace is not None:  # what was captured over a cache is lost when it grows
+        if self._workspace is not None:  # captured passes are lost when the cache grows
             question = prompt.length - start
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
@@ -133,7 +136,7 @@ class Decoder:
         return passed
 
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
-        """Run answer tokens, long (rows,), behind what the cache holds."""
+        """Run tokens of the answer, long (rows,), after those that the cache holds."""
         if self._rotary is None:
             raise RuntimeError("begin() comes before forward()")
         self._check_clip()
@@ -149,11 +152,11 @@ class Decoder:
         return self._run(embeddings, rotary, watch)
 
     def rollback(self, answered: int) -> None:
-        """Keep ``answered`` tokens of the answer at most."""
+        """Remove tokens of the answer from the cache until at most ``answered`` are left."""
         self.cache.rollback(min(self.cache.length, self._prompt_length + answered))
 
     def logits(self, passed: Pass, last: int) -> Tensor:
-        """Logits of the last rows of a pass, float32 (last, vocabulary)."""
+        """Logits of the ``last`` rows of a pass, float32 (last, vocabulary)."""
         if passed.logits is not None:
             return passed.logits[-last:]
         return self.loaded.family.head(self.loaded.model, passed.hidden[0, -last:]).float()
@@ -167,7 +170,7 @@ class Decoder:
     ) -> Pass:
         start, rows = self.cache.length, embeddings.shape[1]
         self.cache.reserve(start + rows)
-        # From an empty cache, or for one row, attention needs no mask.
+        # Attention needs no mask from an empty cache (it is causal then), nor for a single row.
         mask = None
         if start and rows > 1:
             mask = packed_mask(causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
@@ -184,7 +187,7 @@ class Decoder:
         return Pass(outputs.hidden[:, :rows], start, rotary, watched, outputs.logits[:rows])
 
     def _fixed_pass(self, watch: Collection[int], step: StepInputs, rows: FixedRows) -> StepOutputs:
-        """What is captured: nothing in it depends on a value that the host would have to know."""
+        """The pass that is captured. Nothing in it depends on a value that the host would have to read."""
         family, model = self.loaded.family, self.loaded.model
         embeddings = family.embed(model, step.ids.view(1, -1))
         mask = mask_of(step.places, rows.cache.capacity, self._groups, embeddings.dtype)
@@ -200,7 +203,11 @@ class Decoder:
         watch: Collection[int],
         deeper: Sequence[Tensor] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Through all layers and the last normalisation; with the inputs of the watched ones."""
+        """Run all layers and the last normalisation. Gives the hidden states, and the inputs of the watched
+        layers.
+
+        :param deeper: what is added to the video's hidden states after the first layers, in order.
+        """
         hidden, inputs = embeddings, {}
         place, here = embeddings.device, rotary
         taken = {self._cache_name: cache, "spread": isinstance(cache, FixedRows)}
@@ -226,12 +233,15 @@ class Decoder:
 
 
 def kept_places(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:
-    """Places of a prefix that stay when a share ``keep`` of its video tokens does: all of its text, one
-    video token at least, evenly spread, the first and the last among them when there are more.
+    """Positions of a prefix that stay when its video tokens are pruned to a share ``keep``, ascending.
 
-    With ``scores``, (n,), those with the highest instead; they may be of another model's tokens, more or
-    fewer for the same frames, in the same order. ``video``: bool (prefix,). SpecVLM (arXiv 2508.16201) prunes
-    the draft's video tokens to about a tenth, by the target's attention.
+    All text stays, and at least one video token. Without ``scores`` the video tokens that stay are evenly
+    spread; two or more include the first and the last. SpecVLM (arXiv 2508.16201) prunes the draft's video
+    tokens to about a tenth, by the target's attention.
+
+    :param video: where the video is, bool (prefix,).
+    :param scores: (n,), the video tokens with the highest ones stay. They may belong to the tokens of another
+        model, which has more or fewer for the same frames, in the same order.
     """
     places = video.nonzero()[:, 0]
     count = max(1, min(len(places), round(keep * len(places))))

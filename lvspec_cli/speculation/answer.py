@@ -1,4 +1,4 @@
-"""The state of one answer while it grows, and what one round does to it."""
+"""One answer while it is decoded: its state, and what one round does to it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from lvspec_cli.types import (
     TokenKind,
 )
 
-# Exact mode in the rule's own terms.
+# Exact mode, written as settings of the rule.
 EXACT_RULE = RuleSettings(anchor_margin=0.0, filler_margin=0.0, shift_window=0)
 
 
 class Answer:
-    """One answer by decoders whose caches hold the prompts' prefix.
+    """One answer, by decoders whose caches hold the prefixes of the prompts.
 
-    Between rounds the target's cache holds all of the answer but its last token, the draft's holds
-    that or less; what is missing is run at the start of the next round. So mode ar is this loop
-    without a draft, and a full acceptance costs the draft one row more.
+    Between rounds, the target's cache holds all tokens of the answer but the last one. The draft's cache may
+    hold fewer. The missing (pending) tokens are run at the start of the next round. So mode ar is the same
+    loop without a draft; and after a full acceptance the draft has to run one token more.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Answer:
 
     @torch.inference_mode()
     def begin(self, prompts: PairPrompts) -> Round:
-        """Read the question and take the target's first token."""
+        """Run the question, and take the target's first token."""
         room = self._settings.max_new_tokens + self._settings.greatest_gamma + 1
         guided = self._draft is not None and self._settings.draft_is_guided
         passed = self._target.begin(prompts.target, room, range(self._target.layer_count) if guided else ())
@@ -86,7 +86,7 @@ class Answer:
 
     @property
     def gamma(self) -> int:
-        """The settings' own, or the most that a round has drafted; 0 in mode ar."""
+        """Gamma of the settings; for ``auto`` the most tokens that a round has drafted; 0 in mode ar."""
         gamma = self._settings.gamma
         if self._settings.mode == Mode.AR:
             return 0
@@ -94,16 +94,16 @@ class Answer:
 
     @property
     def speculates(self) -> bool:
-        """Whether rounds have a draft."""
+        """Whether rounds are drafted, and not decoded by the target alone."""
         return self._draft is not None
 
     def fall_back(self) -> None:
-        """Go on without the draft."""
+        """Decode the rest of the answer without the draft."""
         self._draft, self.fallback = None, True
 
     @torch.inference_mode()
     def time_step(self) -> float:
-        """Seconds of a step of the target alone, which leaves nothing behind."""
+        """Measure the seconds of one step of the target alone. The answer and the caches stay as they are."""
         began = time.perf_counter()
         passed = self._target.forward(self._pending(self._target))
         logits = self._target.logits(passed, 1)
@@ -113,8 +113,8 @@ class Answer:
 
     @torch.inference_mode()
     def round(self) -> Round:
-        """One draft, one verification, one acceptance; one transfer to the host where gamma is fixed."""
-        # The target adds a token of its own to every round.
+        """One draft, one verification, one acceptance. With a fixed gamma, one transfer to the host."""
+        # The target adds one token of its own in every round.
         room = self._settings.max_new_tokens - len(self.tokens) - 1
         proposal = self._propose(min(self._settings.greatest_gamma, room))
         gamma = proposal.tokens.shape[0]
@@ -150,7 +150,7 @@ class Answer:
             return Proposal(self._tensor(()))
         return propose(
             self._draft,
-            # A token of the target's padding, never trained, has no row in a smaller draft.
+            # The target may say an id of its untrained padding, which a smaller draft has no row for.
             self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
             gamma,
             self._shared_vocabulary,
@@ -161,7 +161,7 @@ class Answer:
         )
 
     def _sample(self, proposal: Proposal, logits: Tensor) -> tuple[Evidence, Verdict]:
-        """Lossless speculative sampling; ``target`` of the evidence is the target's likeliest tokens."""
+        """Lossless speculative sampling. ``target`` of the evidence holds the target's most likely tokens."""
         gamma = proposal.tokens.shape[0]
         target_probs = distribution(logits, self._settings.temperature)
         if proposal.draft_probs is None:
@@ -172,7 +172,7 @@ class Answer:
         count, own, drafted = numbers[0], numbers[1], tuple(numbers[2 : 2 + gamma])
         likeliest, sound = numbers[2 + gamma : 3 + 2 * gamma], numbers[3 + 2 * gamma :]
         kinds = (TokenKind.EXACT,) * count
-        # What stands behind an accepted end is cut when the tokens are taken in.
+        # Tokens after an accepted end token are cut off later, in _take.
         verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET))
         return Evidence(drafted, tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
 
@@ -183,7 +183,7 @@ class Answer:
         return logits.argmax(dim=-1)
 
     def _take(self, tokens: Sequence[int], kinds: Sequence[TokenKind]) -> int:
-        """Add tokens until one of them finishes the answer; gives how many were added."""
+        """Add tokens until one of them finishes the answer. Gives how many were added."""
         before = len(self.tokens)
         for token, kind in zip(tokens, kinds, strict=True):
             self.tokens.append(token)
@@ -206,7 +206,7 @@ class Answer:
         return None
 
     def _pending(self, decoder: Decoder) -> Tensor:
-        """Tokens of the answer that a decoder has not run yet."""
+        """The answer's tokens that are not in a decoder's cache yet."""
         return self._tensor(self.tokens[decoder.answered :])
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:

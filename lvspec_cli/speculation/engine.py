@@ -1,4 +1,4 @@
-"""The loop: (draft -> verify -> accept)*, over one clip whose encoded video is kept."""
+"""The loop of rounds, (draft -> verify -> accept)*, over one clip whose encoded video is kept."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def _never() -> bool:
 
 
 class Session:
-    """One clip: target and draft each encode its video once, and keep it for several questions.
+    """One clip and several questions about it. Target and draft each encode the video once.
 
-    The decoders are the session's own from here on. :meth:`of` makes them for a pair.
+    Nobody else may use the decoders while the session does. :meth:`of` makes them for a pair.
     """
 
     def __init__(self, target: Decoder, draft: Decoder | None, words: TokenSets) -> None:
         self.target, self.draft = target, draft
         self._words = words
         self._prefix: tuple[int, ...] | None = None
-        self._draft_keep: float | None = None  # share of the video that the draft has read, None before
+        self._draft_keep: float | None = None  # share of the video that is in the draft's cache; None: none
         self._video = VideoStates({})
         self._encode_seconds = 0.0
         self._fallback = Fallback(None, DecodeSettings())
@@ -51,15 +51,17 @@ class Session:
         return cls(Decoder(pair.target), Decoder(pair.draft) if pair.draft else None, pair.words)
 
     def encode(self, prompts: PairPrompts, settings: DecodeSettings | None = None) -> None:
-        """Read the part of the prompts that all questions about the clip share, the video in it.
+        """Encode the prefix of the prompts, which contains the video and is the same for all questions.
 
-        Does nothing when that is done. Called by :meth:`answer`; a caller that wants to show it as
-        a stage of its own calls it first, with the ``settings`` to come: mode ar needs no draft, and
-        some relevance reads more of the video than is kept without them.
+        Does nothing if that is done already. :meth:`answer` calls it; call it before to show encoding as a
+        stage of its own.
+
+        :param settings: those of the answer to come. They decide whether the draft is needed (mode ar does
+            without), how much of the video it reads, and which of the target's states relevance needs.
         """
         began = time.perf_counter()
         layers = self._layers(settings) if settings else ()
-        guided = settings is not None and settings.draft_is_guided  # the answer encodes its own
+        guided = settings is not None and settings.draft_is_guided  # then the answer encodes the draft's
         draft = self.draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
         kept = self._prefix == prefix and self.target.holds_clip
@@ -81,8 +83,8 @@ class Session:
     ) -> Rounds:
         """Answer one question about this session's clip, round by round.
 
-        With ``settings.fallback`` the answer goes on without the draft once that is found to be faster, and
-        so do later answers with the same settings.
+        With ``settings.fallback`` the answer goes on without the draft as soon as that turns out to be
+        faster, and so do later answers with the same settings.
 
         :param interrupted: asked before each round; when true, the answer ends with what there is.
         :raises UsageError: settings that exclude each other.
@@ -97,8 +99,11 @@ class Session:
         return Rounds(answer, prompts, fallback, interrupted, seconds)
 
     def _fallback_for(self, settings: DecodeSettings) -> Fallback:
-        """What was timed holds for one clip and one way to decode. An answer in mode ar, such as an audit's,
-        has nothing to fall back from, and leaves what was timed as it is."""
+        """The fallback of this clip and these settings, with all that was timed so far.
+
+        Mode ar has nothing to fall back from. An answer in mode ar, such as an audit's, leaves what was timed
+        for the other mode as it is.
+        """
         if settings.mode == Mode.AR:
             return Fallback(self._prefix, settings)
         if not self._fallback.is_for(self._prefix, settings):
@@ -130,9 +135,10 @@ class Session:
 
 
 class Rounds(Iterator[Round]):
-    """The rounds of one answer. Each is decoded when it is asked for; the first is the token from prefill.
+    """Iterates over the rounds of one answer, and decodes each when it is asked for.
 
-    Only the time spent here counts: what the caller does between two rounds does not.
+    The first round is the token from prefill. The seconds in ``generation`` are those spent in here: what the
+    caller does between two rounds does not count.
     """
 
     def __init__(
@@ -191,7 +197,7 @@ class Rounds(Iterator[Round]):
         )
 
     def run(self) -> Generation:
-        """Decode all rounds that are left, and give the whole answer."""
+        """Decode all remaining rounds, and give the whole answer."""
         for _ in self:
             pass
         return self.generation

@@ -1,7 +1,8 @@
-"""How visual-relevant a position is: anchors and fillers, from what the target computed anyway.
+"""How much a token depends on the video: anchors do, fillers do not.
 
-Every scheme gives scores from 0 (filler) to 1 (anchor), one a drafted token, as a tensor on the
-target's device, and asks for no forward pass of its own.
+Every scheme gives each drafted token a score from 0 (filler) to 1 (anchor), as a tensor on the target's
+device. The scores come from what prefill and verification compute anyway: no scheme needs a forward pass of
+its own.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from lvspec_cli.types import RelevanceName, RuleSettings
 
 @dataclass(frozen=True)
 class VideoStates:
-    """What the video left behind at prefill, by layer (0 to layers - 1): (video tokens, width)."""
+    """Hidden states of the video's tokens after prefill, (video tokens, width) for each layer, from 0."""
 
     by_layer: Mapping[int, Tensor]
 
 
 class Relevance(Protocol):
-    """Scores the positions of a verification."""
+    """Scores the drafted tokens of a verification."""
 
-    watch: frozenset[int]  # layers whose inputs the verification has to keep
+    watch: frozenset[int]  # layers whose inputs the verification must keep
 
     def score(self, passed: Pass, drafted: Tensor) -> Tensor | None:
-        """Scores (gamma,) of drafted tokens, long (gamma,); None: nothing is an anchor.
+        """Scores (gamma,) of drafted tokens, long (gamma,). None: no token is an anchor.
 
-        Row i of ``passed`` is the position that predicts token i.
+        :param passed: the verification. Its row i is the position that predicts token i.
         """
 
 
 class Attention:
-    """Share of attention on the video's tokens from the position that predicts the token.
+    """Share of attention that the position that predicts a token gives to the video.
 
-    Largest over a layer's heads, mean over the chosen layers.
+    The maximum over the heads of a layer, and the mean over the chosen layers.
     """
 
     def __init__(self, target: Decoder, layers: tuple[int, ...]) -> None:
@@ -58,9 +59,9 @@ class Attention:
 
 
 class Similarity:
-    """Highest cosine between the predicting position's hidden state and those of the video's tokens.
+    """Highest cosine similarity of the predicting position's hidden state to those of the video's tokens.
 
-    Cosines below 0 count as 0; mean over the chosen layers.
+    A similarity below 0 counts as 0. The mean over the chosen layers.
     """
 
     def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
@@ -78,9 +79,9 @@ class Similarity:
 
 
 class Lens:
-    """How strongly the video's own positions, read through the target's head, predict the token.
+    """How strongly the video's own hidden states, read through the target's head, predict the token.
 
-    Highest probability over the video's positions; mean over the chosen layers.
+    The highest probability over the video's tokens, and the mean over the chosen layers.
     """
 
     watch: frozenset[int] = frozenset()
@@ -95,7 +96,7 @@ class Lens:
 
 
 class Lexicon:
-    """A fixed list: function words are fillers, everything else is an anchor."""
+    """A fixed list of words: function words are fillers, all other tokens are anchors."""
 
     watch: frozenset[int] = frozenset()
 
@@ -108,7 +109,7 @@ class Lexicon:
 
 
 class Random:
-    """The control: a die makes ``rate`` of the positions fillers, whatever they show."""
+    """A control: each token is a filler with probability ``rate``, whatever it says."""
 
     watch: frozenset[int] = frozenset()
 
@@ -122,7 +123,7 @@ class Random:
 
 
 class Plausible:
-    """The control: nothing is an anchor, the margin alone decides."""
+    """A control: no token is an anchor, so that only the margin decides."""
 
     watch: frozenset[int] = frozenset()
 
@@ -133,7 +134,7 @@ class Plausible:
 def relevance_for(
     rule: RuleSettings, target: Decoder, words: TokenSets, video: VideoStates, seed: int
 ) -> Relevance:
-    """The scheme that a rule names, made ready for one clip."""
+    """The scheme that a rule names, prepared for one clip."""
     layers = layers_of(rule, target.layer_count)
     loaded = target.loaded
     match rule.relevance:
@@ -152,14 +153,17 @@ def relevance_for(
 
 
 def video_layers(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
-    """Layers whose states of the video prefill has to keep for a rule."""
+    """Layers whose hidden states of the video must be kept at prefill for a rule."""
     if rule.relevance in (RelevanceName.SIMILARITY, RelevanceName.LENS):
         return layers_of(rule, layer_count)
     return ()
 
 
 def layers_of(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
-    """The rule's layers counted from the front, each once, in order; UsageError on one that is not there."""
+    """The rule's layers, counted from 0, ascending and without duplicates.
+
+    :raises UsageError: the target has no such layer, or the rule names none.
+    """
     for layer in rule.layers:
         if not -layer_count <= layer < layer_count:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Lossless speculative sampling: a draft changes the speed of an answer, not its distribution.
+"""Lossless speculative sampling: the draft changes the speed of an answer, not its distribution.
 
 Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding", algorithm 1;
 Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling", theorem 1.
@@ -11,17 +11,19 @@ from torch import Tensor
 
 
 def distribution(logits: Tensor, temperature: float) -> Tensor:
-    """Probabilities of logits (rows, vocabulary) at a temperature above 0.
+    """Probabilities (rows, vocabulary) of logits at a temperature above 0.
 
-    A row that is not finite gives every token the same chance: to draw from NaN ends the process's use of
-    a GPU. Of the target it is found out by ``is_sound``, of a draft it costs speed and no more.
+    A row that is not finite gives every token the same probability, because drawing from NaN makes a GPU
+    unusable for the process. For the target, ``is_sound`` reports such a row.
+    For a draft it only costs speed.
     """
     sound = logits.amax(dim=-1, keepdim=True).isfinite()
     return torch.softmax(torch.where(sound, logits, 0.0) / temperature, dim=-1)
 
 
 def is_sound(logits: Tensor) -> Tensor:
-    """1 for each row of logits that is finite, else 0, long (rows,). Minus infinity is a token left out."""
+    """1 for each row of logits that is finite, else 0, long (rows,). Single tokens at minus infinity are
+    allowed: they are excluded ones."""
     return logits.amax(dim=-1).isfinite().long()  # the maximum of a row with a NaN is NaN
 
 
