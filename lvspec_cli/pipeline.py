@@ -239,7 +239,7 @@ class _Run:
     def answers(self, numbers: Sequence[int], interrupted: Callable[[], bool]) -> Iterator[Record]:
         from lvspec_cli.speculation.engine import Session
 
-        session, prompts = Session(self.pair), None
+        session, prompts = Session.of(self.pair), None
         for number in numbers:
             if interrupted():
                 return
@@ -247,7 +247,7 @@ class _Run:
             record = self._answer(session, prompts, number, interrupted)
             if isinstance(record.audit, Failure):  # its caches are in pieces
                 self.pair.release()
-                session, prompts = Session(self.pair), None
+                session, prompts = Session.of(self.pair), None
             yield record
 
     def _encode(self, session: Session, number: int, earlier: PairPrompts | None) -> PairPrompts:
@@ -329,17 +329,14 @@ class _Run:
     ) -> Generation:
         rounds = session.answer(prompts, self.request.settings, interrupted=interrupted)
         index, first = 0, None
-        while True:
-            try:
-                done = next(rounds)
-            except StopIteration as stop:
-                return stop.value
+        for done in rounds:
             now = time.perf_counter()
             first = now if first is None else first
             index += not done.prefill
             self.listen(RoundDone(index, done, text.feed(done.tokens, done.kinds), now - first))
             if self.trace is not None:
                 self.trace(trace_row(number, index, done, self._word))
+        return rounds.generation
 
     def _word(self, token: int) -> str:
         return self.pair.target.tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False)

@@ -17,8 +17,8 @@ from lvspec_cli.figures.answers import BenchMode, Item, Part, Profile, Variant
 from lvspec_cli.figures.separation import auc
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.prompt import build_prompts
-from lvspec_cli.speculation.engine import Session, rest
-from lvspec_cli.types import Clip, DecodeSettings, Gamma, Mode, RelevanceName, Round, RoundCosts
+from lvspec_cli.speculation.engine import Session
+from lvspec_cli.types import Clip, DecodeSettings, Gamma, Mode, RelevanceName, RoundCosts
 from lvspec_cli.video.decode import read_clip
 
 CLIPS = 3  # that are looked at
@@ -187,6 +187,5 @@ def _step(pair: LoadedPair, seen: Sequence[_Seen], settings: DecodeSettings, sys
 def _scores(pair: LoadedPair, seen: _Seen, settings: DecodeSettings, system: str | None) -> list[float]:
     """Relevance of every drafted token of an answer."""
     prompts = build_prompts(pair, seen.clip, seen.item.prompt, system=system)
-    rounds: list[Round] = []
-    rest(Session(pair).answer(prompts, settings), rounds)
-    return [score for each in rounds for score in each.relevance]
+    rounds = Session.of(pair).answer(prompts, settings)
+    return [score for done in rounds for score in done.relevance]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 
 from torch import Tensor
@@ -15,7 +14,7 @@ from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.speculation.engine import Session, rest
+from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round
 
 _PLAIN = DecodeSettings(mode=Mode.AR)  # the draft need not read the video
@@ -35,12 +34,12 @@ def measure_own(
     began = now(device)
     prompts = build_prompts(loaded, clip, item.prompt, system=system)
     prompted = now(device)
-    decoding = Session(loaded).answer(prompts, settings)
-    rounds = [next(decoding)]
+    decoding = Session.of(loaded).answer(prompts, settings)
+    first = next(decoding)
     filled = now(device)
-    generation = rest(decoding, rounds)
+    rounds = [first, *decoding]
     ended = now(device)
-    return _measurement(pair, variant, rounds, generation).model_copy(
+    return _measurement(pair, variant, rounds, decoding.generation).model_copy(
         update={
             "video_s": clip.decode_seconds,
             "prompt_s": prompted - began,
@@ -55,7 +54,7 @@ class Texts:
 
     def __init__(self, pair: LoadedPair, clip: Clip, *, system: str | None = None) -> None:
         self._pair, self._clip, self._system = pair, clip, system
-        self._session = Session(pair)
+        self._session = Session.of(pair)
         self._prompts: dict[str, PairPrompts] = {}
 
     def prompts(self, item: Item) -> PairPrompts:
@@ -79,9 +78,9 @@ class Texts:
 
     def answer(self, item: Item, variant: Variant, settings: DecodeSettings) -> Measurement:
         """One answer, all its seconds 0."""
-        rounds: list[Round] = []
-        generation = rest(self._session.answer(self.prompts(item), settings), rounds)
-        return _measurement(self._pair, variant, rounds, generation)
+        decoding = self._session.answer(self.prompts(item), settings)
+        rounds = list(decoding)
+        return _measurement(self._pair, variant, rounds, decoding.generation)
 
 
 def _measurement(
@@ -122,13 +121,18 @@ def profile_own(
 ) -> Profile:
     """Answers once more and tells where the time of its rounds went."""
     prompts = build_prompts(pair, clip, item.prompt, system=system)
-    session = _WatchedSession(pair)
-    decoding = session.answer(prompts, settings)
+    device = pair.target.device
+    drafting, verifying = Watch(device), Watch(device)
+    target = _WatchedDecoder(pair.target, verifying)
+    draft = _WatchedDecoder(pair.draft, drafting) if pair.draft else None
+    decoding = Session(target, draft, pair.words).answer(prompts, settings)
     next(decoding)
-    with session.watching() as (drafting, verifying):
-        began = now(pair.target.device)
-        generation = rest(decoding, [])
-        whole = now(pair.target.device) - began
+    for decoder in (target, draft):
+        if decoder is not None:
+            decoder.is_watched = True
+    began = now(device)
+    generation = decoding.run()
+    whole = now(device) - began
     return Profile(
         **asdict(variant),
         rounds=generation.stats.rounds,
@@ -144,44 +148,21 @@ def _needed(pair: LoadedPair, settings: DecodeSettings) -> LoadedPair:
     return replace(pair, draft=None) if settings.mode is Mode.AR else pair
 
 
-class _WatchedSession(Session):
-    """A session whose passes can be timed."""
-
-    def __init__(self, pair: LoadedPair) -> None:
-        super().__init__(pair)
-        self._target = _WatchedDecoder(pair.target)
-        self._draft = _WatchedDecoder(pair.draft) if pair.draft else None
-
-    @contextmanager
-    def watching(self) -> Iterator[tuple[Watch, Watch]]:
-        """Watches for the draft's passes and the target's."""
-        device = self._target.loaded.device
-        drafting, verifying = Watch(device), Watch(device)
-        watched: tuple[tuple[Decoder | None, Watch], ...] = (self._target, verifying), (self._draft, drafting)
-        for decoder, clock in watched:
-            if isinstance(decoder, _WatchedDecoder):
-                decoder.clock = clock
-        yield drafting, verifying
-        for decoder, _ in watched:
-            if isinstance(decoder, _WatchedDecoder):
-                decoder.clock = None
-
-
 class _WatchedDecoder(Decoder):
-    """A pass and its logits run on the clock, where there is one."""
+    """A decoder whose passes, and the logits of them, run on a watch once ``is_watched`` is set."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, watch: Watch) -> None:
         super().__init__(loaded)
-        self.clock: Watch | None = None
+        self._clock, self.is_watched = watch, False
 
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
-        if self.clock is None:
+        if not self.is_watched:
             return super().forward(tokens, watch)
-        with self.clock.running():
+        with self._clock.running():
             return super().forward(tokens, watch)
 
     def logits(self, passed: Pass, last: int) -> Tensor:
-        if self.clock is None:
+        if not self.is_watched:
             return super().logits(passed, last)
-        with self.clock.running():
+        with self._clock.running():
             return super().logits(passed, last)

@@ -28,9 +28,10 @@ from lvspec_cli.figures.intervals import mean
 from lvspec_cli.figures.separation import Point, auc, best_point, curve, point_at, roc
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.probe import video_attention, video_states
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.speculation.engine import Session, rest
+from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.relevance import VideoStates, relevance_for, video_layers
 from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import (
@@ -188,7 +189,7 @@ def score_caption(
     alone = replace(pair, draft=None)
     prompts = build_prompts(alone, clip, question, system=system)
     greedy = replace(settings, mode=Mode.AR, temperature=0.0)
-    generation = rest(Session(alone).answer(prompts, greedy), [])
+    generation = Session.of(alone).answer(prompts, greedy).run()
     facts = fact_tokens(_pieces(pair.target, generation))
     places = tuple(place for place, fact in enumerate(facts) if place and fact is not None)
     if not places:
@@ -233,7 +234,7 @@ class _Reading:
         device = pair.target.device
         encoded = self._decoder.encode(prompts.target, self._watched(layers))
         self._video = {
-            layer: self._decoder.video_states(encoded, layer) for layer in layers if self._needs_video()
+            layer: video_states(self._decoder, encoded, layer) for layer in layers if self._needs_video()
         }
         self._tokens = torch.tensor(generation.tokens, dtype=torch.long, device=device)
         self._decoder.begin(prompts.target, len(generation.tokens))
@@ -276,7 +277,7 @@ class _Reading:
             Scheme(RelevanceName.ATTENTION, layer, head): share
             for layer in range(self._decoder.layer_count)
             for head, share in enumerate(
-                self._decoder.video_attention(passed, layer, drafted.shape[0]).tolist()
+                video_attention(self._decoder, passed, layer, drafted.shape[0]).tolist()
             )
         }
 

@@ -277,7 +277,7 @@ def _variant_settings(variant: Variant, plan: Plan) -> Mapping[str, Any]:
 
 def words_digest(words: TokenSets) -> str:
     """What tells the words that the rule treats in their own way from others."""
-    sets = (words.ends, words.fixed, words.function, words.meanings.items(), words.stops)
+    sets = (words.ends, words.protected, words.function, words.meanings.items(), words.stops)
     return digest_of([sorted(each) for each in sets])
 
 

@@ -148,7 +148,7 @@ def check_answers(pair: Any, prompts: Any, settings: Any) -> Check:
     from lvspec_cli.speculation.engine import Session
     from lvspec_cli.types import Mode
 
-    session = Session(pair)
+    session = Session.of(pair)
     alone, exact = (_tokens(session, prompts, replace(settings, mode=mode)) for mode in (Mode.AR, Mode.EXACT))
     if alone == exact:
         return Check("self-test", "ok", f"exact mode gives the target's {len(alone)} tokens")
@@ -174,12 +174,7 @@ TIE = 0.25  # nats: two steps of bfloat16 at logits of 16 to 32
 
 
 def _tokens(session: Any, prompts: Any, settings: Any) -> tuple[int, ...]:
-    rounds = session.answer(prompts, settings)
-    while True:
-        try:
-            next(rounds)
-        except StopIteration as stop:
-            return stop.value.tokens
+    return session.answer(prompts, settings).run().tokens
 
 
 def _config(half: Half) -> Any:

@@ -16,7 +16,7 @@ from lvspec_cli.figures.summary import Measured, speedup
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.records import Audit, Failure, Record
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.speculation.engine import Session, rest
+from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, DecodeStats, FinishReason, Generation, Mode, PairPrompts
 
 
@@ -34,7 +34,7 @@ def audited(
     :param settings: those of the answer ``given``, whose text is ``text``.
     """
     plain = replace(settings, mode=Mode.AR)
-    ar = rest(session.answer(prompts, plain, interrupted=interrupted), [])
+    ar = session.answer(prompts, plain, interrupted=interrupted).run()
     if ar.finish_reason is FinishReason.INTERRUPTED:
         return None
     stream = TextStream(pair.target.tokenizer.backend_tokenizer)

@@ -81,6 +81,12 @@ def packed_mask(allowed: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     return added.masked_fill_(~allowed, float("-inf")).repeat(groups, 1)[None, None]
 
 
+def causal(start: int, rows: int, device: torch.device) -> Tensor:
+    """True where a row may look: bool (rows, start + rows), for rows behind ``start`` others."""
+    keys = torch.arange(start + rows, device=device)
+    return keys <= keys.narrow(0, start, rows).unsqueeze(1)
+
+
 def register() -> str:
     """Make the attention known to transformers, masks as for its own sdpa; gives its name."""
     AttentionInterface.register(NAME, packed_attention)

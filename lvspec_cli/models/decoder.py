@@ -1,4 +1,4 @@
-"""One model and its cache: read a prompt, run tokens, roll back."""
+"""One model with its key-value cache: run a prompt, run tokens of an answer, roll back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lvspec_cli.models.attention import packed_mask
+from lvspec_cli.models.attention import causal, packed_mask
 from lvspec_cli.models.cache import KeyValueCache, cache_argument
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.load import LoadedModel
@@ -18,18 +18,17 @@ from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepO
 from lvspec_cli.types import Prompt
 
 QUESTION_ROWS = 512  # of a question that are run at a time
-_LENS_ROWS = 128  # rows of logits over the vocabulary at a time
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward pass over some tokens leaves behind."""
+    """The results of one forward pass over some tokens."""
 
     hidden: Tensor  # (1, rows, width), after the last normalisation
-    start: int  # cache length before the pass
+    start: int  # length of the cache before the pass
     rotary: Rotary
-    inputs: Mapping[int, Tensor] = field(default_factory=dict)  # watched layers' inputs, (1, rows, width)
-    logits: Tensor | None = None  # (rows, vocabulary), where they were made along with the rest
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)  # of the watched layers, (1, rows, width)
+    logits: Tensor | None = None  # (rows, vocabulary), if the pass computed them too
 
     @property
     def rows(self) -> int:
@@ -37,27 +36,28 @@ class Pass:
 
 
 class Decoder:
-    """Runs one model over one clip: its prompt, then an answer's tokens, with rollback.
+    """Runs one model over one clip: first the prompt, then tokens of an answer, with rollback.
 
-    The language model's layers are called one by one: a step costs less than through the model's
-    own forward, positions and mask are given from outside, and nothing is kept on the model. Where
-    layers lie on several devices, what goes from one to the next is moved here; what comes out is on
-    the model's own. Every method expects :func:`torch.inference_mode`.
+    The layers of the language model are called one by one. This costs less than the model's own ``forward``,
+    positions and mask come from here, and no state is stored on the model. The layers may be on several
+    devices: hidden states are moved between them, and results are on the model's own device. Every method
+    expects :func:`torch.inference_mode`.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self._workspace = loaded.workspace
         self.cache = self._workspace.cache if self._workspace else KeyValueCache()
+        self._lease: int | None = None  # of the workspace, since this decoder encoded a clip
         self._layers = tuple(loaded.family.layers(loaded.model))
         self._cache_name = cache_argument(self._layers[0])
         text = loaded.model.config.get_text_config()
         self._groups = text.num_attention_heads // text.num_key_value_heads
-        self._places = tuple(next(layer.parameters()).device for layer in self._layers)
+        self.layer_devices = tuple(next(layer.parameters()).device for layer in self._layers)
         self._rotary: Rotary | None = None  # of the answer's positions
         self._prefix_length = 0
         self._prompt_length = 0
-        self._video: Tensor | None = None  # bool (prefix,), on the device
+        self.video: Tensor | None = None  # where the video is in the prefix, bool (prefix,), on the device
 
     @property
     def layer_count(self) -> int:
@@ -65,8 +65,9 @@ class Decoder:
 
     @property
     def holds_clip(self) -> bool:
-        """Whether what was encoded last is still there: decoders of a model may share its workspace."""
-        return self._workspace is None or self._workspace.is_of(self)
+        """Whether the clip that was encoded last is still in the cache. Decoders of one model may share its
+        workspace, and then the last one that encoded a clip has it."""
+        return self._workspace is None or self._workspace.lease == self._lease
 
     def _check_clip(self) -> None:
         if not self.holds_clip:
@@ -74,52 +75,54 @@ class Decoder:
 
     @property
     def answered(self) -> int:
-        """How many of the answer's tokens are in the cache."""
+        """Number of the answer's tokens in the cache."""
         return self.cache.length - self._prompt_length
 
     def encode(
         self, prompt: Prompt, watch: Collection[int] = (), keep: float = 1.0, scores: Tensor | None = None
     ) -> Pass:
-        """Run the prompt's prefix, video and all, into an empty cache.
+        """Empty the cache and run the prompt's prefix, which contains the whole video.
 
-        ``keep``: share of the video's tokens that are run, each at its own position; ``scores`` and which:
-        :func:`kept_places`.
-        ``watch`` names layers whose inputs are kept, counted from 0; the number of layers itself
-        is the last layer's output.
+        :param watch: layers whose inputs are kept, from 0; ``layer_count`` means the last layer's output.
+        :param keep: share of the video's tokens that are run. Each keeps its own position.
+        :param scores: which of them are kept, see :func:`kept_places`.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         length = prompt.prefix_length
         if self._workspace is not None:
-            self._workspace.take(self)
+            self._lease = self._workspace.take()
         self.cache.rollback(0)
-        self._video = prompt.video_mask[:length].to(device)
+        self.video = prompt.video_mask[:length].to(device)
         inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
         ids = prompt.input_ids[:, :length].to(device)
         video = family.video_features(model, inputs, prompt.visual_tokens)
         embeddings, deeper = family.embed(model, ids), video.deeper
-        embeddings = embeddings.masked_scatter(self._video.view(1, -1, 1), video.embeddings.to(embeddings))
+        embeddings = embeddings.masked_scatter(self.video.view(1, -1, 1), video.embeddings.to(embeddings))
         positions = prompt.position_ids[..., :length].to(device)
         if keep < 1:
-            places = kept_places(self._video, keep, scores)
+            places = kept_places(self.video, keep, scores)
             embeddings, positions = embeddings[:, places], positions[..., places]
-            stays = torch.isin(self._video.nonzero()[:, 0], places)
+            stays = torch.isin(self.video.nonzero()[:, 0], places)
             deeper = tuple(rows[stays] for rows in deeper)
-            self._video = self._video[places]
+            self.video = self.video[places]
         rotary = family.rotary(model, embeddings, positions)
         self._prefix_length = embeddings.shape[1]
         return self._run(embeddings, rotary, watch, deeper)
 
     def begin(self, prompt: Prompt, room: int, watch: Collection[int] = ()) -> Pass:
-        """Go back to the prefix and run the rest of the prompt, for an answer of ``room`` tokens at most.
+        """Roll back to the prefix and run the rest of the prompt, the question.
 
-        ``watch`` as for :meth:`encode`. A long question goes piece by piece, as a mask over all of it would
-        grow with its square; what is given is the pass of the last piece.
+        A long question is run in pieces, because its mask grows with the square of its length. Returns the
+        pass over the last piece.
+
+        :param room: most tokens after the prompt that :meth:`forward` will be given, drafted ones included.
+        :param watch: as for :meth:`encode`.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
         self._check_clip()
         self.cache.rollback(self._prefix_length)
-        if self._workspace is not None:  # what was captured over a cache is lost when it grows
+        if self._workspace is not None:  # captured passes are lost when the cache grows
             question = prompt.length - start
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
@@ -133,7 +136,7 @@ class Decoder:
         return passed
 
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
-        """Run answer tokens, long (rows,), behind what the cache holds."""
+        """Run tokens of the answer, long (rows,), after those that the cache holds."""
         if self._rotary is None:
             raise RuntimeError("begin() comes before forward()")
         self._check_clip()
@@ -149,77 +152,14 @@ class Decoder:
         return self._run(embeddings, rotary, watch)
 
     def rollback(self, answered: int) -> None:
-        """Keep ``answered`` tokens of the answer at most."""
+        """Remove tokens of the answer from the cache until at most ``answered`` are left."""
         self.cache.rollback(min(self.cache.length, self._prompt_length + answered))
 
     def logits(self, passed: Pass, last: int) -> Tensor:
-        """Logits of the last rows of a pass, float32 (last, vocabulary)."""
+        """Logits of the ``last`` rows of a pass, float32 (last, vocabulary)."""
         if passed.logits is not None:
             return passed.logits[-last:]
         return self.loaded.family.head(self.loaded.model, passed.hidden[0, -last:]).float()
-
-    # --- what relevance reads -----------------------------------------------------------
-
-    def video_attention(self, passed: Pass, layer: int, rows: int) -> Tensor:
-        """Share of attention that the first ``rows`` of a pass give the video, (heads, rows), 0 to 1.
-
-        The pass has to have watched ``layer``.
-        """
-        weights, video = self._attention(passed, layer, rows)
-        return (weights @ video.float()).to(self.loaded.device)
-
-    def video_looked_at(self, passed: Pass) -> Tensor:
-        """How much a pass looks at each of the video's tokens, (video tokens,): the mean over its rows, the
-        heads and all layers, which it has to have watched."""
-        looks = []
-        for layer in range(self.layer_count):
-            weights, video = self._attention(passed, layer, passed.rows)
-            looks.append(weights[..., video].mean(dim=(0, 1)).to(self.loaded.device))
-        return torch.stack(looks).mean(dim=0)
-
-    def _attention(self, passed: Pass, layer: int, rows: int) -> tuple[Tensor, Tensor]:
-        """A layer's attention from the first rows of a pass to the prefix, (heads, rows, prefix), and where
-        the video is in that, on the layer's device. Softmax over all keys as in the layer itself, from its
-        queries and the cached keys.
-        """
-        if self._video is None:
-            raise RuntimeError("encode() comes before attention is asked for")
-        family, model = self.loaded.family, self.loaded.model
-        cosines, sines = passed.rotary
-        place = self._places[layer]
-        rotary = (cosines.narrow(1, 0, rows).to(place), sines.narrow(1, 0, rows).to(place))
-        queries = family.queries(model, layer, passed.inputs[layer].narrow(1, 0, rows), rotary)[0]
-        keys = self.cache.keys(layer, passed.start + rows)[0]
-        groups = queries.shape[0] // keys.shape[0]
-        grouped = queries.reshape(keys.shape[0], groups * rows, -1)
-        scores = grouped @ keys.transpose(1, 2) * family.attention_scale(model, layer)
-        scores = scores.view(-1, rows, keys.shape[1]).float()
-        if rows > 1:
-            scores = scores.masked_fill(~_causal(passed.start, rows, scores.device), float("-inf"))
-        return scores.softmax(dim=-1).narrow(2, 0, self._video.shape[0]), self._video.to(place)
-
-    def video_states(self, passed: Pass, layer: int) -> Tensor:
-        """Hidden states of the video's tokens behind ``layer``, (video tokens, width).
-
-        ``passed`` is what :meth:`encode` gave; the last layer's states are normalised as the head
-        reads them.
-        """
-        return self.states(passed, layer)[0, self._video]
-
-    def states(self, passed: Pass, layer: int) -> Tensor:
-        """Hidden states behind ``layer``, (1, rows, width)."""
-        states = passed.hidden if layer == self.layer_count - 1 else passed.inputs[layer + 1]
-        return states.to(self.loaded.device)
-
-    def lens(self, states: Tensor, *, normalise: bool) -> Tensor:
-        """Read states (n, width) through the head: highest probability of each token, (vocabulary,)."""
-        family, model = self.loaded.family, self.loaded.model
-        best = torch.zeros(self.loaded.vocabulary, device=states.device)
-        for rows in states.split(_LENS_ROWS):
-            read = family.norm(model, rows) if normalise else rows
-            chances = family.head(model, read).float().softmax(dim=-1)
-            best = torch.maximum(best, chances.amax(dim=0))
-        return best
 
     def _run(
         self,
@@ -230,10 +170,10 @@ class Decoder:
     ) -> Pass:
         start, rows = self.cache.length, embeddings.shape[1]
         self.cache.reserve(start + rows)
-        # From an empty cache, or for one row, attention needs no mask.
+        # Attention needs no mask from an empty cache (it is causal then), nor for a single row.
         mask = None
         if start and rows > 1:
-            mask = packed_mask(_causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
+            mask = packed_mask(causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
         hidden, inputs = self._through(embeddings, rotary, mask, self.cache, watch, deeper)
         self.cache.advance(rows)
         return Pass(hidden, start, rotary, inputs)
@@ -247,7 +187,7 @@ class Decoder:
         return Pass(outputs.hidden[:, :rows], start, rotary, watched, outputs.logits[:rows])
 
     def _fixed_pass(self, watch: Collection[int], step: StepInputs, rows: FixedRows) -> StepOutputs:
-        """What is captured: nothing in it depends on a value that the host would have to know."""
+        """The pass that is captured. Nothing in it depends on a value that the host would have to read."""
         family, model = self.loaded.family, self.loaded.model
         embeddings = family.embed(model, step.ids.view(1, -1))
         mask = mask_of(step.places, rows.cache.capacity, self._groups, embeddings.dtype)
@@ -263,13 +203,17 @@ class Decoder:
         watch: Collection[int],
         deeper: Sequence[Tensor] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Through all layers and the last normalisation; with the inputs of the watched ones."""
+        """Run all layers and the last normalisation. Gives the hidden states, and the inputs of the watched
+        layers.
+
+        :param deeper: what is added to the video's hidden states after the first layers, in order.
+        """
         hidden, inputs = embeddings, {}
         place, here = embeddings.device, rotary
         taken = {self._cache_name: cache, "spread": isinstance(cache, FixedRows)}
         for index, layer in enumerate(self._layers):
-            if self._places[index] != place:
-                place = self._places[index]
+            if self.layer_devices[index] != place:
+                place = self.layer_devices[index]
                 hidden, here = hidden.to(place), (rotary[0].to(place), rotary[1].to(place))
                 mask = None if mask is None else mask.to(place)
             if index in watch:
@@ -280,8 +224,8 @@ class Decoder:
                 position_embeddings=here,
                 **taken,
             )
-            if self._video is not None and index < len(deeper):
-                hidden[0, self._video.to(place)] += deeper[index].to(hidden)
+            if self.video is not None and index < len(deeper):
+                hidden[0, self.video.to(place)] += deeper[index].to(hidden)
         hidden = hidden.to(embeddings.device)
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden
@@ -289,12 +233,15 @@ class Decoder:
 
 
 def kept_places(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:
-    """Places of a prefix that stay when a share ``keep`` of its video tokens does: all of its text, one
-    video token at least, evenly spread, the first and the last among them when there are more.
+    """Positions of a prefix that stay when its video tokens are pruned to a share ``keep``, ascending.
 
-    With ``scores``, (n,), those with the highest instead; they may be of another model's tokens, more or
-    fewer for the same frames, in the same order. ``video``: bool (prefix,). SpecVLM (arXiv 2508.16201) prunes
-    the draft's video tokens to about a tenth, by the target's attention.
+    All text stays, and at least one video token. Without ``scores`` the video tokens that stay are evenly
+    spread; two or more include the first and the last. SpecVLM (arXiv 2508.16201) prunes the draft's video
+    tokens to about a tenth, by the target's attention.
+
+    :param video: where the video is, bool (prefix,).
+    :param scores: (n,), the video tokens with the highest ones stay. They may belong to the tokens of another
+        model, which has more or fewer for the same frames, in the same order.
     """
     places = video.nonzero()[:, 0]
     count = max(1, min(len(places), round(keep * len(places))))
@@ -306,9 +253,3 @@ def kept_places(video: Tensor, keep: float, scores: Tensor | None = None) -> Ten
     stays = ~video
     stays[places[chosen]] = True
     return stays.nonzero()[:, 0]
-
-
-def _causal(start: int, rows: int, device: torch.device) -> Tensor:
-    """True where a row may look: bool (rows, start + rows)."""
-    keys = torch.arange(start + rows, device=device)
-    return keys <= keys.narrow(0, start, rows).unsqueeze(1)

@@ -84,15 +84,19 @@ class LoadedPair:
 
     @property
     def shared_vocabulary(self) -> int:
-        """Ids below this exist in both models and in their tokenizer; above are rows of padding."""
-        models = [self.target] if self.draft is None else [self.target, self.draft]
-        return min(len(self.target.tokenizer), *(model.vocabulary for model in models))
+        return shared_vocabulary(self.target, self.draft)
 
     def release(self) -> None:
         """Give back what is kept of the last clip between clips: memory is short."""
         for loaded in (self.target, self.draft):
             if loaded is not None and loaded.workspace is not None:
                 loaded.workspace.release()
+
+
+def shared_vocabulary(target: LoadedModel, draft: LoadedModel | None) -> int:
+    """Ids below this exist in both models and in their tokenizer; above are rows of padding."""
+    models = [target] if draft is None else [target, draft]
+    return min(len(target.tokenizer), *(model.vocabulary for model in models))
 
 
 @dataclass(frozen=True)

@@ -83,31 +83,30 @@ class FixedRows:
 class Workspace:
     """A model's keys and values, in memory that stays, and the passes captured over them.
 
-    One decoder at a time has it: whichever encoded a clip last. ``capture``: makes a replay of a pass; where
-    the device cannot, passes run eagerly from there on.
+    One decoder at a time uses it: the one that encoded a clip last. Each time it is taken or released it has
+    another ``lease``; a decoder whose lease is not the current one has lost its clip.
+
+    ``capture`` makes a replay of a pass. Where the device cannot, passes run eagerly from then on.
     """
 
     capture: Capture
     cache: KeyValueCache = field(default_factory=KeyValueCache)
     is_usable: bool = True
-    _owner: weakref.ref[Any] | None = None
+    lease: int = 0
     _capacity: int = 0  # of the cache that the steps are over
     _steps: dict[tuple[int, tuple[int, ...]], tuple[StepInputs, Replay]] = field(default_factory=dict)
 
-    def take(self, owner: object) -> None:
-        """Give it to a decoder; whatever another one had in it is lost."""
-        self._owner = weakref.ref(owner)
+    def take(self) -> int:
+        """Begin with an empty cache. Gives the new lease: whoever had the last one has lost its clip."""
+        self.lease += 1
         self.cache.rollback(0)
+        return self.lease
 
     def release(self) -> None:
-        """Give its memory back. A decoder that had it finds its clip gone."""
-        self._owner = None
+        """Give its memory back. The decoder that used it finds its clip gone."""
+        self.lease += 1
         self._steps.clear()
         self.cache.clear()
-
-    def is_of(self, owner: object) -> bool:
-        """Whether it is still this decoder's."""
-        return self._owner is not None and self._owner() is owner
 
     def step(
         self,

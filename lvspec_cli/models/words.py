@@ -77,7 +77,7 @@ class TokenSets:
     """Sets of token ids that the rule treats in their own way."""
 
     ends: frozenset[int] = frozenset()  # end an answer
-    fixed: frozenset[int] = frozenset()  # numerals, negations and what is no text: never accepted loosely
+    protected: frozenset[int] = frozenset()  # numerals, negations, what is no text: never accepted loosely
     function: frozenset[int] = frozenset()  # function words and punctuation: fillers by nature
     meanings: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # line and meaning in CONTRARIES
     stops: frozenset[int] = frozenset()  # end a sentence: a full stop or the like, a new line
@@ -85,7 +85,7 @@ class TokenSets:
     def any_protected(self, *tokens: int) -> bool:
         """Whether one of them may neither be accepted loosely nor replaced: an end, a numeral, a negation."""
         # Not by their union: of a large vocabulary it takes longer to make than the rest of a verdict.
-        return any(token in self.ends or token in self.fixed for token in tokens)
+        return any(token in self.ends or token in self.protected for token in tokens)
 
     def are_contrary(self, one: int, other: int) -> bool:
         """Whether two tokens say different things of one kind: places, order in time, colours, events.
@@ -104,11 +104,11 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     """Sort a tokenizer's vocabulary, with and without a leading space, in any case.
 
     A number or negation that the tokenizer cuts in pieces is known by its first piece, unless that
-    is a single letter or a function word. Special tokens and pieces of a character's bytes are fixed
+    is a single letter or a function word. Special tokens and pieces of a character's bytes are protected
     too: one of them in another's place breaks the text.
     """
-    fixed_words = NUMERALS | NEGATIONS
-    fixed = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    protected_words = NUMERALS | NEGATIONS
+    protected = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     function: set[int] = set()
     meanings: dict[int, tuple[int, int]] = {}
     stops: set[int] = set()
@@ -119,20 +119,20 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
         word = (text or "").strip().lower()
         if text and ("\n" in text or text.rstrip(_CLOSING).endswith(_STOPS)):
             stops.add(index)
-        if text is None or word in fixed_words or any(letter.isnumeric() for letter in word):
-            fixed.add(index)
+        if text is None or word in protected_words or any(letter.isnumeric() for letter in word):
+            protected.add(index)
         elif word in FUNCTION_WORDS or (word and _PUNCTUATION.issuperset(word)):
             function.add(index)
         if word in _MEANINGS:
             meanings[index] = _MEANINGS[word]
-    for word in fixed_words:
+    for word in protected_words:
         for form in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"):
             pieces = tokenizer.encode(form, add_special_tokens=False)
             letters = tokenizer.decode(pieces[:1]).strip()
             if len(pieces) > 1 and len(letters) > 1 and pieces[0] not in function:
-                fixed.add(pieces[0])
+                protected.add(pieces[0])
     return TokenSets(
-        frozenset(end_ids), frozenset(fixed), frozenset(function - fixed), meanings, frozenset(stops)
+        frozenset(end_ids), frozenset(protected), frozenset(function - protected), meanings, frozenset(stops)
     )
 
 

@@ -1,4 +1,4 @@
-"""The state of one answer while it grows, and what one round does to it."""
+"""One answer while it is decoded: its state, and what one round does to it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.decoder import Decoder
-from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.speculation.adapt import guide_for
+from lvspec_cli.models.load import shared_vocabulary
+from lvspec_cli.models.probe import attention_by_video_token
+from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.draft import Proposal, propose
+from lvspec_cli.speculation.draft_length import policy_for
 from lvspec_cli.speculation.logits import LogitsRules
 from lvspec_cli.speculation.relevance import Relevance
 from lvspec_cli.speculation.repetition import is_looping
@@ -28,34 +30,36 @@ from lvspec_cli.types import (
     TokenKind,
 )
 
-# Exact mode in the rule's own terms.
+# Exact mode, written as settings of the rule.
 EXACT_RULE = RuleSettings(anchor_margin=0.0, filler_margin=0.0, shift_window=0)
 
 
 class Answer:
-    """One answer of a pair whose caches hold the prompts' prefix.
+    """One answer, by decoders whose caches hold the prefixes of the prompts.
 
-    Between rounds the target's cache holds all of the answer but its last token, the draft's holds
-    that or less; what is missing is run at the start of the next round. So mode ar is this loop
-    without a draft, and a full acceptance costs the draft one row more.
+    Between rounds, the target's cache holds all tokens of the answer but the last one. The draft's cache may
+    hold fewer. The missing (pending) tokens are run at the start of the next round. So mode ar is the same
+    loop without a draft; and after a full acceptance the draft has to run one token more.
     """
 
     def __init__(
         self,
-        pair: LoadedPair,
         target: Decoder,
         draft: Decoder | None,
+        words: TokenSets,
         settings: DecodeSettings,
         relevance: Relevance | None,
     ) -> None:
-        self._pair, self._settings, self._relevance = pair, settings, relevance
+        self._words, self._settings, self._relevance = words, settings, relevance
         self._target, self._draft = target, draft if settings.mode != Mode.AR else None
-        self._device = pair.target.device
+        loaded, drafting = target.loaded, self._draft.loaded if self._draft else None
+        self._shared_vocabulary = shared_vocabulary(loaded, drafting)
+        self._device = loaded.device
         self._rule = settings.rule if settings.mode == Mode.LVSPEC else EXACT_RULE
         self._generator = torch.Generator(self._device).manual_seed(settings.seed)
         self._history = History()
-        self._logits = LogitsRules(pair.target.generation, pair.target.vocabulary, self._device)
-        self._guide = guide_for(settings, self._rule, pair) if self._draft else None
+        self._logits = LogitsRules(loaded.generation, loaded.vocabulary, self._device)
+        self._policy = policy_for(settings, self._rule, loaded, drafting)
         self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
@@ -64,13 +68,13 @@ class Answer:
 
     @torch.inference_mode()
     def begin(self, prompts: PairPrompts) -> Round:
-        """Read the question and take the target's first token."""
+        """Run the question, and take the target's first token."""
         room = self._settings.max_new_tokens + self._settings.greatest_gamma + 1
         guided = self._draft is not None and self._settings.draft_is_guided
         passed = self._target.begin(prompts.target, room, range(self._target.layer_count) if guided else ())
         if self._draft is not None and prompts.draft is not None:
             if guided:
-                scores = self._target.video_looked_at(passed)
+                scores = attention_by_video_token(self._target, passed)
                 self._draft.encode(prompts.draft, keep=self._settings.draft_keep, scores=scores)
             self._draft.begin(prompts.draft, room)
         self._logits.add(prompts.target.input_ids[0].to(self._device))
@@ -82,7 +86,7 @@ class Answer:
 
     @property
     def gamma(self) -> int:
-        """The settings' own, or the most that a round has drafted; 0 in mode ar."""
+        """Gamma of the settings; for ``auto`` the most tokens that a round has drafted; 0 in mode ar."""
         gamma = self._settings.gamma
         if self._settings.mode == Mode.AR:
             return 0
@@ -90,16 +94,16 @@ class Answer:
 
     @property
     def speculates(self) -> bool:
-        """Whether rounds have a draft."""
+        """Whether rounds are drafted, and not decoded by the target alone."""
         return self._draft is not None
 
     def fall_back(self) -> None:
-        """Go on without the draft."""
+        """Decode the rest of the answer without the draft."""
         self._draft, self.fallback = None, True
 
     @torch.inference_mode()
     def time_step(self) -> float:
-        """Seconds of a step of the target alone, which leaves nothing behind."""
+        """Measure the seconds of one step of the target alone. The answer and the caches stay as they are."""
         began = time.perf_counter()
         passed = self._target.forward(self._pending(self._target))
         logits = self._target.logits(passed, 1)
@@ -109,8 +113,8 @@ class Answer:
 
     @torch.inference_mode()
     def round(self) -> Round:
-        """One draft, one verification, one acceptance; one transfer to the host where gamma is fixed."""
-        # The target adds a token of its own to every round.
+        """One draft, one verification, one acceptance. With a fixed gamma, one transfer to the host."""
+        # The target adds one token of its own in every round.
         room = self._settings.max_new_tokens - len(self.tokens) - 1
         proposal = self._propose(min(self._settings.greatest_gamma, room))
         gamma = proposal.tokens.shape[0]
@@ -123,17 +127,17 @@ class Answer:
         else:
             scores = self._relevance.score(passed, proposal.tokens) if self._relevance and gamma else None
             evidence = gather(logits, proposal.tokens, scores)
-            verdict = judge(evidence, self._rule, self._pair.words, self._history)
+            verdict = judge(evidence, self._rule, self._words, self._history)
         check_sound(evidence.sound[: verdict.accepted + 1])
-        kept = self._take(verdict.tokens, verdict.kinds)
-        self.tally.add(gamma, verdict.kinds[:kept])
-        self._guide = self._guide and self._guide.after(proposal.likely, verdict.accepted, kept)
+        added = self._take(verdict.tokens, verdict.kinds)
+        self.tally.add(gamma, verdict.kinds[:added])
+        self._policy = self._policy.after(proposal.observed, verdict.accepted, added)
         for decoder in (self._target, self._draft):
             if decoder is not None:
                 decoder.rollback(len(self.tokens) - 1)
         return Round(
-            tokens=verdict.tokens[:kept],
-            kinds=verdict.kinds[:kept],
+            tokens=verdict.tokens[:added],
+            kinds=verdict.kinds[:added],
             drafted=evidence.drafted,
             target=evidence.target,
             relevance=evidence.relevance,
@@ -144,32 +148,31 @@ class Answer:
     def _propose(self, gamma: int) -> Proposal:
         if self._draft is None or gamma < 1:
             return Proposal(self._tensor(()))
-        vocabulary = self._pair.shared_vocabulary
         return propose(
             self._draft,
-            # A token of the target's padding, never trained, has no row in a smaller draft.
+            # The target may say an id of its untrained padding, which a smaller draft has no row for.
             self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
             gamma,
-            vocabulary,
-            self._logits.drafting(vocabulary),
+            self._shared_vocabulary,
+            self._logits.drafting(self._shared_vocabulary),
             self._settings.temperature,
             self._generator,
-            self._guide,
+            self._policy,
         )
 
     def _sample(self, proposal: Proposal, logits: Tensor) -> tuple[Evidence, Verdict]:
-        """Lossless speculative sampling; ``target`` of the evidence is the target's likeliest tokens."""
+        """Lossless speculative sampling. ``target`` of the evidence holds the target's most likely tokens."""
         gamma = proposal.tokens.shape[0]
-        wanted = distribution(logits, self._settings.temperature)
-        if proposal.chances is None:
-            decision = torch.cat((self._tensor((0,)), draw(wanted, self._generator)))
+        target_probs = distribution(logits, self._settings.temperature)
+        if proposal.draft_probs is None:
+            decision = torch.cat((self._tensor((0,)), draw(target_probs, self._generator)))
         else:
-            decision = accept(proposal.tokens, proposal.chances, wanted, self._generator)
+            decision = accept(proposal.tokens, proposal.draft_probs, target_probs, self._generator)
         numbers = torch.cat((decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))).tolist()
         count, own, drafted = numbers[0], numbers[1], tuple(numbers[2 : 2 + gamma])
         likeliest, sound = numbers[2 + gamma : 3 + 2 * gamma], numbers[3 + 2 * gamma :]
         kinds = (TokenKind.EXACT,) * count
-        # What stands behind an accepted end is cut when the tokens are taken in.
+        # Tokens after an accepted end token are cut off later, in _take.
         verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET))
         return Evidence(drafted, tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
 
@@ -180,7 +183,7 @@ class Answer:
         return logits.argmax(dim=-1)
 
     def _take(self, tokens: Sequence[int], kinds: Sequence[TokenKind]) -> int:
-        """Add tokens until one of them finishes the answer; gives how many were added."""
+        """Add tokens until one of them finishes the answer. Gives how many were added."""
         before = len(self.tokens)
         for token, kind in zip(tokens, kinds, strict=True):
             self.tokens.append(token)
@@ -188,13 +191,13 @@ class Answer:
             self.finish = self._finish_at(token)
             if self.finish is not None:
                 break
-        kept = len(self.tokens) - before
-        self._logits.add(self._tensor(tokens[:kept]))
-        self._history = self._history.extended(tokens[:kept], kinds[:kept], self._rule)
-        return kept
+        added = len(self.tokens) - before
+        self._logits.add(self._tensor(tokens[:added]))
+        self._history = self._history.extended(tokens[:added], kinds[:added], self._rule)
+        return added
 
     def _finish_at(self, token: int) -> FinishReason | None:
-        if token in self._pair.words.ends:
+        if token in self._words.ends:
             return FinishReason.STOP
         if len(self.tokens) >= self._settings.max_new_tokens:
             return FinishReason.LENGTH
@@ -203,7 +206,7 @@ class Answer:
         return None
 
     def _pending(self, decoder: Decoder) -> Tensor:
-        """Tokens of the answer that a decoder has not run yet."""
+        """The answer's tokens that are not in a decoder's cache yet."""
         return self._tensor(self.tokens[decoder.answered :])
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:

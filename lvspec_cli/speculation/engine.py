@@ -1,17 +1,19 @@
-"""The loop: (draft -> verify -> accept)*, over one clip whose encoded video is kept."""
+"""The loop of rounds, (draft -> verify -> accept)*, over one clip whose encoded video is kept."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.probe import video_states
+from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.answer import Answer
-from lvspec_cli.speculation.fallback import Pace, does_not_pay, wants_step
+from lvspec_cli.speculation.fallback import Fallback
 from lvspec_cli.speculation.relevance import Relevance, VideoStates, relevance_for, video_layers
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import (
@@ -29,44 +31,46 @@ def _never() -> bool:
 
 
 class Session:
-    """One clip: its video is encoded once by target and draft and kept for several questions."""
+    """One clip and several questions about it. Target and draft each encode the video once.
 
-    def __init__(self, pair: LoadedPair) -> None:
-        self._pair = pair
-        self._target = Decoder(pair.target)
-        self._draft = Decoder(pair.draft) if pair.draft else None
+    Nobody else may use the decoders while the session does. :meth:`of` makes them for a pair.
+    """
+
+    def __init__(self, target: Decoder, draft: Decoder | None, words: TokenSets) -> None:
+        self.target, self.draft = target, draft
+        self._words = words
         self._prefix: tuple[int, ...] | None = None
-        self._draft_keep: float | None = None  # share of the video that the draft has read, None before
+        self._draft_keep: float | None = None  # share of the video that is in the draft's cache; None: none
         self._video = VideoStates({})
         self._encode_seconds = 0.0
-        self._pace = Pace()
-        self._paced: tuple[tuple[int, ...] | None, DecodeSettings] | None = None  # whose pace it is
-        self._alone = False  # speculation did not pay: the clip goes on without the draft
+        self._fallback = Fallback(None, DecodeSettings())
 
-    @property
-    def target(self) -> Decoder:
-        """The target with the clip in its cache, for a pass over a text that is known."""
-        return self._target
+    @classmethod
+    def of(cls, pair: LoadedPair) -> Session:
+        """A session with new decoders of a pair's models."""
+        return cls(Decoder(pair.target), Decoder(pair.draft) if pair.draft else None, pair.words)
 
     def encode(self, prompts: PairPrompts, settings: DecodeSettings | None = None) -> None:
-        """Read the part of the prompts that all questions about the clip share, the video in it.
+        """Encode the prefix of the prompts, which contains the video and is the same for all questions.
 
-        Does nothing when that is done. Called by :meth:`answer`; a caller that wants to show it as
-        a stage of its own calls it first, with the ``settings`` to come: mode ar needs no draft, and
-        some relevance reads more of the video than is kept without them.
+        Does nothing if that is done already. :meth:`answer` calls it; call it before to show encoding as a
+        stage of its own.
+
+        :param settings: those of the answer to come. They decide whether the draft is needed (mode ar does
+            without), how much of the video it reads, and which of the target's states relevance needs.
         """
         began = time.perf_counter()
         layers = self._layers(settings) if settings else ()
-        guided = settings is not None and settings.draft_is_guided  # the answer encodes its own
-        draft = self._draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
+        guided = settings is not None and settings.draft_is_guided  # then the answer encodes the draft's
+        draft = self.draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
-        kept = self._prefix == prefix and self._target.holds_clip
+        kept = self._prefix == prefix and self.target.holds_clip
         if not kept:
             self._encode_target(prompts, layers)
         elif not set(layers) <= set(self._video.by_layer):
             self._encode_target(prompts, sorted({*layers, *self._video.by_layer}))
         keep = settings.draft_keep if settings else 1.0
-        if draft and self._draft and not (kept and self._draft_keep == keep and self._draft.holds_clip):
+        if draft and self.draft and not (kept and self._draft_keep == keep and self.draft.holds_clip):
             self._encode_draft(prompts, keep)
             self._draft_keep = keep
         elif guided or not kept:
@@ -76,117 +80,137 @@ class Session:
 
     def answer(
         self, prompts: PairPrompts, settings: DecodeSettings, *, interrupted: Callable[[], bool] = _never
-    ) -> Generator[Round, None, Generation]:
-        """Answer one question; yields every round as it is accepted, returns the whole.
+    ) -> Rounds:
+        """Answer one question about this session's clip, round by round.
 
-        The first round is the token that prefill gives. ``interrupted`` is asked once a round; when
-        it holds, the answer ends with what there is. UsageError on settings that exclude each other.
-        The prompts are those of this session's clip. With ``settings.fallback`` it goes on without the
-        draft from where that is found to be faster, and so do further answers by these settings.
+        With ``settings.fallback`` the answer goes on without the draft as soon as that turns out to be
+        faster, and so do later answers with the same settings.
+
+        :param interrupted: asked before each round; when true, the answer ends with what there is.
+        :raises UsageError: settings that exclude each other.
         """
-        _check(settings, self._pair)
+        _check(settings, has_draft=self.draft is not None)
         self.encode(prompts, settings)
-        clock = _Clock()
-        answer = Answer(self._pair, self._target, self._draft, settings, self._relevance(settings))
-        if settings.mode != Mode.AR:  # an answer in mode ar, of an audit, says nothing of paces
-            self._compare_paces(settings)
-            if self._alone:
-                answer.fall_back()
-        first = answer.begin(prompts)
-        prefill_seconds, self._encode_seconds = self._encode_seconds + clock.lap(), 0.0
-        yield first
-        clock.resume()
-        while answer.finish is None:
-            if interrupted():
-                answer.finish = FinishReason.INTERRUPTED
-                break
-            done = self._timed_round(answer) if settings.fallback else answer.round()
-            clock.pause()
-            yield done
-            clock.resume()
-        return Generation(
-            tokens=tuple(answer.tokens),
-            kinds=tuple(answer.kinds),
-            finish_reason=answer.finish,
-            stats=answer.tally.stats(
-                len(answer.tokens), answer.gamma, answer.fallback, prefill_seconds, clock.lap()
-            ),
-        )
-
-    def _compare_paces(self, settings: DecodeSettings) -> None:
-        """What was timed holds for one clip and one way to decode."""
-        if self._paced != (self._prefix, settings):
-            self._pace, self._alone, self._paced = Pace(), False, (self._prefix, settings)
-
-    def _timed_round(self, answer: Answer) -> Round:
-        """A round that counts for the decision whether speculation pays."""
-        if not answer.speculates:
-            return answer.round()
-        if wants_step(self._pace):
-            self._pace = self._pace.with_step(answer.time_step())
-        if does_not_pay(self._pace):
-            self._alone = True
-            answer.fall_back()
         began = time.perf_counter()
-        done = answer.round()
-        if done.drafted:
-            self._pace = self._pace.with_round(time.perf_counter() - began, len(done.tokens))
-        return done
+        answer = Answer(self.target, self.draft, self._words, settings, self._relevance(settings))
+        fallback = self._fallback_for(settings)
+        fallback.before_answer(answer)
+        seconds, self._encode_seconds = self._encode_seconds + time.perf_counter() - began, 0.0
+        return Rounds(answer, prompts, fallback, interrupted, seconds)
+
+    def _fallback_for(self, settings: DecodeSettings) -> Fallback:
+        """The fallback of this clip and these settings, with all that was timed so far.
+
+        Mode ar has nothing to fall back from. An answer in mode ar, such as an audit's, leaves what was timed
+        for the other mode as it is.
+        """
+        if settings.mode == Mode.AR:
+            return Fallback(self._prefix, settings)
+        if not self._fallback.is_for(self._prefix, settings):
+            self._fallback = Fallback(self._prefix, settings)
+        return self._fallback
 
     def _layers(self, settings: DecodeSettings) -> tuple[int, ...]:
         if settings.mode != Mode.LVSPEC:
             return ()
-        return video_layers(settings.rule, self._target.layer_count)
+        return video_layers(settings.rule, self.target.layer_count)
 
     @torch.inference_mode()
     def _encode_target(self, prompts: PairPrompts, layers: Sequence[int]) -> None:
         self._prefix = None
-        passed = self._target.encode(prompts.target, [layer + 1 for layer in layers])
-        self._video = VideoStates({layer: self._target.video_states(passed, layer) for layer in layers})
+        passed = self.target.encode(prompts.target, [layer + 1 for layer in layers])
+        self._video = VideoStates({layer: video_states(self.target, passed, layer) for layer in layers})
 
     @torch.inference_mode()
     def _encode_draft(self, prompts: PairPrompts, keep: float) -> None:
-        if self._draft is None or prompts.draft is None:
+        if self.draft is None or prompts.draft is None:
             raise ValueError("the draft's prompt is missing: build the prompts with the pair that answers")
-        self._draft.encode(prompts.draft, keep=keep)
+        self.draft.encode(prompts.draft, keep=keep)
 
     @torch.inference_mode()
     def _relevance(self, settings: DecodeSettings) -> Relevance | None:
         if settings.mode != Mode.LVSPEC or is_exact(settings.rule):
             return None
-        return relevance_for(settings.rule, self._target, self._pair.words, self._video, settings.seed)
+        return relevance_for(settings.rule, self.target, self._words, self._video, settings.seed)
 
 
-class _Clock:
-    """Seconds of our own work: what happens while a round is shown does not count."""
+class Rounds(Iterator[Round]):
+    """Iterates over the rounds of one answer, and decodes each when it is asked for.
 
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._since: float | None = time.perf_counter()
+    The first round is the token from prefill. The seconds in ``generation`` are those spent in here: what the
+    caller does between two rounds does not count.
+    """
 
-    def pause(self) -> None:
-        if self._since is not None:
-            self._total += time.perf_counter() - self._since
-            self._since = None
+    def __init__(
+        self,
+        answer: Answer,
+        prompts: PairPrompts,
+        fallback: Fallback,
+        interrupted: Callable[[], bool],
+        prefill_seconds: float,
+    ) -> None:
+        self._answer, self._prompts = answer, prompts
+        self._fallback, self._interrupted = fallback, interrupted
+        self._prefill_seconds, self._decode_seconds = prefill_seconds, 0.0
+        self._failed = False  # also true while a round runs: one that fails leaves the caches in pieces
 
-    def resume(self) -> None:
-        self._since = time.perf_counter()
+    def __next__(self) -> Round:
+        answer, began = self._answer, time.perf_counter()
+        if self._failed:
+            raise StopIteration
+        if answer.tokens and answer.finish is None and self._interrupted():
+            answer.finish = FinishReason.INTERRUPTED
+        if answer.finish is not None:
+            raise StopIteration
+        self._failed = True
+        if answer.tokens:
+            self._fallback.before_round(answer)
+            done = answer.round()
+            self._fallback.after_round(done)
+            self._decode_seconds += time.perf_counter() - began
+        else:
+            done = answer.begin(self._prompts)
+            self._prefill_seconds += time.perf_counter() - began
+        self._failed = False
+        return done
 
-    def lap(self) -> float:
-        """Seconds since the last lap; the clock stands until it is resumed."""
-        self.pause()
-        total, self._total = self._total, 0.0
-        return total
+    @property
+    def generation(self) -> Generation:
+        """The whole answer.
+
+        :raises RuntimeError: the answer is not over, or a round of it failed.
+        """
+        answer = self._answer
+        if answer.finish is None or self._failed:
+            raise RuntimeError("the answer is not over: take all of its rounds first")
+        return Generation(
+            tokens=tuple(answer.tokens),
+            kinds=tuple(answer.kinds),
+            finish_reason=answer.finish,
+            stats=answer.tally.stats(
+                len(answer.tokens),
+                answer.gamma,
+                answer.fallback,
+                self._prefill_seconds,
+                self._decode_seconds,
+            ),
+        )
+
+    def run(self) -> Generation:
+        """Decode all remaining rounds, and give the whole answer."""
+        for _ in self:
+            pass
+        return self.generation
 
 
-def _check(settings: DecodeSettings, pair: LoadedPair) -> None:
+def _check(settings: DecodeSettings, *, has_draft: bool) -> None:
     if settings.max_new_tokens < 1:
         raise UsageError(f"max-new-tokens is {settings.max_new_tokens}", "use 1 or more")
     if settings.temperature < 0:
         raise UsageError(f"temperature is {settings.temperature}", "use 0 (greedy) or more")
     if settings.mode == Mode.AR:
         return
-    if pair.draft is None:
+    if not has_draft:
         raise UsageError(f"mode {settings.mode} needs a draft, and none is loaded", "use --mode ar or a pair")
     if not 0 < settings.draft_keep <= 1:
         raise UsageError(f"draft-keep is {settings.draft_keep:g}", "use more than 0, and 1 at most")
@@ -196,12 +220,3 @@ def _check(settings: DecodeSettings, pair: LoadedPair) -> None:
         raise UsageError(
             "mode lvspec has no rule for --temperature yet", "use --mode exact or greedy decoding"
         )
-
-
-def rest(decoding: Generator[Round, None, Generation], rounds: list[Round]) -> Generation:
-    """Runs an answer to its end, adds its rounds, gives the whole."""
-    while True:
-        try:
-            rounds.append(next(decoding))
-        except StopIteration as stop:
-            return stop.value

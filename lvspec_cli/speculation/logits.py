@@ -1,4 +1,4 @@
-"""What generation_config does to logits, row by row, as ``generate()`` would do it token by token."""
+"""Rules of generation_config for several rows of logits at once, as ``generate()`` applies them to one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lvspec_cli.models.generation import GenerationRules
 
 
 class LogitsRules:
-    """Applies a model's rules to the logits of an answer's next tokens.
+    """Applies the target's rules to the logits of the next tokens.
 
-    Row i of a verification stands behind the answer so far and the first i drafted tokens, and is
-    treated so: the repetition penalty (Keskar et al. 2019, CTRL, section 4.1: positive logits are
-    divided by it, negative ones multiplied) counts the prompt, the answer and those i tokens.
+    Row i of a verification predicts the token after the answer so far and the first i drafted tokens. Its
+    repetition penalty counts the prompt, the answer and these i tokens: positive logits are divided by the
+    penalty, negative ones multiplied by it (Keskar et al. 2019, CTRL, section 4.1).
     """
 
     def __init__(self, rules: GenerationRules, vocabulary: int, device: torch.device) -> None:
@@ -25,15 +25,15 @@ class LogitsRules:
         self._not_first = torch.tensor(rules.suppressed_first, dtype=torch.long, device=device)
 
     def add(self, tokens: Tensor) -> None:
-        """Take tokens of the prompt or the answer, long (n,), as said."""
+        """Mark tokens of the prompt or the answer, long (n,), as seen."""
         if self._penalised:
             self._seen[tokens] = True
 
     def apply(self, logits: Tensor, drafted: Tensor, produced: int) -> Tensor:
-        """Logits (rows, vocabulary) after the rules; the input may be written to.
+        """Apply the rules to logits (rows, vocabulary), which may be changed in place.
 
-        ``drafted``: long (rows - 1,), what the later rows stand behind. ``produced``: tokens of the
-        answer before the first row.
+        :param drafted: long (rows - 1,), the drafted tokens before the rows after the first.
+        :param produced: number of the answer's tokens before the first row.
         """
         if self._penalised:
             logits = penalise(logits, self._seen_by_row(drafted), self._rules.repetition_penalty)
@@ -47,7 +47,7 @@ class LogitsRules:
         return logits
 
     def drafting(self, vocabulary: int) -> DraftRules:
-        """The same for one round of a draft whose first ``vocabulary`` ids are looked at."""
+        """The rules for the draft during one round, over the first ``vocabulary`` ids."""
         return DraftRules(
             self._seen[:vocabulary].clone() if self._penalised else None,
             self._rules.repetition_penalty,
@@ -58,7 +58,7 @@ class LogitsRules:
         count = drafted.shape[0]
         if not count:
             return self._seen.unsqueeze(0)
-        # Counted, not set: a token drafted twice must not be cleared by its later place.
+        # Counts, not flags: the second row of a token that is drafted twice must not clear its first.
         earlier = torch.ones(count + 1, count, dtype=torch.int32, device=drafted.device).tril(-1)
         counts = torch.zeros(count + 1, self._seen.shape[0], dtype=torch.int32, device=drafted.device)
         counts.scatter_add_(1, drafted.expand(count + 1, -1), earlier)
@@ -66,7 +66,7 @@ class LogitsRules:
 
 
 class DraftRules:
-    """What holds for the target, within one round of the draft: proposals against it are wasted."""
+    """The target's rules, applied to the draft in one round. The target would reject tokens against them."""
 
     def __init__(self, seen: Tensor | None, penalty: float, never: Tensor) -> None:
         self._seen = seen
@@ -74,7 +74,7 @@ class DraftRules:
         self._never = never
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits (1, vocabulary) of the next token; the input may be written to."""
+        """Apply the rules to logits (1, vocabulary) of the next token, which may be changed in place."""
         if self._seen is not None:
             logits = penalise(logits, self._seen, self._penalty)
         if self._never.numel():
@@ -82,11 +82,11 @@ class DraftRules:
         return logits
 
     def add(self, token: Tensor) -> None:
-        """Take in one drafted token, long (1,)."""
+        """Mark one drafted token, long (1,), as seen."""
         if self._seen is not None:
             self._seen[token] = True
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make seen tokens less likely (Keskar et al. 2019). ``seen``: bool, broadcast over rows."""
+    """Apply the repetition penalty (Keskar et al. 2019). ``seen``: bool by token, broadcast over rows."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)

@@ -1,7 +1,8 @@
-"""How visual-relevant a position is: anchors and fillers, from what the target computed anyway.
+"""How much a token depends on the video: anchors do, fillers do not.
 
-Every scheme gives scores from 0 (filler) to 1 (anchor), one a drafted token, as a tensor on the
-target's device, and asks for no forward pass of its own.
+Every scheme gives each drafted token a score from 0 (filler) to 1 (anchor), as a tensor on the target's
+device. The scores come from what prefill and verification compute anyway: no scheme needs a forward pass of
+its own.
 """
 
 from __future__ import annotations
@@ -15,33 +16,34 @@ from torch import Tensor
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder, Pass
+from lvspec_cli.models.probe import hidden_states, lens, video_attention
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.types import RelevanceName, RuleSettings
 
 
 @dataclass(frozen=True)
 class VideoStates:
-    """What the video left behind at prefill, by layer (0 to layers - 1): (video tokens, width)."""
+    """Hidden states of the video's tokens after prefill, (video tokens, width) for each layer, from 0."""
 
     by_layer: Mapping[int, Tensor]
 
 
 class Relevance(Protocol):
-    """Scores the positions of a verification."""
+    """Scores the drafted tokens of a verification."""
 
-    watch: frozenset[int]  # layers whose inputs the verification has to keep
+    watch: frozenset[int]  # layers whose inputs the verification must keep
 
     def score(self, passed: Pass, drafted: Tensor) -> Tensor | None:
-        """Scores (gamma,) of drafted tokens, long (gamma,); None: nothing is an anchor.
+        """Scores (gamma,) of drafted tokens, long (gamma,). None: no token is an anchor.
 
-        Row i of ``passed`` is the position that predicts token i.
+        :param passed: the verification. Its row i is the position that predicts token i.
         """
 
 
 class Attention:
-    """Share of attention on the video's tokens from the position that predicts the token.
+    """Share of attention that the position that predicts a token gives to the video.
 
-    Largest over a layer's heads, mean over the chosen layers.
+    The maximum over the heads of a layer, and the mean over the chosen layers.
     """
 
     def __init__(self, target: Decoder, layers: tuple[int, ...]) -> None:
@@ -51,15 +53,15 @@ class Attention:
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:
         rows = drafted.shape[0]
         shares = [
-            self._target.video_attention(passed, layer, rows).amax(dim=0) for layer in sorted(self.watch)
+            video_attention(self._target, passed, layer, rows).amax(dim=0) for layer in sorted(self.watch)
         ]
         return torch.stack(shares).mean(dim=0)
 
 
 class Similarity:
-    """Highest cosine between the predicting position's hidden state and those of the video's tokens.
+    """Highest cosine similarity of the predicting position's hidden state to those of the video's tokens.
 
-    Cosines below 0 count as 0; mean over the chosen layers.
+    A similarity below 0 counts as 0. The mean over the chosen layers.
     """
 
     def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
@@ -70,31 +72,31 @@ class Similarity:
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:
         rows = drafted.shape[0]
         cosines = [
-            (_unit(self._target.states(passed, layer)[0, :rows]) @ video.T).amax(dim=1)
+            (_unit(hidden_states(self._target, passed, layer)[0, :rows]) @ video.T).amax(dim=1)
             for layer, video in self._video.items()
         ]
         return torch.stack(cosines).mean(dim=0).float().clamp(0, 1)
 
 
 class Lens:
-    """How strongly the video's own positions, read through the target's head, predict the token.
+    """How strongly the video's own hidden states, read through the target's head, predict the token.
 
-    Highest probability over the video's positions; mean over the chosen layers.
+    The highest probability over the video's tokens, and the mean over the chosen layers.
     """
 
     watch: frozenset[int] = frozenset()
 
     def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
         last = target.layer_count - 1
-        read = [target.lens(video.by_layer[layer], normalise=layer != last) for layer in layers]
-        self._chances = torch.stack(read).mean(dim=0)
+        read = [lens(target, video.by_layer[layer], normalise=layer != last) for layer in layers]
+        self._probs = torch.stack(read).mean(dim=0)
 
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:
-        return self._chances[drafted]
+        return self._probs[drafted]
 
 
 class Lexicon:
-    """A fixed list: function words are fillers, everything else is an anchor."""
+    """A fixed list of words: function words are fillers, all other tokens are anchors."""
 
     watch: frozenset[int] = frozenset()
 
@@ -107,7 +109,7 @@ class Lexicon:
 
 
 class Random:
-    """The control: a die makes ``rate`` of the positions fillers, whatever they show."""
+    """A control: each token is a filler with probability ``rate``, whatever it says."""
 
     watch: frozenset[int] = frozenset()
 
@@ -116,12 +118,12 @@ class Random:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def score(self, passed: Pass, drafted: Tensor) -> Tensor:
-        luck = torch.rand(drafted.shape[0], generator=self._generator, device=drafted.device)
-        return (luck >= self._rate).float()
+        uniform = torch.rand(drafted.shape[0], generator=self._generator, device=drafted.device)
+        return (uniform >= self._rate).float()
 
 
 class Plausible:
-    """The control: nothing is an anchor, the margin alone decides."""
+    """A control: no token is an anchor, so that only the margin decides."""
 
     watch: frozenset[int] = frozenset()
 
@@ -132,7 +134,7 @@ class Plausible:
 def relevance_for(
     rule: RuleSettings, target: Decoder, words: TokenSets, video: VideoStates, seed: int
 ) -> Relevance:
-    """The scheme that a rule names, made ready for one clip."""
+    """The scheme that a rule names, prepared for one clip."""
     layers = layers_of(rule, target.layer_count)
     loaded = target.loaded
     match rule.relevance:
@@ -151,14 +153,17 @@ def relevance_for(
 
 
 def video_layers(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
-    """Layers whose states of the video prefill has to keep for a rule."""
+    """Layers whose hidden states of the video must be kept at prefill for a rule."""
     if rule.relevance in (RelevanceName.SIMILARITY, RelevanceName.LENS):
         return layers_of(rule, layer_count)
     return ()
 
 
 def layers_of(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
-    """The rule's layers counted from the front, each once, in order; UsageError on one that is not there."""
+    """The rule's layers, counted from 0, ascending and without duplicates.
+
+    :raises UsageError: the target has no such layer, or the rule names none.
+    """
     for layer in rule.layers:
         if not -layer_count <= layer < layer_count:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Position-shift tolerance: right words that come a place or two early or late."""
+"""Position-shift tolerance: the right words, one or two positions early or late."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from lvspec_cli.types import RuleSettings
 
 
 def is_shifted(
-    place: int,
+    index: int,
     drafted: Sequence[int],
     target: Sequence[int],
     relevance: Sequence[float],
     rule: RuleSettings,
     words: TokenSets,
 ) -> bool:
-    """True when the mismatch at ``place`` is one of order only.
+    """Whether draft and target differ at ``index`` in the order of words only.
 
-    Write d for the draft's tokens, t for the target's own at the same positions (each given the
-    draft's tokens before it), i for ``place`` and j for one of the ``shift_window`` positions
-    behind it that the proposal has.
+    Let d be the draft's tokens, t the target's own token at each position (given the draft's tokens before
+    it), i ``index``, and j one of the next ``shift_window`` positions of the proposal.
 
-    **Late**: the target's word comes later in the proposal, ``d[j] == t[i]``, and once there the
-    target says it too, ``t[j] == d[j]``. The draft put d[i..j-1] in front of it; all of them must be
-    fillers. So ``quickly now`` may become ``now quickly``, and ``red`` may become ``very red``.
+    **Late**: the draft has the target's word later, ``d[j] == t[i]``, and the target agrees there,
+    ``t[j] == d[j]``. The draft has put d[i..j-1] before this word; all of these must be fillers. So
+    ``quickly now`` may become ``now quickly``, and ``red`` may become ``very red``.
 
-    **Early**: the target says the draft's word later, ``t[j] == d[i]``, where the draft goes on with
-    another one, so that it is not said twice. The target would have put t[i..j-1] in front of it;
-    all of them must be fillers, and the draft's word is no news at an anchor.
+    **Early**: the target has the draft's word later, ``t[j] == d[i]``, and the draft does not repeat it up to
+    j. The target would have put t[i..j-1] before this word; all of these must be fillers, and so must the
+    draft's word.
 
-    A token is a filler at a position when it is a function word, or when the position's relevance is
-    below ``anchor_threshold``; where no relevance is read, when it is no word with a contrary. Ends,
-    numerals, negations and what ends a sentence are never fillers, and a sentence ends where the target
-    ends it. What anchors say stays: an anchor's word is kept (late), and nothing but fillers is put in,
-    left out or swapped. Reads nothing beyond ``place + shift_window``.
+    A token is a filler at a position if it is a function word, or if the relevance of the position is below
+    ``anchor_threshold``. If the rule reads no relevance, it is a filler unless it is a word that has a
+    contrary. Ends of answers and of sentences, numerals and negations are never fillers, and neither the
+    draft's nor the target's token at ``index`` may end a sentence. So what anchors say stays: an anchor may
+    come later, but only fillers are inserted, left out or exchanged. Reads nothing after
+    ``index + shift_window``.
     """
 
     ends = words.stops if rule.never_loosely else frozenset()
@@ -47,15 +47,15 @@ def is_shifted(
             return True
         return relevance[at] < rule.anchor_threshold if relevance else token not in facts
 
-    if drafted[place] in ends or target[place] in ends:
+    if drafted[index] in ends or target[index] in ends:
         return False
-    last = min(place + rule.shift_window, len(drafted) - 1)
-    for later in range(place + 1, last + 1):
-        between = range(place, later)
-        late = drafted[later] == target[place] == target[later]
+    last = min(index + rule.shift_window, len(drafted) - 1)
+    for later in range(index + 1, last + 1):
+        between = range(index, later)
+        late = drafted[later] == target[index] == target[later]
         if late and all(is_filler(drafted[at], at) for at in between):
             return True
-        early = target[later] == drafted[place] and drafted[place] not in drafted[place + 1 : later + 1]
-        if early and all(is_filler(target[at], at) for at in between) and is_filler(drafted[place], place):
+        early = target[later] == drafted[index] and drafted[index] not in drafted[index + 1 : later + 1]
+        if early and all(is_filler(target[at], at) for at in between) and is_filler(drafted[index], index):
             return True
     return False

@@ -1,4 +1,4 @@
-"""Counting while an answer is decoded."""
+"""Counts of one answer while it is decoded."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from lvspec_cli.types import DecodeStats, TokenKind
 
 
 class Tally:
-    """Rounds, drafted tokens and accepted ones by kind."""
+    """Counts rounds, drafted tokens, and accepted tokens by kind."""
 
     def __init__(self) -> None:
         self._rounds = 0
         self._drafted = 0
-        self.widest = 0  # the most that a round has drafted
+        self.widest = 0  # most drafted tokens of a round
         self._kinds: Counter[TokenKind] = Counter()
 
     def add(self, drafted: int, kinds: Iterable[TokenKind]) -> None:
-        """Count one round and the kinds of the tokens it added."""
+        """Count one round: its drafted tokens, and the kinds of the tokens that it added."""
         self._rounds += 1
         self.widest = max(self.widest, drafted)
         self._drafted += drafted

@@ -1,8 +1,8 @@
-"""The rule that accepts or rejects a proposal (docs/design.md, "The rule"): values in, a verdict out.
+"""The rule that accepts or rejects drafted tokens (docs/design.md, "The rule"): numbers in, a verdict out.
 
-:func:`gather` reduces logits on their device to a few numbers a position, which cross to the host
-in one transfer; :func:`judge` decides on those numbers. Neither knows a model, a tokenizer or a
-terminal.
+:func:`gather` reduces the logits to a few numbers for each position, on their device, and moves these to the
+host in one transfer. :func:`judge` decides by these numbers alone. Neither knows models, tokenizers or
+terminals.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
 
 @dataclass(frozen=True)
 class Evidence:
-    """One proposal and what the target says about it."""
+    """The drafted tokens of one round, and what the target says about them."""
 
     drafted: tuple[int, ...]  # gamma tokens
     target: tuple[int, ...]  # the target's own token at each of gamma + 1 positions
-    gap: tuple[float, ...]  # nats from the target's token down to the drafted one, gamma
-    relevance: tuple[float, ...]  # 0 to 1, gamma; empty: the rule reads none
-    sound: tuple[bool, ...] = ()  # whether the target's numbers at a position are finite; empty: all are
+    gap: tuple[float, ...]  # gamma; log probability of the target's token minus that of the drafted one, nats
+    relevance: tuple[float, ...]  # gamma, 0 to 1; empty: the rule reads no relevance
+    sound: tuple[bool, ...] = ()  # whether the target's logits at a position are finite; empty: all are
 
 
 @dataclass(frozen=True)
 class History:
-    """The end of the answer so far: as much as the rule looks back."""
+    """The end of the answer so far, as far back as the rule looks."""
 
     tokens: tuple[int, ...] = ()
-    loose: tuple[bool, ...] = ()  # one a token: accepted, but not the target's own
+    loose: tuple[bool, ...] = ()  # for each token, whether it was accepted and is not the target's own
 
     def extended(self, tokens: Sequence[int], kinds: Sequence[TokenKind], rule: RuleSettings) -> History:
-        """The history after a round, as far back as ``rule`` looks for loose tokens."""
+        """The history with further tokens, cut to what ``rule`` needs."""
         loose = (*self.loose, *(kind in (TokenKind.FILLER, TokenKind.SHIFT) for kind in kinds))
         reach = max(rule.loose_window, rule.max_loose_run)
         return History((*self.tokens, *tokens)[-2 * LOOSE_PERIOD :], loose[-reach:] if reach else ())
@@ -49,17 +49,21 @@ class History:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a round adds: the accepted prefix, then the target's own token unless the answer ended."""
+    """The tokens that a round adds: the accepted ones, then the target's own, unless the answer ended."""
 
-    accepted: int
+    accepted: int  # drafted tokens that are accepted
     tokens: tuple[int, ...]
     kinds: tuple[TokenKind, ...]
 
 
 def gather(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Evidence:
-    """Reduce logits (gamma + 1, vocabulary) of drafted tokens, long (gamma,), in one transfer.
+    """Reduce a verification to numbers on the host, in one transfer.
 
-    The gap is a difference of logits: log probabilities of one row share their normaliser.
+    The gap is a difference of logits, which equals the difference of log probabilities within a row.
+
+    :param logits: (gamma + 1, vocabulary), the target's.
+    :param drafted: long (gamma,).
+    :param relevance: (gamma,), if the rule reads it.
     """
     gamma = drafted.shape[0]
     best, target = logits.max(dim=-1)  # a row that has a NaN anywhere has it as its maximum
@@ -80,9 +84,10 @@ def gather(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Evidenc
 
 
 def check_sound(sound: Sequence[bool]) -> None:
-    """
-    :param sound: whether the target's numbers are finite, at each position whose token is used.
-    :raises NotFiniteError: one is not.
+    """Check that the target's logits are finite.
+
+    :param sound: whether they are, at each position whose token is used.
+    :raises NotFiniteError: at one of them they are not.
     """
     if not all(sound):
         raise NotFiniteError(
@@ -92,20 +97,20 @@ def check_sound(sound: Sequence[bool]) -> None:
 
 
 def judge(evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History) -> Verdict:
-    """Accept the longest prefix of the proposal that the rule allows.
+    """Accept the longest prefix of the drafted tokens that the rule allows.
 
-    A verdict at i reads the proposal up to i + ``shift_window`` and no further. Raising any
-    relevance never lengthens the prefix. Without margins and shift only the target's own tokens
-    pass. The first token of an answer comes from prefill and is the target's own by construction.
+    Whether token i is accepted depends on the proposal up to i + ``shift_window`` at most. A higher relevance
+    never makes the prefix longer. Without margins and shift, only the target's own tokens are accepted. The
+    first token of an answer is not judged: it comes from prefill, and is the target's own.
     """
     rule = effective(rule)
     tokens: list[int] = []
     kinds: list[TokenKind] = []
-    for place, (token, own) in enumerate(zip(evidence.drafted, evidence.target, strict=False)):
+    for index, (token, own) in enumerate(zip(evidence.drafted, evidence.target, strict=False)):
         if token == own:
             kind: TokenKind | None = TokenKind.EXACT
         else:
-            kind = _loose_kind(place, evidence, rule, words, history.extended(tokens, kinds, rule))
+            kind = _loose_kind(index, evidence, rule, words, history.extended(tokens, kinds, rule))
         if kind is None:
             break
         tokens.append(token)
@@ -117,11 +122,11 @@ def judge(evidence: Evidence, rule: RuleSettings, words: TokenSets, history: His
 
 
 def effective(rule: RuleSettings) -> RuleSettings:
-    """The settings that a relevance scheme leaves in force: what the controls mean.
+    """The rule's settings as its relevance scheme changes them. Only two controls do.
 
-    ``none``: everything is an anchor, no ties, no shift, which is exact mode. ``random``: what the
-    die spares passes whatever the target thinks of it, the rest must match; a rule without margins
-    stays exact.
+    ``none``: all tokens are anchors without margin or shift, which is exact mode. ``random``: fillers are
+    accepted whatever the target says, all other tokens must be the target's own. A rule without margins stays
+    exact.
     """
     if rule.relevance is RelevanceName.NONE:
         return replace(rule, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
@@ -132,17 +137,17 @@ def effective(rule: RuleSettings) -> RuleSettings:
 
 
 def is_exact(rule: RuleSettings) -> bool:
-    """True when the rule can accept the target's own tokens only."""
+    """Whether the rule can accept no other tokens than the target's own."""
     rule = effective(rule)
     return rule.anchor_margin <= 0 and rule.filler_margin <= 0 and rule.shift_window == 0
 
 
 def margin(relevance: float, rule: RuleSettings) -> float:
-    """Nats that a drafted token may lie below the target's own.
+    """Largest gap in nats at which a drafted token is accepted.
 
-    Falls in a straight line from ``filler_margin`` at relevance 0 to ``anchor_margin`` at
-    ``anchor_threshold``, and stays there; with an infinite ``filler_margin`` it is a step. It never
-    rises: a ``filler_margin`` below ``anchor_margin`` counts as equal to it.
+    Falls linearly from ``filler_margin`` at relevance 0 to ``anchor_margin`` at ``anchor_threshold``, and is
+    constant above. With an infinite ``filler_margin`` it is infinite below the threshold. A ``filler_margin``
+    below ``anchor_margin`` counts as equal to it, so that the margin never rises.
     """
     if not relevance < rule.anchor_threshold:  # not-a-number is an anchor
         return rule.anchor_margin
@@ -154,10 +159,11 @@ def margin(relevance: float, rule: RuleSettings) -> float:
 
 
 def _loose_kind(
-    place: int, evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History
+    index: int, evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History
 ) -> TokenKind | None:
-    """Why a token that is not the target's own may stay, or None. ``history`` ends right before it."""
-    token, own = evidence.drafted[place], evidence.target[place]
+    """Why a token that is not the target's own is accepted; None: it is not. ``history`` ends just before
+    it."""
+    token, own = evidence.drafted[index], evidence.target[index]
     if _is_spent(history.loose, rule):
         return None
     if rule.never_loosely:
@@ -165,23 +171,23 @@ def _loose_kind(
             return None
         if starts_loop(history.tokens, token):
             return None
-    gap = evidence.gap[place]
+    gap = evidence.gap[index]
     if words.begins_sentence(history.tokens) and not _is_within(gap, rule.sentence_margin):
         return None
-    if _is_within(gap, margin(evidence.relevance[place] if evidence.relevance else 0.0, rule)):
+    if _is_within(gap, margin(evidence.relevance[index] if evidence.relevance else 0.0, rule)):
         return TokenKind.FILLER
-    if is_shifted(place, evidence.drafted, evidence.target, evidence.relevance, rule, words):
+    if is_shifted(index, evidence.drafted, evidence.target, evidence.relevance, rule, words):
         return TokenKind.SHIFT
     return None
 
 
 def _is_within(gap: float, allowed: float) -> bool:
-    """A margin of zero is no margin: not even a draw passes."""
+    """Whether a gap is within a margin. A margin of 0 accepts nothing, not even a gap of 0."""
     return allowed > 0 and gap <= allowed
 
 
 def _is_spent(loose: Sequence[bool], rule: RuleSettings) -> bool:
-    """True when one more loose token would be too many in a row or in the window."""
+    """Whether another loose token would be one too many, in a row or within ``loose_window``."""
     run = 0
     for flag in reversed(loose):
         if not flag:

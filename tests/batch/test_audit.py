@@ -242,7 +242,7 @@ def test_an_audit_leaves_what_the_clip_has_decided_about_its_draft(
         asked.append(pace)
         return True
 
-    monkeypatch.setattr("lvspec_cli.speculation.engine.does_not_pay", never_pays)
+    monkeypatch.setattr("lvspec_cli.speculation.fallback.does_not_pay", never_pays)
     prompts = ("--prompt", "Describe it.", "--prompt", "What is there?", "--prompt", "Who?")
     done = caption(clips / "a.mp4", "--out", "out.jsonl", "--audit", "100%", "--fallback", *prompts)
     assert done.returncode == 0, done.stderr

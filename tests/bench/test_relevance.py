@@ -24,6 +24,7 @@ from lvspec_cli.bench.relevance_measure import (
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.models.probe import video_attention
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, VideoRequest
 from tests.bench.made import ENVIRONMENT
@@ -98,7 +99,7 @@ def test_the_scores_are_those_of_a_verification(pair: LoadedPair) -> None:
         decoder.begin(prompts.target, 12)
         decoder.forward(torch.tensor(tokens[:4]))
         passed = decoder.forward(torch.tensor(tokens[4:8]), [1])
-        shares = decoder.video_attention(passed, 1, 3).amax(dim=0)
+        shares = video_attention(decoder, passed, 1, 3).amax(dim=0)
     scored = score_caption(pair, make_clip(4), "What moves?", settings)
     assert scored is not None
     scores = dict(zip(scored.places, scored.scores[Scheme(RelevanceName.ATTENTION, 1)], strict=True))

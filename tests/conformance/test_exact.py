@@ -110,7 +110,7 @@ def test_ar_is_generate(subject: Subject) -> None:
 
 def test_a_batch_of_questions_over_one_prefix(subject: Subject) -> None:
     """The video is processed and encoded once, whatever is asked; ``wide`` has other sides than ``odd``."""
-    session = Session(subject.pair)
+    session = Session.of(subject.pair)
     prompts = subject.prompts("wide")
     for gamma, keep, question in ((4, 1.0, "how many balls"), (6, 0.3, "What moves?"), (2, 0.3, "is it red")):
         prompts = build_prompts(subject.pair, CLIPS["wide"], question, earlier=prompts)

@@ -15,6 +15,7 @@ from lvspec_cli.memory.plan import Workload, prompt_tokens
 from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.decoder import Decoder, kept_places
 from lvspec_cli.models.load import LoadedModel, check_tokenizers
+from lvspec_cli.models.probe import attention_by_video_token, video_attention
 from lvspec_cli.models.processing import features_of
 from lvspec_cli.models.prompt import build_prompts, visual_token_counter
 from lvspec_cli.models.read import chat_text
@@ -143,8 +144,8 @@ def test_what_is_looked_at_is_the_models_own_attention(subject: Subject) -> None
     with torch.inference_mode():
         decoder.encode(prompt)
         asked = decoder.begin(prompt, 8, range(decoder.layer_count))
-        looks = decoder.video_looked_at(asked)
-        shares = [decoder.video_attention(asked, layer, asked.rows) for layer in range(decoder.layer_count)]
+        looks = attention_by_video_token(decoder, asked)
+        shares = [video_attention(decoder, asked, layer, asked.rows) for layer in range(decoder.layer_count)]
     assert looks.shape == (prompt.visual_tokens,)
     assert bool((looks >= 0).all())
     assert len(looks) < 2 or float(looks.std()) > 0

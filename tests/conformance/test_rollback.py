@@ -89,14 +89,14 @@ def test_caches_hold_what_recomputing_gives(subject: Subject, rule: RuleSettings
 
 
 def test_caches_hold_the_answer_but_its_last_token(subject: Subject) -> None:
-    session = Session(subject.pair)
+    session = Session.of(subject.pair)
     wanted = DecodeSettings(mode=Mode.EXACT, gamma=4, max_new_tokens=20)
     count = 0
     for done in session.answer(subject.prompts("odd"), wanted):
         count += len(done.tokens)
-        assert session._target.answered == count - 1
-        assert session._draft is not None
-        behind = count - 1 - session._draft.answered
+        assert session.target.answered == count - 1
+        assert session.draft is not None
+        behind = count - 1 - session.draft.answered
         if done.drafted:
             # After a full acceptance the last drafted token has not been run.
             assert behind == (len(done.tokens) == len(done.drafted) + 1)

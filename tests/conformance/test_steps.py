@@ -81,7 +81,7 @@ def test_sessions_of_one_pair_take_the_memory_from_each_other(subject: Subject) 
     """A session whose clip another one has displaced encodes it again."""
     pair = Fixed(subject.pair).made()
     clips = ("odd", "wide")
-    sessions = {clip: Session(pair) for clip in clips}
+    sessions = {clip: Session.of(pair) for clip in clips}
     for gamma, clip in ((4, "odd"), (3, "wide"), (5, "odd"), (2, "odd"), (4, "wide")):
         found, _ = decode(pair, subject.prompts(clip), replace(WANTED, gamma=gamma), sessions[clip])
         assert list(found.tokens) == subject.generate(clip, max_new_tokens=24)
@@ -90,7 +90,7 @@ def test_sessions_of_one_pair_take_the_memory_from_each_other(subject: Subject) 
 def test_an_answer_that_was_displaced_says_so(subject: Subject) -> None:
     """Going on would write into another clip's keys and values."""
     pair = Fixed(subject.pair).made()
-    steps = Session(pair).answer(subject.prompts("odd"), WANTED)
+    steps = Session.of(pair).answer(subject.prompts("odd"), WANTED)
     next(steps)
     decode(pair, subject.prompts("wide"), WANTED)
     with pytest.raises(RuntimeError, match="another decoder"):
@@ -99,7 +99,7 @@ def test_an_answer_that_was_displaced_says_so(subject: Subject) -> None:
 
 def test_memory_is_given_back(subject: Subject) -> None:
     pair = Fixed(subject.pair).made()
-    session = Session(pair)
+    session = Session.of(pair)
     decode(pair, subject.prompts("wide"), WANTED, session)
     assert session.target.cache.bytes
     pair.release()
@@ -144,7 +144,7 @@ def test_what_cannot_be_captured_is_run(subject: Subject, most: int) -> None:
 
 def test_a_pass_as_wide_as_none_is_captured_is_run(subject: Subject) -> None:
     alone = replace(subject.pair, draft=None, target=Fixed(subject.pair).made().target)
-    session = Session(alone)
+    session = Session.of(alone)
     prompts = replace(subject.prompts("odd"), draft=None)
     found, _ = decode(alone, prompts, replace(WANTED, mode=Mode.AR), session)
     tokens = torch.tensor(found.tokens)

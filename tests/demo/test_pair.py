@@ -92,9 +92,4 @@ def test_the_default_rule_accepts_more_than_exact_mode(pair: LoadedPair, clip: C
 
 
 def _answer(pair: LoadedPair, clip: Clip, question: str, settings: DecodeSettings) -> Generation:
-    rounds = Session(pair).answer(build_prompts(pair, clip, question), settings)
-    while True:
-        try:
-            next(rounds)
-        except StopIteration as stop:
-            return stop.value
+    return Session.of(pair).answer(build_prompts(pair, clip, question), settings).run()

@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.probe import hidden_states, video_attention
 from lvspec_cli.speculation.draft import propose
+from lvspec_cli.speculation.draft_length import FixedLength
 from lvspec_cli.speculation.logits import DraftRules
 from lvspec_cli.types import Prompt
 
@@ -58,7 +60,7 @@ def text_prompt(length: int = 6) -> Prompt:
 def begun(loaded: LoadedModel) -> Decoder:
     """A decoder behind a prompt without a video: the tower is on one device, always."""
     decoder = Decoder(loaded)
-    decoder._video = torch.zeros(3, dtype=torch.bool, device=loaded.device)
+    decoder.video = torch.zeros(3, dtype=torch.bool, device=loaded.device)
     passed = decoder.begin(text_prompt(), 8)
     assert passed.hidden.device == loaded.device
     return decoder
@@ -78,8 +80,8 @@ def test_a_target_on_two_devices(pairs: dict[str, LoadedPair]) -> None:
         assert decoder.cache.keys(0, 4).device == FIRST
         assert decoder.logits(passed, 4).device == FIRST
         # What relevance reads comes to the model's own device.
-        assert decoder.video_attention(passed, last, 3).device == FIRST
-        assert decoder.states(passed, last - 1).device == FIRST
+        assert video_attention(decoder, passed, last, 3).device == FIRST
+        assert hidden_states(decoder, passed, last - 1).device == FIRST
         with pytest.raises(RuntimeError, match="device"):  # such tensors do tell when one is not moved
             passed.inputs[last] + passed.hidden
 
@@ -93,6 +95,6 @@ def test_a_draft_on_another_device(pairs: dict[str, LoadedPair]) -> None:
         rules = DraftRules(seen, 1.3, torch.zeros(0, dtype=torch.long, device=FIRST))
         pending = torch.zeros(2, dtype=torch.long, device=FIRST)
         generator = torch.Generator("cpu")
-        proposal = propose(draft, pending, 3, 400, rules, 0.0, generator)
+        proposal = propose(draft, pending, 3, 400, rules, 0.0, generator, FixedLength(3))
         assert proposal.tokens.device == FIRST
         assert proposal.tokens.shape == (3,)

@@ -27,34 +27,34 @@ def ids(text: str) -> list[int]:
 
 @pytest.mark.parametrize("word", [" two", "Two", " Two", " not", " never", "7", " 12"])
 def test_numerals_and_negations_are_fixed(word: str) -> None:
-    assert ids(word)[0] in SETS.fixed
+    assert ids(word)[0] in SETS.protected
 
 
 @pytest.mark.parametrize("word", [" the", "The", " and", " is", ".", ","])
 def test_function_words(word: str) -> None:
     (token,) = ids(word)
     assert token in SETS.function
-    assert token not in SETS.fixed
+    assert token not in SETS.protected
 
 
 @pytest.mark.parametrize("word", [" red", " ball", " left", " moves", " up", " grün"])
 def test_content_and_place_are_neither(word: str) -> None:
     assert len(ids(word)) == 1, "the tokenizer of this test knows the word"
-    assert ids(word)[0] not in SETS.fixed | SETS.function
+    assert ids(word)[0] not in SETS.protected | SETS.function
 
 
 def test_ends_are_handed_through_and_sets_are_apart() -> None:
     assert SETS.ends == {5, 6}
-    assert not SETS.fixed & SETS.function
+    assert not SETS.protected & SETS.function
     assert TokenSets().ends == frozenset()
 
 
 def test_what_is_no_text_of_its_own_is_fixed() -> None:
     pieces = ids("\N{GRINNING FACE}\N{CJK UNIFIED IDEOGRAPH-732B}")
     assert len(pieces) > 2, "the tokenizer of this test knows these characters by their bytes only"
-    assert set(pieces) <= SETS.fixed
-    assert set(TOKENIZER.convert_tokens_to_ids(["<|im_start|>", "<|video_pad|>"])) <= SETS.fixed
-    assert not SETS.fixed & set(ids(" red ball"))
+    assert set(pieces) <= SETS.protected
+    assert set(TOKENIZER.convert_tokens_to_ids(["<|im_start|>", "<|video_pad|>"])) <= SETS.protected
+    assert not SETS.protected & set(ids(" red ball"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_an_answers_first_token_is_nobodys_to_judge() -> None:
 
 
 def test_ends_and_fixed_tokens_are_protected() -> None:
-    sets = TokenSets(ends=frozenset({1}), fixed=frozenset({2}), function=frozenset({3}))
+    sets = TokenSets(ends=frozenset({1}), protected=frozenset({2}), function=frozenset({3}))
     assert [sets.any_protected(token) for token in range(4)] == [False, True, True, False]
     assert sets.any_protected(3, 2)
     assert not sets.any_protected(3, 0)

@@ -60,13 +60,9 @@ def decode(
     **more: Any,
 ) -> tuple[Generation, list[Round]]:
     """Run an answer to its end."""
-    steps = (session or Session(pair)).answer(prompts, wanted, **more)
-    rounds = []
-    while True:
-        try:
-            rounds.append(next(steps))
-        except StopIteration as stop:
-            return stop.value, rounds
+    steps = (session or Session.of(pair)).answer(prompts, wanted, **more)
+    rounds = list(steps)
+    return steps.generation, rounds
 
 
 def model_inputs(prompt: Prompt, family: str) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from lvspec_cli.models import decoder
 from lvspec_cli.models.decoder import Decoder, kept_places
 from lvspec_cli.models.families.base import VideoFeatures
 from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import (
     DecodeSettings,
@@ -36,7 +37,7 @@ WANTED = DecodeSettings(gamma=4, max_new_tokens=24)
 
 @pytest.mark.parametrize("mode", Mode)
 def test_questions_in_one_session_are_answered_as_in_fresh_ones(pair: LoadedPair, mode: Mode) -> None:
-    session = Session(pair)
+    session = Session.of(pair)
     for question in ("What moves?", "how many balls are there in the clip", "What moves?", "colour"):
         prompts = prompts_for(pair, question)
         # Each answer longer than the one before: the caches grow while they are kept.
@@ -56,7 +57,7 @@ def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyP
         return original(*arguments)
 
     monkeypatch.setattr(type(pair.target.family), "video_features", counted)
-    session = Session(pair)
+    session = Session.of(pair)
     session.encode(prompts_for(pair))
     for question in ("What moves?", "colour"):
         decode(pair, prompts_for(pair, question), WANTED, session)
@@ -72,26 +73,26 @@ def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyP
 
 
 def test_the_draft_reads_as_much_of_the_video_as_each_answer_wants(pair: LoadedPair) -> None:
-    session, prompts, rows = Session(pair), prompts_for(pair), []
-    assert session._draft is not None
+    session, prompts, rows = Session.of(pair), prompts_for(pair), []
+    assert session.draft is not None
     for keep in (1.0, 0.3, 0.3, 1.0):
         session.encode(prompts, replace(WANTED, draft_keep=keep, draft_keep_by=KeepBy.EVEN))
-        rows.append(session._draft.cache.length)
+        rows.append(session.draft.cache.length)
     assert rows[0] == rows[3] > rows[1] == rows[2]
 
 
 def test_a_guided_draft_reads_the_video_anew_for_each_question(pair: LoadedPair) -> None:
-    session = Session(pair)
-    assert session._draft is not None
+    session = Session.of(pair)
+    assert session.draft is not None
     guided = replace(WANTED, draft_keep=0.3, draft_keep_by=KeepBy.ATTENTION)
     for wanted in (guided, WANTED, guided, WANTED, replace(guided, draft_keep_by=KeepBy.EVEN), guided):
         for question in ("What moves?", "colour"):
-            prompts, fresh = prompts_for(pair, question), Session(pair)
+            prompts, fresh = prompts_for(pair, question), Session.of(pair)
             found, expected = (decode(pair, prompts, wanted, each)[0] for each in (session, fresh))
             assert found.tokens == expected.tokens
             assert found.stats.drafted == expected.stats.drafted
-            assert fresh._draft is not None
-            assert session._draft._prefix_length == fresh._draft._prefix_length
+            assert fresh.draft is not None
+            assert session.draft._prefix_length == fresh.draft._prefix_length
 
 
 def test_a_guided_draft_sees_what_the_target_looks_at(
@@ -107,7 +108,7 @@ def test_a_guided_draft_sees_what_the_target_looks_at(
     with torch.inference_mode():
         target.encode(prompts.target)
         asked = target.begin(prompts.target, 8, range(target.layer_count))
-        looks = target.video_looked_at(asked)
+        looks = attention_by_video_token(target, asked)
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "kept_places", told)
         decode(pair, prompts, replace(WANTED, draft_keep=0.3, draft_keep_by=KeepBy.ATTENTION))
@@ -117,12 +118,12 @@ def test_a_guided_draft_sees_what_the_target_looks_at(
 
 
 def test_mode_ar_leaves_the_draft_alone(pair: LoadedPair) -> None:
-    session, prompts = Session(pair), prompts_for(pair)
-    assert session._draft is not None
+    session, prompts = Session.of(pair), prompts_for(pair)
+    assert session.draft is not None
     ar = replace(WANTED, mode=Mode.AR)
     session.encode(prompts, ar)
     decode(pair, prompts, ar, session)
-    assert session._draft.cache.length == 0
+    assert session.draft.cache.length == 0
     exact = replace(WANTED, mode=Mode.EXACT)
     assert decode(pair, prompts, exact, session)[0].tokens == decode(pair, prompts, exact)[0].tokens
 
@@ -131,17 +132,17 @@ def test_another_clip_in_the_same_session_is_encoded_anew(pair: LoadedPair) -> N
     from lvspec_cli.models.prompt import build_prompts
     from tests.tiny_models import make_clip
 
-    session = Session(pair)
+    session = Session.of(pair)
     long, short = (build_prompts(pair, make_clip(frames), "What moves?") for frames in (8, 4))
     for prompts in (long, short, long):
         assert decode(pair, prompts, WANTED, session)[0].tokens == decode(pair, prompts, WANTED)[0].tokens
 
 
 def test_an_abandoned_answer_leaves_nothing_behind(pair: LoadedPair) -> None:
-    session, prompts = Session(pair), prompts_for(pair)
+    session, prompts = Session.of(pair), prompts_for(pair)
     steps = session.answer(prompts, WANTED)
     list(itertools.islice(steps, 3))
-    steps.close()
+    del steps
     assert decode(pair, prompts, WANTED, session)[0].tokens == decode(pair, prompts, WANTED)[0].tokens
 
 
@@ -201,6 +202,29 @@ def test_an_interruption_keeps_what_there_is(pair: LoadedPair) -> None:
         assert found.stats.rounds == count
 
 
+def test_a_generation_is_there_when_its_rounds_are_over(pair: LoadedPair) -> None:
+    rounds = Session.of(pair).answer(prompts_for(pair), WANTED)
+    first = next(rounds)
+    with pytest.raises(RuntimeError, match="not over"):
+        _ = rounds.generation
+    tokens = [token for done in (first, *rounds) for token in done.tokens]
+    assert rounds.generation.tokens == tuple(tokens)
+    assert list(rounds) == []
+    assert rounds.run() == rounds.generation
+
+
+def test_an_answer_that_failed_does_not_go_on(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = Session.of(pair).answer(prompts_for(pair), WANTED)
+    next(rounds)
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "forward", None)
+        with pytest.raises(TypeError):
+            next(rounds)
+    assert list(rounds) == []
+    with pytest.raises(RuntimeError, match="not over"):
+        _ = rounds.generation
+
+
 def test_an_answer_in_circles_is_ended(pair: LoadedPair) -> None:
     allowed = set(generate(pair, prompts_for(pair).target, max_new_tokens=3)[:1])
     others = tuple(index for index in range(pair.target.vocabulary) if index not in allowed)
@@ -241,15 +265,12 @@ def test_statistics_add_up(pair: LoadedPair, mode: Mode) -> None:
 def test_time_spent_by_the_caller_does_not_count(pair: LoadedPair) -> None:
     import time
 
-    steps = Session(pair).answer(prompts_for(pair), replace(WANTED, max_new_tokens=3, mode=Mode.AR))
+    steps = Session.of(pair).answer(prompts_for(pair), replace(WANTED, max_new_tokens=3, mode=Mode.AR))
     next(steps)
     time.sleep(0.5)
     next(steps)
     time.sleep(0.5)
-    with pytest.raises(StopIteration) as stop:
-        while True:
-            next(steps)
-    assert stop.value.value.stats.decode_seconds < 0.5
+    assert steps.run().stats.decode_seconds < 0.5
 
 
 class Transfers(TorchFunctionMode):
@@ -271,7 +292,7 @@ class Transfers(TorchFunctionMode):
 def test_one_transfer_to_the_host_a_round(pair: LoadedPair, name: RelevanceName, penalty: float) -> None:
     pair = with_generation(pair, repetition_penalty=penalty, end_ids=())
     rule = RuleSettings(relevance=name)
-    steps = Session(pair).answer(prompts_for(pair), replace(WANTED, rule=rule))
+    steps = Session.of(pair).answer(prompts_for(pair), replace(WANTED, rule=rule))
     next(steps)
     for _ in range(4):
         with Transfers() as transfers:
@@ -281,7 +302,7 @@ def test_one_transfer_to_the_host_a_round(pair: LoadedPair, name: RelevanceName,
 
 def test_sampling_too_has_one_transfer_a_round(pair: LoadedPair) -> None:
     pair = with_generation(pair, end_ids=())
-    steps = Session(pair).answer(prompts_for(pair), replace(WANTED, mode=Mode.EXACT, temperature=1.0))
+    steps = Session.of(pair).answer(prompts_for(pair), replace(WANTED, mode=Mode.EXACT, temperature=1.0))
     next(steps)
     for _ in range(4):
         with Transfers() as transfers:
@@ -308,7 +329,7 @@ WAYS = [
 @pytest.mark.parametrize("wanted", WAYS, ids=lambda wanted: f"{wanted.mode} {wanted.temperature}")
 def test_a_target_whose_numbers_are_nan_gives_no_answer(spoilt: LoadedPair, wanted: DecodeSettings) -> None:
     with pytest.raises(NotFiniteError, match=r"the target's numbers are not finite \(NaN\)") as caught:
-        next(Session(spoilt).answer(prompts_for(spoilt), wanted))  # the token that prefill gives
+        next(Session.of(spoilt).answer(prompts_for(spoilt), wanted))  # the token that prefill gives
     assert "--dtype float32" in caught.value.remedy
 
 
@@ -319,7 +340,7 @@ def test_numbers_that_overflow_later_end_the_answer_there(
 ) -> None:
     """As float16 does on the way: one token's logit is enough."""
     pair = with_generation(pair, end_ids=())
-    session, logits = Session(pair), Decoder.logits
+    session, logits = Session.of(pair), Decoder.logits
 
     def overflowing(decoder: Decoder, *arguments: Any) -> Tensor:
         found = logits(decoder, *arguments)

@@ -120,7 +120,7 @@ WANTED = DecodeSettings(
 @pytest.mark.parametrize("gamma", [4, "auto"])
 def test_a_draft_that_is_slower_than_its_target_is_left(slow_pair: LoadedPair, gamma: Gamma) -> None:
     wanted = replace(WANTED, gamma=gamma)
-    session, prompts = Session(slow_pair), prompts_for(slow_pair)
+    session, prompts = Session.of(slow_pair), prompts_for(slow_pair)
     found, rounds = decode(slow_pair, prompts, wanted, session)
     assert found.tokens == decode(slow_pair, prompts, replace(wanted, mode=Mode.AR))[0].tokens
     assert found.stats.fallback
@@ -136,7 +136,7 @@ def test_a_draft_that_is_slower_than_its_target_is_left(slow_pair: LoadedPair, g
 def test_the_rest_of_the_clip_goes_without_the_draft_and_the_next_one_tries_again(
     slow_pair: LoadedPair,
 ) -> None:
-    session, wanted = Session(slow_pair), replace(WANTED, gamma=4)
+    session, wanted = Session.of(slow_pair), replace(WANTED, gamma=4)
     decode(slow_pair, prompts_for(slow_pair), wanted, session)
     further = prompts_for(slow_pair, "colour")
     found, rounds = decode(slow_pair, further, wanted, session)
@@ -163,8 +163,8 @@ def test_without_the_wish_nothing_is_measured(slow_pair: LoadedPair, monkeypatch
 def test_a_step_that_is_measured_leaves_nothing_behind(
     pair: LoadedPair, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lvspec_cli.speculation.engine.wants_step", lambda pace: True)
-    monkeypatch.setattr("lvspec_cli.speculation.engine.does_not_pay", lambda pace: False)
+    monkeypatch.setattr("lvspec_cli.speculation.fallback.wants_step", lambda pace: True)
+    monkeypatch.setattr("lvspec_cli.speculation.fallback.does_not_pay", lambda pace: False)
     prompts = prompts_for(pair)
     wanted = replace(WANTED, mode=mode, max_new_tokens=24)
     measured, rounds = decode(pair, prompts, wanted)

@@ -120,7 +120,7 @@ def test_engine_samples_as_the_target_would(
         for b, second in chances([a]).items()
         for c, third in chances([a, b]).items()
     }
-    session, total, drafted = Session(pair), 240, 0
+    session, total, drafted = Session.of(pair), 240, 0
     counts: Counter[tuple[int, ...]] = Counter()
     for seed in range(total):
         wanted = DecodeSettings(

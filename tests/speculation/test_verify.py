@@ -21,7 +21,7 @@ LEFT, RIGHT, LEFTWARD, RED = 61, 62, 63, 64
 STOP = 71
 WORDS = TokenSets(
     ends=frozenset({END}),
-    fixed=frozenset({TWO, NOT}),
+    protected=frozenset({TWO, NOT}),
     function=frozenset({THE, VERY}),
     meanings={LEFT: (0, 0), LEFTWARD: (0, 0), RIGHT: (0, 1), RED: (1, 0)},
     stops=frozenset({STOP}),
@@ -367,7 +367,7 @@ def test_ends_and_fixed_tokens_are_never_loose(found: Evidence, rule: RuleSettin
     verdict = judge(found, rule, WORDS, history)
     for ours, own, kind in zip(found.drafted, found.target, verdict.kinds, strict=False):
         if kind in (FILLER, SHIFT):
-            assert not {ours, own} & (WORDS.ends | WORDS.fixed)
+            assert not {ours, own} & (WORDS.ends | WORDS.protected)
 
 
 @given(proposals(), RULES, HISTORIES)

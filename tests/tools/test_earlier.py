@@ -86,7 +86,7 @@ def test_words_are_told_apart_by_what_they_are():
     sets = [
         TokenSets(),
         TokenSets(ends=frozenset({1})),
-        TokenSets(fixed=frozenset({1})),
+        TokenSets(protected=frozenset({1})),
         TokenSets(function=frozenset({1})),
         TokenSets(stops=frozenset({1})),
         TokenSets(meanings={1: (0, 0)}),

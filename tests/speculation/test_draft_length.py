@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.speculation.adapt import (
-    EXACT_TRUTH,
-    LOOSE_TRUTH,
-    Guide,
-    beside_weights,
+from lvspec_cli.speculation.draft_length import (
+    EXACT_CALIBRATION,
+    LOOSE_CALIBRATION,
+    AdaptiveLength,
+    FixedLength,
     costs_of_sizes,
-    guide_for,
+    non_weight_bytes,
+    policy_for,
     round_cost,
 )
 from lvspec_cli.speculation.engine import Session
@@ -27,15 +30,15 @@ from tests.speculation.conftest import decode, generate, prompts_for, with_gener
 from tests.speculation.test_engine import Transfers
 from tests.tiny_models import FAMILIES
 
-# At the pace of 1.5 tokens a step, one more token has to be kept with a chance above .15.
-GUIDE = Guide(RoundCosts(draft=0.1, verification=1.0, row=0.0, overhead=0.0), most=4)
+# At the rate of 1.5 tokens a step, one more token has to be accepted with a probability above .15.
+POLICY = AdaptiveLength(RoundCosts(draft=0.1, verification=1.0, row=0.0, overhead=0.0), most=4)
 CHEAP = Adaptation(costs=RoundCosts(draft=0.05, verification=1.0, row=0.01, overhead=0.1))
 AUTO = DecodeSettings(mode=Mode.EXACT, adaptation=CHEAP, max_new_tokens=24)
 LIKELY = st.floats(0, 1)
 
 
 @pytest.mark.parametrize(
-    ("likely", "goes_on"),
+    ("likely", "continues"),
     [
         ((), True),
         ((0.5,), True),
@@ -47,41 +50,41 @@ LIKELY = st.floats(0, 1)
         ((1.0, 1.0, 1.0, 1.0), False),  # as many as there may be
     ],
 )
-def test_drafting_goes_on_while_all_are_likely_to_be_kept(likely: tuple[float, ...], goes_on: bool) -> None:
-    assert GUIDE.goes_on(likely) is goes_on
+def test_drafting_goes_on_while_all_are_likely_to_be_kept(likely: tuple[float, ...], continues: bool) -> None:
+    assert POLICY.should_continue(likely) is continues
 
 
 def test_a_round_is_learnt_from() -> None:
-    after = GUIDE.after((0.9, 0.6, 0.5), kept=1, tokens=2)
+    after = POLICY.after((0.9, 0.6, 0.5), accepted=1, added=2)
     # Judged were the first two: a doubt of .5, one refused. The round cost 1.3 steps.
-    assert after.refused == 1
-    assert after.doubted == pytest.approx(0.5)
-    assert after.kept(0.6) == pytest.approx(1 - (2 + 1) / (2 + 0.5) * 0.4)
-    assert after.pace == pytest.approx((5 * 1.5 + 2) / (5 + 1.3))
-    later = after.after((0.8,), kept=1, tokens=2)
-    assert later.refused == pytest.approx(0.9)
-    assert later.doubted == pytest.approx(0.9 * 0.5 + 0.2)
+    assert after.rejections == 1
+    assert after.expected_rejections == pytest.approx(0.5)
+    assert after.acceptance(0.6) == pytest.approx(1 - (2 + 1) / (2 + 0.5) * 0.4)
+    assert after.rate == pytest.approx((5 * 1.5 + 2) / (5 + 1.3))
+    later = after.after((0.8,), accepted=1, added=2)
+    assert later.rejections == pytest.approx(0.9)
+    assert later.expected_rejections == pytest.approx(0.9 * 0.5 + 0.2)
     assert later.tokens == pytest.approx(0.9 * 2 + 2)
     assert later.steps == pytest.approx(0.9 * 1.3 + 1.1)
 
 
 def test_doubts_that_never_come_true_do_not_count_for_long() -> None:
-    guide = replace(GUIDE, most=8)
+    policy = replace(POLICY, most=8)
     for _ in range(30):
-        guide = guide.after((0.6,) * 8, kept=8, tokens=9)
-    assert guide.goes_on((0.6,) * 7)
-    assert not replace(GUIDE, most=8).goes_on((0.6,) * 7)
+        policy = policy.after((0.6,) * 8, accepted=8, added=9)
+    assert policy.should_continue((0.6,) * 7)
+    assert not replace(POLICY, most=8).should_continue((0.6,) * 7)
 
 
 def test_a_draft_that_is_sure_and_wrong_drafts_less() -> None:
-    def count(guide: Guide) -> int:
-        return next(length for length in range(17) if not guide.goes_on((0.9,) * length))
+    def count(policy: AdaptiveLength) -> int:
+        return next(length for length in range(17) if not policy.should_continue((0.9,) * length))
 
-    guide = replace(GUIDE, most=16)
-    assert count(guide) == 16
+    policy = replace(POLICY, most=16)
+    assert count(policy) == 16
     for _ in range(30):
-        guide = guide.after((0.9,), kept=0, tokens=1)
-    assert count(guide) < 6
+        policy = policy.after((0.9,), accepted=0, added=1)
+    assert count(policy) < 6
 
 
 @given(
@@ -100,18 +103,18 @@ def test_laws(
     at: int,
     less: float,
 ) -> None:
-    guide = Guide(RoundCosts(draft=draft), most)
+    policy = AdaptiveLength(RoundCosts(draft=draft), most)
     for drafted, kept in rounds:
         kept = min(kept, len(drafted))
-        guide = guide.after(drafted, kept, kept + 1)
-    assert not guide.goes_on([*likely, *[1.0] * most])
-    if guide.goes_on(likely):
+        policy = policy.after(drafted, kept, kept + 1)
+    assert not policy.should_continue([*likely, *[1.0] * most])
+    if policy.should_continue(likely):
         # Whoever goes on went on before, and would with a draft that is cheaper or surer.
-        assert all(guide.goes_on(likely[:count]) for count in range(len(likely)))
-        assert replace(guide, costs=RoundCosts(draft=draft / 2)).goes_on(likely)
+        assert all(policy.should_continue(likely[:count]) for count in range(len(likely)))
+        assert replace(policy, costs=RoundCosts(draft=draft / 2)).should_continue(likely)
     elif likely:
         doubtful = [each * less if place == at else each for place, each in enumerate(likely)]
-        assert not guide.goes_on(doubtful)
+        assert not policy.should_continue(doubtful)
 
 
 def world(seed: int, truth: float) -> Iterator[tuple[float, bool]]:
@@ -122,15 +125,15 @@ def world(seed: int, truth: float) -> Iterator[tuple[float, bool]]:
         yield likely, dice.random() > truth * (1 - likely)
 
 
-def played(guide: Guide, fixed: int | None, truth: float) -> float:
-    """Tokens a step over answers of 100 tokens: by the guide, or with a fixed gamma."""
+def played(policy: AdaptiveLength, fixed: int | None, truth: float) -> float:
+    """Tokens a step over answers of 100 tokens: by the policy, or with a fixed gamma."""
     tokens, steps = 0, 0.0
     for seed in range(30):
-        states, now, said = world(seed, truth), guide, 0
+        states, now, said = world(seed, truth), policy, 0
         ahead: list[tuple[float, bool]] = []
         while said < 100:
             likely: list[float] = []
-            while len(likely) < fixed if fixed else not likely or now.goes_on(likely):
+            while len(likely) < fixed if fixed else not likely or now.should_continue(likely):
                 if len(ahead) == len(likely):
                     ahead.append(next(states))
                 likely.append(ahead[len(likely)][0])
@@ -140,7 +143,7 @@ def played(guide: Guide, fixed: int | None, truth: float) -> float:
             now, said, steps = (
                 now.after(likely, kept, kept + 1),
                 said + kept + 1,
-                steps + round_cost(len(likely), guide.costs),
+                steps + round_cost(len(likely), policy.costs),
             )
         tokens += said
     return tokens / steps
@@ -150,24 +153,24 @@ def played(guide: Guide, fixed: int | None, truth: float) -> float:
 @pytest.mark.parametrize("draft", [0.03, 0.08, 0.25])
 def test_auto_is_no_slower_than_the_best_fixed_gamma(draft: float, truth: float) -> None:
     costs = RoundCosts(draft=draft, verification=1.2, row=0.03, overhead=0.1)
-    guide = Guide(costs, 16, EXACT_TRUTH if truth == 1 else LOOSE_TRUTH)
-    best = max(played(guide, fixed, truth) for fixed in range(1, 17))
-    assert played(guide, None, truth) >= 0.97 * best
+    policy = AdaptiveLength(costs, 16, EXACT_CALIBRATION if truth == 1 else LOOSE_CALIBRATION)
+    best = max(played(policy, fixed, truth) for fixed in range(1, 17))
+    assert played(policy, None, truth) >= 0.97 * best
 
 
 def test_costs_where_none_are_known_are_those_of_reading_the_weights(pairs: dict[str, LoadedPair]) -> None:
     assert costs_of_sizes(target_bytes=400, draft_bytes=100).draft == 0.25
-    assert beside_weights("cpu", captured=False) == 0
+    assert non_weight_bytes("cpu", captured=False) == 0
     pair = pairs["qwen2_5_vl"]
     assert pair.draft is not None
     layers = pair.draft.model.model.language_model.layers
     assert len(layers) == 3
     family: Any = _FewerLayers(pair.draft.family, 1)
     halved = replace(pair.draft, family=family)
-    guide = guide_for(DecodeSettings(), RuleSettings(), replace(pair, draft=halved))
-    assert guide is not None
-    assert guide.costs.draft == pytest.approx(1 / 3)
-    assert guide_for(DecodeSettings(gamma=3), RuleSettings(), pair) is None
+    policy = policy_for(DecodeSettings(), RuleSettings(), pair.target, halved)
+    assert isinstance(policy, AdaptiveLength)
+    assert policy.costs.draft == pytest.approx(1 / 3)
+    assert policy_for(DecodeSettings(gamma=3), RuleSettings(), pair.target, pair.draft) == FixedLength(3)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_a_draft_step_on_a_gpu_costs_about_what_was_measured(
     target: tuple[float, int], draft: tuple[float, int], captured: bool, measured: float
 ) -> None:
     one, other = (
-        weights * 1e9 + layers * beside_weights("cuda", captured=captured)
+        weights * 1e9 + layers * non_weight_bytes("cuda", captured=captured)
         for weights, layers in (target, draft)
     )
     assert costs_of_sizes(one, other).draft == pytest.approx(measured, rel=0.3)
@@ -253,7 +256,7 @@ def test_rounds_grow_with_a_draft_that_is_always_right(pair: LoadedPair) -> None
 
 @pytest.mark.parametrize("mode", [Mode.EXACT, Mode.LVSPEC])
 def test_the_same_answer_has_the_same_rounds(pair: LoadedPair, mode: Mode) -> None:
-    session, wanted = Session(pair), replace(AUTO, mode=mode)
+    session, wanted = Session.of(pair), replace(AUTO, mode=mode)
     for question in ("What moves?", "colour", "What moves?"):
         prompts = prompts_for(pair, question)
         kept, kept_rounds = decode(pair, prompts, wanted, session)
@@ -272,9 +275,42 @@ def test_sampling_drafts_as_it_goes_too(pair: LoadedPair) -> None:
 
 def test_each_drafted_token_takes_one_transfer_to_the_host(pair: LoadedPair) -> None:
     pair, prompts = own_draft(pair)
-    steps = Session(pair).answer(prompts, AUTO)
+    steps = Session.of(pair).answer(prompts, AUTO)
     next(steps)
     for _ in range(2):
         with Transfers() as transfers:
             done = next(steps)
         assert transfers.count == len(done.drafted) + 1
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A policy that learns on the device: what it observes are tensors, and the host never waits for them."""
+
+    certainty: Tensor
+    length: int = 2
+
+    def observe(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=-1).amax()
+
+    def should_continue(self, observed: Sequence[Tensor]) -> bool:
+        return len(observed) < self.length
+
+    def after(self, observed: Sequence[Tensor], accepted: int, added: int) -> OnDevice:
+        return OnDevice(0.9 * self.certainty + 0.1 * torch.stack(list(observed)).mean(), self.length + 1)
+
+
+def test_a_policy_on_the_device_takes_one_transfer_a_round(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, prompts = own_draft(pair)
+    monkeypatch.setattr(
+        "lvspec_cli.speculation.answer.policy_for", lambda *_: OnDevice(torch.zeros((), device="cpu"))
+    )
+    steps = Session.of(pair).answer(prompts, AUTO)
+    next(steps)
+    for length in (2, 3, 4):
+        with Transfers() as transfers:
+            done = next(steps)
+        assert len(done.drafted) == length
+        assert transfers.count == 1

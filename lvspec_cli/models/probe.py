@@ -1,0 +1,91 @@
+"""What relevance reads of a pass: attention to the video, hidden states, and what the head makes of them.
+
+These functions run no layer of the model again: they use what a pass kept of the layers that it watched. Like
+a decoder's methods, they expect :func:`torch.inference_mode`, and give tensors on the model's own device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.models.attention import causal
+from lvspec_cli.models.decoder import Decoder, Pass
+
+_LENS_ROWS = 128  # rows of logits over the vocabulary at a time
+
+
+def video_attention(decoder: Decoder, passed: Pass, layer: int, rows: int) -> Tensor:
+    """Share of attention that the first ``rows`` of a pass give to the video: (heads, rows), 0 to 1.
+
+    The pass must have watched ``layer``.
+    """
+    weights, video = _attention(decoder, passed, layer, rows)
+    return (weights @ video.float()).to(decoder.loaded.device)
+
+
+def attention_by_video_token(decoder: Decoder, passed: Pass) -> Tensor:
+    """Attention that a pass gives to each of the video's tokens, (video tokens,).
+
+    The mean over the pass's rows, over the heads and over all layers. The pass must have watched every layer.
+    """
+    by_layer = []
+    for layer in range(decoder.layer_count):
+        weights, video = _attention(decoder, passed, layer, passed.rows)
+        by_layer.append(weights[..., video].mean(dim=(0, 1)).to(decoder.loaded.device))
+    return torch.stack(by_layer).mean(dim=0)
+
+
+def hidden_states(decoder: Decoder, passed: Pass, layer: int) -> Tensor:
+    """Hidden states after ``layer``, (1, rows, width). Those of the last layer are normalised, as the head
+    reads them.
+
+    The pass must have watched the layer after it, whose inputs they are; the last one needs no watching.
+    """
+    states = passed.hidden if layer == decoder.layer_count - 1 else passed.inputs[layer + 1]
+    return states.to(decoder.loaded.device)
+
+
+def video_states(decoder: Decoder, passed: Pass, layer: int) -> Tensor:
+    """Hidden states of the video's tokens after ``layer``, (video tokens, width).
+
+    :param passed: what :meth:`Decoder.encode` gave.
+    """
+    return hidden_states(decoder, passed, layer)[0, decoder.video]
+
+
+def lens(decoder: Decoder, states: Tensor, *, normalise: bool) -> Tensor:
+    """Highest probability of each token over states (n, width) that are read through the head, (vocabulary,).
+
+    :param normalise: the states are not normalised yet.
+    """
+    family, model = decoder.loaded.family, decoder.loaded.model
+    highest = torch.zeros(decoder.loaded.vocabulary, device=states.device)
+    for rows in states.split(_LENS_ROWS):
+        normalised = family.norm(model, rows) if normalise else rows
+        probs = family.head(model, normalised).float().softmax(dim=-1)
+        highest = torch.maximum(highest, probs.amax(dim=0))
+    return highest
+
+
+def _attention(decoder: Decoder, passed: Pass, layer: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Attention of a layer from the first rows of a pass to the prefix, (heads, rows, prefix), and where the
+    video is in the prefix, bool (prefix,), both on the layer's device.
+
+    Made of the layer's queries and the cached keys. The softmax is over all keys, as in the layer itself.
+    """
+    if decoder.video is None:
+        raise RuntimeError("encode() comes before attention is asked for")
+    family, model = decoder.loaded.family, decoder.loaded.model
+    cosines, sines = passed.rotary
+    device = decoder.layer_devices[layer]
+    rotary = (cosines.narrow(1, 0, rows).to(device), sines.narrow(1, 0, rows).to(device))
+    queries = family.queries(model, layer, passed.inputs[layer].narrow(1, 0, rows), rotary)[0]
+    keys = decoder.cache.keys(layer, passed.start + rows)[0]
+    groups = queries.shape[0] // keys.shape[0]
+    grouped = queries.reshape(keys.shape[0], groups * rows, -1)
+    scores = grouped @ keys.transpose(1, 2) * family.attention_scale(model, layer)
+    scores = scores.view(-1, rows, keys.shape[1]).float()
+    if rows > 1:
+        scores = scores.masked_fill(~causal(passed.start, rows, scores.device), float("-inf"))
+    return scores.softmax(dim=-1).narrow(2, 0, decoder.video.shape[0]), decoder.video.to(device)

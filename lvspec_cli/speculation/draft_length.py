@@ -1,0 +1,166 @@
+"""How many tokens the draft proposes in a round: always the same number, or as many as are likely to pay.
+
+A round adds the accepted tokens and one of the target's own. So one more drafted token adds, on average, the
+probability that this token and all before it are accepted (Leviathan et al. 2023, "Fast Inference from
+Transformers via Speculative Decoding", arXiv 2211.17192, section 3.1, where every token has the same
+probability). Here the draft's own probabilities tell the tokens apart; how many of the expected rejections
+really happen is counted, and corrects them. Tokens per unit of cost are highest if drafting continues while
+(acceptance probability of the next token / its cost) exceeds the average rate so far (Dinkelbach 1967, "On
+Nonlinear Fractional Programming"). No clock is read: the same answer always has the same rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+from lvspec_cli.speculation.verify import is_exact
+from lvspec_cli.types import DecodeSettings, RoundCosts, RuleSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lvspec_cli.models.load import LoadedModel
+
+# What is assumed before anything was counted, and how much that weighs. Measured on the bundled pair.
+EXACT_CALIBRATION, LOOSE_CALIBRATION = 1.0, 0.25  # rejections / expected rejections
+CALIBRATION_WEIGHT = 2.0  # expected rejections
+RATE = 1.5  # tokens a step of the target
+RATE_WEIGHT = 5.0  # steps of the target
+# On an H100, which reads 3.0 TB/s: 0.13 ms of small kernels a layer, 0.65 ms of the host (docs/real-size.md).
+CAPTURED_LAYER, EAGER_LAYER = 0.4e9, 2.0e9  # bytes
+DECAY = 0.9  # factor on all counts, once a round
+
+Observed = TypeVar("Observed")
+
+
+class DraftLengthPolicy(Protocol[Observed]):
+    """Decides after each drafted token whether to draft another one.
+
+    ``Observed`` is what a policy keeps of one drafted token. A number on the host costs one transfer a token
+    (:class:`AdaptiveLength`). A policy whose state stays on the device keeps tensors, and transfers nothing.
+    Policies are values: :meth:`after` gives the one for the next round.
+    """
+
+    def observe(self, logits: Tensor, /) -> Observed:
+        """What is kept of a drafted token. ``logits``: the draft's, (1, vocabulary), on their device."""
+
+    def should_continue(self, observed: Sequence[Observed], /) -> bool:
+        """Whether to draft another token after those that were observed in this round."""
+
+    def after(self, observed: Sequence[Observed], /, accepted: int, added: int) -> Self:
+        """The policy after a round.
+
+        :param accepted: drafted tokens that were accepted.
+        :param added: tokens that the answer grew by, the target's own included.
+        """
+
+
+@dataclass(frozen=True)
+class FixedLength:
+    """``gamma`` tokens in every round. Nothing is observed, so that the host never waits."""
+
+    gamma: int
+
+    def observe(self, logits: Tensor) -> None:
+        return None
+
+    def should_continue(self, observed: Sequence[None]) -> bool:
+        return len(observed) < self.gamma
+
+    def after(self, observed: Sequence[None], accepted: int, added: int) -> FixedLength:
+        return self
+
+
+@dataclass(frozen=True)
+class AdaptiveLength:
+    """Gamma ``auto``: drafts on while the next token's acceptance is worth its cost.
+
+    It observes the draft's probability of each token that it drafts. All counts are over the rounds so far,
+    and recent rounds weigh more.
+    """
+
+    costs: RoundCosts
+    most: int  # drafted tokens a round
+    calibration: float = EXACT_CALIBRATION  # assumed before anything was counted
+    rejections: float = 0.0
+    expected_rejections: float = 0.0  # sum of (1 - draft probability) over the tokens that were verified
+    tokens: float = 0.0  # that rounds added
+    steps: float = 0.0  # that rounds cost, in steps of the target alone
+
+    def observe(self, logits: Tensor) -> float:
+        """The draft's highest probability: one transfer to the host."""
+        return float(logits.softmax(dim=-1).max().item())
+
+    def acceptance(self, draft_prob: float) -> float:
+        """Probability that a drafted token is accepted, from the draft's own probability of it."""
+        ratio = (CALIBRATION_WEIGHT * self.calibration + self.rejections) / (
+            CALIBRATION_WEIGHT + self.expected_rejections
+        )
+        return max(0.0, 1.0 - ratio * (1.0 - draft_prob))
+
+    @property
+    def rate(self) -> float:
+        """Tokens for the cost of one step of the target alone, on average over the rounds so far."""
+        return (RATE_WEIGHT * RATE + self.tokens) / (RATE_WEIGHT + self.steps)
+
+    def should_continue(self, draft_probs: Sequence[float]) -> bool:
+        """Whether to draft another token after tokens with these draft probabilities."""
+        if len(draft_probs) >= self.most:
+            return False
+        all_accepted = 1.0
+        for draft_prob in draft_probs:
+            all_accepted *= self.acceptance(draft_prob)
+        return all_accepted > self.rate * (self.costs.draft + self.costs.row)
+
+    def after(self, draft_probs: Sequence[float], accepted: int, added: int) -> AdaptiveLength:
+        """The policy after a round. Tokens behind a rejected one were not verified and do not count."""
+        verified = draft_probs[: accepted + 1]
+        return replace(
+            self,
+            rejections=DECAY * self.rejections + (1.0 if accepted < len(draft_probs) else 0.0),
+            expected_rejections=DECAY * self.expected_rejections + sum(1.0 - prob for prob in verified),
+            tokens=DECAY * self.tokens + added,
+            steps=DECAY * self.steps + round_cost(len(draft_probs), self.costs),
+        )
+
+
+def round_cost(gamma: int, costs: RoundCosts) -> float:
+    """Cost of a round with ``gamma`` drafted tokens, in steps of the target (docs/design.md, "What a round
+    costs")."""
+    return gamma * costs.draft + costs.verification + costs.row * (gamma + 1) + costs.overhead
+
+
+def costs_of_sizes(target_bytes: float, draft_bytes: float) -> RoundCosts:
+    """Costs where nothing was measured: a step takes as long as the device needs to read so many bytes."""
+    return RoundCosts(draft=draft_bytes / target_bytes)
+
+
+def policy_for(
+    settings: DecodeSettings, rule: RuleSettings, target: LoadedModel, draft: LoadedModel | None
+) -> DraftLengthPolicy[Any]:
+    """The policy of an answer's first round. ``rule``: the one in force, which in mode exact is not the
+    settings' own."""
+    if draft is None:
+        return FixedLength(0)
+    if settings.gamma != "auto":
+        return FixedLength(settings.gamma)
+    adaptation = settings.adaptation
+    costs = adaptation.costs or costs_of_sizes(_step_bytes(target), _step_bytes(draft))
+    return AdaptiveLength(costs, adaptation.most, EXACT_CALIBRATION if is_exact(rule) else LOOSE_CALIBRATION)
+
+
+def _step_bytes(loaded: LoadedModel) -> float:
+    """Bytes that the device could read in the time of one step: the layers' weights, and their other work."""
+    layers = loaded.family.layers(loaded.model)
+    weights = sum(weight.numel() * weight.element_size() for layer in layers for weight in layer.parameters())
+    captured = loaded.workspace is not None
+    return weights + len(layers) * non_weight_bytes(loaded.device.type, captured=captured)
+
+
+def non_weight_bytes(device: str, *, captured: bool) -> float:
+    """What a layer costs besides reading its weights, as the bytes that are read in that time."""
+    if device != "cuda":
+        return 0.0
+    return CAPTURED_LAYER if captured else EAGER_LAYER
