@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from lvspec_cli.batch.answer import gated
 from lvspec_cli.batch.history import history_file, remember
 from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.work import Outstanding, Work, outstanding
+from lvspec_cli.cli.caption_export import check_export, export_rows
 from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, read_job
+from lvspec_cli.cli.caption_options import CaptionFlags
 from lvspec_cli.cli.reporting import say, write_json
 from lvspec_cli.cli.signals import Stop
 from lvspec_cli.escape import shell_words
@@ -57,35 +59,33 @@ class Outcome:
     printed: list[Record] = field(default_factory=list)  # for the audit, where no file keeps them
 
 
-def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
+def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     """Runs the command and gives its exit code."""
-    from lvspec_cli.cli.batch_export import check_export, export_rows
-
-    job = read_job(given)
-    check_export(given, job.collected)
-    if given["dry_run"]:
+    job, quiet = read_job(flags), flags.messages.quiet
+    check_export(flags, job.collected)
+    if flags.records.dry_run:
         from lvspec_cli.cli.dry_run import dry_run
 
-        return dry_run(job, given["quiet"])
+        return dry_run(job, quiet)
     with ExitStack() as stack:
         rows: Rows = stack.enter_context(RecordFile.open(job.out)) if job.out else Printed()
-        works = lay_out_job(job, given["quiet"])
+        works = lay_out_job(job, quiet)
         left = outstanding(works, rows.kept, job.again)
         if isinstance(rows, RecordFile):
             rows.remove(left.taken_out)
-        if not given["quiet"]:
+        if not quiet:
             _announce(left)
         outcome = Outcome()
         try:
-            _run(job, left, rows, given, stop, outcome)
+            _run(job, left, rows, stop, outcome, quiet=quiet)
         finally:
             if isinstance(rows, RecordFile):
                 rows.check()  # rows that have gone are not summed up
-            if not given["quiet"]:
+            if not quiet:
                 _summarise(job, left, outcome)
-        if job.base.audit and not given["quiet"]:
+        if job.base.audit and not quiet:
             _report_audits(job, works, left, outcome)
-    exported = stop.asked() or job.out is None or export_rows(given, job, works, left.moved)
+    exported = stop.asked() or job.out is None or export_rows(flags, job, works, left.moved)
     return 1 if outcome.ok < left.count or left.failed or not exported else 0
 
 
@@ -97,11 +97,9 @@ def _announce(left: Outstanding) -> None:
         say(f"{left.others} rows of these videos were made with other settings or another content; they stay")
 
 
-def _run(
-    job: Job, left: Outstanding, rows: Rows, given: Mapping[str, Any], stop: Stop, outcome: Outcome
-) -> None:
+def _run(job: Job, left: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
     began = time.monotonic()
-    with _showing(job, left, given) as (listen, shown):
+    with _showing(job, left, quiet) as (listen, shown):
 
         def write(record: Record) -> None:
             record = gated(record, job.gates)
@@ -139,10 +137,10 @@ def _run(
 
 @contextmanager
 def _showing(
-    job: Job, left: Outstanding, given: Mapping[str, Any]
+    job: Job, left: Outstanding, quiet: bool
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
     """What takes events, and what takes finished records."""
-    if given["quiet"] or not left.count:
+    if quiet or not left.count:
         yield (lambda event: None), (lambda record: None)
         return
     from lvspec_cli.ui.batch import batch_show

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.batch.names import Collected, absolute
 from lvspec_cli.batch.work import Moved, Work
+from lvspec_cli.cli.caption_job import Job
+from lvspec_cli.cli.caption_options import CaptionFlags
 from lvspec_cli.cli.reporting import say
 from lvspec_cli.errors import UsageError
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
@@ -16,46 +17,45 @@ from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import read_records
 from lvspec_cli.output.records import renamed
 
-if TYPE_CHECKING:
-    from lvspec_cli.cli.caption_job import Job
-
 NAMED = 10  # captions left out that are named; the others are counted
 
 
-def check_export(given: Mapping[str, Any], collected: Collected) -> None:
+def check_export(flags: CaptionFlags, collected: Collected) -> None:
     """:raises UsageError: what is to be exported has no place, or flags are given without ``--to``."""
-    if not given["to"]:
-        for flag in ("out_dir", "prefix", "suffix", "force"):
-            if given[flag]:
-                name = "--" + flag.replace("_", "-")
-                raise UsageError(f"{name} goes with --to only", f"add --to, or leave out {name}")
-        return
-    for to in given["to"]:
-        check_places(to, _places(given, to, collected))
+    export = flags.export
+    if not export.to:
+        alone = {
+            "--out-dir": export.out_dir,
+            "--prefix": export.prefix,
+            "--suffix": export.suffix,
+            "--force": export.force,
+        }
+        for flag in (flag for flag, value in alone.items() if value):
+            raise UsageError(f"{flag} goes with --to only", f"add --to, or leave out {flag}")
+    for to in export.to or ():
+        check_places(to, _places(flags, to, collected))
 
 
-def export_rows(
-    given: Mapping[str, Any], job: Job, works: Sequence[Work], moved: Mapping[str, Moved]
-) -> bool:
+def export_rows(flags: CaptionFlags, job: Job, works: Sequence[Work], moved: Mapping[str, Moved]) -> bool:
     """Exports the rows of this command's videos; False where a file stood in the way or was left out."""
     names = {key: work.name for work in works for key in work.keys}
-    names |= {each.row: each.new for each in moved.values()}
-    went_well = [_export(given, to, job, names) for to in given["to"] or ()]
+    names |= {row.row: row.new for row in moved.values()}
+    went_well = [_export(flags, to, job, names) for to in flags.export.to or ()]
     return all(went_well)
 
 
-def _export(given: Mapping[str, Any], to: ExportFormat, job: Job, names: Mapping[str, bytes]) -> bool:
+def _export(flags: CaptionFlags, to: ExportFormat, job: Job, names: Mapping[str, bytes]) -> bool:
     """:param names: by key what this command calls the file; the row may have an earlier name."""
     assert job.out is not None
     report = export_records(
         (renamed(row, names[row.key]) for row in read_records(job.out, say) if row.key in names),
         to,
-        _places(given, to, job.collected),
-        prefix=given["prefix"],
-        suffix=given["suffix"],
-        force=given["force"],
+        _places(flags, to, job.collected),
+        prefix=flags.export.prefix,
+        suffix=flags.export.suffix,
+        force=flags.export.force,
     )
-    if not given["quiet"]:
+    if not flags.messages.quiet:
         for line in report_lines(report, to, NAMED):
             say(line)
     for path in report.foreign:
@@ -63,10 +63,10 @@ def _export(given: Mapping[str, Any], to: ExportFormat, job: Job, names: Mapping
     return not report.foreign and not report.skipped
 
 
-def _places(given: Mapping[str, Any], to: ExportFormat, collected: Collected) -> ExportPlaces:
-    videos, out_dir = videos_folder(collected), given["out_dir"]
-    beside = to.beside(Path(given["out"])) if out_dir is None else None
-    return ExportPlaces(videos=videos, out_dir=out_dir, out=beside)
+def _places(flags: CaptionFlags, to: ExportFormat, collected: Collected) -> ExportPlaces:
+    out_dir = flags.export.out_dir
+    beside = to.beside(Path(flags.records.out)) if out_dir is None else None
+    return ExportPlaces(videos=videos_folder(collected), out_dir=out_dir, out=beside)
 
 
 def videos_folder(collected: Collected) -> Path | None:
