@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import MISSING, dataclass, fields
-from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeGuard, get_args, get_origin, get_type_hints
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
@@ -84,11 +84,12 @@ def _taken(name: str, hint: Any, values: dict[str, Any]) -> Any:
     return hint(**{part: _taken(part, hints[part], values) for part in hints})
 
 
-def _is_group(hint: Any) -> TypeGuard[type[OptionGroup]]:
+def _is_group(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, OptionGroup)
 
 
-def _hints(group: type[OptionGroup]) -> dict[str, Any]:
+@cache  # several commands take the same groups, and --help has to be quick
+def _hints(group: type[Any]) -> dict[str, Any]:
     """The types of a group's fields, as they are written there."""
     hints = get_type_hints(group, include_extras=True)
     return {field.name: hints[field.name] for field in fields(group)}
