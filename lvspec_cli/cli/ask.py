@@ -13,14 +13,7 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.cli.requests import (
-    checked_system,
-    chosen_pair,
-    collect_questions,
-    decode_settings,
-    pair_request,
-    video_request,
-)
+from lvspec_cli.cli.requests import checked_system, chosen_pair, collect_questions, pair_request
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 
@@ -85,9 +78,11 @@ def ask(
         request = pair_request(
             chosen,
             loading,
-            video=video_request(Path(video), sampling, chosen.pair.defaults, sampling.background),
+            sampling,
+            decoding,
+            rule,
+            path=Path(video),
             questions=collect_questions(question, questions.more or (), questions.file),
-            settings=decode_settings(decoding, rule, chosen.pair),
             system=checked_system(questions.system),
         )
         request = replace(request, pair_note=chosen.note)

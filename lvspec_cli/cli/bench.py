@@ -16,15 +16,7 @@ from typer import Argument, Option
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
-from lvspec_cli.cli.requests import (
-    checked_system,
-    checked_text,
-    chosen_pair,
-    decode_settings,
-    pair_request,
-    say_choice,
-    video_request,
-)
+from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, pair_request, say_choice
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import UsageError
 from lvspec_cli.types import KeepBy
@@ -35,8 +27,7 @@ if TYPE_CHECKING:
     from lvspec_cli.bench.run import BenchJob
     from lvspec_cli.bench.variants import NamedRule
     from lvspec_cli.figures.answers import Variant
-    from lvspec_cli.pairs.registry import Pair
-    from lvspec_cli.types import DecodeSettings, RuleSettings, VideoRequest
+    from lvspec_cli.types import RuleSettings, VideoRequest
     from lvspec_cli.ui.progress import PlainProgress
 
 DEMO_CLIPS, QUICK_CLIPS = 8, 2
@@ -231,16 +222,24 @@ def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
         raise UsageError("--processes would spoil what is timed", "add --texts-only, or leave it out")
     if clips.questions is not None and (clips.clips or clips.prompt):
         raise UsageError("--questions names its own clips and questions", "leave out CLIPS and --prompt")
-    settings = _settings(measuring, flags.rule, chosen.pair)
+    decoding = options.Decoding(
+        max_new_tokens=measuring.max_new_tokens,
+        seed=measuring.seed,
+        draft_keep=measuring.draft_keep,
+        draft_keep_by=measuring.draft_keep_by,
+    )
+    system = checked_system(clips.system)
+    request = pair_request(chosen, flags.loading, flags.sampling, decoding, flags.rule, system=system)
+    settings = request.settings
+    if measuring.quick and measuring.max_new_tokens is None:
+        settings = replace(settings, max_new_tokens=min(QUICK_TOKENS, settings.max_new_tokens))
     named = _named_rules(measuring, settings.rule)
     modes = _modes(measuring, settings.rule, named)
     gammas = parse_gammas(measuring.gamma) if measuring.gamma else (settings.gamma,)
-    system = checked_system(clips.system)
-    video = video_request(Path(), flags.sampling, chosen.pair.defaults)
     say_choice(chosen, flags.messages.quiet)
     return BenchJob(
-        request=pair_request(chosen, flags.loading, video=video, settings=settings, system=system),
-        clips=chosen_clips(clips, work.out, video, progress, quick=measuring.quick),
+        request=replace(request, settings=settings),
+        clips=chosen_clips(clips, work.out, request.video, progress, quick=measuring.quick),
         modes=modes,
         gammas=gammas,
         plan=Plan(
@@ -257,19 +256,6 @@ def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
         processes=work.processes,
         command=shlex.join(["lvspec", *sys.argv[1:]]),
     )
-
-
-def _settings(measuring: Measuring, rule: options.Rule, pair: Pair) -> DecodeSettings:
-    decoding = options.Decoding(
-        max_new_tokens=measuring.max_new_tokens,
-        seed=measuring.seed,
-        draft_keep=measuring.draft_keep,
-        draft_keep_by=measuring.draft_keep_by,
-    )
-    settings = decode_settings(decoding, rule, pair)
-    if measuring.quick and measuring.max_new_tokens is None:
-        return replace(settings, max_new_tokens=min(QUICK_TOKENS, settings.max_new_tokens))
-    return settings
 
 
 def _named_rules(measuring: Measuring, rule: RuleSettings) -> tuple[NamedRule, ...]:

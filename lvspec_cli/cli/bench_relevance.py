@@ -20,11 +20,9 @@ from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
-    decode_settings,
     made_folder,
     pair_request,
     say_choice,
-    video_request,
 )
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.types import Mode, RelevanceName
@@ -32,6 +30,7 @@ from lvspec_cli.types import Mode, RelevanceName
 if TYPE_CHECKING:
     from lvspec_cli.bench.items import BenchClip
     from lvspec_cli.bench.relevance import RelevanceResults
+    from lvspec_cli.memory.choose import Chosen
     from lvspec_cli.request import AskRequest
     from lvspec_cli.types import VideoRequest
     from lvspec_cli.ui.progress import PlainProgress
@@ -133,17 +132,7 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
     scoring = flags.scoring
     _check_files(scoring.out)
     chosen = chosen_pair(flags.loading)
-    # The target captions alone; the pair's own rule stands, whose threshold is looked at.
-    decoding = options.Decoding(
-        mode=Mode.AR, gamma=scoring.gamma, max_new_tokens=scoring.max_new_tokens, seed=scoring.seed
-    )
-    request = pair_request(
-        chosen,
-        flags.loading,
-        video=video_request(Path(), flags.sampling, chosen.pair.defaults),
-        settings=decode_settings(decoding, options.Rule(), chosen.pair),
-        system=checked_system(scoring.system),
-    )
+    request = _request(flags, chosen)
     clips = _clips(scoring, request.video, progress)
     request = pinned_request(request)
     say_choice(chosen, flags.messages.quiet)
@@ -179,6 +168,15 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
         threshold=settings.rule.anchor_threshold,
         schemes=separate(scored, settings.rule.anchor_threshold),
     )
+
+
+def _request(flags: RelevanceFlags, chosen: Chosen) -> AskRequest:
+    """The target captions alone; the pair's own rule stands, whose threshold is looked at."""
+    scoring, system = flags.scoring, checked_system(flags.scoring.system)
+    decoding = options.Decoding(
+        mode=Mode.AR, gamma=scoring.gamma, max_new_tokens=scoring.max_new_tokens, seed=scoring.seed
+    )
+    return pair_request(chosen, flags.loading, flags.sampling, decoding, options.Rule(), system=system)
 
 
 def _check_files(out: Path) -> None:

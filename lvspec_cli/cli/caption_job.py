@@ -22,15 +22,7 @@ from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_sha
 from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs, Prompts, Workers
 from lvspec_cli.cli.options import Loading
 from lvspec_cli.cli.reporting import say_note
-from lvspec_cli.cli.requests import (
-    checked_system,
-    checked_text,
-    chosen_pair,
-    decode_settings,
-    pair_request,
-    read_text,
-    video_request,
-)
+from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, pair_request, read_text
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.output.files import sweep
@@ -69,9 +61,10 @@ def read_job(flags: CaptionFlags) -> Job:
     request = pair_request(
         chosen,
         loading,
-        video=video_request(Path(), flags.sampling, chosen.pair.defaults, flags.sampling.background),
+        flags.sampling,
+        flags.decoding,
+        flags.rule,
         questions=tuple(prompts),
-        settings=decode_settings(flags.decoding, flags.rule, chosen.pair),
         system=flags.prompts.system,
     )
     base = pinned_request(

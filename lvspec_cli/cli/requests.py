@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lvspec_cli.cli.options import Decoding, Loading, Rule, Sampling
+from lvspec_cli.cli.options import Decoding, FullSampling, Loading, Rule, Sampling
 from lvspec_cli.cli.reporting import say
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lvspec_cli.pairs.registry import Defaults, Pair
     from lvspec_cli.request import AskRequest
 
+BLACK = (0, 0, 0)
 LEAST_TEMPERATURE = 1e-3  # logits divided by less are beyond what half precision holds
 
 
@@ -40,21 +41,26 @@ def say_choice(chosen: Chosen, quiet: bool) -> None:
 def pair_request(
     chosen: Chosen,
     loading: Loading,
+    sampling: Sampling,
+    decoding: Decoding,
+    rule: Rule,
     *,
-    video: VideoRequest,
-    settings: DecodeSettings,
+    path: Path = Path(),
     questions: tuple[str, ...] = (),
     system: str | None = None,
 ) -> AskRequest:
-    """What is asked of the chosen pair, which is loaded as the flags say."""
+    """What is asked of the chosen pair, as the flags say; without a path it is for many videos.
+
+    :raises UsageError: a value is out of range, or flags do not go together.
+    """
     from lvspec_cli.request import AskRequest
 
     return AskRequest(
-        video=video,
+        video=_video_request(path, sampling, chosen.pair.defaults),
         questions=questions,
         pair_name=chosen.name,
         pair=chosen.pair,
-        settings=settings,
+        settings=_decode_settings(decoding, rule, chosen.pair),
         system=system,
         device=loading.device,
         dtype=loading.dtype,
@@ -66,13 +72,8 @@ def pair_request(
     )
 
 
-def video_request(
-    path: Path, sampling: Sampling, defaults: Defaults, background: str = "black"
-) -> VideoRequest:
-    """What the flags ask of the video, the pair's defaults where they are silent.
-
-    :raises UsageError: a value is out of range.
-    """
+def _video_request(path: Path, sampling: Sampling, defaults: Defaults) -> VideoRequest:
+    """What the flags ask of the video, the pair's defaults where they are silent."""
     from lvspec_cli.video.sample import parse_time
 
     start, end = (None if text is None else parse_time(text) for text in (sampling.start, sampling.end))
@@ -89,7 +90,7 @@ def video_request(
         fps=sampling.fps if sampled else defaults.fps,
         max_pixels=sampling.max_pixels or defaults.max_pixels,
         decoder=sampling.decoder,
-        background=_colour(background),
+        background=_colour(sampling.background) if isinstance(sampling, FullSampling) else BLACK,
         timeout=sampling.decode_timeout,
     )
 
@@ -107,11 +108,8 @@ def _colour(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSettings:
-    """How the flags want answers decoded, the pair's defaults where they are silent.
-
-    :raises UsageError: a value is out of range, or flags do not go together.
-    """
+def _decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSettings:
+    """How the flags want answers decoded, the pair's defaults where they are silent."""
     from lvspec_cli.pairs.registry import settings_of_pair
 
     temperature = decoding.temperature

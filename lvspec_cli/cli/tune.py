@@ -19,11 +19,9 @@ from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
-    decode_settings,
     made_folder,
     pair_request,
     say_choice,
-    video_request,
 )
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import UsageError
@@ -146,25 +144,26 @@ def _read_job(flags: TuneFlags, chosen: Chosen, progress: PlainProgress | None) 
     from lvspec_cli.bench.variants import parse_gammas
     from lvspec_cli.output.files import check_all_ours
 
-    search, work, pair = flags.search, flags.work, chosen.pair
+    search, work = flags.search, flags.work
     check_all_ours(work.out, MARKS)
     least = search.min_fidelity
     if not 0 < least <= 100:
         raise UsageError(f"--min-fidelity {least:g} is out of range", "give per cent: above 0, 100 at most")
-    relevances = tuple(dict.fromkeys(search.relevance or [pair.rules.balanced.relevance]))
+    relevances = tuple(dict.fromkeys(search.relevance or [chosen.pair.rules.balanced.relevance]))
     if RelevanceName.NONE in relevances:
         raise UsageError("--relevance none has nothing to tune: it is exact mode", "name another")
     # The pair's own rule is where the search begins.
     decoding = options.Decoding(fallback=False, max_new_tokens=search.max_new_tokens, seed=search.seed)
-    settings = decode_settings(decoding, options.Rule(layers=search.layers), pair)
-    video = video_request(Path(), flags.sampling, pair.defaults)
+    rule, system = options.Rule(layers=search.layers), checked_system(flags.clips.system)
+    request = pair_request(chosen, flags.loading, flags.sampling, decoding, rule, system=system)
     made_folder(work.out)
-    system = checked_system(flags.clips.system)
     return TuneJob(
-        request=pair_request(chosen, flags.loading, video=video, settings=settings, system=system),
+        request=request,
         relevances=relevances,
         gammas=parse_gammas(search.gamma),
-        clips=chosen_clips(flags.clips, work.out, video, progress, drawn=DEMO_CLIPS, seed=TUNING_SEED),
+        clips=chosen_clips(
+            flags.clips, work.out, request.video, progress, drawn=DEMO_CLIPS, seed=TUNING_SEED
+        ),
         budget=search.budget,
         least=least / 100,
         seed=search.seed,
