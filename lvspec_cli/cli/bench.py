@@ -2,156 +2,343 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.types import KeepBy, Looseness, Quantisation
+from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, pair_request, say_choice
+from lvspec_cli.cores import quieten_libraries
+from lvspec_cli.errors import UsageError
+from lvspec_cli.types import KeepBy
 
-Clips = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[CLIPS]...", help="Videos or folders of videos; none draws clips of its own."),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")]
-Modes = Annotated[
-    str | None,
-    typer.Option(
-        "--modes", metavar="LIST",
-        help="Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted; lvspec:random is the rule "
-        "with another relevance. Left out, the first seven.",
-    ),
-]  # fmt: skip
-Gammas = Annotated[
-    str | None,
-    typer.Option("--gamma", metavar="LIST", help="Tokens the draft proposes a round: auto,3,5,8,12."),
-]
-RuleFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--variants", metavar="FILE",
-        help="A YAML file of rules to run too: names, each with what it changes (and gamma, mode).",
-    ),
-]  # fmt: skip
-Ablate = Annotated[
-    bool,
-    typer.Option(
-        "--ablate",
-        help="Run the rule also without each of its parts (anchors, shift, ...), or with one it lacks.",
-    ),
-]
-Controls = Annotated[
-    bool, typer.Option("--controls", help="Run every other relevance too, with the same thresholds.")
-]
-TextsOnly = Annotated[
-    bool,
-    typer.Option("--texts-only", help="Fidelity alone, of many clips: nothing is timed, all goes quicker."),
-]
-Processes = Annotated[
-    int,
-    typer.Option(
-        "--processes", min=1, max=256, metavar="N",
-        help="Ask for texts that are not timed in N processes, a thread and a copy of the pair each.",
-    ),
-]  # fmt: skip
-DraftKeep = Annotated[
-    float,
-    typer.Option(
-        "--draft-keep", metavar="X", help="Share of the video's tokens that the draft sees in pruned modes."
-    ),
-]
-Repeat = Annotated[
-    int, typer.Option("--repeat", min=1, max=9999, metavar="N", help="Measure everything N times.")
-]
-Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
-]
-Prompts = Annotated[
-    list[str] | None,
-    typer.Option("--prompt", metavar="TEXT", help="What to ask of each clip; repeat for more."),
-]
-QuestionFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--questions", metavar="FILE",
-        help="A JSONL file in place of CLIPS: path, question, and if you like answer, choices, start, end.",
-    ),
-]  # fmt: skip
-AskedPerClip = Annotated[
-    int | None,
-    typer.Option(
-        "--questions-per-clip", min=0, max=9999, metavar="N",
-        help="Questions about each clip that has its own beside it, as lvspec demo writes them.",
-    ),
-]  # fmt: skip
-Quick = Annotated[bool, typer.Option("--quick", help="A minute's look: two clips, short answers.")]
-Redo = Annotated[bool, typer.Option("--redo", help="Measure all of it again.")]
+if TYPE_CHECKING:
+    from lvspec_cli.bench.items import BenchClip
+    from lvspec_cli.bench.results import Results
+    from lvspec_cli.bench.run import BenchJob
+    from lvspec_cli.bench.variants import NamedRule
+    from lvspec_cli.figures.answers import Variant
+    from lvspec_cli.types import RuleSettings, VideoRequest
+    from lvspec_cli.ui.progress import PlainProgress
+
+DEMO_CLIPS, QUICK_CLIPS = 8, 2
+QUESTIONS, QUICK_QUESTIONS = 2, 1  # about each clip that has some
+QUICK_TOKENS = 64
+
+MEASURING = "measuring"
 
 
-def bench(
-    clips: Clips = None,
-    out: Out = Path("lvspec-bench"),
-    quick: Quick = False,
-    modes: Modes = None,
-    gamma: Gammas = None,
-    variants: RuleFile = None,
-    ablate: Ablate = False,
-    controls: Controls = False,
-    texts_only: TextsOnly = False,
-    processes: Processes = 1,
-    draft_keep: DraftKeep = 0.1,
-    draft_keep_by: options.DraftKeepBy = KeepBy.ATTENTION,
-    repeat: Repeat = 1,
-    limit: Limit = None,
-    prompt: Prompts = None,
-    questions: QuestionFile = None,
-    questions_per_clip: AskedPerClip = None,
-    redo: Redo = False,
-    system: options.System = None,
-    pair: options.PairName = None,
-    models: options.ModelsPath = None,
-    device: options.Device = "auto",
-    dtype: options.DataType = "auto",
-    draft_device: options.DraftDevice = None,
-    cuda_graphs: options.CudaGraphs = True,
-    quant_target: options.QuantTarget = Quantisation.AUTO,
-    quant_draft: options.QuantDraft = Quantisation.AUTO,
-    threads: options.Threads = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    seed: options.Seed = 0,
-    looseness: options.LoosenessName = Looseness.BALANCED,
-    relevance: options.Relevance = None,
-    anchor_threshold: options.AnchorThreshold = None,
-    anchor_margin: options.AnchorMargin = None,
-    filler_margin: options.FillerMargin = None,
-    sentence_margin: options.SentenceMargin = None,
-    shift_window: options.ShiftWindow = None,
-    max_loose_run: options.MaxLooseRun = None,
-    max_loose_in_window: options.MaxLooseInWindow = None,
-    loose_window: options.LooseWindow = None,
-    random_rate: options.RandomRate = None,
-    layer: options.Layers = None,
-    frames: options.FrameCap = None,
-    fps: options.FrameRate = None,
-    start: options.Start = None,
-    end: options.End = None,
-    max_pixels: options.MaxPixels = None,
-    decoder: options.Decoder = "pyav",
-    decode_timeout: options.DecodeTimeout = 120.0,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+@dataclass(frozen=True)
+class Clips(OptionGroup):
+    """What is measured, and what is asked about it."""
+
+    section = "Clips and questions"
+
+    clips: Annotated[
+        list[str] | None,
+        Argument(metavar="[CLIPS]...", help="Videos or folders of videos; none draws clips of its own."),
+    ] = None
+    limit: Annotated[
+        int | None, Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
+    ] = None
+    prompt: Annotated[
+        list[str] | None,
+        Option("--prompt", metavar="TEXT", help="What to ask of each clip; repeat for more."),
+    ] = None
+    questions: Annotated[
+        Path | None,
+        Option(
+            "--questions", metavar="FILE",
+            help="A JSONL file in place of CLIPS: path, question, and if you like answer, choices, start, "
+            "end.",
+        ),
+    ] = None  # fmt: skip
+    questions_per_clip: Annotated[
+        int | None,
+        Option(
+            "--questions-per-clip", min=0, max=9999, metavar="N",
+            help="Questions about each clip that has its own beside it, as lvspec demo writes them.",
+        ),
+    ] = None  # fmt: skip
+    system: options.System = None
+
+
+@dataclass(frozen=True)
+class Measuring(OptionGroup):
+    """What is compared, and how."""
+
+    section = "Measurements"
+
+    quick: Annotated[bool, Option("--quick", help="A minute's look: two clips, short answers.")] = False
+    modes: Annotated[
+        str | None,
+        Option(
+            "--modes", metavar="LIST",
+            help="Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted; lvspec:random is the rule "
+            "with another relevance. Left out, the first seven.",
+        ),
+    ] = None  # fmt: skip
+    gamma: Annotated[
+        str | None,
+        Option("--gamma", metavar="LIST", help="Tokens the draft proposes a round: auto,3,5,8,12."),
+    ] = None
+    variants: Annotated[
+        Path | None,
+        Option(
+            "--variants", metavar="FILE",
+            help="A YAML file of rules to run too: names, each with what it changes (and gamma, mode).",
+        ),
+    ] = None  # fmt: skip
+    ablate: Annotated[
+        bool,
+        Option(
+            "--ablate",
+            help="Run the rule also without each of its parts (anchors, shift, ...), or with one it lacks.",
+        ),
+    ] = False
+    controls: Annotated[
+        bool, Option("--controls", help="Run every other relevance too, with the same thresholds.")
+    ] = False
+    texts_only: Annotated[
+        bool,
+        Option("--texts-only", help="Fidelity alone, of many clips: nothing is timed, all goes quicker."),
+    ] = False
+    repeat: Annotated[
+        int, Option("--repeat", min=1, max=9999, metavar="N", help="Measure everything N times.")
+    ] = 1
+    draft_keep: Annotated[
+        float,
+        Option(
+            "--draft-keep", metavar="X",
+            help="Share of the video's tokens that the draft sees in pruned modes.",
+        ),
+    ] = 0.1  # fmt: skip
+    draft_keep_by: options.DraftKeepBy = KeepBy.ATTENTION
+    max_new_tokens: options.MaxNewTokens = None
+    seed: options.Seed = 0
+
+
+@dataclass(frozen=True)
+class Work(OptionGroup):
+    """Where the results go, and how they are come by."""
+
+    section = "Results"
+
+    out: Annotated[
+        Path, Option("--out", "-o", metavar="DIR", help="Where the results go.")
+    ] = Path("lvspec-bench")  # fmt: skip
+    redo: Annotated[bool, Option("--redo", help="Measure all of it again.")] = False
+    processes: Annotated[
+        int,
+        Option(
+            "--processes", min=1, max=256, metavar="N",
+            help="Ask for texts that are not timed in N processes, a thread and a copy of the pair each.",
+        ),
+    ] = 1  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchFlags(OptionGroup):
+    """All that the command takes."""
+
+    clips: Clips
+    measuring: Measuring
+    work: Work
+    loading: options.Loading
+    rule: options.Rule
+    sampling: options.Sampling
+    messages: options.Messages
+
+
+@with_groups
+def bench(flags: BenchFlags) -> None:
     """Measure every mode against ar and against transformers: speed and fidelity. It can be stopped, and
     goes on where it was."""
-    given = dict(locals())
-    with reporting(debug) as stop:
-        if not debug:
-            from lvspec_cli.cores import quieten_libraries
-
+    with reporting(flags.messages.debug):
+        if not flags.messages.debug:
             quieten_libraries()
-        from lvspec_cli.cli.bench_run import bench_all
+        raise typer.Exit(_bench(flags))
 
-        code = bench_all(given, stop)
-        raise typer.Exit(code)
+
+def _bench(flags: BenchFlags) -> int:
+    """Runs the command and gives its exit code."""
+    from lvspec_cli.bench.lines import notes
+    from lvspec_cli.ui.bench import plain_results, result_tables
+
+    with resumable(flags.work.out, flags.messages.quiet) as progress:
+        job = _read_job(flags, progress)
+        results = _run(job, progress)
+    write_out(result_tables(results) if sys.stdout.isatty() else plain_results(results))
+    if not flags.messages.quiet:
+        for note in notes(results):
+            say(note)
+        say(f"results: {job.out}")
+    return 1 if any(item.error for item in results.items) else 0
+
+
+@contextmanager
+def resumable(out: Path, quiet: bool, done: str = "measured") -> Iterator[PlainProgress | None]:
+    """Progress on stderr, unless quiet; whoever interrupts is told what ``out`` has already."""
+    from lvspec_cli.ui.progress import PlainProgress
+
+    progress = None if quiet else PlainProgress(sys.stderr)
+    try:
+        yield progress
+    except KeyboardInterrupt:
+        if progress:
+            progress.close()
+        say(f"what is {done} stands in {out}: the same command goes on from there")
+        raise
+    finally:
+        if progress:
+            progress.close()
+
+
+def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
+    """Everything that can be wrong with the flags is found here; clips of the demo world are drawn.
+
+    :raises UsageError: flags are wrong or exclude each other.
+    :raises NoInputError: there is nothing to measure.
+    :raises OutputError: files of others have the names of the results.
+    """
+    from lvspec_cli.bench.measure import Plan
+    from lvspec_cli.bench.run import MARKS, BenchJob
+    from lvspec_cli.bench.variants import parse_gammas, rules_of, variants_of
+    from lvspec_cli.output.files import check_all_ours
+
+    clips, measuring, work = flags.clips, flags.measuring, flags.work
+    check_all_ours(work.out, MARKS)
+    chosen = chosen_pair(flags.loading)
+    if work.processes > 1 and not measuring.texts_only:
+        raise UsageError("--processes would spoil what is timed", "add --texts-only, or leave it out")
+    if clips.questions is not None and (clips.clips or clips.prompt):
+        raise UsageError("--questions names its own clips and questions", "leave out CLIPS and --prompt")
+    decoding = options.Decoding(
+        max_new_tokens=measuring.max_new_tokens,
+        seed=measuring.seed,
+        draft_keep=measuring.draft_keep,
+        draft_keep_by=measuring.draft_keep_by,
+    )
+    system = checked_system(clips.system)
+    request = pair_request(chosen, flags.loading, flags.sampling, decoding, flags.rule, system=system)
+    settings = request.settings
+    if measuring.quick and measuring.max_new_tokens is None:
+        settings = replace(settings, max_new_tokens=min(QUICK_TOKENS, settings.max_new_tokens))
+    named = _named_rules(measuring, settings.rule)
+    modes = _modes(measuring, settings.rule, named)
+    gammas = parse_gammas(measuring.gamma) if measuring.gamma else (settings.gamma,)
+    say_choice(chosen, flags.messages.quiet)
+    return BenchJob(
+        request=replace(request, settings=settings),
+        clips=chosen_clips(clips, work.out, request.video, progress, quick=measuring.quick),
+        modes=modes,
+        gammas=gammas,
+        plan=Plan(
+            variants=variants_of(modes, gammas),
+            settings=settings,
+            draft_keep=measuring.draft_keep,
+            repeat=measuring.repeat,
+            system=system,
+            rules=rules_of(named),
+            timed=not measuring.texts_only,
+        ),
+        out=work.out,
+        redo=work.redo,
+        processes=work.processes,
+        command=shlex.join(["lvspec", *sys.argv[1:]]),
+    )
+
+
+def _named_rules(measuring: Measuring, rule: RuleSettings) -> tuple[NamedRule, ...]:
+    """The rules that ``--variants`` and ``--ablate`` add."""
+    from lvspec_cli.bench.variants import ablations, read_rules
+
+    own = read_rules(measuring.variants, rule) if measuring.variants is not None else ()
+    return (*own, *(ablations(rule) if measuring.ablate else ()))
+
+
+def _modes(measuring: Measuring, rule: RuleSettings, named: Sequence[NamedRule]) -> tuple[Variant, ...]:
+    """Those of ``--modes``, the rule with every other relevance if wanted, and the named rules."""
+    from lvspec_cli.bench.variants import ALL_MODES, controls, parse_modes
+
+    others = controls(rule) if measuring.controls else ()
+    modes = parse_modes(measuring.modes or ",".join(ALL_MODES))
+    return (*dict.fromkeys((*modes, *others)), *(each.variant for each in named))
+
+
+def chosen_clips(
+    clips: Clips,
+    out: Path,
+    video: VideoRequest,
+    progress: PlainProgress | None,
+    *,
+    quick: bool = False,
+    drawn: int = DEMO_CLIPS,
+    seed: int | None = None,
+) -> tuple[BenchClip, ...]:
+    """What the flags name; without any, ``drawn`` clips of the demo world are drawn, by the bench's own seed
+    if no other is given.
+
+    :raises LvspecError: there is nothing to measure, or what is named is wrong.
+    """
+    from lvspec_cli.bench.items import clips_of, clips_of_questions
+
+    limit = clips.limit or (QUICK_CLIPS if quick else None)
+    if clips.questions is not None:
+        return clips_of_questions(clips.questions, video, limit=limit)
+    asked = clips.questions_per_clip
+    if asked is None:
+        asked = 0 if clips.prompt else QUICK_QUESTIONS if quick else QUESTIONS
+    sources = [Path(text) for text in clips.clips or ()]
+    sources = sources or drawn_clips(out / "clips", limit or drawn, progress, seed)
+    prompts = [checked_text(text, "--prompt") for text in clips.prompt or ()]
+    return clips_of(sources, video, prompts=prompts, questions=asked, limit=limit)
+
+
+def drawn_clips(
+    folder: Path, count: int, progress: PlainProgress | None, seed: int | None = None
+) -> list[Path]:
+    """Clips of the demo world; without a seed those that the bundled pair was not trained on."""
+    from lvspec_cli.bench.run import demo_clips
+    from lvspec_cli.demo.write import HELD_OUT_SEED
+
+    seed = HELD_OUT_SEED if seed is None else seed
+    if progress is None:
+        return demo_clips(folder, count, seed=seed)
+    label = "drawing clips"
+    progress.begin(label)
+    try:
+        return demo_clips(folder, count, lambda done, total: progress.advance(label, done, total), seed=seed)
+    finally:
+        progress.close()
+
+
+def _run(job: BenchJob, progress: PlainProgress | None) -> Results:
+    from lvspec_cli.bench.run import run_bench
+
+    if progress is None:
+        return run_bench(job, warn=warn)
+    begun = False
+
+    def advance(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            progress.begin(MEASURING)
+        progress.advance(MEASURING, done, total)
+
+    return run_bench(job, listen=progress.listen, progress=advance, warn=warn)
+
+
+def warn(message: str) -> None:
+    """A warning that is said at once."""
+    say(f"warning: {message}")

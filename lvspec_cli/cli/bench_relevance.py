@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.types import Quantisation
+from lvspec_cli.cli.bench import drawn_clips, resumable, warn
+from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cli.requests import (
+    checked_system,
+    chosen_pair,
+    made_folder,
+    pair_request,
+    say_choice,
+)
+from lvspec_cli.cores import quieten_libraries
+from lvspec_cli.types import Mode, RelevanceName
+
+if TYPE_CHECKING:
+    from lvspec_cli.bench.items import BenchClip
+    from lvspec_cli.bench.relevance import RelevanceResults
+    from lvspec_cli.memory.choose import Chosen
+    from lvspec_cli.request import AskRequest
+    from lvspec_cli.types import VideoRequest
+    from lvspec_cli.ui.progress import PlainProgress
+
+DEMO_CLIPS = 20
+SCORING = "captioning and scoring"
 
 
 class SchemeName(StrEnum):
@@ -23,59 +49,172 @@ class SchemeName(StrEnum):
     RANDOM = "random"
 
 
-Clips = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[CLIPS]...", help="Clips that lvspec demo wrote, or folders of them; none draws new ones."
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")]
-Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
-]
-Redo = Annotated[bool, typer.Option("--redo", help="Score all captions again.")]
-Schemes = Annotated[
-    list[SchemeName] | None, typer.Option("--relevance", help="Only this scheme; repeat for more.")
-]
+@dataclass(frozen=True)
+class Scoring(OptionGroup):
+    """Which captions are scored, and by which schemes."""
+
+    section = "Captions and scores"
+
+    clips: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="[CLIPS]...",
+            help="Clips that lvspec demo wrote, or folders of them; none draws new ones.",
+        ),
+    ] = None
+    out: Annotated[
+        Path, Option("--out", "-o", metavar="DIR", help="Where the results go.")
+    ] = Path("lvspec-bench")  # fmt: skip
+    limit: Annotated[
+        int | None, Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
+    ] = None
+    relevance: Annotated[
+        list[SchemeName] | None, Option("--relevance", help="Only this scheme; repeat for more.")
+    ] = None
+    redo: Annotated[bool, Option("--redo", help="Score all captions again.")] = False
+    gamma: options.Gamma = None
+    system: options.System = None
+    max_new_tokens: options.MaxNewTokens = None
+    seed: options.Seed = 0
 
 
-def bench_relevance(
-    clips: Clips = None,
-    out: Out = Path("lvspec-bench"),
-    limit: Limit = None,
-    relevance: Schemes = None,
-    redo: Redo = False,
-    gamma: options.Gamma = None,
-    system: options.System = None,
-    pair: options.PairName = None,
-    models: options.ModelsPath = None,
-    device: options.Device = "auto",
-    dtype: options.DataType = "auto",
-    draft_device: options.DraftDevice = None,
-    cuda_graphs: options.CudaGraphs = True,
-    quant_target: options.QuantTarget = Quantisation.AUTO,
-    quant_draft: options.QuantDraft = Quantisation.AUTO,
-    threads: options.Threads = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    seed: options.Seed = 0,
-    frames: options.FrameCap = None,
-    fps: options.FrameRate = None,
-    start: options.Start = None,
-    end: options.End = None,
-    max_pixels: options.MaxPixels = None,
-    decoder: options.Decoder = "pyav",
-    decode_timeout: options.DecodeTimeout = 120.0,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+@dataclass(frozen=True)
+class RelevanceFlags(OptionGroup):
+    """All that the command takes."""
+
+    scoring: Scoring
+    loading: options.Loading
+    sampling: options.Sampling
+    messages: options.Messages
+
+
+@with_groups
+def bench_relevance(flags: RelevanceFlags) -> None:
     """Measure what tells anchors from fillers: on the target's own captions of clips with known facts. It can
     be stopped, and goes on where it was."""
-    given = dict(locals())
-    with reporting(debug):
-        if not debug:
-            from lvspec_cli.cores import quieten_libraries
-
+    with reporting(flags.messages.debug):
+        if not flags.messages.debug:
             quieten_libraries()
-        from lvspec_cli.cli.relevance_run import relevance_all
+        raise typer.Exit(_bench_relevance(flags))
 
-        raise typer.Exit(relevance_all(given))
+
+def _bench_relevance(flags: RelevanceFlags) -> int:
+    """Runs the command and gives its exit code."""
+    from lvspec_cli.bench.relevance import FILE_NAME, to_json
+    from lvspec_cli.bench.report import write_report
+    from lvspec_cli.output.files import replacing
+    from lvspec_cli.ui.bench import plain_schemes, scheme_table
+
+    out = flags.scoring.out
+    with resumable(out, flags.messages.quiet, "scored") as progress:
+        results = _measured(flags, progress)
+    with replacing(out / FILE_NAME) as stream:
+        stream.write(to_json(results).encode())
+    page = write_report(out)
+    write_out(scheme_table(results) if sys.stdout.isatty() else plain_schemes(results))
+    if not flags.messages.quiet:
+        say(
+            f"{results.facts} tokens of facts, {results.fillers} others, in {results.clips} captions by"
+            f" {results.target}"
+        )
+        for name, cause in results.unread.items():
+            say(f"not measured: {name}: {cause}")
+        say(f"results: {out / FILE_NAME}, {page}")
+    return 1 if results.unread else 0
+
+
+def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> RelevanceResults:
+    from lvspec_cli.bench.journal import environment_of
+    from lvspec_cli.bench.relevance import SCHEMES, RelevanceResults, separate
+    from lvspec_cli.bench.relevance_measure import Header, captions_of, measure_relevance
+    from lvspec_cli.pipeline import load, memory_errors, pinned_request
+
+    scoring = flags.scoring
+    _check_files(scoring.out)
+    chosen = chosen_pair(flags.loading)
+    request = _request(flags, chosen)
+    clips = _clips(scoring, request.video, progress)
+    request = pinned_request(request)
+    say_choice(chosen, flags.messages.quiet)
+    loaded = load(request, progress.listen if progress else lambda event: None)
+    if progress:
+        progress.begin(SCORING)
+    settings = request.settings
+    schemes = [RelevanceName(name) for name in scoring.relevance or SCHEMES]
+    environment = environment_of(loaded)
+    header = Header(settings=_facts(request, schemes), environment=environment)
+    with memory_errors(request), captions_of(scoring.out, header, redo=scoring.redo) as kept:
+        measured = measure_relevance(
+            loaded,
+            clips,
+            settings,
+            kept,
+            system=request.system,
+            schemes=schemes,
+            progress=lambda done, total: progress.advance(SCORING, done, total) if progress else None,
+            warn=warn,
+        )
+    scored = measured.scored
+    return RelevanceResults(
+        command=shlex.join(["lvspec", *sys.argv[1:]]),
+        environment=environment,
+        unread=measured.unread,
+        pair=chosen.name,
+        target=request.pair.target.name,
+        clips=len(scored),
+        facts=sum(sum(each.facts) for each in scored),
+        fillers=sum(len(each.facts) - sum(each.facts) for each in scored),
+        gamma=settings.greatest_gamma,
+        threshold=settings.rule.anchor_threshold,
+        schemes=separate(scored, settings.rule.anchor_threshold),
+    )
+
+
+def _request(flags: RelevanceFlags, chosen: Chosen) -> AskRequest:
+    """The target captions alone; the pair's own rule stands, whose threshold is looked at."""
+    scoring, system = flags.scoring, checked_system(flags.scoring.system)
+    decoding = options.Decoding(
+        mode=Mode.AR, gamma=scoring.gamma, max_new_tokens=scoring.max_new_tokens, seed=scoring.seed
+    )
+    return pair_request(chosen, flags.loading, flags.sampling, decoding, options.Rule(), system=system)
+
+
+def _check_files(out: Path) -> None:
+    """:raises OutputError: files of others have the names of the results."""
+    from lvspec_cli.bench import journal, relevance, relevance_measure, report
+    from lvspec_cli.output.files import check_all_ours
+
+    marks = {
+        relevance.FILE_NAME: b'"schema": "lvspec.relevance.',
+        report.FILE_NAME: report.MARK,
+        relevance_measure.FILE_NAME: journal.MARK,
+    }
+    check_all_ours(out, marks)
+
+
+def _facts(request: AskRequest, schemes: Sequence[RelevanceName]) -> dict[str, Any]:
+    """What decides the captions, their scores and the times, as JSON can hold it."""
+    from lvspec_cli.output.records import settings_fields
+
+    pair, video = request.pair, request.video
+    return {
+        "pair": request.pair_name,
+        "target": pair.target.name,
+        "revision": pair.target.revision,
+        "schemes": [str(each) for each in schemes],
+        "settings": settings_fields(replace(request.settings, mode=Mode.LVSPEC)),
+        "sampling": [video.max_frames, video.fps, video.max_pixels, video.decoder],
+        "system": request.system,
+        "device": request.device,
+        "dtype": request.dtype,
+        "threads": request.threads,
+    }
+
+
+def _clips(scoring: Scoring, video: VideoRequest, progress: PlainProgress | None) -> tuple[BenchClip, ...]:
+    from lvspec_cli.bench.items import clips_of
+
+    made_folder(scoring.out)
+    sources = [Path(text) for text in scoring.clips or ()]
+    sources = sources or drawn_clips(scoring.out / "clips", scoring.limit or DEMO_CLIPS, progress)
+    return clips_of(sources, video, limit=scoring.limit)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from lvspec_cli.batch.answer import OnOutOfMemory
 from lvspec_cli.batch.cutting import check_lengths
 from lvspec_cli.batch.history import PastRun
 from lvspec_cli.batch.inputs import collect
@@ -19,8 +19,10 @@ from lvspec_cli.batch.lists import read_paths
 from lvspec_cli.batch.names import Collected, Input
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_shard
+from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs, Prompts, Workers
+from lvspec_cli.cli.options import Loading
 from lvspec_cli.cli.reporting import say_note
-from lvspec_cli.cli.requests import chosen_pair, decode_settings, loading_of, video_request
+from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, pair_request, read_text
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.output.files import sweep
@@ -46,89 +48,89 @@ class Job:
     out: Path | None  # None for stdout
 
 
-def read_job(given: Mapping[str, Any]) -> Job:
+def read_job(flags: CaptionFlags) -> Job:
     """Everything that can be wrong is found here, before anything slow begins.
 
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to caption.
     """
-    name, pair, note = chosen_pair(given)
-    _check_together(given)
-    devices, prompts = _devices(given), _prompts(given)
-    base = pinned_request(
-        AskRequest(
-            video=video_request({**given, "video": ""}, pair.defaults),
-            questions=tuple(prompts),
-            pair_name=name,
-            pair=pair,
-            pair_note=note,
-            settings=decode_settings(given, pair),
-            system=given["system"],
-            device=devices[0],
-            side_by_side=_side_by_side(given, devices[0]),
-            dtype=given["dtype"],
-            **loading_of(given),
-            threads=given["threads"],
-            task="caption",
-            audit=_audit(given),
-        ),
-        listen=lambda event: None if given["quiet"] else say_note(event),
+    records, inputs, loading = flags.records, flags.inputs, flags.loading
+    chosen = chosen_pair(loading)
+    _check_together(flags)
+    devices, prompts = _devices(loading, flags.workers), _prompts(flags.prompts)
+    request = pair_request(
+        chosen,
+        loading,
+        flags.sampling,
+        flags.decoding,
+        flags.rule,
+        questions=tuple(prompts),
+        system=flags.prompts.system,
     )
-    collected = _collected(given)
+    base = pinned_request(
+        replace(
+            request,
+            pair_note=chosen.note,
+            device=devices[0],
+            side_by_side=_side_by_side(devices[0], loading, devices),
+            task="caption",
+            audit=_audit(records.audit, flags.decoding),
+        ),
+        listen=lambda event: None if flags.messages.quiet else say_note(event),
+    )
+    collected = _collected(inputs)
     check_prompts(base, prompts | _origins(collected))
     return Job(
         base=base,
         collected=collected,
-        cutting=Cutting(given["segment"], given["overlap"], given["scenes"]),
-        again=Again.ALL if given["redo"] else Again.ERRORS if given["retry_errors"] else Again.NOTHING,
-        plans=_plans(given, base),
-        gates=_gates(given["fail_on"] or ()),
-        out=None if given["out"] == "-" else Path(given["out"]),
+        cutting=Cutting(inputs.segment, inputs.overlap, inputs.scenes),
+        again=Again.ALL if records.redo else Again.ERRORS if records.retry_errors else Again.NOTHING,
+        plans=worker_plans(base, loading, flags.workers, records.on_oom),
+        gates=_gates(records.fail_on or ()),
+        out=None if records.out == "-" else Path(records.out),
     )
 
 
-def _check_together(given: Mapping[str, Any]) -> None:
-    if given["segment"] is not None and given["scenes"]:
+def _check_together(flags: CaptionFlags) -> None:
+    inputs, records, devices = flags.inputs, flags.records, flags.workers.devices
+    if inputs.segment is not None and inputs.scenes:
         raise UsageError("--segment and --scenes exclude each other", "choose one")
-    if given["segment"] is not None:
-        check_lengths(given["segment"], given["overlap"])
-    elif given["overlap"]:
+    if inputs.segment is not None:
+        check_lengths(inputs.segment, inputs.overlap)
+    elif inputs.overlap:
         raise UsageError("--overlap goes with --segment only", "add --segment, or leave it out")
-    if given["redo"] and given["retry_errors"]:
+    if records.redo and records.retry_errors:
         raise UsageError("--redo and --retry-errors exclude each other", "--redo does all of it again")
-    if not all(map(str.strip, (given["devices"] or "cpu").split(","))):
-        raise UsageError(f"--devices {given['devices']!r} has an empty place", "write cuda:0,cuda:1")
-    if given["devices"] and (given["workers"] > 1 or given["device"] != "auto"):
+    if not all(map(str.strip, (devices or "cpu").split(","))):
+        raise UsageError(f"--devices {devices!r} has an empty place", "write cuda:0,cuda:1")
+    if devices and (flags.workers.workers > 1 or flags.loading.device != "auto"):
         raise UsageError("--devices excludes --device and --workers", "name each device in --devices")
-    if given["out"] in ("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"):
-        raise UsageError(f"--out {given['out']}: messages go there", "send the records to stdout: --out -")
-    if given["out"] == "-" and (given["to"] or given["retry_errors"] or given["redo"]):
+    if records.out in ("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"):
+        raise UsageError(f"--out {records.out}: messages go there", "send the records to stdout: --out -")
+    if records.out == "-" and (flags.export.to or records.retry_errors or records.redo):
         raise UsageError("--out - leaves no file to go on from or to export", "name a file with --out")
 
 
-def _prompts(given: Mapping[str, Any]) -> dict[str, str]:
+def _prompts(prompts: Prompts) -> dict[str, str]:
     """The texts, each once, and where they come from."""
-    from lvspec_cli.cli.requests import checked_text, read_text
-
-    texts = {checked_text(text, "--prompt"): "--prompt" for text in given["prompt"] or ()}
+    texts = {checked_text(text, "--prompt"): "--prompt" for text in prompts.prompt or ()}
     for text in texts:
         check_template(text, "--prompt")
-    if given["prompt_file"] is not None:
-        file, text = str(given["prompt_file"]), read_text(given["prompt_file"])
+    if prompts.prompt_file is not None:
+        file, text = str(prompts.prompt_file), read_text(prompts.prompt_file)
         texts.setdefault(checked_text(text, file), file)
         check_file(text, file)
-    if given["system"] is not None:
-        checked_text(given["system"], "--system")
+    checked_system(prompts.system)
     return texts or {DEFAULT_PROMPT: "the prompt"}
 
 
-def _audit(given: Mapping[str, Any]) -> float:
-    if given["audit"] is None:
+def _audit(text: str | None, decoding: CaptionDecoding) -> float:
+    if text is None:
         return 0.0
-    share = parse_share(given["audit"])
-    if given["mode"] is Mode.AR:
+    share = parse_share(text)
+    if decoding.mode is Mode.AR:
         raise UsageError("--audit compares with mode ar, and --mode ar is that", "leave out one of them")
-    if given["temperature"] > 0:
+    if decoding.temperature > 0:
         raise UsageError("--audit compares greedy answers", "leave out --audit or --temperature")
     return share
 
@@ -141,23 +143,24 @@ def _gates(texts: Sequence[str]) -> frozenset[Gate]:
     return frozenset(map(Gate, words))
 
 
-def _collected(given: Mapping[str, Any]) -> Collected:
-    if "" in (given["paths"] or ()):
+def _collected(inputs: Inputs) -> Collected:
+    paths = inputs.paths or []
+    if "" in paths:
         raise NoInputError("a video's name is empty", "name files or folders; . is this folder")
-    sources = [Path(text) for text in given["paths"] or () if text != "-"]
-    lists = [given["from_list"]] if given["from_list"] else []
-    lists += [Path("-")] * (given["paths"] or []).count("-")
+    sources = [Path(text) for text in paths if text != "-"]
+    lists = [inputs.from_list] if inputs.from_list else []
+    lists += [Path("-")] * paths.count("-")
     for name in lists:
         said = "stdin" if name == Path("-") else str(name)
-        sources += read_paths(_bytes_of(name), said, nul=given["null"])
+        sources += read_paths(_bytes_of(name), said, nul=inputs.null)
     if not sources:
         raise NoInputError("no video was named", "name files or folders: lvspec caption ./clips")
-    collected = collect(sources, recursive=given["recursive"], glob=given["glob"])
+    collected = collect(sources, recursive=inputs.recursive, glob=inputs.glob)
     for text, origin in _origins(collected).items():
         check_template(text, origin)
-    if not given["shard"]:
+    if not inputs.shard:
         return collected
-    shard = parse_shard(given["shard"])
+    shard = parse_shard(inputs.shard)
     return Collected(
         tuple(item for item in collected.inputs if shard.holds(item.name)),
         tuple(item for item in collected.problems if shard.holds(item.name)),
@@ -180,34 +183,36 @@ def _bytes_of(name: Path) -> bytes:
         raise NoInputError(f"{name}: {error.strerror}", "name a file of paths, one a line") from error
 
 
-def _plans(given: Mapping[str, Any], base: AskRequest) -> tuple[WorkerPlan, ...]:
+def worker_plans(
+    base: AskRequest, loading: Loading, workers: Workers, on_out_of_memory: OnOutOfMemory
+) -> tuple[WorkerPlan, ...]:
+    """What each worker does, and its share of the machine."""
     cores = len(os.sched_getaffinity(0))
-    devices = _devices(given)
-    decoding = given["decode_workers"] or max(1, min(4, cores // 2) // len(devices))
+    devices = _devices(loading, workers)
+    decoding = workers.decode_workers or max(1, min(4, cores // 2) // len(devices))
     if len(devices) > 1 and base.threads is None:
         base = replace(base, threads=max(1, cores // len(devices)))
     return tuple(
         WorkerPlan(
-            base=replace(base, device=device, side_by_side=_side_by_side(given, device)),
+            base=replace(base, device=device, side_by_side=_side_by_side(device, loading, devices)),
             decode_workers=decoding,
-            decode_bytes=given["decode_memory"] * 2**20 // len(devices),
-            on_out_of_memory=given["on_oom"],
+            decode_bytes=workers.decode_memory * 2**20 // len(devices),
+            on_out_of_memory=on_out_of_memory,
         )
         for device in devices
     )
 
 
-def _devices(given: Mapping[str, Any]) -> list[str]:
+def _devices(loading: Loading, workers: Workers) -> list[str]:
     """One for each worker."""
-    if given["devices"]:
-        return [name.strip() for name in given["devices"].split(",")]
-    return [given["device"]] * given["workers"]
+    if workers.devices:
+        return [name.strip() for name in workers.devices.split(",")]
+    return [loading.device] * workers.workers
 
 
-def _side_by_side(given: Mapping[str, Any], device: str) -> int:
+def _side_by_side(device: str, loading: Loading, devices: Sequence[str]) -> int:
     """Workers that share a device: all of them where their drafts go to one that is named."""
-    devices = _devices(given)
-    return len(devices) if given["draft_device"] else devices.count(device)
+    return len(devices) if loading.draft_device else devices.count(device)
 
 
 def lay_out_job(job: Job, quiet: bool) -> list[Work]:

@@ -8,24 +8,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from lvspec_cli.batch.answer import gated
 from lvspec_cli.batch.history import history_file, remember
+from lvspec_cli.batch.names import Collected, absolute
 from lvspec_cli.batch.remote import run
-from lvspec_cli.batch.work import Outstanding, Work, outstanding
+from lvspec_cli.batch.work import Moved, Outstanding, Work, outstanding
 from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, read_job
+from lvspec_cli.cli.caption_options import CaptionFlags
 from lvspec_cli.cli.reporting import say, write_json
 from lvspec_cli.cli.signals import Stop
+from lvspec_cli.errors import UsageError
 from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
+from lvspec_cli.output.exports.export import check_places, export_records, report_lines
+from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
-from lvspec_cli.output.records import Record, failed_record, to_line
+from lvspec_cli.output.records import Record, failed_record, renamed, to_line
 from lvspec_cli.types import Mode
 from lvspec_cli.ui.state import BatchView, View, clock
 from lvspec_cli.ui.summary import world_note
 
 NAMED_FAILURES = 10  # in the summary
+NAMED_EXPORTS = 10  # captions left out of an export that are named; the others are counted
 
 
 class Rows(Protocol):
@@ -57,35 +64,33 @@ class Outcome:
     printed: list[Record] = field(default_factory=list)  # for the audit, where no file keeps them
 
 
-def caption_all(given: Mapping[str, Any], stop: Stop) -> int:
+def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     """Runs the command and gives its exit code."""
-    from lvspec_cli.cli.batch_export import check_export, export_rows
-
-    job = read_job(given)
-    check_export(given, job.collected)
-    if given["dry_run"]:
+    job, quiet = read_job(flags), flags.messages.quiet
+    _check_export(flags, job.collected)
+    if flags.records.dry_run:
         from lvspec_cli.cli.dry_run import dry_run
 
-        return dry_run(job, given["quiet"])
+        return dry_run(job, quiet)
     with ExitStack() as stack:
         rows: Rows = stack.enter_context(RecordFile.open(job.out)) if job.out else Printed()
-        works = lay_out_job(job, given["quiet"])
+        works = lay_out_job(job, quiet)
         left = outstanding(works, rows.kept, job.again)
         if isinstance(rows, RecordFile):
             rows.remove(left.taken_out)
-        if not given["quiet"]:
+        if not quiet:
             _announce(left)
         outcome = Outcome()
         try:
-            _run(job, left, rows, given, stop, outcome)
+            _run(job, left, rows, stop, outcome, quiet=quiet)
         finally:
             if isinstance(rows, RecordFile):
                 rows.check()  # rows that have gone are not summed up
-            if not given["quiet"]:
+            if not quiet:
                 _summarise(job, left, outcome)
-        if job.base.audit and not given["quiet"]:
+        if job.base.audit and not quiet:
             _report_audits(job, works, left, outcome)
-    exported = stop.asked() or job.out is None or export_rows(given, job, works, left.moved)
+    exported = stop.asked() or job.out is None or _export_rows(flags, job, works, left.moved)
     return 1 if outcome.ok < left.count or left.failed or not exported else 0
 
 
@@ -97,11 +102,9 @@ def _announce(left: Outstanding) -> None:
         say(f"{left.others} rows of these videos were made with other settings or another content; they stay")
 
 
-def _run(
-    job: Job, left: Outstanding, rows: Rows, given: Mapping[str, Any], stop: Stop, outcome: Outcome
-) -> None:
+def _run(job: Job, left: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
     began = time.monotonic()
-    with _showing(job, left, given) as (listen, shown):
+    with _showing(job, left, quiet) as (listen, shown):
 
         def write(record: Record) -> None:
             record = gated(record, job.gates)
@@ -139,10 +142,10 @@ def _run(
 
 @contextmanager
 def _showing(
-    job: Job, left: Outstanding, given: Mapping[str, Any]
+    job: Job, left: Outstanding, quiet: bool
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
     """What takes events, and what takes finished records."""
-    if given["quiet"] or not left.count:
+    if quiet or not left.count:
         yield (lambda event: None), (lambda record: None)
         return
     from lvspec_cli.ui.batch import batch_show
@@ -193,3 +196,59 @@ def _retrying(arguments: Sequence[str]) -> str:
     """The same command, doing what failed again."""
     kept = [text for text in arguments[1:] if text not in ("--redo", "--retry-errors")]
     return shell_words(["lvspec", *kept, "--retry-errors"])
+
+
+def _check_export(flags: CaptionFlags, collected: Collected) -> None:
+    """:raises UsageError: what is to be exported has no place, or flags are given without ``--to``."""
+    export = flags.export
+    if not export.to:
+        alone = {
+            "--out-dir": export.out_dir,
+            "--prefix": export.prefix,
+            "--suffix": export.suffix,
+            "--force": export.force,
+        }
+        for flag in (flag for flag, value in alone.items() if value):
+            raise UsageError(f"{flag} goes with --to only", f"add --to, or leave out {flag}")
+    for to in export.to or ():
+        check_places(to, _places(flags, to, collected))
+
+
+def _export_rows(flags: CaptionFlags, job: Job, works: Sequence[Work], moved: Mapping[str, Moved]) -> bool:
+    """Exports the rows of this command's videos; False where a file stood in the way or was left out."""
+    names = {key: work.name for work in works for key in work.keys}
+    names |= {row.row: row.new for row in moved.values()}
+    went_well = [_export(flags, to, job, names) for to in flags.export.to or ()]
+    return all(went_well)
+
+
+def _export(flags: CaptionFlags, to: ExportFormat, job: Job, names: Mapping[str, bytes]) -> bool:
+    """:param names: by key what this command calls the file; the row may have an earlier name."""
+    assert job.out is not None
+    report = export_records(
+        (renamed(row, names[row.key]) for row in read_records(job.out, say) if row.key in names),
+        to,
+        _places(flags, to, job.collected),
+        prefix=flags.export.prefix,
+        suffix=flags.export.suffix,
+        force=flags.export.force,
+    )
+    if not flags.messages.quiet:
+        for line in report_lines(report, to, NAMED_EXPORTS):
+            say(line)
+    for path in report.foreign:
+        say(f"warning: {path} was not written by lvspec, or changed since, and stays; --force replaces it")
+    return not report.foreign and not report.skipped
+
+
+def _places(flags: CaptionFlags, to: ExportFormat, collected: Collected) -> ExportPlaces:
+    out_dir = flags.export.out_dir
+    beside = to.beside(Path(flags.records.out)) if out_dir is None else None
+    return ExportPlaces(videos=_videos_folder(collected), out_dir=out_dir, out=beside)
+
+
+def _videos_folder(collected: Collected) -> Path | None:
+    """The folder that the inputs' names are relative to."""
+    for item in collected.inputs:
+        return Path(os.fsdecode(absolute(item.path)[: -len(item.name)] or b"/"))
+    return None

@@ -10,6 +10,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, write_json, write_out
+from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.escape import visible_line
 
 
@@ -21,8 +22,6 @@ def doctor(
 ) -> None:
     """Look at Python, torch, GPUs, decoders, quantisation, cache and pairs, and say what to mend."""
     with reporting(debug):
-        from lvspec_cli.cores import quieten_libraries
-
         quieten_libraries()
         from lvspec_cli.checks.doctor import examine
 

@@ -23,6 +23,7 @@ from lvspec_cli.cli import (
     models,
     tune,
 )
+from lvspec_cli.cli.groups import SectionedCommand
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
 from lvspec_cli.streams import steady_streams
@@ -33,15 +34,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("ask")(ask.ask)
-app.command("caption")(caption.caption)
+app.command("ask", cls=SectionedCommand)(ask.ask)
+app.command("caption", cls=SectionedCommand)(caption.caption)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("demo")(demo.demo)
-app.command("bench")(bench.bench)
-app.command("bench-relevance")(bench_relevance.bench_relevance)
+app.command("bench", cls=SectionedCommand)(bench.bench)
+app.command("bench-relevance", cls=SectionedCommand)(bench_relevance.bench_relevance)
 app.command("bench-compare")(bench_compare.bench_compare)
-app.command("tune")(tune.tune)
+app.command("tune", cls=SectionedCommand)(tune.tune)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lvspec_cli.cli import models_fit, models_pull, models_verify, options
-from lvspec_cli.cli.reporting import reporting, write_out
+from lvspec_cli.cli import models_pull, models_verify, options
+from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cores import quieten_libraries
+from lvspec_cli.errors import PairError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +52,49 @@ def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: opti
 
 
 app.command("pull")(models_pull.pull)
-app.command("fit")(models_fit.fit)
+
+
+@app.command()
+def fit(
+    pair: Annotated[
+        str | None,
+        typer.Argument(metavar="[PAIR]", autocompletion=options.complete_pair, help="One pair, in detail."),
+    ] = None,
+    frames: options.FrameCap = None,
+    max_pixels: options.MaxPixels = None,
+    device: options.Device = "auto",
+    models_file: options.ModelsPath = None,
+    debug: options.Debug = False,
+) -> None:
+    """Say what pairs need of memory and where they would go on this machine. No weights are loaded."""
+    with reporting(debug):
+        quieten_libraries()
+        from lvspec_cli.pairs.registry import load_registry
+
+        registry = load_registry(models_file)
+        chosen = dict([registry.pair(pair)]) if pair else registry.pairs
+        from lvspec_cli.memory.machine import this_machine
+        from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload
+        from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line, plain_fits
+
+        machine = this_machine(device)
+        limit = nf4_rows(machine)
+        fits = []
+        for name, each in chosen.items():
+            try:
+                load = workload(each.defaults, frames, max_pixels)
+                fits.append(fit_pair(name, each, machine, load, limit))
+            except PairError as error:
+                if pair:
+                    raise
+                say(f"{name}: {error.cause}")
+        say(machine_line(machine))
+        if pair:
+            write_out(fit_details(fits[0], machine))
+        else:
+            write_out(fit_table(fits) if sys.stdout.isatty() else plain_fits(fits))
+
+
 app.command("verify")(models_verify.verify)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import LvspecError, PairError
 from lvspec_cli.escape import visible_line
 
@@ -39,8 +40,6 @@ def verify(
 ) -> None:
     """Check a pair: its files' hashes, tokenizers, chat templates and configs, and that exact equals ar."""
     with reporting(debug):
-        from lvspec_cli.cores import quieten_libraries
-
         quieten_libraries()
         from lvspec_cli.pairs.registry import load_registry
 

@@ -4,50 +4,94 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lvspec_cli.cli.options import Decoding, FullSampling, Loading, Rule, Sampling
 from lvspec_cli.cli.reporting import say
-from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
-from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
+from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest, read_gamma
 
 if TYPE_CHECKING:
+    from lvspec_cli.memory.choose import Chosen
     from lvspec_cli.pairs.registry import Defaults, Pair
+    from lvspec_cli.request import AskRequest
 
+BLACK = (0, 0, 0)
 LEAST_TEMPERATURE = 1e-3  # logits divided by less are beyond what half precision holds
 
 
-def loading_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the flags say of how the pair is loaded, as fields of an AskRequest."""
-    return {name: given[name] for name in ("quant_target", "quant_draft", "draft_device", "cuda_graphs")}
+def chosen_pair(loading: Loading) -> Chosen:
+    """The pair that the flags mean, and why it is that one where nobody named it."""
+    from lvspec_cli.memory.choose import choose_pair
+    from lvspec_cli.pairs.registry import load_registry
+
+    return choose_pair(load_registry(loading.models), loading.pair, loading.device)
 
 
-def video_request(given: Mapping[str, Any], defaults: Defaults) -> VideoRequest:
-    """What the flags ask of the video, the pair's defaults where they are silent.
+def say_choice(chosen: Chosen, quiet: bool) -> None:
+    """Why the pair was taken. Last before the work: errors come first."""
+    if chosen.note and not quiet:
+        say(chosen.note)
 
-    :raises UsageError: a value is out of range.
+
+def pair_request(
+    chosen: Chosen,
+    loading: Loading,
+    sampling: Sampling,
+    decoding: Decoding,
+    rule: Rule,
+    *,
+    path: Path = Path(),
+    questions: tuple[str, ...] = (),
+    system: str | None = None,
+) -> AskRequest:
+    """What is asked of the chosen pair, as the flags say; without a path it is for many videos.
+
+    :raises UsageError: a value is out of range, or flags do not go together.
     """
+    from lvspec_cli.request import AskRequest
+
+    return AskRequest(
+        video=_video_request(path, sampling, chosen.pair.defaults),
+        questions=questions,
+        pair_name=chosen.name,
+        pair=chosen.pair,
+        settings=_decode_settings(decoding, rule, chosen.pair),
+        system=system,
+        device=loading.device,
+        dtype=loading.dtype,
+        quant_target=loading.quant_target,
+        quant_draft=loading.quant_draft,
+        draft_device=loading.draft_device,
+        cuda_graphs=loading.cuda_graphs,
+        threads=loading.threads,
+    )
+
+
+def _video_request(path: Path, sampling: Sampling, defaults: Defaults) -> VideoRequest:
+    """What the flags ask of the video, the pair's defaults where they are silent."""
     from lvspec_cli.video.sample import parse_time
 
-    start, end = (parse_time(given[name]) if given[name] is not None else None for name in ("start", "end"))
+    start, end = (None if text is None else parse_time(text) for text in (sampling.start, sampling.end))
     if end is not None and end <= (start or 0.0):
         raise UsageError("--end is not after --start", "choose a later end")
-    _check(given, "fps", above=0.0)
-    _check(given, "decode_timeout", above=0.0, most=1e6)
-    sampled = given["frames"] is not None or given["fps"] is not None
+    _check("--fps", sampling.fps, above=0.0)
+    _check("--decode-timeout", sampling.decode_timeout, above=0.0, most=1e6)
+    sampled = sampling.frames is not None or sampling.fps is not None
     return VideoRequest(
-        path=Path(given["video"]),
+        path=path,
         start=start,
         end=end,
-        max_frames=given["frames"] if sampled else defaults.frames,
-        fps=given["fps"] if sampled else defaults.fps,
-        max_pixels=given["max_pixels"] or defaults.max_pixels,
-        decoder=given["decoder"],
-        background=_colour(given.get("background", "black")),
-        timeout=given["decode_timeout"],
+        max_frames=sampling.frames if sampled else defaults.frames,
+        fps=sampling.fps if sampled else defaults.fps,
+        max_pixels=sampling.max_pixels or defaults.max_pixels,
+        decoder=sampling.decoder,
+        background=_colour(sampling.background) if isinstance(sampling, FullSampling) else BLACK,
+        timeout=sampling.decode_timeout,
     )
 
 
@@ -64,50 +108,45 @@ def _colour(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def decode_settings(given: Mapping[str, Any], pair: Pair) -> DecodeSettings:
-    """How the flags want answers decoded, the pair's defaults where they are silent.
-
-    :raises UsageError: a value is out of range, or flags do not go together.
-    """
+def _decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSettings:
+    """How the flags want answers decoded, the pair's defaults where they are silent."""
     from lvspec_cli.pairs.registry import settings_of_pair
 
-    _check(given, "temperature", least=0.0, most=100.0)
-    if 0 < given["temperature"] < LEAST_TEMPERATURE:
+    temperature = decoding.temperature
+    _check("--temperature", temperature, least=0.0, most=100.0)
+    if 0 < temperature < LEAST_TEMPERATURE:
         raise UsageError(
-            f"--temperature {given['temperature']:g} is out of range", "give 0 for greedy, or 0.001 and more"
+            f"--temperature {temperature:g} is out of range", "give 0 for greedy, or 0.001 and more"
         )
-    _check(given, "draft_keep", above=0.0, most=1.0)
-    if given["temperature"] > 0 and given["mode"] is Mode.LVSPEC:
+    _check("--draft-keep", decoding.draft_keep, above=0.0, most=1.0)
+    if temperature > 0 and decoding.mode is Mode.LVSPEC:
         raise UsageError("--temperature has no rule in mode lvspec yet", "add --mode exact or --mode ar")
-    defaults, fallback = settings_of_pair(pair), given.get("fallback")
+    defaults = settings_of_pair(pair)
     return replace(
         defaults,
-        mode=given["mode"],
-        gamma=given["gamma"] or defaults.gamma,
-        fallback=defaults.fallback if fallback is None else fallback,
-        rule=_rule(given, pair),
-        max_new_tokens=given["max_new_tokens"] or defaults.max_new_tokens,
-        temperature=given["temperature"],
-        seed=given["seed"],
-        draft_keep=given["draft_keep"],
-        draft_keep_by=given.get("draft_keep_by", defaults.draft_keep_by),
+        mode=decoding.mode,
+        gamma=defaults.gamma if decoding.gamma is None else read_gamma(decoding.gamma),
+        fallback=defaults.fallback if decoding.fallback is None else decoding.fallback,
+        rule=_rule_settings(rule, pair),
+        max_new_tokens=decoding.max_new_tokens or defaults.max_new_tokens,
+        temperature=temperature,
+        seed=decoding.seed,
+        draft_keep=decoding.draft_keep,
+        draft_keep_by=decoding.draft_keep_by,
     )
 
 
-def _rule(given: Mapping[str, Any], pair: Pair) -> RuleSettings:
-    from dataclasses import asdict, fields
-
+def _rule_settings(rule: Rule, pair: Pair) -> RuleSettings:
     from pydantic import TypeAdapter, ValidationError
 
     from lvspec_cli.pairs.registry import rule_of
 
-    flags = {field.name: given.get(field.name) for field in fields(RuleSettings)}
-    flags["layers"] = given["layer"] or None
-    changes = {name: value for name, value in flags.items() if value is not None}
+    settings = asdict(rule_of(pair, rule.looseness))
+    settings |= {
+        name: value for name, value in asdict(rule).items() if name in settings and value is not None
+    }
     try:
-        return TypeAdapter(RuleSettings).validate_python(
-            {**asdict(rule_of(pair, given["looseness"])), **changes}
-        )
+        return TypeAdapter(RuleSettings).validate_python(settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
@@ -115,21 +154,18 @@ def _rule(given: Mapping[str, Any], pair: Pair) -> RuleSettings:
 
 
 def _check(
-    given: Mapping[str, Any],
-    name: str,
+    flag: str,
+    value: float | None,
     *,
     above: float = -math.inf,
     least: float = -math.inf,
     most: float = math.inf,
 ) -> None:
     """A number that has a range: NaN and infinity are in none."""
-    value = given[name]
     if value is not None and not (math.isfinite(value) and value > above and least <= value <= most):
         bound = f"above {above:g}" if above > -math.inf else f"{least:g} or more"
         end = f", {most:g} at most" if most < math.inf else ""
-        raise UsageError(
-            f"--{name.replace('_', '-')} {value:g} is out of range", f"give a number {bound}{end}"
-        )
+        raise UsageError(f"{flag} {value:g} is out of range", f"give a number {bound}{end}")
 
 
 def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:
@@ -140,25 +176,31 @@ def collect_questions(first: str | None, more: Sequence[str], file: Path | None)
     :raises UsageError: there is none, one is empty, or a text is not UTF-8.
     :raises NoInputError: the file cannot be read.
     """
-    given = [first, *more] if first is not None else list(more)
-    if given.count("-") + (file == Path("-")) > 1:
+    texts = [first, *more] if first is not None else list(more)
+    if texts.count("-") + (file == Path("-")) > 1:
         raise UsageError("stdin can be read only once", "use - for one question or for --questions")
     questions = [
-        checked_text(_stdin(), "the question on stdin")
-        if question == "-"
-        else checked_text(question, "a question")
-        for question in given
+        checked_text(_stdin(), "the question on stdin") if text == "-" else checked_text(text, "a question")
+        for text in texts
     ]
     if file is not None:
-        text = _stdin() if file == Path("-") else read_text(file)
-        questions += [line.strip() for line in text.splitlines() if line.strip()]
-        if not text.strip():
+        lines = _stdin() if file == Path("-") else read_text(file)
+        questions += [line.strip() for line in lines.splitlines() if line.strip()]
+        if not lines.strip():
             raise UsageError(f"{file}: no question in it", "write one a line")
     if not questions:
         raise UsageError(
             "there is no question", 'write one after the video: lvspec ask VIDEO "What happens?"'
         )
     return tuple(questions)
+
+
+def checked_system(text: str | None) -> str | None:
+    """The system prompt, if there is one, without space around it.
+
+    :raises UsageError: it is empty, or not UTF-8.
+    """
+    return None if text is None else checked_text(text, "--system")
 
 
 def checked_text(text: str, name: str) -> str:
@@ -193,16 +235,13 @@ def read_text(file: Path) -> str:
         raise NoInputError(f"{file}: {error.strerror}", "name a text file that can be read") from error
 
 
-def chosen_pair(given: Mapping[str, Any]) -> tuple[str, Pair, str]:
-    """The pair that the flags mean, by its name, and why it is that one where nobody named it."""
-    from lvspec_cli.memory.choose import choose_pair
-    from lvspec_cli.pairs.registry import load_registry
+def made_folder(folder: Path) -> None:
+    """Makes a folder for results, if it is not there.
 
-    chosen = choose_pair(load_registry(given["models"]), given["pair"], given["device"])
-    return chosen.name, chosen.pair, chosen.note
-
-
-def tell(note: str, given: Mapping[str, Any]) -> None:
-    """Why the pair was taken. Last before the work: errors come first."""
-    if note and not given["quiet"]:
-        say(note)
+    :raises OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "name a folder that can be written"
+        raise OutputError(f"{folder}: {error.strerror or error}", remedy) from error

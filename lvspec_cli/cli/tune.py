@@ -2,103 +2,235 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import AskedPerClip, Clips, Limit, Processes, Prompts, QuestionFile
-from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.types import Quantisation, RelevanceName
+from lvspec_cli.cli.bench import Clips, Work, chosen_clips, resumable, warn
+from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cli.requests import (
+    checked_system,
+    chosen_pair,
+    made_folder,
+    pair_request,
+    say_choice,
+)
+from lvspec_cli.cores import quieten_libraries
+from lvspec_cli.errors import UsageError
+from lvspec_cli.types import RelevanceName
 
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where measurements and results go.")]
-Relevances = Annotated[
-    list[RelevanceName] | None,
-    typer.Option("--relevance", help="Tune this scheme, not the pair's own; repeat to tune controls too."),
-]
-Budget = Annotated[
-    int, typer.Option("--budget", min=1, max=999, metavar="N", help="Try N settings of each relevance.")
-]
-MinFidelity = Annotated[
-    float,
-    typer.Option(
-        "--min-fidelity", metavar="PERCENT",
-        help="Quality to keep of ar's, as the lower end of its interval: of facts and answers where right "
-        "ones are known, else of how likely the target finds the text, a token.",
-    ),
-]  # fmt: skip
-Gammas = Annotated[
-    str, typer.Option("--gamma", metavar="LIST", help="What to try for gamma: auto,4,8,12,16.")
-]
-SplitSeed = Annotated[
-    int,
-    typer.Option(
-        "--seed",
-        min=0,
-        max=options.GREATEST_SEED,
-        metavar="N",
-        help="Another seed, other halves and other settings.",
-    ),
-]
-Reported = Annotated[
-    int | None,
-    typer.Option(
-        "--report",
-        min=1,
-        max=9999,
-        metavar="N",
-        help="Report on N clips of the other half only: they are timed.",
-    ),
-]
-Redo = Annotated[bool, typer.Option("--redo", help="Measure all of it again.")]
+if TYPE_CHECKING:
+    from lvspec_cli.bench.measure import Progress
+    from lvspec_cli.bench.tune import Tuned, TuneJob
+    from lvspec_cli.events import Listener
+    from lvspec_cli.memory.choose import Chosen
+    from lvspec_cli.ui.progress import PlainProgress
+
+DEMO_CLIPS = 200  # half of them have facts enough to show that 99.8 % are kept
+TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, whose results are reported
 
 
-def tune(
-    clips: Clips = None,
-    out: Out = Path("lvspec-tune"),
-    relevance: Relevances = None,
-    budget: Budget = 48,
-    processes: Processes = 1,
-    report: Reported = None,
-    min_fidelity: MinFidelity = 99.8,
-    gamma: Gammas = "auto,4,8,12,16",
-    limit: Limit = None,
-    prompt: Prompts = None,
-    questions: QuestionFile = None,
-    questions_per_clip: AskedPerClip = None,
-    redo: Redo = False,
-    system: options.System = None,
-    pair: options.PairName = None,
-    models: options.ModelsPath = None,
-    device: options.Device = "auto",
-    dtype: options.DataType = "auto",
-    draft_device: options.DraftDevice = None,
-    cuda_graphs: options.CudaGraphs = True,
-    quant_target: options.QuantTarget = Quantisation.AUTO,
-    quant_draft: options.QuantDraft = Quantisation.AUTO,
-    threads: options.Threads = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    seed: SplitSeed = 0,
-    layer: options.Layers = None,
-    frames: options.FrameCap = None,
-    fps: options.FrameRate = None,
-    start: options.Start = None,
-    end: options.End = None,
-    max_pixels: options.MaxPixels = None,
-    decoder: options.Decoder = "pyav",
-    decode_timeout: options.DecodeTimeout = 120.0,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+@dataclass(frozen=True)
+class Search(OptionGroup):
+    """Which settings of the rule are tried."""
+
+    section = "The search"
+
+    relevance: Annotated[
+        list[RelevanceName] | None,
+        Option("--relevance", help="Tune this scheme, not the pair's own; repeat to tune controls too."),
+    ] = None
+    budget: Annotated[
+        int, Option("--budget", min=1, max=999, metavar="N", help="Try N settings of each relevance.")
+    ] = 48
+    min_fidelity: Annotated[
+        float,
+        Option(
+            "--min-fidelity", metavar="PERCENT",
+            help="Quality to keep of ar's, as the lower end of its interval: of facts and answers where "
+            "right ones are known, else of how likely the target finds the text, a token.",
+        ),
+    ] = 99.8  # fmt: skip
+    gamma: Annotated[
+        str, Option("--gamma", metavar="LIST", help="What to try for gamma: auto,4,8,12,16.")
+    ] = "auto,4,8,12,16"
+    layers: options.Layers = None
+    max_new_tokens: options.MaxNewTokens = None
+    seed: Annotated[
+        int,
+        Option(
+            "--seed", min=0, max=options.GREATEST_SEED, metavar="N",
+            help="Another seed, other halves and other settings.",
+        ),
+    ] = 0  # fmt: skip
+    report: Annotated[
+        int | None,
+        Option(
+            "--report", min=1, max=9999, metavar="N",
+            help="Report on N clips of the other half only: they are timed.",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TuneWork(Work):
+    """Where the search writes, and how it is done."""
+
+    out: Annotated[
+        Path, Option("--out", "-o", metavar="DIR", help="Where measurements and results go.")
+    ] = Path("lvspec-tune")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TuneFlags(OptionGroup):
+    """All that the command takes."""
+
+    clips: Clips
+    search: Search
+    work: TuneWork
+    loading: options.Loading
+    sampling: options.Sampling
+    messages: options.Messages
+
+
+@with_groups
+def tune(flags: TuneFlags) -> None:
     """Find the fastest setting of a pair's rule that keeps the quality: searched on one half of the clips,
     reported on the other, printed as lines for models.yaml. It can be stopped, and goes on where it was."""
-    given = dict(locals())
-    with reporting(debug):
-        if not debug:
-            from lvspec_cli.cores import quieten_libraries
-
+    with reporting(flags.messages.debug):
+        if not flags.messages.debug:
             quieten_libraries()
-        from lvspec_cli.cli.tune_run import tune_all
+        raise typer.Exit(_tune(flags))
 
-        raise typer.Exit(tune_all(given))
+
+def _tune(flags: TuneFlags) -> int:
+    """Runs the command and gives its exit code."""
+    from lvspec_cli.bench.tune_report import notes
+    from lvspec_cli.ui.bench import plain_tuned, tuned_tables
+
+    quiet = flags.messages.quiet
+    chosen = chosen_pair(flags.loading)
+    with resumable(flags.work.out, quiet) as progress:
+        job = _read_job(flags, chosen, progress)
+        say_choice(chosen, quiet)
+        tuned = _run(job, progress)
+    _write(job, tuned)
+    write_out((tuned_tables if sys.stdout.isatty() else plain_tuned)(tuned) + _lines(job, tuned))
+    if not quiet:
+        for note in notes(job, tuned):
+            say(note)
+        say(f"results: {job.out}")
+    reported = tuned.results.items if tuned.results else ()
+    return 1 if tuned.failed or any(item.error for item in reported) else 0
+
+
+def _read_job(flags: TuneFlags, chosen: Chosen, progress: PlainProgress | None) -> TuneJob:
+    """Everything that can be wrong with the flags is found here; clips of the demo world are drawn.
+
+    :raises UsageError: flags are wrong or exclude each other.
+    :raises NoInputError: there is nothing to measure.
+    :raises OutputError: files of others have the names of the results.
+    """
+    from lvspec_cli.bench.tune import TuneJob
+    from lvspec_cli.bench.tune_report import MARKS
+    from lvspec_cli.bench.variants import parse_gammas
+    from lvspec_cli.output.files import check_all_ours
+
+    search, work = flags.search, flags.work
+    check_all_ours(work.out, MARKS)
+    least = search.min_fidelity
+    if not 0 < least <= 100:
+        raise UsageError(f"--min-fidelity {least:g} is out of range", "give per cent: above 0, 100 at most")
+    relevances = tuple(dict.fromkeys(search.relevance or [chosen.pair.rules.balanced.relevance]))
+    if RelevanceName.NONE in relevances:
+        raise UsageError("--relevance none has nothing to tune: it is exact mode", "name another")
+    # The pair's own rule is where the search begins.
+    decoding = options.Decoding(fallback=False, max_new_tokens=search.max_new_tokens, seed=search.seed)
+    rule, system = options.Rule(layers=search.layers), checked_system(flags.clips.system)
+    request = pair_request(chosen, flags.loading, flags.sampling, decoding, rule, system=system)
+    made_folder(work.out)
+    return TuneJob(
+        request=request,
+        relevances=relevances,
+        gammas=parse_gammas(search.gamma),
+        clips=chosen_clips(
+            flags.clips, work.out, request.video, progress, drawn=DEMO_CLIPS, seed=TUNING_SEED
+        ),
+        budget=search.budget,
+        least=least / 100,
+        seed=search.seed,
+        out=work.out,
+        redo=work.redo,
+        processes=work.processes,
+        reported=search.report,
+        find_layers=search.layers is None,
+        command=shlex.join(["lvspec", *sys.argv[1:]]),
+    )
+
+
+def _run(job: TuneJob, progress: PlainProgress | None) -> Tuned:
+    from lvspec_cli.bench.tune import tune as tune_rule
+    from lvspec_cli.pipeline import load, memory_errors, pinned_request
+
+    listen: Listener = progress.listen if progress else lambda event: None
+    request = pinned_request(job.request, listen)
+    loaded = load(request, listen)
+    with memory_errors(request):
+        return tune_rule(
+            loaded,
+            replace(job, request=request),
+            progress=_stages(progress),
+            warn=warn,
+            found=lambda tuned: _write(job, tuned),
+        )
+
+
+def _stages(progress: PlainProgress | None) -> Callable[[str], Progress]:
+    """A stage after the other, each begun when it is first told of."""
+
+    def stage(label: str) -> Progress:
+        begun = False
+
+        def advance(done: int, total: int) -> None:
+            nonlocal begun
+            if progress is None:
+                return
+            if not begun:
+                begun = True
+                progress.close()
+                progress.begin(label)
+            progress.advance(label, done, total)
+
+        return advance
+
+    return stage
+
+
+def _lines(job: TuneJob, tuned: Tuned) -> str:
+    """The pair's entry of a models.yaml; empty where nothing was found."""
+    from lvspec_cli.bench.tune_report import models_yaml
+
+    best, request = tuned.best, job.request
+    if best is None:
+        return ""
+    return models_yaml(request.pair_name, request.pair, best, tuned.costs[best.rule.rule.relevance])
+
+
+def _write(job: TuneJob, tuned: Tuned) -> None:
+    from lvspec_cli.bench.tune_report import MARKDOWN, MODELS, RULES, markdown, rules_yaml
+    from lvspec_cli.output.files import replacing
+
+    texts = {MARKDOWN: markdown(job, tuned)}
+    if lines := _lines(job, tuned):
+        texts |= {MODELS: lines, RULES: rules_yaml(tuned)}
+    for name, text in texts.items():
+        with replacing(Path(job.out) / name) as stream:
+            stream.write(text.encode())

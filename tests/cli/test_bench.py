@@ -41,8 +41,8 @@ def clips(tmp_path: Path) -> Path:
     ("command", "measures"),
     [
         ("bench", "lvspec_cli.bench.run.measuring"),
-        ("tune", "lvspec_cli.cli.tune_run.tune"),
-        ("bench-relevance", "lvspec_cli.cli.relevance_run.measure_relevance"),
+        ("tune", "lvspec_cli.bench.tune.tune"),
+        ("bench-relevance", "lvspec_cli.bench.relevance_measure.measure_relevance"),
     ],
 )
 def test_too_little_memory_says_what_would_fit(

@@ -13,7 +13,9 @@ import pytest
 
 from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.serve import WorkerPlan
-from lvspec_cli.cli.caption_job import _plans
+from lvspec_cli.cli.caption_job import worker_plans
+from lvspec_cli.cli.caption_options import Workers
+from lvspec_cli.cli.options import Loading as LoadingFlags
 from lvspec_cli.errors import NoRoomError, PairError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.memory.plan import Decision, Device, Machine, Sizes, Wanted, Workload, decide
@@ -222,17 +224,19 @@ def test_workers_are_given_their_place_before_any_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("flags", "counts"),
+    ("workers", "draft_device", "counts"),
     [
-        ({"workers": 3}, [3, 3, 3]),
-        ({"devices": "cuda:0, cuda:1,cuda:0"}, [2, 1, 2]),
-        ({"devices": "cuda:0,cuda:1", "draft_device": "cuda:2"}, [2, 2]),
-        ({}, [1]),
+        (Workers(workers=3), None, [3, 3, 3]),
+        (Workers(devices="cuda:0, cuda:1,cuda:0"), None, [2, 1, 2]),
+        (Workers(devices="cuda:0,cuda:1"), "cuda:2", [2, 2]),
+        (Workers(), None, [1]),
     ],
 )
-def test_who_shares_a_device(flags: dict[str, Any], counts: list[int], request_: AskRequest) -> None:
-    given = {"devices": None, "device": "cpu", "workers": 1, "draft_device": None, "decode_workers": 1}
-    plans = _plans({**given, "decode_memory": 8, "on_oom": "fail", **flags}, request_)
+def test_who_shares_a_device(
+    workers: Workers, draft_device: str | None, counts: list[int], request_: AskRequest
+) -> None:
+    loading = LoadingFlags(device="cpu", draft_device=draft_device)
+    plans = worker_plans(request_, loading, workers, "fail")
     assert [plan.base.side_by_side for plan in plans] == counts
 
 

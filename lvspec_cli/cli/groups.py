@@ -1,0 +1,116 @@
+"""Groups of flags: a dataclass of Typer's options is one parameter of a command and one section of --help.
+
+So ``@with_groups def ask(video: str, sampling: Sampling)`` is a command with the flags ``--fps``, ``--start``
+and what else is a field of ``Sampling``; it is given a ``Sampling``, and its help has a section of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import MISSING, dataclass, fields
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+
+from typer.core import TyperCommand, TyperGroup
+from typer.models import OptionInfo
+
+if TYPE_CHECKING:
+    from typer._click import Context, HelpFormatter
+
+HelpRow = tuple[str, str]  # an option as it is written, and its help
+ARGUMENTS, OPTIONS = "Arguments", "Options"  # sections of what is in no group
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """The base of groups: each is a frozen dataclass whose fields are options, arguments, or groups again."""
+
+    section: ClassVar[str] = OPTIONS
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Lets a command take groups: Typer reads a flat signature, the command gets each group as one value.
+
+    :raises ValueError: two groups of the command have a field of the same name.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters = inspect.signature(command).parameters
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(**{name: _taken(name, hints[name], values) for name in parameters})
+
+    flags = [
+        flag
+        for name, parameter in parameters.items()
+        for flag in _flat(name, hints[name], parameter.default, OPTIONS)
+    ]
+    run.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
+    run.__annotations__ = {flag.name: flag.annotation for flag in flags}
+    return run
+
+
+def _flat(name: str, hint: Any, default: Any, section: str) -> Iterator[inspect.Parameter]:
+    """One parameter for an option; for a group those of all its fields."""
+    if _is_group(hint):
+        hints = _hints(hint)
+        for field in fields(hint):
+            value = inspect.Parameter.empty if field.default is MISSING else field.default
+            yield from _flat(field.name, hints[field.name], value, hint.section)
+    else:
+        annotation = _in_section(hint, section)
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _in_section(hint: Any, section: str) -> Any:
+    """The same option, to be listed in a section of the help."""
+    if get_origin(hint) is not Annotated:
+        return hint
+    kind, *notes = get_args(hint)
+    for index, note in enumerate(notes):
+        if isinstance(note, OptionInfo):
+            notes[index] = copy(note)
+            notes[index].rich_help_panel = section
+    return Annotated[kind, *notes]
+
+
+def _taken(name: str, hint: Any, values: dict[str, Any]) -> Any:
+    """The value of one parameter of the command, out of Typer's flat values."""
+    if not _is_group(hint):
+        return values[name]
+    hints = _hints(hint)
+    return hint(**{part: _taken(part, hints[part], values) for part in hints})
+
+
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, OptionGroup)
+
+
+@cache  # several commands take the same groups, and --help has to be quick
+def _hints(group: type[Any]) -> dict[str, Any]:
+    """The types of a group's fields, as they are written there."""
+    hints = get_type_hints(group, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(group)}
+
+
+class SectionedCommand(TyperCommand):
+    """A command whose ``--help`` has a section for each group."""
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        for section, rows in help_sections(self, ctx).items():
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+
+def help_sections(command: TyperCommand | TyperGroup, context: Context) -> dict[str, list[HelpRow]]:
+    """A command's parameters with their help: arguments, then options by section, in order of their first."""
+    sections: dict[str, list[HelpRow]] = {ARGUMENTS: []}
+    for parameter in command.get_params(context):
+        row = parameter.get_help_record(context)
+        if row is not None:
+            is_argument = parameter.param_type_name == "argument"
+            section = ARGUMENTS if is_argument else getattr(parameter, "rich_help_panel", None) or OPTIONS
+            sections.setdefault(section, []).append(row)
+    return {section: rows for section, rows in sections.items() if rows}
