@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvspec_cli.errors import ChangedVideoError, NoRoomError, UsageError, VideoError, check_machine
+from lvspec_cli.errors import (
+    ChangedVideoError,
+    LvspecError,
+    NoRoomError,
+    UsageError,
+    VideoError,
+    check_machine,
+)
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import (
     Answered,
@@ -28,7 +35,6 @@ from lvspec_cli.events import (
     StageFinished,
     StageStarted,
 )
-from lvspec_cli.figures.audit import is_audited
 from lvspec_cli.output.records import (
     Audit,
     Facts,
@@ -75,14 +81,15 @@ def ask(
     """
     if not request.questions:
         raise UsageError("there is no question", "ask one")
-    request = pinned_request(request, listen)
+    request = pinned_request(request, listen, _duration(request.video))
     check_prompts(request, {text: f"question {n}" for n, text in enumerate(request.questions, start=1)})
     identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
         check_unchanged(request, identity)
-        loaded = load(request, listen)
-        with memory_errors(of_clip(request, clip)):
+        as_it_is = of_clip(request, clip)
+        loaded = load(as_it_is, listen)
+        with memory_errors(as_it_is):
             return list(
                 answers(loaded, request, identity, clip, listen, trace=trace, interrupted=interrupted)
             )
@@ -92,11 +99,27 @@ def ask(
         raise
 
 
-def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -> AskRequest:
+def _duration(video: VideoRequest) -> float | None:
+    """Seconds of the file, where that decides how many frames are taken; None if it cannot be looked at."""
+    from lvspec_cli.video.decode import probe
+    from lvspec_cli.video.sample import is_open_ended
+
+    if not is_open_ended(video):
+        return None
+    try:
+        return probe(video.path).duration
+    except LvspecError:  # decoding will say the same
+        return None
+
+
+def pinned_request(
+    request: AskRequest, listen: Listener = lambda event: None, duration: float | None = None
+) -> AskRequest:
     """The request with the revisions of the pair that is on this machine, and with how it is loaded here.
 
     Where nobody named a gamma, a round is no wider than the target's kernels are fast.
 
+    :param duration: seconds of the file, where that decides how many frames are taken.
     :raises PairError: not all of it is here, or it cannot be loaded as it is asked for.
     """
     from lvspec_cli.memory.resolve import settle
@@ -106,7 +129,7 @@ def pinned_request(request: AskRequest, listen: Listener = lambda event: None) -
     read = {
         role: pinned(getattr(pair, role), require(getattr(pair, role), request.pair_name)) for role in roles
     }
-    settled = settle(request, *_folders(request))
+    settled = settle(request, *_folders(request), duration)
     for note in (request.pair_note, *settled.notes):
         if note:
             listen(Noted(note))
@@ -294,6 +317,8 @@ class _Run:
             full_precision=self.pair.target.full_precision,
             oom_retries=self.oom_retries,
         )
+        from lvspec_cli.figures.audit import is_audited
+
         record = answered_record(self.request, self.identity, number, facts, generation, text.text)
         if record.status == "ok" and is_audited(record.key, self.request.audit):
             audit = self._audit(session, prompts, generation, text.text, interrupted)

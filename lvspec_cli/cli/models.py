@@ -74,7 +74,7 @@ def fit(
         registry = load_registry(models_file)
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
         from lvspec_cli.memory.machine import this_machine
-        from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload
+        from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload_of_pair
         from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line, plain_fits
 
         machine = this_machine(device)
@@ -82,7 +82,7 @@ def fit(
         fits = []
         for name, each in chosen.items():
             try:
-                load = workload(each.defaults, frames, max_pixels)
+                load = workload_of_pair(each, frames, max_pixels)
                 fits.append(fit_pair(name, each, machine, load, limit))
             except PairError as error:
                 if pair:

@@ -33,13 +33,13 @@ from lvspec_cli.memory.plan import (
     smallest_change,
 )
 from lvspec_cli.pairs.files import Stored, config_path, locate, read_object
-from lvspec_cli.pairs.registry import Defaults, Pair, Source
-from lvspec_cli.types import Loading, Placement, Quantisation, Share
+from lvspec_cli.pairs.registry import Pair, Source
+from lvspec_cli.types import Loading, Placement, Quantisation, Share, VideoRequest
+from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 
 if TYPE_CHECKING:
     from lvspec_cli.request import AskRequest
 
-FRAMES, MAX_PIXELS = 64, 602_112  # of a clip for which nothing is said
 LEAST = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # with less there is nothing to answer about
 _DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
 _PLENTY = 4  # times the files' size: bfloat16 computed in float32, and as much again for the clip
@@ -58,9 +58,10 @@ class Settled:
     notes: tuple[str, ...] = ()
 
 
-def settle(request: AskRequest, target: Path, draft: Path | None) -> Settled:
+def settle(request: AskRequest, target: Path, draft: Path | None, duration: float | None = None) -> Settled:
     """How the pair in these folders is loaded on this machine.
 
+    :param duration: as in ``workload_of``.
     :raises PairError: files are broken, or do not go with what was asked for.
     """
     kind = device_kind(request.device)
@@ -70,7 +71,7 @@ def settle(request: AskRequest, target: Path, draft: Path | None) -> Settled:
     if plain and request.draft_device is None and _plainly_fit(folders, request.side_by_side):
         none, dtype = Quantisation.NONE, "float32" if request.dtype == "auto" else request.dtype
         return Settled(Loading(none, none if draft else None, dtype, kind))
-    return _settle(request, target, draft, kind)
+    return _settle(request, target, draft, kind, duration)
 
 
 def device_kind(name: str) -> str:
@@ -99,7 +100,9 @@ def _quantised(folder: Path) -> Any:
     return read_object(folder / "config.json").get("quantization_config")
 
 
-def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) -> Settled:
+def _settle(
+    request: AskRequest, target: Path, draft: Path | None, kind: str, duration: float | None
+) -> Settled:
     from lvspec_cli.models.families import family_of
     from lvspec_cli.models.load import choose_device, choose_dtype
     from lvspec_cli.models.quantise import (
@@ -137,7 +140,7 @@ def _settle(request: AskRequest, target: Path, draft: Path | None, kind: str) ->
         decision = decide(
             _machine(request),
             sizes_of(target, draft),
-            workload_of(request),
+            workload_of(request, duration),
             Wanted(asked[0], asked[-1], dtype.itemsize, request.draft_device, element),
             gamma=request.settings.greatest_gamma,
             width_limit=limit,
@@ -160,15 +163,36 @@ def _notes(loading: Loading, asked: list[Quantisation], why: str) -> tuple[str, 
     return (f"{', '.join(kept)}: {why}",) if kept and why else ()
 
 
-def workload_of(request: AskRequest) -> Workload:
-    """The clip and the answer that a request asks for, at most."""
-    video = request.video
+def workload_of(request: AskRequest, duration: float | None = None) -> Workload:
+    """The clip and the answer that a request asks for, at most.
+
+    :param duration: seconds of the file, where that decides how many frames are taken.
+    """
     longest = max(map(len, request.questions), default=0)
+    text_tokens = (longest + len(request.system or "")) // _CHARACTERS_A_TOKEN
+    return _workload(request.video, request.settings.max_new_tokens, text_tokens, duration)
+
+
+def workload_of_pair(pair: Pair, frames: int | None = None, max_pixels: int | None = None) -> Workload:
+    """A clip and an answer of the pair's defaults, or with other frames."""
+    defaults = pair.defaults
+    video = VideoRequest(
+        Path(),
+        max_frames=defaults.frames if frames is None else frames,
+        fps=defaults.fps if frames is None else None,
+        max_pixels=max_pixels or defaults.max_pixels,
+    )
+    return _workload(video, defaults.max_new_tokens)
+
+
+def _workload(
+    video: VideoRequest, new_tokens: int, text_tokens: int = 0, duration: float | None = None
+) -> Workload:
     return Workload(
-        frames=video.max_frames or request.pair.defaults.frames or FRAMES,
-        max_pixels=video.max_pixels or MAX_PIXELS,
-        new_tokens=request.settings.max_new_tokens,
-        text_tokens=max(TEXT_TOKENS, (longest + len(request.system or "")) // _CHARACTERS_A_TOKEN),
+        frames=most_frames(video, duration),
+        max_pixels=video.max_pixels or DEFAULT_MAX_PIXELS,
+        new_tokens=new_tokens,
+        text_tokens=max(TEXT_TOKENS, text_tokens),
     )
 
 
@@ -283,7 +307,6 @@ def _smaller_pair(machine: Machine) -> str:
     return f"--pair {name}, a smaller one" if name else "choose a smaller pair with --pair"
 
 
-_FIT_FRAMES, _FIT_PIXELS = 64, 200_704  # where the pair has no defaults of its own
 GAMMA = 8  # that a decision reckons with
 
 
@@ -308,15 +331,6 @@ class PairFit:
     change: str | None  # what would make it fit, where it does not
 
 
-def workload(defaults: Defaults, frames: int | None = None, max_pixels: int | None = None) -> Workload:
-    """A clip and an answer of a pair's defaults, or with other frames."""
-    return Workload(
-        frames=frames or defaults.frames or _FIT_FRAMES,
-        max_pixels=max_pixels or defaults.max_pixels or _FIT_PIXELS,
-        new_tokens=defaults.max_new_tokens,
-    )
-
-
 def local_fit(pair: Pair, target: Path, draft: Path, device: str) -> Decision:
     """What ``auto`` would decide for a pair in these folders.
 
@@ -326,7 +340,7 @@ def local_fit(pair: Pair, target: Path, draft: Path, device: str) -> Decision:
 
     machine = this_machine(device)
     sizes = sizes_of(target, draft)
-    return decide(machine, sizes, workload(pair.defaults), _wanted(machine), gamma=GAMMA, width_limit=None)
+    return decide(machine, sizes, workload_of_pair(pair), _wanted(machine), gamma=GAMMA, width_limit=None)
 
 
 def fit_pair(
@@ -358,7 +372,7 @@ def largest_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> str | None
     room = sum(device.usable for device in machine.devices)
     known = [name for name, pair in pairs.items() if pair.memory and min(pair.memory.values()) * 1e9 <= room]
     for name in sorted(known, key=lambda name: -max(pairs[name].memory.values())):
-        if fit_pair(name, pairs[name], machine, workload(pairs[name].defaults)).decision.plan.fits:
+        if fit_pair(name, pairs[name], machine, workload_of_pair(pairs[name])).decision.plan.fits:
             return name
     return None
 

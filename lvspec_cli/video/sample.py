@@ -44,6 +44,28 @@ class Sampling:
         return Sampling(request.fps, request.max_frames)
 
 
+def most_frames(request: VideoRequest, duration: float | None = None) -> int:
+    """Frames that are taken at most. A file of unknown length is taken to give ``DEFAULT_MAX_FRAMES``.
+
+    :param duration: seconds of the file's clock to its end, None when unknown.
+    """
+    sampling = Sampling.of(request)
+    caps = [request.limits.sampled_frames]
+    caps += [] if sampling.max_frames is None else [sampling.max_frames]
+    ends = [end for end in (request.end, duration) if end is not None]
+    if sampling.fps is not None and ends:
+        length = max(0.0, min(ends) - (request.start or 0.0))
+        caps.append(math.floor(length * sampling.fps) + 1)
+    elif sampling.max_frames is None:
+        caps.append(DEFAULT_MAX_FRAMES)
+    return min(caps)
+
+
+def is_open_ended(request: VideoRequest) -> bool:
+    """Whether only the file's length tells how many frames are taken at most."""
+    return request.end is None and Sampling.of(request).max_frames is None
+
+
 def check_request(request: VideoRequest) -> None:
     """Raise UsageError when no video could satisfy the request."""
     start, end = request.start or 0.0, request.end

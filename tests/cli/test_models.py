@@ -88,13 +88,13 @@ def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
 
 
 def test_memory_in_models_yaml_is_what_fit_says() -> None:
-    from lvspec_cli.memory.resolve import workload
+    from lvspec_cli.memory.resolve import workload_of_pair
 
     for name, pair in load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs.items():
         if pair.target.repo is None:
             continue
         assert list(pair.memory) == ["none", "int8", "fp8", "nf4", "torchao-int4"], name
-        load = workload(pair.defaults)
+        load = workload_of_pair(pair)
         for kind, least in pair.memory.items():
             both = [
                 need(size((source.repo or "").split("/")[1]), load, Kept(kind))

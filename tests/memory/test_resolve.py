@@ -28,14 +28,17 @@ from lvspec_cli.memory.resolve import (
     settle,
     wanted_of,
     workload_of,
+    workload_of_pair,
 )
 from lvspec_cli.models.load import ModelRequest
 from lvspec_cli.output.records import FileIdentity, record_key
-from lvspec_cli.pairs.registry import load_registry
-from lvspec_cli.pipeline import load, narrowed, pinned_request
+from lvspec_cli.pairs.registry import Defaults, load_registry
+from lvspec_cli.pipeline import ask, load, narrowed, pinned_request
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
+from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 
+CLIP = Path("lvspec_cli/demo/clips/clip_0001.mp4").resolve()
 NONE, NF4 = Quantisation.NONE, Quantisation.NF4
 PLAIN = Loading(NONE, NONE, "float32", "cpu")
 FOLDER = Path("lvspec_cli/demo/pair").resolve()
@@ -293,6 +296,38 @@ def test_a_pinned_request_knows_how_it_is_loaded(request_: AskRequest) -> None:
     assert pinned_request(request_).loading == PLAIN
     load = workload_of(request_)
     assert (load.frames, load.max_pixels, load.new_tokens) == (8, 110_592, 256)
+
+
+def test_a_rate_without_a_cap_is_planned_for_the_file_s_length(request_: AskRequest) -> None:
+    rated = replace(request_, video=replace(request_.video, max_frames=None, fps=5.0))
+    assert workload_of(rated, 10.0).frames == 51
+    assert workload_of(replace(rated, video=replace(rated.video, fps=None)), 10.0).frames == 21
+
+
+def test_ask_looks_at_the_file_where_its_length_decides(
+    request_: AskRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SettledError(Exception):
+        pass
+
+    def spy(request: AskRequest, target: Path, draft: Path, duration: float | None) -> None:
+        raise SettledError(duration)
+
+    monkeypatch.setattr("lvspec_cli.memory.resolve.settle", spy)
+    for fps, frames, known in ((5.0, None, 5.5), (5.0, 8, None), (None, 8, None)):
+        video = replace(request_.video, path=CLIP, fps=fps, max_frames=frames)
+        with pytest.raises(SettledError) as caught:
+            ask(replace(request_, video=video, questions=("What?",)))
+        assert caught.value.args == (known,)
+
+
+def test_a_pair_without_defaults_is_planned_as_frames_are_taken(request_: AskRequest) -> None:
+    bare = request_.pair.model_copy(update={"defaults": Defaults()})
+    video = VideoRequest(Path("v.mp4"))
+    asked = workload_of(replace(request_, pair=bare, video=video))
+    fitted = workload_of_pair(bare)
+    assert (asked.frames, asked.max_pixels) == (fitted.frames, fitted.max_pixels)
+    assert (fitted.frames, fitted.max_pixels) == (most_frames(video), DEFAULT_MAX_PIXELS)
 
 
 def test_keys_tell_how_weights_are_kept(request_: AskRequest) -> None:

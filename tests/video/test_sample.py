@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.types import VideoRequest
-from lvspec_cli.video.sample import Sampling, check_request, choose, even_targets, stretch
+from lvspec_cli.video.sample import Sampling, check_request, choose, even_targets, most_frames, stretch
 
 # Ticks of 1 ms: distances of frames are far above the tolerance, as they are in videos.
 tick_lists = st.lists(st.integers(0, 20_000), min_size=1, max_size=60, unique=True).map(sorted)
@@ -112,3 +112,31 @@ def test_two_frames_a_second_and_128_at_most_when_nothing_is_asked():
     assert asked(fps=5.0) == Sampling(5.0, None)
     assert asked(max_frames=3) == Sampling(None, 3)
     assert asked(fps=5.0, max_frames=3) == Sampling(5.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "duration", "most"),
+    [
+        ({"max_frames": 64}, None, 64),
+        ({"max_frames": 64}, 10.0, 64),
+        ({"fps": 2.0, "max_frames": 64}, 10.0, 21),
+        ({"fps": 5.0}, 10.0, 51),
+        ({"fps": 5.0}, 600.0, 2048),
+        ({"fps": 5.0, "start": 590.0}, 600.0, 51),
+        ({"fps": 5.0, "start": 2.0, "end": 4.0}, None, 11),
+        ({"fps": 5.0, "start": 2.0, "end": 40.0}, 10.0, 41),
+        ({"fps": 5.0}, None, 128),
+        ({}, None, 128),
+        ({}, 10.0, 21),
+        ({}, 3600.0, 128),
+    ],
+)
+def test_frames_that_are_taken_at_most(asked: dict[str, float], duration: float | None, most: int) -> None:
+    assert most_frames(VideoRequest(Path("v.mp4"), **asked), duration) == most  # type: ignore[arg-type]
+
+
+@given(ticks=tick_lists, fps=st.none() | st.floats(0.1, 100.0), cap=st.none() | caps)
+def test_no_more_frames_are_taken_than_are_said_to_be(ticks, fps, cap):
+    request = VideoRequest(Path("v.mp4"), fps=fps, max_frames=cap)
+    duration = ticks[-1] / 1000
+    assert len(choose(seconds(ticks), Sampling.of(request))) <= most_frames(request, duration)
