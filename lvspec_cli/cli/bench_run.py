@@ -13,7 +13,7 @@ from lvspec_cli.bench.items import BenchClip, clips_of, clips_of_questions
 from lvspec_cli.bench.lines import notes
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.results import Results
-from lvspec_cli.bench.run import MARKS, BenchJob, demo_clips, run_bench
+from lvspec_cli.bench.run import BENCH_CLIPS, MARKS, QUICK_CLIPS, BenchJob, demo_clips, run_bench
 from lvspec_cli.bench.variants import (
     ALL_MODES,
     NamedRule,
@@ -40,10 +40,9 @@ from lvspec_cli.errors import UsageError
 from lvspec_cli.output.files import check_all_ours
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
-from lvspec_cli.ui.bench import plain_results, result_tables
+from lvspec_cli.ui.bench import results_text
 from lvspec_cli.ui.progress import PlainProgress
 
-DEMO_CLIPS, QUICK_CLIPS = 8, 2
 QUESTIONS, QUICK_QUESTIONS = 2, 1  # about each clip that has some
 QUICK_TOKENS = 64
 
@@ -64,7 +63,7 @@ def bench_all(given: Mapping[str, Any], stop: Stop) -> int:
     finally:
         if progress:
             progress.close()
-    write_out(result_tables(results) if sys.stdout.isatty() else plain_results(results))
+    write_out(results_text(results))
     if not given["quiet"]:
         for note in notes(results):
             say(note)
@@ -143,7 +142,7 @@ def chosen_clips(
     video: VideoRequest,
     progress: PlainProgress | None,
     *,
-    drawn: int = DEMO_CLIPS,
+    drawn: int = BENCH_CLIPS,
     seed: int = HELD_OUT_SEED,
 ) -> tuple[BenchClip, ...]:
     """What the flags name; without any, ``drawn`` clips of the demo world are drawn.

@@ -22,8 +22,9 @@ from lvspec_cli.events import Event, Stage, StageFinished
 from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
 from lvspec_cli.output.records import Record, failed_record, to_line
 from lvspec_cli.types import Mode
-from lvspec_cli.ui.state import BatchView, View, clock
+from lvspec_cli.ui.state import BatchView, View
 from lvspec_cli.ui.summary import world_note
+from lvspec_cli.units import clock
 
 NAMED_FAILURES = 10  # in the summary
 

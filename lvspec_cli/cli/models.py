@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,11 +57,11 @@ def _list(models_file: Path | None, debug: bool) -> None:
     with reporting(debug):
         from lvspec_cli.pairs.files import locate
         from lvspec_cli.pairs.registry import load_registry
-        from lvspec_cli.ui.tables import PairRow, pair_table, plain_pairs
+        from lvspec_cli.ui.tables import PairRow, for_stdout, pair_table
 
         registry = load_registry(models_file)
         rows = [
             PairRow(name, name == registry.default, pair, locate(pair.target), locate(pair.draft))
             for name, pair in registry.pairs.items()
         ]
-        write_out(pair_table(rows) if sys.stdout.isatty() else plain_pairs(rows))
+        write_out(for_stdout(pair_table(rows)))

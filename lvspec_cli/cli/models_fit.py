@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -34,7 +33,8 @@ def fit(
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
         from lvspec_cli.memory.machine import this_machine
         from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload
-        from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line, plain_fits
+        from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line
+        from lvspec_cli.ui.tables import for_stdout
 
         machine = this_machine(device)
         limit = nf4_rows(machine)
@@ -51,4 +51,4 @@ def fit(
         if pair:
             write_out(fit_details(fits[0], machine))
         else:
-            write_out(fit_table(fits) if sys.stdout.isatty() else plain_fits(fits))
+            write_out(for_stdout(fit_table(fits)))

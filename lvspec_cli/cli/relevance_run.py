@@ -23,8 +23,8 @@ from lvspec_cli.bench.relevance_measure import FILE_NAME as CAPTIONS_NAME
 from lvspec_cli.bench.relevance_measure import Header, captions_of, measure_relevance
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import MARK as REPORT_MARK
-from lvspec_cli.bench.report import write_report
-from lvspec_cli.bench.run import demo_clips
+from lvspec_cli.bench.report import scheme_table, write_report
+from lvspec_cli.bench.run import RELEVANCE_CLIPS, demo_clips
 from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.cli.requests import (
     checked_text,
@@ -40,10 +40,9 @@ from lvspec_cli.output.records import settings_fields
 from lvspec_cli.pipeline import load, memory_errors, pinned_request
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, Looseness, Mode, RelevanceName, RuleSettings, VideoRequest
-from lvspec_cli.ui.bench import plain_schemes, scheme_table
 from lvspec_cli.ui.progress import PlainProgress
+from lvspec_cli.ui.tables import for_stdout
 
-DEMO_CLIPS = 20
 MARKS = {
     FILE_NAME: b'"schema": "lvspec.relevance.',
     REPORT_NAME: REPORT_MARK,
@@ -69,7 +68,7 @@ def relevance_all(given: Mapping[str, Any]) -> int:
     with replacing(out / FILE_NAME) as stream:
         stream.write(to_json(results).encode())
     page = write_report(out)
-    write_out(scheme_table(results) if sys.stdout.isatty() else plain_schemes(results))
+    write_out(for_stdout(scheme_table(results)))
     if not given["quiet"]:
         say(
             f"{results.facts} tokens of facts, {results.fillers} others, in {results.clips} captions by"
@@ -175,7 +174,7 @@ def _clips(
             progress.begin(LABELS[0])
         sources = demo_clips(
             out / "clips",
-            limit or DEMO_CLIPS,
+            limit or RELEVANCE_CLIPS,
             lambda done, total: progress.advance(LABELS[0], done, total) if progress else None,
         )
         if progress:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lvspec_cli.bench.measure import Progress
+from lvspec_cli.bench.run import TUNING_CLIPS
 from lvspec_cli.bench.tune import Tuned, TuneJob, tune
 from lvspec_cli.bench.tune_report import (
     MARKDOWN,
@@ -39,10 +40,9 @@ from lvspec_cli.pairs.registry import Pair
 from lvspec_cli.pipeline import load, memory_errors, pinned_request
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Looseness, Mode, RelevanceName, RuleSettings
-from lvspec_cli.ui.bench import plain_tuned, tuned_tables
+from lvspec_cli.ui.bench import tuned_text
 from lvspec_cli.ui.progress import PlainProgress
 
-DEMO_CLIPS = 200  # half of them have facts enough to show that 99.8 % are kept
 TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, whose results are reported
 
 
@@ -63,7 +63,7 @@ def tune_all(given: Mapping[str, Any]) -> int:
         if progress:
             progress.close()
     _write(job, tuned)
-    write_out((tuned_tables if sys.stdout.isatty() else plain_tuned)(tuned) + _lines(job, tuned))
+    write_out(tuned_text(tuned) + _lines(job, tuned))
     if not given["quiet"]:
         for note in notes(job, tuned):
             say(note)
@@ -108,7 +108,7 @@ def read_job(given: Mapping[str, Any], name: str, pair: Pair, progress: PlainPro
         ),
         relevances=relevances,
         gammas=parse_gammas(given["gamma"]),
-        clips=chosen_clips({**given, "quick": False}, video, progress, drawn=DEMO_CLIPS, seed=TUNING_SEED),
+        clips=chosen_clips({**given, "quick": False}, video, progress, drawn=TUNING_CLIPS, seed=TUNING_SEED),
         budget=given["budget"],
         least=least / 100,
         seed=given["seed"],
