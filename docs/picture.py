@@ -18,12 +18,11 @@ from lvspec_cli import pipeline
 from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import make_work
-from lvspec_cli.cli.caption_job import DEFAULT_PROMPT
 from lvspec_cli.events import Answered, Event
 from lvspec_cli.output.records import Record
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
 from lvspec_cli.request import AskRequest
-from lvspec_cli.types import VideoRequest
+from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
 from lvspec_cli.ui.batch import BatchPicture
 from lvspec_cli.ui.render import Picture
 from lvspec_cli.ui.state import BatchView, View, add_event, add_row, fold

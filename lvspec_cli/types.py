@@ -26,6 +26,7 @@ Gamma = int | Literal["auto"]
 GREATEST_GAMMA = 64
 MOST_TOKENS = 1_000_000  # of an answer
 MOST_PIXELS = 8192 * 8192
+DEFAULT_PROMPT = "Describe this video in detail."
 
 
 class Mode(StrEnum):

@@ -14,8 +14,8 @@ import lvspec_cli
 ROOT = Path(lvspec_cli.__file__).parent
 # From the ground up. Packages on one floor know nothing of each other.
 FLOORS = (
-    {"errors", "cores", "escape", "streams", "user_folders"},
-    {"text_file"},
+    {"errors", "cores", "escape", "streams", "units", "user_folders"},
+    {"table", "text_file"},
     {"types"},
     {"pairs"},
     {"request"},

@@ -29,9 +29,8 @@ from lvspec_cli.output.records import Record
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
 from lvspec_cli.pipeline import pinned_request
 from lvspec_cli.request import AskRequest
-from lvspec_cli.types import VideoRequest
+from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
 
-PROMPT = "Describe this video in detail."
 _SEED = 3
 _SAMPLE = 3  # scenes whose times stand for all when the size is chosen
 _CLOSE = 1.1  # decoding and captioning differ by this factor at most
@@ -130,7 +129,7 @@ def make_works(folder: Path, count: int, pixels: float) -> list[Work]:
         video = VideoRequest(
             path, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels
         )
-        request = AskRequest(video, (PROMPT,), name, pair, settings, task="caption")
+        request = AskRequest(video, (DEFAULT_PROMPT,), name, pair, settings, task="caption")
         works.append(make_work(pinned_request(request)))
     return works
 

@@ -32,8 +32,8 @@ import numpy as np
 import psutil
 
 from lvspec_cli import __version__
-from lvspec_cli.bench.lines import table
 from lvspec_cli.cores import usable_cores
+from lvspec_cli.table import Table, markdown_lines
 from lvspec_cli.video.sample import Sampling, choose
 from tools.hours import KINDS, RATE, SECONDS, long_file, short_clip
 from tools.readers import PEERS, Asked, Got, Open, fault, faults_of, first_line, missing, ours, truth_of
@@ -276,12 +276,12 @@ def faults_in(rows: Sequence[Row]) -> Iterator[str]:
 
 def report(rows: Sequence[Row], grows: Sequence[Passes], lead: str, absent: dict[str, str]) -> str:
     """The block of the page, in Markdown."""
-    lines = [lead, "", *table(HEADINGS, [cells(row) for row in rows]), ""]
+    lines = [lead, "", *markdown_lines(Table(HEADINGS, [cells(row) for row in rows]))]
     for sentence in faults_in(rows):
         lines += [sentence, ""]
     for library, reason in absent.items():
         lines += [f"{library} is not in the table: {reason}.", ""]
-    lines += [*table(PASS_HEADINGS, [row.cells for row in grows]), ""]
+    lines += markdown_lines(Table(PASS_HEADINGS, [row.cells for row in grows]))
     return "\n".join(lines)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lvspec_cli.bench.results import Results
 from lvspec_cli.figures.answers import ModeResult
@@ -93,13 +94,20 @@ def _is_worse(figure: str, before: float | None, after: float | None, margins: M
     return after < before * (1 - margins.speed)
 
 
+def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Whether two runs are the same run: of each fact in which two dumps of models differ, its name, what it
+    was and what it is. What ``after`` does not know decides nothing."""
+    for name, value in after.items():
+        if before.get(name) != value:
+            yield name, before.get(name), value
+
+
 def differences(before: Results, after: Results) -> Iterator[str]:
     """What was not the same in both runs, in words: their figures may differ for that alone."""
     for part in ("environment", "settings"):
         old, new = (getattr(each, part).model_dump(mode="json") for each in (before, after))
-        for name, value in new.items():
-            if old[name] != value:
-                yield f"{name}: {_short(old[name])}, now {_short(value)}"
+        for name, was, now in differing_fields(old, new):
+            yield f"{name}: {_short(was)}, now {_short(now)}"
     if [item.id for item in before.items] != [item.id for item in after.items]:
         yield f"items: {len(before.items)}, now {len(after.items)}, or others"
 

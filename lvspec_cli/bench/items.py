@@ -17,10 +17,8 @@ from lvspec_cli.figures.answers import Item
 from lvspec_cli.figures.labels import labelled, labels_beside
 from lvspec_cli.output.records import encode_name
 from lvspec_cli.text_file import LISTS, lines_of, read_file, text_of
-from lvspec_cli.types import VideoRequest
+from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
 from lvspec_cli.video.source import shown
-
-PROMPT = "Describe this video in detail."
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def clips_of(
 
 def _about(path: Path, name: str, number: int, prompts: Sequence[str], questions: int) -> Iterator[Item]:
     labels = labels_beside(path)
-    usual = CAPTION_PROMPTS[number % len(CAPTION_PROMPTS)] if labels else PROMPT
+    usual = CAPTION_PROMPTS[number % len(CAPTION_PROMPTS)] if labels else DEFAULT_PROMPT
     for index, prompt in enumerate(prompts or (usual,), 1):
         yield labelled(Item(id=f"{name}#{index}", file_name=name, prompt=prompt), labels)
     for index, asked in enumerate(labels.questions[:questions] if labels else (), 1):

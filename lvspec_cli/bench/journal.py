@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli import __version__
+from lvspec_cli.bench.compare import differing_fields
 from lvspec_cli.bench.results import BenchSettings, Environment
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import OutputError, UsageError
@@ -143,18 +144,15 @@ def journal(folder: Path, header: Header, *, redo: bool = False) -> Iterator[Jou
     :raises OutputError: another process is writing it, it is another's, or it cannot be written.
     :raises UsageError: it is of another run, and ``redo`` is not set.
     """
-    with lines_of(folder / FILE_NAME, header, _Line, _difference, redo=redo) as lines:
+    with lines_of(folder / FILE_NAME, header, _Line, redo=redo) as lines:
         yield Journal(lines)
 
 
 @contextmanager
-def lines_of(
-    path: Path, header: H, line: type[L], difference: Callable[[H, H], str], *, redo: bool = False
-) -> Iterator[Lines[L]]:
+def lines_of(path: Path, header: H, line: type[L], *, redo: bool = False) -> Iterator[Lines[L]]:
     """Opens a file of lines that go on where an earlier run stopped; raises as ``journal`` does.
 
     :param line: what its lines are.
-    :param difference: between the header that is there and the one that is wanted, in words; empty: none.
     """
     folder = path.parent
     try:
@@ -165,7 +163,7 @@ def lines_of(
         ) from error
     with locked(path):
         check_all_ours(folder, {path.name: MARK})
-        whole, held = _kept(path, header, line, difference, redo)
+        whole, held = _kept(path, header, line, redo)
         try:
             descriptor = open_held(path)
         except OSError as error:
@@ -182,15 +180,12 @@ def lines_of(
             os.close(descriptor)
 
 
-def _kept(
-    path: Path, header: H, line: type[L], difference: Callable[[H, H], str], redo: bool
-) -> tuple[bytes, list[L]]:
+def _kept(path: Path, header: H, line: type[L], redo: bool) -> tuple[bytes, list[L]]:
     """The bytes that stay, and the lines behind the header."""
     if redo:
         return b"", []
     raw, found, held = _read(path, type(header), line)
-    differs = difference(found, header) if found is not None else ""
-    if differs:
+    if found is not None and (differs := _difference(found, header)):
         raise UsageError(f"{path} is of another run: {differs}", _REMEDY)
     return raw, held
 
@@ -216,15 +211,14 @@ def _read(path: Path, header: type[H], line: type[L]) -> tuple[bytes, H | None, 
 _REMEDY = "name another folder with --out, or add --redo to measure again"
 
 
-def _difference(found: Header, wanted: Header) -> str:
+def _difference(earlier: BaseModel, header: BaseModel) -> str:
     """The first fact in which two headers differ, in words; empty where they do not."""
-    if found.inputs != wanted.inputs:
+    old, new = (each.model_dump(mode="json") for each in (earlier, header))
+    if old.get("inputs") != new.get("inputs"):
         return "its clips or questions differ"
     for part in ("settings", "environment"):
-        old, new = (getattr(each, part).model_dump(mode="json") for each in (found, wanted))
-        for name, value in new.items():
-            if old[name] != value:
-                return f"{name} was {json.dumps(old[name])}, is {json.dumps(value)}"
+        for name, was, now in differing_fields(old[part], new[part]):
+            return f"{name} was {json.dumps(was)}, is {json.dumps(now)}"
     return ""
 
 

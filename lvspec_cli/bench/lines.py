@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.figures.answers import Estimate, ModeResult, Spread, Variant
 from lvspec_cli.figures.summary import MIN_LIKELIHOOD, MIN_RETENTION, faster_unshown, winner
+from lvspec_cli.table import Style, Table, markdown_lines, markdown_text
+from lvspec_cli.units import counted
 
 HEADINGS = (
     "mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "acceptance", "retention",
@@ -16,10 +18,15 @@ WINNER = "*"
 FEW_CLIPS = 20  # below it a bootstrap has too little to draw from
 
 
-def rows(results: Results) -> list[tuple[str, ...]]:
-    """A row for each mode; the winner's name has a mark."""
+def result_table(results: Results, *, drafting: bool = False) -> Table:
+    """A row for each mode; the winner's name has a mark.
+
+    :param drafting: only modes whose rounds were timed.
+    """
     best = winner(results.modes)
-    return [_cells(each, best) for each in results.modes]
+    modes = [each for each in results.modes if not drafting or each.c is not None]
+    styles: dict[int, Style] = {row: "best" for row, each in enumerate(modes) if each.variant == best}
+    return Table(HEADINGS, [_cells(each, best) for each in modes], styles=styles)
 
 
 def _cells(result: ModeResult, best: Variant | None) -> tuple[str, ...]:
@@ -41,21 +48,22 @@ def _cells(result: ModeResult, best: Variant | None) -> tuple[str, ...]:
     )
 
 
-CONTRAST_HEADINGS = ("line", "against", "speed", "accepted length", "quality")
-
-
-def contrast_rows(results: Results) -> list[tuple[str, ...]]:
+def contrast_table(results: Results) -> Table:
     """The pair's own rule against every other line: above 1, or 100 %, it is the better one."""
-    return [
-        (
-            each.line,
-            each.other,
-            spread(each.speed),
-            estimate(each.accepted_length, 2),
-            retention(each.quality),
-        )
-        for each in results.contrasts
-    ]
+    return Table(
+        ("line", "against", "speed", "accepted length", "quality"),
+        [
+            (
+                each.line,
+                each.other,
+                spread(each.speed),
+                estimate(each.accepted_length, 2),
+                retention(each.quality),
+            )
+            for each in results.contrasts
+        ],
+        "Over the same answers, by so much the first is faster, accepts more, and keeps more",
+    )
 
 
 def spread(value: Spread | None) -> str:
@@ -150,8 +158,8 @@ def machine(environment: Environment) -> str:
         dtypes += f" and {environment.draft_dtype}"
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     return (
-        f"{environment.device_name} ({environment.device}), {environment.cores} cores,"
-        f" {environment.threads} threads, {dtypes}; {environment.platform}; {versions}"
+        f"{environment.device_name} ({environment.device}), {counted(environment.cores, 'core')},"
+        f" {counted(environment.threads, 'thread')}, {dtypes}; {environment.platform}; {versions}"
     )
 
 
@@ -164,11 +172,10 @@ def markdown(results: Results) -> str:
         f"Pair {code(settings.pair)}: {code(settings.target)}"
         + (f" with {code(settings.draft)}" if settings.draft else ""),
         "",
-        *table(HEADINGS, rows(results)),
-        "",
-        *contrast_table(results),
-        *fidelity_table(results),
-        *(f"- {_escaped(note)}" for note in notes(results)),
+        *markdown_lines(result_table(results)),
+        *markdown_lines(contrast_table(results)),
+        *markdown_lines(fidelity_table(results)),
+        *(f"- {markdown_text(note)}" for note in notes(results)),
         "",
         f"Measured {results.created:%Y-%m-%d} with:",
         "",
@@ -181,50 +188,25 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def contrast_table(results: Results) -> Iterator[str]:
-    found = contrast_rows(results)
-    if found:
-        yield "Over the same answers, by so much the first is faster, accepts more, and keeps more:"
-        yield ""
-        yield from table(CONTRAST_HEADINGS, found)
-        yield ""
-
-
-def fidelity_table(results: Results) -> Iterator[str]:
+def fidelity_table(results: Results) -> Table:
     """Quality beside ar's, of the modes where it was compared."""
-    found = [(each.variant, each.fidelity) for each in results.modes if each.fidelity is not None]
-    if not found:
-        return
-    headings = (
-        "mode", "facts F1", "questions", "log probability", "chrF", "ROUGE-L", "identical", "same answer",
-    )  # fmt: skip
-    body: list[tuple[str, ...]] = [
-        (
-            str(variant),
-            number(kept.facts.mode, 3) if kept.facts else "",
-            number(kept.questions.mode, 3) if kept.questions else "",
-            number(kept.log_probability.value, 3) if kept.log_probability else "",
-            number(kept.chrf.value, 1) if kept.chrf else "",
-            number(kept.rouge_l.value, 1) if kept.rouge_l else "",
-            percent(kept.identical.value, 0) if kept.identical else "",
-            percent(kept.same_answers.value, 0) if kept.same_answers else "",
-        )
-        for variant, kept in found
-    ]
-    yield from table(headings, body)
-    yield ""
-
-
-def table(headings: tuple[str, ...], body: list[tuple[str, ...]]) -> Iterator[str]:
-    for cells in (headings, ("---",) * len(headings), *body):
-        yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
-
-
-def _escaped(text: str) -> str:
-    """Text of libraries and file names, so that Markdown takes it as it is."""
-    for character in "\\`*_<>[]|":
-        text = text.replace(character, "\\" + character)
-    return text.replace("\n", " ")
+    return Table(
+        ("mode", "facts F1", "questions", "log probability", "chrF", "ROUGE-L", "identical", "same answer"),
+        [
+            (
+                str(result.variant),
+                number(fidelity.facts.mode, 3) if fidelity.facts else "",
+                number(fidelity.questions.mode, 3) if fidelity.questions else "",
+                number(fidelity.log_probability.value, 3) if fidelity.log_probability else "",
+                number(fidelity.chrf.value, 1) if fidelity.chrf else "",
+                number(fidelity.rouge_l.value, 1) if fidelity.rouge_l else "",
+                percent(fidelity.identical.value, 0) if fidelity.identical else "",
+                percent(fidelity.same_answers.value, 0) if fidelity.same_answers else "",
+            )
+            for result in results.modes
+            if (fidelity := result.fidelity) is not None
+        ],
+    )
 
 
 def code(text: str) -> str:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lvspec_cli.escape import visible
+from lvspec_cli.table import Table
 from lvspec_cli.types import TokenKind
 
 LEGEND = (
@@ -24,21 +25,6 @@ LEGEND = (
 class Chart:
     svg: Markup
     caption: str
-
-
-@dataclass(frozen=True)
-class Row:
-    cells: tuple[str, ...]
-    marked: bool = False
-    note: str = ""  # in place of the cells that are left
-
-
-@dataclass(frozen=True)
-class Table:
-    headings: tuple[str, ...]
-    rows: tuple[Row, ...]
-    title: str = ""
-    facts: bool = False  # two columns of names and values, as long as they are
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -338,9 +338,7 @@ def separate(scored: Sequence[Scored], threshold: float) -> tuple[SchemeResult, 
         timed = scheme.head is None
         found.append(
             SchemeResult(
-                relevance=scheme.relevance,
-                layer=scheme.layer,
-                head=scheme.head,
+                **asdict(scheme),
                 auc=whole,
                 auc_by_clip=mean(own),
                 best=best_point(line),

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -68,7 +67,7 @@ class MeasuredCaptions:
 @contextmanager
 def captions_of(folder: Path, header: Header, *, redo: bool = False) -> Iterator[Lines[Caption]]:
     """The captions that are kept in the folder; raises as ``bench.journal.journal`` does."""
-    with lines_of(folder / FILE_NAME, header, Caption, _difference, redo=redo) as lines:
+    with lines_of(folder / FILE_NAME, header, Caption, redo=redo) as lines:
         yield lines
 
 
@@ -133,9 +132,7 @@ def _caption(key: str, scored: Scored | None) -> Caption:
         facts=scored.facts,
         schemes=tuple(
             SchemeScores(
-                relevance=scheme.relevance,
-                layer=scheme.layer,
-                head=scheme.head,
+                **asdict(scheme),
                 scores=scores,
                 score_us=scored.score_us.get(scheme),
                 prepare_ms=scored.prepare_ms.get(scheme),
@@ -158,13 +155,3 @@ def _scored(caption: Caption) -> list[Scored]:
             prepare_ms={s: each.prepare_ms for s, each in by_scheme.items() if each.prepare_ms is not None},
         )
     ]
-
-
-def _difference(found: Header, wanted: Header) -> str:
-    """The first fact in which two headers differ, in words; empty where they do not."""
-    for part in ("settings", "environment"):
-        old, new = (each.model_dump(mode="json")[part] for each in (found, wanted))
-        for name, value in new.items():
-            if old.get(name) != value:
-                return f"{name} was {json.dumps(old.get(name))}, is {json.dumps(value)}"
-    return ""

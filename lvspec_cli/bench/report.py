@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lvspec_cli.bench import charts
 from lvspec_cli.bench.lines import (
-    CONTRAST_HEADINGS,
-    HEADINGS,
-    contrast_rows,
+    contrast_table,
     estimate,
     machine,
     notes,
     number,
     percent,
+    result_table,
     retention,
-    rows,
 )
-from lvspec_cli.bench.page import LEGEND, Example, Piece, Row, Said, Section, Table, chart, render_page
+from lvspec_cli.bench.page import LEGEND, Example, Piece, Said, Section, chart, render_page
 from lvspec_cli.bench.relevance import FILE_NAME as RELEVANCE_NAME
 from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult, best_of_each, read_relevance
 from lvspec_cli.bench.results import FILE_NAME as RESULTS_NAME
@@ -36,9 +35,10 @@ from lvspec_cli.figures.answers import (
     ModeResult,
     Variant,
 )
-from lvspec_cli.figures.summary import winner
 from lvspec_cli.output.files import replacing
+from lvspec_cli.table import Table
 from lvspec_cli.types import RelevanceName, TokenKind
+from lvspec_cli.units import counted
 
 FILE_NAME = "report.html"
 MARK = b"<title>lvspec bench"
@@ -86,8 +86,12 @@ def _halves(settings: BenchSettings) -> str:
 
 
 def _speed(results: Results) -> Section:
-    best = winner(results.modes)
-    table = Table(HEADINGS, tuple(_rows(results, best)))
+    table = result_table(results)
+    notes_of_rows = {
+        row: f"cannot run: {mode.error}" for row, mode in enumerate(results.modes) if mode.error is not None
+    }
+    rows = [cells[:2] if row in notes_of_rows else cells for row, cells in enumerate(table.rows)]
+    contrasts = contrast_table(results)
     return Section(
         "Speed",
         text=tuple(note for note in notes(results) if note != machine(results.environment)),
@@ -99,23 +103,8 @@ def _speed(results: Results) -> Section:
             ),
             *chart(charts.lines_by_gamma(results.modes), "By the number of tokens that the draft proposes."),
         ),
-        tables=(table, *_contrasts(results)),
+        tables=(replace(table, rows=rows, notes=notes_of_rows), *([contrasts] if contrasts.rows else [])),
     )
-
-
-def _contrasts(results: Results) -> Iterator[Table]:
-    found = contrast_rows(results)
-    if found:
-        title = "Over the same answers: above 1 or 100 % the first is the better one"
-        yield Table(CONTRAST_HEADINGS, tuple(map(Row, found)), title)
-
-
-def _rows(results: Results, best: Variant | None) -> Iterator[Row]:
-    for result, cells in zip(results.modes, rows(results), strict=True):
-        if result.error is not None:
-            yield Row(cells[:2], note=f"cannot run: {result.error}")
-        else:
-            yield Row(cells, marked=result.variant == best)
 
 
 def _rounds(results: Results) -> Section | None:
@@ -132,15 +121,15 @@ def _rounds(results: Results) -> Section | None:
     )
     if not drawn:
         return None
-    counted = [
-        Row((str(each.variant), *(str(getattr(each.kinds, kind)) for kind in Kinds.model_fields)))
+    rows = [
+        (str(each.variant), *(str(getattr(each.kinds, kind)) for kind in Kinds.model_fields))
         for each in results.modes
         if each.kinds
     ]
     return Section(
         "Rounds",
         charts=drawn,
-        tables=(Table(("tokens of the output", *Kinds.model_fields), tuple(counted)),) if counted else (),
+        tables=(Table(("tokens of the output", *Kinds.model_fields), rows),) if rows else (),
     )
 
 
@@ -173,10 +162,10 @@ def _labelled(found: Found) -> Table | None:
         return None
     return Table(
         ("mode", "facts", "F1", "ar", "kept", "questions", "right", "ar", "kept"),
-        tuple(
-            Row((str(result.variant), *_kept_cells(each.facts), *_kept_cells(each.questions)))
+        [
+            (str(result.variant), *_kept_cells(each.facts), *_kept_cells(each.questions))
             for result, each in found
-        ),
+        ],
         "Where the right answer is known",
     )
 
@@ -205,23 +194,21 @@ def _by_kind(found: Found, field: str, title: str) -> Table | None:
             if name != BenchMode.AR
         ),
     ]
-    return Table(("mode", *kinds), tuple(map(Row, body)), title)
+    return Table(("mode", *kinds), body, title)
 
 
 def _unlabelled(found: Found) -> Table:
     """What needs no label: the target's own score of a text, and likeness to ar's."""
     body = [
-        Row(
-            (
-                str(result.variant),
-                _signed(each.log_probability_change),
-                estimate(each.chrf, 1),
-                estimate(each.rouge_l, 1),
-                percent(each.identical.value, 1) if each.identical else "",
-                percent(each.same_answers.value, 1) if each.same_answers else "",
-                percent(each.repetition, 2),
-                number(each.length, 1),
-            )
+        (
+            str(result.variant),
+            _signed(each.log_probability_change),
+            estimate(each.chrf, 1),
+            estimate(each.rouge_l, 1),
+            percent(each.identical.value, 1) if each.identical else "",
+            percent(each.same_answers.value, 1) if each.same_answers else "",
+            percent(each.repetition, 2),
+            number(each.length, 1),
         )
         for result, each in found
     ]
@@ -230,7 +217,7 @@ def _unlabelled(found: Found) -> Table:
             "mode", "log probability against ar, nats a token", "chrF", "ROUGE-L", "identical texts",
             "same short answers", "repeated 4-grams", "tokens an answer",
         ),
-        tuple(body),
+        body,
         "Against the texts of ar",
     )  # fmt: skip
 
@@ -303,9 +290,9 @@ def _example(item: Item, block: Block, variants: Sequence[Variant]) -> Example:
 
 def _said(variant: Variant, measured: Measurement) -> Said:
     pieces = measured.pieces or ((measured.text or "", TokenKind.TARGET),)
-    facts = [f"{measured.output_tokens} tokens"]
+    facts = [counted(measured.output_tokens, "token")]
     if measured.rounds:
-        facts.append(f"{measured.rounds} rounds")
+        facts.append(counted(measured.rounds, "round"))
     plain = variant.mode.is_plain
     return Said(
         name=str(variant),
@@ -329,7 +316,7 @@ def _setting(results: Results) -> Section:
 
 
 def _facts(values: dict[str, Any], title: str) -> Table:
-    return Table((), tuple(Row((name, _fact(value))) for name, value in values.items()), title, facts=True)
+    return Table((), [(name, _fact(value)) for name, value in values.items()], title)
 
 
 def _fact(value: Any) -> str:
@@ -346,16 +333,17 @@ def _fact(value: Any) -> str:
     return str(value)
 
 
-SCHEME_HEADINGS = (
+_SCHEME_HEADINGS = (
     "scheme", "AUC", "AUC of a caption", "best threshold", "precision", "recall", "precision at own",
     "recall at own", "µs a round", "ms a clip",
 )  # fmt: skip
 
 
-def scheme_rows(results: RelevanceResults) -> list[tuple[str, ...]]:
+def scheme_table(results: RelevanceResults) -> Table:
     """A row for each scheme and layer, and for the best single head, the best first."""
     heads = [each for each in results.schemes if each.head is not None]
-    return [_scheme_cells(each) for each in results.schemes if each.head is None or each in heads[:1]]
+    rows = [_scheme_cells(each) for each in results.schemes if each.head is None or each in heads[:1]]
+    return Table(_SCHEME_HEADINGS, rows, wide="scheme", styles={0: "best"})
 
 
 def _scheme_cells(each: SchemeResult) -> tuple[str, ...]:
@@ -405,6 +393,6 @@ def relevance_section(results: RelevanceResults) -> Section:
                 "Attention: area under the curve by layer and head; first the largest, as the rule takes it.",
             ),
         ),
-        tables=(Table(SCHEME_HEADINGS, tuple(map(Row, scheme_rows(results)))),),
+        tables=(scheme_table(results),),
         code=results.command,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lvspec_cli.bench.calibrate import Calibration, calibrate
+from lvspec_cli.bench.compare import differing_fields
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Header, Journal, environment_of, journal
 from lvspec_cli.bench.measure import Plan, Progress
@@ -200,9 +201,8 @@ def _read(path: Path, asked: Mapping[str, Any]) -> Calibration:
         kept = _Asked.model_validate_json(read_own(path, LISTS))
     except ValidationError:
         raise UsageError(f"{path}: not of this version", remedy) from None
-    other = next((name for name, value in asked.items() if kept.asked.get(name) != value), None)
-    if other is not None:
-        raise UsageError(f"{path} is of another run: {other} differs", remedy)
+    for name, _, _ in differing_fields(kept.asked, asked):
+        raise UsageError(f"{path} is of another run: {name} differs", remedy)
     return kept.calibration
 
 

@@ -9,20 +9,19 @@ from typing import Any
 
 import yaml
 
-from lvspec_cli.bench.lines import HEADINGS as REPORTED
-from lvspec_cli.bench.lines import contrast_table, number, retention, table
-from lvspec_cli.bench.lines import rows as report_rows
+from lvspec_cli.bench.lines import contrast_table, number, result_table, retention
 from lvspec_cli.bench.relevance import LAYERED
 from lvspec_cli.bench.tune import CALIBRATION, Tried, Tuned, TuneJob
 from lvspec_cli.bench.variants import NO_LIMIT, as_yaml
 from lvspec_cli.pairs.registry import Pair
 from lvspec_cli.speculation.verify import is_exact
+from lvspec_cli.table import Style, Table, markdown_lines
 from lvspec_cli.types import RoundCosts
 
 MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
 MARK = "# lvspec tune"
 MARKS = {**dict.fromkeys((MODELS, RULES, MARKDOWN), MARK.encode()), CALIBRATION: b'"asked":'}
-FINALIST_HEADINGS = (
+HEADINGS = (
     "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "in a row",
     "in window", "rate", "clips", "accepted length", "predicted", "kept",
 )  # fmt: skip
@@ -63,19 +62,20 @@ def _dump(value: Any) -> str:
     return f"{MARK}\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def tried_rows(tuned: Tuned) -> list[tuple[str, ...]]:
+def tried_table(tuned: Tuned) -> Table:
     """A row for each setting: of those that saw most clips first, the fastest first."""
     chosen = {each.score.name for each in tuned.chosen.values()}
     ordered = sorted(tuned.tried, key=lambda each: (-each.score.clips, -each.score.speedup))
-    return [_cells(each, each.score.name in chosen) for each in ordered]
+    styles: dict[int, Style] = {row: "best" for row, each in enumerate(ordered) if each.score.name in chosen}
+    return Table(HEADINGS, [_cells(each, each.score.name in chosen) for each in ordered], styles=styles)
 
 
-def finalist_rows(tuned: Tuned) -> list[tuple[str, ...]]:
+def finalist_table(tuned: Tuned) -> Table:
     """The same of those that saw all clips, and of each relevance's choice."""
     most = max((each.score.clips for each in tuned.tried), default=0)
     chosen = tuple(tuned.chosen.values())
     last = tuple(each for each in tuned.tried if each.score.clips == most or each in chosen)
-    return tried_rows(replace(tuned, tried=last))
+    return tried_table(replace(tuned, tried=last))
 
 
 def _cells(tried: Tried, chosen: bool) -> tuple[str, ...]:
@@ -125,9 +125,9 @@ def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
 
 def markdown(job: TuneJob, tuned: Tuned) -> str:
     """``tuning.md``: all settings that were tried, and the report's rows."""
-    lines = [MARK, "", *table(FINALIST_HEADINGS, tried_rows(tuned)), ""]
+    lines = [MARK, "", *markdown_lines(tried_table(tuned))]
     if tuned.results is not None:
-        lines += ["On the other clips:", "", *table(REPORTED, report_rows(tuned.results)), ""]
-        lines += contrast_table(tuned.results)
+        lines += markdown_lines(replace(result_table(tuned.results), title="On the other clips"))
+        lines += markdown_lines(contrast_table(tuned.results))
     lines += [f"- {note}" for note in notes(job, tuned)]
     return "\n".join([*lines, "", "Found with:", "", f"    {job.command}", ""])

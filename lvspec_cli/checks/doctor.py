@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lvspec_cli import __version__
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError
+from lvspec_cli.units import counted, gigabytes
 
 State = Literal["ok", "note", "bad"]
 LEAST_FREE = 20 * 10**9  # bytes of disk: a small pair
@@ -106,7 +107,7 @@ def _gpus(torch: Any) -> Iterator[Finding]:
         }
         state: State = "ok" if free > total / 2 else "note"
         remedy = "" if state == "ok" else "other processes hold its memory: nvidia-smi"
-        text = f"{facts['name']}, {free / 1e9:.1f} GB free of {total / 1e9:.1f} GB, compute {major}.{minor}"
+        text = f"{facts['name']}, {gigabytes(free)} free of {gigabytes(total)}, compute {major}.{minor}"
         yield Finding(f"GPU {number}", state, text, remedy, facts)
 
 
@@ -116,8 +117,7 @@ def _memory() -> Iterator[Finding]:
     memory, cores = cpu_memory(), usable_cores()
     facts = {"cores": cores, "free": memory.free, "total": memory.total}
     few = memory.free < 4e9
-    held = f"{memory.free / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
-    text = f"{held}, {cores} core{'' if cores == 1 else 's'}"
+    text = f"{gigabytes(memory.free)} free of {gigabytes(memory.total)}, {counted(cores, 'core')}"
     yield Finding("memory", "note" if few else "ok", text, "end what else takes memory" if few else "", facts)
 
 
@@ -192,7 +192,7 @@ def _cache() -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     offline = bool(constants.HF_HUB_OFFLINE)
     facts = {"cache": str(folder), "free": free, "offline": offline, "endpoint": constants.ENDPOINT}
-    text = f"{folder}, {free / 1e9:.1f} GB free" + (", HF_HUB_OFFLINE is set" if offline else "")
+    text = f"{folder}, {gigabytes(free)} free" + (", HF_HUB_OFFLINE is set" if offline else "")
     if not os.access(existing, os.W_OK):
         yield Finding(
             "cache", "bad", f"{text}, cannot be written", "set HF_HOME to a folder of your own", facts

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from lvspec_cli.types import RuleSettings, VideoRequest
     from lvspec_cli.ui.progress import PlainProgress
 
-DEMO_CLIPS, QUICK_CLIPS = 8, 2
 QUESTIONS, QUICK_QUESTIONS = 2, 1  # about each clip that has some
 QUICK_TOKENS = 64
 
@@ -172,12 +171,12 @@ def bench(flags: BenchFlags) -> None:
 def _bench(flags: BenchFlags) -> int:
     """Runs the command and gives its exit code."""
     from lvspec_cli.bench.lines import notes
-    from lvspec_cli.ui.bench import plain_results, result_tables
+    from lvspec_cli.ui.bench import results_text
 
     with resumable(flags.work.out, flags.messages.quiet) as progress:
         job = _read_job(flags, progress)
         results = _run(job, progress)
-    write_out(result_tables(results) if sys.stdout.isatty() else plain_results(results))
+    write_out(results_text(results))
     if not flags.messages.quiet:
         for note in notes(results):
             say(note)
@@ -282,15 +281,16 @@ def chosen_clips(
     progress: PlainProgress | None,
     *,
     quick: bool = False,
-    drawn: int = DEMO_CLIPS,
+    drawn: int | None = None,
     seed: int | None = None,
 ) -> tuple[BenchClip, ...]:
-    """What the flags name; without any, ``drawn`` clips of the demo world are drawn, by the bench's own seed
-    if no other is given.
+    """What the flags name; without any, clips of the demo world are drawn: as many as a bench has and by its
+    seed, if nothing else is said.
 
     :raises LvspecError: there is nothing to measure, or what is named is wrong.
     """
     from lvspec_cli.bench.items import clips_of, clips_of_questions
+    from lvspec_cli.bench.run import BENCH_CLIPS, QUICK_CLIPS
 
     limit = clips.limit or (QUICK_CLIPS if quick else None)
     if clips.questions is not None:
@@ -299,7 +299,7 @@ def chosen_clips(
     if asked is None:
         asked = 0 if clips.prompt else QUICK_QUESTIONS if quick else QUESTIONS
     sources = [Path(text) for text in clips.clips or ()]
-    sources = sources or drawn_clips(out / "clips", limit or drawn, progress, seed)
+    sources = sources or drawn_clips(out / "clips", limit or drawn or BENCH_CLIPS, progress, seed)
     prompts = [checked_text(text, "--prompt") for text in clips.prompt or ()]
     return clips_of(sources, video, prompts=prompts, questions=asked, limit=limit)
 

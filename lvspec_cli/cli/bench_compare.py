@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,11 +42,12 @@ def bench_compare(
         from lvspec_cli.bench.compare import Margins, compare_results, differences
         from lvspec_cli.bench.results import read_results
         from lvspec_cli.errors import RegressionError
-        from lvspec_cli.ui.bench import change_table, plain_changes
+        from lvspec_cli.ui.bench import change_table
+        from lvspec_cli.ui.tables import for_stdout
 
         first, second = read_results(before), read_results(after)
         changes = compare_results(first, second, Margins(margin, retention_margin))
-        write_out(change_table(changes) if sys.stdout.isatty() else plain_changes(changes))
+        write_out(for_stdout(change_table(changes)))
         if not quiet:
             for line in differences(first, second):
                 say(f"not the same: {line}")

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lvspec_cli.types import VideoRequest
     from lvspec_cli.ui.progress import PlainProgress
 
-DEMO_CLIPS = 20
 SCORING = "captioning and scoring"
 
 
@@ -101,9 +100,9 @@ def bench_relevance(flags: RelevanceFlags) -> None:
 def _bench_relevance(flags: RelevanceFlags) -> int:
     """Runs the command and gives its exit code."""
     from lvspec_cli.bench.relevance import FILE_NAME, to_json
-    from lvspec_cli.bench.report import write_report
+    from lvspec_cli.bench.report import scheme_table, write_report
     from lvspec_cli.output.files import replacing
-    from lvspec_cli.ui.bench import plain_schemes, scheme_table
+    from lvspec_cli.ui.tables import for_stdout
 
     out = flags.scoring.out
     with resumable(out, flags.messages.quiet, "scored") as progress:
@@ -111,7 +110,7 @@ def _bench_relevance(flags: RelevanceFlags) -> int:
     with replacing(out / FILE_NAME) as stream:
         stream.write(to_json(results).encode())
     page = write_report(out)
-    write_out(scheme_table(results) if sys.stdout.isatty() else plain_schemes(results))
+    write_out(for_stdout(scheme_table(results)))
     if not flags.messages.quiet:
         say(
             f"{results.facts} tokens of facts, {results.fillers} others, in {results.clips} captions by"
@@ -213,8 +212,9 @@ def _facts(request: AskRequest, schemes: Sequence[RelevanceName]) -> dict[str, A
 
 def _clips(scoring: Scoring, video: VideoRequest, progress: PlainProgress | None) -> tuple[BenchClip, ...]:
     from lvspec_cli.bench.items import clips_of
+    from lvspec_cli.bench.run import RELEVANCE_CLIPS
 
     made_folder(scoring.out)
     sources = [Path(text) for text in scoring.clips or ()]
-    sources = sources or drawn_clips(scoring.out / "clips", scoring.limit or DEMO_CLIPS, progress)
+    sources = sources or drawn_clips(scoring.out / "clips", scoring.limit or RELEVANCE_CLIPS, progress)
     return clips_of(sources, video, limit=scoring.limit)

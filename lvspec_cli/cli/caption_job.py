@@ -29,10 +29,8 @@ from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, pinned_request
 from lvspec_cli.request import AskRequest
 from lvspec_cli.text_file import LISTS, read_file, read_stream
-from lvspec_cli.types import Gate, Mode
+from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
 from lvspec_cli.user_folders import state_folder
-
-DEFAULT_PROMPT = "Describe this video in detail."
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
 from lvspec_cli.output.records import Record, failed_record, renamed, to_line
 from lvspec_cli.types import Mode
-from lvspec_cli.ui.state import BatchView, View, clock
+from lvspec_cli.ui.state import BatchView, View
 from lvspec_cli.ui.summary import world_note
+from lvspec_cli.units import clock
 
 NAMED_FAILURES = 10  # in the summary
 NAMED_EXPORTS = 10  # captions left out of an export that are named; the others are counted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from lvspec_cli.output.jsonl import Kept, read_records
 from lvspec_cli.output.records import encode_name
 from lvspec_cli.pairs.files import require
 from lvspec_cli.types import VideoInfo
-from lvspec_cli.ui.state import clock
-from lvspec_cli.ui.tables import ForecastRow, forecast_table, plain_forecasts
+from lvspec_cli.ui.tables import ForecastRow, for_stdout, forecast_table
+from lvspec_cli.units import clock
 
 
 def dry_run(job: Job, quiet: bool) -> int:
@@ -32,7 +31,7 @@ def dry_run(job: Job, quiet: bool) -> int:
         found = pool.probes(paths, timeout=job.base.video.timeout)
         known = dict(zip(map(id, readable), found, strict=True))
         rows = list(_rows(job, works, left, kept, known))
-    write_out(forecast_table(rows) if sys.stdout.isatty() else plain_forecasts(rows))
+    write_out(for_stdout(forecast_table(rows)))
     if not quiet:
         for line in _totals(job, left, rows):
             say(line)

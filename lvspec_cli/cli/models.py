@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -75,7 +74,8 @@ def fit(
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
         from lvspec_cli.memory.machine import this_machine
         from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload_of_pair
-        from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line, plain_fits
+        from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line
+        from lvspec_cli.ui.tables import for_stdout
 
         machine = this_machine(device)
         limit = nf4_rows(machine)
@@ -92,7 +92,7 @@ def fit(
         if pair:
             write_out(fit_details(fits[0], machine))
         else:
-            write_out(fit_table(fits) if sys.stdout.isatty() else plain_fits(fits))
+            write_out(for_stdout(fit_table(fits)))
 
 
 app.command("verify")(models_verify.verify)
@@ -102,11 +102,11 @@ def _list(models_file: Path | None, debug: bool) -> None:
     with reporting(debug):
         from lvspec_cli.pairs.files import locate
         from lvspec_cli.pairs.registry import load_registry
-        from lvspec_cli.ui.tables import PairRow, pair_table, plain_pairs
+        from lvspec_cli.ui.tables import PairRow, for_stdout, pair_table
 
         registry = load_registry(models_file)
         rows = [
             PairRow(name, name == registry.default, pair, locate(pair.target), locate(pair.draft))
             for name, pair in registry.pairs.items()
         ]
-        write_out(pair_table(rows) if sys.stdout.isatty() else plain_pairs(rows))
+        write_out(for_stdout(pair_table(rows)))

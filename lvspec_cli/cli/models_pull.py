@@ -11,6 +11,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.errors import UsageError
 from lvspec_cli.escape import visible_line
+from lvspec_cli.units import gigabytes
 
 if TYPE_CHECKING:
     from lvspec_cli.pairs.hub import Missing
@@ -73,7 +74,7 @@ def _folder(source: Source) -> str:
 
 def _told(missing: Missing) -> str:
     revision = "" if missing.source.revision else " of main, no commit is pinned"
-    files, size = f"{len(missing.files)} files{revision}", f"{missing.size / 1e9:.1f} GB"
+    files, size = f"{len(missing.files)} files{revision}", gigabytes(missing.size)
     return f"{missing.source.name}: {files}, {size} to download"
 
 
@@ -84,7 +85,7 @@ def _agree(name: str, size: int, yes: bool) -> None:
     """
     if yes or size <= ASK_ABOVE:
         return
-    what = f"{name} is {size / 1e9:.1f} GB to download"
+    what = f"{name} is {gigabytes(size)} to download"
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
         raise UsageError(what, "say --yes, as there is no terminal to ask on")
     sys.stderr.write(f"{what}. Go on? [y/N] ")

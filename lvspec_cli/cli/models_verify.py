@@ -15,6 +15,7 @@ from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import LvspecError, PairError
 from lvspec_cli.escape import visible_line
+from lvspec_cli.units import counted
 
 if TYPE_CHECKING:
     from lvspec_cli.checks.verify import Check, Half, Told
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 TOKENS = 48  # of the self-test's answer
 FRAMES = 8
-QUESTION = "Describe this video in detail."
 
 
 def verify(
@@ -50,7 +50,7 @@ def verify(
             failed += check.state == "failed"
         if failed:
             raise PairError(
-                f"{name}: {failed} {'check has' if failed == 1 else 'checks have'} failed",
+                f"{name}: {counted(failed, 'check')} {'has' if failed == 1 else 'have'} failed",
                 "see above; `lvspec models pull` mends files, another draft the rest",
             )
 
@@ -118,12 +118,12 @@ def _self_test(name: str, pair: Pair, device: str, dtype: str) -> Iterator[Check
     from lvspec_cli.pairs.registry import PACKAGE, settings_of_pair
     from lvspec_cli.pipeline import load, pinned_request
     from lvspec_cli.request import AskRequest
-    from lvspec_cli.types import VideoRequest
+    from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
     from lvspec_cli.video.decode import read_clip
 
     clip = PACKAGE / "demo/clips/clip_0001.mp4"
     settings = replace(settings_of_pair(pair), max_new_tokens=TOKENS, fallback=False)
     video = VideoRequest(clip, max_frames=FRAMES, max_pixels=pair.defaults.max_pixels)
-    request = AskRequest(video, (QUESTION,), name, pair, settings, device=device, dtype=dtype)
+    request = AskRequest(video, (DEFAULT_PROMPT,), name, pair, settings, device=device, dtype=dtype)
     loaded = load(pinned_request(request))
-    yield check_answers(loaded, build_prompts(loaded, read_clip(video), QUESTION), settings)
+    yield check_answers(loaded, build_prompts(loaded, read_clip(video), DEFAULT_PROMPT), settings)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from lvspec_cli.memory.choose import Chosen
     from lvspec_cli.ui.progress import PlainProgress
 
-DEMO_CLIPS = 200  # half of them have facts enough to show that 99.8 % are kept
 TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, whose results are reported
 
 
@@ -114,7 +113,7 @@ def tune(flags: TuneFlags) -> None:
 def _tune(flags: TuneFlags) -> int:
     """Runs the command and gives its exit code."""
     from lvspec_cli.bench.tune_report import notes
-    from lvspec_cli.ui.bench import plain_tuned, tuned_tables
+    from lvspec_cli.ui.bench import tuned_text
 
     quiet = flags.messages.quiet
     chosen = chosen_pair(flags.loading)
@@ -123,7 +122,7 @@ def _tune(flags: TuneFlags) -> int:
         say_choice(chosen, quiet)
         tuned = _run(job, progress)
     _write(job, tuned)
-    write_out((tuned_tables if sys.stdout.isatty() else plain_tuned)(tuned) + _lines(job, tuned))
+    write_out(tuned_text(tuned) + _lines(job, tuned))
     if not quiet:
         for note in notes(job, tuned):
             say(note)
@@ -139,6 +138,7 @@ def _read_job(flags: TuneFlags, chosen: Chosen, progress: PlainProgress | None) 
     :raises NoInputError: there is nothing to measure.
     :raises OutputError: files of others have the names of the results.
     """
+    from lvspec_cli.bench.run import TUNING_CLIPS
     from lvspec_cli.bench.tune import TuneJob
     from lvspec_cli.bench.tune_report import MARKS
     from lvspec_cli.bench.variants import parse_gammas
@@ -162,7 +162,7 @@ def _read_job(flags: TuneFlags, chosen: Chosen, progress: PlainProgress | None) 
         relevances=relevances,
         gammas=parse_gammas(search.gamma),
         clips=chosen_clips(
-            flags.clips, work.out, request.video, progress, drawn=DEMO_CLIPS, seed=TUNING_SEED
+            flags.clips, work.out, request.video, progress, drawn=TUNING_CLIPS, seed=TUNING_SEED
         ),
         budget=search.budget,
         least=least / 100,

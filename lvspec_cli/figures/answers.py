@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import exp
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -116,6 +117,23 @@ class OfVariant(Part):
     @property
     def variant(self) -> Variant:
         return Variant(self.mode, self.gamma, self.relevance, self.label)
+
+
+class TimedText(Protocol):
+    """What an answer brings to the figures: its text, counts and seconds, as ``Measurement`` has them."""
+
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def first_tokens(self) -> int: ...
+    @property
+    def decode_s(self) -> float: ...
+    @property
+    def log_probability(self) -> float | None: ...
+    @property
+    def tokens(self) -> Sequence[int] | None: ...
 
 
 class Measurement(OfVariant):

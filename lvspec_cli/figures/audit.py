@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvspec_cli.errors import UsageError
-from lvspec_cli.figures.answers import BenchMode, Block, Fidelity, Item, Measurement, Spread
-from lvspec_cli.figures.fidelity import compare_blocks, fidelity_of, score_text
+from lvspec_cli.figures.answers import Fidelity, Item, Spread, TimedText
+from lvspec_cli.figures.fidelity import Compared, fidelity_of, score_text
 from lvspec_cli.figures.labels import chrf, labelled, labels_beside, repetition, rouge_l, words
-from lvspec_cli.figures.summary import Measured, speedup
+from lvspec_cli.figures.summary import speedup_over_clips
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.records import Audit, Failure, Record
 from lvspec_cli.output.text import TextStream
@@ -25,13 +26,13 @@ def audited(
     pair: LoadedPair,
     prompts: PairPrompts,
     settings: DecodeSettings,
-    given: Generation,
+    generation: Generation,
     text: str,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Audit | None:
     """Answers in mode ar from the clip that the session has encoded; None where that was interrupted.
 
-    :param settings: those of the answer ``given``, whose text is ``text``.
+    :param settings: those of the answer, ``generation`` in tokens and ``text`` as text.
     """
     plain = replace(settings, mode=Mode.AR)
     ar = session.answer(prompts, plain, interrupted=interrupted).run()
@@ -40,7 +41,7 @@ def audited(
     stream = TextStream(pair.target.tokenizer.backend_tokenizer)
     stream.feed(ar.tokens, ar.kinds)
     score, ar_score = (
-        score_text(session.target, prompts.target, tokens) for tokens in (given.tokens, ar.tokens)
+        score_text(session.target, prompts.target, tokens) for tokens in (generation.tokens, ar.tokens)
     )
     assert score  # an answer has a token at least
     assert ar_score
@@ -50,7 +51,7 @@ def audited(
         output_tokens=ar.stats.output_tokens,
         prefill_s=ar.stats.prefill_seconds,
         decode_s=ar.stats.decode_seconds,
-        speedup=_speedup(given.stats, ar.stats),
+        speedup=_speedup(generation.stats, ar.stats),
         identical=stream.text == text,
         chrf=chrf(text, stream.text),
         rouge_l=rouge_l(text, stream.text),
@@ -61,8 +62,8 @@ def audited(
     )
 
 
-def _speedup(given: DecodeStats, ar: DecodeStats) -> float | None:
-    rate, ar_rate = given.tokens_per_second, ar.tokens_per_second
+def _speedup(mode: DecodeStats, ar: DecodeStats) -> float | None:
+    rate, ar_rate = mode.tokens_per_second, ar.tokens_per_second
     return rate / ar_rate if rate and ar_rate else None
 
 
@@ -90,18 +91,40 @@ def summarise_audits(records: Iterable[Record], files: Mapping[str, Path]) -> Au
             if record.audit is not None:
                 rows[record.key] = record
     failures = tuple(row.audit.message for row in rows.values() if isinstance(row.audit, Failure))
-    pairs = [(row, row.audit) for row in rows.values() if isinstance(row.audit, Audit)]
-    if not pairs:
-        return AuditSummary(len(texts), 0, failures, None, None)
-    items = {row.key: _item(row, files.get(row.key)) for row, _ in pairs}
-    blocks = [Block(item=row.key, repeat=0, measurements=_measurements(row, audit)) for row, audit in pairs]
-    mode, ar = (each.variant for each in blocks[0].measurements)
+    compared = [
+        _compared(row, row.audit, files.get(row.key)) for row in rows.values() if isinstance(row.audit, Audit)
+    ]
+    by_clip: dict[str, list[tuple[TimedText, TimedText]]] = defaultdict(list)
+    for each in compared:
+        by_clip[each.item.file_name].append((each.mode, each.ar))
     return AuditSummary(
         captions=len(texts),
-        audited=len(pairs),
+        audited=len(compared),
         failures=failures,
-        speedup=speedup(Measured(items, blocks), mode, ar),
-        fidelity=fidelity_of(compare_blocks(items, blocks, mode, ar)),
+        speedup=speedup_over_clips(by_clip.values()),
+        fidelity=fidelity_of(compared),
+    )
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A ``TimedText`` of a record: what it says of itself, or of the same answer in mode ar."""
+
+    text: str | None
+    output_tokens: int
+    decode_s: float
+    log_probability: float
+    first_tokens: int = 1
+    tokens: None = None  # a record has none
+
+
+def _compared(row: Record, audit: Audit, file: Path | None) -> Compared:
+    stats = row.stats
+    assert stats  # a row with a text has them
+    return Compared(
+        _item(row, file),
+        _Text(row.text, stats.output_tokens, stats.decode_s, audit.log_probability),
+        _Text(audit.text, audit.output_tokens, audit.decode_s, audit.ar_log_probability),
     )
 
 
@@ -112,28 +135,6 @@ def _item(row: Record, file: Path | None) -> Item:
     with suppress(UsageError):  # facts that are damaged are no matter of this command
         return labelled(item, labels_beside(file) if file else None)
     return item
-
-
-def _measurements(row: Record, audit: Audit) -> tuple[Measurement, Measurement]:
-    stats = row.stats
-    assert stats  # a row with a text has them
-    mode = BenchMode.EXACT if row.mode is Mode.EXACT else BenchMode.LVSPEC
-    return (
-        Measurement(
-            mode=mode,
-            text=row.text,
-            output_tokens=stats.output_tokens,
-            decode_s=stats.decode_s,
-            log_probability=audit.log_probability,
-        ),
-        Measurement(
-            mode=BenchMode.AR,
-            text=audit.text,
-            output_tokens=audit.output_tokens,
-            decode_s=audit.decode_s,
-            log_probability=audit.ar_log_probability,
-        ),
-    )
 
 
 _DIGITS = 13  # of a key, hexadecimal: as many as a float holds

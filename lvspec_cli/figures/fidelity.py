@@ -17,7 +17,7 @@ from torch import Tensor
 from lvspec_cli.demo.facts import FACT_KINDS
 from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.scenes import scene_from_dict
-from lvspec_cli.figures.answers import Block, Estimate, Fidelity, Item, Kept, Measurement, Variant, least_kept
+from lvspec_cli.figures.answers import Block, Estimate, Fidelity, Item, Kept, TimedText, Variant, least_kept
 from lvspec_cli.figures.intervals import interval_of_sums, ratio_of_sums
 from lvspec_cli.figures.labels import (
     Judgement,
@@ -31,7 +31,6 @@ from lvspec_cli.figures.labels import (
     words,
 )
 from lvspec_cli.models.decoder import Decoder
-from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.types import Prompt
 
 SHORT = 5  # words: up to so many an answer is short
@@ -53,8 +52,8 @@ class Compared:
     """One answer of a mode beside that of ``ar`` to the same item."""
 
     item: Item
-    mode: Measurement
-    ar: Measurement
+    mode: TimedText
+    ar: TimedText
 
     @cached_property
     def judged(self) -> tuple[Judgement, Judgement]:
@@ -79,7 +78,7 @@ class Compared:
 def compare_blocks(
     items: Mapping[str, Item], blocks: Iterable[Block], variant: Variant, reference: Variant
 ) -> list[Compared]:
-    """As ``compare``, of the parts."""
+    """The first answer of a variant to each item beside that of the reference in the same block."""
     found: dict[str, Compared] = {}
     for block in blocks:
         mode, ar = block.of(variant), block.of(reference)
@@ -238,9 +237,9 @@ def _texts(each: Compared) -> tuple[str, str]:
     return each.mode.text or "", each.ar.text or ""
 
 
-def _tokens(measurement: Measurement) -> Sequence[object]:
+def _tokens(answer: TimedText) -> Sequence[object]:
     """What a text repeats: its tokens, or its words where the tokens were not kept."""
-    return measurement.tokens or words(measurement.text or "")
+    return answer.tokens or words(answer.text or "")
 
 
 def _change(each: Compared) -> float:
@@ -269,29 +268,13 @@ class TextScore:
         return self.log_probability / self.tokens
 
 
-def score_texts(
-    target: LoadedModel, asked: Sequence[tuple[Prompt, Sequence[Sequence[int]]]]
-) -> list[list[TextScore | None]]:
-    """Scores texts, as token ids, behind prompts about one and the same clip; the clip is encoded once.
+@torch.inference_mode()
+def score_text(decoder: Decoder, prompt: Prompt, text: Sequence[int]) -> TextScore | None:
+    """The score of one text, as token ids, behind a prompt whose clip the decoder has encoded.
 
     The model's own distribution counts: temperature 1, and no rule of a generation_config. An empty text has
     no score.
     """
-    decoder = Decoder(target)
-    scores: list[list[TextScore | None]] = []
-    for number, (prompt, texts) in enumerate(asked):
-        if number == 0:
-            with torch.inference_mode():
-                decoder.encode(prompt)
-        # Modes often say the same: each text is read once.
-        known = {text: score_text(decoder, prompt, text) for text in {tuple(text) for text in texts}}
-        scores.append([known[tuple(text)] for text in texts])
-    return scores
-
-
-@torch.inference_mode()
-def score_text(decoder: Decoder, prompt: Prompt, text: Sequence[int]) -> TextScore | None:
-    """The score of one text behind a prompt whose clip the decoder has encoded."""
     if not text:
         return None
     tokens = torch.tensor(text, dtype=torch.long, device=decoder.loaded.device)

@@ -1,27 +1,24 @@
 """Bootstrap intervals over clips: of a median, of a mean, of a ratio of sums.
 
-A clip is drawn whole, so that whatever two modes did with it stays together. All intervals are 95 % ones:
-bias-corrected and accelerated (BCa, Efron 1987) for what is made of sums, the percentiles for medians, whose
-jackknife has two values only. A seed gives the same interval each time.
-
-They are those of scipy's ``bootstrap`` with the same seed, to rounding. That draws the clips anew for every
-figure and takes n passes over them for the jackknife; here one set of draws serves all figures of as many
-clips, and sums without a clip are subtractions.
+A clip is drawn whole, so that whatever two modes did with it stays together. All intervals are 95 % ones by
+scipy's ``bootstrap``: bias-corrected and accelerated (BCa, Efron 1987) for what is made of sums, the
+percentiles for medians, whose jackknife has two values only. A seed gives the same interval each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from lvspec_cli.figures.answers import Estimate, Spread
 
 LEVEL = 0.95
-RESAMPLES = (1_999, 9_999)  # of many clips fewer: each costs more, and all lie closer together
-_CELLS = 1 << 21  # numbers in memory at a time
+RESAMPLES = (999, 9_999)  # of many clips fewer: each costs more, and all lie closer together
+_CELLS = 1 << 21  # clips in all resamples, where the most are not reached
+_BATCH_CELLS = 1 << 17  # and in those in memory at a time
 
 Ends = tuple[float | None, float | None]
 
@@ -30,7 +27,7 @@ def median_spread(values: Sequence[float], *, seed: int = 0) -> Spread | None:
     """The median of one value a clip. None without any."""
     if not values:
         return None
-    low, high = _median_ends(np.asarray(values, dtype=float), seed)
+    low, high = _ends(np.array(values, dtype=float), np.median, "percentile", seed)
     return Spread(median=float(np.median(values)), low=low, high=high)
 
 
@@ -55,82 +52,52 @@ def ratio_of_sums(
 def interval_of_sums(
     figure: Callable[[Any], Any], samples: Sequence[Sequence[float]], *, seed: int = 0
 ) -> Ends:
-    """Where a figure of sums over clips lies, the samples drawn together by clip; none from fewer than two.
+    """The interval of a figure of sums over clips, the samples drawn together by clip; none from fewer than
+    two clips.
 
-    :param figure: takes sums, (samples, draws), and gives a figure a draw.
+    :param figure: takes sums, (samples, resamples), and gives a figure for each resample.
     :param samples: one or more numbers a clip; all of the same length.
     """
     columns = np.array(samples, dtype=float)
     count = columns.shape[1]
+    whole = columns.sum(axis=1)
+    if count > 1 and (columns == columns[:, :1]).all():  # as of an exact mode: all resamples are the same
+        value = float(figure(whole))
+        return value, value
+
+    def statistic(clips: Any, axis: int) -> Any:
+        if clips.shape[axis] == count - 1:  # the jackknife: one subtraction in place of a sum over clips
+            missing = count * (count - 1) // 2 - clips.sum(axis)
+            return figure(whole.reshape(-1, *[1] * missing.ndim) - columns[:, missing])
+        return figure(np.array([column[clips].sum(axis) for column in columns]))
+
+    return _ends(np.arange(count), statistic, "BCa", seed)
+
+
+def _ends(
+    sample: Any, statistic: Callable[..., Any], method: Literal["BCa", "percentile"], seed: int
+) -> Ends:
+    from scipy.stats import bootstrap
+
+    count = len(sample)
     if count < 2:
         return None, None
-    whole = columns.sum(axis=1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = np.concatenate([figure(columns @ times.T) for times in _counted(count, seed)])
-        return _bca(drawn, float(figure(whole)[0]), figure(whole - columns))
-
-
-def _bca(drawn: Any, value: float, without: Any) -> Ends:
-    """Ends of the BCa interval (Efron and Tibshirani 1993, section 14.3).
-
-    :param drawn: the figure of each draw.
-    :param value: that of the clips as they are.
-    :param without: that without each of the clips.
-    """
-    from scipy.special import ndtr, ndtri
-
-    bias = ndtri((np.mean(drawn < value) + np.mean(drawn <= value)) / 2)
-    away = without.mean() - without
-    acceleration = np.sum(away**3) / (6 * np.sum(away**2) ** 1.5)
-    tails = bias + ndtri([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    places = ndtr(bias + tails / (1 - acceleration * tails))
-    if np.isfinite(places).all() and np.isfinite(drawn).all():
-        return _quantiles(drawn, places)
-    # BCa has no answer where the clips are all alike, and a draw may have nothing to divide by.
-    return _percentiles(drawn[np.isfinite(drawn)])
-
-
-def _median_ends(values: Any, seed: int) -> Ends:
-    """Percentiles of the median of one value a clip."""
-    count = len(values)
-    if count < 2:
-        return None, None
-    order = np.argsort(values, kind="stable")
-    middle = ((count - 1) // 2, count // 2)  # ranks of the one or two values in the middle, from 0
-    found = []
-    for times in _counted(count, seed):
-        passed = np.cumsum(times[:, order], axis=1)
-        low, high = (values[order[(passed <= rank).sum(axis=1)]] for rank in middle)
-        found.append((low + high) / 2)
-    return _percentiles(np.concatenate(found))
-
-
-def _percentiles(drawn: Any) -> Ends:
-    return _quantiles(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-
-
-def _quantiles(drawn: Any, places: Any) -> Ends:
-    low, high = np.quantile(drawn, places)
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore")
+        result = bootstrap(
+            (sample,),
+            statistic,
+            vectorized=True,
+            method=method,
+            confidence_level=LEVEL,
+            n_resamples=min(RESAMPLES[1], max(RESAMPLES[0], _CELLS // count)),
+            batch=max(1, _BATCH_CELLS // count),
+            rng=np.random.default_rng(seed),
+        )
+    low, high = result.confidence_interval
+    drawn = result.bootstrap_distribution
+    usable = np.isfinite(drawn)
+    # BCa has no answer where the clips are all alike, and a resample may have nothing to divide by.
+    if method == "percentile" or not (usable.all() and np.isfinite((low, high)).all()):
+        low, high = np.quantile(drawn[usable], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def _counted(count: int, seed: int) -> Iterator[Any]:
-    """How often each clip is in each draw, (draws, clips), in parts that fit into memory."""
-    batch = max(1, _CELLS // count)
-    times = _draws(count, seed, min(RESAMPLES[1], max(RESAMPLES[0], batch)))
-    return (times[start : start + batch].astype(float) for start in range(0, len(times), batch))
-
-
-@lru_cache(maxsize=4)  # all figures of a report are of few numbers of clips
-def _draws(count: int, seed: int, draws: int) -> Any:
-    """As ``_counted``, whole, a byte each: 255 times the same clip does not come up."""
-    random = np.random.default_rng(seed)
-    times = np.empty((draws, count), dtype=np.uint8)
-    batch = max(1, _CELLS // count)
-    for start in range(0, draws, batch):
-        places = random.integers(0, count, (min(batch, draws - start), count))
-        rows = np.arange(len(places))[:, None]
-        times[start : start + batch] = np.bincount(
-            (places + count * rows).ravel(), minlength=places.size
-        ).reshape(places.shape)
-    return times

@@ -21,6 +21,7 @@ from lvspec_cli.figures.answers import (
     Measurement,
     ModeResult,
     Spread,
+    TimedText,
     Variant,
     lower_end,
     surely_kept,
@@ -143,6 +144,12 @@ def speedup(measured: Measured, variant: Variant, reference: Variant) -> Spread 
     return median_spread(_ratios(measured, variant, reference, _decode_ratio))
 
 
+def speedup_over_clips(clips: Iterable[Sequence[tuple[TimedText, TimedText]]]) -> Spread | None:
+    """The same of one run: of each clip the answers of a mode, each with that of the reference."""
+    timed = ([both for both in pairs if all(map(_is_timed, both))] for pairs in clips)
+    return median_spread([_decode_ratio(pairs) for pairs in timed if pairs])
+
+
 def end_to_end_speedup(measured: Measured, variant: Variant, reference: Variant) -> Spread | None:
     """The same of the whole time of an answer, from the video's file to the last token.
 
@@ -170,7 +177,7 @@ def _ratios(measured: Measured, variant: Variant, reference: Variant, ratio: Rat
     return found
 
 
-def _decode_ratio(both: Sequence[Both]) -> float:
+def _decode_ratio(both: Sequence[tuple[TimedText, TimedText]]) -> float:
     ours, theirs = (_seconds_a_token(side) for side in zip(*both, strict=True))
     assert ours
     assert theirs
@@ -189,9 +196,14 @@ def _as_long_as(mine: Measurement, theirs: Measurement) -> float:
     return before + step * max(0, theirs.output_tokens - mine.first_tokens)
 
 
-def _seconds_a_token(answers: Iterable[Measurement]) -> float | None:
-    """Of decoding, over all of them; None where the prefill gave all there is."""
-    decoded = [each for each in answers if each.seconds_per_token]
+def _is_timed(answer: TimedText) -> bool:
+    """Whether it was decoded for some time: the prefill may have given all there is, or nothing was timed."""
+    return answer.output_tokens > answer.first_tokens and answer.decode_s > 0
+
+
+def _seconds_a_token(answers: Iterable[TimedText]) -> float | None:
+    """Of decoding, over all of them; None where none was timed."""
+    decoded = [each for each in answers if _is_timed(each)]
     tokens = sum(each.output_tokens - each.first_tokens for each in decoded)
     return sum(each.decode_s for each in decoded) / tokens if tokens else None
 

@@ -284,14 +284,7 @@ def _without_infinity(value: Any) -> Any:
 def stats_fields(stats: DecodeStats, decode_video_seconds: float) -> Stats:
     """The record's stats of one answer."""
     return Stats(
-        output_tokens=stats.output_tokens,
-        rounds=stats.rounds,
-        drafted=stats.drafted,
-        accepted_exact=stats.accepted_exact,
-        accepted_filler=stats.accepted_filler,
-        accepted_shift=stats.accepted_shift,
-        gamma=stats.gamma,
-        fallback=stats.fallback,
+        **{name: value for name, value in asdict(stats).items() if name in Stats.model_fields},
         mean_accepted_length=stats.mean_accepted_length,
         acceptance_rate=stats.acceptance_rate,
         decode_video_s=decode_video_seconds,

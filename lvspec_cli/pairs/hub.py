@@ -12,6 +12,7 @@ from typing import Any
 from lvspec_cli.errors import PairError
 from lvspec_cli.pairs.files import LEFT, TAKEN
 from lvspec_cli.pairs.registry import Source
+from lvspec_cli.units import gigabytes
 
 Progress = Callable[[int, int], None]  # bytes done, of how many
 Bar = Callable[[Progress], type[Any]]  # makes the class that the hub's client takes for its progress bars
@@ -57,7 +58,7 @@ def check_room(missing: list[Missing]) -> None:
     wanted, free = sum(each.size for each in missing), shutil.disk_usage(folder).free
     if wanted > free:
         raise PairError(
-            f"{wanted / 1e9:.1f} GB are to be downloaded, and {folder} has {free / 1e9:.1f} GB free",
+            f"{gigabytes(wanted)} are to be downloaded, and {folder} has {gigabytes(free)} free",
             "make room, or set HF_HOME to a folder on another disk",
         )
 

@@ -19,6 +19,7 @@ from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.state import StageView, View, fold
+from lvspec_cli.units import counted
 
 # Attributes beside the colours: the kinds stay apart without any colour.
 STYLES = {
@@ -175,7 +176,7 @@ def panel_lines(view: View, width: int, plain: bool) -> list[Text]:
             figures.append("   ")
         figures.append(value, "bold").append(f" {label}", "dim")
     count = len(view.lengths)
-    rounds = Text(f"{count} {'round' if count == 1 else 'rounds'} ", "dim")
+    rounds = Text(f"{counted(count, 'round')} ", "dim")
     return [rule, figures, rounds.append(bars(view, max(0, width - len(rounds)), plain), "cyan")]
 
 

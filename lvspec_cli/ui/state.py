@@ -20,6 +20,7 @@ from lvspec_cli.events import (
 )
 from lvspec_cli.output.records import Record
 from lvspec_cli.types import Gamma, Piece, TokenKind
+from lvspec_cli.units import clock
 
 KEPT = (TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT)
 
@@ -186,15 +187,6 @@ def counts(view: BatchView) -> str:
     if view.skipped:
         parts.append(f"{view.skipped} skipped")
     return ", ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people read them: ``45 s``, ``3:05``, ``2:03:05``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
 def _per_second(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Tables for a terminal, and the same as plain lines for a pipe."""
+"""The tables of pairs and of a dry run, and how a table looks in a terminal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,45 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from lvspec_cli.escape import visible_line
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import Pair, Source
+from lvspec_cli.table import Table, plain
+from lvspec_cli.units import size
 
-HEADINGS = ("pair", "target", "draft", "here", "licence", "about")
+_STYLES = {"best": "bold", "worse": "red"}
+
+
+def for_stdout(table: Table) -> str:
+    """The table as wide as the terminal, or tab-separated lines where stdout is none."""
+    return terminal(table) if sys.stdout.isatty() else plain(table)
+
+
+def terminal(table: Table) -> str:
+    """A table as wide as the terminal. Of figures an interval stands below its figure."""
+    width = shutil.get_terminal_size().columns
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, markup=False, highlight=False)
+    drawn = RichTable(
+        box=box.SIMPLE_HEAD, pad_edge=False, safe_box="utf" not in (sys.stdout.encoding or "").lower()
+    )
+    for place, heading in enumerate(table.headings):
+        breaks = heading == table.wide if table.wide else place > 0
+        right = place > 0 and not table.wide
+        drawn.add_column(heading, overflow="fold", justify="right" if right else "left", no_wrap=not breaks)
+    for place, row in enumerate(table.rows):
+        style = _STYLES.get(table.styles.get(place, ""), "")
+        cells = map(visible_line, row)
+        drawn.add_row(*(Text(cell if table.wide else _interval_below(cell), style) for cell in cells))
+    console.print(drawn)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _interval_below(cell: str) -> str:
+    figure, _, interval = cell.partition(" (")
+    return f"{figure}\n{interval[:-1]}" if interval else figure
 
 
 @dataclass(frozen=True)
@@ -31,22 +62,14 @@ class PairRow:
     draft: Stored
 
 
-def plain_pairs(rows: Sequence[PairRow]) -> str:
-    """Tab-separated, one pair a line, headings first."""
-    lines = [HEADINGS, *(_cells(row) for row in rows)]
-    return "".join("\t".join(line) + "\n" for line in lines)
-
-
-def pair_table(rows: Sequence[PairRow]) -> str:
-    """A table as wide as the terminal."""
-    cells = []
-    for row in rows:
-        name, *others = _cells(row)
-        cells.append([Text(name, "bold" if row.default else ""), *map(Text, others)])
-    return text_table(HEADINGS, "about", cells)
-
-
-FORECAST_HEADINGS = ("file", "stretch", "length", "frames", "size", "visual tokens", "what")
+def pair_table(rows: Sequence[PairRow]) -> Table:
+    """A row for each pair; the default one stands out."""
+    return Table(
+        ("pair", "target", "draft", "here", "licence", "about"),
+        list(map(_cells, rows)),
+        wide="about",
+        styles={place: "best" for place, row in enumerate(rows) if row.default},
+    )
 
 
 @dataclass(frozen=True)
@@ -67,27 +90,23 @@ class ForecastRow:
     problem: str = ""
 
 
-def plain_forecasts(rows: Sequence[ForecastRow]) -> str:
-    """Tab-separated, one stretch a line, headings first."""
-    lines = [FORECAST_HEADINGS, *(_forecast_cells(row) for row in rows)]
-    return "".join("\t".join(line) + "\n" for line in lines)
-
-
-def forecast_table(rows: Sequence[ForecastRow]) -> str:
-    """A table as wide as the terminal."""
-    return text_table(
-        FORECAST_HEADINGS, "file", [[Text(cell) for cell in _forecast_cells(row)] for row in rows]
+def forecast_table(rows: Sequence[ForecastRow]) -> Table:
+    """A row for each stretch of a video."""
+    return Table(
+        ("file", "stretch", "length", "frames", "size", "visual tokens", "what"),
+        list(map(_forecast_cells, rows)),
+        wide="file",
     )
 
 
 def _forecast_cells(row: ForecastRow) -> tuple[str, ...]:
-    name = visible_line(row.name)
     if row.problem:
-        return (name, "", "", "", "", "", visible_line(f"cannot be read: {row.problem}"))
+        return (row.name, "", "", "", "", "", f"cannot be read: {row.problem}")
     end = "" if row.end is None else f"{row.end:g}"
     stretch = "" if row.start is None and row.end is None else f"{row.start or 0:g}-{end}"
-    size = f"{row.width}x{row.height}"
-    return (name, stretch, _seconds(row.duration), str(row.frames), size, str(row.visual_tokens), _what(row))
+    duration = "" if row.duration is None else f"{row.duration:.1f}"
+    picture = f"{row.width}x{row.height}"
+    return (row.name, stretch, duration, str(row.frames), picture, str(row.visual_tokens), _what(row))
 
 
 def _what(row: ForecastRow) -> str:
@@ -98,30 +117,11 @@ def _what(row: ForecastRow) -> str:
     return known[0][1] if len(known) == 1 else ", ".join(f"{count} {word}" for count, word in known)
 
 
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
-def text_table(headings: Sequence[str], wide: str, rows: Sequence[Sequence[Text]]) -> str:
-    """A table as wide as the terminal; only the column of the heading ``wide`` breaks its lines."""
-    width = shutil.get_terminal_size().columns
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, markup=False, highlight=False)
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, safe_box="utf" not in (sys.stdout.encoding or "").lower()
-    )
-    for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=heading != wide)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
 def _cells(row: PairRow) -> tuple[str, ...]:
     here = (
         row.target.place if row.target.place == row.draft.place else f"{row.target.place}/{row.draft.place}"
     )
-    cells = (
+    return (
         row.name + (" (default)" if row.default else ""),
         model_size(row.pair.target, row.target),
         model_size(row.pair.draft, row.draft),
@@ -129,19 +129,14 @@ def _cells(row: PairRow) -> tuple[str, ...]:
         row.pair.licence or "",
         row.pair.about,
     )
-    return tuple(visible_line(cell) for cell in cells)
 
 
 def model_size(source: Source, stored: Stored) -> str:
     """Parameters and bytes: of the files where they are here, else as the pair's entry says."""
     parameters = _count(stored.parameters) if stored.parameters else source.parameters
-    size = _bytes(stored.size) if stored.size else source.size
-    return ", ".join(fact for fact in (parameters, size) if fact) or "-"
+    weights = size(stored.size) if stored.size else source.size
+    return ", ".join(fact for fact in (parameters, weights) if fact) or "-"
 
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

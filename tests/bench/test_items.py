@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.items import PROMPT, clips_of, clips_of_questions, with_choices
+from lvspec_cli.bench.items import clips_of, clips_of_questions, with_choices
 from lvspec_cli.bench.run import demo_clips
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.demo.questions import Question
@@ -16,7 +16,7 @@ from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.figures.fidelity import label_of
 from lvspec_cli.figures.labels import asks_for_caption
-from lvspec_cli.types import VideoRequest
+from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
 
 VIDEO = VideoRequest(Path(), max_frames=4, start=1.0)
 
@@ -40,7 +40,7 @@ def test_clips_are_captioned_and_the_demos_are_asked_as_well(folder: Path):
     known, *questions = second.items
     facts = json.loads((folder / "b.json").read_text())
     assert json.loads(known.model_dump_json())["scene"] == facts["scene"]
-    assert (caption.prompt, known.prompt) == (PROMPT, CAPTION_PROMPTS[1])
+    assert (caption.prompt, known.prompt) == (DEFAULT_PROMPT, CAPTION_PROMPTS[1])
     assert [item.id for item in questions] == ["b.mp4#q1", "b.mp4#q2"]
     for item, asked in zip(questions, facts["questions"], strict=False):
         assert (item.prompt, item.reference, item.kind) == (asked["question"], asked["answer"], asked["kind"])
@@ -68,7 +68,7 @@ def test_only_what_asks_for_a_caption_or_is_the_clips_own_question_is_judged(fol
 @pytest.mark.parametrize(
     ("prompt", "wanted"),
     [
-        *((prompt, True) for prompt in (*CAPTION_PROMPTS, PROMPT)),
+        *((prompt, True) for prompt in (*CAPTION_PROMPTS, DEFAULT_PROMPT)),
         ("Please describe the scene", True),
         ("Describe the circle.", False),
         ("Describe the video's colours.", False),

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lvspec_cli.figures import fidelity as score
-from lvspec_cli.figures.fidelity import score_texts
-from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.figures.fidelity import TextScore, score_text
+from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, Prompt
 from tests.speculation.conftest import decode, model_inputs, stock_model
@@ -18,6 +19,16 @@ from tests.tiny_models import FAMILIES, make_clip, save_pair
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedPair:
     folders = save_pair(tmp_path_factory.mktemp(request.param), request.param)
     return load_pair(*folders, device="cpu", dtype="float32")
+
+
+def score_texts(
+    target: LoadedModel, asked: list[tuple[Prompt, list[list[int]]]]
+) -> list[list[TextScore | None]]:
+    """Texts behind prompts about one and the same clip, which is encoded once."""
+    decoder = Decoder(target)
+    with torch.inference_mode():
+        decoder.encode(asked[0][0])
+    return [[score_text(decoder, prompt, text) for text in texts] for prompt, texts in asked]
 
 
 def by_the_model(pair: LoadedPair, prompt: Prompt, text: list[int]) -> float:
@@ -54,7 +65,7 @@ def test_a_greedy_text_is_the_targets_first_choice_throughout(pair: LoadedPair) 
     prompts = build_prompts(pair, make_clip(4), "What moves?")
     greedy = decode(pair, prompts, DecodeSettings(mode=Mode.AR, max_new_tokens=12))[0].tokens
     changed = (*greedy[:3], (greedy[3] + 1) % 400, *greedy[4:])
-    scores = score_texts(pair.target, [(prompts.target, [greedy, changed])])[0]
+    scores = score_texts(pair.target, [(prompts.target, [list(greedy), list(changed)])])[0]
     assert scores[0] is not None
     assert scores[1] is not None
     assert scores[0].own == len(greedy)

@@ -13,7 +13,8 @@ from lvspec_cli.events import Stage, StageFinished, StageStarted
 from lvspec_cli.output.records import Record, stats_fields
 from lvspec_cli.types import DecodeStats
 from lvspec_cli.ui.batch import BatchPicture, BatchShow, failure_line
-from lvspec_cli.ui.state import BatchView, add_event, add_row, clock, counts, rates
+from lvspec_cli.ui.state import BatchView, add_event, add_row, counts, rates
+from lvspec_cli.units import clock
 from tests.output.rows import caption, failure
 from tests.ui.test_render import EVENTS
 from tests.ui.test_state import EMPTY

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pydantic import TypeAdapter
 
+from lvspec_cli.bench.compare import differing_fields
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Earlier, Header
 from lvspec_cli.bench.measure import Plan
@@ -53,9 +54,7 @@ def lines_kept(
 def is_same_line(held: BenchSettings, wanted: BenchSettings, line: Variant) -> bool:
     """Whether a line is run with the same settings in both."""
     ignored = _OF_LINES | (_OF_DRAFTS if line.mode.is_plain else frozenset())
-    if any(
-        getattr(held, name) != getattr(wanted, name) for name in set(BenchSettings.model_fields) - ignored
-    ):
+    if any(name not in ignored for name, _, _ in differing_fields(held.model_dump(), wanted.model_dump())):
         return False
     if line.mode not in (BenchMode.LVSPEC, BenchMode.LVSPEC_PRUNED):
         return True  # it accepts the target's own tokens only

@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lvspec_cli.bench.lines import (
-    HEADINGS,
     contrast_table,
     fidelity_table,
     machine,
     number,
+    result_table,
     retention,
-    rows,
     spread,
-    table,
 )
 from lvspec_cli.bench.results import Results
-from lvspec_cli.figures.answers import BenchMode, Variant
+from lvspec_cli.figures.answers import BenchMode, Fidelity, Variant
 from lvspec_cli.figures.fidelity import Compared, compare_blocks
+from lvspec_cli.table import Table, markdown_lines
 from tools.demo_report.goals import best_own, goals, is_own, own_rule
 from tools.demo_report.round_shares import shares_of
 
@@ -46,37 +45,37 @@ def page(texts: Results, speed: Results, command: str, chart: Path, further: str
         *([sentence, ""] if (sentence := own_rule(texts)) else []),
         "## What was aimed at",
         "",
-        *table(
-            ("figure", "at least", "found", "reached"),
-            [(goal.what, goal.wanted, goal.found, answered[goal.met]) for goal in goals(texts, speed)],
+        *markdown_lines(
+            Table(
+                ("figure", "at least", "found", "reached"),
+                [(goal.what, goal.wanted, goal.found, answered[goal.met]) for goal in goals(texts, speed)],
+            )
         ),
-        "",
         "## Speed",
         "",
         f"![Speedup of every mode]({chart.name})",
         "",
-        *table(HEADINGS, rows(speed)),
-        "",
+        *markdown_lines(result_table(speed)),
         *_rounds(speed),
         *_level(speed),
         *_at_one_gamma(speed),
         "What was said meanwhile, against ar's texts:",
         "",
-        *fidelity_table(speed),
-        *contrast_table(speed),
+        *markdown_lines(fidelity_table(speed)),
+        *markdown_lines(contrast_table(speed)),
         "## Fidelity",
         "",
         *_kept_tables(texts),
         *_kept_by_kind(texts),
         *_otherwise(texts),
-        *fidelity_table(texts),
-        *contrast_table(texts),
+        *markdown_lines(fidelity_table(texts)),
+        *markdown_lines(contrast_table(texts)),
         "Rules with names: `no-…` is the rule without one of its parts, `with-…` the rule with one that it"
         " does not have, the others are tuned controls.",
         "",
-        *table(("rule", "settings"), [*_rules(texts, speed)]),
+        *markdown_lines(Table(("rule", "settings"), [*_rules(texts, speed)])),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _on_fewer(texts: Results, speed: Results) -> Iterator[str]:
@@ -93,39 +92,28 @@ def _on_fewer(texts: Results, speed: Results) -> Iterator[str]:
 def _kept_tables(texts: Results) -> Iterator[str]:
     found = [(str(each.variant), each.fidelity) for each in texts.modes if each.fidelity is not None]
     lengths = {str(each.variant): number(each.mean_accepted_length, 2) for each in texts.modes}
-    yield from table(
-        ("mode", "accepted length", "facts F1", "of ar's", "questions right", "of ar's"),
-        [
-            (
-                name,
-                lengths[name],
-                number(each.facts.mode, 4) if each.facts else "",
-                retention(each.facts.retention, 2) if each.facts else "",
-                number(each.questions.mode, 4) if each.questions else "",
-                retention(each.questions.retention, 2) if each.questions else "",
-            )
-            for name, each in found
-        ],
-    )
-    yield ""
+    rows = [
+        (
+            name,
+            lengths[name],
+            number(each.facts.mode, 4) if each.facts else "",
+            retention(each.facts.retention, 2) if each.facts else "",
+            number(each.questions.mode, 4) if each.questions else "",
+            retention(each.questions.retention, 2) if each.questions else "",
+        )
+        for name, each in found
+    ]
+    headings = ("mode", "accepted length", "facts F1", "of ar's", "questions right", "of ar's")
+    yield from markdown_lines(Table(headings, rows))
     kinds = sorted({kind for _, each in found for kind in each.facts_by_kind})
     if kinds:
-        yield "F1 by kind of fact:"
-        yield ""
-        yield from table(
-            ("mode", *kinds),
-            [
-                (
-                    name,
-                    *(
-                        number(each.facts_by_kind[kind].mode, 3) if kind in each.facts_by_kind else ""
-                        for kind in kinds
-                    ),
-                )
-                for name, each in found
-            ],
-        )
-        yield ""
+        by_kind = [(name, *(_f1(each, kind) for kind in kinds)) for name, each in found]
+        yield from markdown_lines(Table(("mode", *kinds), by_kind, "F1 by kind of fact"))
+
+
+def _f1(fidelity: Fidelity, kind: str) -> str:
+    facts = fidelity.facts_by_kind.get(kind)
+    return number(facts.mode, 3) if facts else ""
 
 
 def _kept_by_kind(texts: Results) -> Iterator[str]:
@@ -134,13 +122,9 @@ def _kept_by_kind(texts: Results) -> Iterator[str]:
     kinds = own.fidelity.facts_by_kind if own is not None and own.fidelity else {}
     if own is None or not kinds:
         return
-    yield f"Of ar's F1, {own.variant} keeps by kind of fact:"
-    yield ""
-    yield from table(
-        ("kind", "facts", "kept"),
-        [(kind, str(kept.count), retention(kept.retention, 2)) for kind, kept in sorted(kinds.items())],
-    )
-    yield ""
+    rows = [(kind, str(kept.count), retention(kept.retention, 2)) for kind, kept in sorted(kinds.items())]
+    title = f"Of ar's F1, {own.variant} keeps by kind of fact"
+    yield from markdown_lines(Table(("kind", "facts", "kept"), rows, title))
     lost = [
         kind
         for kind, kept in sorted(kinds.items())
@@ -156,13 +140,16 @@ def _rounds(speed: Results) -> Iterator[str]:
     found = [(str(each.variant), shares) for each in speed.modes if (shares := shares_of(each))]
     if not found:
         return
-    yield "What a round costs, in steps of ar, and what that predicts (t / (γ c + v + o)):"
-    yield ""
-    yield from table(
-        ("mode", "drafted", "drafting", "verification", "rest", "round", "accepted length", "predicted"),
-        [(name, number(each.drafted, 1), *(number(part, 2) for part in each.parts)) for name, each in found],
+    yield from markdown_lines(
+        Table(
+            ("mode", "drafted", "drafting", "verification", "rest", "round", "accepted length", "predicted"),
+            [
+                (name, number(each.drafted, 1), *(number(part, 2) for part in each.parts))
+                for name, each in found
+            ],
+            "What a round costs, in steps of ar, and what that predicts (t / (γ c + v + o))",
+        )
     )
-    yield ""
     own = best_own(speed)
     shares = shares_of(own) if own else None
     if own is not None and shares is not None:

@@ -15,6 +15,7 @@ from typing import IO, Any, get_args, get_type_hints
 from lvspec_cli.errors import OutputError
 from lvspec_cli.output.exports.captions import Caption, Videos
 from lvspec_cli.output.exports.types import Skipped
+from lvspec_cli.units import clock
 
 COLUMNS = tuple(field.name for field in fields(Caption))
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -118,11 +119,7 @@ def _escaped(text: str) -> str:
 
 
 def _clock(seconds: float, point: str) -> str:
-    thousandths = round(min(max(seconds, 0.0), LONGEST) * 1000)
-    minutes, thousandths = divmod(thousandths, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    whole, thousandths = divmod(thousandths, 1000)
-    return f"{hours:02}:{minutes:02}:{whole:02}{point}{thousandths:03}"
+    return clock(min(max(seconds, 0.0), LONGEST), digits=3, whole=True).replace(".", point)
 
 
 Row = dict[str, Any]
