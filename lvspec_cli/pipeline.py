@@ -35,6 +35,7 @@ from lvspec_cli.events import (
     StageFinished,
     StageStarted,
 )
+from lvspec_cli.figures.audit import is_audited
 from lvspec_cli.output.records import (
     Audit,
     Facts,
@@ -317,8 +318,6 @@ class _Run:
             full_precision=self.pair.target.full_precision,
             oom_retries=self.oom_retries,
         )
-        from lvspec_cli.figures.audit import is_audited
-
         record = answered_record(self.request, self.identity, number, facts, generation, text.text)
         if record.status == "ok" and is_audited(record.key, self.request.audit):
             audit = self._audit(session, prompts, generation, text.text, interrupted)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lvspec_cli.bench.clock import Watch, now
 from lvspec_cli.figures.answers import Item, Measurement, Profile, Variant
-from lvspec_cli.figures.fidelity import TextScore, score_text
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.models.score import TextScore, score_text
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round

@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Fidelity, Item, Spread, TimedText
-from lvspec_cli.figures.fidelity import Compared, fidelity_of, score_text
+from lvspec_cli.figures.fidelity import Compared, fidelity_of
 from lvspec_cli.figures.labels import chrf, labelled, labels_beside, repetition, rouge_l, words
 from lvspec_cli.figures.summary import speedup_over_clips
-from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.records import Audit, Failure, Record
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, DecodeStats, FinishReason, Generation, Mode, PairPrompts
+
+if TYPE_CHECKING:
+    from lvspec_cli.models.load import LoadedPair
+    from lvspec_cli.speculation.engine import Session
 
 
 def audited(
@@ -34,6 +37,8 @@ def audited(
 
     :param settings: those of the answer, ``generation`` in tokens and ``text`` as text.
     """
+    from lvspec_cli.models.score import score_text
+
     plain = replace(settings, mode=Mode.AR)
     ar = session.answer(prompts, plain, interrupted=interrupted).run()
     if ar.finish_reason is FinishReason.INTERRUPTED:

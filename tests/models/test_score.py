@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lvspec_cli.figures import fidelity as score
-from lvspec_cli.figures.fidelity import TextScore, score_text
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.models.score import TextScore, score_text
 from lvspec_cli.types import DecodeSettings, Mode, Prompt
 from tests.speculation.conftest import decode, model_inputs, stock_model
 from tests.tiny_models import FAMILIES, make_clip, save_pair
