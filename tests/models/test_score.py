@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvspec_cli.figures import fidelity as score
+from lvspec_cli.models import score
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.models.prompt import build_prompts
