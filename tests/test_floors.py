@@ -24,6 +24,7 @@ FLOORS = (
     {"events", "demo"},
     {"figures", "checks"},
     {"pipeline"},
+    {"library"},
     {"batch"},
     {"bench"},
     {"ui"},

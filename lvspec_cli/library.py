@@ -1,0 +1,208 @@
+"""The library: a pair is loaded once, and answers about as many videos as wanted.
+
+    import lvspec_cli as lvspec
+
+    model = lvspec.load("demo")
+    record = model.ask("clip.mp4", "What happens?")
+
+What nobody names is what the command line takes: the pair's frames, its rule and its gamma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lvspec_cli.errors import LvspecError
+from lvspec_cli.output.records import Record, failed_record
+from lvspec_cli.pairs.registry import load_registry, settings_of_pair
+from lvspec_cli.pipeline import answers, check_prompts, identify_video, memory_errors, of_clip, pinned_request
+from lvspec_cli.pipeline import load as load_models
+from lvspec_cli.request import AskRequest
+from lvspec_cli.types import DEFAULT_PROMPT, Clip, DecodeSettings, Mode, Quantisation, VideoRequest
+
+if TYPE_CHECKING:
+    from lvspec_cli.models.load import LoadedPair
+
+_DECODED_AHEAD = 512 * 2**20  # bytes of frames that wait
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is taken of a video: ``frames`` at most, ``fps`` of them a second, between two times in seconds.
+
+    Without ``frames`` and ``fps`` both are the pair's own, as is ``max_pixels``.
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    start: float | None = None
+    end: float | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class VideoModel:
+    """A pair in memory. ``load`` makes it.
+
+    ``base``: what is asked of each video, without the video and the question. ``settings`` in it say how
+    answers are decoded; ``with_settings`` changes them.
+    """
+
+    pair: LoadedPair
+    base: AskRequest
+
+    @property
+    def settings(self) -> DecodeSettings:
+        return self.base.settings
+
+    def with_settings(self, settings: DecodeSettings) -> VideoModel:
+        """The same models, decoding in another way."""
+        return replace(self, base=replace(self.base, settings=settings))
+
+    def ask(
+        self,
+        video: str | Path,
+        question: str,
+        *,
+        sampling: Sampling = Sampling(),
+        system: str | None = None,
+    ) -> Record:
+        """The record of one answer, its text in ``text``.
+
+        :raises LvspecError: the video cannot be read, or the question is too long.
+        """
+        from lvspec_cli.video.decode import read_clip
+
+        request = self._request(video, question, sampling, system)
+        check_prompts(request, {question: "the question"})
+        (record,) = self._answered(request, read_clip(request.video))
+        return record
+
+    def caption(
+        self,
+        videos: Iterable[str | Path],
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        sampling: Sampling = Sampling(),
+        system: str | None = None,
+    ) -> Iterator[Record]:
+        """A record for each video, in their order; the next ones are decoded meanwhile.
+
+        A video that cannot be read gives a record of status ``error``, and the others go on. Nothing depends
+        on the clock: no answer falls back to the target alone.
+
+        :raises LvspecError: the prompt is too long.
+        """
+        from lvspec_cli.video.pool import DecodePool
+
+        timeless = self.with_settings(replace(self.settings, fallback=False))
+        requests = [
+            replace(timeless._request(video, prompt, sampling, system), task="caption") for video in videos
+        ]
+        for request in requests[:1]:
+            check_prompts(request, {prompt: "the prompt"})
+        with (
+            DecodePool(1, _DECODED_AHEAD) as pool,
+            closing(pool.clips(request.video for request in requests)) as clips,
+        ):
+            for request, decoded in zip(requests, clips, strict=False):
+                if decoded.clip is not None:
+                    yield from timeless._answered(request, decoded.clip)
+                else:
+                    error = decoded.error or LvspecError(f"{request.video.path}: nothing was decoded")
+                    yield failed_record(request, identify_video(request), 1, error)
+
+    def _request(
+        self, video: str | Path, question: str, sampling: Sampling, system: str | None
+    ) -> AskRequest:
+        defaults = self.base.pair.defaults
+        is_sampled = sampling.frames is not None or sampling.fps is not None
+        taken = VideoRequest(
+            Path(video),
+            start=sampling.start,
+            end=sampling.end,
+            max_frames=sampling.frames if is_sampled else defaults.frames,
+            fps=sampling.fps if is_sampled else defaults.fps,
+            max_pixels=sampling.max_pixels or defaults.max_pixels,
+        )
+        return replace(self.base, video=taken, questions=(question,), system=system)
+
+    def _answered(self, request: AskRequest, clip: Clip) -> Iterator[Record]:
+        with memory_errors(of_clip(request, clip)):
+            yield from answers(self.pair, request, identify_video(request), clip)
+
+
+def load(
+    pair: str = "auto",
+    *,
+    mode: Mode | str = Mode.LVSPEC,
+    models: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quant_target: Quantisation | str = Quantisation.AUTO,
+    quant_draft: Quantisation | str = Quantisation.AUTO,
+    draft_device: str | None = None,
+    threads: int | None = None,
+) -> VideoModel:
+    """Loads a pair of ``lvspec models``; ``auto`` is the best one that is here and fits.
+
+    :param mode: ``lvspec``, ``exact`` or ``ar``, which loads no draft.
+    :param models: a models.yaml of your own.
+    :param threads: what torch may use of the CPU, in the whole process; None leaves it alone.
+    :raises PairError: the pair is not here, cannot be read, or does not fit.
+    """
+    from lvspec_cli.memory.choose import choose_pair
+
+    chosen = choose_pair(load_registry(models), pair, device)
+    defaults = chosen.pair.defaults
+    request = AskRequest(
+        VideoRequest(Path(), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels),
+        (),
+        chosen.name,
+        chosen.pair,
+        replace(settings_of_pair(chosen.pair), mode=Mode(mode)),
+        device=device,
+        dtype=dtype,
+        quant_target=Quantisation(quant_target),
+        quant_draft=Quantisation(quant_draft),
+        draft_device=draft_device,
+        threads=threads,
+    )
+    request = pinned_request(request)
+    return VideoModel(load_models(request), request)
+
+
+def ask(
+    video: str | Path,
+    question: str,
+    *,
+    pair: str | VideoModel = "auto",
+    sampling: Sampling = Sampling(),
+    system: str | None = None,
+) -> Record:
+    """One answer, as ``lvspec ask`` gives it. For more than one, ``load`` the pair and ask it.
+
+    :raises LvspecError: as ``load`` and ``VideoModel.ask``.
+    """
+    model = load(pair) if isinstance(pair, str) else pair
+    return model.ask(video, question, sampling=sampling, system=system)
+
+
+def caption(
+    videos: Iterable[str | Path],
+    prompt: str = DEFAULT_PROMPT,
+    *,
+    pair: str | VideoModel = "auto",
+    sampling: Sampling = Sampling(),
+    system: str | None = None,
+) -> Iterator[Record]:
+    """A record for each video, as ``lvspec caption`` writes them: see ``VideoModel.caption``.
+
+    :raises LvspecError: as ``load`` and ``VideoModel.caption``.
+    """
+    model = load(pair) if isinstance(pair, str) else pair
+    yield from model.caption(videos, prompt, sampling=sampling, system=system)
