@@ -31,8 +31,8 @@ class Table:
 
     def columns(self, *headings: str) -> Table:
         """The same with these columns only."""
-        places = [self.headings.index(heading) for heading in headings]
-        return replace(self, headings=headings, rows=[[row[place] for place in places] for row in self.rows])
+        indices = [self.headings.index(heading) for heading in headings]
+        return replace(self, headings=headings, rows=[[row[index] for index in indices] for row in self.rows])
 
 
 def plain(table: Table) -> str:

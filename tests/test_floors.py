@@ -15,7 +15,7 @@ ROOT = Path(lvspec_cli.__file__).parent
 # From the ground up. Packages on one floor know nothing of each other.
 FLOORS = (
     {"errors", "cores", "escape", "streams", "units", "user_folders"},
-    {"table", "text_file"},
+    {"table", "text_file", "workers"},
     {"types"},
     {"pairs"},
     {"request"},

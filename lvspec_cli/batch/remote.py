@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from typing import Any
 
 from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
 from lvspec_cli.batch.serve import WorkerPlan, serving
@@ -21,6 +15,7 @@ from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
 from lvspec_cli.events import Listener, Noted
 from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.pipeline import placed_request
+from lvspec_cli.workers import Crew, Worker, start_worker
 
 POLL = 0.2  # seconds until a wish to stop is noticed
 
@@ -32,12 +27,8 @@ class WorkerDiedError(LvspecError):
 
 
 @dataclass
-class _Worker:
-    """The parent's side of one worker process."""
-
+class _Worker(Worker):
     setup: Setup
-    process: subprocess.Popen[bytes]
-    connection: Connection
     ready: bool = False
     under_way: deque[Work] = field(default_factory=deque)  # taken and not done, the oldest first
     written: set[str] = field(default_factory=set)  # keys of the oldest one's rows
@@ -57,40 +48,34 @@ def run_remote(
     """
     crew = _Crew(deque(works), write, listen)
     setups = [Setup(plan, telling=number == 0) for number, plan in enumerate(plans[: len(works)])]
-    with _ending(crew):
+    with closing(crew):
         for setup in setups:
             crew.start(setup)
-        told = False
         while crew.workers:
-            if interrupted() and not told:
-                told = True
+            if interrupted() and not crew.stopping:
                 crew.stop()
-            for connection in wait([worker.connection for worker in crew.workers], POLL):
-                crew.hear(connection)
+            for worker, message in crew.heard(POLL):
+                crew.take(worker, message)
         crew.check_done()
 
 
 @dataclass
-class _Crew:
+class _Crew(Crew[_Worker]):
     """The workers and what is still to be done."""
 
     pending: deque[Work]
     write: Callable[[Record], None]
     listen: Listener
-    workers: list[_Worker] = field(default_factory=list)
     stopping: bool = False
     lost: str = ""  # how the last worker ended that was not started again
 
     def start(self, setup: Setup) -> None:
         try:
-            ours, theirs = Pipe()
-            with theirs:
-                process = start_worker("lvspec_cli.batch.worker", theirs.fileno())
+            worker = _Worker(*start_worker("lvspec_cli.batch.worker"), setup)
         except OSError as error:
             raise MachineError(f"no worker can be started ({error.strerror})", ENOUGH) from error
-        self.workers.append(_Worker(setup, process, ours))
-        with suppress(OSError):  # hearing will say why it is gone
-            ours.send(setup)
+        self.workers.append(worker)
+        worker.send(setup)
 
     def stop(self) -> None:
         """Answers under way end at their next round, and nothing new begins."""
@@ -99,16 +84,8 @@ class _Crew:
         for worker in self.workers:
             worker.process.send_signal(signal.SIGTERM if worker.ready else signal.SIGKILL)
 
-    def hear(self, connection: Any) -> None:
-        worker = next(worker for worker in self.workers if worker.connection is connection)
-        try:
-            message: Message = worker.connection.recv()
-        except (EOFError, OSError):
-            self._ended(worker)
-            return
+    def take(self, worker: _Worker, message: Message) -> None:
         match message:
-            case LvspecError():
-                raise message
             case Ready():
                 worker.ready = True
             case WantsWork():
@@ -126,16 +103,15 @@ class _Crew:
         work = self.pending.popleft() if self.pending else None
         if work is not None:
             worker.under_way.append(work)
-        with suppress(OSError):
-            worker.connection.send(work)
+        worker.send(work)
 
-    def _ended(self, worker: _Worker) -> None:
+    def worker_ended(self, worker: _Worker) -> None:
+        """Its oldest work has failed, the others come back, and it is started again where it had loaded."""
         self.workers.remove(worker)
         worker.connection.close()
-        code = worker.process.wait()
+        code, how = worker.wait()
         if code == 0 or self.stopping:
             return
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if not worker.ready:
             self._go_on_without(f"a worker ended while it loaded the pair ({how})")
             return
@@ -167,31 +143,6 @@ class _Crew:
         for number in work.numbers:
             if work.keys[number - 1] not in written:
                 self.write(failed_record(work.request, work.identity, number, error))
-
-
-@contextmanager
-def _ending(crew: _Crew) -> Iterator[None]:
-    """No worker outlives the block; those that were told to stop have had their time."""
-    try:
-        yield
-    finally:
-        for worker in crew.workers:
-            worker.process.kill()
-            worker.process.wait()
-            worker.connection.close()
-
-
-def start_worker(module: str, socket: int) -> subprocess.Popen[bytes]:
-    """Runs a module with its end of a pipe."""
-    # As the decoding child: a process group of its own keeps the terminal's Ctrl-C from it.
-    return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", module, str(socket)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        pass_fds=(socket,),
-        process_group=0,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},  # noqa: PTH109
-    )
 
 
 def run(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Protocol
 
-from lvspec_cli.batch.remote import start_worker
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Journal
 from lvspec_cli.bench.measure import Place, Plan, Progress, check_measured, measure, places
@@ -21,6 +16,7 @@ from lvspec_cli.errors import LvspecError, PairError
 from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.request import AskRequest
+from lvspec_cli.workers import Crew, Worker, start_worker
 
 
 @dataclass(frozen=True)
@@ -75,39 +71,31 @@ def measuring(pair: LoadedPair, request: AskRequest, processes: int) -> Iterator
     if processes < 2:
         yield partial(measure, pair)
         return
-    crew = _Crew(request, processes)
-    try:
+    with closing(_Crew(request, processes)) as crew:
         yield crew.measure
-    finally:
-        crew.close()
 
 
 @dataclass
-class _Worker:
-    process: subprocess.Popen[bytes]
-    connection: Connection
+class _Worker(Worker):
     task: Task | None = None
     is_free: bool = False  # it has loaded the pair, and nothing to do
 
     def give(self, task: Task) -> None:
         self.task, self.is_free = task, False
-        with suppress(OSError):  # hearing will say why it is gone
-            self.connection.send(task)
+        self.send(task)
 
 
-class _Crew:
+@dataclass
+class _Crew(Crew[_Worker]):
     """Processes that are started where there is something to do, and live until all is measured."""
 
-    def __init__(self, request: AskRequest, count: int) -> None:
-        self._request, self._count = request, count
-        self._workers: list[_Worker] = []
+    request: AskRequest
+    count: int
 
     def start(self) -> None:
-        ours, theirs = Pipe()
-        with theirs:
-            self._workers.append(_Worker(start_worker("lvspec_cli.bench.worker", theirs.fileno()), ours))
-        with suppress(OSError):  # hearing will say why it is gone
-            ours.send(self._request)
+        worker = _Worker(*start_worker("lvspec_cli.bench.worker"))
+        self.workers.append(worker)
+        worker.send(self.request)
 
     def measure(
         self,
@@ -122,13 +110,13 @@ class _Crew:
         total = sum(len(clip.items) for clip in clips) * plan.repeat
         done = total - sum(task.size for task in tasks)
         progress(done, total)
-        while len(self._workers) < min(self._count, len(tasks)):
+        while len(self.workers) < min(self.count, len(tasks)):
             self.start()
-        while tasks or not all(worker.task is None for worker in self._workers):
-            for worker in self._workers:
+        while tasks or not all(worker.task is None for worker in self.workers):
+            for worker in self.workers:
                 if tasks and worker.is_free:
                     worker.give(tasks.popleft())
-            for worker, message in self._heard():
+            for worker, message in self.heard():
                 match message:
                     case Item():
                         journal.add_item(message)
@@ -142,24 +130,15 @@ class _Crew:
                         progress(done, total)
         check_measured(journal)
 
-    def _heard(self) -> Iterator[tuple[_Worker, Message]]:
-        """A message of each that has one; raises the error that one sends, or that says how it ended."""
-        by_connection: dict[Any, _Worker] = {each.connection: each for each in self._workers}
-        for connection in wait(list(by_connection)):
-            worker = by_connection[connection]
-            try:
-                message: Message = worker.connection.recv()
-            except (EOFError, OSError):
-                raise _ended(worker.process.wait()) from None
-            if isinstance(message, LvspecError):
-                raise message
-            yield worker, message
+    def worker_ended(self, worker: _Worker) -> None:
+        """A run with fewer processes than were asked for would take too long: it ends.
 
-    def close(self) -> None:
-        for worker in self._workers:
-            worker.process.kill()
-            worker.process.wait()
-            worker.connection.close()
+        :raises PairError: always.
+        """
+        raise PairError(
+            f"a process that measured ended by itself ({worker.wait()[1]})",
+            "take fewer --processes; what is measured is kept",
+        )
 
 
 def _tasks(clips: Sequence[BenchClip], plan: Plan, journal: Journal) -> Iterator[Task]:
@@ -169,11 +148,3 @@ def _tasks(clips: Sequence[BenchClip], plan: Plan, journal: Journal) -> Iterator
         done = frozenset(asked & journal.blocks.keys())
         if done != asked:
             yield Task(plan, clip, place, done)
-
-
-def _ended(code: int) -> PairError:
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return PairError(
-        f"a process that measured ended by itself ({how})",
-        "take fewer --processes; what is measured is kept",
-    )

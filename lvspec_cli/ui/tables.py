@@ -34,12 +34,12 @@ def terminal(table: Table) -> str:
     drawn = RichTable(
         box=box.SIMPLE_HEAD, pad_edge=False, safe_box="utf" not in (sys.stdout.encoding or "").lower()
     )
-    for place, heading in enumerate(table.headings):
-        breaks = heading == table.wide if table.wide else place > 0
-        right = place > 0 and not table.wide
+    for index, heading in enumerate(table.headings):
+        breaks = heading == table.wide if table.wide else index > 0
+        right = index > 0 and not table.wide
         drawn.add_column(heading, overflow="fold", justify="right" if right else "left", no_wrap=not breaks)
-    for place, row in enumerate(table.rows):
-        style = _STYLES.get(table.styles.get(place, ""), "")
+    for index, row in enumerate(table.rows):
+        style = _STYLES.get(table.styles.get(index, ""), "")
         cells = map(visible_line, row)
         drawn.add_row(*(Text(cell if table.wide else _interval_below(cell), style) for cell in cells))
     console.print(drawn)
@@ -68,7 +68,7 @@ def pair_table(rows: Sequence[PairRow]) -> Table:
         ("pair", "target", "draft", "here", "licence", "about"),
         list(map(_cells, rows)),
         wide="about",
-        styles={place: "best" for place, row in enumerate(rows) if row.default},
+        styles={index: "best" for index, row in enumerate(rows) if row.default},
     )
 
 

@@ -18,7 +18,7 @@ from tests.batch.test_moved import work
 
 def worker(command: str) -> _Worker:
     plan = WorkerPlan(work("a.mp4").request, 1, 2**20, "fail")
-    return _Worker(Setup(plan, telling=True), subprocess.Popen([command]), Pipe()[0])
+    return _Worker(subprocess.Popen([command]), Pipe()[0], Setup(plan, telling=True))
 
 
 def test_work_that_comes_back_too_late_for_the_others_is_an_error():
@@ -27,8 +27,8 @@ def test_work_that_comes_back_too_late_for_the_others_is_an_error():
     crew.workers = [at_its_last, loading] = [worker("true"), worker("false")]
     crew._give(at_its_last)  # there is nothing more for it
     crew.pending.append(work("a.mp4"))
-    crew._ended(loading)
+    crew.worker_ended(loading)
     assert events == [Noted("a worker ended while it loaded the pair (exit code 1): 1 go on")]
-    crew._ended(at_its_last)
+    crew.worker_ended(at_its_last)
     with pytest.raises(PairError, match="exit code 1"):
         crew.check_done()

@@ -71,7 +71,7 @@ def test_two_processes_say_what_one_says_and_it_goes_on_with_either(
         assert kept.blocks == alone
         crew = _Crew(request_, 2)
         crew.measure(clips[:1], PLAN, kept)
-        assert not crew._workers  # nothing was left to do
+        assert not crew.workers  # nothing was left to do
         assert kept.items == items
         assert kept.items["broken#2"].error
     assert len(said) == 1
@@ -94,11 +94,11 @@ def test_a_process_that_ends_is_said_so(
     crew = _Crew(request_ if killed else replace(request_, pair=_gone(request_)), 1)
     crew.start()
     if killed:
-        os.kill(crew._workers[0].process.pid, signal.SIGKILL)
+        os.kill(crew.workers[0].process.pid, signal.SIGKILL)
     with journal(tmp_path / "out", header) as kept, pytest.raises(PairError, match=said):
         crew.measure(clips, PLAN, kept)
     crew.close()
-    assert crew._workers[0].process.returncode is not None
+    assert crew.workers[0].process.returncode is not None
 
 
 def _gone(request: AskRequest):

@@ -1,0 +1,100 @@
+"""Processes that work for this one, each at its end of a pipe: how they are started, heard and ended.
+
+What becomes of the work of one that dies is the crew's own affair: ``Crew.worker_ended``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+from lvspec_cli.errors import LvspecError
+
+
+@dataclass
+class Worker:
+    """The parent's side of one worker process."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+    def send(self, message: object) -> None:
+        """Sends a message; one that has gone does not get it, and hearing will say why it is gone."""
+        with suppress(OSError):
+            self.connection.send(message)
+
+    def wait(self) -> tuple[int, str]:
+        """Waits for its end; gives its code, and in words how it ended."""
+        code = self.process.wait()
+        return code, signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def end(self) -> None:
+        """Ends it, whatever it is doing."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+W = TypeVar("W", bound=Worker)
+
+
+@dataclass
+class Crew(ABC, Generic[W]):
+    """Workers, and the policy at a death."""
+
+    workers: list[W] = field(default_factory=list, init=False)
+
+    def heard(self, timeout: float | None = None) -> Iterator[tuple[W, Any]]:
+        """A message of each worker that has one; waits for the first.
+
+        :param timeout: seconds to wait at most.
+        :raises LvspecError: a worker sends one, or ``worker_ended`` does.
+        """
+        by_connection: dict[Any, W] = {worker.connection: worker for worker in self.workers}
+        for connection in wait(list(by_connection), timeout):
+            worker = by_connection[connection]
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                self.worker_ended(worker)
+                continue
+            if isinstance(message, LvspecError):
+                raise message
+            yield worker, message
+
+    @abstractmethod
+    def worker_ended(self, worker: W) -> None:
+        """What is done when a worker has gone."""
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for worker in self.workers:
+            worker.end()
+
+
+def start_worker(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Runs a module with the other end of a pipe.
+
+    :raises OSError: no process can be started.
+    """
+    ours, theirs = Pipe()
+    with theirs:
+        # As the decoding child: a process group of its own keeps the terminal's Ctrl-C from it.
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            process_group=0,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},  # noqa: PTH109
+        )
+    return process, ours
