@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -21,6 +17,7 @@ from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
 from lvspec_cli.events import Listener, Noted
 from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.pipeline import placed_request
+from lvspec_cli.system import connect_child, how_ended, start_child
 
 POLL = 0.2  # seconds until a wish to stop is noticed
 
@@ -83,9 +80,9 @@ class _Crew:
 
     def start(self, setup: Setup) -> None:
         try:
-            ours, theirs = Pipe()
+            ours, theirs = connect_child()
             with theirs:
-                process = start_worker("lvspec_cli.batch.worker", theirs.fileno())
+                process = start_child("lvspec_cli.batch.worker", theirs)
         except OSError as error:
             raise MachineError(f"no worker can be started ({error.strerror})", ENOUGH) from error
         self.workers.append(_Worker(setup, process, ours))
@@ -97,7 +94,7 @@ class _Crew:
         self.stopping = True
         self.pending.clear()
         for worker in self.workers:
-            worker.process.send_signal(signal.SIGTERM if worker.ready else signal.SIGKILL)
+            (worker.process.terminate if worker.ready else worker.process.kill)()
 
     def hear(self, connection: Any) -> None:
         worker = next(worker for worker in self.workers if worker.connection is connection)
@@ -135,7 +132,7 @@ class _Crew:
         code = worker.process.wait()
         if code == 0 or self.stopping:
             return
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = how_ended(code)
         if not worker.ready:
             self._go_on_without(f"a worker ended while it loaded the pair ({how})")
             return
@@ -179,19 +176,6 @@ def _ending(crew: _Crew) -> Iterator[None]:
             worker.process.kill()
             worker.process.wait()
             worker.connection.close()
-
-
-def start_worker(module: str, socket: int) -> subprocess.Popen[bytes]:
-    """Runs a module with its end of a pipe."""
-    # As the decoding child: a process group of its own keeps the terminal's Ctrl-C from it.
-    return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", module, str(socket)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        pass_fds=(socket,),
-        process_group=0,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},  # noqa: PTH109
-    )
 
 
 def run(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from lvspec_cli.batch.remote import start_worker
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Journal
 from lvspec_cli.bench.measure import Place, Plan, Progress, check_measured, measure, places
@@ -21,6 +18,7 @@ from lvspec_cli.errors import LvspecError, PairError
 from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.request import AskRequest
+from lvspec_cli.system import connect_child, how_ended, start_child
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,9 @@ class _Crew:
         self._workers: list[_Worker] = []
 
     def start(self) -> None:
-        ours, theirs = Pipe()
+        ours, theirs = connect_child()
         with theirs:
-            self._workers.append(_Worker(start_worker("lvspec_cli.bench.worker", theirs.fileno()), ours))
+            self._workers.append(_Worker(start_child("lvspec_cli.bench.worker", theirs), ours))
         with suppress(OSError):  # hearing will say why it is gone
             ours.send(self._request)
 
@@ -172,8 +170,7 @@ def _tasks(clips: Sequence[BenchClip], plan: Plan, journal: Journal) -> Iterator
 
 
 def _ended(code: int) -> PairError:
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return PairError(
-        f"a process that measured ended by itself ({how})",
+        f"a process that measured ended by itself ({how_ended(code)})",
         "take fewer --processes; what is measured is kept",
     )

@@ -21,6 +21,7 @@ from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_shard
 from lvspec_cli.cli.reporting import say_note
 from lvspec_cli.cli.requests import chosen_pair, decode_settings, loading_of, video_request
+from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.output.files import sweep
@@ -181,7 +182,7 @@ def _bytes_of(name: Path) -> bytes:
 
 
 def _plans(given: Mapping[str, Any], base: AskRequest) -> tuple[WorkerPlan, ...]:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     devices = _devices(given)
     decoding = given["decode_workers"] or max(1, min(4, cores // 2) // len(devices))
     if len(devices) > 1 and base.threads is None:
