@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting
+from lvspec_cli.errors import UsageError
 from lvspec_cli.types import KeepBy, Looseness, Quantisation
 
 Clips = Annotated[
@@ -90,6 +92,14 @@ Quick = Annotated[bool, typer.Option("--quick", help="A minute's look: two clips
 Redo = Annotated[bool, typer.Option("--redo", help="Measure all of it again.")]
 
 
+def check_extra(command: str) -> None:
+    """:raises UsageError: the package is missing that draws the charts of the command's report."""
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            f"{command} needs the package matplotlib", "install it with: pip install 'lvspec[bench]'"
+        )
+
+
 def bench(
     clips: Clips = None,
     out: Out = Path("lvspec-bench"),
@@ -147,6 +157,7 @@ def bench(
     goes on where it was."""
     given = dict(locals())
     with reporting(debug) as stop:
+        check_extra("lvspec bench")
         if not debug:
             from lvspec_cli.cores import quieten_libraries
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lvspec_cli.cli import options
+from lvspec_cli.cli.bench import check_extra
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.types import Quantisation
 
@@ -72,6 +73,7 @@ def bench_relevance(
     be stopped, and goes on where it was."""
     given = dict(locals())
     with reporting(debug):
+        check_extra("lvspec bench-relevance")
         if not debug:
             from lvspec_cli.cores import quieten_libraries
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import AskedPerClip, Clips, Limit, Processes, Prompts, QuestionFile
+from lvspec_cli.cli.bench import AskedPerClip, Clips, Limit, Processes, Prompts, QuestionFile, check_extra
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.types import Quantisation, RelevanceName
 
@@ -95,6 +95,7 @@ def tune(
     reported on the other, printed as lines for models.yaml. It can be stopped, and goes on where it was."""
     given = dict(locals())
     with reporting(debug):
+        check_extra("lvspec tune")
         if not debug:
             from lvspec_cli.cores import quieten_libraries
 
