@@ -39,6 +39,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lvspec_cli tests docs tools
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 lvspec_cli
 	$(TESTS)
 
 format: $(VENV)/installed-dev

@@ -5,19 +5,16 @@ What becomes of the work of one that dies is the crew's own affair: ``Crew.worke
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from lvspec_cli.errors import LvspecError
+from lvspec_cli.system import connect_child, how_ended, start_child
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Worker:
     def wait(self) -> tuple[int, str]:
         """Waits for its end; gives its code, and in words how it ended."""
         code = self.process.wait()
-        return code, signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return code, how_ended(code)
 
     def end(self) -> None:
         """Ends it, whatever it is doing."""
@@ -82,19 +79,10 @@ class Crew(ABC, Generic[W]):
 
 
 def start_worker(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
-    """Runs a module with the other end of a pipe.
+    """Runs a module with the other end of a connection.
 
     :raises OSError: no process can be started.
     """
-    ours, theirs = Pipe()
+    ours, theirs = connect_child()
     with theirs:
-        # As the decoding child: a process group of its own keeps the terminal's Ctrl-C from it.
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-m", module, str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            process_group=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},  # noqa: PTH109
-        )
-    return process, ours
+        return start_child(module, theirs), ours

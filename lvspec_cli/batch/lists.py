@@ -11,7 +11,10 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from lvspec_cli.batch.names import Input, absolute, names_of, place_in
 from lvspec_cli.errors import NoInputError, UsageError
@@ -96,7 +99,7 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     except csv.Error as error:
         raise _wrong(file, line, f"not CSV ({error})", "double a quote inside a quoted cell") from None
     if not header:
-        raise _wrong(file, 1, "no header", f"name the columns: {', '.join(_READERS)}")
+        raise _wrong(file, 1, "no header", f"name the columns: {', '.join(JobRow.model_fields)}")
 
 
 def _delimiter(text: str, usual: str) -> str:
@@ -126,7 +129,7 @@ def _header(cells: list[str], file: Path, line: int) -> list[str]:
         if header.count(name) > 1:
             raise _wrong(file, line, f"column {name!r} twice", "keep one of them")
     if "path" not in header:
-        raise _wrong(file, line, "no column path", f"name the columns: {', '.join(_READERS)}")
+        raise _wrong(file, line, "no column path", f"name the columns: {', '.join(JobRow.model_fields)}")
     return header
 
 
@@ -148,25 +151,18 @@ def _json_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]
 
 
 def _check_field(name: str, file: Path, line: int) -> None:
-    if name not in _READERS:
-        raise _wrong(file, line, f"unknown column or key {name!r}", f"known ones are {', '.join(_READERS)}")
+    if name not in JobRow.model_fields:
+        raise _wrong(
+            file, line, f"unknown column or key {name!r}", f"known ones are {', '.join(JobRow.model_fields)}"
+        )
 
 
 def _job(row: Mapping[str, Any], file: Path, line: int) -> Input:
     if "path" not in row:
         raise _wrong(file, line, "no path", "name the video in path")
-    values: dict[str, Any] = {}
-    for name, value in row.items():
-        try:
-            values[name] = _READERS[name](value)
-        except (UsageError, ValueError, OverflowError) as error:  # the last two: a number that is too long
-            raise _wrong(file, line, f"{name}: {error}", getattr(error, "remedy", "")) from None
-    start, end = values.get("start"), values.get("end")
-    if end is not None and end <= (start or 0.0):
-        raise _wrong(file, line, "end: it is not after start", "choose a later end")
-    path = file.parent / values["path"]
-    origin = _place(file, line)
-    return Input(path, b"", start, end, values.get("prompt", ()), values.get("id"), origin)
+    place = _place(file, line)
+    job = read_row(JobRow, row, place)
+    return Input(file.parent / job.path, b"", job.start, job.end, job.prompt, job.id, place)
 
 
 def _file_name(value: Any) -> str:
@@ -205,9 +201,60 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
+class ClipRow(BaseModel):
+    """What every list of clips may say of one: its file, and the stretch that is meant, in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+
+    @field_validator("path", "start", "end", "prompt", "id", mode="plain", check_fields=False)
+    @classmethod
+    def _read(cls, value: Any, field: ValidationInfo) -> Any:
+        name = str(field.field_name)
+        if value is None and name != "path":
+            return None
+        try:
+            return _READERS[name](value)
+        except (UsageError, ValueError, OverflowError) as error:  # the last two: a number that is too long
+            context = {"remedy": getattr(error, "remedy", ""), "cause": str(error)}
+            raise PydanticCustomError("unfit", "{cause}", context) from None
+
+
+class JobRow(ClipRow):
+    """A line of a file of jobs."""
+
+    prompt: tuple[str, ...] = ()
+    id: str | None = None
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "path": _file_name, "start": _seconds, "end": _seconds, "prompt": _prompts, "id": _identifier,
 }  # fmt: skip
+R = TypeVar("R", bound=ClipRow)
+
+
+def read_row(
+    kind: type[R], row: str | Mapping[str, Any], place: str, late: str = "end: it is not after start"
+) -> R:
+    """
+    :param row: one object as JSON, or its values by field.
+    :param place: the file and the line, for messages.
+    :param late: what is said where the end is not after the start.
+    :raises UsageError: it is wrong; the cause names the first field that is.
+    """
+    try:
+        found = kind.model_validate_json(row) if isinstance(row, str) else kind.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = ".".join(map(str, first["loc"])) or "the line"
+        remedy = first.get("ctx", {}).get("remedy", f"its keys are {', '.join(kind.model_fields)}")
+        raise UsageError(f"{place}: {what}: {first['msg']}", remedy) from None
+    if found.end is not None and found.end <= (found.start or 0.0):
+        raise UsageError(f"{place}: {late}", "choose a later end")
+    return found
 
 
 def _wrong(file: Path, line: int, what: str, remedy: str) -> UsageError:

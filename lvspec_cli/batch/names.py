@@ -33,19 +33,23 @@ def place_in(path: bytes, folder: bytes) -> Place:
 
 def is_in(path: bytes, folder: bytes) -> bool:
     """Whether ``path`` is ``folder`` or lies in it. Both absolute."""
-    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
+    return path == folder or path.startswith(os.path.join(folder, b""))
 
 
 def names_of(places: Sequence[Place]) -> list[bytes]:
     """One name a place, relative to the deepest folder that holds all roots."""
-    base = os.path.commonpath({place.root for place in places}) if places else b""
+    try:
+        base = os.path.commonpath({place.root for place in places})
+    except ValueError:  # none at all, or on Windows on several disks
+        base = b""
     return [_name_in(base, place.path) for place in places]
 
 
 def _name_in(base: bytes, path: bytes) -> bytes:
     if path == base:  # a folder that could not be read
-        return path.rpartition(b"/")[2] or path
-    return path[len(base.rstrip(b"/")) + 1 :]
+        return os.path.basename(path) or path
+    within = os.path.join(base, b"")
+    return path.removeprefix(within).replace(os.fsencode(os.sep), b"/")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -82,7 +81,7 @@ class _Crew(Crew[_Worker]):
         self.stopping = True
         self.pending.clear()
         for worker in self.workers:
-            worker.process.send_signal(signal.SIGTERM if worker.ready else signal.SIGKILL)
+            (worker.process.terminate if worker.ready else worker.process.kill)()
 
     def take(self, worker: _Worker, message: Message) -> None:
         match message:

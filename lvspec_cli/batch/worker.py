@@ -21,14 +21,15 @@ from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.streams import steady_streams
+from lvspec_cli.system import parent_of
 
 
-def main(socket: int) -> None:
+def main(argument: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     steady_streams()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    connection = Connection(socket)
+    connection = parent_of(argument)
     setup: Setup = connection.recv()
     inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
@@ -79,4 +80,4 @@ def _work(
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1])

@@ -6,16 +6,14 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.bench.variants import gamma_order
 from lvspec_cli.figures.answers import BenchMode, Estimate, Kinds, ModeResult, Spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; a marker each besides.
 COLOURS = {
@@ -60,11 +58,15 @@ _STYLE: Any = {
     "text.parse_math": False,
 }
 
-Draw = Callable[[Figure], None]
+Draw = Callable[["Figure"], None]
 
 
 def svg(name: str, height: float, draw: Draw, *, width: float = _WIDTH) -> str:
     """An ``<svg>`` element for a page. ``name`` makes its ids its own; sizes in inches."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -280,6 +282,8 @@ def length_histograms(results: Sequence[ModeResult]) -> str | None:
     rows = -(-len(shown) // columns)
 
     def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
         for axes, each in zip(grid, shown, strict=False):
             rounds = sum(each.accepted_lengths.values())

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from lvspec_cli.batch.inputs import collect
+from lvspec_cli.batch.lists import ClipRow, read_row
 from lvspec_cli.batch.names import Input
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
-from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.errors import NoInputError
 from lvspec_cli.figures.answers import Item
 from lvspec_cli.figures.labels import labelled, labels_beside
 from lvspec_cli.output.records import encode_name
@@ -74,17 +75,12 @@ def _about(path: Path, name: str, number: int, prompts: Sequence[str], questions
         yield labelled(Item(id=f"{name}#q{index}", file_name=name, prompt=asked.question), labels)
 
 
-class QuestionRow(BaseModel):
+class QuestionRow(ClipRow):
     """A line of a file of questions. ``answer``: a right one; with ``choices``, one of them or its letter."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str = Field(min_length=1)
     question: str = Field(min_length=1)
     answer: str | None = None
     choices: tuple[str, ...] = Field(default=(), max_length=len(string.ascii_uppercase))
-    start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 def clips_of_questions(file: Path, video: VideoRequest, *, limit: int | None = None) -> tuple[BenchClip, ...]:
@@ -98,8 +94,6 @@ def clips_of_questions(file: Path, video: VideoRequest, *, limit: int | None = N
     """
     clips: dict[VideoRequest, list[Item]] = {}
     for number, row in _rows(file):
-        if row.end is not None and row.end <= (row.start or 0.0):
-            raise UsageError(f"{shown(file)}, line {number}: end is not after start", "choose a later end")
         request = replace(
             video,
             path=file.parent / row.path,
@@ -137,15 +131,8 @@ def _rows(file: Path) -> Iterator[tuple[int, QuestionRow]]:
         raise NoInputError(f"{shown(file)}: {error.strerror}", "name a file of questions") from error
     for number, line in lines_of(text):
         if line.strip():
-            try:
-                yield number, QuestionRow.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                what = ".".join(map(str, first["loc"])) or "the line"
-                raise UsageError(
-                    f"{shown(file)}, line {number}: {what}: {first['msg']}",
-                    f"its keys are {', '.join(QuestionRow.model_fields)}",
-                ) from None
+            place = f"{shown(file)}, line {number}"
+            yield number, read_row(QuestionRow, line, place, "end is not after start")
 
 
 def _stretch(request: VideoRequest, usual: VideoRequest) -> str:

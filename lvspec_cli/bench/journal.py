@@ -28,7 +28,7 @@ from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.output.files import check_all_ours, check_still, sync_open, sync_path, unwritable
+from lvspec_cli.output.files import check_all_ours, check_still, sync_folder, sync_open, unwritable
 from lvspec_cli.output.lock import locked, open_held
 from lvspec_cli.text_file import RECORDS, read_own
 from lvspec_cli.types import Quantisation
@@ -172,7 +172,7 @@ def lines_of(path: Path, header: H, line: type[L], *, redo: bool = False) -> Ite
             os.ftruncate(descriptor, len(whole))  # a torn last line, and all of another run, goes
             if not whole:
                 _append(descriptor, header, exclude_defaults=False)
-            sync_path(folder)
+            sync_folder(folder)
             yield Lines(path, descriptor, held)
         except OSError as error:
             raise unwritable(path, error) from error

@@ -17,14 +17,15 @@ from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.pipeline import load, memory_errors
 from lvspec_cli.streams import steady_streams
+from lvspec_cli.system import parent_of
 from lvspec_cli.video.pool import reading
 
 
-def main(socket: int) -> None:
+def main(argument: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     steady_streams()
     quieten_libraries()
-    connection = Connection(socket)
+    connection = parent_of(argument)
     try:
         try:
             _work(connection)
@@ -62,4 +63,4 @@ class _Sent:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1])

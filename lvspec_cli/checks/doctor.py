@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ def examine(models: Path | None = None, *, hub: bool = False) -> Iterator[Findin
         ("memory", _memory),
         ("video", _decoders),
         ("bitsandbytes", _bitsandbytes),
+        ("matplotlib", _matplotlib),
         ("cache", _cache),
         ("pairs", lambda: _pairs(models)),
     ]
@@ -178,6 +180,15 @@ def _is_usable(kind: str, device: str) -> bool:
     except (RuntimeError, NotImplementedError, AttributeError):  # a native library that is not there
         return False
     return float((back - weights).abs().mean()) < 0.2
+
+
+def _matplotlib() -> Iterator[Finding]:
+    if find_spec("matplotlib") is None:
+        remedy = "pip install 'lvspec[bench]' for bench, bench-relevance and tune"
+        yield Finding("matplotlib", "note", "not installed", remedy)
+        return
+    version = metadata.version("matplotlib")
+    yield Finding("matplotlib", "ok", version, "", {"matplotlib": version})
 
 
 def _cache() -> Iterator[Finding]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,11 +159,20 @@ class BenchFlags(OptionGroup):
     messages: options.Messages
 
 
+def check_extra(command: str) -> None:
+    """:raises UsageError: the package is missing that draws the charts of the command's report."""
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            f"{command} needs the package matplotlib", "install it with: pip install 'lvspec[bench]'"
+        )
+
+
 @with_groups
 def bench(flags: BenchFlags) -> None:
     """Measure every mode against ar and against transformers: speed and fidelity. It can be stopped, and
     goes on where it was."""
     with reporting(flags.messages.debug):
+        check_extra("lvspec bench")
         if not flags.messages.debug:
             quieten_libraries()
         raise typer.Exit(_bench(flags))

@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import drawn_clips, resumable, warn
+from lvspec_cli.cli.bench import check_extra, drawn_clips, resumable, warn
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
@@ -92,6 +92,7 @@ def bench_relevance(flags: RelevanceFlags) -> None:
     """Measure what tells anchors from fillers: on the target's own captions of clips with known facts. It can
     be stopped, and goes on where it was."""
     with reporting(flags.messages.debug):
+        check_extra("lvspec bench-relevance")
         if not flags.messages.debug:
             quieten_libraries()
         raise typer.Exit(_bench_relevance(flags))

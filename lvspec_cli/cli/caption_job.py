@@ -23,6 +23,7 @@ from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs
 from lvspec_cli.cli.options import Loading
 from lvspec_cli.cli.reporting import say_note
 from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, pair_request, read_text
+from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.output.files import sweep
@@ -185,7 +186,7 @@ def worker_plans(
     base: AskRequest, loading: Loading, workers: Workers, on_out_of_memory: OnOutOfMemory
 ) -> tuple[WorkerPlan, ...]:
     """What each worker does, and its share of the machine."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     devices = _devices(loading, workers)
     decoding = workers.decode_workers or max(1, min(4, cores // 2) // len(devices))
     if len(devices) > 1 and base.threads is None:

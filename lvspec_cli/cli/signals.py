@@ -70,23 +70,31 @@ class Stop:
     def unraisable(self, found: Any, others: Callable[[Any], Any]) -> None:
         """What Python cannot raise, as in a destructor: a signal's exception comes again a little later."""
         if found.exc_type is KeyboardInterrupt:
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+            _set_alarm(_AGAIN)
         else:
             others(found)
+
+
+def _set_alarm(seconds: float) -> None:
+    """A signal after so long; 0: none any more. Where the system has none (Windows), ``heed`` is enough."""
+    if sys.platform != "win32" and hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
     """Catches both signals within the block, and sees to it that neither is lost."""
     stop = Stop()
-    handlers = {signal.SIGINT: stop.handle, signal.SIGTERM: stop.handle, signal.SIGALRM: stop.raise_again}
+    handlers = {signal.SIGINT: stop.handle, signal.SIGTERM: stop.handle}
+    if hasattr(signal, "SIGALRM"):
+        handlers[signal.SIGALRM] = stop.raise_again
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     hook = sys.unraisablehook
     sys.unraisablehook = lambda found: stop.unraisable(found, hook)
     try:
         yield stop
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _set_alarm(0)
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

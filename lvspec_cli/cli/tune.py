@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import Clips, Work, chosen_clips, resumable, warn
+from lvspec_cli.cli.bench import Clips, Work, check_extra, chosen_clips, resumable, warn
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
@@ -105,6 +105,7 @@ def tune(flags: TuneFlags) -> None:
     """Find the fastest setting of a pair's rule that keeps the quality: searched on one half of the clips,
     reported on the other, printed as lines for models.yaml. It can be stopped, and goes on where it was."""
     with reporting(flags.messages.debug):
+        check_extra("lvspec tune")
         if not flags.messages.debug:
             quieten_libraries()
         raise typer.Exit(_tune(flags))

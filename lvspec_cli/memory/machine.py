@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -43,7 +44,9 @@ def spare_memory() -> tuple[int, int]:
     try:
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
-    except OSError:  # without /proc
+    except OSError:  # Linux without /proc
+        if sys.platform == "win32":
+            raise
         page = os.sysconf("SC_PAGE_SIZE")
         free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
     try:

@@ -212,7 +212,7 @@ class _Child:
                 process.stdin.write(line)
                 process.stdin.flush()
                 answer = process.stdout.readline()
-            except BrokenPipeError:
+            except OSError:  # it has ended
                 answer = b""
             if answer.endswith(b"\n"):
                 return json.loads(answer)

@@ -6,12 +6,18 @@ that does not end, or makes too much, ends this process. It runs as a file, with
 
 from __future__ import annotations
 
+import faulthandler
 import json
-import resource
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 SECONDS, MEMORY, TEXT = (
     5,
@@ -22,12 +28,10 @@ TOO_MUCH = 3
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    _limit_memory()
     world = _world()
     for line in sys.stdin.buffer:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        spent = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        _limit_time()
         try:
             template, values = json.loads(line)
             answer = {"text": _rendered(world.from_string(template), values, TEXT + 8 * len(line))}
@@ -35,8 +39,26 @@ def main() -> None:
             sys.exit(TOO_MUCH)
         except Exception as error:
             answer = {"error": " ".join(str(error).split())[:200] or type(error).__name__}
+        faulthandler.cancel_dump_traceback_later()
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+
+def _limit_memory() -> None:
+    """Windows has no such limit, and macOS may refuse it."""
+    if sys.platform != "win32" and resource is not None:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def _limit_time() -> None:
+    """Ends this process after so many more seconds: of its own, on Windows of the clock."""
+    if sys.platform == "win32" or resource is None:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    spent = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _rendered(template: Any, values: Mapping[str, Any], most: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from lvspec_cli.errors import OutputError
+from lvspec_cli.system import REPLACES_OPEN_FILES, lock_file, open_file
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DRAFT = re.compile(r"\.lvspec-[0-9a-f]{12}\.tmp")
@@ -61,14 +61,17 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             held.callback(draft.unlink, missing_ok=True)
             held.enter_context(stream)
             if path.exists():
-                os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
+                file = stream.fileno() if os.chmod in os.supports_fd else draft
+                os.chmod(file, stat.S_IMODE(path.stat().st_mode))  # noqa: PTH101
             yield stream
             stream.flush()
             if sync:
                 sync_open(stream.fileno())
+            if not REPLACES_OPEN_FILES:
+                stream.close()
             draft.replace(path)  # before it is closed: a draft that nobody holds is swept
             if sync:
-                sync_path(path.parent)
+                sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -78,9 +81,10 @@ def _draft_beside(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         # The name does not grow with the file's own, which may be as long as the file system allows.
         draft = path.with_name(f".lvspec-{secrets.token_hex(6)}.tmp")
-        stream = draft.open("xb")
+        created = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
+        stream = os.fdopen(open_file(draft, created), "ab")
         with suppress(OSError):  # a disk that cannot lock: there nothing is swept
-            fcntl.flock(stream, fcntl.LOCK_EX)  # waits for a sweep to have looked
+            lock_file(stream.fileno(), wait=True)  # for a sweep to have looked
         if is_still(draft, stream.fileno()):
             return draft, stream
         stream.close()  # swept before it was held
@@ -96,9 +100,9 @@ def sweep(folder: Path) -> None:
 
 
 def _sweep_one(draft: Path) -> None:
-    descriptor = os.open(draft, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = open_file(draft, os.O_RDWR, "O_NOFOLLOW", "O_NONBLOCK")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(descriptor)
         if is_still(draft, descriptor):
             draft.unlink()
     finally:
@@ -137,17 +141,31 @@ def _now_at(descriptor: int) -> str:
     return ", and what it held with it"
 
 
-def sync_path(path: Path) -> None:
-    """Makes a file, or the entries of a folder, outlast a power cut, where the file system can."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def check_replaceable(path: Path) -> None:
+    """:raises OutputError: this system cannot replace a file that this process holds open."""
+    if not REPLACES_OPEN_FILES:
+        raise OutputError(f"{path}: Windows does not replace a file that is open", "name a new file")
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the entries of a folder outlast a power cut, where the system can."""
+    if not REPLACES_OPEN_FILES:
+        return  # Windows opens no folder
+    descriptor = open_file(path, os.O_RDONLY)
     try:
         sync_open(descriptor)
     finally:
         os.close(descriptor)
 
 
+def sync_all() -> None:
+    """The same of every file on every disk, where the system can."""
+    if hasattr(os, "sync"):
+        os.sync()
+
+
 def sync_open(descriptor: int) -> None:
-    """The same of what is open."""
+    """Makes what was written to an open file outlast a power cut, where the file system can."""
     try:
         os.fsync(descriptor)
     except OSError as error:

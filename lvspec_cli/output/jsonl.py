@@ -5,7 +5,6 @@ A row is written, flushed and synced before the next one begins, so that only th
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
@@ -19,7 +18,15 @@ from typing import BinaryIO, Final, Self
 from pydantic import ValidationError
 
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
-from lvspec_cli.output.files import check_still, real_place, replacing, sync_open, sync_path, unwritable
+from lvspec_cli.output.files import (
+    check_replaceable,
+    check_still,
+    real_place,
+    replacing,
+    sync_folder,
+    sync_open,
+    unwritable,
+)
 from lvspec_cli.output.lock import locked, open_held
 from lvspec_cli.output.records import ODD, SCHEMA, Record, raw_name, read_record, to_line
 
@@ -135,7 +142,7 @@ class RecordFile:
             file = cls(path, open_held(path))
             held.callback(lambda: os.close(file._descriptor))
             file._load()
-            sync_path(path.parent)
+            sync_folder(path.parent)
             file._held = held.pop_all()
             return file
 
@@ -167,13 +174,13 @@ class RecordFile:
             return
         with _explained(self.path), ExitStack() as undo:
             check_still(self.path, self._descriptor)
+            check_replaceable(self.path)
             with replacing(self.path) as copy, self.path.open("rb") as stream:
                 for row in read_rows(stream):
                     if row.record is not None and row.record.key not in gone:
                         copy.write(row.raw)
                 new = os.dup(copy.fileno())  # the copy is held, and stays so under its new name
                 undo.callback(os.close, new)
-                fcntl.fcntl(new, fcntl.F_SETFL, os.O_APPEND)
             undo.pop_all()
             old, self._descriptor = self._descriptor, new
         os.close(old)

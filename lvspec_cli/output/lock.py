@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -13,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.files import is_still, sweep, unwritable
+from lvspec_cli.output.files import check_replaceable, is_still, sweep, unwritable
+from lvspec_cli.system import is_of_another_user, lock_file, open_file
 
 
 @contextmanager
@@ -61,6 +61,7 @@ def open_held(path: Path) -> int:
 @contextmanager
 def present_held(path: Path) -> Iterator[None]:
     """Holds a file that is there, and is to be replaced, for this process alone; raises as ``open_held``."""
+    check_replaceable(path)
     try:
         descriptor = _held(path, _open_present, path, _other)
     except OSError as error:
@@ -80,7 +81,7 @@ def _held(file: Path, opening: Callable[[Path], int], path: Path, holder: Callab
     while True:
         descriptor = opening(file)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(descriptor)
             if is_still(file, descriptor):
                 return descriptor
         except BlockingIOError:
@@ -98,23 +99,22 @@ def _held(file: Path, opening: Callable[[Path], int], path: Path, holder: Callab
 
 
 def _open_output(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    return open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def _open_present(path: Path) -> int:
     """To lock it is enough to be allowed to read it, though not on every network's disk."""
     with suppress(PermissionError):
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_file(path, os.O_WRONLY)
+    return open_file(path, os.O_RDONLY)
 
 
 def _open_lock(beside: Path) -> int:
-    kept = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(beside, os.O_RDWR | os.O_CREAT | kept, 0o666)
+        return open_file(beside, os.O_RDWR | os.O_CREAT, "O_NOFOLLOW")
     except PermissionError:
         with suppress(OSError):  # left by another user: what can be read can be locked
-            return os.open(beside, os.O_RDONLY | kept)
+            return open_file(beside, os.O_RDONLY, "O_NOFOLLOW")
         raise
 
 
@@ -123,19 +123,19 @@ def _is_of_another(beside: Path) -> bool:
         found = beside.lstat()
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_uid != os.geteuid()
+    return stat.S_ISREG(found.st_mode) and is_of_another_user(found)
 
 
 def _sign(descriptor: int) -> None:
     began = datetime.now(UTC).isoformat(timespec="seconds")
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": began}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
+    os.write(descriptor, json.dumps(holder).encode() + b"\n")
 
 
 def _holder(descriptor: int) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(os.read(descriptor, 4096))
         return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
     except (ValueError, TypeError, KeyError):
         return "another process"  # which has not signed yet

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from multiprocessing import Pipe
-from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +21,7 @@ from lvspec_cli.errors import (
     MachineError,
     VideoError,
 )
+from lvspec_cli.system import connect_child, has_crashed, how_ended, send_file, socket_of, start_child
 from lvspec_cli.video.messages import LAST, Job, Taken
 from lvspec_cli.video.source import open_local, shown
 
@@ -43,14 +39,12 @@ class Child:
         self.is_taken = False  # its job: what goes wrong from then on is of the file
         self._clock = Clock(None, self.kill)
         with ExitStack() as stack:
-            ours, theirs = Pipe()
+            ours, theirs = connect_child()
             self._connection = stack.enter_context(ours)
             with theirs:
                 self._errors: IO[bytes] = stack.enter_context(_for_last_words())
-                self._socket = stack.enter_context(
-                    socket.fromfd(ours.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
-                )
-                self._process = _start(theirs.fileno(), self._errors)
+                self._socket = stack.enter_context(socket_of(ours))
+                self._process = start_child("lvspec_cli.video.worker", theirs, self._errors)
             stack.callback(self._process.wait)
             stack.callback(self._process.kill)
             self._resources = stack.pop_all()
@@ -77,7 +71,7 @@ class Child:
         self._clock.start()
         with suppress(OSError):  # receiving will say why it is gone
             self._connection.send(job)
-            send_handle(self._connection, descriptor, self.pid)
+            send_file(self._connection, descriptor, self.pid)
 
     def receive(self) -> Any:
         """The next message. Raises the error that the child sends, or one that says how it ended."""
@@ -132,14 +126,14 @@ class Child:
                 "raise --decode-timeout, or take less with --start and --end",
             )
         self.crashed = True
-        if code == -signal.SIGKILL:
+        if how_ended(code) == "SIGKILL":
             return DamagedVideoError(
                 f"the decoder was killed, for want of memory perhaps: {name}",
                 "lower --frames or --max-pixels",
             )
-        if code < 0:
+        if has_crashed(code):
             return DamagedVideoError(
-                f"the decoder crashed ({signal.Signals(-code).name}): {name}",
+                f"the decoder crashed ({how_ended(code)}): {name}",
                 "convert the file to H.264 in MP4 first",
             )
         if not self.is_taken:  # the file has not been looked at
@@ -180,20 +174,6 @@ def _for_last_words() -> IO[bytes]:
         return tempfile.TemporaryFile()
     except OSError:
         return Path(os.devnull).open("r+b")
-
-
-def _start(socket: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    # Not multiprocessing: its children import the parent's main module, with all that it imports. A process
-    # group of its own keeps the terminal's Ctrl-C from it; -P keeps the current folder's modules out.
-    return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", "lvspec_cli.video.worker", str(socket)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        pass_fds=(socket,),
-        process_group=0,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},  # noqa: PTH109
-    )
 
 
 STRETCH = 5.0  # seconds: the limit is waited for in stretches

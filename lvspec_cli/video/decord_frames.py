@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +58,10 @@ def decord_frames(
     bound, and frames of full size would fill the memory.
     """
     try:
+        import resource  # noqa: F401 - Windows has neither this nor /dev/fd
+    except ImportError as error:
+        raise UnfitError("this system cannot keep it to one file") from error
+    try:
         import decord
     except (ImportError, OSError) as error:
         raise UnfitError("it is not installed") from error
@@ -90,6 +94,10 @@ def _taken(reader: Any, wanted: list[int], *, random_access: bool) -> Iterator[t
 @contextmanager
 def _one_more_file() -> Iterator[None]:
     """Let this process open one more file and nothing else: no address, no second file, whatever is asked."""
+    if sys.platform == "win32":
+        raise UnfitError("Windows cannot keep it to one file")
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from socket import socket
 
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from lvspec_cli.errors import DamagedVideoError, VideoError, VideoLimitError
+from lvspec_cli.system import socket_of
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
 from lvspec_cli.video.container import check_canvas, open_video
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
@@ -43,9 +44,9 @@ def probe_file(descriptor: int, request: VideoRequest, surveyor: Surveyor) -> Vi
 def read_file(descriptor: int, job: Job, connection: Connection, surveyor: Surveyor) -> None:
     """Decode what ``job`` asks of the file behind ``descriptor`` and send it."""
     request = job.request
-    with _opened(descriptor) as file:
+    with _opened(descriptor) as file, socket_of(connection) as pixels:
         plan = make_plan(surveyor.look(file, request), request)
-        sender = _Sender(connection, job, plan)
+        sender = _Sender(connection, pixels, job, plan)
         warnings = notes(plan, request)
         decoder: DecoderName = request.decoder
         if decoder == "decord":
@@ -128,6 +129,7 @@ class _Sender:
     """Sends pictures; the first frame sets the size of all."""
 
     connection: Connection
+    pixels: socket  # of the connection
     job: Job
     plan: Plan
     sent: int = 0
@@ -146,12 +148,8 @@ class _Sender:
 
     def send_picture(self, time: float, picture: Frame) -> None:
         self.connection.send(time)
-        self._write(np.ascontiguousarray(picture).reshape(-1).data)
+        self.pixels.sendall(np.ascontiguousarray(picture).reshape(-1).data)
         self.sent += 1
-
-    def _write(self, pixels: memoryview) -> None:
-        while pixels:
-            pixels = pixels[os.write(self.connection.fileno(), pixels) :]
 
     def open(self, frame: VideoFrame, look: Look) -> Painter:
         """Says what is coming; the first ``frame`` seen decides."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lvspec_cli.errors import DamagedVideoError, NoInputError, NotAVideoError, VideoError, check_machine
 from lvspec_cli.escape import visible_line
+from lvspec_cli.system import open_file
 
 _HEAD_BYTES = 4096
 _STARTS = {
@@ -35,7 +36,7 @@ def open_local(path: Path) -> int:
     name = shown(path)
     try:
         _check_regular(path.stat().st_mode, name)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = open_file(path, os.O_RDONLY, "O_NONBLOCK", "O_NOCTTY")
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
         raise NoInputError(f"no such file: {name}", "check the name and the folder") from error
     except OSError as error:

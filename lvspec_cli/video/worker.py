@@ -12,20 +12,20 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle
 from queue import SimpleQueue
 
 from lvspec_cli.errors import LvspecError, VideoError
+from lvspec_cli.system import parent_of, receive_file
 from lvspec_cli.video.messages import Job, Taken
 from lvspec_cli.video.source import shown
 
 _PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
 
-def main(socket: int) -> None:
+def main(argument: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _be_killed_with_parent()
-    connection = Connection(socket)
+    connection = parent_of(argument)
     jobs: SimpleQueue[tuple[Job, int]] = SimpleQueue()
     threading.Thread(target=_take_jobs, args=(connection, jobs), daemon=True).start()
     from lvspec_cli.video.reading import probe_file, read_file
@@ -60,10 +60,10 @@ def _be_killed_with_parent() -> None:
 def _take_jobs(connection: Connection, jobs: SimpleQueue[tuple[Job, int]]) -> None:
     try:
         while True:
-            jobs.put((connection.recv(), recv_handle(connection)))
+            jobs.put((connection.recv(), receive_file(connection)))
     finally:
         os._exit(1)  # the parent has gone, and nobody takes what we do
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1])

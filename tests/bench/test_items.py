@@ -103,7 +103,7 @@ def test_questions_of_one_clip_are_one_clip(tmp_path: Path):
         {"path": "a.mp4", "question": "Which?", "choices": ["red", "blue"], "answer": "B"},
         {"path": "b.mp4", "question": "How many?", "answer": "two"},
         {"path": "a.mp4", "question": "Where?"},
-        {"path": "a.mp4", "question": "When?", "start": 2, "end": 3.5},
+        {"path": "a.mp4", "question": "When?", "start": "0:02", "end": 3.5, "answer": None},
     )
     first, second, stretch = clips_of_questions(file, VIDEO)
     assert first.video.path == tmp_path / "a.mp4"
@@ -126,6 +126,8 @@ def test_questions_of_one_clip_are_one_clip(tmp_path: Path):
         ('{"path": "a.mp4", "question": "Q", "colour": 1}', "line 2: colour: Extra inputs"),
         ('{"path": "a.mp4", "question": "Q", "start": 3, "end": 2}', "line 2: end is not after start"),
         ('{"path": "a.mp4", "question": "Q", "start": NaN}', "line 2"),
+        ('{"path": "a.mp4", "question": "Q", "start": "soon"}', "line 2: start: 'soon' is not a time"),
+        ('{"path": null, "question": "Q"}', "line 2: path: None is not a file's path"),
         ("not json", "line 2: the line: Invalid JSON"),
     ],
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import torch
 from lvspec_cli.bench.results import Results, read_results, to_json
 from lvspec_cli.figures.answers import BenchMode
 from lvspec_cli.figures.summary import Measured, summarise
+from tests.bench import made
 from tests.bench.made import known
 from tests.conftest import Printed, Shell, write_video
 
@@ -35,6 +39,36 @@ def clips(tmp_path: Path) -> Path:
     for name in ("a", "b"):
         write_video(folder / f"{name}.mp4")
     return folder
+
+
+@pytest.mark.parametrize("command", ["bench", "bench-relevance", "tune"])
+def test_without_the_package_for_charts_nothing_begins(
+    command: str, tiny: Callable[..., Printed], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = tiny(command, clips, "--out", tmp_path / "out")
+    assert (done.returncode, (tmp_path / "out").exists()) == (2, False)
+    assert done.stderr.splitlines() == [
+        f"error: lvspec {command} needs the package matplotlib",
+        "try: install it with: pip install 'lvspec[bench]'",
+    ]
+
+
+def test_the_other_commands_do_without_the_package_for_charts(tiny_shell: Shell, clips: Path, tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
+    path = os.pathsep.join((str(tmp_path), tiny_shell.environment["PYTHONPATH"]))
+    shell = replace(tiny_shell, extra={**tiny_shell.extra, "PYTHONPATH": path})
+    out = tmp_path / "captions.jsonl"
+    done = shell.run("caption", clips / "a.mp4", "--audit", "100%", "-o", out, *SHORT)
+    assert (done.returncode, json.loads(out.read_text())["audit"] is not None) == (0, True), done.stderr
+    (tmp_path / "results.json").write_text(to_json(made.results(())))
+    assert shell.run("bench-compare", tmp_path, tmp_path).returncode == 0
+    (found,) = (
+        row
+        for row in json.loads(shell.run("doctor", "--json").stdout)["findings"]
+        if row["what"] == "matplotlib"
+    )
+    assert (found["state"], "lvspec[bench]" in found["remedy"]) == ("note", True)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from lvspec_cli.errors import DamagedVideoError, DecodeTimeoutError
+from lvspec_cli.system import start_child
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video import child as child_module
 from lvspec_cli.video.child import Child, decoding_child
@@ -102,14 +103,13 @@ def test_the_terminals_ctrl_c_does_not_reach_the_child(clip):
 
 def test_a_callback_that_fails_ends_the_child(clip, monkeypatch):
     pids = []
-    start = child_module._start
 
     def started(*arguments):
-        process = start(*arguments)
+        process = start_child(*arguments)
         pids.append(process.pid)
         return process
 
-    monkeypatch.setattr(child_module, "_start", started)
+    monkeypatch.setattr(child_module, "start_child", started)
 
     def fail(done, expected):
         raise RuntimeError("of the caller")

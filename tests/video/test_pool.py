@@ -26,6 +26,7 @@ from lvspec_cli.errors import (
     NotAVideoError,
     UsageError,
 )
+from lvspec_cli.system import start_child
 from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video import child as child_module
 from lvspec_cli.video import pool as pool_module
@@ -48,14 +49,13 @@ def clips(tmp_path_factory):
 def started(monkeypatch):
     """The process ids of the children, as they start."""
     pids = []
-    start = child_module._start
 
     def noted(*arguments):
-        process = start(*arguments)
+        process = start_child(*arguments)
         pids.append(process.pid)
         return process
 
-    monkeypatch.setattr(child_module, "_start", noted)
+    monkeypatch.setattr(child_module, "start_child", noted)
     return pids
 
 
@@ -180,16 +180,15 @@ def test_a_crash_that_an_earlier_video_may_have_caused_is_tried_again(clips, str
 
 def start_at_most(monkeypatch, most):
     """The machine has room for so many children at a time."""
-    start = child_module._start
     running: list[Any] = []
 
     def limited(*arguments):
         if sum(process.poll() is None for process in running) >= most:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        running.append(start(*arguments))
+        running.append(start_child(*arguments))
         return running[-1]
 
-    monkeypatch.setattr(child_module, "_start", limited)
+    monkeypatch.setattr(child_module, "start_child", limited)
 
 
 def test_no_process_to_be_had_is_no_error_of_the_clip(clips, monkeypatch):

@@ -15,7 +15,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Literal
 
 from lvspec_cli.errors import OutputError, UsageError
-from lvspec_cli.output.files import replacing, sweep, unwritable
+from lvspec_cli.output.files import replacing, sweep, sync_all, unwritable
 from lvspec_cli.output.lock import locked
 from lvspec_cli.text_file import LISTS, read_own
 
@@ -95,7 +95,7 @@ def own_files(folder: Path, *, force: bool) -> Iterator[OwnFiles]:
             yield files
         finally:
             if files.digests != before:
-                os.sync()  # the files before the ledger that vouches for them
+                sync_all()  # the files before the ledger that vouches for them
                 content = {"schema": SCHEMA, "sha256": files.digests}
                 with replacing(ledger) as stream:
                     stream.write(json.dumps(content, indent=0).encode())
