@@ -80,7 +80,8 @@ def entry() -> NoReturn:
         with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads
             stream.flush()
     if chat := sys.modules.get("lvspec_cli.models.read"):  # what is registered for the end is not called
-        chat.end_child()
+        with suppress(KeyboardInterrupt):  # it has been killed: a second Ctrl-C only ends the wait for it
+            chat.end_child()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
