@@ -43,8 +43,9 @@ for outputs, inputs, rows, biased in [(48, 256, 1, True), (40, 192, 3, False), (
     assert found.shape == (rows, outputs)
     off = (found.double() - exact).norm() / exact.norm()
     assert off < 1e-3, (outputs, inputs, rows, float(off))
-    alone = torch.cat([multiply(row[None], matrix, bias, by_table=True) for row in values])
-    assert torch.equal(found, alone)
+    for row in {0, rows - 1}:
+        alone = multiply(values[row : row + 1], matrix, bias, by_table=True)
+        assert torch.equal(found[row : row + 1], alone)
 """
 
 
