@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from textwrap import indent
+from typing import TYPE_CHECKING
 
 from lvspec_cli.bench.compare import Change
 from lvspec_cli.bench.lines import contrast_table, result_table
 from lvspec_cli.bench.results import Results
-from lvspec_cli.bench.tune import Tuned
-from lvspec_cli.bench.tune_report import finalist_table
 from lvspec_cli.table import Style, Table, plain
 from lvspec_cli.ui.tables import terminal
+
+if TYPE_CHECKING:
+    from lvspec_cli.bench.tune import Tuned
 
 _GAINS = ("mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "retention")
 _COSTS = ("mode", "γ", "acceptance", "c", "v", "o", "predicted", "speedup")
@@ -40,6 +42,8 @@ def tuned_text(tuned: Tuned) -> str:
 
     For a pipe as comments, so that all that is printed can be a models.yaml.
     """
+    from lvspec_cli.bench.tune_report import finalist_table
+
     table, report = finalist_table(tuned), results_text(tuned.results) if tuned.results is not None else ""
     if sys.stdout.isatty():
         return terminal(table.columns(*_SETTINGS)) + report + "\n"
