@@ -231,9 +231,10 @@ def test_a_worker_that_dies_costs_its_clip_and_is_started_again(
     os.kill(max(workers, key=processor_seconds), signal.SIGKILL)
     assert run.wait() == 1
     kinds = {row["file_name"]: row["error"]["kind"] for row in rows(out) if row["status"] == "error"}
-    assert kinds.pop("07.mp4") == "not_a_video"
-    assert set(kinds.values()) <= {"worker_died"}
-    assert len(kinds) <= 1
+    died = [name for name, kind in kinds.items() if kind == "worker_died"]
+    assert len(died) <= 1  # which may be the broken one
+    assert {"07.mp4", *died} == set(kinds)
+    assert kinds["07.mp4"] in ("not_a_video", "worker_died")
     assert lvspec.start(tmp_path, "caption", many, "--out", out, "--retry-errors").wait() == 1
     assert_complete(out)
 
