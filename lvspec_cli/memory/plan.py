@@ -12,6 +12,7 @@ from itertools import product
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.types import Quantisation, Share, VisionSize
+from lvspec_cli.units import gigabytes
 
 GIGABYTE = 10**9
 CONTEXT = {"gpu": 700_000_000, "cpu": 900_000_000}  # of CUDA or of Python and its libraries
@@ -450,11 +451,6 @@ def _why(best: Decision, wanted: Wanted, options: Sequence[Decision], width_limi
             else "the draft fits as it is"
         )
     return ", ".join(parts)
-
-
-def gigabytes(count: float) -> str:
-    """Bytes for people: 66.9 GB."""
-    return f"{count / 1e9:.1f} GB"
 
 
 @dataclass(frozen=True)
