@@ -21,7 +21,7 @@ from lvspec_cli.batch.work import make_work
 from lvspec_cli.events import Answered, Event
 from lvspec_cli.output.records import Record
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
 from lvspec_cli.ui.batch import BatchPicture
 from lvspec_cli.ui.render import Picture
@@ -32,33 +32,34 @@ CLIPS = sorted((ROOT / "lvspec_cli/demo/clips").glob("*.mp4"))
 QUESTION = "Describe the video."
 
 
+CHOICE = PairChoice(*load_registry().pair("demo"))
+
+
 def request(clip: Path, question: str) -> AskRequest:
-    name, pair = load_registry().pair("demo")
-    defaults = pair.defaults
-    settings = settings_of_pair(pair)
+    defaults = CHOICE.pair.defaults
     video = VideoRequest(clip, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
-    return AskRequest(video, (question,), name, pair, settings)
+    return AskRequest(video, (question,), settings_of_pair(CHOICE.pair))
 
 
 def answer_view() -> View:
     """The view of one question, just before its answer ended."""
     asked = request(CLIPS[0], QUESTION)
-    view = View(asked.pair_name, asked.settings.mode.value, asked.settings.gamma)
+    view = View(CHOICE.name, asked.settings.mode.value, asked.settings.gamma)
 
     def listen(event: Event) -> None:
         nonlocal view
         if not isinstance(event, Answered):
             view = fold(view, event)
 
-    pipeline.ask(asked, listen)
+    pipeline.ask(CHOICE, asked, listen)
     return view
 
 
 def batch_picture() -> BatchPicture:
     """The view of a batch, just before the last caption ended."""
-    works = [make_work(replace(request(clip, DEFAULT_PROMPT), task="caption")) for clip in CLIPS]
-    base = works[0].request
-    empty = View(base.pair_name, base.settings.mode.value, base.settings.gamma)
+    load_plan, base = pipeline.prepared(CHOICE, replace(request(CLIPS[0], DEFAULT_PROMPT), task="caption"))
+    works = [make_work(load_plan, replace(base, video=replace(base.video, path=clip))) for clip in CLIPS]
+    empty = View(CHOICE.name, base.settings.mode.value, base.settings.gamma)
     view, seconds = BatchView(total=len(works), skipped=0, current=empty), 0.0
 
     def listen(event: Event) -> None:
@@ -73,7 +74,7 @@ def batch_picture() -> BatchPicture:
             assert record.stats is not None
             seconds += record.stats.decode_s + record.stats.prefill_s
 
-    plan = WorkerPlan(base, decode_workers=1, decode_bytes=2**28, on_out_of_memory="shrink")
+    plan = WorkerPlan(load_plan, base, decode_workers=1, decode_bytes=2**28, on_out_of_memory="shrink")
     run(works, [plan], write=write, listen=listen)
     return BatchPicture(view, seconds, stage_seconds=0.0)
 

@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvspec_cli.errors import LvspecError
+from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record, failed_record
-from lvspec_cli.pairs.registry import load_registry, settings_of_pair
-from lvspec_cli.pipeline import answers, check_prompts, identify_video, memory_errors, of_clip, pinned_request
+from lvspec_cli.pairs.registry import Defaults, load_registry, settings_of_pair
+from lvspec_cli.pipeline import (
+    answers,
+    check_prompts,
+    clip_workload,
+    identify_video,
+    memory_errors,
+    prepared,
+)
 from lvspec_cli.pipeline import load as load_models
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import DEFAULT_PROMPT, Clip, DecodeSettings, Mode, Quantisation, VideoRequest
 
 if TYPE_CHECKING:
@@ -48,20 +56,16 @@ class Sampling:
 class VideoModel:
     """A pair in memory. ``load`` makes it.
 
-    ``base``: what is asked of each video, without the video and the question. ``settings`` in it say how
-    answers are decoded; ``with_settings`` changes them.
+    ``plan``: how it was loaded. ``settings``: how answers are decoded; ``with_settings`` changes them.
     """
 
     pair: LoadedPair
-    base: AskRequest
-
-    @property
-    def settings(self) -> DecodeSettings:
-        return self.base.settings
+    plan: LoadPlan
+    settings: DecodeSettings
 
     def with_settings(self, settings: DecodeSettings) -> VideoModel:
         """The same models, decoding in another way."""
-        return replace(self, base=replace(self.base, settings=settings))
+        return replace(self, settings=settings)
 
     def ask(
         self,
@@ -78,7 +82,7 @@ class VideoModel:
         from lvspec_cli.video.decode import read_clip
 
         request = self._request(video, question, sampling, system)
-        check_prompts(request, {question: "the question"})
+        check_prompts(self.plan, request, {question: "the question"})
         (record,) = self._answered(request, read_clip(request.video))
         return record
 
@@ -104,7 +108,7 @@ class VideoModel:
             replace(timeless._request(video, prompt, sampling, system), task="caption") for video in videos
         ]
         for request in requests[:1]:
-            check_prompts(request, {prompt: "the prompt"})
+            check_prompts(self.plan, request, {prompt: "the prompt"})
         with (
             DecodePool(1, _DECODED_AHEAD) as pool,
             closing(pool.clips(request.video for request in requests)) as clips,
@@ -114,26 +118,17 @@ class VideoModel:
                     yield from timeless._answered(request, decoded.clip)
                 else:
                     error = decoded.error or LvspecError(f"{request.video.path}: nothing was decoded")
-                    yield failed_record(request, identify_video(request), 1, error)
+                    yield failed_record(self.plan, request, identify_video(request), 1, error)
 
     def _request(
         self, video: str | Path, question: str, sampling: Sampling, system: str | None
     ) -> AskRequest:
-        defaults = self.base.pair.defaults
-        is_sampled = sampling.frames is not None or sampling.fps is not None
-        taken = VideoRequest(
-            Path(video),
-            start=sampling.start,
-            end=sampling.end,
-            max_frames=sampling.frames if is_sampled else defaults.frames,
-            fps=sampling.fps if is_sampled else defaults.fps,
-            max_pixels=sampling.max_pixels or defaults.max_pixels,
-        )
-        return replace(self.base, video=taken, questions=(question,), system=system)
+        taken = _taken(Path(video), sampling, self.plan.choice.pair.defaults)
+        return AskRequest(taken, (question,), self.settings, system)
 
     def _answered(self, request: AskRequest, clip: Clip) -> Iterator[Record]:
-        with memory_errors(of_clip(request, clip)):
-            yield from answers(self.pair, request, identify_video(request), clip)
+        with memory_errors(self.plan, clip_workload(request, clip)):
+            yield from answers(self.pair, self.plan, request, identify_video(request), clip)
 
 
 def load(
@@ -157,23 +152,30 @@ def load(
     """
     from lvspec_cli.memory.choose import choose_pair
 
-    chosen = choose_pair(load_registry(models), pair, device)
-    defaults = chosen.pair.defaults
-    request = AskRequest(
-        VideoRequest(Path(), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels),
-        (),
-        chosen.name,
-        chosen.pair,
-        replace(settings_of_pair(chosen.pair), mode=Mode(mode)),
-        device=device,
+    choice = replace(
+        choose_pair(load_registry(models), pair, device),
         dtype=dtype,
         quant_target=Quantisation(quant_target),
         quant_draft=Quantisation(quant_draft),
         draft_device=draft_device,
         threads=threads,
     )
-    request = pinned_request(request)
-    return VideoModel(load_models(request), request)
+    settings = replace(settings_of_pair(choice.pair), mode=Mode(mode))
+    request = AskRequest(_taken(Path(), Sampling(), choice.pair.defaults), (), settings)
+    plan, request = prepared(choice, request)
+    return VideoModel(load_models(plan, workload_of(request)), plan, request.settings)
+
+
+def _taken(video: Path, sampling: Sampling, defaults: Defaults) -> VideoRequest:
+    is_sampled = sampling.frames is not None or sampling.fps is not None
+    return VideoRequest(
+        video,
+        start=sampling.start,
+        end=sampling.end,
+        max_frames=sampling.frames if is_sampled else defaults.frames,
+        fps=sampling.fps if is_sampled else defaults.fps,
+        max_pixels=sampling.max_pixels or defaults.max_pixels,
+    )
 
 
 def ask(

@@ -1,6 +1,6 @@
-"""The only place that wires the stages together, and the library's entry: ``ask``.
+"""The only place that wires the stages together: ``ask``.
 
-A batch takes the same parts one by one: ``pinned_request``, ``load``, ``identify_video``, ``answers``.
+A batch takes the same parts one by one: ``prepared``, ``load``, ``identify_video``, ``answers``.
 """
 
 from __future__ import annotations
@@ -48,18 +48,19 @@ from lvspec_cli.output.records import (
 )
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.output.trace import trace_row
-from lvspec_cli.pairs.files import pinned, require
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.types import (
     Clip,
     DecodeSettings,
     Generation,
     Mode,
     PairPrompts,
+    Placement,
     VideoRequest,
 )
 
 if TYPE_CHECKING:
+    from lvspec_cli.memory.plan import Workload
     from lvspec_cli.models.load import LoadedPair
     from lvspec_cli.speculation.engine import Session
 
@@ -67,6 +68,7 @@ Trace = Callable[[dict[str, Any]], None]
 
 
 def ask(
+    choice: PairChoice,
     request: AskRequest,
     listen: Listener = lambda event: None,
     *,
@@ -82,21 +84,21 @@ def ask(
     """
     if not request.questions:
         raise UsageError("there is no question", "ask one")
-    request = pinned_request(request, listen, _duration(request.video))
-    check_prompts(request, {text: f"question {n}" for n, text in enumerate(request.questions, start=1)})
+    plan, request = prepared(choice, request, listen, _duration(request.video))
+    check_prompts(plan, request, {text: f"question {n}" for n, text in enumerate(request.questions, start=1)})
     identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
         check_unchanged(request, identity)
-        as_it_is = of_clip(request, clip)
-        loaded = load(as_it_is, listen)
-        with memory_errors(as_it_is):
+        workload = clip_workload(request, clip)
+        loaded = load(plan, workload, listen)
+        with memory_errors(plan, workload):
             return list(
-                answers(loaded, request, identity, clip, listen, trace=trace, interrupted=interrupted)
+                answers(loaded, plan, request, identity, clip, listen, trace=trace, interrupted=interrupted)
             )
     except VideoError as error:
         for number in range(1, len(request.questions) + 1):
-            listen(Answered(failed_record(request, identity, number, error)))
+            listen(Answered(failed_record(plan, request, identity, number, error)))
         raise
 
 
@@ -113,57 +115,24 @@ def _duration(video: VideoRequest) -> float | None:
         return None
 
 
-def pinned_request(
-    request: AskRequest, listen: Listener = lambda event: None, duration: float | None = None
-) -> AskRequest:
-    """The request with the revisions of the pair that is on this machine, and with how it is loaded here.
-
-    Where nobody named a gamma, a round is no wider than the target's kernels are fast.
+def prepared(
+    choice: PairChoice,
+    request: AskRequest,
+    listen: Listener = lambda event: None,
+    duration: float | None = None,
+) -> tuple[LoadPlan, AskRequest]:
+    """How the pair is loaded here, and the request with a gamma that goes with that. No weights are read.
 
     :param duration: seconds of the file, where that decides how many frames are taken.
-    :raises PairError: not all of it is here, or it cannot be loaded as it is asked for.
+    :raises PairError: not all of the pair is here, or it cannot be loaded as it is asked for.
     """
-    from lvspec_cli.memory.resolve import settle
+    from lvspec_cli.memory.resolve import resolve, workload_of
 
-    pair = request.pair
-    roles = ("target",) if request.settings.mode is Mode.AR else ("target", "draft")
-    read = {
-        role: pinned(getattr(pair, role), require(getattr(pair, role), request.pair_name)) for role in roles
-    }
-    settled = settle(request, *_folders(request), duration)
-    for note in (request.pair_note, *settled.notes):
+    plan = resolve(choice, request.settings, workload_of(request, duration))
+    for note in (choice.note, *plan.notes):
         if note:
             listen(Noted(note))
-    return replace(
-        request,
-        pair=pair.model_copy(update=read),
-        loading=settled.loading,
-        settings=narrowed(request.settings, settled.width_limit, listen),
-    )
-
-
-def check_prompts(request: AskRequest, texts: Mapping[str, str]) -> None:
-    """
-    :param texts: what is to be asked, and where each text comes from.
-    :raises UsageError: one of them is longer than the target or the draft has positions for.
-    """
-    from lvspec_cli.models.prompt_length import Role, check_texts
-
-    target, draft = _folders(request)
-    folders: dict[Role, Path] = {"target": target}
-    if draft is not None:
-        folders["draft"] = draft
-    check_texts(folders, texts, request.system, request.settings.max_new_tokens)
-
-
-def placed_request(request: AskRequest) -> AskRequest:
-    """The pinned request with where the pair's parts go, looked at before others like it take memory.
-
-    :raises NoRoomError: there is not room for as many as are to work side by side.
-    """
-    from lvspec_cli.memory.resolve import placed
-
-    return replace(request, placement=placed(request, *_folders(request)))
+    return plan, replace(request, settings=narrowed(request.settings, plan.width_limit, listen))
 
 
 def narrowed(settings: DecodeSettings, width_limit: int | None, listen: Listener) -> DecodeSettings:
@@ -181,46 +150,54 @@ def narrowed(settings: DecodeSettings, width_limit: int | None, listen: Listener
     return replace(settings, adaptation=replace(settings.adaptation, most=most))
 
 
-def _folders(request: AskRequest) -> tuple[Path, Path | None]:
-    """Where the models are that the request's mode needs."""
-    draft = None if request.settings.mode is Mode.AR else require(request.pair.draft)
-    return require(request.pair.target), draft
-
-
-def load(request: AskRequest, listen: Listener = lambda event: None) -> LoadedPair:
-    """The models that the request's mode needs.
-
-    :raises PairError: they are not here, cannot be read, or do not fit.
+def check_prompts(plan: LoadPlan, request: AskRequest, texts: Mapping[str, str]) -> None:
     """
-    if request.loading is None:
-        request = pinned_request(request, listen)
-    target, draft = _folders(request)
-    assert request.loading is not None
+    :param texts: what is to be asked, and where each text comes from.
+    :raises UsageError: one of them is longer than the target or the draft has positions for.
+    """
+    from lvspec_cli.models.prompt_length import Role, check_texts
+
+    folders: dict[Role, Path] = {"target": plan.target}
+    if plan.draft is not None:
+        folders["draft"] = plan.draft
+    check_texts(folders, texts, request.system, request.settings.max_new_tokens)
+
+
+def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: None) -> LoadedPair:
+    """The models of the plan.
+
+    :param workload: the largest clip and answer that they are loaded for: it decides where the parts go,
+        where that is not decided yet, and what is said where memory is short.
+    :raises PairError: they cannot be read, or do not fit.
+    """
     with _stage(Stage.LOADING, listen):
         import torch
 
-        from lvspec_cli.memory.resolve import placed
+        from lvspec_cli.memory.resolve import place
         from lvspec_cli.models.load import ModelRequest, load_models
 
-        if request.threads is not None:
-            torch.set_num_threads(request.threads)
-        loading, plan = request.loading, request.placement or placed(request, target, draft)
+        choice, loading = plan.choice, plan.loading
+        if choice.threads is not None:
+            torch.set_num_threads(choice.threads)
+        placement = plan.placement or place(plan, workload).placement or Placement()
         one = ModelRequest(
-            target,
-            None,
-            request.device,
-            request.dtype,
-            loading.target,
             plan.target,
-            captured=request.cuda_graphs,
+            device=choice.device,
+            dtype=choice.dtype,
+            quantisation=loading.target,
+            shares=placement.target,
+            captured=choice.cuda_graphs,
         )
         other = None
-        if draft is not None and loading.draft is not None:
-            home = request.draft_device or request.device
-            other = ModelRequest(
-                draft, None, home, request.dtype, loading.draft, plan.draft, captured=request.cuda_graphs
+        if plan.draft is not None and loading.draft is not None:
+            other = replace(
+                one,
+                source=plan.draft,
+                device=choice.draft_device or choice.device,
+                quantisation=loading.draft,
+                shares=placement.draft,
             )
-        with memory_errors(request):
+        with memory_errors(plan, workload):
             return load_models(
                 one, other, progress=lambda done, total: listen(StageAdvanced(Stage.LOADING, done, total))
             )
@@ -228,6 +205,7 @@ def load(request: AskRequest, listen: Listener = lambda event: None) -> LoadedPa
 
 def answers(
     loaded: LoadedPair,
+    plan: LoadPlan,
     request: AskRequest,
     identity: FileIdentity,
     clip: Clip,
@@ -244,7 +222,7 @@ def answers(
     :param oom_retries: how often the clip has been made smaller, for the records.
     """
     chosen = range(1, len(request.questions) + 1) if numbers is None else numbers
-    run = _Run(request, identity, clip, loaded, listen, trace, oom_retries)
+    run = _Run(plan, request, identity, clip, loaded, listen, trace, oom_retries)
     yield from run.answers(chosen, interrupted)
 
 
@@ -252,6 +230,7 @@ def answers(
 class _Run:
     """What stays the same for all questions about one clip."""
 
+    plan: LoadPlan
     request: AskRequest
     identity: FileIdentity
     clip: Clip
@@ -297,8 +276,8 @@ class _Run:
     def _has_room(self) -> bool:
         from lvspec_cli.memory.resolve import has_room
 
-        request, held = of_clip(self.request, self.clip), self.clip.frames.nbytes
-        return has_room(request, *_folders(request), held, self._tokens_of_two)
+        workload, held = clip_workload(self.request, self.clip), self.clip.frames.nbytes
+        return has_room(self.plan, workload, held, self._tokens_of_two)
 
     def _tokens_of_two(self) -> int:
         from lvspec_cli.models.prompt import build_prompts
@@ -318,7 +297,7 @@ class _Run:
             full_precision=self.pair.target.full_precision,
             oom_retries=self.oom_retries,
         )
-        record = answered_record(self.request, self.identity, number, facts, generation, text.text)
+        record = answered_record(self.plan, self.request, self.identity, number, facts, generation, text.text)
         if record.status == "ok" and is_audited(record.key, self.request.audit):
             audit = self._audit(session, prompts, generation, text.text, interrupted)
             record = record.model_copy(update={"audit": audit})
@@ -375,8 +354,10 @@ def _stage(stage: Stage, listen: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors(request: AskRequest) -> Iterator[None]:
+def memory_errors(plan: LoadPlan, workload: Workload) -> Iterator[None]:
     """Too little memory reads as a pair that does not fit, and what would."""
+    from lvspec_cli.memory.resolve import no_room_for
+
     try:
         yield
         return
@@ -384,20 +365,15 @@ def memory_errors(request: AskRequest) -> Iterator[None]:
         if not isinstance(error, NoRoomError) and not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what the failed attempt had in memory
-    raise no_room(request) from None
+    raise no_room_for(plan, workload) from None
 
 
-def of_clip(request: AskRequest, clip: Clip) -> AskRequest:
-    """The request with the frames that the clip has, in place of as many as it may have."""
+def clip_workload(request: AskRequest, clip: Clip) -> Workload:
+    """What the request asks for, with the frames that the clip has in place of as many as it may have."""
+    from lvspec_cli.memory.resolve import workload_of
+
     video = replace(request.video, max_frames=len(clip.frames), max_pixels=clip.width * clip.height)
-    return replace(request, video=video)
-
-
-def no_room(request: AskRequest) -> NoRoomError:
-    """What the request needed of memory, what is free, and the smallest change that would fit."""
-    from lvspec_cli.memory.resolve import no_room_for
-
-    return no_room_for(request, *_folders(request))
+    return workload_of(replace(request, video=video))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,49 +1,72 @@
-"""What a user asks of one pair: the request that goes from the command line to the pipeline."""
+"""What a user asks for: a pair and how it is loaded, and what is to be said of one clip."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from lvspec_cli.pairs.registry import Pair
-from lvspec_cli.types import DecodeSettings, Loading, Quantisation, TaskName, VideoRequest
-
-if TYPE_CHECKING:
-    from lvspec_cli.types import Placement
+from lvspec_cli.types import DecodeSettings, Loading, Placement, Quantisation, TaskName, VideoRequest
 
 
 @dataclass(frozen=True)
-class AskRequest:
-    """Questions about one clip, and how to answer them; ``device`` and ``dtype`` as in ``load_pair``.
+class PairChoice:
+    """A pair, and what a user said of how it is loaded. ``memory.resolve`` makes a LoadPlan of it.
 
-    ``quant_target``, ``quant_draft``, ``draft_device``: what weights are kept in, and where the draft
-    goes if it is named. ``cuda_graphs``: passes of an answer are captured, where that works.
-    ``loading``: what was decided, by ``pinned_request``.
-    ``side_by_side``: how many such requests share the devices, each in a process of its own. ``placement``:
-    where parts go, if that is decided before any of them is loaded, by ``placed_request``.
-    ``pair_note``: why it is this pair, where nobody named it.
-    ``threads``: what torch may use of the CPU from here on, in the whole process; None leaves it alone.
-    ``name`` and ``id`` are what records call the video, where its file's name is not meant.
-    ``audit``: the share of the answers that is given in mode ar as well, to compare (``batch.audit``).
+    ``note``: why it is this pair, where nobody named it.
+    ``device`` and ``dtype``: as the flags have them, ``auto`` among them.
+    ``quant_target``, ``quant_draft``: what weights are kept in.
+    ``draft_device``: where the draft goes, if that is named.
+    ``cuda_graphs``: an answer's passes are captured, where that works.
+    ``threads``: what torch may use of the CPU, in the whole process; None leaves it alone.
+    ``side_by_side``: how many such pairs share the device, each in a process of its own.
     """
 
-    video: VideoRequest
-    questions: tuple[str, ...]
-    pair_name: str
+    name: str
     pair: Pair
-    settings: DecodeSettings
-    system: str | None = None
+    note: str = ""
     device: str = "auto"
     dtype: str = "auto"
     quant_target: Quantisation = Quantisation.AUTO
     quant_draft: Quantisation = Quantisation.AUTO
     draft_device: str | None = None
     cuda_graphs: bool = True
-    loading: Loading | None = None
-    side_by_side: int = 1
-    placement: Placement | None = None
-    pair_note: str = ""
     threads: int | None = None
+    side_by_side: int = 1
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """How a pair is loaded on this machine, decided before any weights are read.
+
+    ``choice``: its pair is that of the revisions that are here.
+    ``target``, ``draft``: the models' folders; no draft where the mode needs none.
+    ``placement``: where the parts go. None: that is decided when they are loaded.
+    ``width_limit``: rows of a verification that the target's kernels take at once; None: there is no limit.
+    ``notes``: lines about what was decided that are worth saying.
+    """
+
+    choice: PairChoice
+    target: Path
+    draft: Path | None
+    loading: Loading
+    placement: Placement | None = None
+    width_limit: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AskRequest:
+    """Questions about one clip, and how they are answered.
+
+    ``name`` and ``id`` are what records call the video, where its file's name is not meant.
+    ``audit``: the share of the answers that is given in mode ar as well, to compare (``figures.audit``).
+    """
+
+    video: VideoRequest
+    questions: tuple[str, ...]
+    settings: DecodeSettings
+    system: str | None = None
     task: TaskName = "ask"
     name: bytes | None = None
     id: str | None = None

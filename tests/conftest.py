@@ -17,6 +17,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from lvspec_cli.pairs.registry import PACKAGE, load_registry
+from lvspec_cli.request import LoadPlan, PairChoice
+from lvspec_cli.types import Loading, Quantisation
+
 # A busy machine is no failure.
 settings.register_profile("lvspec", deadline=None)
 settings.load_profile("lvspec")
@@ -35,6 +39,14 @@ def write_video(path: Path, seconds: float = 2.0, size: int = 64, rate: int = 8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def demo_plan() -> LoadPlan:
+    """The bundled pair on a CPU, as it is loaded there."""
+    plain = Loading(Quantisation.NONE, Quantisation.NONE, "float32", "cpu")
+    models = PACKAGE / "demo" / "pair"
+    choice = PairChoice(*load_registry(environment={}).pair("demo"), device="cpu")
+    return LoadPlan(choice, models / "target", models / "draft", plain)
 
 
 @pytest.fixture

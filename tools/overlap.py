@@ -25,10 +25,11 @@ from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.write import scene_of
+from lvspec_cli.memory.choose import choose_pair
 from lvspec_cli.output.records import Record
-from lvspec_cli.pairs.registry import load_registry, settings_of_pair
-from lvspec_cli.pipeline import pinned_request
-from lvspec_cli.request import AskRequest
+from lvspec_cli.pairs.registry import BUNDLED, load_registry, settings_of_pair
+from lvspec_cli.pipeline import prepared
+from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
 
 _SEED = 3
@@ -87,10 +88,11 @@ def better_size(pixels: float, decode_seconds: float, caption_seconds: float) ->
     return pixels * min(16.0, max(1 / 16, caption_seconds / decode_seconds))
 
 
-def run(works: Sequence[Work], setup: Setup) -> Timed:
+def run(load_plan: LoadPlan, works: Sequence[Work], setup: Setup) -> Timed:
     """Captions all ``works``."""
     plan = WorkerPlan(
-        base=replace(works[0].request, threads=setup.torch_threads),
+        load_plan=replace(load_plan, choice=replace(load_plan.choice, threads=setup.torch_threads)),
+        base=works[0].request,
         decode_workers=setup.decode_workers,
         decode_bytes=1 << 30,
         on_out_of_memory="fail",
@@ -108,17 +110,19 @@ def run(works: Sequence[Work], setup: Setup) -> Timed:
     return Timed(ends, records)
 
 
-def make_works(folder: Path, count: int, pixels: float) -> list[Work]:
-    """Clips of ``count`` scenes in ``folder``, each to be captioned with the bundled pair.
+def bundled() -> tuple[LoadPlan, AskRequest]:
+    """How the bundled pair is loaded, and what it is asked of each clip."""
+    choice = choose_pair(load_registry(environment={}), BUNDLED)
+    defaults, settings = choice.pair.defaults, replace(settings_of_pair(choice.pair), fallback=False)
+    video = VideoRequest(Path(), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
+    return prepared(choice, AskRequest(video, (DEFAULT_PROMPT,), settings, task="caption"))
 
-    Those that are there are used again.
-    """
+
+def make_works(load_plan: LoadPlan, base: AskRequest, folder: Path, count: int, pixels: float) -> list[Work]:
+    """Clips of ``count`` scenes in ``folder``, each to be captioned. Those that are there are used again."""
     from lvspec_cli.demo.write import encode_scene
 
     folder.mkdir(parents=True, exist_ok=True)
-    name, pair = load_registry(environment={}).pair(None)
-    defaults = pair.defaults
-    settings = replace(settings_of_pair(pair), fallback=False)
     works = []
     for number in range(1, count + 1):
         path = folder / f"{number:03}.mp4"
@@ -126,20 +130,16 @@ def make_works(folder: Path, count: int, pixels: float) -> list[Work]:
             scene = replace(scene_of(_SEED, number)[0], noise=0.0)  # which costs some clips much more
             encode_scene(scene, path.with_suffix(".new.mp4"), size=enlarged(scene, pixels))
             path.with_suffix(".new.mp4").replace(path)
-        video = VideoRequest(
-            path, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels
-        )
-        request = AskRequest(video, (DEFAULT_PROMPT,), name, pair, settings, task="caption")
-        works.append(make_work(pinned_request(request)))
+        works.append(make_work(load_plan, replace(base, video=replace(base.video, path=path))))
     return works
 
 
-def fitting_size(folder: Path) -> float:
+def fitting_size(load_plan: LoadPlan, base: AskRequest, folder: Path) -> float:
     """The pixels of which decoding takes about as long as captioning the clip, with one thread each."""
     pixels = _FIRST
     for _ in range(_ROUNDS):
-        works = make_works(_clips_of_size(folder, pixels), _SAMPLE, pixels)
-        timed = run([works[0], *works], Setup(0, 1, 1))  # what the first one takes is to warm up
+        works = make_works(load_plan, base, _clips_of_size(folder, pixels), _SAMPLE, pixels)
+        timed = run(load_plan, [works[0], *works], Setup(0, 1, 1))  # what the first one takes is to warm up
         decoding, captioning = median(timed.decode_seconds[1:]), median(timed.caption_seconds[1:])
         megapixels = f"{pixels / 1e6:.1f} megapixels"
         print(f"{megapixels}: decoding takes {decoding:.3f} s a clip, its caption {captioning:.3f} s")
@@ -153,7 +153,9 @@ def _clips_of_size(folder: Path, pixels: float) -> Path:
     return folder / f"{pixels / 1e6:.1f}"
 
 
-def best_setups(works: Sequence[Work], workers: Sequence[int], threads: Sequence[int]) -> tuple[Setup, Setup]:
+def best_setups(
+    load_plan: LoadPlan, works: Sequence[Work], workers: Sequence[int], threads: Sequence[int]
+) -> tuple[Setup, Setup]:
     """The fastest setup without decoding ahead, and the fastest with, of all combinations."""
     in_turn = [Setup(0, *pair) for pair in itertools.product(threads, threads)]
     ahead = [Setup(count, *pair) for count in workers for pair in itertools.product(threads, threads)]
@@ -162,7 +164,7 @@ def best_setups(works: Sequence[Work], workers: Sequence[int], threads: Sequence
     rates: dict[Setup, list[float]] = {setup: [] for setup in (*in_turn, *ahead)}
     for order in (list(rates), list(reversed(rates))):
         for setup in order:
-            rates[setup].append(run(works, setup).rate)
+            rates[setup].append(run(load_plan, works, setup).rate)
     for setup, found in rates.items():
         print(f"{setup}: {max(found):.2f} clips/s")
     best = [max(side, key=lambda setup: max(rates[setup])) for side in (in_turn, ahead)]
@@ -170,14 +172,14 @@ def best_setups(works: Sequence[Work], workers: Sequence[int], threads: Sequence
 
 
 def compare(
-    works: Sequence[Work], sides: tuple[Setup, Setup], repeats: int
+    load_plan: LoadPlan, works: Sequence[Work], sides: tuple[Setup, Setup], repeats: int
 ) -> tuple[list[float], list[float]]:
     """Clips per second of both sides, which take turns at being first. Both have to say the same."""
     rates: tuple[list[float], list[float]] = ([], [])
     texts: set[tuple[str | None, ...]] = set()
     for repeat in range(repeats):
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):
-            timed = run(works, sides[side])
+            timed = run(load_plan, works, sides[side])
             rates[side].append(timed.rate)
             texts.add(tuple(record.text for record in timed.records))
     if len(texts) > 1:
@@ -200,11 +202,11 @@ def main() -> None:
     given = parser.parse_args()
     print(f"{usable_cores()} cores, {platform.machine()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:
-        folder = given.folder or Path(name)
-        pixels = 1e6 * given.megapixels if given.megapixels else fitting_size(folder)
-        works = make_works(_clips_of_size(folder, pixels), given.clips, pixels)
-        sides = best_setups(works[:_TRIED], given.decode_workers, given.threads)
-        rates = compare(works, sides, given.repeats)
+        folder, (load_plan, base) = given.folder or Path(name), bundled()
+        pixels = 1e6 * given.megapixels if given.megapixels else fitting_size(load_plan, base, folder)
+        works = make_works(load_plan, base, _clips_of_size(folder, pixels), given.clips, pixels)
+        sides = best_setups(load_plan, works[:_TRIED], given.decode_workers, given.threads)
+        rates = compare(load_plan, works, sides, given.repeats)
     print(
         f"\n{given.clips} clips of {pixels / 1e6:.1f} megapixels, {given.repeats} runs of each side in turns:"
     )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError, NotFiniteError, PairError, VideoError
 from lvspec_cli.events import Answered, Listener
+from lvspec_cli.memory.resolve import no_room_for
 from lvspec_cli.output.records import Failure, Record, failed_record
-from lvspec_cli.pipeline import answers, clip_ready, is_out_of_memory, no_room
-from lvspec_cli.request import AskRequest
+from lvspec_cli.pipeline import answers, clip_ready, clip_workload, is_out_of_memory
+from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import Clip, FinishReason, Gate, VideoRequest
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Answering:
     """
 
     pair: LoadedPair
+    plan: LoadPlan
     read: Callable[[VideoRequest], Clip]
     on_out_of_memory: OnOutOfMemory
     listen: Listener
@@ -80,7 +82,7 @@ class Answering:
             _release_memory()
             smaller = smaller_request(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
             if smaller is None:
-                yield from self.failed(work, too_large(work.request, clip), left)
+                yield from self.failed(work, too_large(self.plan, work.request, clip), left)
                 return
             retries += 1
             try:
@@ -92,13 +94,14 @@ class Answering:
     def failed(self, work: Work, error: LvspecError, numbers: list[int] | None = None) -> Iterator[Record]:
         """An error record for each prompt that is left."""
         for number in numbers if numbers is not None else work.numbers:
-            record = failed_record(work.request, work.identity, number, error)
+            record = failed_record(self.plan, work.request, work.identity, number, error)
             self.listen(Answered(record))
             yield record
 
     def _records(self, work: Work, clip: Clip, numbers: list[int], retries: int) -> Iterator[Record]:
         return answers(
             self.pair,
+            self.plan,
             work.request,
             work.identity,
             clip,
@@ -135,11 +138,9 @@ def check_devices() -> None:
         ) from None
 
 
-def too_large(request: AskRequest, clip: Clip) -> OutOfMemoryError:
+def too_large(plan: LoadPlan, request: AskRequest, clip: Clip) -> OutOfMemoryError:
     """That memory did not suffice for a clip, and what would fit."""
-    size = clip.width * clip.height
-    video = replace(request.video, max_frames=len(clip.timestamps), max_pixels=size)
-    said = no_room(replace(request, video=video))
+    said = no_room_for(plan, clip_workload(request, clip))
     return OutOfMemoryError(f"{said.cause}; try: {said.remedy}")
 
 

@@ -15,7 +15,7 @@ from lvspec_cli.batch.cutting import Stretch, even_segments
 from lvspec_cli.batch.inputs import Input
 from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.errors import DecodeTimeoutError, LvspecError, NoInputError, UsageError, VideoError
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.text_file import lines_of
 from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video.sample import format_time
@@ -39,6 +39,7 @@ class Cutting:
 
 def lay_out(
     inputs: Sequence[Input],
+    plan: LoadPlan,
     base: AskRequest,
     cutting: Cutting,
     *,
@@ -63,9 +64,11 @@ def lay_out(
         try:
             if isinstance(found, DecodeTimeoutError) and not cutting.whole:
                 raise found
-            works += [make_work(_prompted(one, duration)) for one in _cut(request, cutting, info, scenes)]
+            works += [
+                make_work(plan, _prompted(one, duration)) for one in _cut(request, cutting, info, scenes)
+            ]
         except DecodeTimeoutError as error:
-            works.append(replace(make_work(_prompted(request, duration)), error=error))
+            works.append(replace(make_work(plan, _prompted(request, duration)), error=error))
         progress(number, len(inputs))
     return works
 

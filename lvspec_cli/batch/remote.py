@@ -12,8 +12,8 @@ from lvspec_cli.batch.serve import WorkerPlan, serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
 from lvspec_cli.events import Listener, Noted
+from lvspec_cli.memory.resolve import place, workload_of
 from lvspec_cli.output.records import Record, failed_record
-from lvspec_cli.pipeline import placed_request
 from lvspec_cli.workers import Crew, Worker, start_worker
 
 POLL = 0.2  # seconds until a wish to stop is noticed
@@ -115,7 +115,7 @@ class _Crew(Crew[_Worker]):
             self._go_on_without(f"a worker ended while it loaded the pair ({how})")
             return
         if worker.under_way:
-            self._fail(worker.under_way.popleft(), worker.written, how)
+            self._fail(worker, worker.under_way.popleft(), how)
         self.pending.extendleft(reversed(worker.under_way))
         if self.pending:
             try:
@@ -137,11 +137,12 @@ class _Crew(Crew[_Worker]):
         if self.pending:
             raise PairError(self.lost, "take fewer --workers, or see with --workers 1 what is wrong")
 
-    def _fail(self, work: Work, written: set[str], how: str) -> None:
+    def _fail(self, worker: _Worker, work: Work, how: str) -> None:
         error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")
+        plan = worker.setup.plan.load_plan
         for number in work.numbers:
-            if work.keys[number - 1] not in written:
-                self.write(failed_record(work.request, work.identity, number, error))
+            if work.keys[number - 1] not in worker.written:
+                self.write(failed_record(plan, work.request, work.identity, number, error))
 
 
 def run(
@@ -163,7 +164,8 @@ def run(
     if len(plans) > 1:
         from lvspec_cli.batch.remote import run_remote
 
-        plans = [replace(plan, base=placed_request(plan.base)) for plan in plans]
+        # Looked at before any of them takes memory.
+        plans = [replace(plan, load_plan=place(plan.load_plan, workload_of(plan.base))) for plan in plans]
         run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)
         return
     # Closed here: what a second Ctrl-C raises in a generator that is only dropped is lost.

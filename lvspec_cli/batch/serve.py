@@ -12,9 +12,10 @@ from lvspec_cli.batch.answer import Answering, OnOutOfMemory
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ChangedVideoError
 from lvspec_cli.events import Listener, Noted
+from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record
 from lvspec_cli.pipeline import check_unchanged, load
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import Mode, VideoRequest
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """How one worker works. ``base`` has the pair, the device and the settings that all works share."""
+    """How one worker works. ``base`` has the prompts and the settings that all works share."""
 
+    load_plan: LoadPlan
     base: AskRequest
     decode_workers: int
     decode_bytes: int  # of frames decoded ahead
@@ -55,10 +57,10 @@ def serving(
     from lvspec_cli.video.decode import read_clip
     from lvspec_cli.video.pool import DecodePool
 
-    pair = load(plan.base, listen)
+    pair = load(plan.load_plan, workload_of(plan.base), listen)
     _check_prompts(pair, plan.base)
     _check_layers(pair, plan.base)
-    answering = Answering(pair, read_clip, plan.on_out_of_memory, listen, interrupted)
+    answering = Answering(pair, plan.load_plan, read_clip, plan.on_out_of_memory, listen, interrupted)
     with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
 
         def serve(works: Iterable[Work]) -> Generator[Finished, None, None]:

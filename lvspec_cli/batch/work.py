@@ -19,7 +19,7 @@ from lvspec_cli.errors import LvspecError, UsageError
 from lvspec_cli.output.jsonl import Kept
 from lvspec_cli.output.records import FileIdentity, record_key
 from lvspec_cli.pipeline import identify_video
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, LoadPlan
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,24 @@ class Work:
     def name(self) -> bytes:
         return self.identity.name
 
-    def keys_as(self, name: bytes) -> tuple[str, ...]:
+    def keys_as(self, plan: LoadPlan, name: bytes) -> tuple[str, ...]:
         """The keys that it would have if the file were called ``name``."""
-        return _keys(self.request, replace(self.identity, name=name))
+        return _keys(plan, self.request, replace(self.identity, name=name))
 
     def only(self, keys: frozenset[str]) -> Work:
         """The same stretch with those prompts alone whose key is among ``keys``."""
         return replace(self, numbers=tuple(n for n in self.numbers if self.keys[n - 1] in keys))
 
 
-def make_work(request: AskRequest) -> Work:
-    """All of the request's prompts, with the keys that their records will have."""
+def make_work(plan: LoadPlan, request: AskRequest) -> Work:
+    """All of the request's prompts, with the keys that their records by that pair will have."""
     identity = identify_video(request)
     numbers = tuple(range(1, len(request.questions) + 1))
-    return Work(request, identity, numbers, _keys(request, identity))
+    return Work(request, identity, numbers, _keys(plan, request, identity))
 
 
-def _keys(request: AskRequest, identity: FileIdentity) -> tuple[str, ...]:
-    return tuple(record_key(request, identity, n) for n in range(1, len(request.questions) + 1))
+def _keys(plan: LoadPlan, request: AskRequest, identity: FileIdentity) -> tuple[str, ...]:
+    return tuple(record_key(plan, request, identity, n) for n in range(1, len(request.questions) + 1))
 
 
 INTERRUPTED = "interrupted"
@@ -87,10 +87,10 @@ class Outstanding:
         return sum(len(work.numbers) for work in self.works)
 
 
-def outstanding(works: Sequence[Work], kept: Mapping[str, Kept], again: Again) -> Outstanding:
+def outstanding(plan: LoadPlan, works: Sequence[Work], kept: Mapping[str, Kept], again: Again) -> Outstanding:
     """Each key is done once, also where two works share it, or where its row stands under another name."""
     planned = {key for work in works for key in work.keys}
-    moved = moved_rows(works, kept, planned)
+    moved = moved_rows(plan, works, kept, planned)
     rows = {key: key for key in planned if key in kept}  # of works -> of their rows
     rows |= {key: each.row for key, each in moved.items()}
     taken_out = frozenset(row for row in rows.values() if _is_redone(kept[row], again))
@@ -162,7 +162,9 @@ class Moved:
     new: bytes  # what this command calls it
 
 
-def moved_rows(works: Sequence[Work], kept: Mapping[str, Kept], planned: Collection[str]) -> dict[str, Moved]:
+def moved_rows(
+    plan: LoadPlan, works: Sequence[Work], kept: Mapping[str, Kept], planned: Collection[str]
+) -> dict[str, Moved]:
     """By the keys of works that have no row: the row under another name.
 
     The file's own name is the same, its folders differ. A row stands for one work only, the first, and never
@@ -180,7 +182,7 @@ def moved_rows(works: Sequence[Work], kept: Mapping[str, Kept], planned: Collect
     taken: set[str] = set()
     for work in lacking:
         for name in _candidates(work.name, names, by_ending):
-            for key, row in zip(work.keys, work.keys_as(name), strict=True):
+            for key, row in zip(work.keys, work.keys_as(plan, name), strict=True):
                 is_free = row in kept and row not in planned and row not in taken
                 if is_free and key not in kept and key not in found:
                     found[key] = Moved(row, name, work.name)

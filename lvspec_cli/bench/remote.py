@@ -14,8 +14,9 @@ from lvspec_cli.bench.journal import Journal
 from lvspec_cli.bench.measure import Place, Plan, Progress, check_measured, measure, places
 from lvspec_cli.errors import LvspecError, PairError
 from lvspec_cli.figures.answers import Block, Item
+from lvspec_cli.memory.plan import Workload
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import LoadPlan
 from lvspec_cli.workers import Crew, Worker, start_worker
 
 
@@ -62,7 +63,7 @@ class Measure(Protocol):
 
 
 @contextmanager
-def measuring(pair: LoadedPair, request: AskRequest, processes: int) -> Iterator[Measure]:
+def measuring(pair: LoadedPair, load_plan: LoadPlan, workload: Workload, processes: int) -> Iterator[Measure]:
     """Gives what measures: this process, or so many others that load the pair themselves, a thread each.
 
     The journal is this process's, a finished block is in it at once, and which process made it does not
@@ -71,7 +72,7 @@ def measuring(pair: LoadedPair, request: AskRequest, processes: int) -> Iterator
     if processes < 2:
         yield partial(measure, pair)
         return
-    with closing(_Crew(request, processes)) as crew:
+    with closing(_Crew(load_plan, workload, processes)) as crew:
         yield crew.measure
 
 
@@ -89,13 +90,14 @@ class _Worker(Worker):
 class _Crew(Crew[_Worker]):
     """Processes that are started where there is something to do, and live until all is measured."""
 
-    request: AskRequest
+    load_plan: LoadPlan
+    workload: Workload
     count: int
 
     def start(self) -> None:
         worker = _Worker(*start_worker("lvspec_cli.bench.worker"))
         self.workers.append(worker)
-        worker.send(self.request)
+        worker.send((self.load_plan, self.workload))
 
     def measure(
         self,

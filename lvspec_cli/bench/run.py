@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,13 +31,15 @@ from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
 from lvspec_cli.figures.answers import Variant
 from lvspec_cli.figures.summary import Measured, contrasts, summarise
+from lvspec_cli.memory.plan import Workload
+from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.output.files import replacing, sweep
 from lvspec_cli.output.records import identify, settings_fields
-from lvspec_cli.pipeline import load, memory_errors, pinned_request
-from lvspec_cli.request import AskRequest
-from lvspec_cli.types import Adaptation, Gamma, Mode
+from lvspec_cli.pipeline import load, memory_errors
+from lvspec_cli.request import AskRequest, LoadPlan
+from lvspec_cli.types import Adaptation, Gamma, VideoRequest
 
 _ADAPTATION = TypeAdapter(Adaptation)
 
@@ -57,9 +59,10 @@ MARKS = {
 
 @dataclass(frozen=True)
 class BenchJob:
-    """All that was asked for. ``request`` says which pair, how it is loaded, and what is taken of a video."""
+    """All that was asked for: of which pair, of which clips, and what is run on them."""
 
-    request: AskRequest
+    load_plan: LoadPlan
+    video: VideoRequest  # what is taken of each clip, by the flags
     clips: tuple[BenchClip, ...]
     modes: tuple[Variant, ...]  # without gamma
     gammas: tuple[Gamma, ...]
@@ -68,6 +71,11 @@ class BenchJob:
     redo: bool = False
     command: str = ""
     processes: int = 1  # for texts that are not timed
+
+    @property
+    def workload(self) -> Workload:
+        """The largest clip and answer."""
+        return workload_of(AskRequest(self.video, (), self.plan.settings, self.plan.system))
 
 
 def demo_clips(
@@ -136,18 +144,8 @@ def run_bench(
 
     :raises LvspecError: the pair, the clips or the folder cannot be used.
     """
-    request = bench_request(job, listen)
-    return run_loaded(load(request, listen), replace(job, request=request), progress=progress, warn=warn)
-
-
-def bench_request(job: BenchJob, listen: Listener = lambda event: None) -> AskRequest:
-    """The job's request at pinned revisions; no draft is loaded where every mode is a plain one.
-
-    :raises LvspecError: a repository cannot be reached.
-    """
-    plain = all(variant.mode.is_plain for variant in job.plan.variants)
-    settings = replace(job.request.settings, mode=Mode.AR if plain else Mode.LVSPEC)
-    return pinned_request(replace(job.request, settings=settings), listen)
+    loaded = load(job.load_plan, job.workload, listen)
+    return run_loaded(loaded, job, progress=progress, warn=warn)
 
 
 def run_loaded(
@@ -157,7 +155,7 @@ def run_loaded(
     progress: Progress = lambda done, total: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Results:
-    """The same with a pair that is loaded already; the request says which revisions it is of."""
+    """The same with the job's pair, loaded already."""
     results = results_of(loaded, job, measured_of(loaded, job, progress=progress, warn=warn))
     write_results(results, job.out)
     return results
@@ -198,8 +196,12 @@ def measured_of(
     :raises LvspecError: the clips or the folder cannot be used.
     """
     items = tuple(item for clip in job.clips for item in clip.items)
-    with memory_errors(job.request), journal(job.out, header_of(loaded, job), redo=job.redo) as kept:
-        with measuring(loaded, job.request, job.processes if not job.plan.timed else 1) as run:
+    with (
+        memory_errors(job.load_plan, job.workload),
+        journal(job.out, header_of(loaded, job), redo=job.redo) as kept,
+    ):
+        processes = job.processes if not job.plan.timed else 1
+        with measuring(loaded, job.load_plan, job.workload, processes) as run:
             run(job.clips, job.plan, kept, progress=progress, warn=warn)
         seen = {item.id: kept.items.get(item.id, item) for item in items}
         order = {item.id: number for number, item in enumerate(items)}
@@ -232,10 +234,10 @@ def write_results(results: Results, folder: Path) -> list[Path]:
 
 def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
     """What was asked for, as the files tell it."""
-    request, plan, plain = job.request, job.plan, loaded.draft is None
-    video, pair = request.video, request.pair
+    choice, video, plan, plain = job.load_plan.choice, job.video, job.plan, loaded.draft is None
+    pair = choice.pair
     return BenchSettings(
-        pair=request.pair_name,
+        pair=choice.name,
         target=pair.target.name,
         draft=None if plain else pair.draft.name,
         revisions=(pair.target.revision, None if plain else pair.draft.revision),
@@ -251,9 +253,9 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         timed=plan.timed,
         first={str(variant): count for variant, count in plan.first.items()},
         adaptation=_ADAPTATION.dump_python(plan.settings.adaptation, mode="json"),
-        quantisation=(request.quant_target, request.quant_draft),
-        draft_device=request.draft_device,
-        cuda_graphs=request.cuda_graphs,
+        quantisation=(choice.quant_target, choice.quant_draft),
+        draft_device=choice.draft_device,
+        cuda_graphs=choice.cuda_graphs,
         sampling={
             "frames": video.max_frames,
             "fps": video.fps,
@@ -264,9 +266,9 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         },
         system=plan.system,
         seed=plan.settings.seed,
-        device=request.device,
-        dtype=request.dtype,
-        threads=request.threads,
+        device=choice.device,
+        dtype=choice.dtype,
+        threads=choice.threads,
     )
 
 

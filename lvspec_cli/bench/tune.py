@@ -33,12 +33,14 @@ from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.answers import BenchMode, Part, Variant, lower_end, surely_kept
 from lvspec_cli.figures.fidelity import Compared, compare_blocks, label_of, likelihood_kept, right_kept
 from lvspec_cli.figures.summary import Measured
+from lvspec_cli.memory.plan import Workload
+from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.text_file import LISTS, read_own
-from lvspec_cli.types import DecodeSettings, Gamma, RelevanceName, RoundCosts
+from lvspec_cli.types import DecodeSettings, Gamma, RelevanceName, RoundCosts, VideoRequest
 
 CALIBRATION = "calibration.json"
 SEARCH, REPORT = "search", "report"  # folders in that of the run
@@ -50,7 +52,9 @@ BEFORE = "before"  # the pair's rule as it was, in the report
 class TuneJob:
     """All that was asked for. ``budget``: settings of each relevance; ``least``: share of quality to keep."""
 
-    request: AskRequest
+    load_plan: LoadPlan
+    video: VideoRequest  # what is taken of each clip
+    settings: DecodeSettings  # of the pair as it is
     clips: tuple[BenchClip, ...]
     relevances: tuple[RelevanceName, ...]
     gammas: tuple[Gamma, ...]
@@ -63,6 +67,12 @@ class TuneJob:
     processes: int = 1  # for the search, which is not timed
     find_layers: bool = True  # where facts are known; else those of the pair's rule
     reported: int | None = None  # clips of the other half; None: all
+    system: str | None = None
+
+    @property
+    def workload(self) -> Workload:
+        """The largest clip and answer."""
+        return workload_of(AskRequest(self.video, (), self.settings, self.system))
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def tune(
     first, second = _halves(job)
     calibration = _calibrated(loaded, job, first, progress("timing rounds"))
     costs = calibration.costs[job.relevances[0]]
-    settings = replace(job.request.settings, adaptation=replace(job.request.settings.adaptation, costs=costs))
+    settings = replace(job.settings, adaptation=replace(job.settings.adaptation, costs=costs))
     named = {
         relevance: settings_to_try(
             replace(settings.rule, layers=calibration.layers[relevance]),
@@ -164,14 +174,13 @@ def _calibrated(
     with suppress(OSError):
         if not job.redo:
             return _read(path, asked)
-    request = job.request
     found = calibrate(
         loaded,
         clips,
-        request.settings,
+        job.settings,
         job.relevances,
         job.gammas,
-        system=request.system,
+        system=job.system,
         find_layers=job.find_layers,
         progress=progress,
     )
@@ -181,12 +190,13 @@ def _calibrated(
 
 
 def _asked(loaded: LoadedPair, job: TuneJob) -> dict[str, Any]:
-    settings = bench_settings(_bench_job(job, job.clips, (), job.request.settings, job.out), loaded)
+    asked = job.load_plan.choice
+    settings = bench_settings(_bench_job(job, job.clips, (), job.settings, job.out), loaded)
     return {
         **settings.model_dump(mode="json"),
         "environment": environment_of(loaded).model_dump(mode="json"),
         "clips": inputs_digest(job.clips),
-        "weights": [job.request.quant_target, job.request.quant_draft, job.request.draft_device],
+        "weights": [asked.quant_target, asked.quant_draft, asked.draft_device],
         "relevance": list(job.relevances),
         "budget": job.budget,
         "min_fidelity": job.least,
@@ -217,13 +227,12 @@ def _bench_job(
 ) -> BenchJob:
     variants = (AR, *others, *(each.variant for each in named))
     return BenchJob(
-        request=replace(job.request, settings=settings),
+        load_plan=job.load_plan,
+        video=job.video,
         clips=tuple(clips),
         modes=variants,
         gammas=job.gammas,
-        plan=Plan(
-            variants, settings, draft_keep=1.0, system=job.request.system, rules=rules_of(named), **plan
-        ),
+        plan=Plan(variants, settings, draft_keep=1.0, system=job.system, rules=rules_of(named), **plan),
         out=out,
         redo=job.redo,
         command=job.command,
@@ -266,7 +275,7 @@ class _Search:
         scores: dict[str, Score] = {}
         with (
             journal(bench.out, header, redo=job.redo) as kept,
-            measuring(self._loaded, job.request, job.processes) as run,
+            measuring(self._loaded, job.load_plan, job.workload, job.processes) as run,
         ):
             for turn in self._turns(run, kept, progress, warn):
                 scores |= {score.name: score for score in turn}

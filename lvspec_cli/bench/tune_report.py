@@ -106,7 +106,7 @@ def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
             yield f"no setting of {relevance} is shown to keep {share}: take more clips, or ask for less"
     if tuned.best is not None and is_exact(tuned.best.rule.rule):
         yield f"nothing loose is shown to keep {share}: this is exact mode. Take more clips, or ask for less"
-    own = job.request.settings.rule.relevance
+    own = job.settings.rule.relevance
     if tuned.best is not None and tuned.best.rule.rule.relevance is not own:
         yield f"{tuned.best.rule.rule.relevance} is faster than {own}: it is the rule in the lines"
     yield (

@@ -1,6 +1,6 @@
 """A process that measures for another one: ``python -m lvspec_cli.bench.worker SOCKET``.
 
-It gets the pair's request, then clips as it asks for them, and sends what it finds. It ends with its parent.
+It gets what it is to load, then clips as it asks for them, and sends what it finds. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def main(argument: str) -> None:
 
 
 def _work(connection: Connection) -> None:
-    request = replace(connection.recv(), threads=1)
-    pair = load(request)
-    with memory_errors(request), reading() as read:
+    plan, workload = connection.recv()
+    plan = replace(plan, choice=replace(plan.choice, threads=1))
+    pair = load(plan, workload)
+    with memory_errors(plan, workload), reading() as read:
         while True:
             connection.send(TaskDone())
             task: Task = connection.recv()

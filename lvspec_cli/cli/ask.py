@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,13 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.cli.requests import checked_system, chosen_pair, collect_questions, pair_request
+from lvspec_cli.cli.requests import (
+    checked_system,
+    chosen_pair,
+    collect_questions,
+    decode_settings,
+    video_request,
+)
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 
@@ -71,24 +77,20 @@ def ask(
             quieten_libraries()
         from lvspec_cli import pipeline
         from lvspec_cli.cli.show import showing
+        from lvspec_cli.request import AskRequest
 
         if not video:
             raise NoInputError("the video's name is empty", "name a video file")
-        chosen = chosen_pair(loading)
-        request = pair_request(
-            chosen,
-            loading,
-            sampling,
-            decoding,
-            rule,
-            path=Path(video),
-            questions=collect_questions(question, questions.more or (), questions.file),
-            system=checked_system(questions.system),
+        choice = chosen_pair(loading)
+        request = AskRequest(
+            video_request(sampling, choice.pair, Path(video)),
+            collect_questions(question, questions.more or (), questions.file),
+            decode_settings(decoding, rule, choice.pair),
+            checked_system(questions.system),
         )
-        request = replace(request, pair_note=chosen.note)
         with (
             _tracing(output.trace, Path(video)) as write_row,
-            showing(request, as_json=output.as_json, quiet=messages.quiet) as show,
+            showing(choice, request, as_json=output.as_json, quiet=messages.quiet) as show,
         ):
 
             def listen(event: Any) -> None:
@@ -96,7 +98,7 @@ def ask(
                 stop.listen(event)
                 show(event)
 
-            pipeline.ask(request, listen, trace=write_row, interrupted=stop.asked)
+            pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
         if stop.asked():
             raise KeyboardInterrupt
 

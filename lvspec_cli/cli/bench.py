@@ -17,7 +17,7 @@ from typer import Argument, Option
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
-from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, pair_request, say_choice
+from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import UsageError
 from lvspec_cli.types import KeepBy
@@ -223,10 +223,13 @@ def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
     from lvspec_cli.bench.run import MARKS, BenchJob
     from lvspec_cli.bench.variants import parse_gammas, rules_of, variants_of
     from lvspec_cli.output.files import check_all_ours
+    from lvspec_cli.pipeline import prepared
+    from lvspec_cli.request import AskRequest
+    from lvspec_cli.types import Mode
 
     clips, measuring, work = flags.clips, flags.measuring, flags.work
     check_all_ours(work.out, MARKS)
-    chosen = chosen_pair(flags.loading)
+    choice = chosen_pair(flags.loading)
     if work.processes > 1 and not measuring.texts_only:
         raise UsageError("--processes would spoil what is timed", "add --texts-only, or leave it out")
     if clips.questions is not None and (clips.clips or clips.prompt):
@@ -237,23 +240,26 @@ def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
         draft_keep=measuring.draft_keep,
         draft_keep_by=measuring.draft_keep_by,
     )
-    system = checked_system(clips.system)
-    request = pair_request(chosen, flags.loading, flags.sampling, decoding, flags.rule, system=system)
-    settings = request.settings
+    system, video = checked_system(clips.system), video_request(flags.sampling, choice.pair)
+    settings = decode_settings(decoding, flags.rule, choice.pair)
     if measuring.quick and measuring.max_new_tokens is None:
         settings = replace(settings, max_new_tokens=min(QUICK_TOKENS, settings.max_new_tokens))
     named = _named_rules(measuring, settings.rule)
     modes = _modes(measuring, settings.rule, named)
     gammas = parse_gammas(measuring.gamma) if measuring.gamma else (settings.gamma,)
-    say_choice(chosen, flags.messages.quiet)
+    variants = variants_of(modes, gammas)
+    plain = all(variant.mode.is_plain for variant in variants)  # then no draft is loaded
+    asked = AskRequest(video, (), replace(settings, mode=Mode.AR if plain else Mode.LVSPEC), system)
+    load_plan, request = prepared(choice, asked, progress.listen if progress else lambda event: None)
     return BenchJob(
-        request=replace(request, settings=settings),
-        clips=chosen_clips(clips, work.out, request.video, progress, quick=measuring.quick),
+        load_plan=load_plan,
+        video=video,
+        clips=chosen_clips(clips, work.out, video, progress, quick=measuring.quick),
         modes=modes,
         gammas=gammas,
         plan=Plan(
-            variants=variants_of(modes, gammas),
-            settings=settings,
+            variants=variants,
+            settings=replace(request.settings, mode=settings.mode),
             draft_keep=measuring.draft_keep,
             repeat=measuring.repeat,
             system=system,

@@ -20,9 +20,9 @@ from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
+    decode_settings,
     made_folder,
-    pair_request,
-    say_choice,
+    video_request,
 )
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.types import Mode, RelevanceName
@@ -30,8 +30,9 @@ from lvspec_cli.types import Mode, RelevanceName
 if TYPE_CHECKING:
     from lvspec_cli.bench.items import BenchClip
     from lvspec_cli.bench.relevance import RelevanceResults
-    from lvspec_cli.memory.choose import Chosen
-    from lvspec_cli.request import AskRequest
+    from lvspec_cli.events import Listener
+    from lvspec_cli.pairs.registry import Pair
+    from lvspec_cli.request import AskRequest, PairChoice
     from lvspec_cli.types import VideoRequest
     from lvspec_cli.ui.progress import PlainProgress
 
@@ -127,23 +128,24 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
     from lvspec_cli.bench.journal import environment_of
     from lvspec_cli.bench.relevance import SCHEMES, RelevanceResults, separate
     from lvspec_cli.bench.relevance_measure import Header, captions_of, measure_relevance
-    from lvspec_cli.pipeline import load, memory_errors, pinned_request
+    from lvspec_cli.memory.resolve import workload_of
+    from lvspec_cli.pipeline import load, memory_errors, prepared
 
     scoring = flags.scoring
     _check_files(scoring.out)
-    chosen = chosen_pair(flags.loading)
-    request = _request(flags, chosen)
+    listen: Listener = progress.listen if progress else lambda event: None
+    choice = chosen_pair(flags.loading)
+    plan, request = prepared(choice, _request(flags, choice.pair), listen)
     clips = _clips(scoring, request.video, progress)
-    request = pinned_request(request)
-    say_choice(chosen, flags.messages.quiet)
-    loaded = load(request, progress.listen if progress else lambda event: None)
+    workload = workload_of(request)
+    loaded = load(plan, workload, listen)
     if progress:
         progress.begin(SCORING)
     settings = request.settings
     schemes = [RelevanceName(name) for name in scoring.relevance or SCHEMES]
     environment = environment_of(loaded)
-    header = Header(settings=_facts(request, schemes), environment=environment)
-    with memory_errors(request), captions_of(scoring.out, header, redo=scoring.redo) as kept:
+    header = Header(settings=_facts(plan.choice, request, schemes), environment=environment)
+    with memory_errors(plan, workload), captions_of(scoring.out, header, redo=scoring.redo) as kept:
         measured = measure_relevance(
             loaded,
             clips,
@@ -159,8 +161,8 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
         command=shlex.join(["lvspec", *sys.argv[1:]]),
         environment=environment,
         unread=measured.unread,
-        pair=chosen.name,
-        target=request.pair.target.name,
+        pair=choice.name,
+        target=choice.pair.target.name,
         clips=len(scored),
         facts=sum(sum(each.facts) for each in scored),
         fillers=sum(len(each.facts) - sum(each.facts) for each in scored),
@@ -170,13 +172,16 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
     )
 
 
-def _request(flags: RelevanceFlags, chosen: Chosen) -> AskRequest:
+def _request(flags: RelevanceFlags, pair: Pair) -> AskRequest:
     """The target captions alone; the pair's own rule stands, whose threshold is looked at."""
+    from lvspec_cli.request import AskRequest
+
     scoring, system = flags.scoring, checked_system(flags.scoring.system)
     decoding = options.Decoding(
         mode=Mode.AR, gamma=scoring.gamma, max_new_tokens=scoring.max_new_tokens, seed=scoring.seed
     )
-    return pair_request(chosen, flags.loading, flags.sampling, decoding, options.Rule(), system=system)
+    settings = decode_settings(decoding, options.Rule(), pair)
+    return AskRequest(video_request(flags.sampling, pair), (), settings, system)
 
 
 def _check_files(out: Path) -> None:
@@ -192,22 +197,22 @@ def _check_files(out: Path) -> None:
     check_all_ours(out, marks)
 
 
-def _facts(request: AskRequest, schemes: Sequence[RelevanceName]) -> dict[str, Any]:
+def _facts(choice: PairChoice, request: AskRequest, schemes: Sequence[RelevanceName]) -> dict[str, Any]:
     """What decides the captions, their scores and the times, as JSON can hold it."""
     from lvspec_cli.output.records import settings_fields
 
-    pair, video = request.pair, request.video
+    target, video = choice.pair.target, request.video
     return {
-        "pair": request.pair_name,
-        "target": pair.target.name,
-        "revision": pair.target.revision,
+        "pair": choice.name,
+        "target": target.name,
+        "revision": target.revision,
         "schemes": [str(each) for each in schemes],
         "settings": settings_fields(replace(request.settings, mode=Mode.LVSPEC)),
         "sampling": [video.max_frames, video.fps, video.max_pixels, video.decoder],
         "system": request.system,
-        "device": request.device,
-        "dtype": request.dtype,
-        "threads": request.threads,
+        "device": choice.device,
+        "dtype": choice.dtype,
+        "threads": choice.threads,
     }
 
 

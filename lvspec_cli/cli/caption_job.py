@@ -20,15 +20,21 @@ from lvspec_cli.batch.names import Collected, Input
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_shard
 from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs, Prompts, Workers
-from lvspec_cli.cli.options import Loading
 from lvspec_cli.cli.reporting import say_note
-from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, pair_request, read_text
+from lvspec_cli.cli.requests import (
+    checked_system,
+    checked_text,
+    chosen_pair,
+    decode_settings,
+    read_text,
+    video_request,
+)
 from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.output.files import sweep
-from lvspec_cli.pipeline import check_prompts, pinned_request
-from lvspec_cli.request import AskRequest
+from lvspec_cli.pipeline import check_prompts, prepared
+from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
 from lvspec_cli.user_folders import state_folder
@@ -38,6 +44,7 @@ from lvspec_cli.user_folders import state_folder
 class Job:
     """All that the command line asks for, checked."""
 
+    load_plan: LoadPlan
     base: AskRequest
     collected: Collected
     cutting: Cutting
@@ -53,38 +60,32 @@ def read_job(flags: CaptionFlags) -> Job:
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to caption.
     """
-    records, inputs, loading = flags.records, flags.inputs, flags.loading
-    chosen = chosen_pair(loading)
+    records, inputs = flags.records, flags.inputs
+    choice = chosen_pair(flags.loading)
     _check_together(flags)
-    devices, prompts = _devices(loading, flags.workers), _prompts(flags.prompts)
-    request = pair_request(
-        chosen,
-        loading,
-        flags.sampling,
-        flags.decoding,
-        flags.rule,
-        questions=tuple(prompts),
-        system=flags.prompts.system,
+    devices, prompts = devices_of(flags.workers, choice.device), _prompts(flags.prompts)
+    request = AskRequest(
+        video_request(flags.sampling, choice.pair),
+        tuple(prompts),
+        decode_settings(flags.decoding, flags.rule, choice.pair),
+        flags.prompts.system,
+        task="caption",
+        audit=_audit(records.audit, flags.decoding),
     )
-    base = pinned_request(
-        replace(
-            request,
-            pair_note=chosen.note,
-            device=devices[0],
-            side_by_side=_side_by_side(devices[0], loading, devices),
-            task="caption",
-            audit=_audit(records.audit, flags.decoding),
-        ),
+    load_plan, base = prepared(
+        _for_worker(choice, devices[0], devices),
+        request,
         listen=lambda event: None if flags.messages.quiet else say_note(event),
     )
     collected = _collected(inputs)
-    check_prompts(base, prompts | _origins(collected))
+    check_prompts(load_plan, base, prompts | _origins(collected))
     return Job(
+        load_plan=load_plan,
         base=base,
         collected=collected,
         cutting=Cutting(inputs.segment, inputs.overlap, inputs.scenes),
         again=Again.ALL if records.redo else Again.ERRORS if records.retry_errors else Again.NOTHING,
-        plans=worker_plans(base, loading, flags.workers, records.on_oom),
+        plans=worker_plans(load_plan, base, flags.workers, devices, records.on_oom),
         gates=_gates(records.fail_on or ()),
         out=None if records.out == "-" else Path(records.out),
     )
@@ -183,17 +184,22 @@ def _bytes_of(name: Path) -> bytes:
 
 
 def worker_plans(
-    base: AskRequest, loading: Loading, workers: Workers, on_out_of_memory: OnOutOfMemory
+    load_plan: LoadPlan,
+    base: AskRequest,
+    workers: Workers,
+    devices: Sequence[str],
+    on_out_of_memory: OnOutOfMemory,
 ) -> tuple[WorkerPlan, ...]:
     """What each worker does, and its share of the machine."""
     cores = usable_cores()
-    devices = _devices(loading, workers)
     decoding = workers.decode_workers or max(1, min(4, cores // 2) // len(devices))
-    if len(devices) > 1 and base.threads is None:
-        base = replace(base, threads=max(1, cores // len(devices)))
+    choice = load_plan.choice
+    if len(devices) > 1 and choice.threads is None:
+        choice = replace(choice, threads=max(1, cores // len(devices)))
     return tuple(
         WorkerPlan(
-            base=replace(base, device=device, side_by_side=_side_by_side(device, loading, devices)),
+            load_plan=replace(load_plan, choice=_for_worker(choice, device, devices)),
+            base=base,
             decode_workers=decoding,
             decode_bytes=workers.decode_memory * 2**20 // len(devices),
             on_out_of_memory=on_out_of_memory,
@@ -202,16 +208,17 @@ def worker_plans(
     )
 
 
-def _devices(loading: Loading, workers: Workers) -> list[str]:
+def devices_of(workers: Workers, device: str) -> list[str]:
     """One for each worker."""
     if workers.devices:
         return [name.strip() for name in workers.devices.split(",")]
-    return [loading.device] * workers.workers
+    return [device] * workers.workers
 
 
-def _side_by_side(device: str, loading: Loading, devices: Sequence[str]) -> int:
-    """Workers that share a device: all of them where their drafts go to one that is named."""
-    return len(devices) if loading.draft_device else devices.count(device)
+def _for_worker(choice: PairChoice, device: str, devices: Sequence[str]) -> PairChoice:
+    """The pair of a worker on a device. All of them share one where their drafts go to one that is named."""
+    count = len(devices) if choice.draft_device else devices.count(device)
+    return replace(choice, device=device, side_by_side=count)
 
 
 def lay_out_job(job: Job, quiet: bool) -> list[Work]:
@@ -231,6 +238,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
         with DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool:
             works = lay_out(
                 job.collected.inputs,
+                job.load_plan,
                 job.base,
                 job.cutting,
                 probes=partial(pool.probes, timeout=job.base.video.timeout),
@@ -240,7 +248,10 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
     finally:
         progress.close()
     broken = [
-        replace(make_work(request_for(job.base, Input(problem.path, problem.name))), error=problem.error)
+        replace(
+            make_work(job.load_plan, request_for(job.base, Input(problem.path, problem.name))),
+            error=problem.error,
+        )
         for problem in job.collected.problems
     ]
     return [*works, *broken]
@@ -258,9 +269,9 @@ def past_run(job: Job, rows: int, seconds: float) -> PastRun:
     """What is remembered of a run of this kind."""
     base = job.base
     return PastRun(
-        pair=base.pair_name,
+        pair=job.load_plan.choice.name,
         mode=base.settings.mode.value,
-        device=",".join(plan.base.device for plan in job.plans),
+        device=",".join(plan.load_plan.choice.device for plan in job.plans),
         workers=len(job.plans),
         frames=base.video.max_frames,
         rows=rows,

@@ -76,7 +76,7 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     with ExitStack() as stack:
         rows: Rows = stack.enter_context(RecordFile.open(job.out)) if job.out else Printed()
         works = lay_out_job(job, quiet)
-        left = outstanding(works, rows.kept, job.again)
+        left = outstanding(job.load_plan, works, rows.kept, job.again)
         if isinstance(rows, RecordFile):
             rows.remove(left.taken_out)
         if not quiet:
@@ -131,7 +131,7 @@ def _run(job: Job, left: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, 
         for work in left.works:
             if work.error is not None:
                 for number in work.numbers:
-                    write(failed_record(work.request, work.identity, number, work.error))
+                    write(failed_record(job.load_plan, work.request, work.identity, number, work.error))
         try:
             if readable:
                 run(readable, job.plans, write=write, listen=tell, interrupted=stop.asked)
@@ -152,7 +152,9 @@ def _showing(
     from lvspec_cli.ui.batch import batch_show
 
     settings = job.base.settings
-    view = View(job.base.pair_name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma)
+    view = View(
+        job.load_plan.choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma
+    )
     start = BatchView(total=left.count, skipped=left.done + left.failed, current=view)
     live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     with batch_show(start, live=live) as show:
@@ -175,8 +177,9 @@ def _summarise(job: Job, left: Outstanding, outcome: Outcome) -> None:
         say(f"records: {job.out}")
         if failures or left.failed:
             say(f"try: {_retrying(sys.argv)}")
-    if job.base.pair.world and not job.base.pair_note:  # which says it, too
-        say(world_note(job.base.pair_name, job.base.pair.world))
+    choice = job.load_plan.choice
+    if choice.pair.world and not choice.note:  # which says it, too
+        say(world_note(choice.name, choice.pair.world))
 
 
 def _report_audits(job: Job, works: Sequence[Work], left: Outstanding, outcome: Outcome) -> None:

@@ -12,7 +12,6 @@ from lvspec_cli.cli.reporting import say, write_out
 from lvspec_cli.errors import LvspecError, NoInputError, VideoError
 from lvspec_cli.output.jsonl import Kept, read_records
 from lvspec_cli.output.records import encode_name
-from lvspec_cli.pairs.files import require
 from lvspec_cli.types import VideoInfo
 from lvspec_cli.ui.tables import ForecastRow, for_stdout, forecast_table
 from lvspec_cli.units import clock
@@ -24,7 +23,7 @@ def dry_run(job: Job, quiet: bool) -> int:
 
     works = lay_out_job(job, quiet)
     kept = _kept(job.out)
-    left = outstanding(works, kept, job.again)
+    left = outstanding(job.load_plan, works, kept, job.again)
     with DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool:
         readable = [work for work in works if work.error is None]
         paths = (work.request.video.path for work in readable)
@@ -56,7 +55,7 @@ def _rows(
 ) -> Iterator[ForecastRow]:
     from lvspec_cli.models.prompt import visual_token_counter
 
-    count = visual_token_counter(require(job.base.pair.target))
+    count = visual_token_counter(job.load_plan.target)
     failures = {key for key, row in kept.items() if row.status == "error"}
     failures |= {key for key, moved in left.moved.items() if moved.row in failures}
     to_do = {key for work in left.works for key in (work.keys[n - 1] for n in work.numbers)}

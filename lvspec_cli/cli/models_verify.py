@@ -114,16 +114,18 @@ def _telling(quiet: bool) -> Told:
 def _self_test(name: str, pair: Pair, device: str, dtype: str) -> Iterator[Check]:
     """One answer about a clip that the package brings, by the target alone and in exact mode."""
     from lvspec_cli.checks.verify import check_answers
+    from lvspec_cli.memory.resolve import workload_of
     from lvspec_cli.models.prompt import build_prompts
     from lvspec_cli.pairs.registry import PACKAGE, settings_of_pair
-    from lvspec_cli.pipeline import load, pinned_request
-    from lvspec_cli.request import AskRequest
+    from lvspec_cli.pipeline import load, prepared
+    from lvspec_cli.request import AskRequest, PairChoice
     from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
     from lvspec_cli.video.decode import read_clip
 
     clip = PACKAGE / "demo/clips/clip_0001.mp4"
     settings = replace(settings_of_pair(pair), max_new_tokens=TOKENS, fallback=False)
     video = VideoRequest(clip, max_frames=FRAMES, max_pixels=pair.defaults.max_pixels)
-    request = AskRequest(video, (DEFAULT_PROMPT,), name, pair, settings, device=device, dtype=dtype)
-    loaded = load(pinned_request(request))
+    asked = AskRequest(video, (DEFAULT_PROMPT,), settings)
+    plan, request = prepared(PairChoice(name, pair, device=device, dtype=dtype), asked)
+    loaded = load(plan, workload_of(request))
     yield check_answers(loaded, build_prompts(loaded, read_clip(video), DEFAULT_PROMPT), settings)

@@ -10,59 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvspec_cli.cli.options import Decoding, FullSampling, Loading, Rule, Sampling
-from lvspec_cli.cli.reporting import say
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest, read_gamma
 
 if TYPE_CHECKING:
-    from lvspec_cli.memory.choose import Chosen
-    from lvspec_cli.pairs.registry import Defaults, Pair
-    from lvspec_cli.request import AskRequest
+    from lvspec_cli.pairs.registry import Pair
+    from lvspec_cli.request import PairChoice
 
 BLACK = (0, 0, 0)
 LEAST_TEMPERATURE = 1e-3  # logits divided by less are beyond what half precision holds
 
 
-def chosen_pair(loading: Loading) -> Chosen:
-    """The pair that the flags mean, and why it is that one where nobody named it."""
+def chosen_pair(loading: Loading) -> PairChoice:
+    """The pair that the flags mean, and how they want it loaded."""
     from lvspec_cli.memory.choose import choose_pair
     from lvspec_cli.pairs.registry import load_registry
 
-    return choose_pair(load_registry(loading.models), loading.pair, loading.device)
-
-
-def say_choice(chosen: Chosen, quiet: bool) -> None:
-    """Why the pair was taken. Last before the work: errors come first."""
-    if chosen.note and not quiet:
-        say(chosen.note)
-
-
-def pair_request(
-    chosen: Chosen,
-    loading: Loading,
-    sampling: Sampling,
-    decoding: Decoding,
-    rule: Rule,
-    *,
-    path: Path = Path(),
-    questions: tuple[str, ...] = (),
-    system: str | None = None,
-) -> AskRequest:
-    """What is asked of the chosen pair, as the flags say; without a path it is for many videos.
-
-    :raises UsageError: a value is out of range, or flags do not go together.
-    """
-    from lvspec_cli.request import AskRequest
-
-    return AskRequest(
-        video=_video_request(path, sampling, chosen.pair.defaults),
-        questions=questions,
-        pair_name=chosen.name,
-        pair=chosen.pair,
-        settings=_decode_settings(decoding, rule, chosen.pair),
-        system=system,
-        device=loading.device,
+    return replace(
+        choose_pair(load_registry(loading.models), loading.pair, loading.device),
         dtype=loading.dtype,
         quant_target=loading.quant_target,
         quant_draft=loading.quant_draft,
@@ -72,8 +38,11 @@ def pair_request(
     )
 
 
-def _video_request(path: Path, sampling: Sampling, defaults: Defaults) -> VideoRequest:
-    """What the flags ask of the video, the pair's defaults where they are silent."""
+def video_request(sampling: Sampling, pair: Pair, path: Path = Path()) -> VideoRequest:
+    """What the flags ask of the video, the pair's defaults where they are silent; no path: of many videos.
+
+    :raises UsageError: a value is out of range, or flags do not go together.
+    """
     from lvspec_cli.video.sample import parse_time
 
     start, end = (None if text is None else parse_time(text) for text in (sampling.start, sampling.end))
@@ -86,9 +55,9 @@ def _video_request(path: Path, sampling: Sampling, defaults: Defaults) -> VideoR
         path=path,
         start=start,
         end=end,
-        max_frames=sampling.frames if sampled else defaults.frames,
-        fps=sampling.fps if sampled else defaults.fps,
-        max_pixels=sampling.max_pixels or defaults.max_pixels,
+        max_frames=sampling.frames if sampled else pair.defaults.frames,
+        fps=sampling.fps if sampled else pair.defaults.fps,
+        max_pixels=sampling.max_pixels or pair.defaults.max_pixels,
         decoder=sampling.decoder,
         background=_colour(sampling.background) if isinstance(sampling, FullSampling) else BLACK,
         timeout=sampling.decode_timeout,
@@ -108,8 +77,11 @@ def _colour(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSettings:
-    """How the flags want answers decoded, the pair's defaults where they are silent."""
+def decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSettings:
+    """How the flags want answers decoded, the pair's defaults where they are silent.
+
+    :raises UsageError: a value is out of range, or flags do not go together.
+    """
     from lvspec_cli.pairs.registry import settings_of_pair
 
     temperature = decoding.temperature

@@ -11,7 +11,7 @@ from lvspec_cli.cli.reporting import say, write_json, write_out
 from lvspec_cli.escape import visible
 from lvspec_cli.events import Answered, ClipReady, Event, Listener, Noted, QuestionStarted, RoundDone
 from lvspec_cli.output.records import Record, to_line
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import Mode
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.summary import answer_summary, clip_summary, world_note
@@ -26,13 +26,13 @@ def is_live(as_json: bool, quiet: bool) -> bool:
 
 
 @contextmanager
-def showing(request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[Listener]:
+def showing(choice: PairChoice, request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[Listener]:
     """A listener that shows the run; what stays is printed by the end of the block."""
     if is_live(as_json, quiet):
-        with _live(request) as listen:
+        with _live(choice, request) as listen:
             yield listen
         return
-    text = _StreamedText(request, quiet)
+    text = _StreamedText(choice, request, quiet)
     show = _records if as_json else text.listen
     silent = as_json or not sys.stdout.isatty()
     progress = None if quiet else PlainProgress(sys.stderr, answering=silent)
@@ -60,8 +60,9 @@ def _records(event: Event) -> None:
 class _StreamedText:
     """The answers' text as it comes; a line of dashes between two answers."""
 
-    def __init__(self, request: AskRequest, quiet: bool) -> None:
-        self._request = request
+    def __init__(self, choice: PairChoice, request: AskRequest, quiet: bool) -> None:
+        self._choice = choice
+        self._count = len(request.questions)
         self._quiet = quiet
         self._answers = 0
         self._open = False
@@ -78,7 +79,7 @@ class _StreamedText:
                 self.close()
                 self._answers += 1
                 if not self._quiet:
-                    _summarise(record, self._request, last=self._answers == len(self._request.questions))
+                    _summarise(record, self._choice, last=self._answers == self._count)
 
     def close(self) -> None:
         """Ends the line of an answer, also of one that was cut off at once."""
@@ -88,18 +89,18 @@ class _StreamedText:
 
 
 @contextmanager
-def _live(request: AskRequest) -> Iterator[Listener]:
+def _live(choice: PairChoice, request: AskRequest) -> Iterator[Listener]:
     from lvspec_cli.ui.render import live_view
     from lvspec_cli.ui.state import View
 
     seen: list[Event] = []
     settings = request.settings
-    view = View(request.pair_name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma)
+    view = View(choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma)
     try:
         with live_view(view) as listen:
             yield _both(listen, seen.append)
     finally:
-        _print_what_stays(request, seen)
+        _print_what_stays(choice, request, seen)
 
 
 def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Listener:
@@ -110,7 +111,7 @@ def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Li
     return listen
 
 
-def _print_what_stays(request: AskRequest, events: list[Event]) -> None:
+def _print_what_stays(choice: PairChoice, request: AskRequest, events: list[Event]) -> None:
     """Every answer with its summary, and the text of one that was cut off at once."""
     text, answers = "", 0
     for event in events:
@@ -126,18 +127,18 @@ def _print_what_stays(request: AskRequest, events: list[Event]) -> None:
             case Answered(record, tail) if record.stats is not None:
                 write_out(visible(text + tail) + "\n")
                 text, answers = "", answers + 1
-                _summarise(record, request, last=answers == len(request.questions))
+                _summarise(record, choice, last=answers == len(request.questions))
     if text:
         write_out(visible(text) + "\n")
 
 
-def _summarise(record: Record, request: AskRequest, *, last: bool) -> None:
+def _summarise(record: Record, choice: PairChoice, *, last: bool) -> None:
     for line in answer_summary(record):
         say(line)
     if last:
         say(clip_summary(record))
-        if request.pair.world and not request.pair_note:  # which says it, too
-            say(world_note(request.pair_name, request.pair.world))
+        if choice.pair.world and not choice.note:  # which says it, too
+            say(world_note(choice.name, choice.pair.world))
 
 
 def _warn(clip: ClipReady) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +19,9 @@ from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
+    decode_settings,
     made_folder,
-    pair_request,
-    say_choice,
+    video_request,
 )
 from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import UsageError
@@ -30,8 +30,7 @@ from lvspec_cli.types import RelevanceName
 if TYPE_CHECKING:
     from lvspec_cli.bench.measure import Progress
     from lvspec_cli.bench.tune import Tuned, TuneJob
-    from lvspec_cli.events import Listener
-    from lvspec_cli.memory.choose import Chosen
+    from lvspec_cli.request import PairChoice
     from lvspec_cli.ui.progress import PlainProgress
 
 TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, whose results are reported
@@ -117,10 +116,9 @@ def _tune(flags: TuneFlags) -> int:
     from lvspec_cli.ui.bench import tuned_text
 
     quiet = flags.messages.quiet
-    chosen = chosen_pair(flags.loading)
+    choice = chosen_pair(flags.loading)
     with resumable(flags.work.out, quiet) as progress:
-        job = _read_job(flags, chosen, progress)
-        say_choice(chosen, quiet)
+        job = _read_job(flags, choice, progress)
         tuned = _run(job, progress)
     _write(job, tuned)
     write_out(tuned_text(tuned) + _lines(job, tuned))
@@ -132,7 +130,7 @@ def _tune(flags: TuneFlags) -> int:
     return 1 if tuned.failed or any(item.error for item in reported) else 0
 
 
-def _read_job(flags: TuneFlags, chosen: Chosen, progress: PlainProgress | None) -> TuneJob:
+def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | None) -> TuneJob:
     """Everything that can be wrong with the flags is found here; clips of the demo world are drawn.
 
     :raises UsageError: flags are wrong or exclude each other.
@@ -144,27 +142,31 @@ def _read_job(flags: TuneFlags, chosen: Chosen, progress: PlainProgress | None) 
     from lvspec_cli.bench.tune_report import MARKS
     from lvspec_cli.bench.variants import parse_gammas
     from lvspec_cli.output.files import check_all_ours
+    from lvspec_cli.pipeline import prepared
+    from lvspec_cli.request import AskRequest
 
     search, work = flags.search, flags.work
     check_all_ours(work.out, MARKS)
     least = search.min_fidelity
     if not 0 < least <= 100:
         raise UsageError(f"--min-fidelity {least:g} is out of range", "give per cent: above 0, 100 at most")
-    relevances = tuple(dict.fromkeys(search.relevance or [chosen.pair.rules.balanced.relevance]))
+    relevances = tuple(dict.fromkeys(search.relevance or [choice.pair.rules.balanced.relevance]))
     if RelevanceName.NONE in relevances:
         raise UsageError("--relevance none has nothing to tune: it is exact mode", "name another")
     # The pair's own rule is where the search begins.
     decoding = options.Decoding(fallback=False, max_new_tokens=search.max_new_tokens, seed=search.seed)
     rule, system = options.Rule(layers=search.layers), checked_system(flags.clips.system)
-    request = pair_request(chosen, flags.loading, flags.sampling, decoding, rule, system=system)
+    video = video_request(flags.sampling, choice.pair)
+    asked = AskRequest(video, (), decode_settings(decoding, rule, choice.pair), system)
+    load_plan, request = prepared(choice, asked, progress.listen if progress else lambda event: None)
     made_folder(work.out)
     return TuneJob(
-        request=request,
+        load_plan=load_plan,
+        video=video,
+        settings=request.settings,
         relevances=relevances,
         gammas=parse_gammas(search.gamma),
-        clips=chosen_clips(
-            flags.clips, work.out, request.video, progress, drawn=TUNING_CLIPS, seed=TUNING_SEED
-        ),
+        clips=chosen_clips(flags.clips, work.out, video, progress, drawn=TUNING_CLIPS, seed=TUNING_SEED),
         budget=search.budget,
         least=least / 100,
         seed=search.seed,
@@ -172,6 +174,7 @@ def _read_job(flags: TuneFlags, chosen: Chosen, progress: PlainProgress | None) 
         redo=work.redo,
         processes=work.processes,
         reported=search.report,
+        system=system,
         find_layers=search.layers is None,
         command=shlex.join(["lvspec", *sys.argv[1:]]),
     )
@@ -179,15 +182,13 @@ def _read_job(flags: TuneFlags, chosen: Chosen, progress: PlainProgress | None) 
 
 def _run(job: TuneJob, progress: PlainProgress | None) -> Tuned:
     from lvspec_cli.bench.tune import tune as tune_rule
-    from lvspec_cli.pipeline import load, memory_errors, pinned_request
+    from lvspec_cli.pipeline import load, memory_errors
 
-    listen: Listener = progress.listen if progress else lambda event: None
-    request = pinned_request(job.request, listen)
-    loaded = load(request, listen)
-    with memory_errors(request):
+    loaded = load(job.load_plan, job.workload, progress.listen if progress else lambda event: None)
+    with memory_errors(job.load_plan, job.workload):
         return tune_rule(
             loaded,
-            replace(job, request=request),
+            job,
             progress=_stages(progress),
             warn=warn,
             found=lambda tuned: _write(job, tuned),
@@ -219,10 +220,10 @@ def _lines(job: TuneJob, tuned: Tuned) -> str:
     """The pair's entry of a models.yaml; empty where nothing was found."""
     from lvspec_cli.bench.tune_report import models_yaml
 
-    best, request = tuned.best, job.request
+    best, choice = tuned.best, job.load_plan.choice
     if best is None:
         return ""
-    return models_yaml(request.pair_name, request.pair, best, tuned.costs[best.rule.rule.relevance])
+    return models_yaml(choice.name, choice.pair, best, tuned.costs[best.rule.rule.relevance])
 
 
 def _write(job: TuneJob, tuned: Tuned) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvspec_cli.errors import PairError
 from lvspec_cli.pairs.files import Stored, locate
 from lvspec_cli.pairs.registry import AUTO, BUNDLED, Pair, Registry
+from lvspec_cli.request import PairChoice
 
 LAPTOP = "smolvlm2-2.2b-256m"  # what most machines can run
 
@@ -23,16 +24,7 @@ class Here:
     draft: Stored
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The pair to take. ``note``: which and why, in one line; empty where it was named."""
-
-    name: str
-    pair: Pair
-    note: str = ""
-
-
-def choose_pair(registry: Registry, name: str | None, device: str = "auto") -> Chosen:
+def choose_pair(registry: Registry, name: str | None, device: str = "auto") -> PairChoice:
     """The pair of that name; for ``auto``, or no name where that is the default, by what is here and fits.
 
     torch is imported only where there is more than the bundled pair to choose from.
@@ -40,8 +32,9 @@ def choose_pair(registry: Registry, name: str | None, device: str = "auto") -> C
     :raises PairError: there is no such pair.
     """
     if (name or registry.default) != AUTO:
-        return Chosen(*registry.pair(name))
-    return best(registry.pairs, pairs_here(registry), lambda here: fits(here, device))
+        return PairChoice(*registry.pair(name), device=device)
+    choice = best(registry.pairs, pairs_here(registry), lambda here: fits(here, device))
+    return replace(choice, device=device)
 
 
 def pairs_here(registry: Registry) -> list[Here]:
@@ -56,13 +49,13 @@ def pairs_here(registry: Registry) -> list[Here]:
     return found
 
 
-def best(pairs: Mapping[str, Pair], here: list[Here], is_fitting: Callable[[Here], bool]) -> Chosen:
+def best(pairs: Mapping[str, Pair], here: list[Here], is_fitting: Callable[[Here], bool]) -> PairChoice:
     """The pair with the largest target that fits, and of those the largest draft; else the bundled one."""
     ranked = sorted(here, key=lambda each: (-(each.target.parameters or 0), -(each.draft.parameters or 0)))
     for each in ranked:
         if is_fitting(each):
             note = f"pair {each.name} (auto): the largest that is on this machine and fits it"
-            return Chosen(each.name, each.pair, f"{note}; `lvspec models fit` shows what else would")
+            return PairChoice(each.name, each.pair, f"{note}; `lvspec models fit` shows what else would")
     if ranked:
         names = ", ".join(each.name for each in ranked)
         why = f"{names} {'is' if len(ranked) == 1 else 'are'} here, and too large"
@@ -73,7 +66,7 @@ def best(pairs: Mapping[str, Pair], here: list[Here], is_fitting: Callable[[Here
         remedy = f"{pull}`lvspec models fit` shows what this machine can run"
     world = pairs[BUNDLED].world
     named = f"pair {BUNDLED} (auto)" + (f", which knows only {world}" if world else "")
-    return Chosen(BUNDLED, pairs[BUNDLED], f"{named}: {why}; {remedy}")
+    return PairChoice(BUNDLED, pairs[BUNDLED], f"{named}: {why}; {remedy}")
 
 
 def fits(here: Here, device: str) -> bool:

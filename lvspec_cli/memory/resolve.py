@@ -1,4 +1,4 @@
-"""How a pair is loaded on this machine, and whether it fits: settled before any weights are read.
+"""How a pair is loaded on this machine, and whether it fits: decided before any weights are read.
 
 torch is not imported for a pair that plainly fits a machine without a GPU.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lvspec_cli.errors import NoRoomError
 from lvspec_cli.memory.plan import (
@@ -32,13 +32,11 @@ from lvspec_cli.memory.plan import (
     shortage,
     smallest_change,
 )
-from lvspec_cli.pairs.files import Stored, config_path, locate, read_object
+from lvspec_cli.pairs.files import Stored, config_path, locate, pinned, read_object, require
 from lvspec_cli.pairs.registry import Pair, Source
-from lvspec_cli.types import Loading, Placement, Quantisation, Share, VideoRequest
+from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
+from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
-
-if TYPE_CHECKING:
-    from lvspec_cli.request import AskRequest
 
 LEAST = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # with less there is nothing to answer about
 _DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
@@ -49,29 +47,25 @@ _AS_PIXELS = 28 * 28  # a token of text takes what a token of video does
 _A_PIXEL = 2000  # bytes, with all that is made of it: a 72B takes up to 1600 in float32
 
 
-@dataclass(frozen=True)
-class Settled:
-    """What is settled, and the lines about it that are worth saying."""
+def resolve(choice: PairChoice, settings: DecodeSettings, load: Workload) -> LoadPlan:
+    """What is loaded of the pair on this machine, and how: the revisions that are here, and what is kept in
+    what. Where its parts go is decided last (``place``): by then the clip is known.
 
-    loading: Loading
-    width_limit: int | None = None  # rows of a verification that the target's kernels take at once
-    notes: tuple[str, ...] = ()
-
-
-def settle(request: AskRequest, target: Path, draft: Path | None, duration: float | None = None) -> Settled:
-    """How the pair in these folders is loaded on this machine.
-
-    :param duration: as in ``workload_of``.
-    :raises PairError: files are broken, or do not go with what was asked for.
+    :param settings: mode ar needs no draft; the greatest gamma tells how a round's cost is planned.
+    :raises PairError: not all of the pair is here, files are broken, or do not go with what was asked for.
     """
-    kind = device_kind(request.device)
-    wanted = (request.quant_target, request.quant_draft)
-    folders = [folder for folder in (target, draft) if folder is not None]
+    pair, with_draft = choice.pair, settings.mode is not Mode.AR
+    target = require(pair.target, choice.name)
+    draft = require(pair.draft, choice.name) if with_draft else None
+    read = {"target": pinned(pair.target, target)} | ({"draft": pinned(pair.draft, draft)} if draft else {})
+    choice = replace(choice, pair=pair.model_copy(update=read))
+    kind = device_kind(choice.device)
+    wanted = (choice.quant_target, choice.quant_draft)
     plain = kind == "cpu" and all(each in (Quantisation.AUTO, Quantisation.NONE) for each in wanted)
-    if plain and request.draft_device is None and _plainly_fit(folders, request.side_by_side):
-        none, dtype = Quantisation.NONE, "float32" if request.dtype == "auto" else request.dtype
-        return Settled(Loading(none, none if draft else None, dtype, kind))
-    return _settle(request, target, draft, kind, duration)
+    if plain and choice.draft_device is None and _plainly_fit((target, draft), choice.side_by_side):
+        none, dtype = Quantisation.NONE, "float32" if choice.dtype == "auto" else choice.dtype
+        return LoadPlan(choice, target, draft, Loading(none, none if draft else None, dtype, kind))
+    return _decided(choice, target, draft, kind, settings.greatest_gamma, load)
 
 
 def device_kind(name: str) -> str:
@@ -85,10 +79,11 @@ def device_kind(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _plainly_fit(folders: list[Path], times: int) -> bool:
+def _plainly_fit(models: Sequence[Path | None], times: int) -> bool:
     """Files that are not quantised and, so many times over, far smaller than what is free."""
     from lvspec_cli.memory.machine import cpu_memory
 
+    folders = [folder for folder in models if folder is not None]
     if any(_quantised(folder) for folder in folders):
         return False
     taken = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
@@ -100,9 +95,10 @@ def _quantised(folder: Path) -> Any:
     return read_object(folder / "config.json").get("quantization_config")
 
 
-def _settle(
-    request: AskRequest, target: Path, draft: Path | None, kind: str, duration: float | None
-) -> Settled:
+def _decided(
+    choice: PairChoice, target: Path, draft: Path | None, kind: str, gamma: int, load: Workload
+) -> LoadPlan:
+    """What the models are kept in is as was asked for, or what fits and is fast."""
     from lvspec_cli.models.families import family_of
     from lvspec_cli.models.load import choose_device, choose_dtype
     from lvspec_cli.models.quantise import (
@@ -113,42 +109,47 @@ def _settle(
         width_limit_of,
     )
 
-    device = choose_device(request.device)
-    home = choose_device(request.draft_device) if request.draft_device else device
+    device = choose_device(choice.device)
+    home = choose_device(choice.draft_device) if choice.draft_device else device
     asked, dtypes = [], []
-    for folder, quantisation, place in (
-        (target, request.quant_target, device),
-        (draft, request.quant_draft, home),
+    for folder, quantisation, goes_to in (
+        (target, choice.quant_target, device),
+        (draft, choice.quant_draft, home),
     ):
         if folder is None:
             continue
         files = quantisation_of_files(_quantised(folder), str(folder))
         auto = quantisation is Quantisation.AUTO and files is None
         agreed_on = quantisation if auto else agreed(quantisation, files, str(folder))
-        asked.append(held_as(agreed_on, files, place.type))
-        check_usable(asked[-1], place, files)
+        asked.append(held_as(agreed_on, files, goes_to.type))
+        check_usable(asked[-1], goes_to, files)
         safe = family_of(
             read_object(folder / "config.json").get("model_type", ""), str(folder)
         ).float16_is_safe
-        dtypes.append(choose_dtype(request.dtype, place, asked[-1], float16_is_safe=safe))
+        dtypes.append(choose_dtype(choice.dtype, goes_to, asked[-1], float16_is_safe=safe))
     dtype = dtypes[0]
-    limit = width_limit_of(device, captured=request.cuda_graphs)
+    limit = width_limit_of(device, captured=choice.cuda_graphs)
     chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)
-    element = dtypes[1].itemsize if draft else None
     why = ""
     if Quantisation.AUTO in asked:
+        element = dtypes[1].itemsize if draft else None
         decision = decide(
-            _machine(request),
-            sizes_of(target, draft),
-            workload_of(request, duration),
-            Wanted(asked[0], asked[-1], dtype.itemsize, request.draft_device, element),
-            gamma=request.settings.greatest_gamma,
+            _machine(choice),
+            _sizes(target, draft),
+            load,
+            Wanted(asked[0], asked[-1], dtype.itemsize, choice.draft_device, element),
+            gamma=gamma,
             width_limit=limit,
         )
         chosen, why = (decision.target, decision.draft), decision.why
     loading = Loading(*chosen, str(dtype).removeprefix("torch."), kind)
-    return Settled(
-        loading, limit if loading.target is Quantisation.NF4 else None, _notes(loading, asked, why)
+    return LoadPlan(
+        choice,
+        target,
+        draft,
+        loading,
+        width_limit=limit if loading.target is Quantisation.NF4 else None,
+        notes=_notes(loading, asked, why),
     )
 
 
@@ -196,35 +197,36 @@ def _workload(
     )
 
 
-def has_room(
-    request: AskRequest, target: Path, draft: Path | None, held: int, tokens_of_two: Callable[[], int]
-) -> bool:
+def has_room(plan: LoadPlan, load: Workload, held: int, tokens_of_two: Callable[[], int]) -> bool:
     """Whether a loaded pair can read a clip that is decoded.
 
     Asked of a CPU: the system ends what takes too much of its memory, where a GPU says no and can be tried.
     By then the weights are among what is held.
 
-    :param request: with as many frames and pixels as the clip has.
+    :param load: with as many frames and pixels as the clip has.
     :param held: bytes of its frames; the processor takes a copy.
     :param tokens_of_two: the target's, of two frames: its processor may make them of another size.
     """
     from lvspec_cli.memory.machine import spare_memory
 
-    if request.loading is None or request.loading.device != "cpu":
+    if plan.loading.device != "cpu":
         return True
-    load = workload_of(request)
-    spare = int(spare_memory()[0] * (1 - SLACK)) // request.side_by_side - held
+    spare = int(spare_memory()[0] * (1 - SLACK)) // plan.choice.side_by_side - held
     pixels = load.frames * max(load.max_pixels, _SCALED) + (load.text_tokens - TEXT_TOKENS) * _AS_PIXELS
     if pixels * _A_PIXEL <= spare:
         return True
-    sizes, wanted = sizes_of(target, draft), wanted_of(request, request.loading)
+    sizes = sizes_of(plan)
     share = tokens_of_two() / max(1, sizes.target.vision.tokens(2, load.max_pixels))
     seen = replace(load, frames=math.ceil(load.frames * share))
-    return beside_weights(sizes, seen, wanted) <= spare
+    return beside_weights(sizes, seen, wanted_of(plan)) <= spare
 
 
-def sizes_of(target: Path, draft: Path | None) -> Sizes:
-    """The sizes of the models in these folders, from their configs."""
+def sizes_of(plan: LoadPlan) -> Sizes:
+    """The sizes of the plan's models, from their configs."""
+    return _sizes(plan.target, plan.draft)
+
+
+def _sizes(target: Path, draft: Path | None) -> Sizes:
     from lvspec_cli.memory.sizes import size_of
 
     return Sizes(
@@ -233,63 +235,56 @@ def sizes_of(target: Path, draft: Path | None) -> Sizes:
     )
 
 
-def placed(request: AskRequest, target: Path, draft: Path | None) -> Placement:
-    """Where the pair's parts go on the machine as it is now; no shares where there is nothing to choose.
+def place(plan: LoadPlan, load: Workload) -> LoadPlan:
+    """The plan with where the parts go on the machine as it is now; no shares where nothing is to choose.
 
     On GPUs a clip that is too large for what is free then does not keep the pair from being loaded: it can be
     made smaller. A CPU's memory gives no such warning, the system ends what takes too much of it.
 
     :raises NoRoomError: the weights themselves do not fit, or on a CPU the largest clip that is asked for.
     """
-    loading, on_gpus = request.loading, request.loading is not None and request.loading.device == "cuda"
-    if loading is None or not (on_gpus or _may_be_short(request, target, draft)):
-        return Placement()
-    machine, sizes = _machine(request), sizes_of(target, draft)
-    load, wanted = workload_of(request), wanted_of(request, loading)
+    on_gpus, times = plan.loading.device == "cuda", plan.choice.side_by_side
+    if not on_gpus and _plainly_fit((plan.target, plan.draft), times):
+        return replace(plan, placement=Placement())
+    machine, sizes, wanted = _machine(plan.choice), sizes_of(plan), wanted_of(plan)
     for each in (load, LEAST) if on_gpus else (load,):
-        plan = decide(machine, sizes, each, wanted, gamma=1, width_limit=None).plan
-        if plan.fits:
-            return Placement(plan.target, plan.draft) if on_gpus else Placement()
+        found = decide(machine, sizes, each, wanted, gamma=1, width_limit=None).plan
+        if found.fits:
+            return replace(plan, placement=Placement(found.target, found.draft) if on_gpus else Placement())
     error = no_room(machine, sizes, load, wanted)
-    if request.side_by_side == 1:
+    if times == 1:
         raise error
     raise NoRoomError(
-        f"{error.cause}, for each of {request.side_by_side} side by side",
-        f"take fewer --workers, or {error.remedy}",
+        f"{error.cause}, for each of {times} side by side", f"take fewer --workers, or {error.remedy}"
     )
 
 
-def _machine(request: AskRequest) -> Machine:
-    """The memory of this machine, or the part of it that is this request's."""
+def _machine(choice: PairChoice) -> Machine:
+    """The memory of this machine, or the part of it that is this pair's."""
     from lvspec_cli.memory.machine import this_machine
 
-    return this_machine(request.device, request.draft_device).shared(request.side_by_side)
+    return this_machine(choice.device, choice.draft_device).shared(choice.side_by_side)
 
 
-def _may_be_short(request: AskRequest, target: Path, draft: Path | None) -> bool:
-    folders = [folder for folder in (target, draft) if folder is not None]
-    return not _plainly_fit(folders, request.side_by_side)
-
-
-def wanted_of(request: AskRequest, loading: Loading) -> Wanted:
-    """What was settled, as something to plan for; the draft in the type that its own device computes in."""
+def wanted_of(plan: LoadPlan) -> Wanted:
+    """What was decided, as something to plan for; the draft in the type that its own device computes in."""
     from lvspec_cli.models.quantise import DTYPES, compute_dtype
 
+    choice, loading = plan.choice, plan.loading
     draft = loading.draft or Quantisation.NONE
-    home = device_kind(request.draft_device) if request.draft_device else loading.device
+    home = device_kind(choice.draft_device) if choice.draft_device else loading.device
     # The target shows whether these GPUs have a narrow type that the family bears: float16 is as wide.
     has_narrow = loading.device == "cpu" or loading.dtype != "float32"
-    dtype = compute_dtype(request.dtype, draft, home, has_bfloat16=has_narrow)
-    return Wanted(loading.target, draft, DTYPES[loading.dtype].itemsize, request.draft_device, dtype.itemsize)
+    dtype = compute_dtype(choice.dtype, draft, home, has_bfloat16=has_narrow)
+    return Wanted(loading.target, draft, DTYPES[loading.dtype].itemsize, choice.draft_device, dtype.itemsize)
 
 
-def no_room_for(request: AskRequest, target: Path, draft: Path | None) -> NoRoomError:
+def no_room_for(plan: LoadPlan, load: Workload) -> NoRoomError:
     """What to say after memory did not suffice, while loading or later."""
     from lvspec_cli.memory.machine import this_machine
 
-    loading = request.loading or settle(request, target, draft).loading
-    machine, sizes = this_machine(request.device, request.draft_device), sizes_of(target, draft)
-    return no_room(machine, sizes, workload_of(request), wanted_of(request, loading))
+    machine = this_machine(plan.choice.device, plan.choice.draft_device)
+    return no_room(machine, sizes_of(plan), load, wanted_of(plan))
 
 
 def no_room(machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted) -> NoRoomError:
@@ -339,7 +334,7 @@ def local_fit(pair: Pair, target: Path, draft: Path, device: str) -> Decision:
     from lvspec_cli.memory.machine import this_machine
 
     machine = this_machine(device)
-    sizes = sizes_of(target, draft)
+    sizes = _sizes(target, draft)
     return decide(machine, sizes, workload_of_pair(pair), _wanted(machine), gamma=GAMMA, width_limit=None)
 
 

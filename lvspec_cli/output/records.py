@@ -31,7 +31,7 @@ from lvspec_cli.types import (
 )
 
 if TYPE_CHECKING:
-    from lvspec_cli.request import AskRequest
+    from lvspec_cli.request import AskRequest, LoadPlan
 
 SCHEMA: Final = "lvspec.record.1"
 SAMPLE_BYTES = 64 * 1024
@@ -305,13 +305,19 @@ class Facts:
 
 
 def answered_record(
-    request: AskRequest, identity: FileIdentity, number: int, facts: Facts, generation: Generation, text: str
+    plan: LoadPlan,
+    request: AskRequest,
+    identity: FileIdentity,
+    number: int,
+    facts: Facts,
+    generation: Generation,
+    text: str,
 ) -> Record:
     """The record of an answer; an interrupted one is an error that keeps its text."""
     clip = facts.clip
     interrupted = generation.finish_reason is FinishReason.INTERRUPTED
     return Record(
-        **_common(request, identity, number),
+        **_common(plan, request, identity, number),
         status="error" if interrupted else "ok",
         text=text,
         error=Failure(kind="interrupted", message="stopped before the answer ended") if interrupted else None,
@@ -334,10 +340,12 @@ def answered_record(
     )
 
 
-def failed_record(request: AskRequest, identity: FileIdentity, number: int, error: LvspecError) -> Record:
+def failed_record(
+    plan: LoadPlan, request: AskRequest, identity: FileIdentity, number: int, error: LvspecError
+) -> Record:
     """The record of a video that could not be read or answered about."""
     return Record(
-        **_common(request, identity, number),
+        **_common(plan, request, identity, number),
         status="error",
         text=None,
         error=Failure(kind=error.kind, message=error.cause),
@@ -348,12 +356,13 @@ def failed_record(request: AskRequest, identity: FileIdentity, number: int, erro
     )
 
 
-def record_key(request: AskRequest, identity: FileIdentity, number: int) -> str:
+def record_key(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number: int) -> str:
     """The key that the record of the request's question ``number`` (from 1) will have."""
-    return str(_common(request, identity, number)["key"])
+    return str(_common(plan, request, identity, number)["key"])
 
 
-def _common(request: AskRequest, identity: FileIdentity, number: int) -> dict[str, Any]:
+def _common(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number: int) -> dict[str, Any]:
+    pair = plan.choice.pair
     file_name, file_name_b64 = encode_name(identity.name)
     segment = Segment(start=request.video.start or 0.0, end=request.video.end)
     with_draft = request.settings.mode is not Mode.AR
@@ -362,17 +371,17 @@ def _common(request: AskRequest, identity: FileIdentity, number: int) -> dict[st
         "task": request.task,
         "system": request.system,
         "prompt": request.questions[number - 1],
-        "pair": request.pair_name,
-        "target": request.pair.target.name,
-        "draft": request.pair.draft.name if with_draft else None,
+        "pair": plan.choice.name,
+        "target": pair.target.name,
+        "draft": pair.draft.name if with_draft else None,
         "mode": request.settings.mode,
-        "settings": {**settings_fields(request.settings), **_loading(request)},
+        "settings": {**settings_fields(request.settings), "loading": asdict(plan.loading)},
     }
     facts = {
         **fields,
         "segment": segment.model_dump(mode="json"),
         "mode": fields["mode"].value,
-        "revisions": [_revision(request.pair.target), _revision(request.pair.draft) if with_draft else None],
+        "revisions": [_revision(pair.target), _revision(pair.draft) if with_draft else None],
         "sampling": _decisive(_requested(request)),
     }
     return {
@@ -390,11 +399,6 @@ def _readable_id(request: AskRequest, file_name: str, number: int) -> str:
     times = ["" if time is None else f"{time:g}" for time in (video.start, video.end)]
     segment = f"@{times[0] or 0}-{times[1]}" if any(times) else ""
     return f"{request.id or file_name}{segment}" + (f"#{number}" if len(request.questions) > 1 else "")
-
-
-def _loading(request: AskRequest) -> dict[str, Any]:
-    """What the models are kept and computed in, once that is settled."""
-    return {} if request.loading is None else {"loading": asdict(request.loading)}
 
 
 def _requested(request: AskRequest) -> Requested:

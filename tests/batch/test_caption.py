@@ -23,7 +23,7 @@ from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, lasting, rows
 from tests.batch.test_cutting import write_scenes
 from tests.batch.test_resume import work
-from tests.conftest import Shell, write_video
+from tests.conftest import Shell, demo_plan, write_video
 from tests.tiny_models import save_pair, spoil_weights
 from tests.video.clips import make_clip
 
@@ -325,7 +325,8 @@ def test_what_a_library_makes_of_a_signal_is_no_failure_of_the_clip(
     clip = read_clip(VideoRequest(video_file, max_frames=2))
     pair: Any = None
     for interrupted, count in ((True, 0), (False, 1)):
-        answering = Answering(pair, read_clip, "fail", lambda event: None, Mock(return_value=interrupted))
+        stop = Mock(return_value=interrupted)
+        answering = Answering(pair, demo_plan(), read_clip, "fail", lambda event: None, stop)
         assert len(list(answering.answer(work(str(video_file), "key"), clip))) == count
 
 

@@ -12,9 +12,9 @@ from lvspec_cli.batch.layout import Cutting, lay_out
 from lvspec_cli.batch.names import Input
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import DamagedVideoError, DecodeTimeoutError, LvspecError
-from lvspec_cli.pairs.registry import load_registry
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, VideoInfo, VideoRequest
+from tests.conftest import demo_plan
 
 LATE = DecodeTimeoutError("a.mp4: reading took longer than 1 s", "raise --decode-timeout")
 
@@ -22,8 +22,7 @@ LATE = DecodeTimeoutError("a.mp4: reading took longer than 1 s", "raise --decode
 def works_of(
     path: Path, cutting: Cutting, *, scenes: LvspecError | None = None, **probed: LvspecError
 ) -> list[Work]:
-    name, pair = load_registry().pair("demo")
-    base = AskRequest(VideoRequest(path), ("What happens?",), name, pair, DecodeSettings())
+    base = AskRequest(VideoRequest(path), ("What happens?",), DecodeSettings())
     info = VideoInfo(path, "mp4", "h264", 4, 4, 25.0, 10.0)
 
     def look(paths: Iterable[Path]) -> Iterator[VideoInfo | LvspecError]:
@@ -34,7 +33,7 @@ def works_of(
             raise scenes
         return [Stretch(0.0, 4.0), Stretch(4.0, 10.0)]
 
-    return lay_out([Input(path, b"a.mp4")], base, cutting, probes=look, scenes=find)
+    return lay_out([Input(path, b"a.mp4")], demo_plan(), base, cutting, probes=look, scenes=find)
 
 
 @pytest.fixture

@@ -13,21 +13,20 @@ from hypothesis import strategies as st
 from lvspec_cli.batch.work import TRIED, Again, Moved, Work, moved_rows, outstanding
 from lvspec_cli.output.jsonl import Kept
 from lvspec_cli.output.records import FileIdentity
-from lvspec_cli.pairs.registry import load_registry
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import DecodeSettings, Mode, VideoRequest
 from tests.batch.conftest import Caption, rows
-from tests.conftest import write_video
+from tests.conftest import demo_plan, write_video
 
-PAIR_NAME, PAIR = load_registry(environment={}).pair("demo")
+PLAN = demo_plan()
 
 
 def work(
     name: str, content: str = "one", *, mode: Mode = Mode.LVSPEC, prompts: tuple[str, ...] = ("?",)
 ) -> Work:
-    request = AskRequest(VideoRequest(Path(name)), prompts, PAIR_NAME, PAIR, DecodeSettings(mode=mode))
+    request = AskRequest(VideoRequest(Path(name)), prompts, DecodeSettings(mode=mode))
     bare = Work(request, FileIdentity(name.encode(), 1, content), tuple(range(1, len(prompts) + 1)), ())
-    return Work(request, bare.identity, bare.numbers, bare.keys_as(bare.name))
+    return Work(request, bare.identity, bare.numbers, bare.keys_as(PLAN, bare.name))
 
 
 def captioned(*works: Work, status: str = "ok") -> dict[str, Kept]:
@@ -37,7 +36,7 @@ def captioned(*works: Work, status: str = "ok") -> dict[str, Kept]:
 def found(works: list[Work], kept: dict[str, Kept]) -> dict[str, str]:
     """What each work's file is called in the row that stands for it."""
     planned = {key for each in works for key in each.keys}
-    return {os.fsdecode(m.new): os.fsdecode(m.old) for m in moved_rows(works, kept, planned).values()}
+    return {os.fsdecode(m.new): os.fsdecode(m.old) for m in moved_rows(PLAN, works, kept, planned).values()}
 
 
 @pytest.mark.parametrize(
@@ -79,12 +78,12 @@ def test_another_file_may_have_the_old_name_now():
     works = [work("a.mp4", "new"), work("d1/a.mp4", "old")]
     kept = captioned(work("a.mp4", "old"))
     assert found(works, kept) == {"d1/a.mp4": "a.mp4"}
-    assert outstanding(works, kept, Again.NOTHING).others == 0
+    assert outstanding(PLAN, works, kept, Again.NOTHING).others == 0
 
 
 def test_each_prompt_is_judged_for_itself():
     asked = work("d1/a.mp4", prompts=("?", "!"))
-    left = outstanding([asked], captioned(work("a.mp4", prompts=("!",))), Again.NOTHING)
+    left = outstanding(PLAN, [asked], captioned(work("a.mp4", prompts=("!",))), Again.NOTHING)
     assert [(each.name, each.numbers) for each in left.works] == [(b"d1/a.mp4", (1,))]
     assert (left.done, left.count, left.others) == (1, 1, 0)
     assert left.moved == {asked.keys[1]: Moved(work("a.mp4", prompts=("!",)).keys[0], b"a.mp4", b"d1/a.mp4")}
@@ -102,7 +101,7 @@ def test_each_prompt_is_judged_for_itself():
 )
 def test_what_is_done_again_is_taken_out_under_its_old_name(status: str, again: Again, is_redone: bool):
     old = captioned(work("a.mp4"), status=status)
-    left = outstanding([work("d1/a.mp4")], old, again)
+    left = outstanding(PLAN, [work("d1/a.mp4")], old, again)
     assert left.taken_out == (old.keys() if is_redone else set())
     assert (left.count, len(left.moved)) == ((1, 0) if is_redone else (0, 1))
     assert (left.done, left.failed) == (not is_redone and status == "ok", not is_redone and status == "error")
@@ -118,7 +117,7 @@ def test_a_folder_that_is_named_from_elsewhere_leaves_nothing_to_do(files: dict[
     here = [work(name, content) for name, content in files.items()]
     there = [work(f"{above}/{name}", content) for name, content in files.items()]
     for before, now in ((here, there), (there, here)):
-        left = outstanding(now, captioned(*before), Again.NOTHING)
+        left = outstanding(PLAN, now, captioned(*before), Again.NOTHING)
         assert (left.count, left.done, left.others) == (0, len(files), 0)
         assert {each.row for each in left.moved.values()} == {key for each in before for key in each.keys}
 
@@ -127,9 +126,9 @@ def test_few_names_are_tried_where_thousands_of_folders_have_the_same_file(monke
     tried: list[bytes] = []
     original = Work.keys_as
 
-    def counted(self: Work, name: bytes) -> tuple[str, ...]:
+    def counted(self: Work, plan: LoadPlan, name: bytes) -> tuple[str, ...]:
         tried.append(name)
-        return original(self, name)
+        return original(self, plan, name)
 
     before = captioned(*(work(f"x/{number}/video.mp4", f"{number}") for number in range(300)))
     now = [work(f"{number}/video.mp4", f"{number}") for number in range(300)]

@@ -13,11 +13,11 @@ from lvspec_cli.batch.remote import _Crew, _Worker
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.errors import PairError
 from lvspec_cli.events import Event, Noted
-from tests.batch.test_moved import work
+from tests.batch.test_moved import PLAN, work
 
 
 def worker(command: str) -> _Worker:
-    plan = WorkerPlan(work("a.mp4").request, 1, 2**20, "fail")
+    plan = WorkerPlan(PLAN, work("a.mp4").request, 1, 2**20, "fail")
     return _Worker(subprocess.Popen([command]), Pipe()[0], Setup(plan, telling=True))
 
 

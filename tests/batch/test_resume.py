@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from lvspec_cli.batch.work import Again, Work, outstanding
 from lvspec_cli.output.jsonl import Kept
 from lvspec_cli.output.records import FileIdentity
-from lvspec_cli.pairs.registry import load_registry
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, VideoRequest
+from tests.conftest import demo_plan
 
-PAIR_NAME, PAIR = load_registry(environment={}).pair("demo")
+PLAN = demo_plan()
 
 
 def work(name: str, *keys: str) -> Work:
-    request = AskRequest(VideoRequest(Path(name)), tuple(keys), PAIR_NAME, PAIR, DecodeSettings())
+    request = AskRequest(VideoRequest(Path(name)), tuple(keys), DecodeSettings())
     return Work(request, FileIdentity(name.encode(), 1, ""), tuple(range(1, len(keys) + 1)), keys)
 
 
@@ -28,6 +28,7 @@ def kept(status: str, kind: str | None = None, name: str = "a.mp4") -> Kept:
 
 def test_only_what_has_no_row_is_left() -> None:
     left = outstanding(
+        PLAN,
         [work("a.mp4", "1", "2"), work("b.mp4", "3")],
         {"1": kept("ok"), "3": kept("error", "damaged", "b.mp4"), "9": kept("ok")},
         Again.NOTHING,
@@ -38,7 +39,7 @@ def test_only_what_has_no_row_is_left() -> None:
 
 
 def test_a_key_that_two_works_share_is_done_once() -> None:
-    left = outstanding([work("a.mp4", "1"), work("b.mp4", "1", "2")], {}, Again.NOTHING)
+    left = outstanding(PLAN, [work("a.mp4", "1"), work("b.mp4", "1", "2")], {}, Again.NOTHING)
     assert [(item.name, item.numbers) for item in left.works] == [(b"a.mp4", (1,)), (b"b.mp4", (2,))]
 
 
@@ -53,7 +54,7 @@ WORKS = st.lists(st.lists(KEYS, min_size=1, max_size=3, unique=True), max_size=5
 def test_afterwards_every_key_has_exactly_one_row(
     planned: list[list[str]], there: dict[str, Kept], again: Again
 ) -> None:
-    left = outstanding([work(f"{keys}", *keys) for keys in planned], there, again)
+    left = outstanding(PLAN, [work(f"{keys}", *keys) for keys in planned], there, again)
     added = [item.keys[number - 1] for item in left.works for number in item.numbers]
     after = [key for key in there if key not in left.taken_out] + added
     assert len(after) == len(set(after))

@@ -15,10 +15,11 @@ from lvspec_cli.bench.measure import Plan, places
 from lvspec_cli.bench.remote import _Crew, measuring
 from lvspec_cli.errors import PairError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
+from lvspec_cli.memory.resolve import LEAST, resolve
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.pairs.registry import read_models_file
-from lvspec_cli.pipeline import load, pinned_request
-from lvspec_cli.request import AskRequest
+from lvspec_cli.pipeline import load
+from lvspec_cli.request import LoadPlan, PairChoice
 from lvspec_cli.types import DecodeSettings, VideoRequest
 from tests.bench.made import SETTINGS
 from tests.conftest import write_video
@@ -29,14 +30,14 @@ PLAN = Plan((AR, EXACT, LVSPEC), DECODING, draft_keep=1.0, timed=False, first={L
 
 
 @pytest.fixture
-def request_(tiny_models: Path) -> AskRequest:
+def plan(tiny_models: Path) -> LoadPlan:
     known = read_models_file(tiny_models).pairs["tiny"]
-    return pinned_request(AskRequest(VideoRequest(Path()), (), "tiny", known, DECODING))
+    return resolve(PairChoice("tiny", known), DECODING, LEAST)
 
 
 @pytest.fixture
-def pair(request_: AskRequest) -> LoadedPair:
-    return load(request_)
+def pair(plan: LoadPlan) -> LoadedPair:
+    return load(plan, LEAST)
 
 
 @pytest.fixture
@@ -55,21 +56,21 @@ def clips(tmp_path: Path) -> tuple[BenchClip, ...]:
 
 
 def test_two_processes_say_what_one_says_and_it_goes_on_with_either(
-    pair: LoadedPair, request_: AskRequest, clips: tuple[BenchClip, ...], tmp_path: Path
+    pair: LoadedPair, plan: LoadPlan, clips: tuple[BenchClip, ...], tmp_path: Path
 ):
     header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
-    with journal(tmp_path / "one", header) as kept, measuring(pair, request_, 1) as run:
+    with journal(tmp_path / "one", header) as kept, measuring(pair, plan, LEAST, 1) as run:
         run(clips, PLAN, kept)
         alone, items = kept.blocks, kept.items
     said: list[str] = []
     told: list[tuple[int, int]] = []
     with journal(tmp_path / "two", header) as kept:
-        with measuring(pair, request_, 1) as run:
+        with measuring(pair, plan, LEAST, 1) as run:
             run(clips[:1], PLAN, kept)
-        with measuring(pair, request_, 2) as run:
+        with measuring(pair, plan, LEAST, 2) as run:
             run(clips, PLAN, kept, progress=lambda *done: told.append(done), warn=said.append)
         assert kept.blocks == alone
-        crew = _Crew(request_, 2)
+        crew = _Crew(plan, LEAST, 2)
         crew.measure(clips[:1], PLAN, kept)
         assert not crew.workers  # nothing was left to do
         assert kept.items == items
@@ -84,14 +85,14 @@ def test_two_processes_say_what_one_says_and_it_goes_on_with_either(
 )
 def test_a_process_that_ends_is_said_so(
     pair: LoadedPair,
-    request_: AskRequest,
+    plan: LoadPlan,
     clips: tuple[BenchClip, ...],
     tmp_path: Path,
     killed: bool,
     said: str,
 ):
     header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
-    crew = _Crew(request_ if killed else replace(request_, pair=_gone(request_)), 1)
+    crew = _Crew(plan if killed else replace(plan, target=Path("gone")), LEAST, 1)
     crew.start()
     if killed:
         os.kill(crew.workers[0].process.pid, signal.SIGKILL)
@@ -99,11 +100,6 @@ def test_a_process_that_ends_is_said_so(
         crew.measure(clips, PLAN, kept)
     crew.close()
     assert crew.workers[0].process.returncode is not None
-
-
-def _gone(request: AskRequest):
-    source = request.pair.target.model_copy(update={"folder": Path("gone")})
-    return request.pair.model_copy(update={"target": source})
 
 
 def test_places_count_clips_and_items(clips: tuple[BenchClip, ...]):

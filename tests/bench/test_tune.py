@@ -19,9 +19,10 @@ from lvspec_cli.bench.tune_report import models_yaml, notes, rules_yaml
 from lvspec_cli.bench.variants import NamedRule, read_rules
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Estimate
+from lvspec_cli.memory.resolve import LEAST, resolve
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.pairs.registry import read_models_file, shipped_models
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import PairChoice
 from lvspec_cli.types import DecodeSettings, RelevanceName, RoundCosts, RuleSettings, VideoRequest
 from tests.conftest import write_video
 from tests.tiny_models import save_pair
@@ -44,7 +45,9 @@ def job(tmp_path: Path, tiny_models: Path) -> TuneJob:
     video = VideoRequest(Path(), max_frames=2)
     known = read_models_file(tiny_models).pairs["tiny"]
     return TuneJob(
-        request=AskRequest(video, (), "tiny", known, SETTINGS),
+        load_plan=resolve(PairChoice("tiny", known), SETTINGS, LEAST),
+        video=video,
+        settings=SETTINGS,
         clips=clips_of([folder], video),
         relevances=(RelevanceName.ATTENTION, RelevanceName.RANDOM),
         gammas=(2, 4),
@@ -137,13 +140,13 @@ COSTS = RoundCosts(draft=0.07, verification=1.1, row=0.02, overhead=0.1)
 
 def test_the_lines_are_a_models_yaml(job: TuneJob, tmp_path: Path):
     file = tmp_path / "found.yaml"
-    file.write_text(models_yaml("tiny", job.request.pair, BEST, COSTS))
+    file.write_text(models_yaml("tiny", job.load_plan.choice.pair, BEST, COSTS))
     found = read_models_file(file).pairs["tiny"]
     assert found.rules.balanced == RULE
     assert (found.defaults.gamma, found.defaults.adaptation.costs) == (12, COSTS)
-    assert found.defaults.frames == job.request.pair.defaults.frames
-    assert found.target.path == job.request.pair.target.path
-    assert found.rules.loose == job.request.pair.rules.loose
+    assert found.defaults.frames == job.load_plan.choice.pair.defaults.frames
+    assert found.target.path == job.load_plan.choice.pair.target.path
+    assert found.rules.loose == job.load_plan.choice.pair.rules.loose
 
 
 def test_every_shipped_pair_keeps_what_else_its_entry_says(tmp_path: Path):

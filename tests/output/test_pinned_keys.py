@@ -23,7 +23,7 @@ from lvspec_cli.events import Answered, Event
 from lvspec_cli.output.records import to_line
 from lvspec_cli.pairs.registry import PACKAGE, load_registry
 from lvspec_cli.pipeline import ask
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import DecodeSettings, Mode, VideoRequest
 from tests.conftest import Printed
 
@@ -171,11 +171,11 @@ def test_keys_with_the_bundled_pair(lvspec: Run, command: str) -> None:
 def test_keys_of_the_library(tmp_path: Path, mode: Mode) -> None:
     """With the defaults of the library: settings and a video of which nothing else is said."""
     (tmp_path / "clip.mp4").write_bytes(CONTENT)
-    name, pair = load_registry(environment={}).pair("demo")
+    choice = PairChoice(*load_registry(environment={}).pair("demo"), device="cpu")
     video, settings = VideoRequest(tmp_path / "clip.mp4"), DecodeSettings(mode=mode)
     events: list[Event] = []
     with pytest.raises(VideoError):
-        ask(AskRequest(video, ("What?",), name, pair, settings, device="cpu"), events.append)
+        ask(choice, AskRequest(video, ("What?",), settings), events.append)
     (row,) = [json.loads(to_line(event.record)) for event in events if isinstance(event, Answered)]
     models = 1 if mode is Mode.AR else 2
     assert row["key"] == key(row, [__version__] * models, CONTENT)

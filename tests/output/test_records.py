@@ -22,9 +22,10 @@ from lvspec_cli.output.records import (
     settings_fields,
     to_line,
 )
-from lvspec_cli.pairs.registry import Source, load_registry
-from lvspec_cli.request import AskRequest
+from lvspec_cli.pairs.registry import Source
+from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest
+from tests.conftest import demo_plan
 from tests.output.rows import record
 
 # docs/design.md, "Records", in its order.
@@ -98,19 +99,19 @@ def test_the_key_changes_with_each_part(other: tuple[FileIdentity, dict[str, Any
 
 
 def test_only_a_background_that_was_chosen_is_part_of_the_key():
-    pair = load_registry(environment={}).pair("demo")[1]
-    pair = pair.model_copy(update={"target": Source(repo="a/b", revision="1")})
+    known = demo_plan()
+    pair = known.choice.pair.model_copy(update={"target": Source(repo="a/b", revision="1")})
+    plan = replace(known, choice=PairChoice("p", pair), loading=replace(known.loading, draft=None))
     video = VideoRequest(Path("a.mp4"), max_frames=8, max_pixels=784)
     settings = DecodeSettings(mode=Mode.AR, max_new_tokens=9, seed=1)
-    request = AskRequest(video, ("What?",), "p", pair, settings)
+    request = AskRequest(video, ("What?",), settings)
     assert (
-        record_key(request, IDENTITY, 1) == "0baff02478bbcafcd247f31f787e494a"
+        record_key(plan, request, IDENTITY, 1) == "378471d0890c26aacf2ce4c60b935eaf"
     )  # as before there was a choice
     white = replace(request, video=replace(video, background=(255, 255, 255)))
     black = replace(request, video=replace(video, background=(0, 0, 0)))
-    assert (
-        record_key(black, IDENTITY, 1) == record_key(request, IDENTITY, 1) != record_key(white, IDENTITY, 1)
-    )
+    keys = [record_key(plan, each, IDENTITY, 1) for each in (black, request, white)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.parametrize("place", [0, 500_000, 999_999])

@@ -17,19 +17,22 @@ from lvspec_cli.errors import VideoError
 from lvspec_cli.figures.answers import BenchMode, Block, Variant
 from lvspec_cli.pairs.registry import PACKAGE
 from lvspec_cli.pipeline import load
-from lvspec_cli.request import AskRequest
+from lvspec_cli.request import LoadPlan
 from lvspec_cli.types import DecodeSettings, Mode
 from lvspec_cli.video.decode import read_clip
 from tools.demo_report import batched
 from tools.demo_report.batched import REFERENCE, answered, batched_of
-from tools.demo_report.report import Report, _request
+from tools.demo_report.report import Report, _prepared
 
 
 def job_of(tmp_path: Path, paths: list[Path], *, tokens: int, processes: int = 1) -> BenchJob:
-    request = _request(Report(tmp_path, len(paths), 0, tmp_path / "page.md", max_new_tokens=tokens))
+    load_plan, request = _prepared(
+        Report(tmp_path, len(paths), 0, tmp_path / "page.md", max_new_tokens=tokens)
+    )
     plan = Plan((REFERENCE,), request.settings, draft_keep=0.1, timed=False, scored=False)
     return BenchJob(
-        request=replace(request, threads=1),
+        load_plan=replace(load_plan, choice=replace(load_plan.choice, threads=1)),
+        video=request.video,
         clips=clips_of(paths, request.video, questions=1),
         modes=plan.variants,
         gammas=(),
@@ -47,7 +50,7 @@ def test_many_at_a_time_say_what_ar_says_of_each(
     monkeypatch.setattr(batched, "CHUNK", 2)
     paths = sorted((PACKAGE / "demo" / "clips").glob("*.mp4"))
     job = job_of(tmp_path, paths, tokens=24, processes=processes)
-    pair = load(job.request)
+    pair = load(job.load_plan, job.workload)
     done: list[tuple[int, int]] = []
 
     found = batched_of(pair, job, progress=lambda *counts: done.append(counts))
@@ -73,7 +76,7 @@ def test_what_is_kept_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(batched, "CHUNK", 1)
     paths = demo_clips(tmp_path / "clips", 2)
     job = job_of(tmp_path, paths, tokens=4)
-    pair = load(job.request)
+    pair = load(job.load_plan, job.workload)
 
     class StoppedError(Exception):
         pass
@@ -89,9 +92,9 @@ def test_what_is_kept_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert {each.item for each in kept.blocks} == {item.id for item in job.clips[0].items}
     asked: list[str] = []
 
-    def noted(request: AskRequest, limit: int, clips: Sequence[BenchClip]) -> list[Block]:
+    def noted(load_plan: LoadPlan, limit: int, clips: Sequence[BenchClip]) -> list[Block]:
         asked.extend(clip.video.path.name for clip in clips)
-        return answered(request, limit, clips)
+        return answered(load_plan, limit, clips)
 
     monkeypatch.setattr(batched, "answered", noted)
     found = batched_of(pair, job)
@@ -104,4 +107,4 @@ def test_a_clip_that_cannot_be_read_ends_it(tmp_path: Path) -> None:
     paths[0].write_bytes(b"no video")
     job = job_of(tmp_path, paths, tokens=4)
     with pytest.raises(VideoError):
-        batched_of(load(job.request), job)
+        batched_of(load(job.load_plan, job.workload), job)

@@ -16,11 +16,11 @@ from lvspec_cli.bench.measure import Progress, check_measured
 from lvspec_cli.bench.run import BenchJob, header_of, mapping
 from lvspec_cli.figures.answers import BenchMode, Block, Item, Measurement, Variant
 from lvspec_cli.figures.summary import Measured
+from lvspec_cli.memory.resolve import workload_of_pair
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.pipeline import load, memory_errors
-from lvspec_cli.request import AskRequest
-from lvspec_cli.types import Mode
+from lvspec_cli.request import LoadPlan
 from lvspec_cli.video.pool import reading
 from tools.train_demo.evaluate import batch_tokens
 
@@ -37,13 +37,16 @@ def batched_of(
     :raises LvspecError: a clip or the folder cannot be used.
     """
     items = {item.id: item for clip in job.clips for item in clip.items}
-    with memory_errors(job.request), journal(job.out, header_of(loaded, job), redo=job.redo) as kept:
+    with (
+        memory_errors(job.load_plan, job.workload),
+        journal(job.out, header_of(loaded, job), redo=job.redo) as kept,
+    ):
         left = [clip for clip in job.clips if any((item.id, 0) not in kept.blocks for item in clip.items)]
         chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
         limit = job.plan.settings.max_new_tokens
         progress(len(kept.blocks), len(items))
         with mapping(min(job.processes, len(chunks))) as mapped:
-            for blocks in mapped(partial(answered, job.request, limit), chunks):
+            for blocks in mapped(partial(answered, job.load_plan, limit), chunks):
                 for block in blocks:
                     kept.add_item(items[block.item])
                     kept.add_block(block)
@@ -52,12 +55,13 @@ def batched_of(
         return Measured(items, tuple(kept.blocks[item, 0] for item in items))
 
 
-def answered(request: AskRequest, limit: int, clips: Sequence[BenchClip]) -> list[Block]:
+def answered(load_plan: LoadPlan, limit: int, clips: Sequence[BenchClip]) -> list[Block]:
     """Texts of ``limit`` tokens at most about all items of some clips, by a target that is loaded for it.
 
     :raises LvspecError: a clip cannot be read.
     """
-    target = load(replace(request, settings=replace(request.settings, mode=Mode.AR))).target
+    alone = replace(load_plan, draft=None, loading=replace(load_plan.loading, draft=None))
+    target = load(alone, workload_of_pair(load_plan.choice.pair)).target
     with reading() as read:
         asked = [(item, frames) for clip in clips for frames in (read(clip.video),) for item in clip.items]
     asked.sort(key=lambda each: each[0].task)  # a batch takes as long as its longest answer

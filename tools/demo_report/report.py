@@ -26,7 +26,6 @@ from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.bench.run import (
     BenchJob,
-    bench_request,
     demo_clips,
     header_of,
     measured_of,
@@ -40,11 +39,12 @@ from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.figures.summary import Measured
 from lvspec_cli.memory.choose import choose_pair
+from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
-from lvspec_cli.pipeline import load
-from lvspec_cli.request import AskRequest
+from lvspec_cli.pipeline import load, prepared
+from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 from tools.demo_report.batched import BATCH, REFERENCE, batched_of
 from tools.demo_report.earlier import asked_of, is_still_said, lines_kept, with_earlier, without
@@ -93,16 +93,16 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
 
     :raises LvspecError: the pair or a folder cannot be used.
     """
-    request = _request(report)
+    load_plan, request = _prepared(report)
     rule, gamma = request.settings.rule, request.settings.gamma
     others, parts = _others(report, rule), ablations(rule)
-    runs = _Runs(report, request, rules_of((*others, *parts)), say)
+    runs = _Runs(report, load_plan, request, rules_of((*others, *parts)), say)
     tuned = [_lined(each, gamma) for each in others]
     if report.variants is None:
         tuned += [replace(each, gamma=gamma) for each in controls(rule)]
     own = Variant(BenchMode.LVSPEC, gamma)
     if report.only_further is not None:
-        loaded = load(request)
+        loaded = load(load_plan, workload_of(request))
         for job in runs.further_jobs(own):
             runs.untimed(loaded, job)
         return
@@ -112,8 +112,7 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     speed = runs.run(runs.job("speed", paths[: report.speed], timed, timed=True))
     asked = text_lines(report, gamma, tuned, [each.variant for each in parts])
     job = runs.job("texts", paths, asked, questions=QUESTIONS)
-    job = replace(job, request=bench_request(job))
-    loaded = load(job.request)
+    loaded = load(job.load_plan, job.workload)
     main = [runs.untimed(loaded, each) for each in (job, runs.reference(job))]
     plan = replace(job.plan, variants=(Variant(BenchMode.AR), *job.plan.variants))
     job = replace(job, modes=plan.variants, plan=plan)
@@ -132,13 +131,13 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
         say(f"written: {path}")
 
 
-def _request(report: Report) -> AskRequest:
-    chosen = choose_pair(load_registry(report.models), report.pair, "auto")
-    defaults, settings = chosen.pair.defaults, replace(settings_of_pair(chosen.pair), fallback=False)
+def _prepared(report: Report) -> tuple[LoadPlan, AskRequest]:
+    choice = replace(choose_pair(load_registry(report.models), report.pair, "auto"), threads=report.threads)
+    defaults, settings = choice.pair.defaults, replace(settings_of_pair(choice.pair), fallback=False)
     if report.max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=report.max_new_tokens)
     video = VideoRequest(Path(), max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
-    return AskRequest(video, (), chosen.name, chosen.pair, settings, threads=report.threads)
+    return prepared(choice, AskRequest(video, (), settings))
 
 
 @dataclass(frozen=True)
@@ -156,6 +155,7 @@ class _Runs:
     """The report's runs, each of some clips and some lines, in a folder of its own."""
 
     report: Report
+    load_plan: LoadPlan
     request: AskRequest
     rules: Mapping[str, RuleSettings]  # of lines with a name
     say: Callable[[str], None]
@@ -185,8 +185,10 @@ class _Runs:
             first={line: count for line, count in lines.items() if count < len(sources)},
         )
         clips = clips_of(sources, request.video, questions=questions)
+        alone = replace(self.load_plan.choice, threads=1)
         return BenchJob(
-            request=request if timed else replace(request, threads=1),
+            load_plan=self.load_plan if timed else replace(self.load_plan, choice=alone),
+            video=request.video,
             clips=tuple(
                 replace(clip, items=tuple(item for item in clip.items if item.task in tasks))
                 for clip in clips
@@ -221,14 +223,12 @@ class _Runs:
                 label = f"{kind}_{first}-{first + count - 1}"
                 paths = self.clips(first, count)
                 job = self.job(label, paths, {own: count}, questions=FURTHER_QUESTIONS, tasks=(task,))
-                job = replace(job, request=bench_request(job))
                 yield from (job, self.reference(job))
 
     def reference(self, job: BenchJob) -> BenchJob:
         """A job for ar's texts about the same clips."""
         plan = replace(job.plan, variants=(REFERENCE,), rules={}, first={})
-        alone = replace(job, modes=plan.variants, plan=plan, out=job.out.with_name(f"{job.out.name}-ar"))
-        return replace(alone, request=bench_request(alone))
+        return replace(job, modes=plan.variants, plan=plan, out=job.out.with_name(f"{job.out.name}-ar"))
 
     def untimed(self, loaded: LoadedPair, job: BenchJob) -> Said:
         """Texts of a job."""
