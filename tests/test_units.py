@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lvspec_cli.units import clock, counted, gigabytes, size
+from lvspec_cli.table import clock, counted, gigabytes, size
 
 
 @pytest.mark.parametrize(

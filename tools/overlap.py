@@ -22,9 +22,9 @@ from statistics import median
 
 from lvspec_cli.batch.serve import WorkerPlan, serving
 from lvspec_cli.batch.work import Work, make_work
-from lvspec_cli.cores import usable_cores
 from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.write import scene_of
+from lvspec_cli.host import usable_cores
 from lvspec_cli.memory.choose import choose_pair
 from lvspec_cli.output.records import Record
 from lvspec_cli.pairs.registry import BUNDLED, load_registry, settings_of_pair

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec_cli.bench.clock import now
+from lvspec_cli.bench.own import now
 from lvspec_cli.figures.costs import Model
 from lvspec_cli.memory.plan import Choice, ModelSize, Workload, need
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedModel, choose_device
+from lvspec_cli.table import gigabytes
 from lvspec_cli.types import Prompt, Quantisation
-from lvspec_cli.units import gigabytes
 from tools.fabricate import fabricate, real_config, size_of_config
 
 PAIRS = ("32B/3B", "32B/7B", "7B/3B")

@@ -9,11 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvspec_cli.batch.lists import is_jobs_file, read_jobs
+from lvspec_cli.batch.names import (
+    VIDEO_SUFFIXES,
+    Place,
+    Taken,
+    absolute,
+    names_of,
+    place_in,
+    refusal,
+    taken_by,
+    walk,
+)
 from lvspec_cli.batch.names import Collected as Collected
 from lvspec_cli.batch.names import Input as Input
-from lvspec_cli.batch.names import Place, absolute, names_of, place_in
 from lvspec_cli.batch.names import Problem as Problem
-from lvspec_cli.batch.walk import VIDEO_SUFFIXES, Taken, refusal, taken_by, walk
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.video.source import shown
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from string import Formatter
 
 from lvspec_cli.batch.cutting import Stretch, even_segments
-from lvspec_cli.batch.inputs import Input
+from lvspec_cli.batch.names import Input
 from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.errors import DecodeTimeoutError, LvspecError, NoInputError, UsageError, VideoError
 from lvspec_cli.request import AskRequest, LoadPlan

@@ -7,8 +7,17 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
-from lvspec_cli.batch.serve import WorkerPlan, serving
+from lvspec_cli.batch.serve import (
+    Happened,
+    Message,
+    Ready,
+    Row,
+    Setup,
+    WantsWork,
+    WorkDone,
+    WorkerPlan,
+    serving,
+)
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
 from lvspec_cli.events import Listener, Noted

@@ -1,4 +1,9 @@
-"""The loop of one worker: works come in, their clips are decoded ahead, records go out."""
+"""The loop of one worker: works come in, their clips are decoded ahead, records go out.
+
+A worker in a process of its own and its parent exchange messages, pickled over a socket pair. The parent
+sends a Setup, then a Work or None for each WantsWork. The worker sends Ready, then what happens; an
+LvspecError is its last message.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from lvspec_cli.batch.answer import Answering, OnOutOfMemory
 from lvspec_cli.batch.work import Work
-from lvspec_cli.errors import ChangedVideoError
-from lvspec_cli.events import Listener, Noted
+from lvspec_cli.errors import ChangedVideoError, LvspecError
+from lvspec_cli.events import Event, Listener, Noted
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record
 from lvspec_cli.pipeline import check_unchanged, load
@@ -109,3 +114,37 @@ def _check_prompts(pair: LoadedPair, base: AskRequest) -> None:
 
     for text in (*base.questions, base.system or ""):
         check_text(pair.target.processor, text)
+
+
+@dataclass(frozen=True)
+class Setup:
+    plan: WorkerPlan
+    telling: bool  # whether the pipeline's events are wanted, too
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The pair is loaded."""
+
+
+@dataclass(frozen=True)
+class WantsWork:
+    """Answered with a Work, or None when there is none left."""
+
+
+@dataclass(frozen=True)
+class Happened:
+    event: Event
+
+
+@dataclass(frozen=True)
+class Row:
+    record: Record
+
+
+@dataclass(frozen=True)
+class WorkDone:
+    """All rows of the oldest work that has not been done."""
+
+
+Message = Ready | WantsWork | Happened | Row | WorkDone | LvspecError

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from lvspec_cli.batch.answer import DeviceLostError
-from lvspec_cli.batch.messages import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone
-from lvspec_cli.batch.serve import serving
+from lvspec_cli.batch.serve import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone, serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.events import Event, Noted
-from lvspec_cli.streams import steady_streams
+from lvspec_cli.host import steady_streams
 from lvspec_cli.system import parent_of
 
 

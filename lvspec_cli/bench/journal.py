@@ -22,11 +22,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli import __version__
-from lvspec_cli.bench.compare import differing_fields
-from lvspec_cli.bench.results import BenchSettings, Environment
-from lvspec_cli.cores import usable_cores
+from lvspec_cli.bench.results import BenchSettings, Environment, differing_fields
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.figures.answers import Block, Item
+from lvspec_cli.host import usable_cores
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.output.files import check_all_ours, check_still, sync_folder, sync_open, unwritable
 from lvspec_cli.output.lock import locked, open_held

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.figures.answers import Estimate, ModeResult, Spread, Variant
 from lvspec_cli.figures.summary import MIN_LIKELIHOOD, MIN_RETENTION, faster_unshown, winner
-from lvspec_cli.table import Style, Table, markdown_lines, markdown_text
-from lvspec_cli.units import counted
+from lvspec_cli.table import Style, Table, counted, markdown_lines, markdown_text
 
 HEADINGS = (
     "mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "acceptance", "retention",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
+import torch
 from torch import Tensor
 
-from lvspec_cli.bench.clock import Watch, now
 from lvspec_cli.figures.answers import Item, Measurement, Profile, Variant
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.probe import TextScore, score_text
 from lvspec_cli.models.prompt import build_prompts
-from lvspec_cli.models.score import TextScore, score_text
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round
@@ -166,3 +168,49 @@ class _WatchedDecoder(Decoder):
             return super().logits(passed, last)
         with self._clock.running():
             return super().logits(passed, last)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when the device has done all that it was given."""
+    synchronise(device)
+    return time.perf_counter()
+
+
+class Watch:
+    """Adds up the seconds of several stretches of work.
+
+    A CUDA device is not waited for: events in its own queue tell the time. Every other device is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What happens in the block counts."""
+        if self._device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            began = now(self._device)
+            yield
+            self._seconds += now(self._device) - began
+
+    @property
+    def seconds(self) -> float:
+        """All of it so far; waits for the device."""
+        synchronise(self._device)
+        return self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000

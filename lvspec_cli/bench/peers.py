@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec_cli.bench.clock import now, synchronise
+from lvspec_cli.bench.own import now, synchronise
 from lvspec_cli.figures.answers import BenchMode, Item, Measurement, Variant
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import features_of, quiet

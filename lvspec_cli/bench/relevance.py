@@ -19,9 +19,9 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from lvspec_cli import __version__
-from lvspec_cli.bench.clock import now
+from lvspec_cli.bench.own import now
 from lvspec_cli.bench.results import Environment
-from lvspec_cli.demo.lexicon import FACT_WORDS
+from lvspec_cli.demo.scenes import FACT_WORDS
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.answers import Estimate, Part
 from lvspec_cli.figures.intervals import mean

@@ -36,9 +36,8 @@ from lvspec_cli.figures.answers import (
     Variant,
 )
 from lvspec_cli.output.files import replacing
-from lvspec_cli.table import Table
+from lvspec_cli.table import Table, counted
 from lvspec_cli.types import RelevanceName, TokenKind
-from lvspec_cli.units import counted
 
 FILE_NAME = "report.html"
 MARK = b"<title>lvspec bench"

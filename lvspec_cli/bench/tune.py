@@ -12,12 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from lvspec_cli.bench.calibrate import Calibration, calibrate
-from lvspec_cli.bench.compare import differing_fields
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Header, Journal, environment_of, journal
 from lvspec_cli.bench.measure import Plan, Progress
 from lvspec_cli.bench.remote import Measure, measuring
-from lvspec_cli.bench.results import Results
+from lvspec_cli.bench.results import Results, differing_fields
 from lvspec_cli.bench.run import BenchJob, bench_settings, inputs_digest, run_loaded
 from lvspec_cli.bench.search import (
     Score,

@@ -12,11 +12,10 @@ from multiprocessing.connection import Connection
 
 from lvspec_cli.bench.measure import Run
 from lvspec_cli.bench.remote import Task, TaskDone, Warned
-from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import Block, Item
+from lvspec_cli.host import quieten_libraries, steady_streams
 from lvspec_cli.pipeline import load, memory_errors
-from lvspec_cli.streams import steady_streams
 from lvspec_cli.system import parent_of
 from lvspec_cli.video.pool import reading
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lvspec_cli import __version__
-from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.units import counted, gigabytes
+from lvspec_cli.host import usable_cores
+from lvspec_cli.table import counted, gigabytes
 
 State = Literal["ok", "note", "bad"]
 LEAST_FREE = 20 * 10**9  # bytes of disk: a small pair

@@ -20,8 +20,8 @@ from lvspec_cli.cli.requests import (
     decode_settings,
     video_request,
 )
-from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
+from lvspec_cli.host import quieten_libraries
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace

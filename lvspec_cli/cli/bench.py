@@ -1,4 +1,4 @@
-"""``lvspec bench``: how much faster, and what it costs in quality."""
+"""``lvspec bench``: how much faster, at what cost in quality; ``lvspec bench-compare``: what has changed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
-from lvspec_cli.cores import quieten_libraries
 from lvspec_cli.errors import UsageError
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.types import KeepBy
 
 if TYPE_CHECKING:
@@ -358,3 +358,58 @@ def _run(job: BenchJob, progress: PlainProgress | None) -> Results:
 def warn(message: str) -> None:
     """A warning that is said at once."""
     say(f"warning: {message}")
+
+
+First = Annotated[
+    Path, typer.Argument(metavar="A", help="A results.json, or the folder that lvspec bench wrote it to.")
+]
+Second = Annotated[Path, typer.Argument(metavar="B", help="The later one.")]
+Margin = Annotated[
+    float,
+    typer.Option(
+        "--margin", min=0, max=1, metavar="X",
+        help="The share by which a speedup, an accepted length or the likelihood of the texts may fall.",
+    ),
+]  # fmt: skip
+RetentionMargin = Annotated[
+    float,
+    typer.Option(
+        "--retention-margin", min=0, max=1, metavar="X", help="By how much the retention may fall, of 1."
+    ),
+]
+
+
+def bench_compare(
+    before: First,
+    after: Second,
+    margin: Margin = 0.05,
+    retention_margin: RetentionMargin = 0.002,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what changed from A to B. Exit code 6 when a figure of A got worse beyond the margin."""
+    with reporting(debug):
+        from lvspec_cli.bench.results import Margins, compare_results, differences, read_results
+        from lvspec_cli.errors import RegressionError
+        from lvspec_cli.ui.bench import change_table
+        from lvspec_cli.ui.tables import for_stdout
+
+        first, second = read_results(before), read_results(after)
+        changes = compare_results(first, second, Margins(margin, retention_margin))
+        write_out(for_stdout(change_table(changes)))
+        if not quiet:
+            for line in differences(first, second):
+                say(f"not the same: {line}")
+        worse = [change for change in changes if change.regression]
+        if worse:
+            named = worse[0]
+            more = f", and {len(worse) - 1} more" if len(worse) > 1 else ""
+            raise RegressionError(
+                f"{named.mode} got worse: {named.figure} {_figure(named.before)},"
+                f" now {_figure(named.after)}{more}",
+                "mend it, or allow more with --margin or --retention-margin",
+            )
+
+
+def _figure(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""What ``lvspec caption`` does: what is left of the inputs, the run, and what is said about it."""
+"""What ``lvspec caption`` does: what is left to do, the run or a forecast of it, what is said about it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import Protocol
 
 from lvspec_cli.batch.answer import gated
-from lvspec_cli.batch.history import history_file, remember
+from lvspec_cli.batch.history import forecast, history_file, past_runs, remember, seconds_a_row
 from lvspec_cli.batch.names import Collected, absolute
 from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.work import Moved, Outstanding, Work, outstanding
 from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, read_job
 from lvspec_cli.cli.caption_options import CaptionFlags
-from lvspec_cli.cli.reporting import say, write_json
-from lvspec_cli.cli.signals import Stop
-from lvspec_cli.errors import UsageError
+from lvspec_cli.cli.reporting import Stop, say, write_json, write_out
+from lvspec_cli.errors import LvspecError, NoInputError, UsageError, VideoError
 from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
-from lvspec_cli.output.records import Record, failed_record, renamed, to_line
-from lvspec_cli.types import Mode
+from lvspec_cli.output.records import Record, encode_name, failed_record, renamed, to_line
+from lvspec_cli.table import clock
+from lvspec_cli.types import Mode, VideoInfo
 from lvspec_cli.ui.state import BatchView, View
 from lvspec_cli.ui.summary import world_note
-from lvspec_cli.units import clock
+from lvspec_cli.ui.tables import ForecastRow, for_stdout, forecast_table
 
 NAMED_FAILURES = 10  # in the summary
 NAMED_EXPORTS = 10  # captions left out of an export that are named; the others are counted
@@ -70,8 +70,6 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     job, quiet = read_job(flags), flags.messages.quiet
     _check_export(flags, job.collected)
     if flags.records.dry_run:
-        from lvspec_cli.cli.dry_run import dry_run
-
         return dry_run(job, quiet)
     with ExitStack() as stack:
         rows: Rows = stack.enter_context(RecordFile.open(job.out)) if job.out else Printed()
@@ -256,3 +254,86 @@ def _videos_folder(collected: Collected) -> Path | None:
     for item in collected.inputs:
         return Path(os.fsdecode(absolute(item.path)[: -len(item.name)] or b"/"))
     return None
+
+
+def dry_run(job: Job, quiet: bool) -> int:
+    """Prints a row for each stretch; 1 when one of them cannot be read."""
+    from lvspec_cli.video.pool import DecodePool
+
+    works = lay_out_job(job, quiet)
+    kept = _kept(job.out)
+    left = outstanding(job.load_plan, works, kept, job.again)
+    with DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool:
+        readable = [work for work in works if work.error is None]
+        paths = (work.request.video.path for work in readable)
+        found = pool.probes(paths, timeout=job.base.video.timeout)
+        known = dict(zip(map(id, readable), found, strict=True))
+        rows = list(_rows(job, works, left, kept, known))
+    write_out(for_stdout(forecast_table(rows)))
+    if not quiet:
+        for line in _totals(job, left, rows):
+            say(line)
+    return 1 if any(row.problem for row in rows) else 0
+
+
+def _kept(out: Path | None) -> Mapping[str, Kept]:
+    if out is None:
+        return {}
+    try:
+        return {record.key: Kept.of(record) for record in read_records(out, say)}
+    except NoInputError:
+        return {}  # the first run will make it
+
+
+def _rows(
+    job: Job,
+    works: Sequence[Work],
+    left: Outstanding,
+    kept: Mapping[str, Kept],
+    known: Mapping[int, VideoInfo | LvspecError],
+) -> Iterator[ForecastRow]:
+    from lvspec_cli.models.prompt import visual_token_counter
+
+    count = visual_token_counter(job.load_plan.target)
+    failures = {key for key, row in kept.items() if row.status == "error"}
+    failures |= {key for key, moved in left.moved.items() if moved.row in failures}
+    to_do = {key for work in left.works for key in (work.keys[n - 1] for n in work.numbers)}
+    for work in works:
+        info = known.get(id(work), work.error)
+        name = encode_name(work.name)[0]
+        if not isinstance(info, VideoInfo):
+            yield ForecastRow(name, problem=info.cause if info else "unknown")
+            continue
+        if not info.width * info.height:
+            yield ForecastRow(name, problem="its picture's size is not known, or beyond the limit")
+            continue
+        taken = forecast(info, work.request.video)
+        try:
+            visual_tokens = count(taken.timestamps, taken.width, taken.height)
+        except VideoError as error:
+            yield ForecastRow(name, problem=error.cause)
+            continue
+        yield ForecastRow(
+            name,
+            start=work.request.video.start,
+            end=work.request.video.end,
+            duration=info.duration,
+            frames=len(taken.timestamps),
+            width=taken.width,
+            height=taken.height,
+            visual_tokens=visual_tokens,
+            to_do=sum(key in to_do for key in work.keys),
+            failed=sum(key in failures and key not in to_do for key in work.keys),
+            prompts=len(work.keys),
+        )
+
+
+def _totals(job: Job, left: Outstanding, rows: Sequence[ForecastRow]) -> Iterator[str]:
+    unreadable = sum(bool(row.problem) for row in rows)
+    yield f"{left.count} captions to do, {left.done} done, {left.failed} failed, {unreadable} unreadable"
+    yield from moved_lines(left)
+    seconds = seconds_a_row(past_runs(history_file()), past_run(job, rows=1, seconds=0.0))
+    if seconds is None:
+        yield "no estimate of the time: no run like this one has been made on this machine yet"
+    else:
+        yield f"about {clock(seconds * left.count)}, as the last run like this one went"

@@ -10,23 +10,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from lvspec_cli import __version__
-from lvspec_cli.cli import (
-    ask,
-    bench,
-    bench_compare,
-    bench_relevance,
-    caption,
-    demo,
-    doctor,
-    export,
-    merge,
-    models,
-    tune,
-)
+from lvspec_cli.cli import ask, bench, bench_relevance, caption, demo, doctor, export, models, tune
 from lvspec_cli.cli.groups import SectionedCommand
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
-from lvspec_cli.streams import steady_streams
+from lvspec_cli.host import steady_streams
 
 app = typer.Typer(
     name="lvspec",
@@ -37,11 +25,11 @@ app = typer.Typer(
 app.command("ask", cls=SectionedCommand)(ask.ask)
 app.command("caption", cls=SectionedCommand)(caption.caption)
 app.command("export")(export.export)
-app.command("merge")(merge.merge)
+app.command("merge")(export.merge)
 app.command("demo")(demo.demo)
 app.command("bench", cls=SectionedCommand)(bench.bench)
 app.command("bench-relevance", cls=SectionedCommand)(bench_relevance.bench_relevance)
-app.command("bench-compare")(bench_compare.bench_compare)
+app.command("bench-compare")(bench.bench_compare)
 app.command("tune", cls=SectionedCommand)(tune.tune)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)

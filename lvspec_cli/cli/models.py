@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lvspec_cli.cli import models_pull, models_verify, options
+from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
-from lvspec_cli.cores import quieten_libraries
-from lvspec_cli.errors import PairError
+from lvspec_cli.errors import LvspecError, PairError, UsageError
+from lvspec_cli.escape import visible_line
+from lvspec_cli.host import quieten_libraries
+from lvspec_cli.table import counted, gigabytes
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from lvspec_cli.checks.verify import Check, Half, Told
+    from lvspec_cli.pairs.hub import Missing
+    from lvspec_cli.pairs.registry import Pair, Source
+ASK_ABOVE = 10 * 10**9  # bytes
+TOKENS = 48  # of the self-test's answer
+FRAMES = 8
 
 app = typer.Typer(
     help="The pairs: list them, look at one, download it, see whether it fits, check it.",
@@ -50,7 +63,109 @@ def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: opti
         write_out(pair_facts(name, chosen, locate(chosen.target), locate(chosen.draft)))
 
 
-app.command("pull")(models_pull.pull)
+def _list(models_file: Path | None, debug: bool) -> None:
+    with reporting(debug):
+        from lvspec_cli.pairs.files import locate
+        from lvspec_cli.pairs.registry import load_registry
+        from lvspec_cli.ui.tables import PairRow, for_stdout, pair_table
+
+        registry = load_registry(models_file)
+        rows = [
+            PairRow(name, name == registry.default, pair, locate(pair.target), locate(pair.draft))
+            for name, pair in registry.pairs.items()
+        ]
+        write_out(for_stdout(pair_table(rows)))
+
+
+@app.command()
+def pull(
+    pair: Annotated[
+        str, typer.Argument(metavar="PAIR", autocompletion=options.complete_pair, help="A pair's name.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however large it is.")] = False,
+    models_file: options.ModelsPath = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Download a pair into the hub's cache, safetensors only.
+
+    A connection that breaks is taken up where it broke. After a stop run it again: whole files stay, one that
+    was cut short begins anew.
+    """
+    with reporting(debug):
+        from lvspec_cli.pairs.hub import check_room, missing_of
+        from lvspec_cli.pairs.registry import load_registry
+        from lvspec_cli.ui.progress import byte_counter
+
+        name, chosen = load_registry(models_file).pair(pair)
+        sources = {source.name: source for source in (chosen.target, chosen.draft)}.values()
+        for source in sources:
+            if source.repo is None:
+                _folder(source)  # nothing to download; an error where it is not there
+        missing = [missing_of(source, byte_counter) for source in sources if _is_to_be_had(source)]
+        if not quiet:
+            for each in (each for each in missing if each.files):
+                say(_told(each))
+            if not any(each.files for each in missing):
+                say(f"{name}: all of it is here")
+            if chosen.licence:
+                say(f"licence: {chosen.licence}")
+        check_room(missing)
+        _agree(name, sum(each.size for each in missing), yes)
+        for each in missing:
+            _fetch(each, quiet)
+        write_out("".join(f"{visible_line(folder)}\n" for folder in map(_folder, sources)))
+
+
+def _is_to_be_had(source: Source) -> bool:
+    """A commit that is wholly here cannot change; of a branch there may be a newer one."""
+    from lvspec_cli.pairs.files import locate
+
+    return source.repo is not None and (source.revision is None or locate(source).folder is None)
+
+
+def _folder(source: Source) -> str:
+    from lvspec_cli.pairs.files import require
+
+    return str(require(source))
+
+
+def _told(missing: Missing) -> str:
+    revision = "" if missing.source.revision else " of main, no commit is pinned"
+    files, size = f"{len(missing.files)} files{revision}", gigabytes(missing.size)
+    return f"{missing.source.name}: {files}, {size} to download"
+
+
+def _agree(name: str, size: int, yes: bool) -> None:
+    """Nothing large comes unasked.
+
+    :raises UsageError: nobody can be asked, or the answer is no.
+    """
+    if yes or size <= ASK_ABOVE:
+        return
+    what = f"{name} is {gigabytes(size)} to download"
+    if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
+        raise UsageError(what, "say --yes, as there is no terminal to ask on")
+    sys.stderr.write(f"{what}. Go on? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError(f"{name} was not downloaded", "a smaller pair: lvspec models list")
+
+
+def _fetch(missing: Missing, quiet: bool) -> None:
+    from lvspec_cli.pairs.hub import fetch
+    from lvspec_cli.ui.progress import PlainProgress, byte_counter
+
+    if not missing.files:
+        return
+    label = missing.source.name
+    progress = PlainProgress(sys.stderr)
+    if not quiet:
+        progress.begin(label)
+    try:
+        fetch(missing, byte_counter, lambda done, total: progress.advance(label, done, total, "B"))
+    finally:
+        progress.close()
 
 
 @app.command()
@@ -95,18 +210,108 @@ def fit(
             write_out(for_stdout(fit_table(fits)))
 
 
-app.command("verify")(models_verify.verify)
-
-
-def _list(models_file: Path | None, debug: bool) -> None:
+@app.command()
+def verify(
+    pair: Annotated[
+        str, typer.Argument(metavar="PAIR", autocompletion=options.complete_pair, help="A pair's name.")
+    ],
+    self_test: Annotated[
+        bool, typer.Option("--self-test/--no-self-test", help="Load the pair and compare exact mode with ar.")
+    ] = True,
+    models_file: options.ModelsPath = None,
+    device: options.Device = "auto",
+    dtype: options.DataType = "auto",
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Check a pair: its files' hashes, tokenizers, chat templates and configs, and that exact equals ar."""
     with reporting(debug):
-        from lvspec_cli.pairs.files import locate
+        quieten_libraries()
         from lvspec_cli.pairs.registry import load_registry
-        from lvspec_cli.ui.tables import PairRow, for_stdout, pair_table
 
-        registry = load_registry(models_file)
-        rows = [
-            PairRow(name, name == registry.default, pair, locate(pair.target), locate(pair.draft))
-            for name, pair in registry.pairs.items()
-        ]
-        write_out(for_stdout(pair_table(rows)))
+        name, chosen = load_registry(models_file).pair(pair)
+        failed = 0
+        for check in _checks(name, chosen, self_test, device, dtype, quiet):
+            write_out(f"{check.state}\t{check.what}\t{visible_line(check.detail)}\n")
+            failed += check.state == "failed"
+        if failed:
+            raise PairError(
+                f"{name}: {counted(failed, 'check')} {'has' if failed == 1 else 'have'} failed",
+                "see above; `lvspec models pull` mends files, another draft the rest",
+            )
+
+
+def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, quiet: bool) -> Iterator[Check]:
+    from lvspec_cli.pairs.files import require
+
+    folders = require(pair.target, name), require(pair.draft, name)
+    from lvspec_cli.checks.verify import Check, Half, check_configs, check_texts, guarded
+
+    target = Half("target", pair.target, folders[0])
+    draft = Half("draft", pair.draft, folders[1])
+    for half in (target, draft):
+        yield from guarded(f"{half.role}: files", partial(_files, half, quiet))
+    found = guarded("tokenizers", partial(check_texts, target, draft))
+    found += guarded("configs", partial(check_configs, target, draft))
+    yield from found
+    if not self_test:
+        yield Check("self-test", "not checked", "left out by --no-self-test")
+    elif any(check.state == "failed" for check in found):
+        yield Check("self-test", "not checked", "the pair has to be right first")
+    else:
+        yield from guarded("self-test", partial(_self_test, name, pair, device, dtype))
+
+
+def _files(half: Half, quiet: bool) -> Iterator[Check]:
+    from lvspec_cli.checks.verify import check_files
+    from lvspec_cli.pairs.hub import hashes_of
+
+    known: dict[str, str] = {}
+    if half.source.repo:
+        try:
+            known = hashes_of(half.source, half.folder.name)
+        except LvspecError as error:
+            if not quiet:
+                say(f"{error.cause}; the cache's own hashes are taken")
+    yield check_files(half, known, _telling(quiet))
+
+
+def _telling(quiet: bool) -> Told:
+    """Shows which file is being read, where that takes a while."""
+    if quiet or not sys.stderr.isatty():
+        return lambda name, done, total: None
+    from lvspec_cli.ui.progress import PlainProgress
+
+    progress, label = PlainProgress(sys.stderr), ""
+
+    def told(name: str, done: int, total: int) -> None:
+        nonlocal label
+        if label != name:
+            progress.begin(name)
+            label = name
+        progress.advance(name, done, total, "B")
+        if done >= total:
+            progress.close()
+            label = ""
+
+    return told
+
+
+def _self_test(name: str, pair: Pair, device: str, dtype: str) -> Iterator[Check]:
+    """One answer about a clip that the package brings, by the target alone and in exact mode."""
+    from lvspec_cli.checks.verify import check_answers
+    from lvspec_cli.memory.resolve import workload_of
+    from lvspec_cli.models.prompt import build_prompts
+    from lvspec_cli.pairs.registry import PACKAGE, settings_of_pair
+    from lvspec_cli.pipeline import load, prepared
+    from lvspec_cli.request import AskRequest, PairChoice
+    from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
+    from lvspec_cli.video.decode import read_clip
+
+    clip = PACKAGE / "demo/clips/clip_0001.mp4"
+    settings = replace(settings_of_pair(pair), max_new_tokens=TOKENS, fallback=False)
+    video = VideoRequest(clip, max_frames=FRAMES, max_pixels=pair.defaults.max_pixels)
+    asked = AskRequest(video, (DEFAULT_PROMPT,), settings)
+    plan, request = prepared(PairChoice(name, pair, device=device, dtype=dtype), asked)
+    loaded = load(plan, workload_of(request))
+    yield check_answers(loaded, build_prompts(loaded, read_clip(video), DEFAULT_PROMPT), settings)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lvspec_cli.demo.lexicon import (
+from lvspec_cli.demo.scenes import (
     APPEAR_VERBS,
     COUNTS,
     DISAPPEAR_VERBS,
@@ -16,8 +16,10 @@ from lvspec_cli.demo.lexicon import (
     ROWS,
     SHAPES,
     SIZES,
+    Event,
+    Scene,
+    SceneObject,
 )
-from lvspec_cli.demo.scenes import Event, Scene, SceneObject
 
 CAPTION_PROMPTS = (
     "Describe the video.",

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lvspec_cli.demo.lexicon import (
+from lvspec_cli.demo.scenes import (
     APPEAR_VERBS,
     BACKGROUNDS,
     COLOURS,
@@ -24,8 +24,8 @@ from lvspec_cli.demo.lexicon import (
     SHAPES,
     SIZES,
     TEXTURES,
+    Scene,
 )
-from lvspec_cli.demo.scenes import Scene
 
 FACT_KINDS = (
     "count",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lvspec_cli.demo.captions import event_clause, motion_phrase, place_name
-from lvspec_cli.demo.lexicon import (
+from lvspec_cli.demo.scenes import (
     APPEAR_VERBS,
     BACKGROUNDS,
     COLOURS,
@@ -19,8 +19,9 @@ from lvspec_cli.demo.lexicon import (
     ROWS,
     SHAPES,
     SIZES,
+    Scene,
+    SceneObject,
 )
-from lvspec_cli.demo.scenes import Scene, SceneObject
 
 
 @dataclass(frozen=True)

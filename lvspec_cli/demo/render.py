@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS
-from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position
+from lvspec_cli.demo.scenes import BACKGROUNDS, COLOURS, Scene, colour_at, is_visible, position
 
 Pixels = NDArray[np.floating]
 

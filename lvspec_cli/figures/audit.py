@@ -37,7 +37,7 @@ def audited(
 
     :param settings: those of the answer, ``generation`` in tokens and ``text`` as text.
     """
-    from lvspec_cli.models.score import score_text
+    from lvspec_cli.models.probe import score_text
 
     plain = replace(settings, mode=Mode.AR)
     ar = session.answer(prompts, plain, interrupted=interrupted).run()

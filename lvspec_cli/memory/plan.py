@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.table import gigabytes
 from lvspec_cli.types import Quantisation, Share, VisionSize
-from lvspec_cli.units import gigabytes
 
 GIGABYTE = 10**9
 CONTEXT = {"gpu": 700_000_000, "cpu": 900_000_000}  # of CUDA or of Python and its libraries

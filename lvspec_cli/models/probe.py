@@ -1,18 +1,23 @@
-"""What relevance reads of a pass: attention to the video, hidden states, and what the head makes of them.
+"""What is read of a model beside its next token: attention to the video and hidden states, for relevance, and
+how likely the model finds a whole text.
 
-These functions run no layer of the model again: they use what a pass kept of the layers that it watched. Like
-a decoder's methods, they expect :func:`torch.inference_mode`, and give tensors on the model's own device.
+What relevance reads runs no layer again: it uses what a pass kept of the layers that it watched. Like a
+decoder's methods, that expects :func:`torch.inference_mode`, and gives tensors on the model's own device.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lvspec_cli.models.attention import causal
 from lvspec_cli.models.decoder import Decoder, Pass
+from lvspec_cli.types import Prompt
 
-_LENS_ROWS = 128  # rows of logits over the vocabulary at a time
+_ROWS = 128  # rows of logits over the vocabulary at a time
 
 
 def video_attention(decoder: Decoder, passed: Pass, layer: int, rows: int) -> Tensor:
@@ -61,7 +66,7 @@ def lens(decoder: Decoder, states: Tensor, *, normalise: bool) -> Tensor:
     """
     family, model = decoder.loaded.family, decoder.loaded.model
     highest = torch.zeros(decoder.loaded.vocabulary, device=states.device)
-    for rows in states.split(_LENS_ROWS):
+    for rows in states.split(_ROWS):
         normalised = family.norm(model, rows) if normalise else rows
         probs = family.head(model, normalised).float().softmax(dim=-1)
         highest = torch.maximum(highest, probs.amax(dim=0))
@@ -89,3 +94,46 @@ def _attention(decoder: Decoder, passed: Pass, layer: int, rows: int) -> tuple[T
     if rows > 1:
         scores = scores.masked_fill(~causal(passed.start, rows, scores.device), float("-inf"))
     return scores.softmax(dim=-1).narrow(2, 0, decoder.video.shape[0]), decoder.video.to(device)
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """What the target thinks of a text, the end token included where there is one."""
+
+    log_probability: float  # nats, summed over the tokens
+    tokens: int
+    own: int  # tokens that the target itself finds likeliest where they stand
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return self.log_probability / self.tokens
+
+
+@torch.inference_mode()
+def score_text(decoder: Decoder, prompt: Prompt, text: Sequence[int]) -> TextScore | None:
+    """The score of one text, as token ids, behind a prompt whose clip the decoder has encoded.
+
+    The model's own distribution counts: temperature 1, and no rule of a generation_config. An empty text has
+    no score.
+    """
+    if not text:
+        return None
+    tokens = torch.tensor(text, dtype=torch.long, device=decoder.loaded.device)
+    logits = decoder.logits(decoder.begin(prompt, len(text)), 1)
+    total, own = _weigh(logits, tokens[:1])
+    for rows in tokens.split(_ROWS):
+        place = decoder.answered
+        wanted = tokens[place + 1 : place + 1 + len(rows)]
+        if len(wanted):
+            passed = decoder.forward(rows[: len(wanted)])
+            part = _weigh(decoder.logits(passed, len(wanted)), wanted)
+            total, own = total + part[0], own + part[1]
+    return TextScore(total, len(text), own)
+
+
+def _weigh(logits: Tensor, wanted: Tensor) -> tuple[float, int]:
+    """Log probability of tokens (n,) under logits (n, vocabulary), and how many are the likeliest."""
+    chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
+    nats = (chosen - logits.logsumexp(dim=-1)).double().sum()
+    return float(nats), int((chosen >= logits.amax(dim=-1)).sum())

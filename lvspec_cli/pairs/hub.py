@@ -12,7 +12,7 @@ from typing import Any
 from lvspec_cli.errors import PairError
 from lvspec_cli.pairs.files import LEFT, TAKEN
 from lvspec_cli.pairs.registry import Source
-from lvspec_cli.units import gigabytes
+from lvspec_cli.table import gigabytes
 
 Progress = Callable[[int, int], None]  # bytes done, of how many
 Bar = Callable[[Progress], type[Any]]  # makes the class that the hub's client takes for its progress bars

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.host import config_folder
 from lvspec_cli.text_file import SETTINGS, read_file
 from lvspec_cli.types import (
     MOST_PIXELS,
@@ -35,7 +36,6 @@ from lvspec_cli.types import (
     RuleSettings,
     read_gamma,
 )
-from lvspec_cli.user_folders import config_folder
 
 PACKAGE = Path(__file__).parents[1]
 Parsed = TypeVar("Parsed", bound=BaseModel)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING
 
-from lvspec_cli.bench.compare import Change
 from lvspec_cli.bench.lines import contrast_table, result_table
-from lvspec_cli.bench.results import Results
+from lvspec_cli.bench.results import Change, Results
 from lvspec_cli.table import Style, Table, plain
 from lvspec_cli.ui.tables import terminal
 

@@ -12,10 +12,9 @@ from lvspec_cli.memory.plan import Machine
 from lvspec_cli.memory.resolve import FitRow, PairFit, places
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import Pair, Source
-from lvspec_cli.table import Table, plain
+from lvspec_cli.table import Table, plain, size
 from lvspec_cli.types import Quantisation, RuleSettings
 from lvspec_cli.ui.tables import model_size
-from lvspec_cli.units import size
 
 
 def pair_facts(name: str, pair: Pair, target: Stored, draft: Stored) -> str:

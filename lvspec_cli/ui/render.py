@@ -17,9 +17,9 @@ from rich.text import Text
 
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.table import counted
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.state import StageView, View, fold
-from lvspec_cli.units import counted
 
 # Attributes beside the colours: the kinds stay apart without any colour.
 STYLES = {

@@ -19,8 +19,8 @@ from lvspec_cli.events import (
     StageStarted,
 )
 from lvspec_cli.output.records import Record
+from lvspec_cli.table import clock
 from lvspec_cli.types import Gamma, Piece, TokenKind
-from lvspec_cli.units import clock
 
 KEPT = (TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT)
 

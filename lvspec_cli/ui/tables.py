@@ -16,8 +16,7 @@ from rich.text import Text
 from lvspec_cli.escape import visible_line
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import Pair, Source
-from lvspec_cli.table import Table, plain
-from lvspec_cli.units import size
+from lvspec_cli.table import Table, plain, size
 
 _STYLES = {"best": "bold", "worse": "red"}
 

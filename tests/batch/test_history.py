@@ -14,8 +14,8 @@ import pytest
 
 from lvspec_cli.batch.cutting import Stretch, known_scenes
 from lvspec_cli.batch.history import PastRun, past_runs, remember
+from lvspec_cli.host import config_folder, state_folder
 from lvspec_cli.types import VideoRequest
-from lvspec_cli.user_folders import config_folder, state_folder
 from tests.batch.conftest import Caption, rows
 
 RUN = PastRun("tiny", "lvspec", "auto", 1, 4, 3, 2.5)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.inputs import Input, collect
-from lvspec_cli.batch.names import Place, is_in, names_of
+from lvspec_cli.batch.inputs import collect
+from lvspec_cli.batch.names import Input, Place, is_in, names_of
 from lvspec_cli.errors import NoInputError, UsageError
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.batch.inputs import Input
 from lvspec_cli.batch.lists import is_jobs_file, read_jobs, read_paths
+from lvspec_cli.batch.names import Input
 from lvspec_cli.errors import NoInputError, UsageError
 
 

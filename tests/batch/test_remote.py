@@ -8,9 +8,8 @@ from multiprocessing import Pipe
 
 import pytest
 
-from lvspec_cli.batch.messages import Setup
 from lvspec_cli.batch.remote import _Crew, _Worker
-from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.batch.serve import Setup, WorkerPlan
 from lvspec_cli.errors import PairError
 from lvspec_cli.events import Event, Noted
 from tests.batch.test_moved import PLAN, work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lvspec_cli.bench.compare import Margins, compare_results, differences
+from lvspec_cli.bench.results import Margins, compare_results, differences
 from lvspec_cli.figures.answers import BenchMode, Estimate, Fidelity, ModeResult, Spread
 from tests.bench.made import ENVIRONMENT, SETTINGS, item, results
 

@@ -112,9 +112,7 @@ def test_a_profile_accounts_for_all_of_the_rounds(pair: LoadedPair, monkeypatch:
     timed = own(pair, EXACT)
     ticks = itertools.count()
     # A clock that goes on by 1 whenever it is read: a pass takes 1, its logits 1, all else what is between.
-    monkeypatch.setattr(
-        "lvspec_cli.bench.clock.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))
-    )
+    monkeypatch.setattr("lvspec_cli.bench.own.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     found = profile_own(pair, CLIP, ITEM, EXACT, settings_of(EXACT, BASE, 0.1))
     assert (found.rounds, found.draft_steps) == (timed.rounds, timed.drafted)
     assert found.draft_s == 2 * found.draft_steps

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.cli.signals import Stop, stopping
+from lvspec_cli.cli.reporting import Stop, reporting, stopping
 from lvspec_cli.errors import OutputError
 from lvspec_cli.events import QuestionStarted, RoundDone
 from lvspec_cli.types import Round, TokenKind

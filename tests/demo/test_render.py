@@ -9,9 +9,18 @@ import av
 import numpy as np
 import pytest
 
-from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, SHAPES
 from lvspec_cli.demo.render import render_frames
-from lvspec_cli.demo.scenes import Scene, SceneObject, is_visible, position, sample_scene, scene_from_dict
+from lvspec_cli.demo.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    is_visible,
+    position,
+    sample_scene,
+    scene_from_dict,
+)
 from lvspec_cli.demo.write import encode_scene, write_clips
 
 

@@ -5,8 +5,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvspec_cli.demo.lexicon import COLOURS
 from lvspec_cli.demo.scenes import (
+    COLOURS,
     DIRECTIONS,
     Scene,
     colour_at,

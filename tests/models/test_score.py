@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvspec_cli.models import score
+from lvspec_cli.models import probe as score
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
+from lvspec_cli.models.probe import TextScore, score_text
 from lvspec_cli.models.prompt import build_prompts
-from lvspec_cli.models.score import TextScore, score_text
 from lvspec_cli.types import DecodeSettings, Mode, Prompt
 from tests.speculation.conftest import decode, model_inputs, stock_model
 from tests.tiny_models import FAMILIES, make_clip, save_pair

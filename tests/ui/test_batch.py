@@ -11,10 +11,10 @@ from rich.console import Console
 
 from lvspec_cli.events import Stage, StageFinished, StageStarted
 from lvspec_cli.output.records import Record, stats_fields
+from lvspec_cli.table import clock
 from lvspec_cli.types import DecodeStats
 from lvspec_cli.ui.batch import BatchPicture, BatchShow, failure_line
 from lvspec_cli.ui.state import BatchView, add_event, add_row, counts, rates
-from lvspec_cli.units import clock
 from tests.output.rows import caption, failure
 from tests.ui.test_render import EVENTS
 from tests.ui.test_state import EMPTY

@@ -12,9 +12,8 @@ import pytest
 from lvspec_cli.errors import DamagedVideoError, DecodeTimeoutError
 from lvspec_cli.system import start_child
 from lvspec_cli.types import VideoRequest
-from lvspec_cli.video import child as child_module
-from lvspec_cli.video.child import Child, decoding_child
-from lvspec_cli.video.decode import probe_job, read_clip
+from lvspec_cli.video import decode as child_module
+from lvspec_cli.video.decode import Child, decoding_child, probe_job, read_clip
 from lvspec_cli.video.decord_frames import _one_more_file
 from lvspec_cli.video.messages import Job
 from tests.video.clips import make_clip
@@ -124,7 +123,7 @@ def test_the_child_ends_when_its_parent_is_killed(clip):
 import sys
 from pathlib import Path
 from lvspec_cli.types import VideoRequest
-from lvspec_cli.video.child import decoding_child
+from lvspec_cli.video.decode import decoding_child
 from lvspec_cli.video.messages import Job
 with decoding_child(Job("read", VideoRequest(Path({str(clip)!r})))) as child:
     child.receive()

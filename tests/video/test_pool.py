@@ -28,9 +28,9 @@ from lvspec_cli.errors import (
 )
 from lvspec_cli.system import start_child
 from lvspec_cli.types import VideoInfo, VideoRequest
-from lvspec_cli.video import child as child_module
+from lvspec_cli.video import decode as child_module
 from lvspec_cli.video import pool as pool_module
-from lvspec_cli.video.child import Child, Clock, left_after
+from lvspec_cli.video.decode import Child, Clock, left_after
 from lvspec_cli.video.pool import DecodePool, Room
 from tests.video.clips import make_clip, numbers
 from tests.video.test_child import is_gone
@@ -453,7 +453,7 @@ def test_a_stretch_in_which_the_process_was_stopped_does_not_count(left, planned
 
 
 def test_a_limit_of_many_stretches_is_kept(monkeypatch):
-    monkeypatch.setattr("lvspec_cli.video.child.STRETCH", 0.05)
+    monkeypatch.setattr("lvspec_cli.video.decode.STRETCH", 0.05)
     rang = threading.Event()
     began = time.monotonic()
     clock = Clock(0.3, rang.set)

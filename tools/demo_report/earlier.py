@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from pydantic import TypeAdapter
 
-from lvspec_cli.bench.compare import differing_fields
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Earlier, Header
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.own import Texts
-from lvspec_cli.bench.results import BenchSettings
+from lvspec_cli.bench.results import BenchSettings, differing_fields
 from lvspec_cli.figures.answers import BenchMode, Block, Variant
 from lvspec_cli.figures.summary import Measured
 from lvspec_cli.models.load import LoadedPair

@@ -34,10 +34,10 @@ from lvspec_cli.bench.run import (
     write_results,
 )
 from lvspec_cli.bench.variants import NamedRule, ablations, controls, read_rules, rules_of
-from lvspec_cli.cores import usable_cores
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.figures.summary import Measured
+from lvspec_cli.host import usable_cores
 from lvspec_cli.memory.choose import choose_pair
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair

@@ -18,10 +18,22 @@ from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from lvspec_cli.demo.captions import CAPTION_PROMPTS, Told, told_caption
-from lvspec_cli.demo.lexicon import BACKGROUNDS, COLOURS, FACT_WORDS, MOTIONS, SHAPES, SIZES, TEXTURES
 from lvspec_cli.demo.questions import questions, yes_no_questions
 from lvspec_cli.demo.render import render_frames
-from lvspec_cli.demo.scenes import Scene, colour_at, is_visible, position, sample_scene
+from lvspec_cli.demo.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    FACT_WORDS,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    colour_at,
+    is_visible,
+    position,
+    sample_scene,
+)
 from tools.train_demo.guides import (
     IGNORED,
     empty_labels,

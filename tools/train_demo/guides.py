@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lvspec_cli.demo.lexicon import COLOURS, COLUMNS, COUNTS, MOTIONS, ROWS, SHAPES, SIZES
-from lvspec_cli.demo.scenes import Scene
+from lvspec_cli.demo.scenes import COLOURS, COLUMNS, COUNTS, MOTIONS, ROWS, SHAPES, SIZES, Scene
 
 IGNORED = -100
 EVENTS = ("appears", "disappears", "changes colour")

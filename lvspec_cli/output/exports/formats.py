@@ -15,7 +15,7 @@ from typing import IO, Any, get_args, get_type_hints
 from lvspec_cli.errors import OutputError
 from lvspec_cli.output.exports.captions import Caption, Videos
 from lvspec_cli.output.exports.types import Skipped
-from lvspec_cli.units import clock
+from lvspec_cli.table import clock
 
 COLUMNS = tuple(field.name for field in fields(Caption))
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
