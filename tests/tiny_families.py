@@ -25,6 +25,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3_5Config,
     Qwen3VLConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -152,6 +153,25 @@ def qwen3_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> Qwen3V
         "rope_parameters": mrope(shape, mrope_interleaved=True),
     }
     return Qwen3VLConfig(text_config=text, **values)
+
+
+def qwen3_5_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> Qwen3_5Config:
+    values = qwen_values(tokenizer, shape)
+    values["vision_config"] |= {"depth": 3, "patch_size": 16, "num_position_embeddings": 16}
+    rotary = mrope(shape, mrope_interleaved=True, partial_rotary_factor=0.5)
+    third = max(1, shape.width // shape.heads // 12)
+    rotary["mrope_section"] = [shape.width // shape.heads // 4 - 2 * third, third, third]
+    text = {
+        **text_values(tokenizer, shape),
+        "num_hidden_layers": 4 * max(1, shape.layers - 1),  # of every four the last one attends
+        "head_dim": shape.width // shape.heads,
+        "rope_parameters": rotary,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 12,
+        "linear_value_head_dim": 8,
+    }
+    return Qwen3_5Config(text_config=text, **values)
 
 
 def llava_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> LlavaOnevisionConfig:
@@ -293,6 +313,7 @@ _qwen = partial(TinyFamily, build_tokenizer, _CHAT, QWEN[3:])
 TINY = {
     "qwen2_5_vl": _qwen(qwen2_5_config, qwen2_5_processor),
     "qwen3_vl": _qwen(qwen3_config, qwen3_processor),
+    "qwen3_5": _qwen(qwen3_5_config, qwen3_processor),
     "llava_onevision": _qwen(llava_config, llava_processor),
     "llava_next_video": TinyFamily(
         build_piece_tokenizer,

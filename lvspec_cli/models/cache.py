@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lvspec_cli.models.attention import STRETCH
+from lvspec_cli.models.delta import LayerStates
 
 SPARE = 384  # rows: an answer grows its cache once in so many tokens
 BLOCK = STRETCH  # rows, of which there is a whole number
@@ -31,6 +32,7 @@ class KeyValueCache:
     def __init__(self) -> None:
         self.capacity = 0
         self.length = 0
+        self.states = LayerStates()
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
@@ -60,16 +62,27 @@ class KeyValueCache:
     def advance(self, rows: int) -> None:
         """Take in the rows that every layer has written."""
         self.length += rows
+        self.states.after(self.length, rows)
 
     def rollback(self, length: int) -> None:
         """Forget everything from ``length`` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot roll back to {length}: the cache holds {self.length}")
+        self.states.rollback(length)
         self.length = length
+
+    def newest_rows(self) -> int:
+        """How many rows the states have not taken in."""
+        return self.length - self.states.settled
+
+    def mark(self) -> None:
+        """Make this length one that can be rolled back to, also by layers that keep no rows but a state."""
+        self.states.mark(self.length)
 
     def clear(self) -> None:
         """Forget everything, and give its memory back."""
         self.capacity = self.length = 0
+        self.states = LayerStates()
         self._keys.clear()
         self._values.clear()
 
@@ -77,7 +90,7 @@ class KeyValueCache:
     def bytes(self) -> int:
         """What is set aside, for all layers."""
         stores = (*self._keys.values(), *self._values.values())
-        return sum(store.numel() * store.element_size() for store in stores)
+        return sum(store.numel() * store.element_size() for store in stores) + self.states.bytes
 
     def keys(self, layer: int, length: int) -> Tensor:
         """The first ``length`` keys of a layer, ``(1, key heads, length, head size)``."""
@@ -85,6 +98,7 @@ class KeyValueCache:
 
     def reserve(self, capacity: int, spare: int = SPARE) -> None:
         """Make room for ``capacity`` rows at least, and some to spare; keep what is there."""
+        self.states.before(self.length, capacity - self.length)
         if capacity <= self.capacity:
             return
         self.capacity = -(-(capacity + spare) // BLOCK) * BLOCK

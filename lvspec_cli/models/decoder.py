@@ -64,6 +64,11 @@ class Decoder:
         return len(self._layers)
 
     @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Those that have keys and values."""
+        return self.loaded.family.attention_layers(self.loaded.model.config)
+
+    @property
     def holds_clip(self) -> bool:
         """Whether the clip that was encoded last is still in the cache. Decoders of one model may share its
         workspace, and then the last one that encoded a clip has it."""
@@ -122,6 +127,7 @@ class Decoder:
         start = prompt.prefix_length
         self._check_clip()
         self.cache.rollback(self._prefix_length)
+        self.cache.mark()
         if self._workspace is not None:  # captured passes are lost when the cache grows
             question = prompt.length - start
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)

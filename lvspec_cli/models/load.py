@@ -167,7 +167,7 @@ def load_model(
     with _explained(name, folder):
         config = read_config(folder)
         family = family_of(getattr(config, "model_type", ""), name)
-        _check_attention(config, name)
+        _check_attention(config, family, name)
         values = getattr(config, "quantization_config", None)
         files = quantisation_of_files(values, name)
         quantisation = held_as(agreed(request.quantisation, files, name), files, places[0].type)
@@ -190,6 +190,7 @@ def load_model(
         if places[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
         workspace = workspace_for(places, quantisation) if request.captured else None
+        family.prepare(model)
         take_kernels(family.language(model), places, quantisation, captured=workspace is not None)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
@@ -338,13 +339,12 @@ def check_words(tokenizer: Any, rows: int, name: str) -> None:
         )
 
 
-def _check_attention(config: Any, name: str) -> None:
+def _check_attention(config: Any, family: Family, name: str) -> None:
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
+    known = {"full_attention", "linear_attention"} if family.has_states else {"full_attention"}
     # Mistral says by its window alone what others say layer by layer.
-    windowed = (
-        any(kind != "full_attention" for kind in kinds) if kinds else getattr(text, "sliding_window", None)
-    )
+    windowed = bool(set(kinds) - known) if kinds else getattr(text, "sliding_window", None)
     if windowed:
         raise PairError(
             f"{name} uses windowed attention, which is not supported", "choose a pair with full attention"

@@ -32,10 +32,11 @@ def video_attention(decoder: Decoder, passed: Pass, layer: int, rows: int) -> Te
 def attention_by_video_token(decoder: Decoder, passed: Pass) -> Tensor:
     """Attention that a pass gives to each of the video's tokens, (video tokens,).
 
-    The mean over the pass's rows, over the heads and over all layers. The pass must have watched every layer.
+    The mean over the pass's rows, over the heads and over all layers that attend. The pass must have watched
+    these.
     """
     by_layer = []
-    for layer in range(decoder.layer_count):
+    for layer in decoder.attention_layers:
         weights, video = _attention(decoder, passed, layer, passed.rows)
         by_layer.append(weights[..., video].mean(dim=(0, 1)).to(decoder.loaded.device))
     return torch.stack(by_layer).mean(dim=0)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lvspec_cli.models.attention import packed_mask
 from lvspec_cli.models.cache import KeyValueCache
+from lvspec_cli.models.delta import LayerStates
 from lvspec_cli.types import Quantisation
 
 # Rows that are captured: few, as each takes memory and time once. 65 are those of the greatest gamma.
@@ -77,6 +78,15 @@ class FixedRows:
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """As ``KeyValueCache.update``, for a place that is known on the device only."""
         return self.cache.write(keys, values, layer, self.places)
+
+    @property
+    def states(self) -> LayerStates:
+        """Those of layers that keep a state."""
+        return self.cache.states
+
+    def newest_rows(self) -> Tensor:
+        """As ``KeyValueCache.newest_rows``, on the device."""
+        return self.places[0] - self.states.settled_on(self.places.device)
 
 
 @dataclass

@@ -72,7 +72,7 @@ class Answer:
         """Run the question, and take the target's first token."""
         room = self._settings.max_new_tokens + self._settings.greatest_gamma + 1
         guided = self._draft is not None and self._settings.draft_is_guided
-        passed = self._target.begin(prompts.target, room, range(self._target.layer_count) if guided else ())
+        passed = self._target.begin(prompts.target, room, self._target.attention_layers if guided else ())
         if self._draft is not None and prompts.draft is not None:
             if guided:
                 scores = attention_by_video_token(self._target, passed)

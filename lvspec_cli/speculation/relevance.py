@@ -7,7 +7,7 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -135,7 +135,7 @@ def relevance_for(
     rule: RuleSettings, target: Decoder, words: TokenSets, video: VideoStates, seed: int
 ) -> Relevance:
     """The scheme that a rule names, prepared for one clip."""
-    layers = layers_of(rule, target.layer_count)
+    layers = layers_of(rule, target.layer_count, target.attention_layers)
     loaded = target.loaded
     match rule.relevance:
         case RelevanceName.ATTENTION:
@@ -159,10 +159,13 @@ def video_layers(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
     return ()
 
 
-def layers_of(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
+def layers_of(
+    rule: RuleSettings, layer_count: int, attention_layers: Collection[int] | None = None
+) -> tuple[int, ...]:
     """The rule's layers, counted from 0, ascending and without duplicates.
 
-    :raises UsageError: the target has no such layer, or the rule names none.
+    :param attention_layers: those that attend, which relevance ``attention`` can read; None: all do.
+    :raises UsageError: the target has no such layer, it does not attend, or the rule names none.
     """
     for layer in rule.layers:
         if not -layer_count <= layer < layer_count:
@@ -171,7 +174,16 @@ def layers_of(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
             )
     if not rule.layers:
         raise UsageError("relevance needs at least one layer", "name one with --layer, -1 for the last")
-    return tuple(sorted({layer % layer_count for layer in rule.layers}))
+    layers = tuple(sorted({layer % layer_count for layer in rule.layers}))
+    if rule.relevance is RelevanceName.ATTENTION and attention_layers is not None:
+        for layer in layers:
+            if layer not in attention_layers:
+                known = ", ".join(map(str, attention_layers))
+                raise UsageError(
+                    f"layer {layer} of the target attends to nothing: it keeps a state",
+                    f"choose among {known} with --layer",
+                )
+    return layers
 
 
 def _unit(states: Tensor) -> Tensor:

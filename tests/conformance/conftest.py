@@ -52,6 +52,11 @@ class Subject:
     def processor(self) -> Any:
         return AutoProcessor.from_pretrained(self.folders[0])
 
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Those of the target's layers that attend."""
+        return self.pair.target.family.attention_layers(self.pair.target.model.config)
+
     def prompts(self, clip: str, question: str = "What moves?") -> PairPrompts:
         if (clip, question) not in self._prompts:
             self._prompts[clip, question] = build_prompts(self.pair, clip_of(clip), question)

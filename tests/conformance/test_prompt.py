@@ -93,6 +93,7 @@ TIMES = (0.0, 0.5, 61.0, 62.0, 125.3)
 EXPECTED_TIMES = {
     # Pairs of frames: the mean of each, an odd last frame with itself.
     "qwen3_vl": ["<0.2 seconds>", "<61.5 seconds>", "<125.3 seconds>"],
+    "qwen3_5": ["<0.2 seconds>", "<61.5 seconds>", "<125.3 seconds>"],
     "smolvlm": [
         "five frames from a 0:02:10 [H:MM:SS] video",
         "Frame from 00:00:",
@@ -115,8 +116,13 @@ def test_times_stand_in_the_text_of_families_that_write_them(subject: Subject) -
 
 @contextmanager
 def without_attention(loaded: LoadedModel) -> Iterator[None]:
-    """What attention gathers is thrown away: every row stands alone."""
-    weights = [layer.self_attn.o_proj.weight for layer in loaded.family.layers(loaded.model)]
+    """What attention or a state gathers is thrown away: every row stands alone."""
+    weights = [
+        layer.self_attn.o_proj.weight
+        if hasattr(layer, "self_attn")
+        else layer.linear_attn.layer.out_proj.weight
+        for layer in loaded.family.layers(loaded.model)
+    ]
     before = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight in weights:
@@ -145,7 +151,7 @@ def test_what_is_looked_at_is_the_models_own_attention(subject: Subject) -> None
         decoder.encode(prompt)
         asked = decoder.begin(prompt, 8, range(decoder.layer_count))
         looks = attention_by_video_token(decoder, asked)
-        shares = [video_attention(decoder, asked, layer, asked.rows) for layer in range(decoder.layer_count)]
+        shares = [video_attention(decoder, asked, layer, asked.rows) for layer in decoder.attention_layers]
     assert looks.shape == (prompt.visual_tokens,)
     assert bool((looks >= 0).all())
     assert len(looks) < 2 or float(looks.std()) > 0

@@ -34,8 +34,10 @@ def run_before(rounds: list[Round], at: int) -> list[int]:
     return [token for done in rounds[:at] for token in done.tokens] + list(rounds[at].drafted)
 
 
-@pytest.mark.parametrize("layers", [(-1,), (0, 2)], ids=str)
-def test_attention_is_the_models_own(subject: Subject, layers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("which", [(-1,), (0, -1)], ids=str)
+def test_attention_is_the_models_own(subject: Subject, which: tuple[int, ...]) -> None:
+    """``which``: of the layers that attend, of which alone the stock model shows attention."""
+    layers = tuple(subject.attention_layers[index] for index in which)
     prompts = subject.prompts("wide")
     video = prompts.target.video_mask
     rounds = rounds_of(subject.pair, prompts, replace(CLOSED, layers=layers))
@@ -45,8 +47,7 @@ def test_attention_is_the_models_own(subject: Subject, layers: tuple[int, ...]) 
         outputs = scratch(subject.pair.target, prompts.target, tokens, eager, output_attentions=True)
         rows = slice(-len(rounds[at].drafted) - 1, -1)
         shares = [
-            outputs.attentions[layer][0, :, rows, : len(video)][..., video].sum(-1).amax(0)
-            for layer in layers
+            outputs.attentions[index][0, :, rows, : len(video)][..., video].sum(-1).amax(0) for index in which
         ]
         expected = torch.stack(shares).mean(0)
         assert rounds[at].relevance == pytest.approx(expected.tolist(), abs=1e-4)

@@ -66,7 +66,9 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
 @pytest.mark.parametrize("relevance", [RelevanceName.ATTENTION, RelevanceName.SIMILARITY])
 def test_loose_answers_and_what_they_go_by_are_the_same(subject: Subject, relevance: RelevanceName) -> None:
     """Watched layers, too: relevance reads them."""
-    rule = RuleSettings(relevance=relevance, anchor_threshold=0.3, filler_margin=3.0, layers=(0, -1))
+    rule = RuleSettings(
+        relevance=relevance, anchor_threshold=0.3, filler_margin=3.0, layers=(subject.attention_layers[0], -1)
+    )
     wanted = DecodeSettings(gamma=5, rule=rule, max_new_tokens=24, repetition_guard=False)
     prompts = subject.prompts("wide")
     found, rounds = decode(Fixed(subject.pair).made(), prompts, wanted)

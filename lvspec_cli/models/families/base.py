@@ -33,6 +33,14 @@ class Family:
 
     model_type: str
     float16_is_safe = False  # whether nothing in it goes beyond 65504, float16's largest number
+    has_states = False  # whether some layers keep a state, and not keys and values of every row
+
+    def prepare(self, model: Any) -> None:
+        """Changes a model that was read, in place, into one that the engine can run."""
+
+    def attention_layers(self, config: Any) -> tuple[int, ...]:
+        """The language model's layers that have keys and values, from 0, ascending."""
+        return tuple(range(config.get_text_config().num_hidden_layers))
 
     # --- prompt -------------------------------------------------------------------------
 
@@ -102,12 +110,19 @@ class Family:
         rows = rows.view(1, hidden.shape[1], -1, attention.head_dim)
         if hasattr(attention, "q_norm"):  # Qwen3 normalises each head
             rows = attention.q_norm(rows)
-        rows = rows.transpose(1, 2)
-        cosines, sines = (part.unsqueeze(1) for part in rotary)
-        half = rows.shape[-1] // 2
-        turned = torch.cat((-rows[..., half:], rows[..., :half]), dim=-1)
-        return rows * cosines + turned * sines
+        return rotated(rows.transpose(1, 2), rotary)
 
     def attention_scale(self, model: Any, layer: int) -> float:
         """What a layer multiplies its attention scores by."""
         return float(self.layers(model)[layer].self_attn.scaling)
+
+
+def rotated(rows: Tensor, rotary: Rotary) -> Tensor:
+    """Queries (1, heads, rows, head size) at their positions; where there are fewer factors than numbers of a
+    head, the further numbers stay (partial rotary embedding)."""
+    cosines, sines = (part.unsqueeze(1) for part in rotary)
+    size = cosines.shape[-1]
+    turning, staying = rows[..., :size], rows[..., size:]
+    half = size // 2
+    turned = torch.cat((-turning[..., half:], turning[..., :half]), dim=-1)
+    return torch.cat((turning * cosines + turned * sines, staying), dim=-1)

@@ -1,0 +1,42 @@
+"""Qwen3.5, 3.6 and 3.8: three of four layers keep a state and no keys and values, the fourth has a gate.
+
+The video enters as in Qwen3-VL, times as text before every pair of frames, but at the first layer only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvspec_cli.models.delta import take_states
+from lvspec_cli.models.families.base import Rotary, VideoFeatures, rotated
+from lvspec_cli.models.families.qwen3_vl import Qwen3VL
+
+
+class Qwen3_5(Qwen3VL):  # noqa: N801 - the family's own name
+    model_type = "qwen3_5"
+    has_states = True
+
+    def prepare(self, model: Any) -> None:
+        take_states(self.layers(model))
+
+    def attention_layers(self, config: Any) -> tuple[int, ...]:
+        kinds = config.get_text_config().layer_types
+        return tuple(index for index, kind in enumerate(kinds) if kind == "full_attention")
+
+    def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
+        outputs = model.model.get_video_features(
+            video_inputs["pixel_values_videos"], video_inputs["video_grid_thw"], return_dict=True
+        )
+        return VideoFeatures(torch.cat(tuple(outputs.pooler_output)))
+
+    def queries(self, model: Any, layer: int, hidden: Tensor, rotary: Rotary) -> Tensor:
+        """Each head's query has its gate behind it, and only its first part is rotated."""
+        block = self.layers(model)[layer]
+        attention = block.self_attn
+        rows = attention.q_proj(block.input_layernorm(hidden))
+        rows = rows.view(1, hidden.shape[1], -1, 2 * attention.head_dim)[..., : attention.head_dim]
+        return rotated(attention.q_norm(rows).transpose(1, 2), rotary)
