@@ -25,6 +25,7 @@ from lvspec_cli.types import Loading, Quantisation
 settings.register_profile("lvspec", deadline=None)
 settings.load_profile("lvspec")
 PATIENCE = 600.0  # seconds until a process counts as hung
+LEAN_PATH = os.pathsep.join((str(Path(__file__).with_name("lean")), str(Path(__file__).parents[1])))
 
 
 def write_video(path: Path, seconds: float = 2.0, size: int = 64, rate: int = 8) -> Path:
@@ -110,7 +111,7 @@ class Shell:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(users)}
         home = {"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home / "config"), "HF_HUB_OFFLINE": "1"}
         home["XDG_STATE_HOME"] = str(self.home / "state")
-        path = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        path = {"PYTHONPATH": LEAN_PATH, "OMP_NUM_THREADS": "1"}
         return {**kept, **home, **path, **self.extra}
 
     @property

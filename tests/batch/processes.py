@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from tests.conftest import LEAN_PATH
+
 FORKER = """
 import json, os, sys
 import torch
@@ -144,7 +146,7 @@ def processes(home: Path, models: Path) -> Iterator[Processes]:
         "LVSPEC_MODELS": str(models),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": LEAN_PATH,
     }
     forker = subprocess.Popen(
         [sys.executable, "-c", FORKER],
