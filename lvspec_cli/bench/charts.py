@@ -6,6 +6,7 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.bench.variants import gamma_order
@@ -138,9 +139,7 @@ def lines_by_gamma(results: Sequence[ModeResult]) -> str | None:
             lines.setdefault(result.variant.name, []).append(result)
     if not lines:
         return None
-    gammas = sorted(
-        {result.gamma for line in lines.values() for result in line if result.gamma}, key=gamma_order
-    )
+    gammas = sorted({result.gamma for result in chain(*lines.values()) if result.gamma}, key=gamma_order)
 
     def plot(axes: Axes, range_of: Callable[[ModeResult], _Range | None]) -> None:
         for name, line in lines.items():
@@ -318,9 +317,7 @@ def length_histograms(results: Sequence[ModeResult]) -> str | None:
 
 def kind_bars(results: Sequence[ModeResult]) -> str | None:
     """Output tokens by kind, in per cent."""
-    shown = [
-        (str(result.variant), result.kinds) for result in results if result.kinds and _total(result.kinds)
-    ]
+    shown = [(str(result.variant), kinds) for result in results if (kinds := result.kinds) and _total(kinds)]
     if not shown:
         return None
 
@@ -348,9 +345,7 @@ def round_costs(results: Sequence[ModeResult]) -> str | None:
 
     def draw(figure: Figure) -> None:
         parts = {
-            "drafting": [
-                result.costs.drafted_a_round * (result.c or 0.0) for result in shown if result.costs
-            ],
+            "drafting": [costs.drafted_a_round * (r.c or 0.0) for r in shown if (costs := r.costs)],
             "verification": [result.v or 0.0 for result in shown],
             "rest": [result.o or 0.0 for result in shown],
         }

@@ -33,20 +33,20 @@ def measure_own(
 ) -> Measurement:
     """A timed answer as by ``lvspec ask``: in a new session, so that the video is encoded again."""
     loaded, device = _loaded_for(pair, settings), pair.target.device
-    began = now(device)
+    start = now(device)
     prompts = build_prompts(loaded, clip, item.prompt, system=system)
-    prompted = now(device)
+    prompt_end = now(device)
     decoding = Session.of(loaded).answer(prompts, settings)
     first = next(decoding)
-    filled = now(device)
+    prefill_end = now(device)
     rounds = [first, *decoding]
-    ended = now(device)
+    end = now(device)
     return _measurement(pair, variant, rounds, decoding.generation).model_copy(
         update={
             "video_s": clip.decode_seconds,
-            "prompt_s": prompted - began,
-            "prefill_s": filled - prompted,
-            "decode_s": ended - filled,
+            "prompt_s": prompt_end - start,
+            "prefill_s": prefill_end - prompt_end,
+            "decode_s": end - prefill_end,
         }
     )
 
@@ -132,16 +132,16 @@ def profile_own(
     for decoder in (target, draft):
         if decoder is not None:
             decoder.is_timed = True
-    began = now(device)
+    start = now(device)
     generation = decoding.run()
-    whole = now(device) - began
+    total = now(device) - start
     return Profile(
         **asdict(variant),
         rounds=generation.stats.rounds,
         draft_steps=generation.stats.drafted,
         draft_s=drafting.seconds,
         verification_s=verifying.seconds,
-        overhead_s=max(0.0, whole - drafting.seconds - verifying.seconds),
+        overhead_s=max(0.0, total - drafting.seconds - verifying.seconds),
     )
 
 
@@ -205,9 +205,9 @@ class Stopwatch:
             end.record()
             self._events.append((begin, end))
         else:
-            began = now(self._device)
+            start = now(self._device)
             yield
-            self._seconds += now(self._device) - began
+            self._seconds += now(self._device) - start
 
     @property
     def seconds(self) -> float:

@@ -59,15 +59,15 @@ def _answer(
     target, device = pair.target, pair.target.device
     _check_whole(target)
     assisted = variant.mode is BenchMode.HF_ASSISTED
-    began = now(device)
+    start = now(device)
     inputs = _inputs(target, clip, item.prompt, system)
-    prompted = now(device)
+    prompt_end = now(device)
     arguments = _assistance(pair) if assisted else {}
     with _observing(pair) as observer, _gamma_set(pair, variant), torch.inference_mode():
         if assisted:
             arguments["streamer"] = observer
         output = target.model.generate(**inputs, **arguments, do_sample=False, max_new_tokens=max_new_tokens)
-        ended = now(device)
+        end = now(device)
     length = int(inputs["input_ids"].shape[1])
     tokens = tuple(output[0, length:].tolist())
     answer = {
@@ -75,9 +75,9 @@ def _answer(
         "finish_reason": "stop" if tokens and tokens[-1] in target.generation.end_ids else "length",
         "output_tokens": len(tokens),
         "video_s": clip.decode_seconds,
-        "prompt_s": prompted - began,
-        "prefill_s": observer.filled - prompted,
-        "decode_s": ended - observer.filled,
+        "prompt_s": prompt_end - start,
+        "prefill_s": observer.prefill_end - prompt_end,
+        "decode_s": end - observer.prefill_end,
         "tokens": tokens,
     }
     if not assisted:
@@ -135,7 +135,7 @@ class _Observer:
     """
 
     device: torch.device
-    filled: float = 0.0  # end of the first pass, in seconds as by ``now``
+    prefill_end: float = 0.0  # end of the first pass, in seconds as by ``now``
     draft_steps: int = 0
     lengths: list[int] = field(default_factory=list)
     _has_prompt: bool = False
@@ -144,7 +144,7 @@ class _Observer:
     def target_passed(self, *_: Any) -> None:
         self._passes += 1
         if self._passes == 1:
-            self.filled = now(self.device)
+            self.prefill_end = now(self.device)
 
     def draft_passed(self, *_: Any) -> None:
         self.draft_steps += 1
@@ -155,7 +155,7 @@ class _Observer:
             return
         self.lengths.append(tokens.numel())
         if len(self.lengths) == 1:
-            self.filled = time.perf_counter()  # the tokens are on the host: the pass is finished
+            self.prefill_end = time.perf_counter()  # the tokens are on the host: the pass is finished
 
     def end(self) -> None:
         synchronise(self.device)
@@ -182,24 +182,24 @@ def _gamma_set(pair: LoadedPair, variant: Variant) -> Iterator[None]:
         return
     config = pair.draft.model.generation_config
     changes = {"num_assistant_tokens": variant.gamma, "num_assistant_tokens_schedule": "constant"}
-    before = {name: getattr(config, name) for name in changes}
+    old_values = {name: getattr(config, name) for name in changes}
     for name, value in changes.items():
         setattr(config, name, value)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in old_values.items():
             setattr(config, name, value)
 
 
 @contextmanager
 def _stock_attention(pair: LoadedPair) -> Iterator[None]:
     models = [loaded.model for loaded in (pair.target, pair.draft) if loaded is not None]
-    ours = [model.config.get_text_config()._attn_implementation for model in models]
+    attentions = [model.config.get_text_config()._attn_implementation for model in models]
     try:
         for model in models:
             model.set_attn_implementation("sdpa")
         yield
     finally:
-        for model, name in zip(models, ours, strict=True):
+        for model, name in zip(models, attentions, strict=True):
             model.set_attn_implementation({"": "sdpa", "text_config": name})

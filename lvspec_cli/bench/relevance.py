@@ -98,7 +98,7 @@ class RelevanceResults(FrozenModel):
     unread: dict[str, str] = Field(default_factory=dict)  # unreadable clips, with the cause
     facts: int  # tokens
     fillers: int
-    gamma: int  # rows of a round when it was timed: gamma + 1
+    gamma: int  # a timed round has gamma + 1 rows
     threshold: float  # the pair's
     schemes: tuple[SchemeResult, ...]
 

@@ -71,7 +71,7 @@ class TuneJob:
     out: Path
     redo: bool = False
     command: str = ""
-    processes: int = 1  # for the search, which is not timed
+    processes: int = 1  # for the search, which is untimed
     find_layers: bool = True  # if facts are known; otherwise the layers of the pair's rule
     reported: int | None = None  # clips of the second half in the report; None: all
     system: str | None = None
@@ -146,15 +146,11 @@ def tune(
     }
     search = _Search(loaded, job, first, settings, calibration, rules)
     trials = search.run(progress("trying settings"), warn)
-    chosen = {
-        relevance: best
-        for relevance in job.relevances
-        if (
-            best := _best_trial(
-                [trial for trial in trials if trial.rule.rule.relevance is relevance], job.min_fidelity
-            )
-        )
-    }
+    chosen = {}
+    for relevance in job.relevances:
+        group = [trial for trial in trials if trial.rule.rule.relevance is relevance]
+        if best := _best_trial(group, job.min_fidelity):
+            chosen[relevance] = best
     tuned = Tuned(
         search.judged_by, len(first), trials, chosen, calibration.costs, None, tuple(sorted(search.failed))
     )
@@ -195,10 +191,9 @@ def _calibrated(
         find_layers=job.find_layers,
         progress=progress,
     )
+    file = _CalibrationFile(asked=facts, calibration=calibration)
     with replacing(path) as stream:
-        stream.write(
-            _CalibrationFile(asked=facts, calibration=calibration).model_dump_json(indent=1).encode()
-        )
+        stream.write(file.model_dump_json(indent=1).encode())
     return calibration
 
 

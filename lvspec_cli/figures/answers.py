@@ -14,7 +14,7 @@ from lvspec_cli.types import Gamma, RelevanceName, TaskName, TokenKind
 
 
 class BenchMode(StrEnum):
-    """What the bench can run: our own modes, and two peers of transformers on the same weights."""
+    """The modes of the bench: our own, and two of transformers (the peers) on the same weights."""
 
     AR = "ar"
     EXACT = "exact"
@@ -106,9 +106,9 @@ class Item(FrozenModel):
     any_of: tuple[str, ...] = ()  # demo world: a right answer contains one of these ...
     none_of: tuple[str, ...] = ()  # ... and none of these
     scene: dict[str, Any] | None = None  # demo world: what the clip shows (demo.scenes.Scene.as_dict)
-    frames: int | None = None  # taken from the video
+    frames: int | None = None  # sampled from the video
     visual_tokens: int | None = None
-    error: str | None = None  # why nothing could be measured
+    error: str | None = None  # why it could not be measured
 
 
 class VariantFields(FrozenModel):

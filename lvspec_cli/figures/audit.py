@@ -52,7 +52,7 @@ def audit_answer(
     score, ar_score = (
         score_text(session.target, prompts.target, tokens) for tokens in (generation.tokens, ar.tokens)
     )
-    assert score  # an answer has a token at least
+    assert score  # an answer has at least one token
     assert ar_score
     return Audit(
         text=stream.text,

@@ -71,7 +71,7 @@ def result_line(record: Record) -> Text:
 
 
 def failure_line(record: Record) -> str:
-    """A row that failed, with its cause."""
+    """A failed row as one line, with its cause."""
     message = record.error.message if record.error else "unknown"
     return visible_line(f"failed {record.id}: {message}")
 

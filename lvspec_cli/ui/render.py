@@ -77,10 +77,10 @@ def answer_text(pieces: Iterable[Piece]) -> Text:
 
 
 def last_pieces(pieces: Sequence[Piece], characters: int) -> Sequence[Piece]:
-    """The end of a long answer: at least so many characters of it, if it has them.
+    """The end of a long answer: at least ``characters`` of it, if it is that long.
 
-    It begins at a multiple of STEP pieces, so that its lines break at the same places from one
-    picture to the next; drawing takes the same time however long the answer grows.
+    It begins at a multiple of STEP pieces, so that its lines break at the same positions in every
+    picture. Drawing takes the same time however long the answer is.
     """
     first = len(pieces)
     while first and characters > 0:
@@ -116,23 +116,23 @@ def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
     text = Text()
     auditing = view.stages.get(Stage.AUDITING, StageView()).running
     for stage in Stage:
-        now = view.stages.get(stage, StageView())
+        state = view.stages.get(stage, StageView())
         if stage is (Stage.ANSWERING if auditing else Stage.AUDITING):
             continue  # they never run at once, and there is no room for both
         if text:
             text.append("  ")
-        _append_stage(text, stage, now, plain, elapsed)
+        _append_stage(text, stage, state, plain, elapsed)
     return text
 
 
-def _append_stage(text: Text, stage: Stage, now: StageView, plain: bool, elapsed: float) -> None:
-    if now.seconds is not None:
+def _append_stage(text: Text, stage: Stage, state: StageView, plain: bool, elapsed: float) -> None:
+    if state.seconds is not None:
         text.append("+ " if plain else "✓ ", "green").append(stage.value)
-        text.append(f" {_seconds(now.seconds)}", "dim")
-    elif now.running:
+        text.append(f" {_seconds(state.seconds)}", "dim")
+    elif state.running:
         text.append("> " if plain else "● ", "yellow").append(stage.value, "bold")
-        if now.share is not None:
-            text.append(f" {now.share:.0%}", "bold")
+        if state.share is not None:
+            text.append(f" {state.share:.0%}", "bold")
         if elapsed >= 1:
             text.append(f" {int(elapsed)} s", "dim")
     else:

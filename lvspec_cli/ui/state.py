@@ -93,8 +93,8 @@ def fold(view: View, event: Event) -> View:
             return replace(view, pieces=(*view.pieces, Piece(tail, TokenKind.TARGET))) if tail else view
 
 
-def _stage(view: View, stage: Stage, now: StageView) -> View:
-    return replace(view, stages=MappingProxyType({**view.stages, stage: now}))
+def _stage(view: View, stage: Stage, state: StageView) -> View:
+    return replace(view, stages=MappingProxyType({**view.stages, stage: state}))
 
 
 def _round(view: View, event: RoundDone) -> View:
