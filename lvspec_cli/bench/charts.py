@@ -37,7 +37,7 @@ MARKERS = {
 }
 KIND_COLOURS = {"exact": "#009e73", "filler": "#e69f00", "shift": "#cc79a7", "target": "#999999"}
 LINES = ("-", "--", ":", "-.")  # for the relevance schemes of one mode
-WRITTEN = 14  # most columns of a heat map whose cells show their numbers
+ANNOTATED_COLUMNS = 14  # most columns of a heat map whose cells show their numbers
 _INK = "#010203"  # placeholder for the page's text colour
 _WIDTH = 8.0  # inches of 72 units
 _STYLE: Any = {
@@ -195,7 +195,7 @@ def _length_range(result: ModeResult) -> _Range | None:
 def _line(axes: Axes, name: str, result: ModeResult, points: Sequence[tuple[float, _Range]]) -> None:
     if not points:
         return
-    colour, marker, style = _look(name, result.mode)
+    colour, marker, style = _style_of(name, result.mode)
     positions, ranges = [position for position, _ in points], [range_ for _, range_ in points]
     axes.errorbar(
         positions, [range_[0] for range_ in ranges], yerr=_error_bars(ranges),
@@ -203,7 +203,7 @@ def _line(axes: Axes, name: str, result: ModeResult, points: Sequence[tuple[floa
     )  # fmt: skip
 
 
-def _look(name: str, mode: BenchMode) -> tuple[str, str, str]:
+def _style_of(name: str, mode: BenchMode) -> tuple[str, str, str]:
     """Colour and marker of the mode; a line style for its relevance or named rule."""
     suffix = name.removeprefix(mode)
     style = LINES[1 + zlib.crc32(suffix.encode()) % (len(LINES) - 1)] if suffix else LINES[0]
@@ -228,7 +228,7 @@ def tradeoff(results: Sequence[ModeResult]) -> str | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for name, points in lines.items():
-            colour, marker, style = _look(name, points[0][0].mode)
+            colour, marker, style = _style_of(name, points[0][0].mode)
             speeds, qualities = [speed for _, speed, _ in points], [quality for *_, quality in points]
             axes.errorbar(
                 [speed[0] for speed in speeds], [quality[0] for quality in qualities],
@@ -391,7 +391,7 @@ def head_map(areas: Sequence[Sequence[float]]) -> str | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.pcolormesh(areas, cmap="cividis", vmin=0.5, vmax=1.0)
-        if width <= WRITTEN:
+        if width <= ANNOTATED_COLUMNS:
             for row, line in enumerate(areas):
                 for column, area in enumerate(line):
                     ink = "black" if area > 0.75 else "white"

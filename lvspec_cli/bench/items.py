@@ -61,12 +61,12 @@ def clips_of(
             end=video.end if end is None else end,
         )
         name = encode_name(source.name)[0] + _stretch(request, video)
-        items = tuple(_about(source.path, name, number, source.prompts or tuple(prompts), questions))
+        items = tuple(_items_of(source.path, name, number, source.prompts or tuple(prompts), questions))
         clips.append(BenchClip(request, items))
     return tuple(clips)
 
 
-def _about(path: Path, name: str, number: int, prompts: Sequence[str], questions: int) -> Iterator[Item]:
+def _items_of(path: Path, name: str, number: int, prompts: Sequence[str], questions: int) -> Iterator[Item]:
     labels = read_scene_labels(path)
     default = CAPTION_PROMPTS[number % len(CAPTION_PROMPTS)] if labels else DEFAULT_PROMPT
     for index, prompt in enumerate(prompts or (default,), 1):

@@ -1,7 +1,7 @@
 """Finished measurements on disk, so that an interrupted run can be continued.
 
-``measurements.jsonl`` starts with a header (what is measured, and where), followed by a line for each item
-that was read and each finished block. A block is written as a whole: it is of one process and one time.
+``measurements.jsonl`` starts with a header (what is measured, and where). A line follows for each item whose
+clip was read or failed, and for each finished block. A block is written whole: it is of one process and time.
 """
 
 from __future__ import annotations

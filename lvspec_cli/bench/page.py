@@ -66,12 +66,12 @@ def render_page(title: str, lead: Sequence[str], sections: Sequence[Section]) ->
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        finalize=_harmless,
+        finalize=_visible,
     )
     return environment.get_template("page.html.jinja").render(title=title, lead=lead, sections=sections)
 
 
-def _harmless(value: Any) -> Any:
+def _visible(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

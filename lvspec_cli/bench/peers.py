@@ -57,12 +57,12 @@ def _answer(
     pair: LoadedPair, clip: Clip, item: Item, variant: Variant, max_new_tokens: int, system: str | None
 ) -> dict[str, Any]:
     target, device = pair.target, pair.target.device
-    _check_whole(target)
+    _check_one_device(target)
     assisted = variant.mode is BenchMode.HF_ASSISTED
     start = now(device)
     inputs = _inputs(target, clip, item.prompt, system)
     prompt_end = now(device)
-    arguments = _assistance(pair) if assisted else {}
+    arguments = _assistant_arguments(pair) if assisted else {}
     with _observing(pair) as observer, _gamma_set(pair, variant), torch.inference_mode():
         if assisted:
             arguments["streamer"] = observer
@@ -95,7 +95,7 @@ def _answer(
     }
 
 
-def _check_whole(target: LoadedModel) -> None:
+def _check_one_device(target: LoadedModel) -> None:
     """Checks that the target is on one device: only our own decoder moves states between devices.
 
     :raises ValueError: it is on several.
@@ -115,7 +115,7 @@ def _inputs(target: LoadedModel, clip: Clip, question: str, system: str | None) 
     return inputs
 
 
-def _assistance(pair: LoadedPair) -> dict[str, Any]:
+def _assistant_arguments(pair: LoadedPair) -> dict[str, Any]:
     """Arguments of ``generate`` for assisted generation."""
     if pair.draft is None:
         raise ValueError("no draft is loaded")

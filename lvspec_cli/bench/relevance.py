@@ -200,9 +200,7 @@ def score_caption(
     return ScoredCaption(
         positions=positions,
         facts=tuple(bool(facts[position]) for position in positions),
-        scores={
-            scheme: tuple(values[position - 1] for position in positions) for scheme, values in scores.items()
-        },
+        scores={scheme: tuple(values[p - 1] for p in positions) for scheme, values in scores.items()},
         score_us=score_us,
         prepare_ms=prepare_ms,
     )
@@ -245,15 +243,15 @@ class _CaptionPass:
         drafted = self._tokens[1:]
         passed = self._decoder.forward(self._tokens[:-1], range(self._decoder.layer_count + 1))
         scores: dict[Scheme, list[float]] = {}
-        ready: dict[Scheme, float] = {}
+        prepare_ms: dict[Scheme, float] = {}
         for scheme in self._all_schemes():
             began = now(self._pair.target.device)
             score = self._score_of(scheme)
-            ready[scheme] = 1e3 * (now(self._pair.target.device) - began)
+            prepare_ms[scheme] = 1e3 * (now(self._pair.target.device) - began)
             scores[scheme] = score(passed, drafted).tolist()
         if RelevanceName.ATTENTION in self._schemes:
             scores |= self._heads(passed, drafted)
-        return scores, ready
+        return scores, prepare_ms
 
     def costs(self) -> dict[Scheme, float]:
         """Microseconds to score one round, at the end of the caption."""
@@ -334,16 +332,14 @@ def evaluate_schemes(scored: Sequence[ScoredCaption], threshold: float) -> tuple
         values = [score for caption in scored for score in caption.scores[scheme]]
         whole = auc(values, facts)
         assert whole is not None
-        areas = [
-            area for caption in scored if (area := auc(caption.scores[scheme], caption.facts)) is not None
-        ]
+        areas = (auc(caption.scores[scheme], caption.facts) for caption in scored)
         counts = threshold_counts(values, facts)
         timed = scheme.head is None
         results.append(
             SchemeResult(
                 **asdict(scheme),
                 auc=whole,
-                auc_by_clip=mean(areas),
+                auc_by_clip=mean([area for area in areas if area is not None]),
                 best=best_point(counts),
                 at_threshold=point_at(counts, threshold),
                 roc=roc(counts) if timed else (),

@@ -107,7 +107,7 @@ def measure_relevance(
                 scored = score_caption(pair, frames, item.prompt, settings, system=system, schemes=schemes)
                 captions[key] = _caption(key, scored)
                 stored.add(captions[key])
-            results += _scored(captions[key])
+            results += _scored_captions(captions[key])
             progress(done, len(wanted))
     if unread and not results:
         raise NoInputError(
@@ -142,18 +142,17 @@ def _caption(key: str, scored: ScoredCaption | None) -> Caption:
     )
 
 
-def _scored(caption: Caption) -> list[ScoredCaption]:
+def _scored_captions(caption: Caption) -> list[ScoredCaption]:
+    """The caption in the form of the figures; empty if it has no token to score."""
     if not caption.places:
         return []
-    by_scheme = {Scheme(scores.relevance, scores.layer, scores.head): scores for scores in caption.schemes}
+    rows = {Scheme(row.relevance, row.layer, row.head): row for row in caption.schemes}
     return [
         ScoredCaption(
             positions=caption.places,
             facts=caption.facts,
-            scores={scheme: scores.scores for scheme, scores in by_scheme.items()},
-            score_us={s: scores.score_us for s, scores in by_scheme.items() if scores.score_us is not None},
-            prepare_ms={
-                s: scores.prepare_ms for s, scores in by_scheme.items() if scores.prepare_ms is not None
-            },
+            scores={scheme: row.scores for scheme, row in rows.items()},
+            score_us={s: row.score_us for s, row in rows.items() if row.score_us is not None},
+            prepare_ms={s: row.prepare_ms for s, row in rows.items() if row.prepare_ms is not None},
         )
     ]

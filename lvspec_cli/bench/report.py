@@ -137,34 +137,34 @@ def _rounds(results: Results) -> Section | None:
 
 
 def _fidelity(results: Results) -> Section | None:
-    compared = [(result, result.fidelity) for result in results.modes if result.fidelity is not None]
-    if not compared:
+    rows = [(result, result.fidelity) for result in results.modes if result.fidelity is not None]
+    if not rows:
         return None
     drawn = chart(
         charts.tradeoff(results.modes),
         "Quality kept against speedup, for every setting; the upper right is best.",
     )
     tables = (
-        _labelled(compared),
-        _by_kind(compared, "facts_by_kind", "F1 of captions, by kind of fact"),
-        _by_kind(compared, "questions_by_kind", "Right answers, by kind of question"),
-        _unlabelled(compared),
+        _labelled(rows),
+        _by_kind(rows, "facts_by_kind", "F1 of captions, by kind of fact"),
+        _by_kind(rows, "questions_by_kind", "Right answers, by kind of question"),
+        _unlabelled(rows),
     )
     return Section("Fidelity", charts=drawn, tables=tuple(table for table in tables if table is not None))
 
 
-Compared = Sequence[tuple[ModeResult, Fidelity]]
+FidelityRows = Sequence[tuple[ModeResult, Fidelity]]
 
 
-def _labelled(compared: Compared) -> Table | None:
+def _labelled(rows: FidelityRows) -> Table | None:
     """Quality by labels: facts and answers; None without labels."""
-    if not any(fidelity.facts or fidelity.questions for _, fidelity in compared):
+    if not any(fidelity.facts or fidelity.questions for _, fidelity in rows):
         return None
     return Table(
         ("mode", "facts", "F1", "ar", "kept", "questions", "right", "ar", "kept"),
         [
             (str(result.variant), *_quality_cells(fidelity.facts), *_quality_cells(fidelity.questions))
-            for result, fidelity in compared
+            for result, fidelity in rows
         ],
         "Where the right answer is known",
     )
@@ -176,10 +176,10 @@ def _quality_cells(quality: RelativeQuality | None) -> tuple[str, str, str, str]
     return (str(quality.count), number(quality.mode, 3), number(quality.ar, 3), retention(quality.retention))
 
 
-def _by_kind(compared: Compared, field: str, title: str) -> Table | None:
+def _by_kind(rows: FidelityRows, field: str, title: str) -> Table | None:
     """A column for each kind; counts and ``ar`` in the first rows."""
     by_mode: list[tuple[str, dict[str, RelativeQuality]]] = [
-        (str(result.variant), getattr(fidelity, field)) for result, fidelity in compared
+        (str(result.variant), getattr(fidelity, field)) for result, fidelity in rows
     ]
     kinds = list(dict.fromkeys(kind for _, qualities in by_mode for kind in qualities))
     if not kinds:
@@ -197,7 +197,7 @@ def _by_kind(compared: Compared, field: str, title: str) -> Table | None:
     return Table(("mode", *kinds), body, title)
 
 
-def _unlabelled(compared: Compared) -> Table:
+def _unlabelled(rows: FidelityRows) -> Table:
     """Figures without labels: the target's score of the texts, and their similarity to ar's."""
     body = [
         (
@@ -210,7 +210,7 @@ def _unlabelled(compared: Compared) -> Table:
             percent(fidelity.repetition, 2),
             number(fidelity.length, 1),
         )
-        for result, fidelity in compared
+        for result, fidelity in rows
     ]
     return Table(
         (
@@ -264,28 +264,25 @@ def choose_examples(results: Results, variants: Sequence[Variant], count: int = 
     """Blocks with texts stored token by token: those with most different texts first, one for each item."""
     chosen: dict[str, tuple[int, Block]] = {}
     for block in results.blocks:
-        answers = [
-            answer
-            for variant in variants
-            if (answer := block.of(variant)) is not None and answer.text is not None
-        ]
+        answers = [answer for _, answer in _answers(block, variants)]
         if block.item not in chosen and any(answer.pieces for answer in answers):
             chosen[block.item] = (len({answer.text for answer in answers}), block)
-    ranked = sorted(chosen.values(), key=lambda ranking: -ranking[0])
+    ranked = sorted(chosen.values(), key=lambda candidate: -candidate[0])
     return [block for _, block in ranked[:count]]
 
 
+def _answers(block: Block, variants: Sequence[Variant]) -> list[tuple[Variant, Measurement]]:
+    """The block's answers with a text."""
+    answers = ((variant, block.of(variant)) for variant in variants)
+    return [(variant, answer) for variant, answer in answers if answer and answer.text is not None]
+
+
 def _example(item: Item, block: Block, variants: Sequence[Variant]) -> Example:
-    answers = [(variant, block.of(variant)) for variant in variants]
     return Example(
         title=item.file_name,
         prompt=item.prompt,
         reference=item.reference or "",
-        texts=tuple(
-            _example_text(variant, answer)
-            for variant, answer in answers
-            if answer and answer.text is not None
-        ),
+        texts=tuple(_example_text(variant, answer) for variant, answer in _answers(block, variants)),
     )
 
 

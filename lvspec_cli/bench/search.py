@@ -88,7 +88,7 @@ def candidate_rules(
         run, in_window = values.pop("limits")
         gamma = values.pop("gamma")
         rule = replace(plain, max_loose_run=run, max_loose_in_window=in_window, **values)
-        candidates[_as_it_works(rule), gamma] = None
+        candidates[_canonical(rule), gamma] = None
     return tuple(
         NamedRule(f"{relevance}-{number:03d}", rule, gamma)
         for number, (rule, gamma) in enumerate(list(candidates)[:count], 1)
@@ -107,7 +107,7 @@ def _parts(relevance: RelevanceName, borders: Sequence[float]) -> dict[str, Sequ
     return {"anchor_threshold": borders, **MARGINS, **OTHERS}
 
 
-def _as_it_works(rule: RuleSettings) -> RuleSettings:
+def _canonical(rule: RuleSettings) -> RuleSettings:
     """The canonical form of settings with the same effect."""
     match rule.relevance:
         case RelevanceName.PLAUSIBLE:

@@ -130,7 +130,7 @@ def tune(
     :raises LvspecError: the clips or the folder cannot be used.
     """
     first, second = _split_clips(job)
-    calibration = _calibrated(loaded, job, first, progress("timing rounds"))
+    calibration = _calibration_of(loaded, job, first, progress("timing rounds"))
     costs = calibration.costs[job.relevances[0]]
     settings = replace(job.settings, adaptation=replace(job.settings.adaptation, costs=costs))
     rules = {
@@ -172,7 +172,7 @@ def _split_clips(job: TuneJob) -> tuple[tuple[BenchClip, ...], tuple[BenchClip, 
     return halves
 
 
-def _calibrated(
+def _calibration_of(
     loaded: LoadedPair, job: TuneJob, clips: Sequence[BenchClip], progress: Progress
 ) -> Calibration:
     """The stored calibration, or a new one that is stored: a continued search must use the same."""

@@ -66,10 +66,9 @@ def trial_table(tuned: Tuned) -> Table:
     """A row for each setting, sorted by clips (most first), then by speed (fastest first)."""
     chosen = {trial.score.name for trial in tuned.chosen.values()}
     ordered = sorted(tuned.trials, key=lambda trial: (-trial.score.clips, -trial.score.speedup))
-    styles: dict[int, Style] = {
-        row: "best" for row, trial in enumerate(ordered) if trial.score.name in chosen
-    }
-    return Table(HEADINGS, [_cells(trial, trial.score.name in chosen) for trial in ordered], styles=styles)
+    is_chosen = [trial.score.name in chosen for trial in ordered]
+    styles: dict[int, Style] = {row: "best" for row, best in enumerate(is_chosen) if best}
+    return Table(HEADINGS, list(map(_cells, ordered, is_chosen)), styles=styles)
 
 
 def finalist_table(tuned: Tuned) -> Table:

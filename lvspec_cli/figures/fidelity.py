@@ -36,7 +36,7 @@ from lvspec_cli.figures.labels import (
     words,
 )
 
-SHORT = 5  # words: the longest answer that counts as short
+SHORT_WORDS = 5  # the most words of a short answer
 
 
 def label_of(item: Item) -> Label | None:
@@ -92,7 +92,10 @@ class Comparison:
     def is_short(self) -> bool:
         """Whether the two answers either agree or differ: labelled, multiple-choice, or of few words."""
         item = self.item
-        return bool(item.choices or item.any_of or item.reference) or len(words(self.ar.text or "")) <= SHORT
+        return (
+            bool(item.choices or item.any_of or item.reference)
+            or len(words(self.ar.text or "")) <= SHORT_WORDS
+        )
 
     @property
     def is_same_answer(self) -> bool:

@@ -24,8 +24,8 @@ class ThresholdCounts:
     """Counts of scores at or above each threshold: (thresholds,) each, from the highest threshold down."""
 
     thresholds: Any
-    taken_facts: Any
-    taken_fillers: Any
+    true_positives: Any
+    false_positives: Any
     facts: int
     fillers: int
 
@@ -44,8 +44,8 @@ def threshold_counts(scores: Sequence[float], facts: Sequence[bool]) -> Threshol
     last = np.append(np.diff(values) != 0, True)  # equal scores share a threshold
     return ThresholdCounts(
         thresholds=values[last],
-        taken_facts=np.cumsum(classes)[last],
-        taken_fillers=np.cumsum(~classes)[last],
+        true_positives=np.cumsum(classes)[last],
+        false_positives=np.cumsum(~classes)[last],
         facts=int(classes.sum()),
         fillers=int((~classes).sum()),
     )
@@ -62,14 +62,13 @@ def auc(scores: Sequence[float], facts: Sequence[bool]) -> float | None:
     filler_scores = [score for score, fact in zip(scores, facts, strict=True) if not fact]
     if not fact_scores or not filler_scores:
         return None
-    return float(mannwhitneyu(fact_scores, filler_scores, method="asymptotic").statistic) / (
-        len(fact_scores) * len(filler_scores)
-    )
+    statistic = float(mannwhitneyu(fact_scores, filler_scores, method="asymptotic").statistic)
+    return statistic / (len(fact_scores) * len(filler_scores))
 
 
 def best_point(counts: ThresholdCounts) -> Point:
     """The threshold with the highest F1; of equals, the highest threshold."""
-    f1 = 2 * counts.taken_facts / (counts.taken_facts + counts.taken_fillers + counts.facts)
+    f1 = 2 * counts.true_positives / (counts.true_positives + counts.false_positives + counts.facts)
     return _point(counts, int(np.argmax(f1)))
 
 
@@ -83,13 +82,13 @@ def point_at(counts: ThresholdCounts, threshold: float) -> Point:
 
 def roc(counts: ThresholdCounts, points: int = 100) -> tuple[tuple[float, float], ...]:
     """About ``points`` points of the ROC curve from (0, 0) to (1, 1): (false, true) positive rates."""
-    fillers, facts = counts.taken_fillers / counts.fillers, counts.taken_facts / counts.facts
+    fillers, facts = counts.false_positives / counts.fillers, counts.true_positives / counts.facts
     indices = np.unique(np.linspace(0, len(fillers) - 1, points).round().astype(int))
     return ((0.0, 0.0), *((float(fillers[index]), float(facts[index])) for index in indices))
 
 
 def _point(counts: ThresholdCounts, index: int) -> Point:
-    facts, fillers = int(counts.taken_facts[index]), int(counts.taken_fillers[index])
+    facts, fillers = int(counts.true_positives[index]), int(counts.false_positives[index])
     return Point(
         threshold=float(counts.thresholds[index]),
         precision=facts / (facts + fillers),

@@ -97,11 +97,11 @@ def _cells(fit: PairFit) -> tuple[str, ...]:
     ]
     decision = fit.decision
     if not decision.plan.fits:
-        taken, where = "does not fit", f"{size(decision.plan.missing)} short"
+        choice, where = "does not fit", f"{size(decision.plan.missing)} short"
     else:
-        taken = _storage(decision.target, decision.draft)
+        choice = _storage(decision.target, decision.draft)
         where = places(decision.plan.target, decision.plan.draft)
-    return (fit.name, "yes" if fit.here else "no", *needs, taken, where)
+    return (fit.name, "yes" if fit.here else "no", *needs, choice, where)
 
 
 def _detail(row: FitRow) -> tuple[str, ...]:
@@ -125,8 +125,8 @@ def _auto_choice(fit: PairFit) -> str:
         where = places(decision.plan.target, decision.plan.draft)
         return f"{_storage(decision.target, decision.draft)} on {where}: {decision.why}"
     change = f"; it would with {fit.change}" if fit.change else ""
-    kept = _storage(decision.target, decision.draft)
-    return f"does not fit, {size(decision.plan.missing)} short as {kept}{change}"
+    storage = _storage(decision.target, decision.draft)
+    return f"does not fit, {size(decision.plan.missing)} short as {storage}{change}"
 
 
 def _storage(target: Quantisation, draft: Quantisation | None) -> str:
