@@ -312,11 +312,13 @@ class _Run:
         text: str,
         interrupted: Callable[[], bool],
     ) -> Audit | Failure | None:
-        from lvspec_cli.figures.audit import audited
+        from lvspec_cli.figures.audit import audit_answer
 
         with _stage(Stage.AUDITING, self.listen):
             try:
-                return audited(session, self.pair, prompts, self.request.settings, given, text, interrupted)
+                return audit_answer(
+                    session, self.pair, prompts, self.request.settings, given, text, interrupted
+                )
             except Exception as error:  # the answer itself is there, and is kept
                 if not is_out_of_memory(error):
                     raise

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.bench.own import now
-from lvspec_cli.figures.costs import Model
+from lvspec_cli.figures.costs import CostModel
 from lvspec_cli.memory.plan import Choice, ModelSize, Workload, need
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedModel, choose_device
@@ -71,10 +71,10 @@ class ModelFigures:
         return self.weights_planned / self.weights - 1
 
 
-def costs(target: ClipFigures, draft: ClipFigures, gamma: int) -> Model:
+def costs(target: ClipFigures, draft: ClipFigures, gamma: int) -> CostModel:
     """c and v of a pair (docs/design.md, "What a round costs") over one clip, without the host's overhead."""
     step = target.steps[1]
-    return Model(c=draft.steps[1] / step, v=target.steps[gamma + 1] / step, o=0.0, drafted=gamma)
+    return CostModel(c=draft.steps[1] / step, v=target.steps[gamma + 1] / step, o=0.0, drafted=gamma)
 
 
 def prompt_of_noise(loaded: LoadedModel, frames: int, side: int) -> Prompt:

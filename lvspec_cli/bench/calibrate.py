@@ -1,19 +1,20 @@
-"""What a search needs to know of a pair first: the costs of a round, and what its relevance schemes give."""
+"""Measurements before a search: the costs of a round, and the score distribution of each relevance scheme."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from statistics import median
 
 import numpy as np
 
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.own import measure_own, profile_own
-from lvspec_cli.bench.relevance import LAYERED, Scored, score_caption
-from lvspec_cli.bench.search import thresholds
+from lvspec_cli.bench.relevance import LAYERED, ScoredCaption, score_caption
+from lvspec_cli.bench.search import candidate_thresholds
 from lvspec_cli.errors import LvspecError, NoInputError
-from lvspec_cli.figures.answers import BenchMode, Item, Part, Profile, Variant
+from lvspec_cli.figures.answers import BenchMode, FrozenModel, Item, Profile, Variant
 from lvspec_cli.figures.separation import auc
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.prompt import build_prompts
@@ -21,21 +22,21 @@ from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Gamma, Mode, RelevanceName, RoundCosts
 from lvspec_cli.video.decode import read_clip
 
-CLIPS = 3  # that are looked at
-PROFILED = (4, 8, 16)  # gammas whose rounds are timed, where none is given
+CLIPS = 3  # measured
+PROFILED_GAMMAS = (4, 8, 16)  # where the user names no number
 
 
-class Calibration(Part):
-    """Costs in steps of the target alone, and borders to try between anchors and fillers, by relevance."""
+class Calibration(FrozenModel):
+    """Round costs in steps of the target alone, and anchor thresholds to try, by relevance."""
 
     ar_step_s: float
     costs: dict[RelevanceName, RoundCosts]
     borders: dict[RelevanceName, tuple[float, ...]]
-    layers: dict[RelevanceName, tuple[int, ...]]  # that each reads, where it reads any
+    layers: dict[RelevanceName, tuple[int, ...]]  # that the scheme reads, if it reads any
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ReadClip:
     clip: Clip
     item: Item
 
@@ -51,141 +52,143 @@ def calibrate(
     find_layers: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Times some answers about the first clips that can be read.
+    """Times answers about the first readable clips.
 
-    :param find_layers: of a scheme that reads layers, take the one that tells facts from fillers best in the
-        target's own captions of these clips, where their facts are known.
-    :raises NoInputError: none can be read.
+    :param find_layers: choose the layer that separates facts from fillers best in the target's captions of
+        these clips, for a scheme that reads layers, if the facts are known.
+    :raises NoInputError: no clip can be read.
     """
-    seen = _first_readable(clips)
-    timed = sorted({gamma for gamma in gammas if isinstance(gamma, int)}) or PROFILED
-    ends = tuple(sorted({timed[0], timed[len(timed) // 2], timed[-1]}))
-    step = _step(pair, seen, settings, system)
+    read_clips = _first_readable(clips)
+    numbers = sorted({gamma for gamma in gammas if isinstance(gamma, int)}) or PROFILED_GAMMAS
+    profiled = sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]})
+    step = _step(pair, read_clips, settings, system)
     profiles: dict[RelevanceName, list[Profile]] = {}
     borders, layers = {}, {}
     for number, relevance in enumerate(relevances):
         progress(number, len(relevances))
-        found = best_layer(_captions(pair, seen, settings, relevance, system)) if find_layers else None
-        layers[relevance] = settings.rule.layers if found is None else (found,)
+        layer = best_layer(_captions(pair, read_clips, settings, relevance, system)) if find_layers else None
+        layers[relevance] = settings.rule.layers if layer is None else (layer,)
         rule = replace(settings.rule, relevance=relevance, layers=layers[relevance])
         loose = replace(settings, mode=Mode.LVSPEC, rule=rule, repetition_guard=False)
         profiles[relevance] = [
             profile_own(
                 pair,
-                each.clip,
-                each.item,
+                clip.clip,
+                clip.item,
                 Variant(BenchMode.LVSPEC, gamma),
                 replace(loose, gamma=gamma),
                 system=system,
             )
-            for gamma in ends
-            for each in seen
+            for gamma in profiled
+            for clip in read_clips
         ]
-        borders[relevance] = thresholds(
-            [score for each in seen for score in _scores(pair, each, loose, system)]
+        borders[relevance] = candidate_thresholds(
+            [score for clip in read_clips for score in _scores(pair, clip, loose, system)]
         )
-    costs = costs_of_rounds(profiles, step)
+    costs = fit_round_costs(profiles, step)
     return Calibration(ar_step_s=step, costs=costs, borders=borders, layers=layers)
 
 
 def _captions(
     pair: LoadedPair,
-    seen: Sequence[_Seen],
+    read_clips: Sequence[_ReadClip],
     settings: DecodeSettings,
     relevance: RelevanceName,
     system: str | None,
-) -> list[Scored]:
-    """What each layer says of the target's captions whose facts are known."""
+) -> list[ScoredCaption]:
+    """The target's captions of clips with known facts, scored by each layer."""
     if relevance not in LAYERED:
         return []
     scored = (
-        score_caption(pair, each.clip, each.item.prompt, settings, system=system, schemes=(relevance,))
-        for each in seen
-        if each.item.scene is not None
+        score_caption(pair, clip.clip, clip.item.prompt, settings, system=system, schemes=(relevance,))
+        for clip in read_clips
+        if clip.item.scene is not None
     )
-    return [each for each in scored if each is not None]
+    return [caption for caption in scored if caption is not None]
 
 
-def best_layer(captions: Sequence[Scored]) -> int | None:
-    """The layer whose scores tell facts from fillers best (AUC, over all tokens); None where none can."""
-    schemes = {scheme for each in captions for scheme in each.scores if scheme.head is None}
-    found: dict[int, float] = {}
+def best_layer(captions: Sequence[ScoredCaption]) -> int | None:
+    """The layer whose scores separate facts from fillers best (AUC over all tokens); None without an AUC."""
+    schemes = {scheme for caption in captions for scheme in caption.scores if scheme.head is None}
+    areas: dict[int, float] = {}
     for scheme in schemes:
         area = auc(
-            [score for each in captions for score in each.scores[scheme]],
-            [fact for each in captions for fact in each.facts],
+            [score for caption in captions for score in caption.scores[scheme]],
+            [fact for caption in captions for fact in caption.facts],
         )
         if scheme.layer is not None and area is not None:
-            found[scheme.layer] = area
-    return max(found, key=lambda layer: (found[layer], layer), default=None)
+            areas[scheme.layer] = area
+    return max(areas, key=lambda layer: (areas[layer], layer), default=None)
 
 
-def costs_of_rounds(
+def fit_round_costs(
     profiles: Mapping[RelevanceName, Sequence[Profile]], step: float
 ) -> dict[RelevanceName, RoundCosts]:
-    """Medians over answers, in steps of ``step`` seconds; a row's share from a line through the gammas.
+    """Medians over answers, in steps of ``step`` seconds; the cost of a row is a linear fit over the gammas.
 
-    What the models cost is the same whatever the relevance, which is in the overhead.
+    All relevances share the costs of the models; the cost of computing the relevance is in the overhead.
 
     :raises NoInputError: no answer has rounds.
     """
-    drafted = [each for many in profiles.values() for each in many if each.draft_steps and each.rounds]
+    drafted = [profile for profile in chain(*profiles.values()) if profile.draft_steps and profile.rounds]
     if not drafted:
         raise NoInputError("no answer is long enough to be timed", "allow more tokens, or ask for captions")
     rows, seconds = [], []
-    for gamma in {each.gamma for each in drafted}:
-        some = [each for each in drafted if each.gamma == gamma]
-        rows.append(median(each.draft_steps / each.rounds + 1 for each in some))
-        seconds.append(median(each.verification_s / each.rounds for each in some))
+    for gamma in {profile.gamma for profile in drafted}:
+        group = [profile for profile in drafted if profile.gamma == gamma]
+        rows.append(median(profile.draft_steps / profile.rounds + 1 for profile in group))
+        seconds.append(median(profile.verification_s / profile.rounds for profile in group))
     slope = max(0.0, float(np.polyfit(rows, seconds, 1)[0])) if len(set(rows)) > 1 else 0.0
     fixed = float(np.mean(seconds)) - slope * float(np.mean(rows))
     models = RoundCosts(
-        draft=_rounded(median(each.draft_s / each.draft_steps for each in drafted) / step),
+        draft=_rounded(median(profile.draft_s / profile.draft_steps for profile in drafted) / step),
         verification=_rounded(fixed / step),
         row=round(slope / step, 4),
     )
 
-    def overhead(many: Sequence[Profile]) -> float:
-        own = [each for each in many if each.rounds] or drafted
-        return round(median(each.overhead_s / each.rounds for each in own) / step, 4)
+    def overhead(group: Sequence[Profile]) -> float:
+        timed = [profile for profile in group if profile.rounds] or drafted
+        return round(median(profile.overhead_s / profile.rounds for profile in timed) / step, 4)
 
-    return {relevance: replace(models, overhead=overhead(many)) for relevance, many in profiles.items()}
+    return {relevance: replace(models, overhead=overhead(group)) for relevance, group in profiles.items()}
 
 
 def _rounded(value: float) -> float:
     return max(round(value, 4), 0.0001)
 
 
-def _first_readable(clips: Sequence[BenchClip]) -> list[_Seen]:
-    found: list[_Seen] = []
+def _first_readable(clips: Sequence[BenchClip]) -> list[_ReadClip]:
+    read_clips: list[_ReadClip] = []
     why = "nothing was asked"
     for clip in clips:
         try:
-            found.append(_Seen(read_clip(clip.video), clip.items[0]))
+            read_clips.append(_ReadClip(read_clip(clip.video), clip.items[0]))
         except LvspecError as error:
             why = error.cause
-        if len(found) == CLIPS:
+        if len(read_clips) == CLIPS:
             break
-    if not found:
+    if not read_clips:
         raise NoInputError(f"nothing could be measured: {why}", "name videos that can be read")
-    return found
+    return read_clips
 
 
-def _step(pair: LoadedPair, seen: Sequence[_Seen], settings: DecodeSettings, system: str | None) -> float:
-    """Seconds of a step of the target alone; the first answer warms up."""
+def _step(
+    pair: LoadedPair, read_clips: Sequence[_ReadClip], settings: DecodeSettings, system: str | None
+) -> float:
+    """Seconds a token of the target alone; the first answer is a warm-up and is dropped."""
     plain = replace(settings, mode=Mode.AR, repetition_guard=False)
     answers = [
-        measure_own(pair, each.clip, each.item, Variant(BenchMode.AR), plain, system=system)
-        for each in (*seen[:1], *seen)
+        measure_own(pair, clip.clip, clip.item, Variant(BenchMode.AR), plain, system=system)
+        for clip in (*read_clips[:1], *read_clips)
     ]
-    steps = [each.seconds_per_token for each in answers[1:] if each.seconds_per_token]
+    steps = [answer.seconds_per_token for answer in answers[1:] if answer.seconds_per_token]
     if not steps:
         raise NoInputError("no answer is long enough to be timed", "allow more tokens, or ask for captions")
     return median(steps)
 
 
-def _scores(pair: LoadedPair, seen: _Seen, settings: DecodeSettings, system: str | None) -> list[float]:
-    """Relevance of every drafted token of an answer."""
-    prompts = build_prompts(pair, seen.clip, seen.item.prompt, system=system)
+def _scores(pair: LoadedPair, clip: _ReadClip, settings: DecodeSettings, system: str | None) -> list[float]:
+    """The relevance of every drafted token of an answer."""
+    prompts = build_prompts(pair, clip.clip, clip.item.prompt, system=system)
     rounds = Session.of(pair).answer(prompts, settings)
-    return [score for done in rounds for score in done.relevance]
+    return [score for round_ in rounds for score in round_.relevance]

@@ -1,11 +1,12 @@
-"""Charts as inline SVG: the same figures give the same bytes, text stays text, ink has the page's colour."""
+"""Charts as inline SVG: deterministic bytes, text as text elements, lines in the page's text colour."""
 
 from __future__ import annotations
 
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.bench.variants import gamma_order
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; a marker each besides.
+# Okabe and Ito's colours, which are safe for colour-blind readers; each has its own marker, too.
 COLOURS = {
     BenchMode.AR: "#666666",
     BenchMode.HF_AR: "#999999",
@@ -35,10 +36,10 @@ MARKERS = {
     BenchMode.HF_ASSISTED: "X",
 }
 KIND_COLOURS = {"exact": "#009e73", "filler": "#e69f00", "shift": "#cc79a7", "target": "#999999"}
-LINES = ("-", "--", ":", "-.")  # relevance schemes of one mode
-WRITTEN = 14  # columns of a map in which numbers are still read
-_INK = "#010203"  # stands for the page's own colour
-_WIDTH = 8.0  # inches, of 72 units each
+LINES = ("-", "--", ":", "-.")  # for the relevance schemes of one mode
+ANNOTATED_COLUMNS = 14  # most columns of a heat map whose cells show their numbers
+_INK = "#010203"  # placeholder for the page's text colour
+_WIDTH = 8.0  # inches of 72 units
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lvspec",
@@ -62,7 +63,11 @@ Draw = Callable[["Figure"], None]
 
 
 def svg(name: str, height: float, draw: Draw, *, width: float = _WIDTH) -> str:
-    """An ``<svg>`` element for a page. ``name`` makes its ids its own; sizes in inches."""
+    """An ``<svg>`` element for a page.
+
+    :param name: prefix of its ids, unique in the page.
+    :param height: inches, as ``width``.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -76,13 +81,13 @@ def svg(name: str, height: float, draw: Draw, *, width: float = _WIDTH) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", text)  # HTML knows them
+    text = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", text)  # implied in HTML
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     return text.replace("<svg", '<svg role="img"', 1)
 
 
-def as_file(inline: str) -> str:
-    """A chart as a file of its own, in a grey that is read on light and on dark pages."""
+def standalone_svg(inline: str) -> str:
+    """A chart as an SVG file, in a grey that is readable on light and dark pages."""
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return inline.replace("<svg", f'<svg {spaces} color="#808080"', 1) + "\n"
 
@@ -91,19 +96,19 @@ def as_file(inline: str) -> str:
 
 
 def speedup_bars(results: Sequence[ModeResult]) -> str | None:
-    """Decoding and end-to-end speedup of every line, with intervals and what the costs predict."""
-    shown = [each for each in results if each.speedup_vs_ar is not None]
+    """Decoding and end-to-end speedup of every line, with intervals and the predicted speedup."""
+    shown = [result for result in results if result.speedup_vs_ar is not None]
     if not shown:
         return None
 
     def draw(figure: Figure) -> None:
-        axes = _rows(figure, [str(each.variant) for each in shown])
-        for place, each in enumerate(shown):
-            colour = COLOURS[each.mode]
-            _bar(axes, place - 0.18, each.speedup_vs_ar, 0.34, colour)
-            _bar(axes, place + 0.18, each.end_to_end_speedup_vs_ar, 0.26, colour, alpha=0.45)
-            if each.predicted_speedup is not None:
-                axes.plot(each.predicted_speedup, place - 0.18, "|", color=_INK, markersize=12, zorder=4)
+        axes = _rows(figure, [str(result.variant) for result in shown])
+        for position, result in enumerate(shown):
+            colour = COLOURS[result.mode]
+            _bar(axes, position - 0.18, result.speedup_vs_ar, 0.34, colour)
+            _bar(axes, position + 0.18, result.end_to_end_speedup_vs_ar, 0.26, colour, alpha=0.45)
+            if result.predicted_speedup is not None:
+                axes.plot(result.predicted_speedup, position - 0.18, "|", color=_INK, markersize=12, zorder=4)
         axes.axvline(1.0, color=_INK, linewidth=1)
         axes.set_xlim(left=0.0)
         axes.set_xlabel("speedup: decoding (full), end to end (pale); | predicted by c, v, o and t")
@@ -112,35 +117,38 @@ def speedup_bars(results: Sequence[ModeResult]) -> str | None:
 
 
 def _bar(
-    axes: Axes, place: float, value: Spread | None, height: float, colour: str, *, alpha: float = 1.0
+    axes: Axes, position: float, value: Spread | None, height: float, colour: str, *, alpha: float = 1.0
 ) -> None:
     if value is None:
         return
-    axes.barh(place, value.median, height, color=colour, alpha=alpha, zorder=2)
+    axes.barh(position, value.median, height, color=colour, alpha=alpha, zorder=2)
     right = value.median
     if value.low is not None and value.high is not None:
-        axes.plot([value.low, value.high], [place, place], color=_INK, linewidth=1, zorder=3)
+        axes.plot([value.low, value.high], [position, position], color=_INK, linewidth=1, zorder=3)
         right = max(right, value.high)
     axes.annotate(
-        f"{value.median:.2f}×", (right, place), (4, 0), textcoords="offset points", va="center", fontsize=8
+        f"{value.median:.2f}×", (right, position), (4, 0), textcoords="offset points", va="center", fontsize=8
     )
 
 
 def lines_by_gamma(results: Sequence[ModeResult]) -> str | None:
     """Speedup and mean accepted length of each mode over gamma, side by side."""
     lines: dict[str, list[ModeResult]] = {}
-    for each in results:
-        if each.gamma is not None and each.answers:
-            lines.setdefault(each.variant.name, []).append(each)
+    for result in results:
+        if result.gamma is not None and result.answers:
+            lines.setdefault(result.variant.name, []).append(result)
     if not lines:
         return None
-    gammas = sorted({each.gamma for line in lines.values() for each in line if each.gamma}, key=gamma_order)
-    places = {gamma: place for place, gamma in enumerate(gammas)}
+    gammas = sorted({result.gamma for result in chain(*lines.values()) if result.gamma}, key=gamma_order)
 
-    def points(axes: Axes, value: Callable[[ModeResult], _Range | None]) -> None:
+    def plot(axes: Axes, range_of: Callable[[ModeResult], _Range | None]) -> None:
         for name, line in lines.items():
-            found = [(places[each.gamma], range_) for each in line if each.gamma and (range_ := value(each))]
-            _line(axes, name, line[0], found)
+            points = [
+                (gammas.index(result.gamma), range_)
+                for result in line
+                if result.gamma and (range_ := range_of(result))
+            ]
+            _line(axes, name, line[0], points)
         axes.set_xticks(range(len(gammas)), [str(gamma) for gamma in gammas])
         axes.set_xlim(-0.4, len(gammas) - 0.6)
         axes.set_xlabel("gamma")
@@ -148,10 +156,10 @@ def lines_by_gamma(results: Sequence[ModeResult]) -> str | None:
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        points(left, lambda each: _spread_range(each.speedup_vs_ar))
+        plot(left, lambda result: _spread_range(result.speedup_vs_ar))
         left.axhline(1.0, color=_INK, linewidth=1)
         left.set_ylabel("decode speedup")
-        points(right, _length_range)
+        plot(right, _length_range)
         right.set_ylabel("mean accepted length")
         for axes in (left, right):
             axes.set_ylim(bottom=0.0)
@@ -184,23 +192,21 @@ def _length_range(result: ModeResult) -> _Range | None:
     return _estimate_range(result.mean_accepted_length_interval)
 
 
-def _line(axes: Axes, name: str, result: ModeResult, found: Sequence[tuple[float, _Range]]) -> None:
-    if not found:
+def _line(axes: Axes, name: str, result: ModeResult, points: Sequence[tuple[float, _Range]]) -> None:
+    if not points:
         return
-    colour, marker, style = _look(name, result.mode)
-    values = [range_[0] for _, range_ in found]
-    down = [max(0.0, range_[0] - range_[1]) for _, range_ in found]
-    up = [max(0.0, range_[2] - range_[0]) for _, range_ in found]
+    colour, marker, style = _style_of(name, result.mode)
+    positions, ranges = [position for position, _ in points], [range_ for _, range_ in points]
     axes.errorbar(
-        [place for place, _ in found], values, yerr=[down, up],
+        positions, [range_[0] for range_ in ranges], yerr=_error_bars(ranges),
         label=name, color=colour, marker=marker, linestyle=style, linewidth=1.4, elinewidth=1,
     )  # fmt: skip
 
 
-def _look(name: str, mode: BenchMode) -> tuple[str, str, str]:
-    """Colour and marker of a mode, and a line of its own for another relevance or a rule with a name."""
-    own = name.removeprefix(mode)
-    style = LINES[1 + zlib.crc32(own.encode()) % (len(LINES) - 1)] if own else LINES[0]
+def _style_of(name: str, mode: BenchMode) -> tuple[str, str, str]:
+    """Colour and marker of the mode; a line style for its relevance or named rule."""
+    suffix = name.removeprefix(mode)
+    style = LINES[1 + zlib.crc32(suffix.encode()) % (len(LINES) - 1)] if suffix else LINES[0]
     return COLOURS[mode], MARKERS[mode], style
 
 
@@ -208,32 +214,32 @@ def _look(name: str, mode: BenchMode) -> tuple[str, str, str]:
 
 
 def tradeoff(results: Sequence[ModeResult]) -> str | None:
-    """Quality kept against speedup, one point a line of the table; lines join the gammas of a mode."""
+    """Retention over speedup, a point for every line of the table; curves connect the gammas of a mode."""
     axis = quality_axis(results)
     if axis is None:
         return None
-    label, quality = axis
+    label, quality_of = axis
     lines: dict[str, list[tuple[ModeResult, _Range, _Range]]] = {}
-    for each in results:
-        speed, kept = _spread_range(each.speedup_vs_ar), quality(each)
-        if speed and kept:
-            lines.setdefault(each.variant.name, []).append((each, speed, kept))
+    for result in results:
+        speed, quality = _spread_range(result.speedup_vs_ar), quality_of(result)
+        if speed and quality:
+            lines.setdefault(result.variant.name, []).append((result, speed, quality))
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for name, points in lines.items():
-            colour, marker, style = _look(name, points[0][0].mode)
-            speeds, qualities = [speed for _, speed, _ in points], [kept for *_, kept in points]
+            colour, marker, style = _style_of(name, points[0][0].mode)
+            speeds, qualities = [speed for _, speed, _ in points], [quality for *_, quality in points]
             axes.errorbar(
-                [speed[0] for speed in speeds], [kept[0] for kept in qualities],
-                xerr=_sides(speeds), yerr=_sides(qualities),
+                [speed[0] for speed in speeds], [quality[0] for quality in qualities],
+                xerr=_error_bars(speeds), yerr=_error_bars(qualities),
                 label=name, color=colour, marker=marker, linestyle=style, linewidth=1, elinewidth=0.8,
             )  # fmt: skip
-            for each, speed, kept in points:
-                if each.gamma is not None:
+            for result, speed, quality in points:
+                if result.gamma is not None:
                     axes.annotate(
-                        each.label or str(each.gamma),
-                        (speed[0], kept[0]),
+                        result.label or str(result.gamma),
+                        (speed[0], quality[0]),
                         (5, 4),
                         textcoords="offset points",
                         fontsize=8,
@@ -249,35 +255,40 @@ def tradeoff(results: Sequence[ModeResult]) -> str | None:
 def quality_axis(
     results: Sequence[ModeResult],
 ) -> tuple[str, Callable[[ModeResult], _Range | None]] | None:
-    """What stands for quality: retention where there are labels, or the target's own score, or likeness."""
+    """The first known of retention, the target's log probability, and similarity to ar's text."""
     axes: tuple[tuple[str, Callable[[ModeResult], _Range | None]], ...] = (
-        ("quality kept, % of ar", lambda each: _estimate_range(each.retention, 100.0)),
+        ("quality kept, % of ar", lambda result: _estimate_range(result.retention, 100.0)),
         (
             "log probability by the target, nats a token against ar",
-            lambda each: _estimate_range(each.fidelity.log_probability_change) if each.fidelity else None,
+            lambda result: (
+                _estimate_range(result.fidelity.log_probability_change) if result.fidelity else None
+            ),
         ),
         (
             "chrF to the text of ar",
-            lambda each: _estimate_range(each.fidelity.chrf) if each.fidelity else None,
+            lambda result: _estimate_range(result.fidelity.chrf) if result.fidelity else None,
         ),
     )
-    return next((axis for axis in axes if any(axis[1](each) for each in results)), None)
+    return next((axis for axis in axes if any(axis[1](result) for result in results)), None)
 
 
-def _sides(ranges: Iterable[_Range]) -> list[list[float]]:
-    found = list(ranges)
-    return [[max(0.0, each[0] - each[1]) for each in found], [max(0.0, each[2] - each[0]) for each in found]]
+def _error_bars(ranges: Sequence[_Range]) -> list[list[float]]:
+    """(2, points): lengths below and above the values."""
+    return [
+        [max(0.0, range_[0] - range_[1]) for range_ in ranges],
+        [max(0.0, range_[2] - range_[0]) for range_ in ranges],
+    ]
 
 
 # --- rounds and tokens ---------------------------------------------------------------------
 
 
 def length_histograms(results: Sequence[ModeResult]) -> str | None:
-    """Share of rounds by accepted length, a small chart for every line with rounds."""
-    shown = [each for each in results if each.accepted_lengths]
+    """Histograms of accepted lengths (share of rounds), one for each line with rounds."""
+    shown = [result for result in results if result.accepted_lengths]
     if not shown:
         return None
-    longest = max(max(each.accepted_lengths) for each in shown)
+    longest = max(max(result.accepted_lengths) for result in shown)
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
 
@@ -285,14 +296,14 @@ def length_histograms(results: Sequence[ModeResult]) -> str | None:
         from matplotlib.ticker import MaxNLocator
 
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-        for axes, each in zip(grid, shown, strict=False):
-            rounds = sum(each.accepted_lengths.values())
-            lengths = list(each.accepted_lengths)
-            shares = [100 * each.accepted_lengths[length] / rounds for length in lengths]
-            axes.bar(lengths, shares, color=COLOURS[each.mode], zorder=2)
-            if each.mean_accepted_length is not None:
-                axes.axvline(each.mean_accepted_length, color=_INK, linewidth=1, linestyle="--")
-            axes.set_title(str(each.variant), fontsize=9)
+        for axes, result in zip(grid, shown, strict=False):
+            rounds = sum(result.accepted_lengths.values())
+            lengths = list(result.accepted_lengths)
+            shares = [100 * result.accepted_lengths[length] / rounds for length in lengths]
+            axes.bar(lengths, shares, color=COLOURS[result.mode], zorder=2)
+            if result.mean_accepted_length is not None:
+                axes.axvline(result.mean_accepted_length, color=_INK, linewidth=1, linestyle="--")
+            axes.set_title(str(result.variant), fontsize=9)
             axes.set_xlim(0.3, longest + 0.7)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.grid(True, axis="y")
@@ -305,8 +316,8 @@ def length_histograms(results: Sequence[ModeResult]) -> str | None:
 
 
 def kind_bars(results: Sequence[ModeResult]) -> str | None:
-    """Why the output's tokens stand there, in per cent of all."""
-    shown = [(str(each.variant), each.kinds) for each in results if each.kinds and _total(each.kinds)]
+    """Output tokens by kind, in per cent."""
+    shown = [(str(result.variant), kinds) for result in results if (kinds := result.kinds) and _total(kinds)]
     if not shown:
         return None
 
@@ -326,21 +337,21 @@ def _total(kinds: Kinds) -> int:
 
 
 def round_costs(results: Sequence[ModeResult]) -> str | None:
-    """What a round costs in steps of ar: drafting, verification, the rest; beside the tokens it brings."""
-    shown = [each for each in results if each.costs and None not in (each.c, each.v, each.o)]
+    """The cost of a round in steps of ar (drafting, verification, rest), and the tokens that it gives."""
+    shown = [result for result in results if result.costs and None not in (result.c, result.v, result.o)]
     if not shown:
         return None
     colours = {"drafting": "#0072b2", "verification": "#d55e00", "rest": "#999999"}
 
     def draw(figure: Figure) -> None:
         parts = {
-            "drafting": [each.costs.drafted_a_round * (each.c or 0.0) for each in shown if each.costs],
-            "verification": [each.v or 0.0 for each in shown],
-            "rest": [each.o or 0.0 for each in shown],
+            "drafting": [costs.drafted_a_round * (r.c or 0.0) for r in shown if (costs := r.costs)],
+            "verification": [result.v or 0.0 for result in shown],
+            "rest": [result.o or 0.0 for result in shown],
         }
-        axes = _stacked(figure, [str(each.variant) for each in shown], parts, colours)
-        for place, each in enumerate(shown):
-            axes.plot(each.mean_accepted_length or 0.0, place, "d", color=_INK, markersize=6, zorder=4)
+        axes = _stacked(figure, [str(result.variant) for result in shown], parts, colours)
+        for position, result in enumerate(shown):
+            axes.plot(result.mean_accepted_length or 0.0, position, "d", color=_INK, markersize=6, zorder=4)
         axes.set_xlim(left=0.0)
         axes.set_xlabel("steps of ar that a round takes; ◆ tokens it brings")
 
@@ -351,7 +362,7 @@ def round_costs(results: Sequence[ModeResult]) -> str | None:
 
 
 def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str | None:
-    """Receiver operating characteristics: false and true positive rates from 0 to 1, by name of a scheme."""
+    """ROC curves: false and true positive rates (0 to 1), by scheme name."""
     if not curves:
         return None
 
@@ -372,7 +383,7 @@ def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
 
 
 def head_map(areas: Sequence[Sequence[float]]) -> str | None:
-    """AUC of each layer (rows) as its largest head has it (first column) and by each of its heads."""
+    """A heat map of AUCs: rows are layers; columns are the maximum over heads, then each head."""
     if not areas or not areas[0]:
         return None
     height, width = len(areas), len(areas[0])
@@ -380,12 +391,12 @@ def head_map(areas: Sequence[Sequence[float]]) -> str | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.pcolormesh(areas, cmap="cividis", vmin=0.5, vmax=1.0)
-        if width <= WRITTEN:
+        if width <= ANNOTATED_COLUMNS:
             for row, line in enumerate(areas):
                 for column, area in enumerate(line):
                     ink = "black" if area > 0.75 else "white"
-                    place = (column + 0.5, row + 0.5)
-                    axes.text(*place, f"{area:.2f}", ha="center", va="center", color=ink, fontsize=8)
+                    centre = (column + 0.5, row + 0.5)
+                    axes.text(*centre, f"{area:.2f}", ha="center", va="center", color=ink, fontsize=8)
         axes.set_yticks([row + 0.5 for row in range(height)], [str(row) for row in range(height)])
         names = ["largest", *(str(head) for head in range(width - 1))]
         axes.set_xticks([column + 0.5 for column in range(width)], names)
@@ -400,7 +411,7 @@ def head_map(areas: Sequence[Sequence[float]]) -> str | None:
 
 
 def _rows(figure: Figure, names: Sequence[str]) -> Axes:
-    """Axes with a row for each name, the first on top."""
+    """Axes with one row for each name, from top to bottom."""
     axes: Any = figure.subplots()
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -1,4 +1,4 @@
-"""What is asked of which clip: the demo's own, the user's clips and prompts, questions in a file."""
+"""The clips and prompts of a bench: demo clips, the user's clips and prompts, or a file of questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lvspec_cli.batch.names import Input
 from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.errors import NoInputError
 from lvspec_cli.figures.answers import Item
-from lvspec_cli.figures.labels import labelled, labels_beside
+from lvspec_cli.figures.labels import read_scene_labels, with_labels
 from lvspec_cli.output.records import encode_name
 from lvspec_cli.text_file import LISTS, lines_of, read_file, text_of
 from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
@@ -24,7 +24,7 @@ from lvspec_cli.video.source import shown
 
 @dataclass(frozen=True)
 class BenchClip:
-    """One clip, decoded once, and what is asked about it."""
+    """A clip, decoded once, and the prompts about it."""
 
     video: VideoRequest
     items: tuple[Item, ...]
@@ -38,41 +38,41 @@ def clips_of(
     questions: int = 0,
     limit: int | None = None,
 ) -> tuple[BenchClip, ...]:
-    """The videos that ``sources`` name, each to be captioned.
+    """The videos named by ``sources``, each with prompts for captions.
 
-    A clip with its scene beside it, as ``lvspec demo`` writes them, gets a prompt of its world where none is
-    given, so many of its ``questions``, and what is known of the answers (``labelled``).
+    A clip written by ``lvspec demo``, with its scene next to it, gets labels (``with_labels``), the first
+    ``questions`` of its questions, and, without ``prompts``, a caption prompt of the demo world.
 
-    :param video: what is taken of each; its path is filled in.
-    :param limit: the first so many clips.
+    :param video: the request for every clip; its path is filled in.
+    :param limit: the number of clips, from the first.
     :raises NoInputError: there is no video.
     :raises UsageError: a scene's file is damaged.
     """
     collected = collect(sources)
-    # What was named and cannot be read stands in the results with its error.
-    named = [*collected.inputs, *(Input(each.path, each.name) for each in collected.problems)]
-    found = []
-    for number, each in enumerate(named[:limit]):
-        start, end = each.start, each.end
+    # Unreadable inputs appear in the results with their error.
+    inputs = [*collected.inputs, *(Input(problem.path, problem.name) for problem in collected.problems)]
+    clips = []
+    for number, source in enumerate(inputs[:limit]):
+        start, end = source.start, source.end
         request = replace(
             video,
-            path=each.path,
+            path=source.path,
             start=video.start if start is None else start,
             end=video.end if end is None else end,
         )
-        name = encode_name(each.name)[0] + _stretch(request, video)
-        items = tuple(_about(each.path, name, number, each.prompts or tuple(prompts), questions))
-        found.append(BenchClip(request, items))
-    return tuple(found)
+        name = encode_name(source.name)[0] + _stretch(request, video)
+        items = tuple(_items_of(source.path, name, number, source.prompts or tuple(prompts), questions))
+        clips.append(BenchClip(request, items))
+    return tuple(clips)
 
 
-def _about(path: Path, name: str, number: int, prompts: Sequence[str], questions: int) -> Iterator[Item]:
-    labels = labels_beside(path)
-    usual = CAPTION_PROMPTS[number % len(CAPTION_PROMPTS)] if labels else DEFAULT_PROMPT
-    for index, prompt in enumerate(prompts or (usual,), 1):
-        yield labelled(Item(id=f"{name}#{index}", file_name=name, prompt=prompt), labels)
-    for index, asked in enumerate(labels.questions[:questions] if labels else (), 1):
-        yield labelled(Item(id=f"{name}#q{index}", file_name=name, prompt=asked.question), labels)
+def _items_of(path: Path, name: str, number: int, prompts: Sequence[str], questions: int) -> Iterator[Item]:
+    labels = read_scene_labels(path)
+    default = CAPTION_PROMPTS[number % len(CAPTION_PROMPTS)] if labels else DEFAULT_PROMPT
+    for index, prompt in enumerate(prompts or (default,), 1):
+        yield with_labels(Item(id=f"{name}#{index}", file_name=name, prompt=prompt), labels)
+    for index, question in enumerate(labels.questions[:questions] if labels else (), 1):
+        yield with_labels(Item(id=f"{name}#q{index}", file_name=name, prompt=question.question), labels)
 
 
 class QuestionRow(ClipRow):
@@ -84,13 +84,13 @@ class QuestionRow(ClipRow):
 
 
 def clips_of_questions(file: Path, video: VideoRequest, *, limit: int | None = None) -> tuple[BenchClip, ...]:
-    """The clips that a JSONL file of questions names, in its order, each with all that it asks about it.
+    """The clips named by a JSONL file of questions, in its order, each with all questions about it.
 
     Relative paths are relative to the file's folder.
 
-    :param limit: the first so many clips.
+    :param limit: the number of clips, from the first.
     :raises NoInputError: the file cannot be read, or is empty.
-    :raises UsageError: a line is wrong; the cause names it.
+    :raises UsageError: a line is invalid; the cause names it.
     """
     clips: dict[VideoRequest, list[Item]] = {}
     for number, row in _rows(file):
@@ -116,7 +116,7 @@ def clips_of_questions(file: Path, video: VideoRequest, *, limit: int | None = N
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:
-    """The question with its choices lettered below it, and how to answer; as it is where there are none."""
+    """The question followed by its lettered choices and an instruction; unchanged without choices."""
     if not choices:
         return question
     letters = string.ascii_uppercase
@@ -131,12 +131,12 @@ def _rows(file: Path) -> Iterator[tuple[int, QuestionRow]]:
         raise NoInputError(f"{shown(file)}: {error.strerror}", "name a file of questions") from error
     for number, line in lines_of(text):
         if line.strip():
-            place = f"{shown(file)}, line {number}"
-            yield number, read_row(QuestionRow, line, place, "end is not after start")
+            location = f"{shown(file)}, line {number}"
+            yield number, read_row(QuestionRow, line, location, "end is not after start")
 
 
-def _stretch(request: VideoRequest, usual: VideoRequest) -> str:
-    """What tells one stretch of a file from another in its name."""
-    if (request.start, request.end) == (usual.start, usual.end):
+def _stretch(request: VideoRequest, base: VideoRequest) -> str:
+    """The suffix that distinguishes stretches of one file; empty for the default stretch."""
+    if (request.start, request.end) == (base.start, base.end):
         return ""
     return f"@{request.start or 0:g}-" + ("" if request.end is None else f"{request.end:g}")

@@ -1,8 +1,7 @@
-"""Finished measurements on the disk, so that a run that was interrupted goes on where it was.
+"""Finished measurements on disk, so that an interrupted run can be continued.
 
-``measurements.jsonl``: a first line that says what is measured where, then a line for each clip that was
-looked at and each block that is done. A block is written whole, so that its ratios are of one process and
-one time.
+``measurements.jsonl`` starts with a header (what is measured, and where). A line follows for each item whose
+clip was read or failed, and for each finished block. A block is written whole: it is of one process and time.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ from lvspec_cli.text_file import RECORDS, read_own
 from lvspec_cli.types import Quantisation
 
 SCHEMA: Final = "lvspec.measurements.1"
-MARK: Final = b'{"schema":"lvspec.'  # what a file of lines begins with
+MARK: Final = b'{"schema":"lvspec.'  # the first bytes of such a file
 FILE_NAME: Final = "measurements.jsonl"
 
-H = TypeVar("H", bound=BaseModel)  # a file's header
+H = TypeVar("H", bound=BaseModel)  # the header of a file
 L = TypeVar("L", bound=BaseModel)  # its other lines
 
 
 class Header(BaseModel):
-    """What decides whether measurements can be mixed: all that was asked for, of what, and where."""
+    """Measurements can be mixed only if this is equal: the settings, the inputs, and the environment."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_: Literal["lvspec.measurements.1"] = Field(default=SCHEMA, alias="schema")
     settings: BenchSettings
     environment: Environment
-    inputs: str  # a digest of the items and the files they are about
+    inputs: str  # a digest of the items and their files
 
 
 class _Line(BaseModel):
@@ -59,46 +58,46 @@ class _Line(BaseModel):
 
 
 def digest_of(facts: Sequence[Any]) -> str:
-    """What tells one list of inputs from another, 32 hexadecimal digits."""
+    """A digest that identifies a list of inputs, 32 hexadecimal digits."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """All that a journal holds, read without opening it for more."""
+class JournalContent:
+    """The content of a journal, read without opening it for writing."""
 
     header: Header
     items: Mapping[str, Item]  # by id
     blocks: tuple[Block, ...]
 
 
-def read_journal(folder: Path) -> Earlier | None:
-    """The folder's journal; None where there is none.
+def read_journal(folder: Path) -> JournalContent | None:
+    """The content of the folder's journal; None if there is no journal.
 
     :raises OutputError: it cannot be read.
-    :raises UsageError: it is of another version, or larger than any.
+    :raises UsageError: it was written by another version, or is too large.
     """
     path = folder / FILE_NAME
     _, header, lines = _read(path, Header, _Line)
     if header is None:
         return None
     items = {line.item.id: line.item for line in lines if line.item}
-    return Earlier(header, items, tuple(line.block for line in lines if line.block))
+    return JournalContent(header, items, tuple(line.block for line in lines if line.block))
 
 
-class Lines(Generic[L]):
-    """A file of lines behind a header while a run goes on: those it held, and what is added."""
+class LineFile(Generic[L]):
+    """A JSONL file with a header, open for appending. ``stored``: its lines when it was opened."""
 
-    def __init__(self, path: Path, descriptor: int, held: Sequence[L]) -> None:
+    def __init__(self, path: Path, descriptor: int, stored: Sequence[L]) -> None:
         self.path = path
-        self.held = tuple(held)
+        self.stored = tuple(stored)
         self._descriptor = descriptor
 
     def add(self, line: L) -> None:
-        """Keeps a line; it is on the disk when this returns.
+        """Appends a line; it is on disk when this returns.
 
-        :raises OutputError: it cannot be written, or the file has gone.
+        :raises OutputError: it cannot be written, or the file was removed.
         """
         try:
             check_still(self.path, self._descriptor)
@@ -108,17 +107,17 @@ class Lines(Generic[L]):
 
 
 class Journal:
-    """The bench's measurements while a run goes on."""
+    """The measurements of a bench run, open for appending."""
 
-    def __init__(self, lines: Lines[_Line]) -> None:
+    def __init__(self, lines: LineFile[_Line]) -> None:
         self.path = lines.path
-        self.items = {line.item.id: line.item for line in lines.held if line.item}
-        blocks = (line.block for line in lines.held if line.block)
+        self.items = {line.item.id: line.item for line in lines.stored if line.item}
+        blocks = (line.block for line in lines.stored if line.block)
         self.blocks = {(block.item, block.repeat): block for block in blocks}
         self._lines = lines
 
     def add_item(self, item: Item) -> None:
-        """Keeps what became known of an item when its clip was decoded.
+        """Stores an item with what decoding its clip has shown.
 
         :raises OutputError: it cannot be written.
         """
@@ -127,7 +126,7 @@ class Journal:
             self.items[item.id] = item
 
     def add_block(self, block: Block) -> None:
-        """Keeps a block; it is on the disk when this returns.
+        """Stores a block; it is on disk when this returns.
 
         :raises OutputError: it cannot be written.
         """
@@ -136,22 +135,22 @@ class Journal:
 
 
 @contextmanager
-def journal(folder: Path, header: Header, *, redo: bool = False) -> Iterator[Journal]:
-    """Opens the folder's journal for this process alone, and makes it where there is none.
+def open_journal(folder: Path, header: Header, *, redo: bool = False) -> Iterator[Journal]:
+    """Opens the folder's journal with an exclusive lock; creates it if there is none.
 
-    :param redo: forget what it holds.
-    :raises OutputError: another process is writing it, it is another's, or it cannot be written.
-    :raises UsageError: it is of another run, and ``redo`` is not set.
+    :param redo: discard its content.
+    :raises OutputError: another process is writing it, lvspec did not write it, or it cannot be written.
+    :raises UsageError: it belongs to another run, and ``redo`` is not set.
     """
-    with lines_of(folder / FILE_NAME, header, _Line, redo=redo) as lines:
+    with open_lines(folder / FILE_NAME, header, _Line, redo=redo) as lines:
         yield Journal(lines)
 
 
 @contextmanager
-def lines_of(path: Path, header: H, line: type[L], *, redo: bool = False) -> Iterator[Lines[L]]:
-    """Opens a file of lines that go on where an earlier run stopped; raises as ``journal`` does.
+def open_lines(path: Path, header: H, line: type[L], *, redo: bool = False) -> Iterator[LineFile[L]]:
+    """Opens a JSONL file with a header to continue it; raises as ``open_journal`` does.
 
-    :param line: what its lines are.
+    :param line: the model of its lines.
     """
     folder = path.parent
     try:
@@ -162,35 +161,35 @@ def lines_of(path: Path, header: H, line: type[L], *, redo: bool = False) -> Ite
         ) from error
     with locked(path):
         check_all_ours(folder, {path.name: MARK})
-        whole, held = _kept(path, header, line, redo)
+        whole, stored = _stored_lines(path, header, line, redo)
         try:
             descriptor = open_held(path)
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            os.ftruncate(descriptor, len(whole))  # a torn last line, and all of another run, goes
+            os.ftruncate(descriptor, len(whole))  # drops an incomplete last line; with redo, everything
             if not whole:
                 _append(descriptor, header, exclude_defaults=False)
             sync_folder(folder)
-            yield Lines(path, descriptor, held)
+            yield LineFile(path, descriptor, stored)
         except OSError as error:
             raise unwritable(path, error) from error
         finally:
             os.close(descriptor)
 
 
-def _kept(path: Path, header: H, line: type[L], redo: bool) -> tuple[bytes, list[L]]:
-    """The bytes that stay, and the lines behind the header."""
+def _stored_lines(path: Path, header: H, line: type[L], redo: bool) -> tuple[bytes, list[L]]:
+    """The bytes to keep, and the lines after the header."""
     if redo:
         return b"", []
-    raw, found, held = _read(path, type(header), line)
-    if found is not None and (differs := _difference(found, header)):
+    raw, stored_header, stored = _read(path, type(header), line)
+    if stored_header is not None and (differs := _difference(stored_header, header)):
         raise UsageError(f"{path} is of another run: {differs}", _REMEDY)
-    return raw, held
+    return raw, stored
 
 
 def _read(path: Path, header: type[H], line: type[L]) -> tuple[bytes, H | None, list[L]]:
-    """A file's bytes up to its last whole line, and what they say; nothing where there is no file."""
+    """A file's bytes up to its last complete line, its header and its other lines; empty without a file."""
     try:
         raw = read_own(path, RECORDS)
     except FileNotFoundError:
@@ -200,9 +199,9 @@ def _read(path: Path, header: type[H], line: type[L]) -> tuple[bytes, H | None, 
     raw = raw[: raw.rfind(b"\n") + 1]
     if not raw:
         return b"", None, []
-    first, *rest = raw.splitlines()
+    first, *others = raw.splitlines()
     try:
-        return raw, header.model_validate_json(first), [line.model_validate_json(each) for each in rest]
+        return raw, header.model_validate_json(first), [line.model_validate_json(text) for text in others]
     except ValidationError:
         raise UsageError(f"{path}: not measurements of this version", _REMEDY) from None
 
@@ -211,13 +210,13 @@ _REMEDY = "name another folder with --out, or add --redo to measure again"
 
 
 def _difference(earlier: BaseModel, header: BaseModel) -> str:
-    """The first fact in which two headers differ, in words; empty where they do not."""
-    old, new = (each.model_dump(mode="json") for each in (earlier, header))
+    """The first difference between two headers, in words; empty if they are equal."""
+    old, new = (side.model_dump(mode="json") for side in (earlier, header))
     if old.get("inputs") != new.get("inputs"):
         return "its clips or questions differ"
     for part in ("settings", "environment"):
-        for name, was, now in differing_fields(old[part], new[part]):
-            return f"{name} was {json.dumps(was)}, is {json.dumps(now)}"
+        for name, before, after in differing_fields(old[part], new[part]):
+            return f"{name} was {json.dumps(before)}, is {json.dumps(after)}"
     return ""
 
 
@@ -228,12 +227,12 @@ def _append(descriptor: int, line: BaseModel, *, exclude_defaults: bool = True) 
     sync_open(descriptor)
 
 
-# Those that decide speed: scikit-learn changes how generate() with an assistant proposes.
+# Packages that affect speed: with scikit-learn, generate() chooses the proposal length differently.
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "av", "numpy", "scikit-learn")
 
 
 def environment_of(pair: LoadedPair) -> Environment:
-    """The machine and the libraries, as this process uses them."""
+    """The machine and the libraries of this process."""
     device = pair.target.device
     versions = {"lvspec": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
@@ -256,10 +255,10 @@ def environment_of(pair: LoadedPair) -> Environment:
 
 
 def _dtype(loaded: LoadedModel) -> str:
-    """What is computed in, and what the weights are kept in where that is another."""
+    """The dtype of the computation, and the storage of the weights if it differs."""
     name = str(loaded.dtype).removeprefix("torch.")
-    kept = loaded.quantisation
-    return name if kept in (Quantisation.NONE, Quantisation.BF16) else f"{name} ({kept})"
+    storage = loaded.quantisation
+    return name if storage in (Quantisation.NONE, Quantisation.BF16) else f"{name} ({storage})"
 
 
 def _device_name(device: torch.device) -> str:
@@ -269,7 +268,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The processor's name: Linux says it in a file, other systems through ``platform``."""
+    """The processor's name: from /proc/cpuinfo on Linux, elsewhere from ``platform``."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""The figures of each mode as the table, ``results.md`` and a pipe show them: cells of text."""
+"""Results as text: the tables of the terminal, of pipes and of ``results.md``, and their notes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.figures.answers import Estimate, ModeResult, Spread, Variant
-from lvspec_cli.figures.summary import MIN_LIKELIHOOD, MIN_RETENTION, faster_unshown, winner
+from lvspec_cli.figures.summary import MIN_LIKELIHOOD, MIN_RETENTION, fastest_unproven, winner
 from lvspec_cli.table import Style, Table, counted, markdown_lines, markdown_text
 
 HEADINGS = (
@@ -14,18 +14,18 @@ HEADINGS = (
     "c", "v", "o", "predicted",
 )  # fmt: skip
 WINNER = "*"
-FEW_CLIPS = 20  # below it a bootstrap has too little to draw from
+FEW_CLIPS = 20  # fewer are too few for a bootstrap
 
 
 def result_table(results: Results, *, drafting: bool = False) -> Table:
-    """A row for each mode; the winner's name has a mark.
+    """A row for each mode; the winner is marked.
 
-    :param drafting: only modes whose rounds were timed.
+    :param drafting: only modes with profiled rounds.
     """
     best = winner(results.modes)
-    modes = [each for each in results.modes if not drafting or each.c is not None]
-    styles: dict[int, Style] = {row: "best" for row, each in enumerate(modes) if each.variant == best}
-    return Table(HEADINGS, [_cells(each, best) for each in modes], styles=styles)
+    modes = [result for result in results.modes if not drafting or result.c is not None]
+    styles: dict[int, Style] = {row: "best" for row, result in enumerate(modes) if result.variant == best}
+    return Table(HEADINGS, [_cells(result, best) for result in modes], styles=styles)
 
 
 def _cells(result: ModeResult, best: Variant | None) -> tuple[str, ...]:
@@ -48,18 +48,18 @@ def _cells(result: ModeResult, best: Variant | None) -> tuple[str, ...]:
 
 
 def contrast_table(results: Results) -> Table:
-    """The pair's own rule against every other line: above 1, or 100 %, it is the better one."""
+    """The pair's own rule against every other line; values above 1 or 100 % are in its favour."""
     return Table(
         ("line", "against", "speed", "accepted length", "quality"),
         [
             (
-                each.line,
-                each.other,
-                spread(each.speed),
-                estimate(each.accepted_length, 2),
-                retention(each.quality),
+                contrast.line,
+                contrast.other,
+                spread(contrast.speed),
+                estimate(contrast.accepted_length, 2),
+                retention(contrast.quality),
             )
-            for each in results.contrasts
+            for contrast in results.contrasts
         ],
         "Over the same answers, by so much the first is faster, accepts more, and keeps more",
     )
@@ -101,12 +101,12 @@ def _ends(low: float | None, high: float | None, factor: float, digits: int) -> 
 
 
 def notes(results: Results) -> Iterator[str]:
-    """What a reader of the rows has to know, a sentence a line."""
-    for each in results.modes:
-        if each.error is not None:
-            yield f"{each.variant} cannot run: {each.error}"
-        elif each.failed:
-            yield f"{each.variant}: {each.failed} of {each.failed + each.answers} answers failed"
+    """Remarks needed to read the table, one sentence each."""
+    for result in results.modes:
+        if result.error is not None:
+            yield f"{result.variant} cannot run: {result.error}"
+        elif result.failed:
+            yield f"{result.variant}: {result.failed} of {result.failed + result.answers} answers failed"
     read = [item for item in results.items if item.error is None]
     clips = len({item.file_name for item in read})
     yield (
@@ -121,8 +121,8 @@ def notes(results: Results) -> Iterator[str]:
     if not results.settings.timed:
         yield "nothing was timed: texts alone were wanted"
     elif best := winner(results.modes):
-        won = next(each for each in results.modes if each.variant == best)
-        if won.retention is None and won.mode.is_loose:
+        best_result = next(result for result in results.modes if result.variant == best)
+        if best_result.retention is None and best_result.mode.is_loose:
             yield (
                 f"{WINNER} the fastest; no right answers are known, and to the target itself its texts are at"
                 f" least {percent(MIN_LIKELIHOOD, 0)} as probable by the token as ar's (lower end of the"
@@ -136,22 +136,22 @@ def notes(results: Results) -> Iterator[str]:
     else:
         least = percent(MIN_RETENTION, 1)
         yield f"none is faster than {results.reference} and shown to keep {least} of its quality"
-    if unshown := faster_unshown(results.modes):
+    if unproven := fastest_unproven(results.modes):
         yield (
-            f"{unshown.variant} is faster and keeps {retention(unshown.retention)} here:"
+            f"{unproven.variant} is faster and keeps {retention(unproven.retention)} here:"
             " more clips could show that it keeps enough"
         )
     yield machine(results.environment)
 
 
 def few_clips(clips: int) -> Iterator[str]:
-    """A warning of intervals that promise too much, where there is need."""
+    """A warning that the intervals are too narrow, if there are few clips."""
     if clips < FEW_CLIPS:
         yield f"intervals over fewer than {FEW_CLIPS} clips ({clips} here) are narrower than they should be"
 
 
 def machine(environment: Environment) -> str:
-    """What was measured where, in one line."""
+    """The machine, dtypes and versions in one line."""
     dtypes = environment.target_dtype
     if environment.draft_dtype not in (None, environment.target_dtype):
         dtypes += f" and {environment.draft_dtype}"
@@ -188,7 +188,7 @@ def markdown(results: Results) -> str:
 
 
 def fidelity_table(results: Results) -> Table:
-    """Quality beside ar's, of the modes where it was compared."""
+    """Quality relative to ar, for the modes with a comparison."""
     return Table(
         ("mode", "facts F1", "questions", "log probability", "chrF", "ROUGE-L", "identical", "same answer"),
         [

@@ -1,4 +1,4 @@
-"""One answer of one of our own modes: timed, with a clock around every pass, or for its text alone."""
+"""One answer by one of our own modes: timed as a whole, with every pass timed, or for its text only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lvspec_cli.output.text import TextStream
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round
 
-_PLAIN = DecodeSettings(mode=Mode.AR)  # the draft need not read the video
+_PLAIN = DecodeSettings(mode=Mode.AR)  # without a draft, which would have to read the video
 
 
 def measure_own(
@@ -31,28 +31,28 @@ def measure_own(
     *,
     system: str | None = None,
 ) -> Measurement:
-    """Answers as ``lvspec ask`` would: a session of its own, so that the video is encoded every time."""
-    loaded, device = _needed(pair, settings), pair.target.device
-    began = now(device)
+    """A timed answer as by ``lvspec ask``: in a new session, so that the video is encoded again."""
+    loaded, device = _loaded_for(pair, settings), pair.target.device
+    start = now(device)
     prompts = build_prompts(loaded, clip, item.prompt, system=system)
-    prompted = now(device)
+    prompt_end = now(device)
     decoding = Session.of(loaded).answer(prompts, settings)
     first = next(decoding)
-    filled = now(device)
+    prefill_end = now(device)
     rounds = [first, *decoding]
-    ended = now(device)
+    end = now(device)
     return _measurement(pair, variant, rounds, decoding.generation).model_copy(
         update={
             "video_s": clip.decode_seconds,
-            "prompt_s": prompted - began,
-            "prefill_s": filled - prompted,
-            "decode_s": ended - filled,
+            "prompt_s": prompt_end - start,
+            "prefill_s": prefill_end - prompt_end,
+            "decode_s": end - prefill_end,
         }
     )
 
 
-class Texts:
-    """Answers about one clip by any of our modes, untimed: its video is encoded once for all of them."""
+class TextRunner:
+    """Untimed answers about one clip by any of our modes; its video is encoded only once."""
 
     def __init__(self, pair: LoadedPair, clip: Clip, *, system: str | None = None) -> None:
         self._pair, self._clip, self._system = pair, clip, system
@@ -60,7 +60,7 @@ class Texts:
         self._prompts: dict[str, PairPrompts] = {}
 
     def prompts(self, item: Item) -> PairPrompts:
-        """What the models read."""
+        """The models' inputs for an item."""
         if item.prompt not in self._prompts:
             earlier = next(iter(self._prompts.values()), None)
             self._prompts[item.prompt] = build_prompts(
@@ -69,17 +69,17 @@ class Texts:
         return self._prompts[item.prompt]
 
     def scores(self, item: Item, texts: Sequence[Sequence[int]]) -> list[TextScore | None]:
-        """How the target itself scores texts behind an item's prompt, as token ids; an empty one has none."""
+        """The target's scores of texts (token ids) that follow an item's prompt; None for an empty text."""
         prompts = self.prompts(item)
         self._session.encode(prompts, _PLAIN)
-        # Modes often say the same: each text is read once.
-        known = {
+        # Modes often give the same text: each is scored once.
+        scores = {
             text: score_text(self._session.target, prompts.target, text) for text in set(map(tuple, texts))
         }
-        return [known[tuple(text)] for text in texts]
+        return [scores[tuple(text)] for text in texts]
 
     def answer(self, item: Item, variant: Variant, settings: DecodeSettings) -> Measurement:
-        """One answer, all its seconds 0."""
+        """One answer; all its seconds are 0."""
         decoding = self._session.answer(self.prompts(item), settings)
         rounds = list(decoding)
         return _measurement(self._pair, variant, rounds, decoding.generation)
@@ -88,7 +88,7 @@ class Texts:
 def _measurement(
     pair: LoadedPair, variant: Variant, rounds: list[Round], generation: Generation
 ) -> Measurement:
-    """What was said and counted. ``rounds``: the prefill's token first."""
+    """Texts and counts of an answer. The first of ``rounds`` is the prefill."""
     text = TextStream(pair.target.tokenizer.backend_tokenizer)
     pieces = text.feed(generation.tokens, generation.kinds)
     shown = [(piece.text, piece.kind) for piece in pieces]
@@ -105,7 +105,7 @@ def _measurement(
         accepted_exact=stats.accepted_exact,
         accepted_filler=stats.accepted_filler,
         accepted_shift=stats.accepted_shift,
-        accepted_lengths=() if variant.mode.is_plain else tuple(len(each.tokens) for each in rounds[1:]),
+        accepted_lengths=() if variant.mode.is_plain else tuple(len(round_.tokens) for round_ in rounds[1:]),
         tokens=generation.tokens,
         kinds=generation.kinds,
         pieces=tuple(shown),
@@ -121,57 +121,57 @@ def profile_own(
     *,
     system: str | None = None,
 ) -> Profile:
-    """Answers once more and tells where the time of its rounds went."""
+    """Answers once more and measures how the time of the rounds divides."""
     prompts = build_prompts(pair, clip, item.prompt, system=system)
     device = pair.target.device
-    drafting, verifying = Watch(device), Watch(device)
-    target = _WatchedDecoder(pair.target, verifying)
-    draft = _WatchedDecoder(pair.draft, drafting) if pair.draft else None
+    drafting, verifying = Stopwatch(device), Stopwatch(device)
+    target = _TimedDecoder(pair.target, verifying)
+    draft = _TimedDecoder(pair.draft, drafting) if pair.draft else None
     decoding = Session(target, draft, pair.words).answer(prompts, settings)
     next(decoding)
     for decoder in (target, draft):
         if decoder is not None:
-            decoder.is_watched = True
-    began = now(device)
+            decoder.is_timed = True
+    start = now(device)
     generation = decoding.run()
-    whole = now(device) - began
+    total = now(device) - start
     return Profile(
         **asdict(variant),
         rounds=generation.stats.rounds,
         draft_steps=generation.stats.drafted,
         draft_s=drafting.seconds,
         verification_s=verifying.seconds,
-        overhead_s=max(0.0, whole - drafting.seconds - verifying.seconds),
+        overhead_s=max(0.0, total - drafting.seconds - verifying.seconds),
     )
 
 
-def _needed(pair: LoadedPair, settings: DecodeSettings) -> LoadedPair:
-    """The target alone where no draft is asked for: nothing is prepared for it then."""
+def _loaded_for(pair: LoadedPair, settings: DecodeSettings) -> LoadedPair:
+    """The pair, in mode ar without its draft: nothing is prepared for it then."""
     return replace(pair, draft=None) if settings.mode is Mode.AR else pair
 
 
-class _WatchedDecoder(Decoder):
-    """A decoder whose passes, and the logits of them, run on a watch once ``is_watched`` is set."""
+class _TimedDecoder(Decoder):
+    """A decoder that times its passes and their logits once ``is_timed`` is set."""
 
-    def __init__(self, loaded: LoadedModel, watch: Watch) -> None:
+    def __init__(self, loaded: LoadedModel, watch: Stopwatch) -> None:
         super().__init__(loaded)
-        self._clock, self.is_watched = watch, False
+        self._clock, self.is_timed = watch, False
 
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
-        if not self.is_watched:
+        if not self.is_timed:
             return super().forward(tokens, watch)
         with self._clock.running():
             return super().forward(tokens, watch)
 
     def logits(self, passed: Pass, last: int) -> Tensor:
-        if not self.is_watched:
+        if not self.is_timed:
             return super().logits(passed, last)
         with self._clock.running():
             return super().logits(passed, last)
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -179,15 +179,15 @@ def synchronise(device: torch.device) -> None:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when the device has done all that it was given."""
+    """The time in seconds, after the device has finished all its work."""
     synchronise(device)
     return time.perf_counter()
 
 
-class Watch:
-    """Adds up the seconds of several stretches of work.
+class Stopwatch:
+    """Adds up the seconds of several pieces of work.
 
-    A CUDA device is not waited for: events in its own queue tell the time. Every other device is.
+    CUDA work is timed by events in the device's queue, without waiting; every other device is synchronised.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -197,7 +197,7 @@ class Watch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What happens in the block counts."""
+        """Times the block."""
         if self._device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -205,12 +205,12 @@ class Watch:
             end.record()
             self._events.append((begin, end))
         else:
-            began = now(self._device)
+            start = now(self._device)
             yield
-            self._seconds += now(self._device) - began
+            self._seconds += now(self._device) - start
 
     @property
     def seconds(self) -> float:
-        """All of it so far; waits for the device."""
+        """The total so far; waits for the device."""
         synchronise(self._device)
         return self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000

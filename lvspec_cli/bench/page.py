@@ -1,4 +1,4 @@
-"""A page of charts, tables and texts: one HTML file that refers to nothing outside itself."""
+"""A self-contained HTML page of charts, tables and texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Said:
+class ExampleText:
     name: str
     pieces: tuple[Piece, ...]
     note: str = ""
@@ -44,7 +44,7 @@ class Said:
 class Example:
     title: str
     prompt: str
-    texts: tuple[Said, ...]
+    texts: tuple[ExampleText, ...]
     reference: str = ""
 
 
@@ -60,22 +60,22 @@ class Section:
 
 
 def render_page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
-    """The page's HTML. All text is escaped, and what could act on the reader's screen is made visible."""
+    """The page's HTML. All text is escaped, and control characters are made visible."""
     environment = Environment(
         loader=PackageLoader("lvspec_cli.bench", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        finalize=_harmless,
+        finalize=_visible,
     )
     return environment.get_template("page.html.jinja").render(title=title, lead=lead, sections=sections)
 
 
-def _harmless(value: Any) -> Any:
+def _visible(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def chart(svg: str | None, caption: str) -> tuple[Chart, ...]:
-    """One chart, or none where there is nothing to draw."""
-    # Our own drawing: no text from outside is in it.
+    """One chart; none if there is nothing to draw."""
+    # We drew it ourselves: it holds no text from outside.
     return (Chart(Markup(svg), caption),) if svg else ()  # noqa: S704

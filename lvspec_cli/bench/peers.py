@@ -1,6 +1,6 @@
-"""What people use today: transformers' own ``generate``, plain and with an assistant, on the same weights.
+"""The baselines: ``generate`` of transformers, plain and with an assistant, on the same weights.
 
-The models run with the attention that transformers itself would load them with (``sdpa``).
+The models run with the attention that transformers uses by default (``sdpa``).
 """
 
 from __future__ import annotations
@@ -33,77 +33,80 @@ def measure_peer(
     *,
     system: str | None = None,
 ) -> Measurement:
-    """Answers greedily; whatever the library raises becomes the measurement's ``error``.
+    """A timed greedy answer; any exception of the library becomes the measurement's ``error``.
 
-    Decoding is what comes behind the target's first pass. With an assistant that pass already checks a first
-    proposal, so the prefill holds it, and ``first_tokens`` are those that it accepted.
+    Decoding starts after the target's first pass. With an assistant, that pass already verifies a first
+    proposal: its time belongs to the prefill, and ``first_tokens`` counts the tokens that it gave.
     """
     try:
-        with quiet(), _as_shipped(pair):
-            found = _answered(pair, clip, item, variant, max_new_tokens, system)
-    except Exception as error:  # a peer may fail in any way: that is a finding
-        found = {"error": described(error)}
-    return Measurement(**asdict(variant), **found)
+        with quiet(), _stock_attention(pair):
+            answer = _answer(pair, clip, item, variant, max_new_tokens, system)
+    except Exception as error:  # any failure of a peer is a result
+        answer = {"error": one_line_error(error)}
+    return Measurement(**asdict(variant), **answer)
 
 
-def described(error: Exception) -> str:
-    """An error of a library in one line."""
-    said = " ".join(str(error).split())
-    line = f"{type(error).__name__}: {said}" if said else type(error).__name__
+def one_line_error(error: Exception) -> str:
+    """A library's error in one line."""
+    message = " ".join(str(error).split())
+    line = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return line if len(line) <= LONGEST_ERROR else line[: LONGEST_ERROR - 1] + "…"
 
 
-def _answered(
+def _answer(
     pair: LoadedPair, clip: Clip, item: Item, variant: Variant, max_new_tokens: int, system: str | None
 ) -> dict[str, Any]:
     target, device = pair.target, pair.target.device
-    _check_whole(target)
+    _check_one_device(target)
     assisted = variant.mode is BenchMode.HF_ASSISTED
-    began = now(device)
+    start = now(device)
     inputs = _inputs(target, clip, item.prompt, system)
-    prompted = now(device)
-    arguments = _assistance(pair) if assisted else {}
-    with _observed(pair) as seen, _proposing(pair, variant), torch.inference_mode():
+    prompt_end = now(device)
+    arguments = _assistant_arguments(pair) if assisted else {}
+    with _observing(pair) as observer, _gamma_set(pair, variant), torch.inference_mode():
         if assisted:
-            arguments["streamer"] = seen
+            arguments["streamer"] = observer
         output = target.model.generate(**inputs, **arguments, do_sample=False, max_new_tokens=max_new_tokens)
-        ended = now(device)
+        end = now(device)
     length = int(inputs["input_ids"].shape[1])
     tokens = tuple(output[0, length:].tolist())
-    found = {
+    answer = {
         "text": target.tokenizer.backend_tokenizer.decode(list(tokens), skip_special_tokens=True),
         "finish_reason": "stop" if tokens and tokens[-1] in target.generation.end_ids else "length",
         "output_tokens": len(tokens),
         "video_s": clip.decode_seconds,
-        "prompt_s": prompted - began,
-        "prefill_s": seen.filled - prompted,
-        "decode_s": ended - seen.filled,
+        "prompt_s": prompt_end - start,
+        "prefill_s": observer.prefill_end - prompt_end,
+        "decode_s": end - observer.prefill_end,
         "tokens": tokens,
     }
     if not assisted:
-        return found
-    first, *lengths = seen.lengths
-    # Every pass adds a token of the target's own, unless an accepted end leaves no room for it.
-    accepted = sum(count - 1 for count in seen.lengths)
+        return answer
+    first, *lengths = observer.lengths
+    # Every pass adds one token of the target, except after an accepted end token.
+    accepted = sum(count - 1 for count in observer.lengths)
     return {
-        **found,
+        **answer,
         "first_tokens": first,
         "rounds": len(lengths),
         "accepted_lengths": tuple(lengths),
-        "drafted": seen.draft_steps,
+        "drafted": observer.draft_steps,
         "accepted_exact": accepted,
     }
 
 
-def _check_whole(target: LoadedModel) -> None:
-    """``ValueError`` for layers on several devices: moving between them is left to our own decoder."""
+def _check_one_device(target: LoadedModel) -> None:
+    """Checks that the target is on one device: only our own decoder moves states between devices.
+
+    :raises ValueError: it is on several.
+    """
     devices = sorted({str(part.device) for part in target.model.parameters()})
     if len(devices) > 1:
         raise ValueError(f"the target is split over {' and '.join(devices)}: only our own modes run so")
 
 
 def _inputs(target: LoadedModel, clip: Clip, question: str, system: str | None) -> Mapping[str, Any]:
-    """The same text and frames, with their real times, as our own modes read them."""
+    """The same text, frames and timestamps that our own modes read."""
     text = chat_text(target.processor, question, system, target.name)
     inputs = features_of(target.processor, text, clip).to(target.device)
     for name, value in inputs.items():
@@ -112,27 +115,27 @@ def _inputs(target: LoadedModel, clip: Clip, question: str, system: str | None) 
     return inputs
 
 
-def _assistance(pair: LoadedPair) -> dict[str, Any]:
-    """Arguments of assisted generation."""
+def _assistant_arguments(pair: LoadedPair) -> dict[str, Any]:
+    """Arguments of ``generate`` for assisted generation."""
     if pair.draft is None:
         raise ValueError("no draft is loaded")
-    found: dict[str, Any] = {"assistant_model": pair.draft.model}
+    arguments: dict[str, Any] = {"assistant_model": pair.draft.model}
     widths = [model.model.config.get_text_config().vocab_size for model in (pair.target, pair.draft)]
     if widths[0] != widths[1]:
-        # What the library asks for where vocabularies differ, be it in padding only.
-        found |= {"tokenizer": pair.target.tokenizer, "assistant_tokenizer": pair.draft.tokenizer}
-    return found
+        # The library requires these if vocabulary sizes differ, even by padding only.
+        arguments |= {"tokenizer": pair.target.tokenizer, "assistant_tokenizer": pair.draft.tokenizer}
+    return arguments
 
 
 @dataclass
 class _Observer:
-    """Notes when the target's first pass was done, and how long each proposal's accepted part was.
+    """Records the time of the target's first pass, and the accepted length of every proposal.
 
-    ``put`` and ``end`` are what ``generate`` calls on a streamer.
+    ``generate`` calls ``put`` and ``end``, the interface of a streamer.
     """
 
     device: torch.device
-    filled: float = 0.0  # seconds, of the clock of ``now``
+    prefill_end: float = 0.0  # end of the first pass, in seconds as by ``now``
     draft_steps: int = 0
     lengths: list[int] = field(default_factory=list)
     _has_prompt: bool = False
@@ -141,7 +144,7 @@ class _Observer:
     def target_passed(self, *_: Any) -> None:
         self._passes += 1
         if self._passes == 1:
-            self.filled = now(self.device)
+            self.prefill_end = now(self.device)
 
     def draft_passed(self, *_: Any) -> None:
         self.draft_steps += 1
@@ -152,51 +155,51 @@ class _Observer:
             return
         self.lengths.append(tokens.numel())
         if len(self.lengths) == 1:
-            self.filled = time.perf_counter()  # the tokens have come to the host: the pass is done
+            self.prefill_end = time.perf_counter()  # the tokens are on the host: the pass is finished
 
     def end(self) -> None:
         synchronise(self.device)
 
 
 @contextmanager
-def _observed(pair: LoadedPair) -> Iterator[_Observer]:
-    seen = _Observer(pair.target.device)
+def _observing(pair: LoadedPair) -> Iterator[_Observer]:
+    observer = _Observer(pair.target.device)
     with ExitStack() as hooks:
-        hooks.callback(pair.target.model.register_forward_hook(seen.target_passed).remove)
+        hooks.callback(pair.target.model.register_forward_hook(observer.target_passed).remove)
         if pair.draft is not None:
-            hooks.callback(pair.draft.model.register_forward_hook(seen.draft_passed).remove)
-        yield seen
+            hooks.callback(pair.draft.model.register_forward_hook(observer.draft_passed).remove)
+        yield observer
 
 
 @contextmanager
-def _proposing(pair: LoadedPair, variant: Variant) -> Iterator[None]:
-    """Proposals of ``gamma`` tokens at most, or what the library itself takes where there is none.
+def _gamma_set(pair: LoadedPair, variant: Variant) -> Iterator[None]:
+    """Limits proposals to ``gamma`` tokens; without gamma the library's default stays.
 
-    It ends one early, in either case, where the draft is not sure (``assistant_confidence_threshold``).
+    In both cases a proposal ends early if the draft is not confident (``assistant_confidence_threshold``).
     """
     if pair.draft is None or variant.gamma is None:
         yield
         return
     config = pair.draft.model.generation_config
     changes = {"num_assistant_tokens": variant.gamma, "num_assistant_tokens_schedule": "constant"}
-    before = {name: getattr(config, name) for name in changes}
+    old_values = {name: getattr(config, name) for name in changes}
     for name, value in changes.items():
         setattr(config, name, value)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in old_values.items():
             setattr(config, name, value)
 
 
 @contextmanager
-def _as_shipped(pair: LoadedPair) -> Iterator[None]:
+def _stock_attention(pair: LoadedPair) -> Iterator[None]:
     models = [loaded.model for loaded in (pair.target, pair.draft) if loaded is not None]
-    ours = [model.config.get_text_config()._attn_implementation for model in models]
+    attentions = [model.config.get_text_config()._attn_implementation for model in models]
     try:
         for model in models:
             model.set_attn_implementation("sdpa")
         yield
     finally:
-        for model, name in zip(models, ours, strict=True):
+        for model, name in zip(models, attentions, strict=True):
             model.set_attn_implementation({"": "sdpa", "text_config": name})

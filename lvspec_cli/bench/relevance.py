@@ -1,7 +1,7 @@
-"""Is it an anchor? How well each scheme tells fact tokens from filler tokens in the target's own captions.
+"""How well each relevance scheme separates fact tokens from filler tokens in the target's own captions.
 
-The demo world knows which words are facts. The scores are those of the rule itself
-(``speculation.relevance``), read in one teacher-forced pass over the target's caption of a clip.
+In the demo world the words that state facts are known. The scores are those of the rule
+(``speculation.relevance``), from one teacher-forced pass over the target's caption of a clip.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from lvspec_cli.bench.own import now
 from lvspec_cli.bench.results import Environment
 from lvspec_cli.demo.scenes import FACT_WORDS
 from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.figures.answers import Estimate, Part
+from lvspec_cli.figures.answers import Estimate, FrozenModel
 from lvspec_cli.figures.intervals import mean
-from lvspec_cli.figures.separation import Point, auc, best_point, curve, point_at, roc
+from lvspec_cli.figures.separation import Point, auc, best_point, point_at, roc, threshold_counts
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.probe import video_attention, video_states
@@ -48,12 +48,12 @@ SCHEMA: Final = "lvspec.relevance.1"
 FILE_NAME: Final = "relevance.json"
 LAYERED = (RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.LENS)
 SCHEMES = (*LAYERED, RelevanceName.LEXICON, RelevanceName.RANDOM)
-_TIMES = 20  # a score is timed so often on a clip
+_TIMES = 20  # timings of a score on each clip
 
 
 @dataclass(frozen=True, order=True)
 class Scheme:
-    """One way to score tokens. ``head`` None: the scheme's own way, for attention the largest over heads."""
+    """One way to score tokens. Without ``head`` the scheme's own; for attention, the maximum over heads."""
 
     relevance: RelevanceName
     layer: int | None = None
@@ -65,26 +65,26 @@ class Scheme:
         return ", ".join(parts + ([] if self.head is None else [f"head {self.head}"]))
 
 
-class SchemeResult(Part):
-    """How well one scheme tells facts from fillers. Layers and heads count from 0."""
+class SchemeResult(FrozenModel):
+    """How well one scheme separates facts from fillers. Layers and heads count from 0."""
 
     relevance: RelevanceName
     layer: int | None = None
     head: int | None = None
-    auc: float  # of all tokens of all captions together
-    auc_by_clip: Estimate | None  # mean of the captions' own
-    best: Point  # where F1 is highest
-    at_threshold: Point  # at the pair's own threshold
-    roc: tuple[tuple[float, float], ...] = ()  # fillers taken, facts taken; of single heads none
-    score_us: float | None = None  # microseconds a round, median; of single heads none
-    prepare_ms: float | None = None  # milliseconds a clip, median
+    auc: float  # over the tokens of all captions
+    auc_by_clip: Estimate | None  # mean over captions of a caption's AUC
+    best: Point  # with the highest F1
+    at_threshold: Point  # at the pair's threshold
+    roc: tuple[tuple[float, float], ...] = ()  # (false, true) positive rates; not for single heads
+    score_us: float | None = None  # median microseconds a round; not for single heads
+    prepare_ms: float | None = None  # median milliseconds a clip; not for single heads
 
     @property
     def scheme(self) -> Scheme:
         return Scheme(self.relevance, self.layer, self.head)
 
 
-class RelevanceResults(Part):
+class RelevanceResults(FrozenModel):
     """All of ``relevance.json``."""
 
     schema_: Literal["lvspec.relevance.1"] = Field(default=SCHEMA, alias="schema")
@@ -95,11 +95,11 @@ class RelevanceResults(Part):
     pair: str
     target: str
     clips: int
-    unread: dict[str, str] = Field(default_factory=dict)  # clips that could not be read, with the cause
+    unread: dict[str, str] = Field(default_factory=dict)  # unreadable clips, with the cause
     facts: int  # tokens
     fillers: int
-    gamma: int  # rows of a round when it was timed: gamma + 1
-    threshold: float  # the pair's own
+    gamma: int  # a timed round has gamma + 1 rows
+    threshold: float  # the pair's
     schemes: tuple[SchemeResult, ...]
 
 
@@ -112,7 +112,7 @@ def read_relevance(path: Path) -> RelevanceResults:
     """The results in a file.
 
     :raises NoInputError: there is no such file.
-    :raises UsageError: it holds something else.
+    :raises UsageError: it has another content.
     """
     try:
         return RelevanceResults.model_validate_json(read_file(path, LISTS))
@@ -128,7 +128,7 @@ def read_relevance(path: Path) -> RelevanceResults:
 
 # --- which tokens are facts ----------------------------------------------------------------
 
-# "The clip shows a star" states nothing by its verb; "a star shows up" does.
+# In "The clip shows a star" the verb states no fact; in "a star shows up" it does.
 _PHRASES = {"shows": "up", "comes": "into", "goes": "out"}
 _FACT = re.compile(
     r"\b(?:{})\b".format(
@@ -142,36 +142,35 @@ _FACT = re.compile(
 
 
 def fact_tokens(pieces: Sequence[str]) -> tuple[bool | None, ...]:
-    """Which tokens are part of a word that carries a fact, from the text that each adds.
+    """Whether each token is part of a word that states a fact.
 
-    None for tokens that add no letter: spaces, special tokens, parts of a character.
+    None for tokens without a visible character: spaces, special tokens, parts of a character.
+
+    :param pieces: the text that each token adds.
     """
-    text, ends, place = "".join(pieces), [], 0
+    facts = [match.span() for match in _FACT.finditer("".join(pieces))]
+    result: list[bool | None] = []
+    end = 0
     for piece in pieces:
-        place += len(piece)
-        ends.append(place)
-    facts = [match.span() for match in _FACT.finditer(text)]
-    found: list[bool | None] = []
-    for piece, end in zip(pieces, ends, strict=True):
-        start = end - len(piece)
-        inside = any(first < end and start < last for first, last in facts)
-        found.append(inside if piece.strip() else None)
-    return tuple(found)
+        start, end = end, end + len(piece)
+        overlaps = any(first < end and start < last for first, last in facts)
+        result.append(overlaps if piece.strip() else None)
+    return tuple(result)
 
 
 # --- scores of one caption -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One caption of the target: which of its tokens are facts, and what every scheme says of them.
+class ScoredCaption:
+    """One caption of the target: which of its tokens are facts, and their scores by every scheme.
 
-    The caption's first token is left out: prefill gives it, and no rule judges it.
+    Without the caption's first token, which comes from the prefill and is not judged by a rule.
     """
 
-    places: tuple[int, ...]  # in the caption, from 0: tokens without a letter are left out, too
-    facts: tuple[bool, ...]  # one a place
-    scores: Mapping[Scheme, tuple[float, ...]]  # one a place
+    positions: tuple[int, ...]  # in the caption, from 0; tokens without a visible character are left out
+    facts: tuple[bool, ...]  # one per position
+    scores: Mapping[Scheme, tuple[float, ...]]  # one per position
     score_us: Mapping[Scheme, float]
     prepare_ms: Mapping[Scheme, float]
 
@@ -184,24 +183,24 @@ def score_caption(
     *,
     system: str | None = None,
     schemes: Sequence[RelevanceName] = SCHEMES,
-) -> Scored | None:
-    """Lets the target caption a clip greedily and scores the tokens; None where there are no two tokens."""
-    alone = replace(pair, draft=None)
-    prompts = build_prompts(alone, clip, question, system=system)
+) -> ScoredCaption | None:
+    """Captions a clip greedily by the target alone and scores the tokens; None without tokens to score."""
+    target_only = replace(pair, draft=None)
+    prompts = build_prompts(target_only, clip, question, system=system)
     greedy = replace(settings, mode=Mode.AR, temperature=0.0)
-    generation = Session.of(alone).answer(prompts, greedy).run()
+    generation = Session.of(target_only).answer(prompts, greedy).run()
     facts = fact_tokens(_pieces(pair.target, generation))
-    places = tuple(place for place, fact in enumerate(facts) if place and fact is not None)
-    if not places:
+    positions = tuple(position for position, fact in enumerate(facts) if position and fact is not None)
+    if not positions:
         return None
     with torch.inference_mode():
-        reading = _Reading(pair, prompts, generation, settings, schemes)
-        scores, prepare_ms = reading.scores()
-        score_us = reading.costs()
-    return Scored(
-        places=places,
-        facts=tuple(bool(facts[place]) for place in places),
-        scores={scheme: tuple(values[place - 1] for place in places) for scheme, values in scores.items()},
+        caption = _CaptionPass(pair, prompts, generation, settings, schemes)
+        scores, prepare_ms = caption.scores()
+        score_us = caption.costs()
+    return ScoredCaption(
+        positions=positions,
+        facts=tuple(bool(facts[position]) for position in positions),
+        scores={scheme: tuple(values[p - 1] for p in positions) for scheme, values in scores.items()},
         score_us=score_us,
         prepare_ms=prepare_ms,
     )
@@ -210,15 +209,15 @@ def score_caption(
 def _pieces(target: LoadedModel, generation: Generation) -> list[str]:
     """The text that each token adds."""
     stream = TextStream(target.tokenizer.backend_tokenizer)
-    found = []
+    texts = []
     for token in generation.tokens:
         pieces = stream.feed((token,), (TokenKind.TARGET,))
-        found.append("".join(piece.text for piece in pieces))
-    return found
+        texts.append("".join(piece.text for piece in pieces))
+    return texts
 
 
-class _Reading:
-    """A caption read once by the target, every layer watched."""
+class _CaptionPass:
+    """A caption read by the target in one pass that records every layer."""
 
     def __init__(
         self,
@@ -240,37 +239,37 @@ class _Reading:
         self._decoder.begin(prompts.target, len(generation.tokens))
 
     def scores(self) -> tuple[dict[Scheme, list[float]], dict[Scheme, float]]:
-        """Every scheme's score of each token but the first; milliseconds that each took to be made ready."""
+        """Every scheme's score of each token but the first, and the milliseconds of its preparation."""
         drafted = self._tokens[1:]
         passed = self._decoder.forward(self._tokens[:-1], range(self._decoder.layer_count + 1))
-        found: dict[Scheme, list[float]] = {}
-        ready: dict[Scheme, float] = {}
-        for scheme in self._all():
+        scores: dict[Scheme, list[float]] = {}
+        prepare_ms: dict[Scheme, float] = {}
+        for scheme in self._all_schemes():
             began = now(self._pair.target.device)
             score = self._score_of(scheme)
-            ready[scheme] = 1e3 * (now(self._pair.target.device) - began)
-            found[scheme] = score(passed, drafted).tolist()
+            prepare_ms[scheme] = 1e3 * (now(self._pair.target.device) - began)
+            scores[scheme] = score(passed, drafted).tolist()
         if RelevanceName.ATTENTION in self._schemes:
-            found |= self._heads(passed, drafted)
-        return found, ready
+            scores |= self._heads(passed, drafted)
+        return scores, prepare_ms
 
     def costs(self) -> dict[Scheme, float]:
-        """Microseconds that scoring one round takes, at the end of the caption."""
+        """Microseconds to score one round, at the end of the caption."""
         device = self._pair.target.device
         rows = min(self._settings.greatest_gamma + 1, len(self._tokens) - 1)
         self._decoder.rollback(len(self._tokens) - 1 - rows)
         passed = self._decoder.forward(self._tokens[-1 - rows : -1], range(self._decoder.layer_count + 1))
         drafted = self._tokens[-rows:][: max(1, rows - 1)]
-        found = {}
-        for scheme in self._all():
+        microseconds = {}
+        for scheme in self._all_schemes():
             score = self._score_of(scheme)
             times = []
             for _ in range(_TIMES):
                 began = now(device)
                 score(passed, drafted)
                 times.append(1e6 * (now(device) - began))
-            found[scheme] = median(times)
-        return found
+            microseconds[scheme] = median(times)
+        return microseconds
 
     def _heads(self, passed: Pass, drafted: Tensor) -> dict[Scheme, list[float]]:
         return {
@@ -288,16 +287,16 @@ class _Reading:
         video = VideoStates(
             {layer: self._video[layer] for layer in video_layers(rule, self._decoder.layer_count)}
         )
-        made = relevance_for(rule, self._decoder, self._pair.words, video, self._settings.seed)
+        relevance = relevance_for(rule, self._decoder, self._pair.words, video, self._settings.seed)
 
         def score(passed: Pass, drafted: Tensor) -> Tensor:
-            scores = made.score(passed, drafted)
-            assert scores is not None  # no scheme of ours is without scores
+            scores = relevance.score(passed, drafted)
+            assert scores is not None  # all schemes here have scores
             return scores
 
         return score
 
-    def _all(self) -> Iterator[Scheme]:
+    def _all_schemes(self) -> Iterator[Scheme]:
         for name in self._schemes:
             if name in LAYERED:
                 yield from (Scheme(name, layer) for layer in range(self._decoder.layer_count))
@@ -314,13 +313,13 @@ class _Reading:
 # --- all captions --------------------------------------------------------------------------
 
 
-def separate(scored: Sequence[Scored], threshold: float) -> tuple[SchemeResult, ...]:
-    """Every scheme's figures over all captions, the best first.
+def evaluate_schemes(scored: Sequence[ScoredCaption], threshold: float) -> tuple[SchemeResult, ...]:
+    """The figures of every scheme over all captions, the highest AUC first.
 
     :param threshold: of the pair's rule.
-    :raises NoInputError: the captions hold no fact, or nothing else.
+    :raises NoInputError: the captions contain no fact, or only facts.
     """
-    facts = [fact for each in scored for fact in each.facts]
+    facts = [fact for caption in scored for fact in caption.facts]
     if all(facts) or not any(facts):
         raise NoInputError(
             "the captions hold no word of the demo world's facts"
@@ -328,33 +327,33 @@ def separate(scored: Sequence[Scored], threshold: float) -> tuple[SchemeResult, 
             else "they hold facts only",
             "use a pair that describes the demo world's clips",
         )
-    found = []
+    results = []
     for scheme in scored[0].scores:
-        values = [score for each in scored for score in each.scores[scheme]]
+        values = [score for caption in scored for score in caption.scores[scheme]]
         whole = auc(values, facts)
         assert whole is not None
-        own = [area for each in scored if (area := auc(each.scores[scheme], each.facts)) is not None]
-        line = curve(values, facts)
+        areas = (auc(caption.scores[scheme], caption.facts) for caption in scored)
+        counts = threshold_counts(values, facts)
         timed = scheme.head is None
-        found.append(
+        results.append(
             SchemeResult(
                 **asdict(scheme),
                 auc=whole,
-                auc_by_clip=mean(own),
-                best=best_point(line),
-                at_threshold=point_at(line, threshold),
-                roc=roc(line) if timed else (),
-                score_us=median(each.score_us[scheme] for each in scored) if timed else None,
-                prepare_ms=median(each.prepare_ms[scheme] for each in scored) if timed else None,
+                auc_by_clip=mean([area for area in areas if area is not None]),
+                best=best_point(counts),
+                at_threshold=point_at(counts, threshold),
+                roc=roc(counts) if timed else (),
+                score_us=median(caption.score_us[scheme] for caption in scored) if timed else None,
+                prepare_ms=median(caption.prepare_ms[scheme] for caption in scored) if timed else None,
             )
         )
-    return tuple(sorted(found, key=lambda each: -each.auc))
+    return tuple(sorted(results, key=lambda result: -result.auc))
 
 
-def best_of_each(results: RelevanceResults) -> tuple[SchemeResult, ...]:
-    """Of every relevance its best layer, heads taken as the scheme takes them; the best first."""
-    found: dict[RelevanceName, SchemeResult] = {}
-    for each in results.schemes:
-        if each.head is None:
-            found.setdefault(each.relevance, each)
-    return tuple(found.values())
+def best_by_relevance(results: RelevanceResults) -> tuple[SchemeResult, ...]:
+    """The best layer of every relevance, without single heads; the best first."""
+    best: dict[RelevanceName, SchemeResult] = {}
+    for result in results.schemes:
+        if result.head is None:
+            best.setdefault(result.relevance, result)
+    return tuple(best.values())

@@ -1,4 +1,4 @@
-"""Texts that are not timed, by several processes over one list of clips, with one journal."""
+"""Untimed measurements by several processes, with one list of clips and one journal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Journal
-from lvspec_cli.bench.measure import Place, Plan, Progress, check_measured, measure, places
+from lvspec_cli.bench.measure import ClipPosition, Plan, Progress, check_measured, clip_positions, measure
 from lvspec_cli.errors import LvspecError, PairError
 from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.memory.plan import Workload
@@ -22,34 +22,34 @@ from lvspec_cli.workers import Crew, Worker, start_worker
 
 @dataclass(frozen=True)
 class Task:
-    """A clip, and what is run on it; ``done``: the item and the repeat of blocks that are there."""
+    """A clip and what to run on it; ``done`` holds (item, repeat) of the blocks that are finished."""
 
     plan: Plan
     clip: BenchClip
-    place: Place
+    position: ClipPosition
     done: frozenset[tuple[str, int]]
 
     @property
     def size(self) -> int:
-        """Blocks that are left."""
+        """The number of blocks to run."""
         return len(self.clip.items) * self.plan.repeat - len(self.done)
 
 
 @dataclass(frozen=True)
-class Warned:
+class WarningSent:
     text: str
 
 
 @dataclass(frozen=True)
 class TaskDone:
-    """It wants another."""
+    """The worker is ready for a task."""
 
 
-Message = Item | Block | Warned | TaskDone | LvspecError
+Message = Item | Block | WarningSent | TaskDone | LvspecError
 
 
 class Measure(Protocol):
-    """``bench.measure.measure`` with a pair that is loaded."""
+    """``bench.measure.measure`` for a given pair."""
 
     def __call__(
         self,
@@ -63,11 +63,11 @@ class Measure(Protocol):
 
 
 @contextmanager
-def measuring(pair: LoadedPair, load_plan: LoadPlan, workload: Workload, processes: int) -> Iterator[Measure]:
-    """Gives what measures: this process, or so many others that load the pair themselves, a thread each.
+def measurer(pair: LoadedPair, load_plan: LoadPlan, workload: Workload, processes: int) -> Iterator[Measure]:
+    """Yields a ``Measure``: in this process, or by several others that load the pair with one thread each.
 
-    The journal is this process's, a finished block is in it at once, and which process made it does not
-    matter: a run may go on with another number of them.
+    Only this process writes the journal, and stores every finished block immediately. A run can be continued
+    with another number of processes.
     """
     if processes < 2:
         yield partial(measure, pair)
@@ -79,16 +79,16 @@ def measuring(pair: LoadedPair, load_plan: LoadPlan, workload: Workload, process
 @dataclass
 class _Worker(Worker):
     task: Task | None = None
-    is_free: bool = False  # it has loaded the pair, and nothing to do
+    is_free: bool = False  # it has loaded the pair and has no task
 
-    def give(self, task: Task) -> None:
+    def assign(self, task: Task) -> None:
         self.task, self.is_free = task, False
         self.send(task)
 
 
 @dataclass
 class _Crew(Crew[_Worker]):
-    """Processes that are started where there is something to do, and live until all is measured."""
+    """Processes that are started when there are tasks, and kept until the crew is closed."""
 
     load_plan: LoadPlan
     workload: Workload
@@ -117,23 +117,25 @@ class _Crew(Crew[_Worker]):
         while tasks or not all(worker.task is None for worker in self.workers):
             for worker in self.workers:
                 if tasks and worker.is_free:
-                    worker.give(tasks.popleft())
+                    worker.assign(tasks.popleft())
             for worker, message in self.heard():
                 match message:
                     case Item():
                         journal.add_item(message)
                     case Block():
                         journal.add_block(message)
-                    case Warned(text):
+                    case WarningSent(text):
                         warn(text)
                     case TaskDone():
-                        done += worker.task.size if worker.task else 0  # the first says that it is ready
+                        done += (
+                            worker.task.size if worker.task else 0
+                        )  # the first message only says that it is ready
                         worker.task, worker.is_free = None, True
                         progress(done, total)
         check_measured(journal)
 
     def worker_ended(self, worker: _Worker) -> None:
-        """A run with fewer processes than were asked for would take too long: it ends.
+        """Ends the run: with fewer processes than asked for it would take too long.
 
         :raises PairError: always.
         """
@@ -144,9 +146,9 @@ class _Crew(Crew[_Worker]):
 
 
 def _tasks(clips: Sequence[BenchClip], plan: Plan, journal: Journal) -> Iterator[Task]:
-    """One for each clip of which something is left."""
-    for clip, place in zip(clips, places(clips), strict=True):
-        asked = {(item.id, repeat) for item in clip.items for repeat in range(plan.repeat)}
-        done = frozenset(asked & journal.blocks.keys())
-        if done != asked:
-            yield Task(plan, clip, place, done)
+    """One for each clip with unfinished blocks."""
+    for clip, position in zip(clips, clip_positions(clips), strict=True):
+        blocks = {(item.id, repeat) for item in clip.items for repeat in range(plan.repeat)}
+        done = frozenset(blocks & journal.blocks.keys())
+        if done != blocks:
+            yield Task(plan, clip, position, done)

@@ -1,4 +1,4 @@
-"""``report.html``: all results in a folder as one page of charts, tables and texts side by side."""
+"""``report.html``: all results of a folder as one page of charts, tables and example texts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lvspec_cli.bench.lines import (
     result_table,
     retention,
 )
-from lvspec_cli.bench.page import LEGEND, Example, Piece, Said, Section, chart, render_page
+from lvspec_cli.bench.page import LEGEND, Example, ExampleText, Piece, Section, chart, render_page
 from lvspec_cli.bench.relevance import FILE_NAME as RELEVANCE_NAME
-from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult, best_of_each, read_relevance
+from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult, best_by_relevance, read_relevance
 from lvspec_cli.bench.results import FILE_NAME as RESULTS_NAME
 from lvspec_cli.bench.results import BenchSettings, Results, read_results
 from lvspec_cli.figures.answers import (
@@ -29,12 +29,13 @@ from lvspec_cli.figures.answers import (
     Estimate,
     Fidelity,
     Item,
-    Kept,
     Kinds,
     Measurement,
     ModeResult,
+    RelativeQuality,
     Variant,
 )
+from lvspec_cli.figures.summary import median_speedup
 from lvspec_cli.output.files import replacing
 from lvspec_cli.table import Table, counted
 from lvspec_cli.types import RelevanceName, TokenKind
@@ -45,17 +46,17 @@ EXAMPLES = 4
 
 
 def report(results: Results | None, relevance: RelevanceResults | None = None) -> str:
-    """The page's HTML, from what ``lvspec bench`` and ``lvspec bench-relevance`` measured."""
+    """The page's HTML, from the results of ``lvspec bench`` and ``lvspec bench-relevance``."""
     lead = [
-        f"Measured {each.created:%Y-%m-%d %H:%M} UTC: {machine(each.environment)}."
-        for each in (results, relevance)
-        if each is not None
+        f"Measured {source.created:%Y-%m-%d %H:%M} UTC: {machine(source.environment)}."
+        for source in (results, relevance)
+        if source is not None
     ]
     sections: list[Section | None] = [relevance_section(relevance)] if relevance is not None else []
     if results is not None:
-        lead.insert(0, _halves(results.settings))
-        before = [_speed(results), _rounds(results), _fidelity(results), _examples(results)]
-        sections = [*before, *sections, _setting(results)]
+        lead.insert(0, _models(results.settings))
+        figures = [_speed(results), _rounds(results), _fidelity(results), _examples(results)]
+        sections = [*figures, *sections, _setting(results)]
     pair = results.settings.pair if results else relevance.pair if relevance else ""
     return render_page(
         f"lvspec bench: {pair}", lead, [section for section in sections if section is not None]
@@ -63,10 +64,10 @@ def report(results: Results | None, relevance: RelevanceResults | None = None) -
 
 
 def write_report(folder: Path, results: Results | None = None) -> Path:
-    """Writes the page of the results that lie in a folder.
+    """Writes the page for the results of a folder.
 
-    :param results: those of its results.json, where they are at hand.
-    :raises LvspecError: they cannot be read, or the page cannot be written.
+    :param results: the content of its results.json, if it is loaded already.
+    :raises LvspecError: the results cannot be read, or the page cannot be written.
     """
     relevance = folder / RELEVANCE_NAME
     if results is None and (folder / RESULTS_NAME).exists():
@@ -77,7 +78,7 @@ def write_report(folder: Path, results: Results | None = None) -> Path:
     return folder / FILE_NAME
 
 
-def _halves(settings: BenchSettings) -> str:
+def _models(settings: BenchSettings) -> str:
     return f"{settings.target} with {settings.draft}" if settings.draft else settings.target
 
 
@@ -121,9 +122,9 @@ def _rounds(results: Results) -> Section | None:
     if not drawn:
         return None
     rows = [
-        (str(each.variant), *(str(getattr(each.kinds, kind)) for kind in Kinds.model_fields))
-        for each in results.modes
-        if each.kinds
+        (str(result.variant), *(str(getattr(result.kinds, kind)) for kind in Kinds.model_fields))
+        for result in results.modes
+        if result.kinds
     ]
     return Section(
         "Rounds",
@@ -136,80 +137,80 @@ def _rounds(results: Results) -> Section | None:
 
 
 def _fidelity(results: Results) -> Section | None:
-    found = [(each, each.fidelity) for each in results.modes if each.fidelity is not None]
-    if not found:
+    rows = [(result, result.fidelity) for result in results.modes if result.fidelity is not None]
+    if not rows:
         return None
     drawn = chart(
         charts.tradeoff(results.modes),
         "Quality kept against speedup, for every setting; the upper right is best.",
     )
     tables = (
-        _labelled(found),
-        _by_kind(found, "facts_by_kind", "F1 of captions, by kind of fact"),
-        _by_kind(found, "questions_by_kind", "Right answers, by kind of question"),
-        _unlabelled(found),
+        _labelled(rows),
+        _by_kind(rows, "facts_by_kind", "F1 of captions, by kind of fact"),
+        _by_kind(rows, "questions_by_kind", "Right answers, by kind of question"),
+        _unlabelled(rows),
     )
     return Section("Fidelity", charts=drawn, tables=tuple(table for table in tables if table is not None))
 
 
-Found = Sequence[tuple[ModeResult, Fidelity]]
+FidelityRows = Sequence[tuple[ModeResult, Fidelity]]
 
 
-def _labelled(found: Found) -> Table | None:
-    """Facts and answers where the right ones are known."""
-    if not any(each.facts or each.questions for _, each in found):
+def _labelled(rows: FidelityRows) -> Table | None:
+    """Quality by labels: facts and answers; None without labels."""
+    if not any(fidelity.facts or fidelity.questions for _, fidelity in rows):
         return None
     return Table(
         ("mode", "facts", "F1", "ar", "kept", "questions", "right", "ar", "kept"),
         [
-            (str(result.variant), *_kept_cells(each.facts), *_kept_cells(each.questions))
-            for result, each in found
+            (str(result.variant), *_quality_cells(fidelity.facts), *_quality_cells(fidelity.questions))
+            for result, fidelity in rows
         ],
         "Where the right answer is known",
     )
 
 
-def _kept_cells(kept: Kept | None) -> tuple[str, str, str, str]:
-    if kept is None:
+def _quality_cells(quality: RelativeQuality | None) -> tuple[str, str, str, str]:
+    if quality is None:
         return ("", "", "", "")
-    return (str(kept.count), number(kept.mode, 3), number(kept.ar, 3), retention(kept.retention))
+    return (str(quality.count), number(quality.mode, 3), number(quality.ar, 3), retention(quality.retention))
 
 
-def _by_kind(found: Found, field: str, title: str) -> Table | None:
-    """A column for each kind, ``ar`` in the first row."""
-    by_mode: list[tuple[str, dict[str, Kept]]] = [
-        (str(result.variant), getattr(each, field)) for result, each in found
+def _by_kind(rows: FidelityRows, field: str, title: str) -> Table | None:
+    """A column for each kind; counts and ``ar`` in the first rows."""
+    by_mode: list[tuple[str, dict[str, RelativeQuality]]] = [
+        (str(result.variant), getattr(fidelity, field)) for result, fidelity in rows
     ]
-    kinds = list(dict.fromkeys(kind for _, kept in by_mode for kind in kept))
+    kinds = list(dict.fromkeys(kind for _, qualities in by_mode for kind in qualities))
     if not kinds:
         return None
-    first = {kind: kept for _, each in reversed(by_mode) for kind, kept in each.items()}
+    first = {kind: quality for _, qualities in reversed(by_mode) for kind, quality in qualities.items()}
     body = [
         ("how many", *(str(first[kind].count) for kind in kinds)),
         ("ar", *(number(first[kind].ar, 3) for kind in kinds)),
         *(
-            (name, *(number(kept[kind].mode, 3) if kind in kept else "" for kind in kinds))
-            for name, kept in by_mode
+            (name, *(number(qualities[kind].mode, 3) if kind in qualities else "" for kind in kinds))
+            for name, qualities in by_mode
             if name != BenchMode.AR
         ),
     ]
     return Table(("mode", *kinds), body, title)
 
 
-def _unlabelled(found: Found) -> Table:
-    """What needs no label: the target's own score of a text, and likeness to ar's."""
+def _unlabelled(rows: FidelityRows) -> Table:
+    """Figures without labels: the target's score of the texts, and their similarity to ar's."""
     body = [
         (
             str(result.variant),
-            _signed(each.log_probability_change),
-            estimate(each.chrf, 1),
-            estimate(each.rouge_l, 1),
-            percent(each.identical.value, 1) if each.identical else "",
-            percent(each.same_answers.value, 1) if each.same_answers else "",
-            percent(each.repetition, 2),
-            number(each.length, 1),
+            _signed(fidelity.log_probability_change),
+            estimate(fidelity.chrf, 1),
+            estimate(fidelity.rouge_l, 1),
+            percent(fidelity.identical.value, 1) if fidelity.identical else "",
+            percent(fidelity.same_answers.value, 1) if fidelity.same_answers else "",
+            percent(fidelity.repetition, 2),
+            number(fidelity.length, 1),
         )
-        for result, each in found
+        for result, fidelity in rows
     ]
     return Table(
         (
@@ -246,54 +247,52 @@ def _examples(results: Results) -> Section | None:
 
 
 def shown_variants(modes: Sequence[ModeResult]) -> tuple[Variant, ...]:
-    """``ar`` first, then each other mode of ours that drafts, at its fastest gamma."""
+    """``ar``, then each of our own modes that drafts, at its fastest gamma; without named rules."""
     fastest: dict[str, ModeResult] = {}
-    for each in modes:
-        if each.error is not None or not each.answers or each.mode.is_plain or each.mode.is_peer:
+    for result in modes:
+        if result.error is not None or not result.answers or result.mode.is_plain or result.mode.is_peer:
             continue
-        if each.label is not None:  # they would be too many side by side
+        if result.label is not None:  # too many to show side by side
             continue
-        best = fastest.get(each.variant.name)
-        if best is None or _median(each) > _median(best):
-            fastest[each.variant.name] = each
-    plain = [each.variant for each in modes if each.mode.is_plain and each.answers][:1]
-    return (*plain, *(each.variant for each in fastest.values()))
-
-
-def _median(result: ModeResult) -> float:
-    return result.speedup_vs_ar.median if result.speedup_vs_ar else 0.0
+        name = result.variant.name
+        fastest[name] = max(fastest.get(name, result), result, key=median_speedup)
+    plain = [result.variant for result in modes if result.mode.is_plain and result.answers][:1]
+    return (*plain, *(result.variant for result in fastest.values()))
 
 
 def choose_examples(results: Results, variants: Sequence[Variant], count: int = EXAMPLES) -> list[Block]:
-    """Blocks whose texts were kept by tokens: those with most different texts first, each item once."""
-    found: dict[str, tuple[int, Block]] = {}
+    """Blocks with texts stored token by token: those with most different texts first, one for each item."""
+    chosen: dict[str, tuple[int, Block]] = {}
     for block in results.blocks:
-        said = [
-            each for variant in variants if (each := block.of(variant)) is not None and each.text is not None
-        ]
-        if block.item not in found and any(each.pieces for each in said):
-            found[block.item] = (len({each.text for each in said}), block)
-    ranked = sorted(found.values(), key=lambda each: -each[0])
+        answers = [answer for _, answer in _answers(block, variants)]
+        if block.item not in chosen and any(answer.pieces for answer in answers):
+            chosen[block.item] = (len({answer.text for answer in answers}), block)
+    ranked = sorted(chosen.values(), key=lambda candidate: -candidate[0])
     return [block for _, block in ranked[:count]]
 
 
+def _answers(block: Block, variants: Sequence[Variant]) -> list[tuple[Variant, Measurement]]:
+    """The block's answers with a text."""
+    answers = ((variant, block.of(variant)) for variant in variants)
+    return [(variant, answer) for variant, answer in answers if answer and answer.text is not None]
+
+
 def _example(item: Item, block: Block, variants: Sequence[Variant]) -> Example:
-    measured = [(variant, block.of(variant)) for variant in variants]
     return Example(
         title=item.file_name,
         prompt=item.prompt,
         reference=item.reference or "",
-        texts=tuple(_said(variant, each) for variant, each in measured if each and each.text is not None),
+        texts=tuple(_example_text(variant, answer) for variant, answer in _answers(block, variants)),
     )
 
 
-def _said(variant: Variant, measured: Measurement) -> Said:
+def _example_text(variant: Variant, measured: Measurement) -> ExampleText:
     pieces = measured.pieces or ((measured.text or "", TokenKind.TARGET),)
     facts = [counted(measured.output_tokens, "token")]
     if measured.rounds:
         facts.append(counted(measured.rounds, "round"))
     plain = variant.mode.is_plain
-    return Said(
+    return ExampleText(
         name=str(variant),
         pieces=tuple(Piece(text, "" if plain else kind.value) for text, kind in pieces),
         note=", ".join(facts),
@@ -319,12 +318,12 @@ def _facts(values: dict[str, Any], title: str) -> Table:
 
 
 def _fact(value: Any) -> str:
-    """A value of the settings in words."""
+    """A value of the settings as text."""
     match value:
         case None:
             return "-"
         case dict():
-            return ", ".join(f"{name} {_fact(each)}" for name, each in value.items())
+            return ", ".join(f"{name} {_fact(item)}" for name, item in value.items())
         case list() | tuple():
             return ", ".join(map(_fact, value)) or "-"
         case float():
@@ -339,40 +338,40 @@ _SCHEME_HEADINGS = (
 
 
 def scheme_table(results: RelevanceResults) -> Table:
-    """A row for each scheme and layer, and for the best single head, the best first."""
-    heads = [each for each in results.schemes if each.head is not None]
-    rows = [_scheme_cells(each) for each in results.schemes if each.head is None or each in heads[:1]]
+    """A row for each scheme and layer, and for the best single head; the best first."""
+    heads = [result for result in results.schemes if result.head is not None]
+    rows = [_scheme_cells(result) for result in results.schemes if result.head is None or result in heads[:1]]
     return Table(_SCHEME_HEADINGS, rows, wide="scheme", styles={0: "best"})
 
 
-def _scheme_cells(each: SchemeResult) -> tuple[str, ...]:
+def _scheme_cells(result: SchemeResult) -> tuple[str, ...]:
     return (
-        str(each.scheme),
-        number(each.auc, 3),
-        estimate(each.auc_by_clip, 3),
-        f"{each.best.threshold:.4g}",
-        percent(each.best.precision, 1),
-        percent(each.best.recall, 1),
-        percent(each.at_threshold.precision, 1),
-        percent(each.at_threshold.recall, 1),
-        number(each.score_us, 0),
-        number(each.prepare_ms, 1),
+        str(result.scheme),
+        number(result.auc, 3),
+        estimate(result.auc_by_clip, 3),
+        f"{result.best.threshold:.4g}",
+        percent(result.best.precision, 1),
+        percent(result.best.recall, 1),
+        percent(result.at_threshold.precision, 1),
+        percent(result.at_threshold.recall, 1),
+        number(result.score_us, 0),
+        number(result.prepare_ms, 1),
     )
 
 
 def relevance_section(results: RelevanceResults) -> Section:
-    """How well each scheme tells facts from fillers."""
+    """How well each scheme separates facts from fillers."""
     curves = {
-        f"{each.scheme} ({each.auc:.3f})": (
-            [point[0] for point in each.roc],
-            [point[1] for point in each.roc],
+        f"{result.scheme} ({result.auc:.3f})": (
+            [point[0] for point in result.roc],
+            [point[1] for point in result.roc],
         )
-        for each in best_of_each(results)
+        for result in best_by_relevance(results)
     }
     areas: dict[int, dict[int, float]] = {}
-    for each in results.schemes:
-        if each.relevance is RelevanceName.ATTENTION and each.layer is not None:
-            areas.setdefault(each.layer, {})[-1 if each.head is None else each.head] = each.auc
+    for result in results.schemes:
+        if result.relevance is RelevanceName.ATTENTION and result.layer is not None:
+            areas.setdefault(result.layer, {})[-1 if result.head is None else result.head] = result.auc
     table = [[row[head] for head in sorted(row)] for _, row in sorted(areas.items())]
     return Section(
         "Relevance",

@@ -1,10 +1,10 @@
-"""``results.json``: what ``lvspec bench`` measured, and two of them beside each other.
+"""``results.json``: the results of ``lvspec bench``, and the comparison of two of them.
 
-    items          what was asked of which clip, and what is known to be true of it
-    blocks         one item, one repeat: every mode once, one after the other, in one process
-    modes          figures of each mode and gamma over all blocks; the other parts are enough to compute them
+    items          the prompts about each clip, with labels where the right answer is known
+    blocks         one item in one repeat: every mode once, one after the other, in one process
+    modes          figures of each mode and gamma over all blocks, computed from the other parts
 
-Times are in seconds, rates in tokens a second, shares from 0 to 1. Absent facts are null.
+Times are in seconds, rates in tokens a second, shares from 0 to 1. Unknown values are null.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from lvspec_cli.figures.answers import (
     BenchMode,
     Block,
     Contrast,
+    FrozenModel,
     Item,
     Measurement,
     ModeResult,
-    Part,
     Variant,
 )
 from lvspec_cli.text_file import LISTS, read_file
@@ -37,8 +37,8 @@ SCHEMA: Final = "lvspec.bench.1"
 FILE_NAME: Final = "results.json"
 
 
-class Environment(Part):
-    """What was measured where."""
+class Environment(FrozenModel):
+    """The machine and the libraries of a run."""
 
     device: str  # cpu, cuda:0, ...
     device_name: str  # of the processor or the GPU
@@ -50,31 +50,31 @@ class Environment(Part):
     versions: dict[str, str]  # lvspec, python, torch, transformers, ...
 
 
-class BenchSettings(Part):
-    """What was asked for: with the items it decides every answer."""
+class BenchSettings(FrozenModel):
+    """The settings of a run: together with the items they determine every answer."""
 
     pair: str
     target: str
     draft: str | None
     revisions: tuple[str | None, ...] = ()
-    modes: tuple[str, ...]  # as --modes takes them
+    modes: tuple[str, ...]  # as in --modes
     gammas: tuple[Gamma, ...]
     repeat: int
     max_new_tokens: int
     draft_keep: float  # the share of the video's tokens that a pruned draft sees
-    draft_keep_by: KeepBy = KeepBy.EVEN  # and which those are; results of before had no other
+    draft_keep_by: KeepBy = KeepBy.EVEN  # how they are chosen; older results always chose evenly
     rule: dict[str, Any]
-    rules: dict[str, dict[str, Any]] = Field(default_factory=dict)  # of lines with a name of their own
-    words: str = ""  # a digest of the words that the rule treats in their own way
+    rules: dict[str, dict[str, Any]] = Field(default_factory=dict)  # of the named lines
+    words: str = ""  # a digest of the words that the rule treats specially
     timed: bool = True
     first: dict[str, int] = Field(
         default_factory=dict
-    )  # lines that were run on so many clips only, the first ones
-    adaptation: dict[str, Any] = Field(default_factory=dict)  # what gamma auto goes by
-    fallback: bool = False  # no line falls back to the target alone
+    )  # lines run only on the first clips, with the number of clips
+    adaptation: dict[str, Any] = Field(default_factory=dict)  # the settings of gamma auto
+    fallback: bool = False  # the bench never falls back to the target alone
     quantisation: tuple[str, ...] = ()  # target's and draft's, as asked for
     draft_device: str | None = None  # as asked for
-    cuda_graphs: bool = True  # passes were captured, where that works
+    cuda_graphs: bool = True  # passes are captured where that is possible
     sampling: dict[str, Any]  # frames, fps, max_pixels, start, end, decoder
     system: str | None = None
     seed: int = 0
@@ -83,7 +83,7 @@ class BenchSettings(Part):
     threads: int | None = None
 
 
-class Results(Part):
+class Results(FrozenModel):
     """All of ``results.json``."""
 
     schema_: Literal["lvspec.bench.1"] = Field(default=SCHEMA, alias="schema")
@@ -92,23 +92,23 @@ class Results(Part):
     command: str = ""
     environment: Environment
     settings: BenchSettings
-    reference: BenchMode  # ar or hf-ar: the faster one, on which speedups rest
+    reference: BenchMode  # the baseline of speedups: the faster of ar and hf-ar
     modes: tuple[ModeResult, ...]
-    contrasts: tuple[Contrast, ...] = ()  # of the pair's own rule with every other
+    contrasts: tuple[Contrast, ...] = ()  # the pair's own rule against every other line
     items: tuple[Item, ...]
     blocks: tuple[Block, ...]
 
     def measurements(self, variant: Variant) -> Iterator[tuple[Item, Block, Measurement]]:
-        """Every answer of a variant that was measured, with its item; blocks in the order they ran."""
+        """Every answer of a variant without error, with its item and block, in the order of the blocks."""
         items = {item.id: item for item in self.items}
         for block in self.blocks:
-            found = block.of(variant)
-            if found is not None and found.error is None:
-                yield items[block.item], block, found
+            measurement = block.of(variant)
+            if measurement is not None and measurement.error is None:
+                yield items[block.item], block, measurement
 
 
 def to_json(results: Results) -> str:
-    """The file's text: a line for each mode, item and block, so that two files can be told apart by lines."""
+    """The file's text: a line for each mode, item and block, so that a line-based diff is useful."""
     fields = results.model_dump(mode="json", by_alias=True)
     parts = [f"{json.dumps(name)}: {_by_line(value)}" for name, value in fields.items()]
     return "{\n" + ",\n".join(parts) + "\n}\n"
@@ -116,12 +116,12 @@ def to_json(results: Results) -> str:
 
 def _by_line(value: Any) -> str:
     if isinstance(value, list) and value:
-        return "[\n " + ",\n ".join(_compact(each) for each in value) + "\n]"
+        return "[\n " + ",\n ".join(_compact(item) for item in value) + "\n]"
     return _compact(value)
 
 
 def _compact(value: Any) -> str:
-    # Lone surrogates of a file's name have no UTF-8.
+    # ASCII only: lone surrogates in a file name cannot be encoded as UTF-8.
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
@@ -129,7 +129,7 @@ def read_results(path: Path) -> Results:
     """The results in a file, or in the folder that ``lvspec bench --out`` wrote.
 
     :raises NoInputError: there is no such file.
-    :raises UsageError: it holds something else.
+    :raises UsageError: it has another content.
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
@@ -148,7 +148,7 @@ def read_results(path: Path) -> Results:
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of one mode in both results. None where it is not known, or the mode could not run."""
+    """One figure of one mode in two results. None where it is unknown, or the mode could not run."""
 
     mode: str
     figure: str
@@ -158,7 +158,7 @@ class Change:
 
     @property
     def share(self) -> float | None:
-        """Change as a share of what was before."""
+        """The relative change."""
         if self.before is None or self.after is None or self.before == 0:
             return None
         return self.after / self.before - 1
@@ -166,27 +166,28 @@ class Change:
 
 @dataclass(frozen=True)
 class Margins:
-    """By which share a figure may fall, and the retention by how much (as a share of ar's quality).
+    """How far a figure may fall before it is a regression.
 
-    Without labels there is no retention; how likely the target finds the texts is a figure like the others.
+    :param speed: relative, for every figure but the retention, the likelihood included.
+    :param retention: absolute, as a share of ar's quality; there is no retention without labels.
     """
 
     speed: float = 0.05
     retention: float = 0.002
 
 
-# More is better in each. Tokens a second are shown and not judged: they change with the machine.
+# In all of them more is better. Tokens a second depend on the machine: they are shown but not judged.
 _FIGURES = ("speedup", "end-to-end speedup", "mean accepted length", "retention", "likelihood", "tokens/s")
 _SHOWN_ONLY = ("tokens/s",)
 
 
 def compare_results(before: Results, after: Results, margins: Margins) -> tuple[Change, ...]:
-    """All figures of all modes of ``before``, then of those that are new in ``after``.
+    """The changes of all figures: of the modes in ``before``, then of modes only in ``after``.
 
-    A mode that is gone, or cannot run any more, is a regression.
+    A mode that is missing in ``after``, or fails there, is a regression.
     """
-    old = {each.variant: each for each in before.modes}
-    new = {each.variant: each for each in after.modes}
+    old = {result.variant: result for result in before.modes}
+    new = {result.variant: result for result in after.modes}
     return tuple(
         change
         for variant in (*old, *(variant for variant in new if variant not in old))
@@ -231,24 +232,26 @@ def _is_worse(figure: str, before: float | None, after: float | None, margins: M
 
 
 def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Whether two runs are the same run: of each fact in which two dumps of models differ, its name, what it
-    was and what it is. What ``after`` does not know decides nothing."""
+    """The fields in which two model dumps differ: name, value before, value after.
+
+    Fields missing in ``after`` are ignored.
+    """
     for name, value in after.items():
         if before.get(name) != value:
             yield name, before.get(name), value
 
 
 def differences(before: Results, after: Results) -> Iterator[str]:
-    """What was not the same in both runs, in words: their figures may differ for that alone."""
+    """The differences of two runs' conditions, in words: they alone may change the figures."""
     for part in ("environment", "settings"):
-        old, new = (getattr(each, part).model_dump(mode="json") for each in (before, after))
-        for name, was, now in differing_fields(old, new):
-            yield f"{name}: {_short(was)}, now {_short(now)}"
+        old, new = (getattr(results, part).model_dump(mode="json") for results in (before, after))
+        for name, earlier, later in differing_fields(old, new):
+            yield f"{name}: {_short(earlier)}, now {_short(later)}"
     if [item.id for item in before.items] != [item.id for item in after.items]:
         yield f"items: {len(before.items)}, now {len(after.items)}, or others"
 
 
 def _short(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {each}" for name, each in value.items())
+        return ", ".join(f"{name} {item}" for name, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""A whole run of the bench: clips, measurements, figures, files."""
+"""A complete bench run: clips, measurements, figures, files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pydantic import TypeAdapter
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import FILE_NAME as JOURNAL_NAME
 from lvspec_cli.bench.journal import MARK as JOURNAL_MARK
-from lvspec_cli.bench.journal import Header, digest_of, environment_of, journal
+from lvspec_cli.bench.journal import Header, digest_of, environment_of, open_journal
 from lvspec_cli.bench.lines import markdown
 from lvspec_cli.bench.measure import Plan, Progress
-from lvspec_cli.bench.remote import measuring
+from lvspec_cli.bench.remote import measurer
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import MARK as REPORT_MARK
 from lvspec_cli.bench.report import report, write_report
@@ -43,10 +43,10 @@ from lvspec_cli.types import Adaptation, Gamma, VideoRequest
 
 _ADAPTATION = TypeAdapter(Adaptation)
 
-# Clips of the demo world that a command draws where none are named.
-BENCH_CLIPS, QUICK_CLIPS = 8, 2  # a look at every mode, in minutes
-RELEVANCE_CLIPS = 20  # tokens enough to tell schemes apart; each caption is scored by all of them
-TUNING_CLIPS = 200  # half of them have facts enough to show that 99.8 % are kept
+# Numbers of demo clips that a command draws if the user names no clips.
+BENCH_CLIPS, QUICK_CLIPS = 8, 2  # a quick look at every mode, in minutes
+RELEVANCE_CLIPS = 20  # enough tokens to distinguish schemes
+TUNING_CLIPS = 200  # half of them have enough facts to prove a retention of 99.8 %
 
 MARKDOWN_NAME = "results.md"
 MARKS = {
@@ -59,10 +59,10 @@ MARKS = {
 
 @dataclass(frozen=True)
 class BenchJob:
-    """All that was asked for: of which pair, of which clips, and what is run on them."""
+    """What to measure: the pair, the clips, and what to run on them."""
 
     load_plan: LoadPlan
-    video: VideoRequest  # what is taken of each clip, by the flags
+    video: VideoRequest  # for every clip, from the flags
     clips: tuple[BenchClip, ...]
     modes: tuple[Variant, ...]  # without gamma
     gammas: tuple[Gamma, ...]
@@ -70,11 +70,11 @@ class BenchJob:
     out: Path
     redo: bool = False
     command: str = ""
-    processes: int = 1  # for texts that are not timed
+    processes: int = 1  # for untimed texts only
 
     @property
     def workload(self) -> Workload:
-        """The largest clip and answer."""
+        """The largest possible clip and answer."""
         return workload_of(AskRequest(self.video, (), self.plan.settings, self.plan.system))
 
 
@@ -87,11 +87,11 @@ def demo_clips(
     first: int = 1,
     processes: int = 1,
 ) -> list[Path]:
-    """Clips of the demo world that no training has seen, with their scenes beside them; each written once.
+    """Demo clips that were not used in training, with their scene files; existing ones are not written again.
 
-    :param seed: another one gives other clips.
-    :param first: the number of the first one, from 1.
-    :param processes: that draw them.
+    :param seed: another seed gives other clips.
+    :param first: the number of the first clip, from 1.
+    :param processes: processes that draw clips.
     :raises OutputError: the folder cannot be written.
     """
     paths = {number: clip_path(folder, number) for number in range(first, first + count)}
@@ -104,8 +104,8 @@ def demo_clips(
             if not (path.is_file() and path.with_suffix(".json").is_file())
         ]
         progress(count - len(missing), count)
-        with mapping(min(processes, len(missing))) as mapped:
-            drawn = mapped(partial(write_clip, folder, seed), missing)
+        with parallel_map(min(processes, len(missing))) as run_all:
+            drawn = run_all(partial(write_clip, folder, seed), missing)
             for done, _ in enumerate(drawn, count - len(missing) + 1):
                 progress(done, count)
         return list(paths.values())
@@ -121,8 +121,8 @@ def demo_clips(
 
 
 @contextmanager
-def mapping(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """``map``, here or in so many other processes; what is not begun when it ends is dropped."""
+def parallel_map(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yields a ``map`` that runs here or in other processes; at the end, calls not begun are cancelled."""
     if processes < 2:
         yield map
         return
@@ -140,7 +140,7 @@ def run_bench(
     progress: Progress = lambda done, total: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Results:
-    """Measures what is left to measure, and computes and writes the results.
+    """Measures what is missing in the journal, then computes and writes the results.
 
     :raises LvspecError: the pair, the clips or the folder cannot be used.
     """
@@ -155,20 +155,20 @@ def run_loaded(
     progress: Progress = lambda done, total: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Results:
-    """The same with the job's pair, loaded already."""
+    """``run_bench`` with a loaded pair."""
     results = results_of(loaded, job, measured_of(loaded, job, progress=progress, warn=warn))
     write_results(results, job.out)
     return results
 
 
 def results_of(loaded: LoadedPair, job: BenchJob, measured: Measured) -> Results:
-    """The figures of what was measured.
+    """Computes the results from the measurements.
 
-    :raises UsageError: no plain mode is among it.
+    :raises UsageError: no plain mode was measured.
     """
-    used = {variant: _variant_settings(variant, job.plan) for variant in job.plan.variants}
+    settings = {variant: _variant_settings(variant, job.plan) for variant in job.plan.variants}
     try:
-        reference, modes = summarise(measured, job.plan.variants, used)
+        reference, modes = summarise(measured, job.plan.variants, settings)
     except ValueError as error:
         remedy = "add ar to --modes, or allow more tokens"
         raise UsageError(f"nothing to compare with: {error}", remedy) from error
@@ -191,26 +191,26 @@ def measured_of(
     progress: Progress = lambda done, total: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Measured:
-    """Measures what is left to measure, and gives all that was asked for, items and blocks in their order.
+    """Measures what is missing in the journal; returns all measurements, in the order of the job's items.
 
     :raises LvspecError: the clips or the folder cannot be used.
     """
     items = tuple(item for clip in job.clips for item in clip.items)
     with (
         memory_errors(job.load_plan, job.workload),
-        journal(job.out, header_of(loaded, job), redo=job.redo) as kept,
+        open_journal(job.out, header_of(loaded, job), redo=job.redo) as journal,
     ):
         processes = job.processes if not job.plan.timed else 1
-        with measuring(loaded, job.load_plan, job.workload, processes) as run:
-            run(job.clips, job.plan, kept, progress=progress, warn=warn)
-        seen = {item.id: kept.items.get(item.id, item) for item in items}
+        with measurer(loaded, job.load_plan, job.workload, processes) as run:
+            run(job.clips, job.plan, journal, progress=progress, warn=warn)
+        known = {item.id: journal.items.get(item.id, item) for item in items}
         order = {item.id: number for number, item in enumerate(items)}
-        blocks = sorted(kept.blocks.values(), key=lambda each: (order[each.item], each.repeat))
-    return Measured(seen, tuple(blocks))
+        blocks = sorted(journal.blocks.values(), key=lambda block: (order[block.item], block.repeat))
+    return Measured(known, tuple(blocks))
 
 
 def header_of(loaded: LoadedPair, job: BenchJob) -> Header:
-    """What decides whether measurements of the job can stand beside others."""
+    """The header of the job's journal."""
     return Header(
         settings=bench_settings(job, loaded),
         environment=environment_of(loaded),
@@ -219,7 +219,7 @@ def header_of(loaded: LoadedPair, job: BenchJob) -> Header:
 
 
 def write_results(results: Results, folder: Path) -> list[Path]:
-    """Writes the files of the results, each whole or not at all.
+    """Writes the files of the results, each atomically.
 
     :raises OutputError: one cannot be written.
     """
@@ -233,7 +233,7 @@ def write_results(results: Results, folder: Path) -> list[Path]:
 
 
 def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
-    """What was asked for, as the files tell it."""
+    """The job's settings, as they are written to the files."""
     choice, video, plan, plain = job.load_plan.choice, job.video, job.plan, loaded.draft is None
     pair = choice.pair
     return BenchSettings(
@@ -273,27 +273,27 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
 
 
 def _variant_settings(variant: Variant, plan: Plan) -> Mapping[str, Any]:
-    """What a variant was run with, as JSON can hold it."""
+    """A variant's settings as JSON values."""
     if not variant.mode.is_peer:
         return settings_fields(plan.settings_of(variant))
-    found: dict[str, Any] = {"do_sample": False, "max_new_tokens": plan.settings.max_new_tokens}
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": plan.settings.max_new_tokens}
     if variant.gamma is not None:
-        found |= {"num_assistant_tokens": variant.gamma, "num_assistant_tokens_schedule": "constant"}
-    return found
+        settings |= {"num_assistant_tokens": variant.gamma, "num_assistant_tokens_schedule": "constant"}
+    return settings
 
 
 def words_digest(words: TokenSets) -> str:
-    """What tells the words that the rule treats in their own way from others."""
+    """A digest of the words that the rule treats specially."""
     sets = (words.ends, words.protected, words.function, words.meanings.items(), words.stops)
-    return digest_of([sorted(each) for each in sets])
+    return digest_of([sorted(words_) for words_ in sets])
 
 
 def inputs_digest(clips: Sequence[BenchClip]) -> str:
-    """What tells these clips and questions from others, the files' content included."""
+    """A digest of the clips and questions, the files' content included."""
     facts = []
     for clip in clips:
         sample = ""
-        with suppress(OSError):  # it stands in the results as one that cannot be read
+        with suppress(OSError):  # it will appear in the results as unreadable
             sample = identify(clip.video.path, b"").sample
         stretch = [clip.video.start, clip.video.end]
         facts.append([sample, stretch, [item.model_dump(mode="json") for item in clip.items]])

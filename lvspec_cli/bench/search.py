@@ -1,7 +1,7 @@
-"""What ``lvspec tune`` decides, as pure functions: which clips, which settings, which go on, which is taken.
+"""The decisions of ``lvspec tune`` as pure functions: clips, candidate settings, promotion, final choice.
 
 The search is successive halving (Jamieson and Talwalkar 2016): many settings on few clips, the best of them
-on more. Speed has no noise: it comes from the counts of each answer and the measured costs of a round
+on more. Speed has no noise: it is computed from the counts of each answer and the measured costs of a round
 (docs/design.md, "What a round costs"). Quality has an interval over clips.
 """
 
@@ -21,24 +21,24 @@ from lvspec_cli.types import Gamma, RelevanceName, RoundCosts, RuleSettings
 
 T = TypeVar("T")
 
-FACTOR = 3  # so many times the clips in each turn of the search, for a third of the settings
-FEWEST_CLIPS = 4  # of the first turn
-FINALISTS = 4  # settings of each relevance in the last turn, or more
-QUANTILES = (0.5, 0.65, 0.8, 0.9)  # of the relevance of drafted tokens: thresholds that are tried
-# What is tried for each part of the rule. A margin for fillers that is no wider than the anchors' is theirs.
+FACTOR = 3  # each rung of the search has 3 times the clips and a third of the settings
+FEWEST_CLIPS = 4  # in the first rung
+FINALISTS = 4  # least number of settings of each relevance in the last rung
+QUANTILES = (0.5, 0.65, 0.8, 0.9)  # of the relevance of drafted tokens: candidate thresholds
+# Candidates for each part of the rule. The margin of fillers is at least that of anchors.
 MARGINS: Mapping[str, Sequence[Any]] = {
     "anchor_margin": (0.0, 0.1, 0.25, 0.5, 1.0, 2.0),
     "filler_margin": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0, inf),
 }
 OTHERS: Mapping[str, Sequence[Any]] = {"sentence_margin": (0.0, 0.3, inf), "shift_window": (0, 2, 3)}
-LIMITS = ((2, 4), (3, 6), (6, 10), (NO_LIMIT, NO_LIMIT))  # loose tokens in a row, and in the window
+LIMITS = ((2, 4), (3, 6), (6, 10), (NO_LIMIT, NO_LIMIT))  # loose tokens in a row, and in a window
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
-def split(names: Sequence[str], seed: int) -> tuple[frozenset[str], frozenset[str]]:
-    """Two halves of clips, by name and seed alone: those that are tuned on, and those that are reported on.
+def split_halves(names: Sequence[str], seed: int) -> tuple[frozenset[str], frozenset[str]]:
+    """Two halves of the clips, for tuning and for the report, determined by names and seed only.
 
-    Of an odd number the first half has one more.
+    If the number is odd, the first half has one more.
     """
 
     def order(name: str) -> bytes:
@@ -49,16 +49,16 @@ def split(names: Sequence[str], seed: int) -> tuple[frozenset[str], frozenset[st
     return frozenset(ordered[:half]), frozenset(ordered[half:])
 
 
-def thresholds(scores: Sequence[float]) -> tuple[float, ...]:
-    """Where to try the border between anchors and fillers: quantiles of what a scheme gives, ascending.
+def candidate_thresholds(scores: Sequence[float]) -> tuple[float, ...]:
+    """Candidate thresholds between anchors and fillers: quantiles of a scheme's scores, ascending.
 
-    To three digits, not places: shares of a sharp attention are told apart by their magnitude.
+    Rounded to three significant digits, because the scores of a sharp attention are very small.
     """
-    found = np.quantile(scores, QUANTILES) if scores else ()
-    return tuple(sorted({float(f"{value:.3g}") for value in found if value > 0}))
+    borders = np.quantile(scores, QUANTILES) if scores else ()
+    return tuple(sorted({float(f"{value:.3g}") for value in borders if value > 0}))
 
 
-def settings_to_try(
+def candidate_rules(
     base: RuleSettings,
     relevance: RelevanceName,
     gammas: Sequence[Gamma],
@@ -66,12 +66,12 @@ def settings_to_try(
     count: int,
     seed: int,
 ) -> tuple[NamedRule, ...]:
-    """At most ``count`` settings of one relevance, each value of each part about equally often.
+    """At most ``count`` settings of one relevance; each candidate of each part occurs about equally often.
 
-    Exact mode comes first, which keeps everything, so that there is always something to take; then ``base``,
-    where it has this relevance.
+    The first is exact mode, which keeps all quality, so that there is always a valid choice; the second is
+    ``base``, if it has this relevance.
 
-    :param borders: what to try for ``anchor_threshold``.
+    :param borders: candidates for ``anchor_threshold``.
     """
     parts = _parts(relevance, borders or (base.anchor_threshold,))
     names = [*parts, "limits", "gamma"]
@@ -80,23 +80,23 @@ def settings_to_try(
     plain = replace(base, relevance=relevance)
     middle = "auto" if "auto" in gammas else gammas[len(gammas) // 2]
     exact = replace(plain, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
-    found: dict[tuple[RuleSettings, Gamma], None] = {(exact, middle): None}
+    candidates: dict[tuple[RuleSettings, Gamma], None] = {(exact, middle): None}
     if relevance is base.relevance:
-        found[base, middle] = None
+        candidates[base, middle] = None
     for row in zip(*columns, strict=True):
-        given = dict(zip(names, row, strict=True))
-        run, in_window = given.pop("limits")
-        gamma = given.pop("gamma")
-        rule = replace(plain, max_loose_run=run, max_loose_in_window=in_window, **given)
-        found[_as_it_works(rule), gamma] = None
+        values = dict(zip(names, row, strict=True))
+        run, in_window = values.pop("limits")
+        gamma = values.pop("gamma")
+        rule = replace(plain, max_loose_run=run, max_loose_in_window=in_window, **values)
+        candidates[_canonical(rule), gamma] = None
     return tuple(
         NamedRule(f"{relevance}-{number:03d}", rule, gamma)
-        for number, (rule, gamma) in enumerate(list(found)[:count], 1)
+        for number, (rule, gamma) in enumerate(list(candidates)[:count], 1)
     )
 
 
 def _parts(relevance: RelevanceName, borders: Sequence[float]) -> dict[str, Sequence[Any]]:
-    """What a relevance leaves to be tuned."""
+    """The parts of the rule to tune for a relevance, with their candidates."""
     match relevance:
         case RelevanceName.RANDOM:
             return {"random_rate": RATES}
@@ -107,8 +107,8 @@ def _parts(relevance: RelevanceName, borders: Sequence[float]) -> dict[str, Sequ
     return {"anchor_threshold": borders, **MARGINS, **OTHERS}
 
 
-def _as_it_works(rule: RuleSettings) -> RuleSettings:
-    """One form for settings that do the same."""
+def _canonical(rule: RuleSettings) -> RuleSettings:
+    """The canonical form of settings with the same effect."""
     match rule.relevance:
         case RelevanceName.PLAUSIBLE:
             return replace(rule, anchor_margin=0.0)
@@ -120,42 +120,44 @@ def _as_it_works(rule: RuleSettings) -> RuleSettings:
 
 
 def _spread_evenly(values: Sequence[T], count: int, random: np.random.Generator) -> list[T]:
-    """``count`` of them in random order, each about equally often."""
-    places = np.arange(count) % len(values)
-    return [values[place] for place in random.permutation(places)]
+    """``count`` values in random order, each about equally often."""
+    indices = np.arange(count) % len(values)
+    return [values[index] for index in random.permutation(indices)]
 
 
-def turns(settings: int, clips: int) -> tuple[tuple[int, int], ...]:
-    """How many settings of a relevance are tried on how many clips, turn by turn; the last on all of them."""
-    more = 0
-    while clips / FACTOR ** (more + 1) >= FEWEST_CLIPS:
-        more += 1
+def rungs(settings: int, clips: int) -> tuple[tuple[int, int], ...]:
+    """The rungs of the search: (settings of a relevance, clips) each; the last has all clips."""
+    last = 0
+    while clips / FACTOR ** (last + 1) >= FEWEST_CLIPS:
+        last += 1
     return tuple(
         (
-            min(settings, max(FINALISTS, ceil(settings / FACTOR**turn))),
-            ceil(clips / FACTOR ** (more - turn)),
+            min(settings, max(FINALISTS, ceil(settings / FACTOR**rung))),
+            ceil(clips / FACTOR ** (last - rung)),
         )
-        for turn in range(more + 1)
+        for rung in range(last + 1)
     )
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a setting did so far. ``speedup`` is predicted; ``kept`` is quality against ``ar``, where known.
+    """The results of a setting so far.
 
-    ``surely``: what it keeps for sure, which is no more than ``kept`` at its lower end.
+    :param speedup: predicted.
+    :param quality: relative to ``ar``, if known.
+    :param quality_bound: the proven lower bound of it, at most the lower end of its interval.
     """
 
     name: str
     clips: int
     speedup: float
     accepted_length: float
-    kept: Estimate | None
-    surely: float | None = None
+    quality: Estimate | None
+    quality_bound: float | None = None
 
 
 def predicted_speedup(answers: Iterable[Measurement], costs: RoundCosts) -> float | None:
-    """Tokens behind the first / what their rounds cost, in steps of the target alone; None without rounds."""
+    """Tokens after the prefill / cost of their rounds in steps of the target alone; None without rounds."""
     tokens = rounds = drafted = 0
     for answer in answers:
         tokens += answer.output_tokens - answer.first_tokens
@@ -168,53 +170,59 @@ def predicted_speedup(answers: Iterable[Measurement], costs: RoundCosts) -> floa
     return tokens / steps
 
 
-def going_on(scores: Sequence[Score], count: int, least: float, seen: float = 1.0) -> tuple[str, ...]:
-    """Names of those that are tried on more clips, ``count`` at most.
+def promoted(scores: Sequence[Score], count: int, min_quality: float, fraction: float = 1) -> tuple[str, ...]:
+    """Names of the settings that are promoted to the next rung, at most ``count``.
 
-    What is shown to keep less than ``least`` goes. Half of the places are for the fastest that would be shown
-    to keep it if all clips were like those so far: without them only bold settings come to the last turn,
-    where none can be taken. The others are for those that none beats in both speed and quality, then those
-    that only the first beat, and so on: quality is not known well on few clips.
+    Settings proven to keep less than ``min_quality`` are dropped. Half of the places go to the fastest
+    settings whose projected lower bound on all clips reaches ``min_quality``: otherwise only aggressive
+    settings would reach the last rung, where none of them could be chosen. The other places go to the Pareto
+    fronts of speed and quality, the first front first, because quality is uncertain on few clips.
 
-    :param seen: share of all clips that the scores are of.
+    :param fraction: of all clips: those on which the scores are measured.
     """
-    hopeful = [each for each in scores if _highest(each) >= least]
-    left = hopeful or sorted(scores, key=lambda each: -_value(each))[:count]
-    careful = [each for each in left if _sure_at_the_end(each, seen) >= least]
-    names = [each.name for each in sorted(careful, key=lambda each: -each.speedup)][: ceil(count / 2)]
-    left = [each for each in left if each.name not in names]
-    while left and len(names) < count:
-        front = [each for each in left if not any(_beats(other, each) for other in left)]
-        names += [each.name for each in sorted(front, key=lambda each: -each.speedup)]
-        left = [each for each in left if each not in front]
+    candidates = [score for score in scores if _upper_bound(score) >= min_quality]
+    pool = candidates or sorted(scores, key=lambda score: -_quality(score))[:count]
+    safe = [score for score in pool if _projected_bound(score, fraction) >= min_quality]
+    names = [score.name for score in sorted(safe, key=lambda score: -score.speedup)][: ceil(count / 2)]
+    pool = [score for score in pool if score.name not in names]
+    while pool and len(names) < count:
+        front = [score for score in pool if not any(_dominates(rival, score) for rival in pool)]
+        names += [score.name for score in sorted(front, key=lambda score: -score.speedup)]
+        pool = [score for score in pool if score not in front]
     return tuple(names[:count])
 
 
-def _sure_at_the_end(score: Score, seen: float) -> float:
-    """What would be sure on all clips: an interval narrows with the root of their number, the share that
-    nothing changed can hide with the number itself."""
-    if score.kept is None or score.surely is None:
+def _projected_bound(score: Score, fraction: float) -> float:
+    """The projected ``quality_bound`` on all clips.
+
+    The interval narrows with the square root of the number of clips, the limit of the rule of three with the
+    number itself.
+    """
+    if score.quality is None or score.quality_bound is None:
         return -inf
-    low = score.surely if score.kept.low is None else score.kept.low
-    return min(score.kept.value - (score.kept.value - low) * sqrt(seen), 1 - (1 - score.surely) * seen)
+    value, low = score.quality.value, score.quality.low
+    margin = value - (score.quality_bound if low is None else low)
+    return min(value - margin * sqrt(fraction), 1 - (1 - score.quality_bound) * fraction)
 
 
-def choice(scores: Iterable[Score], least: float) -> Score | None:
-    """The fastest that surely keeps ``least``."""
-    enough = [each for each in scores if each.surely is not None and each.surely >= least]
-    return max(enough, key=lambda each: each.speedup, default=None)
+def fastest_sufficient(scores: Iterable[Score], min_quality: float) -> Score | None:
+    """The fastest setting proven to keep ``min_quality``."""
+    bounds = ((score, score.quality_bound) for score in scores)
+    sufficient = [score for score, bound in bounds if bound is not None and bound >= min_quality]
+    return max(sufficient, key=lambda score: score.speedup, default=None)
 
 
-def _beats(one: Score, other: Score) -> bool:
-    ours, theirs = (one.speedup, _value(one)), (other.speedup, _value(other))
-    return ours != theirs and all(mine >= its for mine, its in zip(ours, theirs, strict=True))
+def _dominates(score: Score, rival: Score) -> bool:
+    """Whether ``score`` is at least as good in speed and quality, and better in one of them."""
+    own, other = (score.speedup, _quality(score)), (rival.speedup, _quality(rival))
+    return own != other and own[0] >= other[0] and own[1] >= other[1]
 
 
-def _value(score: Score) -> float:
-    return -inf if score.kept is None else score.kept.value
+def _quality(score: Score) -> float:
+    return -inf if score.quality is None else score.quality.value
 
 
-def _highest(score: Score) -> float:
-    if score.kept is None:
+def _upper_bound(score: Score) -> float:
+    if score.quality is None:
         return -inf
-    return score.kept.value if score.kept.high is None else score.kept.high
+    return score.quality.value if score.quality.high is None else score.quality.high

@@ -1,5 +1,7 @@
-"""``lvspec tune``: the fastest setting of the rule that keeps enough; found on one half of the clips, and
-reported on the other."""
+"""``lvspec tune``: finds the fastest setting of the rule that keeps enough quality.
+
+It is chosen on one half of the clips, and reported on the other half.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +15,30 @@ from pydantic import ValidationError
 
 from lvspec_cli.bench.calibrate import Calibration, calibrate
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import Header, Journal, environment_of, journal
+from lvspec_cli.bench.journal import Header, Journal, environment_of, open_journal
 from lvspec_cli.bench.measure import Plan, Progress
-from lvspec_cli.bench.remote import Measure, measuring
+from lvspec_cli.bench.remote import Measure, measurer
 from lvspec_cli.bench.results import Results, differing_fields
 from lvspec_cli.bench.run import BenchJob, bench_settings, inputs_digest, run_loaded
 from lvspec_cli.bench.search import (
     Score,
-    choice,
-    going_on,
+    candidate_rules,
+    fastest_sufficient,
     predicted_speedup,
-    settings_to_try,
-    split,
-    turns,
+    promoted,
+    rungs,
+    split_halves,
 )
-from lvspec_cli.bench.variants import NamedRule, rules_of
+from lvspec_cli.bench.variants import NamedRule, rules_by_name
 from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.figures.answers import BenchMode, Part, Variant, lower_end, surely_kept
-from lvspec_cli.figures.fidelity import Compared, compare_blocks, label_of, likelihood_kept, right_kept
+from lvspec_cli.figures.answers import BenchMode, FrozenModel, Variant, lower_bound, retention_lower_bound
+from lvspec_cli.figures.fidelity import (
+    Comparison,
+    combined_quality,
+    compare_blocks,
+    label_of,
+    likelihood_ratio,
+)
 from lvspec_cli.figures.summary import Measured
 from lvspec_cli.memory.plan import Workload
 from lvspec_cli.memory.resolve import workload_of
@@ -42,41 +50,41 @@ from lvspec_cli.text_file import LISTS, read_own
 from lvspec_cli.types import DecodeSettings, Gamma, RelevanceName, RoundCosts, VideoRequest
 
 CALIBRATION = "calibration.json"
-SEARCH, REPORT = "search", "report"  # folders in that of the run
+SEARCH, REPORT = "search", "report"  # subfolders of the run's folder
 AR = Variant(BenchMode.AR)
-BEFORE = "before"  # the pair's rule as it was, in the report
+BEFORE = "before"  # the name of the pair's current rule in the report
 
 
 @dataclass(frozen=True)
 class TuneJob:
-    """All that was asked for. ``budget``: settings of each relevance; ``least``: share of quality to keep."""
+    """What to tune. ``budget``: settings of each relevance; ``min_fidelity``: share of quality to keep."""
 
     load_plan: LoadPlan
-    video: VideoRequest  # what is taken of each clip
-    settings: DecodeSettings  # of the pair as it is
+    video: VideoRequest  # for every clip
+    settings: DecodeSettings  # the pair's current ones
     clips: tuple[BenchClip, ...]
     relevances: tuple[RelevanceName, ...]
     gammas: tuple[Gamma, ...]
     budget: int
-    least: float
+    min_fidelity: float
     seed: int
     out: Path
     redo: bool = False
     command: str = ""
-    processes: int = 1  # for the search, which is not timed
-    find_layers: bool = True  # where facts are known; else those of the pair's rule
-    reported: int | None = None  # clips of the other half; None: all
+    processes: int = 1  # for the search, which is untimed
+    find_layers: bool = True  # if facts are known; otherwise the layers of the pair's rule
+    reported: int | None = None  # clips of the second half in the report; None: all
     system: str | None = None
 
     @property
     def workload(self) -> Workload:
-        """The largest clip and answer."""
+        """The largest possible clip and answer."""
         return workload_of(AskRequest(self.video, (), self.settings, self.system))
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A setting and how it did on as many clips as it came to see."""
+class Trial:
+    """A setting and its score on the clips of the last rung it reached."""
 
     rule: NamedRule
     score: Score
@@ -84,23 +92,23 @@ class Tried:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found. ``chosen``: of each relevance that has one the fastest that keeps enough."""
+    """The outcome. ``chosen``: for each relevance, its fastest setting that keeps enough quality, if any."""
 
     judged_by: str
-    clips: int  # that were tuned on
-    tried: tuple[Tried, ...]
-    chosen: Mapping[RelevanceName, Tried]
+    clips: int  # for tuning
+    trials: tuple[Trial, ...]
+    chosen: Mapping[RelevanceName, Trial]
     costs: Mapping[RelevanceName, RoundCosts]
-    results: Results | None  # of the other half; None where nothing was chosen
-    failed: tuple[str, ...] = ()  # clips of the first half that could not be read
+    results: Results | None  # of the second half; None if nothing was chosen
+    failed: tuple[str, ...] = ()  # unreadable clips of the first half
 
     @property
-    def best(self) -> Tried | None:
-        return max(self.chosen.values(), key=lambda each: each.score.speedup, default=None)
+    def best(self) -> Trial | None:
+        return max(self.chosen.values(), key=lambda trial: trial.score.speedup, default=None)
 
 
-class _Asked(Part):
-    """What decides the search, and what was measured before it."""
+class _CalibrationFile(FrozenModel):
+    """The file of the calibration. ``asked``: everything that determines the search."""
 
     asked: dict[str, Any]
     calibration: Calibration
@@ -112,21 +120,21 @@ def tune(
     *,
     progress: Callable[[str], Progress] = lambda label: lambda done, total: None,
     warn: Callable[[str], None] = lambda message: None,
-    found: Callable[[Tuned], None] = lambda tuned: None,
+    on_chosen: Callable[[Tuned], None] = lambda tuned: None,
 ) -> Tuned:
-    """Measures what is left to measure, and chooses.
+    """Runs the search and the report; measures only what is missing in the folder.
 
-    :param progress: given what is done now, where its advance is told.
-    :param found: told what was chosen, before it is reported on.
-    :raises UsageError: there are too few clips, or the folder is of another run.
+    :param progress: returns a progress callback for a stage's label.
+    :param on_chosen: called with the choice, before the report is measured.
+    :raises UsageError: there are too few clips, or the folder belongs to another run.
     :raises LvspecError: the clips or the folder cannot be used.
     """
-    first, second = _halves(job)
-    calibration = _calibrated(loaded, job, first, progress("timing rounds"))
+    first, second = _split_clips(job)
+    calibration = _calibration_of(loaded, job, first, progress("timing rounds"))
     costs = calibration.costs[job.relevances[0]]
     settings = replace(job.settings, adaptation=replace(job.settings.adaptation, costs=costs))
-    named = {
-        relevance: settings_to_try(
+    rules = {
+        relevance: candidate_rules(
             replace(settings.rule, layers=calibration.layers[relevance]),
             relevance,
             job.gammas,
@@ -136,25 +144,25 @@ def tune(
         )
         for relevance in job.relevances
     }
-    search = _Search(loaded, job, first, settings, calibration, named)
-    tried = search.run(progress("trying settings"), warn)
-    chosen = {
-        relevance: best
-        for relevance in job.relevances
-        if (best := _chosen([each for each in tried if each.rule.rule.relevance is relevance], job.least))
-    }
+    search = _Search(loaded, job, first, settings, calibration, rules)
+    trials = search.run(progress("trying settings"), warn)
+    chosen = {}
+    for relevance in job.relevances:
+        group = [trial for trial in trials if trial.rule.rule.relevance is relevance]
+        if best := _best_trial(group, job.min_fidelity):
+            chosen[relevance] = best
     tuned = Tuned(
-        search.judged_by, len(first), tried, chosen, calibration.costs, None, tuple(sorted(search.failed))
+        search.judged_by, len(first), trials, chosen, calibration.costs, None, tuple(sorted(search.failed))
     )
-    found(tuned)
+    on_chosen(tuned)
     if tuned.best is None:
         return tuned
-    results = _reported(loaded, job, second, settings, tuned, progress("reporting"), warn)
+    results = _report(loaded, job, second, settings, tuned, progress("reporting"), warn)
     return replace(tuned, results=results)
 
 
-def _halves(job: TuneJob) -> tuple[tuple[BenchClip, ...], tuple[BenchClip, ...]]:
-    first, _ = split([clip.items[0].file_name for clip in job.clips], job.seed)
+def _split_clips(job: TuneJob) -> tuple[tuple[BenchClip, ...], tuple[BenchClip, ...]]:
+    first, _ = split_halves([clip.items[0].file_name for clip in job.clips], job.seed)
     halves = (
         tuple(clip for clip in job.clips if clip.items[0].file_name in first),
         tuple(clip for clip in job.clips if clip.items[0].file_name not in first)[: job.reported],
@@ -164,16 +172,16 @@ def _halves(job: TuneJob) -> tuple[tuple[BenchClip, ...], tuple[BenchClip, ...]]
     return halves
 
 
-def _calibrated(
+def _calibration_of(
     loaded: LoadedPair, job: TuneJob, clips: Sequence[BenchClip], progress: Progress
 ) -> Calibration:
-    """Measured once, and kept: a search that goes on has to know what it knew."""
-    asked = _asked(loaded, job)
+    """The stored calibration, or a new one that is stored: a continued search must use the same."""
+    facts = _search_facts(loaded, job)
     path = job.out / CALIBRATION
     with suppress(OSError):
         if not job.redo:
-            return _read(path, asked)
-    found = calibrate(
+            return _read(path, facts)
+    calibration = calibrate(
         loaded,
         clips,
         job.settings,
@@ -183,36 +191,37 @@ def _calibrated(
         find_layers=job.find_layers,
         progress=progress,
     )
+    file = _CalibrationFile(asked=facts, calibration=calibration)
     with replacing(path) as stream:
-        stream.write(_Asked(asked=asked, calibration=found).model_dump_json(indent=1).encode())
-    return found
+        stream.write(file.model_dump_json(indent=1).encode())
+    return calibration
 
 
-def _asked(loaded: LoadedPair, job: TuneJob) -> dict[str, Any]:
-    asked = job.load_plan.choice
+def _search_facts(loaded: LoadedPair, job: TuneJob) -> dict[str, Any]:
+    choice = job.load_plan.choice
     settings = bench_settings(_bench_job(job, job.clips, (), job.settings, job.out), loaded)
     return {
         **settings.model_dump(mode="json"),
         "environment": environment_of(loaded).model_dump(mode="json"),
         "clips": inputs_digest(job.clips),
-        "weights": [asked.quant_target, asked.quant_draft, asked.draft_device],
+        "weights": [choice.quant_target, choice.quant_draft, choice.draft_device],
         "relevance": list(job.relevances),
         "budget": job.budget,
-        "min_fidelity": job.least,
+        "min_fidelity": job.min_fidelity,
         "find_layers": job.find_layers,
         "seed": job.seed,
     }
 
 
-def _read(path: Path, asked: Mapping[str, Any]) -> Calibration:
+def _read(path: Path, facts: Mapping[str, Any]) -> Calibration:
     remedy = "name another folder with --out, or add --redo to measure again"
     try:
-        kept = _Asked.model_validate_json(read_own(path, LISTS))
+        stored = _CalibrationFile.model_validate_json(read_own(path, LISTS))
     except ValidationError:
         raise UsageError(f"{path}: not of this version", remedy) from None
-    for name, _, _ in differing_fields(kept.asked, asked):
+    for name, _, _ in differing_fields(stored.asked, facts):
         raise UsageError(f"{path} is of another run: {name} differs", remedy)
-    return kept.calibration
+    return stored.calibration
 
 
 def _bench_job(
@@ -224,14 +233,14 @@ def _bench_job(
     others: Sequence[Variant] = (),
     **plan: Any,
 ) -> BenchJob:
-    variants = (AR, *others, *(each.variant for each in named))
+    variants = (AR, *others, *(rule.variant for rule in named))
     return BenchJob(
         load_plan=job.load_plan,
         video=job.video,
         clips=tuple(clips),
         modes=variants,
         gammas=job.gammas,
-        plan=Plan(variants, settings, draft_keep=1.0, system=job.system, rules=rules_of(named), **plan),
+        plan=Plan(variants, settings, draft_keep=1.0, system=job.system, rules=rules_by_name(named), **plan),
         out=out,
         redo=job.redo,
         command=job.command,
@@ -239,7 +248,7 @@ def _bench_job(
 
 
 class _Search:
-    """Turns of the search: in each, new clips and the settings that are left."""
+    """The rungs of the search: each adds clips and keeps fewer settings."""
 
     def __init__(
         self,
@@ -248,11 +257,11 @@ class _Search:
         clips: tuple[BenchClip, ...],
         settings: DecodeSettings,
         calibration: Calibration,
-        named: Mapping[RelevanceName, Sequence[NamedRule]],
+        rules: Mapping[RelevanceName, Sequence[NamedRule]],
     ) -> None:
         self._loaded, self._job, self._clips, self._settings = loaded, job, clips, settings
-        self._calibration, self._named = calibration, named
-        self._rules = {each.name: each for many in named.values() for each in many}
+        self._calibration, self._by_relevance = calibration, rules
+        self._rules = {rule.name: rule for group in rules.values() for rule in group}
         self.failed: set[str] = set()
         self._labelled = any(label_of(item) is not None for clip in clips for item in clip.items)
 
@@ -262,8 +271,8 @@ class _Search:
             return "facts and answers that are right"
         return "how likely the target finds the texts, a token"
 
-    def run(self, progress: Progress, warn: Callable[[str], None]) -> tuple[Tried, ...]:
-        """All settings with their scores, in the order of the names."""
+    def run(self, progress: Progress, warn: Callable[[str], None]) -> tuple[Trial, ...]:
+        """All settings with their scores, in the order of their names."""
         job = self._job
         bench = _bench_job(job, self._clips, list(self._rules.values()), self._settings, job.out / SEARCH)
         header = Header(
@@ -273,30 +282,31 @@ class _Search:
         )
         scores: dict[str, Score] = {}
         with (
-            journal(bench.out, header, redo=job.redo) as kept,
-            measuring(self._loaded, job.load_plan, job.workload, job.processes) as run,
+            open_journal(bench.out, header, redo=job.redo) as journal,
+            measurer(self._loaded, job.load_plan, job.workload, job.processes) as run,
         ):
-            for turn in self._turns(run, kept, progress, warn):
-                scores |= {score.name: score for score in turn}
-            self.failed = {item.file_name for item in kept.items.values() if item.error}
-        return tuple(Tried(rule, scores[name]) for name, rule in self._rules.items())
+            for scores_of_rung in self._rungs(run, journal, progress, warn):
+                scores |= {score.name: score for score in scores_of_rung}
+            self.failed = {item.file_name for item in journal.items.values() if item.error}
+        return tuple(Trial(rule, scores[name]) for name, rule in self._rules.items())
 
-    def _turns(
-        self, run: Measure, kept: Journal, progress: Progress, warn: Callable[[str], None]
+    def _rungs(
+        self, run: Measure, journal: Journal, progress: Progress, warn: Callable[[str], None]
     ) -> Iterator[list[Score]]:
-        """After each turn the scores of those that took part in it."""
-        planned = turns(max(map(len, self._named.values())), len(self._clips))
-        alive, seen = list(self._rules), 0
+        """Yields after each rung the scores of its settings."""
+        plan = rungs(max(map(len, self._by_relevance.values())), len(self._clips))
+        names, done = list(self._rules), 0
         scores: list[Score] = []
-        for number, (count, clips) in enumerate(planned):
+        for number, (count, clips) in enumerate(plan):
             if number:
-                alive = self._left(scores, count, seen / len(self._clips))
-            told = _Told(progress, planned, number, sum(len(clip.items) for clip in self._clips[seen:clips]))
-            # Clips of an early turn that cannot be read are no reason to end.
+                names = self._promoted(scores, count, done / len(self._clips))
+            items = sum(len(clip.items) for clip in self._clips[done:clips])
+            rung_progress = _SearchProgress(progress, plan, number, items)
+            # If no clip of an early rung can be read, the search goes on.
             with suppress(*(() if clips == len(self._clips) else (NoInputError,))):
-                run(self._clips[seen:clips], self._plan(alive), kept, progress=told, warn=warn)
-            seen = clips
-            scores = [self._score(kept, name, clips) for name in alive]
+                run(self._clips[done:clips], self._plan(names), journal, progress=rung_progress, warn=warn)
+            done = clips
+            scores = [self._score(journal, name, clips) for name in names]
             yield scores
 
     def _plan(self, names: Sequence[str]) -> Plan:
@@ -306,70 +316,73 @@ class _Search:
             timed=False, scored=not self._labelled, examples=0, profiles=0,
         ).plan  # fmt: skip
 
-    def _left(self, scores: Sequence[Score], count: int, seen: float) -> list[str]:
-        """Of each relevance those that go on, ``seen`` of all clips being known."""
-        going: set[str] = set()
-        for many in self._named.values():
-            names = {each.name for each in many if not is_exact(each.rule)}
-            own = [each for each in scores if each.name in names]
-            going.update(going_on(own, count, self._job.least, seen))
-        return [each.name for each in scores if each.name in going]
+    def _promoted(self, scores: Sequence[Score], count: int, fraction: float) -> list[str]:
+        """The settings promoted to the next rung, after ``fraction`` of all clips."""
+        chosen: set[str] = set()
+        for group in self._by_relevance.values():
+            names = {rule.name for rule in group if not is_exact(rule.rule)}
+            group_scores = [score for score in scores if score.name in names]
+            chosen.update(promoted(group_scores, count, self._job.min_fidelity, fraction))
+        return [score.name for score in scores if score.name in chosen]
 
-    def _score(self, kept: Journal, name: str, clips: int) -> Score:
-        """On the first ``clips``: a run that goes on holds measurements of later turns already."""
+    def _score(self, journal: Journal, name: str, clips: int) -> Score:
+        """A setting's score on the first ``clips`` only: a continued run has measurements of later rungs."""
         rule = self._rules[name]
-        asked = {item.id for clip in self._clips[:clips] for item in clip.items}
-        blocks = [block for block in kept.blocks.values() if block.item in asked]
-        answers = Measured(kept.items, blocks).of(rule.variant)
-        compared = compare_blocks(kept.items, blocks, rule.variant, AR)
-        rounds = sum(each.rounds or 0 for each in answers)
+        items = {item.id for clip in self._clips[:clips] for item in clip.items}
+        blocks = [block for block in journal.blocks.values() if block.item in items]
+        answers = Measured(journal.items, blocks).of(rule.variant)
+        comparisons = compare_blocks(journal.items, blocks, rule.variant, AR)
+        tokens = sum(answer.output_tokens - answer.first_tokens for answer in answers)
+        rounds = sum(answer.rounds or 0 for answer in answers)
         costs = self._calibration.costs[rule.rule.relevance]
         return Score(
             name=name,
-            clips=len({each.item.file_name for each in compared}),
+            clips=len({comparison.item.file_name for comparison in comparisons}),
             speedup=predicted_speedup(answers, costs) or 0.0,
-            accepted_length=sum(each.output_tokens - each.first_tokens for each in answers) / max(1, rounds),
-            **self._kept(compared, rule),
+            accepted_length=tokens / max(1, rounds),
+            **self._quality(comparisons, rule),
         )
 
-    def _kept(self, compared: Sequence[Compared], rule: NamedRule) -> dict[str, Any]:
+    def _quality(self, comparisons: Sequence[Comparison], rule: NamedRule) -> dict[str, Any]:
         if not self._labelled:
-            kept = likelihood_kept(compared)
-            surely = lower_end(kept) if kept else None
-        elif right := right_kept(compared):
-            kept, surely = right.retention, surely_kept(right)
+            quality = likelihood_ratio(comparisons)
+            bound = lower_bound(quality) if quality else None
+        elif combined := combined_quality(comparisons):
+            quality, bound = combined.retention, retention_lower_bound(combined)
         else:
-            kept = surely = None
-        return {"kept": kept, "surely": 1.0 if is_exact(rule.rule) else surely}
+            quality = bound = None
+        return {"quality": quality, "quality_bound": 1.0 if is_exact(rule.rule) else bound}
 
 
 @dataclass(frozen=True)
-class _Told:
-    """Tells of the whole search while one turn of it goes on: settings times clips."""
+class _SearchProgress:
+    """Converts the progress of one rung into that of the whole search, in settings times clips."""
 
     progress: Progress
-    planned: Sequence[tuple[int, int]]
-    turn: int
-    items: int  # of the turn
+    plan: Sequence[tuple[int, int]]
+    rung: int
+    items: int  # of the rung
 
     def __call__(self, done: int, total: int) -> None:
         new = [
-            count * (clips - before)
-            for (count, clips), (_, before) in zip(self.planned, ((0, 0), *self.planned), strict=False)
+            count * (clips - previous)
+            for (count, clips), (_, previous) in zip(self.plan, ((0, 0), *self.plan), strict=False)
         ]
         share = done / self.items if self.items else 1.0
-        self.progress(round(sum(new[: self.turn]) + share * new[self.turn]), sum(new))
+        self.progress(round(sum(new[: self.rung]) + share * new[self.rung]), sum(new))
 
 
-def _chosen(tried: Sequence[Tried], least: float) -> Tried | None:
-    """Among those that saw all clips, and exact mode, which needs none to be known."""
-    most = max((each.score.clips for each in tried), default=0)
-    last = {each.score.name: each for each in tried if each.score.clips == most or is_exact(each.rule.rule)}
-    best = choice([each.score for each in last.values()], least)
-    return last[best.name] if best else None
+def _best_trial(trials: Sequence[Trial], min_fidelity: float) -> Trial | None:
+    """The best of the settings measured on all clips, and of exact mode, which needs no measurement."""
+    clips = max((trial.score.clips for trial in trials), default=0)
+    finalists = {
+        trial.score.name: trial for trial in trials if trial.score.clips == clips or is_exact(trial.rule.rule)
+    }
+    best = fastest_sufficient([trial.score for trial in finalists.values()], min_fidelity)
+    return finalists[best.name] if best else None
 
 
-def _reported(
+def _report(
     loaded: LoadedPair,
     job: TuneJob,
     clips: Sequence[BenchClip],
@@ -378,19 +391,19 @@ def _reported(
     progress: Progress,
     warn: Callable[[str], None],
 ) -> Results:
-    """The other half: ar, exact, the best as ``lvspec``, the pair's own before, and the other relevances."""
+    """Measures the second half: ar, exact, the best as ``lvspec``, the current rule, other relevances."""
     best = tuned.best
     assert best is not None
     gamma = best.rule.gamma
-    found = replace(settings, rule=best.rule.rule, gamma=gamma or settings.gamma)
+    chosen_settings = replace(settings, rule=best.rule.rule, gamma=gamma or settings.gamma)
     named = [
         NamedRule(BEFORE, settings.rule, settings.gamma),
         *(
-            NamedRule(relevance.value, each.rule.rule, each.rule.gamma)
-            for relevance, each in tuned.chosen.items()
-            if each is not best
+            NamedRule(relevance.value, trial.rule.rule, trial.rule.gamma)
+            for relevance, trial in tuned.chosen.items()
+            if trial is not best
         ),
     ]
     others = (Variant(BenchMode.EXACT, gamma), Variant(BenchMode.LVSPEC, gamma))
-    bench = _bench_job(job, clips, named, found, job.out / REPORT, others)
+    bench = _bench_job(job, clips, named, chosen_settings, job.out / REPORT, others)
     return run_loaded(loaded, bench, progress=progress, warn=warn)

@@ -1,4 +1,4 @@
-"""What ``lvspec tune`` found, as text: lines for models.yaml, rules for the bench, tables."""
+"""The outcome of ``lvspec tune`` as text: an entry for models.yaml, rules for the bench, tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from lvspec_cli.bench.lines import contrast_table, number, result_table, retention
 from lvspec_cli.bench.relevance import LAYERED
-from lvspec_cli.bench.tune import CALIBRATION, Tried, Tuned, TuneJob
+from lvspec_cli.bench.tune import CALIBRATION, Trial, Tuned, TuneJob
 from lvspec_cli.bench.variants import NO_LIMIT, as_yaml
 from lvspec_cli.pairs.registry import Pair
 from lvspec_cli.speculation.verify import is_exact
@@ -28,8 +28,8 @@ HEADINGS = (
 CHOSEN = "*"
 
 
-def models_yaml(name: str, pair: Pair, best: Tried, costs: RoundCosts) -> str:
-    """The pair's whole entry of a models.yaml, with the setting that was found and the costs measured."""
+def models_yaml(name: str, pair: Pair, best: Trial, costs: RoundCosts) -> str:
+    """The pair's complete entry of a models.yaml, with the chosen setting and the measured costs."""
     adaptation = replace(pair.defaults.adaptation, costs=costs)
     defaults = pair.defaults.model_dump(mode="json", exclude_defaults=True, exclude={"adaptation"})
     entry = pair.model_dump(mode="json", exclude_defaults=True, exclude={"defaults", "rules"})
@@ -42,18 +42,18 @@ def models_yaml(name: str, pair: Pair, best: Tried, costs: RoundCosts) -> str:
 
 
 def _source(source: Any) -> dict[str, Any]:
-    found = source.model_dump(mode="json", exclude_none=True)
+    fields = source.model_dump(mode="json", exclude_none=True)
     if source.folder is not None:
-        found["folder"] = str(Path(source.folder).resolve())
-    return found
+        fields["folder"] = str(Path(source.folder).resolve())
+    return fields
 
 
 def rules_yaml(tuned: Tuned) -> str:
-    """The best of each relevance, as ``lvspec bench --variants`` reads it."""
+    """The best setting of each relevance, in the format of ``lvspec bench --variants``."""
     return _dump(
         {
-            relevance.value: {**as_yaml(each.rule.rule), "gamma": each.rule.gamma}
-            for relevance, each in tuned.chosen.items()
+            relevance.value: {**as_yaml(trial.rule.rule), "gamma": trial.rule.gamma}
+            for relevance, trial in tuned.chosen.items()
         }
     )
 
@@ -62,27 +62,28 @@ def _dump(value: Any) -> str:
     return f"{MARK}\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def tried_table(tuned: Tuned) -> Table:
-    """A row for each setting: of those that saw most clips first, the fastest first."""
-    chosen = {each.score.name for each in tuned.chosen.values()}
-    ordered = sorted(tuned.tried, key=lambda each: (-each.score.clips, -each.score.speedup))
-    styles: dict[int, Style] = {row: "best" for row, each in enumerate(ordered) if each.score.name in chosen}
-    return Table(HEADINGS, [_cells(each, each.score.name in chosen) for each in ordered], styles=styles)
+def trial_table(tuned: Tuned) -> Table:
+    """A row for each setting, sorted by clips (most first), then by speed (fastest first)."""
+    chosen = {trial.score.name for trial in tuned.chosen.values()}
+    ordered = sorted(tuned.trials, key=lambda trial: (-trial.score.clips, -trial.score.speedup))
+    is_chosen = [trial.score.name in chosen for trial in ordered]
+    styles: dict[int, Style] = {row: "best" for row, best in enumerate(is_chosen) if best}
+    return Table(HEADINGS, list(map(_cells, ordered, is_chosen)), styles=styles)
 
 
 def finalist_table(tuned: Tuned) -> Table:
-    """The same of those that saw all clips, and of each relevance's choice."""
-    most = max((each.score.clips for each in tuned.tried), default=0)
+    """The table of the settings that were measured on all clips or chosen."""
+    clips = max((trial.score.clips for trial in tuned.trials), default=0)
     chosen = tuple(tuned.chosen.values())
-    last = tuple(each for each in tuned.tried if each.score.clips == most or each in chosen)
-    return tried_table(replace(tuned, tried=last))
+    finalists = tuple(trial for trial in tuned.trials if trial.score.clips == clips or trial in chosen)
+    return trial_table(replace(tuned, trials=finalists))
 
 
-def _cells(tried: Tried, chosen: bool) -> tuple[str, ...]:
-    rule, score = tried.rule.rule, tried.score
+def _cells(trial: Trial, chosen: bool) -> tuple[str, ...]:
+    rule, score = trial.rule.rule, trial.score
     return (
         score.name + (f" {CHOSEN}" if chosen else ""),
-        str(tried.rule.gamma),
+        str(trial.rule.gamma),
         ",".join(map(str, rule.layers)) if rule.relevance in LAYERED else "",
         *(
             f"{value:g}"
@@ -94,13 +95,13 @@ def _cells(tried: Tried, chosen: bool) -> tuple[str, ...]:
         str(score.clips),
         number(score.accepted_length, 2),
         number(score.speedup, 2),
-        retention(score.kept, 2),
+        retention(score.quality, 2),
     )
 
 
 def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
-    """What a reader of the tables has to know, a sentence a line."""
-    share = f"{100 * job.least:g} %"
+    """Remarks needed to read the tables, one sentence each."""
+    share = f"{100 * job.min_fidelity:g} %"
     for relevance in job.relevances:
         if relevance not in tuned.chosen:
             yield f"no setting of {relevance} is shown to keep {share}: take more clips, or ask for less"
@@ -124,8 +125,8 @@ def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
 
 
 def markdown(job: TuneJob, tuned: Tuned) -> str:
-    """``tuning.md``: all settings that were tried, and the report's rows."""
-    lines = [MARK, "", *markdown_lines(tried_table(tuned))]
+    """``tuning.md``: all settings that were tried, and the tables of the report."""
+    lines = [MARK, "", *markdown_lines(trial_table(tuned))]
     if tuned.results is not None:
         lines += markdown_lines(replace(result_table(tuned.results), title="On the other clips"))
         lines += markdown_lines(contrast_table(tuned.results))

@@ -1,4 +1,4 @@
-"""The lines of a report: what ``--modes``, ``--gamma``, ``--ablate`` and ``--variants`` name."""
+"""The lines of a report, from ``--modes``, ``--gamma``, ``--ablate`` and ``--variants``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_LIMIT = 1_000_000  # loose tokens
 
 @dataclass(frozen=True)
 class NamedRule:
-    """One more line of the report. ``gamma``: where it has its own."""
+    """A rule with a name: an additional line of the report. ``gamma``: if it has its own."""
 
     name: str
     rule: RuleSettings
@@ -42,16 +42,17 @@ class NamedRule:
 
 
 def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
-    """The rule less one of its parts (docs/design.md, "The rule"), or with one that it does not have.
+    """The rule without one of its parts (docs/design.md, "The rule"), or with an additional one.
 
-    ``no-anchors``: every token has a filler's margin. ``no-ties``: an anchor has none. ``no-fillers``: every
-    token has an anchor's margin. ``no-sentences``: what begins one is a token like any other. ``no-limits``:
-    as many loose tokens in a row as there may be. ``no-list``: no limits, and ends, numerals, negations,
-    contraries and loops are tokens like any other. ``with-anchors``: what looks at the video has to match.
-    ``with-sentences``: so has what begins one. ``with-shift``: a token may come a place or two early or late.
+    ``no-anchors``: every token has the margin of fillers. ``no-ties``: anchors have no margin.
+    ``no-fillers``: every token has the margin of anchors. ``no-sentences``: the first token of a sentence is
+    like any other. ``no-shift``: tokens must be at their positions. ``no-limits``: any number of loose tokens
+    in a row. ``no-list``: no limits, and ends, numerals, negations, contraries and loops are like any other
+    token. ``with-anchors``: tokens relevant to the video must match. ``with-sentences``: the first token of a
+    sentence must match. ``with-shift``: a token may be up to two positions early or late.
     """
     unlimited = replace(rule, max_loose_run=NO_LIMIT, max_loose_in_window=NO_LIMIT)
-    found = {
+    rules = {
         "no-anchors": replace(rule, relevance=RelevanceName.PLAUSIBLE),
         "no-ties": replace(rule, anchor_margin=0.0),
         "no-fillers": replace(rule, filler_margin=rule.anchor_margin),
@@ -61,24 +62,26 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
         "no-list": replace(unlimited, never_loosely=False),
     }
     if rule.relevance is RelevanceName.PLAUSIBLE:
-        found["with-anchors"] = replace(rule, relevance=RelevanceName.ATTENTION, anchor_margin=0.0)
+        rules["with-anchors"] = replace(rule, relevance=RelevanceName.ATTENTION, anchor_margin=0.0)
     if rule.sentence_margin > 0:
-        found["with-sentences"] = replace(rule, sentence_margin=0.0)
+        rules["with-sentences"] = replace(rule, sentence_margin=0.0)
     if rule.shift_window == 0:
-        found["with-shift"] = replace(rule, shift_window=2)
-    return tuple(NamedRule(name, each) for name, each in found.items() if each != rule)
+        rules["with-shift"] = replace(rule, shift_window=2)
+    return tuple(NamedRule(name, changed) for name, changed in rules.items() if changed != rule)
 
 
 def controls(rule: RuleSettings) -> tuple[Variant, ...]:
-    """Every other relevance with the rule's own thresholds: what ``lvspec tune`` finds for each is fairer."""
-    others = (each for each in RelevanceName if each not in (rule.relevance, RelevanceName.NONE))
-    return tuple(Variant(BenchMode.LVSPEC, relevance=each) for each in others)
+    """Every other relevance, with the rule's own thresholds. Thresholds tuned for each would be fairer."""
+    others = (
+        relevance for relevance in RelevanceName if relevance not in (rule.relevance, RelevanceName.NONE)
+    )
+    return tuple(Variant(BenchMode.LVSPEC, relevance=relevance) for relevance in others)
 
 
 def read_rules(path: Path, rule: RuleSettings) -> tuple[NamedRule, ...]:
-    """A YAML file of names, each with what is other than in ``rule``, and if it likes gamma and mode.
+    """Reads a YAML file of named rules: each lists what differs from ``rule``, optionally gamma and mode.
 
-    :raises UsageError: with the file, the line and the key that are wrong.
+    :raises UsageError: the file is invalid; the cause names the line and the key.
     """
     remedy = f"under each name stand settings of the rule: {', '.join(_ROW.model_fields)}"
     rows = read_yaml(path, _File, "a YAML file of rules", remedy).root
@@ -88,9 +91,9 @@ def read_rules(path: Path, rule: RuleSettings) -> tuple[NamedRule, ...]:
 
 
 def _named(name: str, row: BaseModel, rule: RuleSettings) -> NamedRule:
-    given = {key: value for key, value in row.model_dump(exclude_unset=True).items() if value is not None}
-    mode, gamma = BenchMode(given.pop("mode", BenchMode.LVSPEC)), given.pop("gamma", None)
-    return NamedRule(name, replace(rule, **given), gamma, mode)
+    changes = {key: value for key, value in row.model_dump(exclude_unset=True).items() if value is not None}
+    mode, gamma = BenchMode(changes.pop("mode", BenchMode.LVSPEC)), changes.pop("gamma", None)
+    return NamedRule(name, replace(rule, **changes), gamma, mode)
 
 
 _HINTS = get_type_hints(RuleSettings, include_extras=True)
@@ -107,43 +110,43 @@ class _File(RootModel[dict[Name, _ROW]]):
 
 
 def rule_fields(rule: RuleSettings) -> dict[str, Any]:
-    """A rule as JSON can hold it."""
-    found = _RULE.dump_python(rule, mode="json")
-    return {name: "Infinity" if value == float("inf") else value for name, value in found.items()}
+    """A rule as JSON values."""
+    values = _RULE.dump_python(rule, mode="json")
+    return {name: "Infinity" if value == float("inf") else value for name, value in values.items()}
 
 
 _RULE = TypeAdapter(RuleSettings)
 
 
 def as_yaml(rule: RuleSettings) -> dict[str, Any]:
-    """A rule as YAML can hold it."""
+    """A rule as YAML values."""
     return _RULE.dump_python(rule, mode="json")
 
 
-def changes(rule: RuleSettings, base: RuleSettings) -> dict[str, Any]:
-    """What is other in one rule than in another, as YAML can hold it."""
-    own, other = as_yaml(rule), as_yaml(base)
-    return {name: value for name, value in own.items() if value != other[name]}
+def rule_changes(rule: RuleSettings, base: RuleSettings) -> dict[str, Any]:
+    """The fields of a rule that differ from ``base``, as YAML values."""
+    base_values = as_yaml(base)
+    return {name: value for name, value in as_yaml(rule).items() if value != base_values[name]}
 
 
-def rules_of(named: Sequence[NamedRule]) -> Mapping[str, RuleSettings]:
-    """By name.
+def rules_by_name(named: Sequence[NamedRule]) -> Mapping[str, RuleSettings]:
+    """The rules by name.
 
-    :raises UsageError: two have the same one.
+    :raises UsageError: two have the same name.
     """
-    found: dict[str, RuleSettings] = {}
-    for each in named:
-        if each.name in found:
-            raise UsageError(f"two rules have the name {each.name!r}", "give one of them another")
-        found[each.name] = each.rule
-    return found
+    rules: dict[str, RuleSettings] = {}
+    for named_rule in named:
+        if named_rule.name in rules:
+            raise UsageError(f"two rules have the name {named_rule.name!r}", "give one of them another")
+        rules[named_rule.name] = named_rule.rule
+    return rules
 
 
-# ar first: it is what the others are held against, and decides whether a clip can be measured at all.
+# ar first: it is the baseline, and shows whether a clip can be measured at all.
 ALL_MODES = tuple(map(str, BenchMode))
 
 
-_OWN = {
+_DECODE_MODES = {
     BenchMode.AR: Mode.AR,
     BenchMode.EXACT: Mode.EXACT,
     BenchMode.EXACT_PRUNED: Mode.EXACT,
@@ -153,14 +156,14 @@ _OWN = {
 
 
 def parse_modes(text: str) -> tuple[Variant, ...]:
-    """Modes with commas between them, each once; ``lvspec:random`` is the rule with another relevance.
+    """Parses modes separated by commas, without duplicates; ``lvspec:random`` names another relevance.
 
-    :raises UsageError: a word is no mode, or nothing among them goes token by token as ``ar`` does.
+    :raises UsageError: a mode is unknown, or there is no plain mode.
     """
-    found = tuple(dict.fromkeys(_parse_mode(word.strip()) for word in text.split(",") if word.strip()))
-    if not any(variant.mode.is_plain for variant in found):
+    modes = tuple(dict.fromkeys(_parse_mode(word.strip()) for word in text.split(",") if word.strip()))
+    if not any(variant.mode.is_plain for variant in modes):
         raise UsageError("--modes has nothing to compare with", "add ar or hf-ar")
-    return found
+    return modes
 
 
 def _parse_mode(word: str) -> Variant:
@@ -180,56 +183,57 @@ def _parse_mode(word: str) -> Variant:
 
 
 def parse_gammas(text: str) -> tuple[Gamma, ...]:
-    """Numbers and ``auto`` with commas between them, each once, in ascending order.
+    """Parses numbers and ``auto`` separated by commas; ascending, without duplicates.
 
     :raises UsageError: one is neither, or there is none.
     """
     remedy = "write --gamma auto,3,5,8"
     try:
-        found = {read_gamma(word.strip()) for word in text.split(",") if word.strip()}
+        gammas = {read_gamma(word.strip()) for word in text.split(",") if word.strip()}
     except ValueError as error:
         raise UsageError(f"--gamma: {error}", remedy) from None
-    if not found:
+    if not gammas:
         raise UsageError(f"--gamma {text!r} names none", remedy)
-    return tuple(sorted(found, key=gamma_order))
+    return tuple(sorted(gammas, key=gamma_order))
 
 
 def gamma_order(gamma: Gamma) -> float:
-    """``auto`` stands behind all numbers."""
+    """A sort key: ``auto`` comes after all numbers."""
     return float("inf") if gamma == "auto" else float(gamma)
 
 
 def variants_of(modes: Sequence[Variant], gammas: Sequence[Gamma]) -> tuple[Variant, ...]:
-    """Every mode with every gamma, unless it has its own; a plain mode has none.
+    """Every mode with every gamma; plain modes without, modes with their own gamma once.
 
-    ``hf-assisted`` is run with each number as well, and once as transformers itself would do it.
+    ``hf-assisted`` is run with every number, and once with the default of transformers.
     """
-    found: list[Variant] = []
+    variants: list[Variant] = []
     for mode in modes:
-        own = mode.gamma is not None
-        if own or mode.mode.is_plain or mode.mode is BenchMode.HF_ASSISTED:
-            found.append(mode)
-        if not own and not mode.mode.is_plain:
-            peer = mode.mode is BenchMode.HF_ASSISTED
-            found += [replace(mode, gamma=gamma) for gamma in gammas if not (peer and gamma == "auto")]
-    return tuple(found)
+        is_fixed = mode.gamma is not None or mode.mode.is_plain
+        is_assisted = mode.mode is BenchMode.HF_ASSISTED
+        if is_fixed or is_assisted:
+            variants.append(mode)
+        if not is_fixed:
+            variants += [replace(mode, gamma=g) for g in gammas if not (is_assisted and g == "auto")]
+    return tuple(variants)
 
 
 def settings_of(
     variant: Variant, base: DecodeSettings, draft_keep: float, rules: Mapping[str, RuleSettings] | None = None
 ) -> DecodeSettings:
-    """How one of our own variants decodes.
+    """The decoding settings of one of our own variants.
 
-    Greedy, and without the guard against repetition, so that every mode and peer has the same budget of
-    tokens: a loop shows in the fidelity, not as a short answer. Without falling back: what a mode costs is
-    what is asked.
+    Greedy and without the repetition guard, so that every mode and peer has the same token budget: a loop
+    shows in the fidelity, not as a short answer. Without fallback, because the mode's own cost is measured.
 
     :param draft_keep: share of the video's tokens that the draft sees in the pruned modes.
-    :param rules: of variants with a label, by that.
+    :param rules: by label, for variants that have one.
     """
     if variant.mode.is_peer:
         raise ValueError(f"{variant.mode} is not one of our own modes")
-    settings = replace(base, mode=_OWN[variant.mode], temperature=0.0, repetition_guard=False, fallback=False)
+    settings = replace(
+        base, mode=_DECODE_MODES[variant.mode], temperature=0.0, repetition_guard=False, fallback=False
+    )
     if variant.gamma is not None:
         settings = replace(settings, gamma=variant.gamma)
     if variant.label is not None:

@@ -1,6 +1,6 @@
-"""A process that measures for another one: ``python -m lvspec_cli.bench.worker SOCKET``.
+"""A worker process that measures for its parent: ``python -m lvspec_cli.bench.worker SOCKET``.
 
-It gets what it is to load, then clips as it asks for them, and sends what it finds. It ends with its parent.
+It receives the load plan, then requests tasks and sends its measurements. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
-from lvspec_cli.bench.measure import Run
-from lvspec_cli.bench.remote import Task, TaskDone, Warned
+from lvspec_cli.bench.measure import ClipRunner
+from lvspec_cli.bench.remote import Task, TaskDone, WarningSent
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.host import quieten_libraries, steady_streams
@@ -42,15 +42,15 @@ def _work(connection: Connection) -> None:
         while True:
             connection.send(TaskDone())
             task: Task = connection.recv()
-            sent = _Sent(connection, task.done)
-            run = Run(pair, task.plan, sent, read, lambda text: connection.send(Warned(text)))
-            for _ in run.blocks(task.clip, task.place):
+            sink = _Sender(connection, task.done)
+            run = ClipRunner(pair, task.plan, sink, read, lambda text: connection.send(WarningSent(text)))
+            for _ in run.blocks(task.clip, task.position):
                 pass
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """A keeper that sends what it is given."""
+class _Sender:
+    """A ``MeasurementSink`` that sends everything to the parent."""
 
     connection: Connection
     blocks: frozenset[tuple[str, int]]

@@ -221,7 +221,7 @@ def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
     """
     from lvspec_cli.bench.measure import Plan
     from lvspec_cli.bench.run import MARKS, BenchJob
-    from lvspec_cli.bench.variants import parse_gammas, rules_of, variants_of
+    from lvspec_cli.bench.variants import parse_gammas, rules_by_name, variants_of
     from lvspec_cli.output.files import check_all_ours
     from lvspec_cli.pipeline import prepared
     from lvspec_cli.request import AskRequest
@@ -263,7 +263,7 @@ def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
             draft_keep=measuring.draft_keep,
             repeat=measuring.repeat,
             system=system,
-            rules=rules_of(named),
+            rules=rules_by_name(named),
             timed=not measuring.texts_only,
         ),
         out=work.out,

@@ -126,8 +126,8 @@ def _bench_relevance(flags: RelevanceFlags) -> int:
 
 def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> RelevanceResults:
     from lvspec_cli.bench.journal import environment_of
-    from lvspec_cli.bench.relevance import SCHEMES, RelevanceResults, separate
-    from lvspec_cli.bench.relevance_measure import Header, captions_of, measure_relevance
+    from lvspec_cli.bench.relevance import SCHEMES, RelevanceResults, evaluate_schemes
+    from lvspec_cli.bench.relevance_measure import Header, measure_relevance, open_captions
     from lvspec_cli.memory.resolve import workload_of
     from lvspec_cli.pipeline import load, memory_errors, prepared
 
@@ -145,7 +145,7 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
     schemes = [RelevanceName(name) for name in scoring.relevance or SCHEMES]
     environment = environment_of(loaded)
     header = Header(settings=_facts(plan.choice, request, schemes), environment=environment)
-    with memory_errors(plan, workload), captions_of(scoring.out, header, redo=scoring.redo) as kept:
+    with memory_errors(plan, workload), open_captions(scoring.out, header, redo=scoring.redo) as kept:
         measured = measure_relevance(
             loaded,
             clips,
@@ -168,7 +168,7 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
         fillers=sum(len(each.facts) - sum(each.facts) for each in scored),
         gamma=settings.greatest_gamma,
         threshold=settings.rule.anchor_threshold,
-        schemes=separate(scored, settings.rule.anchor_threshold),
+        schemes=evaluate_schemes(scored, settings.rule.anchor_threshold),
     )
 
 

@@ -168,7 +168,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | No
         gammas=parse_gammas(search.gamma),
         clips=chosen_clips(flags.clips, work.out, video, progress, drawn=TUNING_CLIPS, seed=TUNING_SEED),
         budget=search.budget,
-        least=least / 100,
+        min_fidelity=least / 100,
         seed=search.seed,
         out=work.out,
         redo=work.redo,
@@ -191,7 +191,7 @@ def _run(job: TuneJob, progress: PlainProgress | None) -> Tuned:
             job,
             progress=_stages(progress),
             warn=warn,
-            found=lambda tuned: _write(job, tuned),
+            on_chosen=lambda tuned: _write(job, tuned),
         )
 
 

@@ -1,1 +1,1 @@
-"""Figures made of answers: fidelity, speed, intervals, audits. Texts and counts in, numbers out."""
+"""Figures computed from texts and counts of answers: fidelity, speed, intervals, audits."""

@@ -1,4 +1,4 @@
-"""One answer as it was measured, and the figures that are made of many: frozen pydantic models."""
+"""Measured answers, and the figures computed from them: frozen pydantic models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lvspec_cli.types import Gamma, RelevanceName, TaskName, TokenKind
 
 
 class BenchMode(StrEnum):
-    """What the bench can run: our own modes, and two peers of transformers on the same weights."""
+    """The modes of the bench: our own, and two of transformers (the peers) on the same weights."""
 
     AR = "ar"
     EXACT = "exact"
@@ -30,7 +30,7 @@ class BenchMode(StrEnum):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it goes token by token, without a draft."""
+        """Whether it decodes token by token, without a draft."""
         return self in (BenchMode.AR, BenchMode.HF_AR)
 
     @property
@@ -42,35 +42,40 @@ class BenchMode(StrEnum):
         return self in (BenchMode.EXACT_PRUNED, BenchMode.LVSPEC_PRUNED)
 
 
-class Part(BaseModel):
-    """What all parts of a file of results have in common."""
+class FrozenModel(BaseModel):
+    """The base of all parts of a results file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
-class Spread(Part):
-    """A median over clips with a bootstrap interval; without one where a single clip was measured."""
+class Spread(FrozenModel):
+    """A median over clips with its bootstrap interval; no interval for a single clip."""
 
     median: float
     low: float | None
     high: float | None
 
 
-class Estimate(Part):
-    """A figure with a bootstrap interval over clips; without one where a single clip was measured."""
+class Estimate(FrozenModel):
+    """A figure with its bootstrap interval over clips; no interval for a single clip."""
 
     value: float
     low: float | None
     high: float | None
 
+    def exp(self) -> Estimate:
+        """The estimate of exp(figure)."""
+        low, high = (None if end is None else exp(end) for end in (self.low, self.high))
+        return Estimate(value=exp(self.value), low=low, high=high)
+
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the report: a mode with what it is run with.
+    """One line of the report: a mode and its settings.
 
-    ``relevance``: another scheme than the pair's own, in the loose modes. ``gamma``: none in the plain
-    modes; in ``hf-assisted`` none is what transformers itself takes. ``label``: a setting of the rule that
-    has a name of its own (``bench.rules``).
+    :param gamma: None in the plain modes; in ``hf-assisted`` None means the default of transformers.
+    :param relevance: a scheme other than the pair's own, in the loose modes.
+    :param label: the name of a rule's settings (``bench.variants``).
     """
 
     mode: BenchMode
@@ -80,7 +85,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The mode as ``--modes`` takes it, or with its rule's name: ``lvspec/no-shift``."""
+        """The mode as in ``--modes``, or with the name of its rule: ``lvspec/no-shift``."""
         named = f"{self.mode}/{self.label}" if self.label else str(self.mode)
         return f"{named}:{self.relevance}" if self.relevance else named
 
@@ -88,26 +93,26 @@ class Variant:
         return self.name if self.gamma is None else f"{self.name} γ={self.gamma}"
 
 
-class Item(Part):
-    """One question about one clip, or its caption, and what is known of the right answer."""
+class Item(FrozenModel):
+    """One question about one clip, or a request for its caption, and what is known about the right answer."""
 
     id: str  # unique within the run
     file_name: str
     prompt: str
     task: TaskName = "caption"
-    kind: str | None = None  # of question, in the demo world
+    kind: str | None = None  # the question's kind, in the demo world
     reference: str | None = None  # a right answer
     choices: tuple[str, ...] = ()
-    any_of: tuple[str, ...] = ()  # demo world: an answer is right that holds one of these ...
+    any_of: tuple[str, ...] = ()  # demo world: a right answer contains one of these ...
     none_of: tuple[str, ...] = ()  # ... and none of these
     scene: dict[str, Any] | None = None  # demo world: what the clip shows (demo.scenes.Scene.as_dict)
-    frames: int | None = None  # taken from the video
+    frames: int | None = None  # sampled from the video
     visual_tokens: int | None = None
-    error: str | None = None  # why nothing could be measured
+    error: str | None = None  # why it could not be measured
 
 
-class OfVariant(Part):
-    """What is known of one line of the report."""
+class VariantFields(FrozenModel):
+    """The fields that identify a variant, in a part of the file that belongs to one."""
 
     mode: BenchMode
     gamma: Gamma | None = None
@@ -120,7 +125,7 @@ class OfVariant(Part):
 
 
 class TimedText(Protocol):
-    """What an answer brings to the figures: its text, counts and seconds, as ``Measurement`` has them."""
+    """What the figures need of an answer: text, counts and seconds, with the meaning of ``Measurement``."""
 
     @property
     def text(self) -> str | None: ...
@@ -136,36 +141,36 @@ class TimedText(Protocol):
     def tokens(self) -> Sequence[int] | None: ...
 
 
-class Measurement(OfVariant):
-    """One answer of one mode, timed. With ``error`` it could not run, and all the rest is empty.
+class Measurement(VariantFields):
+    """One timed answer of one mode. If it failed, ``error`` is set and the other fields keep their defaults.
 
-    Where only texts were wanted, all seconds are 0.
+    All seconds are 0 where only texts were asked for.
     """
 
-    place: int = 0  # when in its block it ran, from 0
+    place: int = 0  # position in the order in which its block ran, from 0
     error: str | None = None
     text: str | None = None
     finish_reason: str | None = None
-    output_tokens: int = 0  # with the end token
-    first_tokens: int = 1  # of these, how many the prefill gave; decoding is the rest
-    rounds: int | None = None  # after the prefill; null where there are none (plain decoding of a peer)
+    output_tokens: int = 0  # the end token included
+    first_tokens: int = 1  # output tokens of the prefill; the others are decoded
+    rounds: int | None = None  # after the prefill; null for a peer that decodes plainly
     drafted: int | None = None
     accepted_exact: int = 0
     accepted_filler: int = 0
     accepted_shift: int = 0
-    accepted_lengths: tuple[int, ...] = ()  # one a round
-    video_s: float = 0.0  # decoding of the frames: once a clip, the same for every mode
+    accepted_lengths: tuple[int, ...] = ()  # one for each round
+    video_s: float = 0.0  # decoding of the frames: once for each clip, the same for every mode
     prompt_s: float = 0.0  # the processors: pixels and token ids
     prefill_s: float = 0.0
-    decode_s: float = 0.0  # of all tokens but the first ones
-    tokens: tuple[int, ...] | None = None  # in the first repeat
-    kinds: tuple[TokenKind, ...] | None = None  # one a token, for examples
-    pieces: tuple[tuple[str, TokenKind], ...] | None = None  # the text by tokens, for examples
-    log_probability: float | None = None  # nats a token: how the target itself scores the text
+    decode_s: float = 0.0  # all tokens but the first ones
+    tokens: tuple[int, ...] | None = None  # in the first repeat only
+    kinds: tuple[TokenKind, ...] | None = None  # one for each token, for examples
+    pieces: tuple[tuple[str, TokenKind], ...] | None = None  # the text, token by token, for examples
+    log_probability: float | None = None  # nats a token, by the target
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Of decoding; None where the prefill gave all there is."""
+        """Decoding seconds; None if the prefill gave all tokens."""
         decoded = self.output_tokens - self.first_tokens
         return self.decode_s / decoded if decoded > 0 and self.error is None else None
 
@@ -174,41 +179,41 @@ class Measurement(OfVariant):
         return self.video_s + self.prompt_s + self.prefill_s + self.decode_s
 
 
-class Profile(OfVariant):
-    """One more answer with a clock around every pass. Counts and seconds over its rounds, without prefill."""
+class Profile(VariantFields):
+    """An additional answer whose passes are timed. Counts and seconds of its rounds, without the prefill."""
 
     rounds: int
     draft_steps: int
     draft_s: float
-    verification_s: float  # of the target's passes
-    overhead_s: float  # all else: the rule, relevance, choosing tokens, keeping count
+    verification_s: float  # the target's passes
+    overhead_s: float  # everything else: the rule, relevance, choosing tokens, counting
 
 
-class Block(Part):
-    """One item, one repeat: every mode once. Ratios of times are taken within a block only."""
+class Block(FrozenModel):
+    """Every mode once on one item, in one repeat. Times are compared within a block only."""
 
     item: str  # id
     repeat: int  # from 0
-    measurements: tuple[Measurement, ...]  # in the order of ``modes``, not in that of time
-    profiles: tuple[Profile, ...] = ()  # in some blocks, of the modes that have a draft
+    measurements: tuple[Measurement, ...]  # in the order of ``modes``, not of time
+    profiles: tuple[Profile, ...] = ()  # in some blocks, for the modes with a draft
 
     def of(self, variant: Variant) -> Measurement | None:
-        return next((each for each in self.measurements if each.variant == variant), None)
+        return next((answer for answer in self.measurements if answer.variant == variant), None)
 
 
-class Costs(Part):
-    """Seconds of the parts of a round: medians over the profiles of a mode."""
+class Costs(FrozenModel):
+    """Seconds of each part of a round: medians over the profiles of a mode."""
 
-    answers: int  # how many were looked at
+    answers: int  # profiled
     draft_step_s: float
     verification_s: float
-    overhead_s: float  # of a round
+    overhead_s: float  # a round
     drafted_a_round: float
-    ar_step_s: float  # of the reference, without a clock, in the same blocks
+    ar_step_s: float  # the reference's seconds a token in the same blocks, from its ordinary measurements
 
 
-class Kinds(Part):
-    """Output tokens by why they stand there."""
+class Kinds(FrozenModel):
+    """Counts of output tokens by the reason why they were emitted."""
 
     exact: int = 0
     filler: int = 0
@@ -216,52 +221,52 @@ class Kinds(Part):
     target: int = 0
 
 
-class Kept(Part):
-    """A quality figure from 0 to 1 of a mode beside that of ``ar``, and their ratio."""
+class RelativeQuality(FrozenModel):
+    """A quality figure (0 to 1) of a mode, the same of ``ar``, and their ratio."""
 
     mode: float
     ar: float
-    count: int  # facts that there were to find, or questions asked
-    retention: Estimate | None  # mode / ar; null where ar got nothing right
+    count: int  # facts to find, or questions
+    retention: Estimate | None  # mode / ar; null if ar got nothing right
 
 
-def least_kept(*kept: Kept | None) -> Estimate | None:
-    """The retention whose lower end is lowest; None where there is none."""
-    found = [each.retention for each in kept if each and each.retention]
-    return min(found, key=lambda each: (lower_end(each), each.value), default=None)
+def lowest_retention(*qualities: RelativeQuality | None) -> Estimate | None:
+    """The retention with the lowest lower bound; None without any."""
+    retentions = [quality.retention for quality in qualities if quality and quality.retention]
+    return min(retentions, key=lambda retention: (lower_bound(retention), retention.value), default=None)
 
 
-RULE_OF_THREE = 3.0  # Hanley and Lippman-Hand 1983: of n alike, a share of 3 / n may be unlike, 95 % say
+# Hanley and Lippman-Hand 1983: if none of n cases differs, a share of up to 3 / n may (95 % confidence).
+RULE_OF_THREE = 3.0
 
 
-def surely_kept(kept: Kept) -> float | None:
-    """The lower end of its retention, and never more than so many facts or questions can show.
+def retention_lower_bound(quality: RelativeQuality) -> float | None:
+    """The lower bound of the retention, limited to what the number of facts or questions can prove.
 
-    Where next to nothing changed the clips have nothing to vary by: their interval has no width, and is no
-    evidence.
+    If almost nothing changed, the bootstrap interval has no width: that alone proves nothing.
     """
-    if kept.retention is None:
+    if quality.retention is None:
         return None
-    return min(lower_end(kept.retention), 1 - RULE_OF_THREE / max(kept.count, 1))
+    return min(lower_bound(quality.retention), 1 - RULE_OF_THREE / max(quality.count, 1))
 
 
-def lower_end(estimate: Estimate) -> float:
-    """The lower end of its interval; the value itself where one clip was measured."""
+def lower_bound(estimate: Estimate) -> float:
+    """The lower end of the interval; the value itself if there is no interval."""
     return estimate.value if estimate.low is None else estimate.low
 
 
-class Fidelity(Part):
-    """What a mode keeps of ``ar``, over its first answer to each item; intervals are over clips, paired.
+class Fidelity(FrozenModel):
+    """Quality of a mode relative to ``ar``, over its first answer to each item; paired intervals over clips.
 
-    Log probabilities are the target's own, in nats a token, each text counting alike.
+    Log probabilities are the target's, in nats a token; every text has the same weight.
     """
 
     answers: int
     clips: int
-    facts: Kept | None = None  # F1 of captions of the demo world
-    facts_by_kind: dict[str, Kept] = {}
-    questions: Kept | None = None  # accuracy where the right answer is known
-    questions_by_kind: dict[str, Kept] = {}
+    facts: RelativeQuality | None = None  # F1 of captions of the demo world
+    facts_by_kind: dict[str, RelativeQuality] = {}
+    questions: RelativeQuality | None = None  # accuracy where the right answer is known
+    questions_by_kind: dict[str, RelativeQuality] = {}
     log_probability: Estimate | None = None
     ar_log_probability: Estimate | None = None
     log_probability_change: Estimate | None = None  # mode - ar
@@ -269,43 +274,39 @@ class Fidelity(Part):
     rouge_l: Estimate | None = None  # 0 to 100, to ar's text
     identical: Estimate | None = None  # share of texts
     same_answers: Estimate | None = None  # share of short and multiple-choice answers
-    short_answers: int = 0  # how many of those there are
-    repetition: float = 0.0  # share of 4-grams of tokens said before
+    short_answers: int = 0  # the number of these
+    repetition: float = 0.0  # share of 4-grams of tokens that occurred before
     ar_repetition: float = 0.0
     length: float = 0.0  # tokens an answer
     ar_length: float = 0.0
 
     @property
     def likelihood(self) -> Estimate | None:
-        """How probable the target itself finds a token of the mode's texts, as a share of one of ar's.
+        """The target's probability of a token of the mode's texts / that of a token of ar's, geometric means.
 
-        Geometric means. It can lie above 1: a greedy text is not the likeliest.
+        It can be above 1: greedy decoding does not give the most probable text.
         """
-        change = self.log_probability_change
-        if change is None:
-            return None
-        low, high = (None if end is None else exp(end) for end in (change.low, change.high))
-        return Estimate(value=exp(change.value), low=low, high=high)
+        return self.log_probability_change.exp() if self.log_probability_change is not None else None
 
     @property
     def retention(self) -> Estimate | None:
-        """Of facts and questions, the one whose lower end is lower. None without labels."""
-        return least_kept(self.facts, self.questions)
+        """The lower of the retentions of facts and questions (by lower bound). None without labels."""
+        return lowest_retention(self.facts, self.questions)
 
 
-class ModeResult(OfVariant):
+class ModeResult(VariantFields):
     """One mode and gamma over all clips. ``speedup_vs_ar`` is against ``Results.reference``."""
 
-    error: str | None = None  # why it could not run, in its own words
+    error: str | None = None  # the message, if it could not run
     failed: int = 0  # answers that ended in an error
-    answers: int = 0  # measured ones
+    answers: int = 0  # measured without error
     speedup_vs_ar: Spread | None = None  # decoding only
-    end_to_end_speedup_vs_ar: Spread | None = None  # video, prefill and an answer of ar's length
+    end_to_end_speedup_vs_ar: Spread | None = None  # video, prefill and an answer as long as ar's
     mean_accepted_length: float | None = None
     mean_accepted_length_interval: Estimate | None = None
     acceptance_rate: float | None = None
-    retention: Estimate | None = None  # quality / that of ar
-    tokens_per_s: float | None = None  # of decoding: the median over clips
+    retention: Estimate | None = None  # quality / quality of ar
+    tokens_per_s: float | None = None  # decoding: the median over clips
     video_s: float | None = None  # medians over the answers
     prompt_s: float | None = None
     prefill_s: float | None = None
@@ -316,19 +317,19 @@ class ModeResult(OfVariant):
     predicted_speedup: float | None = None
     costs: Costs | None = None
     kinds: Kinds | None = None
-    accepted_lengths: dict[int, int] = {}  # how many rounds were of each length
+    accepted_lengths: dict[int, int] = {}  # number of rounds by accepted length
     fidelity: Fidelity | None = None
     settings: dict[str, Any] = {}
 
 
-class Contrast(Part):
-    """One line of the report against another, over the same answers; intervals are over clips, paired.
+class Contrast(FrozenModel):
+    """``line`` of the report against ``other``, over the same items; intervals are over clips, paired.
 
-    Above 1 the first is the better one.
+    Values above 1 are in favour of ``line``.
     """
 
     line: str
     other: str
-    speed: Spread | None = None  # seconds a token of the other / of the first
-    accepted_length: Estimate | None = None  # of the first / of the other
-    quality: Estimate | None = None  # facts or answers, whichever compares worse: first / other
+    speed: Spread | None = None  # seconds a token: other / line
+    accepted_length: Estimate | None = None  # line / other
+    quality: Estimate | None = None  # line / other: facts or answers, whichever is lower

@@ -1,4 +1,4 @@
-"""``--audit``: which answers are given in mode ar as well, what each keeps of it, and all together."""
+"""``--audit``: some captions are generated in mode ar as well, and compared with it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Fidelity, Item, Spread, TimedText
-from lvspec_cli.figures.fidelity import Compared, fidelity_of
-from lvspec_cli.figures.labels import chrf, labelled, labels_beside, repetition, rouge_l, words
+from lvspec_cli.figures.fidelity import Comparison, fidelity_of
+from lvspec_cli.figures.labels import chrf, read_scene_labels, repetition, rouge_l, with_labels, words
 from lvspec_cli.figures.summary import speedup_over_clips
 from lvspec_cli.output.records import Audit, Failure, Record
 from lvspec_cli.output.text import TextStream
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lvspec_cli.speculation.engine import Session
 
 
-def audited(
+def audit_answer(
     session: Session,
     pair: LoadedPair,
     prompts: PairPrompts,
@@ -33,9 +33,13 @@ def audited(
     text: str,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Audit | None:
-    """Answers in mode ar from the clip that the session has encoded; None where that was interrupted.
+    """Answers the same prompt in mode ar and compares; None if that was interrupted.
 
-    :param settings: those of the answer, ``generation`` in tokens and ``text`` as text.
+    The session must have encoded the clip already.
+
+    :param settings: of the answer to audit.
+    :param generation: the answer's tokens.
+    :param text: the answer's text.
     """
     from lvspec_cli.models.probe import score_text
 
@@ -48,7 +52,7 @@ def audited(
     score, ar_score = (
         score_text(session.target, prompts.target, tokens) for tokens in (generation.tokens, ar.tokens)
     )
-    assert score  # an answer has a token at least
+    assert score  # an answer has at least one token
     assert ar_score
     return Audit(
         text=stream.text,
@@ -74,19 +78,19 @@ def _speedup(mode: DecodeStats, ar: DecodeStats) -> float | None:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """Speed and fidelity against ar of the captions that were answered in both modes, over clips."""
+    """Speed and fidelity relative to ar, over the clips whose captions were generated in both modes."""
 
     captions: int  # rows with a text
     audited: int
-    failures: tuple[str, ...]  # why others could not be
+    failures: tuple[str, ...]  # messages of the audits that failed
     speedup: Spread | None
     fidelity: Fidelity | None
 
 
 def summarise_audits(records: Iterable[Record], files: Mapping[str, Path]) -> AuditSummary:
-    """The audits among records of one mode and its settings; of two with the same key the later counts.
+    """Summarises the audits in the records of one mode and its settings; the last record of a key counts.
 
-    :param files: by key the videos that were taken whole, for the facts that may lie beside one.
+    :param files: by key, the videos that were captioned whole: a file of facts may lie next to one.
     """
     rows: dict[str, Record] = {}
     texts = set()
@@ -96,24 +100,26 @@ def summarise_audits(records: Iterable[Record], files: Mapping[str, Path]) -> Au
             if record.audit is not None:
                 rows[record.key] = record
     failures = tuple(row.audit.message for row in rows.values() if isinstance(row.audit, Failure))
-    compared = [
-        _compared(row, row.audit, files.get(row.key)) for row in rows.values() if isinstance(row.audit, Audit)
+    comparisons = [
+        _comparison(row, row.audit, files.get(row.key))
+        for row in rows.values()
+        if isinstance(row.audit, Audit)
     ]
     by_clip: dict[str, list[tuple[TimedText, TimedText]]] = defaultdict(list)
-    for each in compared:
-        by_clip[each.item.file_name].append((each.mode, each.ar))
+    for comparison in comparisons:
+        by_clip[comparison.item.file_name].append((comparison.mode, comparison.ar))
     return AuditSummary(
         captions=len(texts),
-        audited=len(compared),
+        audited=len(comparisons),
         failures=failures,
         speedup=speedup_over_clips(by_clip.values()),
-        fidelity=fidelity_of(compared),
+        fidelity=fidelity_of(comparisons),
     )
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A ``TimedText`` of a record: what it says of itself, or of the same answer in mode ar."""
+    """A record's answer, or its audit's answer in mode ar, as a ``TimedText``."""
 
     text: str | None
     output_tokens: int
@@ -123,10 +129,10 @@ class _Text:
     tokens: None = None  # a record has none
 
 
-def _compared(row: Record, audit: Audit, file: Path | None) -> Compared:
+def _comparison(row: Record, audit: Audit, file: Path | None) -> Comparison:
     stats = row.stats
     assert stats  # a row with a text has them
-    return Compared(
+    return Comparison(
         _item(row, file),
         _Text(row.text, stats.output_tokens, stats.decode_s, audit.log_probability),
         _Text(audit.text, audit.output_tokens, audit.decode_s, audit.ar_log_probability),
@@ -137,18 +143,18 @@ def _item(row: Record, file: Path | None) -> Item:
     segment = row.segment
     clip = f"{row.file_name_b64 or row.file_name}@{segment.start:g}-{segment.end}"
     item = Item(id=row.key, file_name=clip, prompt=row.prompt)
-    with suppress(UsageError):  # facts that are damaged are no matter of this command
-        return labelled(item, labels_beside(file) if file else None)
+    with suppress(UsageError):  # damaged facts are not an error of this command
+        return with_labels(item, read_scene_labels(file) if file else None)
     return item
 
 
-_DIGITS = 13  # of a key, hexadecimal: as many as a float holds
+_DIGITS = 13  # hexadecimal digits of a key: a float represents that many exactly
 
 
 def parse_share(text: str) -> float:
     """``5%`` or ``0.05`` as 0.05.
 
-    :raises UsageError: for anything that is not above 0 and 1 at most, and for a bare 1, which may mean 1 %.
+    :raises UsageError: the share is not in (0, 1], or it is a bare 1, which may mean 1 %.
     """
     match = re.fullmatch(r"(\d{0,9}\.?\d{1,9})\s*(%?)", text.strip(), re.ASCII)
     share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
@@ -158,10 +164,10 @@ def parse_share(text: str) -> float:
 
 
 def is_audited(key: str, share: float) -> bool:
-    """Whether the caption with this key is among a share of all: the same ones in every run and shard.
+    """Whether the caption with this key belongs to the audited share: the same in every run and shard.
 
-    A larger share holds all of a smaller one.
+    A larger share includes every caption of a smaller one.
 
-    :param key: of its record, whose hexadecimal digits are as good as drawn.
+    :param key: the record's key, whose hexadecimal digits are as good as random.
     """
     return int(key[:_DIGITS], 16) < share * 16**_DIGITS

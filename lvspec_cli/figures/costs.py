@@ -1,13 +1,13 @@
-"""What a round is made of, and the speedup that this predicts (docs/design.md, "What a round costs").
+"""The cost of a round, and the speedup predicted from it (docs/design.md, "What a round costs").
 
     speedup = t / (gamma * c + v + o)
 
-with t the mean accepted length, c a draft step, v a verification and o the overhead of a round, each in steps
-of the reference, the faster of our ``ar`` and transformers'. For ``gamma`` stands what was really drafted a
-round, which at the end of an answer is less.
+t is the mean accepted length; c is a draft step, v a verification and o the overhead of a round, in steps of
+the reference (the faster of our ``ar`` and transformers'). ``gamma`` is the number of tokens actually drafted
+in a round, which is smaller at the end of an answer.
 
-c, v and o come from answers of their own with a clock around every pass, t and the step of the reference from
-the timed ones: so the prediction is one, and does not merely repeat what was observed.
+c, v and o are measured on separate answers whose passes are timed; t and the reference's step come from the
+ordinary measurements. So the prediction is independent of the observed speedup.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ from lvspec_cli.figures.answers import Block, Costs, Profile, Variant
 
 
 def costs_of(blocks: Sequence[Block], variant: Variant, reference: Variant) -> Costs | None:
-    """Seconds of the parts of a round: medians over a variant's profiles. None where it has none.
+    """Seconds of each part of a round: medians over a variant's profiles. None without profiles.
 
-    Other work on the machine now and then stretches an answer manifold, which a mean would not forgive.
+    Not means: other work on the machine sometimes makes an answer several times slower.
     """
-    found: list[Profile] = []
+    profiles: list[Profile] = []
     steps: list[float] = []
     for block in blocks:
-        profile = next((each for each in block.profiles if each.variant == variant), None)
+        profile = next((profile for profile in block.profiles if profile.variant == variant), None)
         plain = block.of(reference)
         if profile is not None and profile.draft_steps and plain is not None and plain.seconds_per_token:
-            found.append(profile)
+            profiles.append(profile)
             steps.append(plain.seconds_per_token)
-    if not found:
+    if not profiles:
         return None
     return Costs(
-        answers=len(found),
-        draft_step_s=median(each.draft_s / each.draft_steps for each in found),
-        verification_s=median(each.verification_s / each.rounds for each in found),
-        overhead_s=median(each.overhead_s / each.rounds for each in found),
-        drafted_a_round=sum(each.draft_steps for each in found) / sum(each.rounds for each in found),
+        answers=len(profiles),
+        draft_step_s=median(profile.draft_s / profile.draft_steps for profile in profiles),
+        verification_s=median(profile.verification_s / profile.rounds for profile in profiles),
+        overhead_s=median(profile.overhead_s / profile.rounds for profile in profiles),
+        drafted_a_round=sum(profile.draft_steps for profile in profiles)
+        / sum(profile.rounds for profile in profiles),
         ar_step_s=median(steps),
     )
 
 
 @dataclass(frozen=True)
-class Model:
+class CostModel:
     """The costs of a round in steps of the reference."""
 
     c: float
@@ -54,14 +55,14 @@ class Model:
     drafted: float  # tokens a round
 
     def speedup(self, mean_accepted_length: float) -> float:
-        """What the model predicts."""
+        """The predicted speedup at a mean accepted length."""
         return mean_accepted_length / (self.drafted * self.c + self.v + self.o)
 
 
-def model_of(costs: Costs) -> Model:
-    """Costs as shares of one step."""
+def cost_model(costs: Costs) -> CostModel:
+    """Costs in steps of the reference."""
     step = costs.ar_step_s
-    return Model(
+    return CostModel(
         c=costs.draft_step_s / step,
         v=costs.verification_s / step,
         o=costs.overhead_s / step,

@@ -1,8 +1,10 @@
-"""What a mode keeps of ``ar``: facts and answers, likeness, and how likely the target finds its texts."""
+"""The quality of a mode's answers compared with those of ``ar``.
+
+Facts and right answers, similarity of the texts, and the target's own log probability of them.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +13,16 @@ from typing import Any
 from lvspec_cli.demo.facts import FACT_KINDS
 from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.scenes import scene_from_dict
-from lvspec_cli.figures.answers import Block, Estimate, Fidelity, Item, Kept, TimedText, Variant, least_kept
+from lvspec_cli.figures.answers import (
+    Block,
+    Estimate,
+    Fidelity,
+    Item,
+    RelativeQuality,
+    TimedText,
+    Variant,
+    lowest_retention,
+)
 from lvspec_cli.figures.intervals import interval_of_sums, ratio_of_sums
 from lvspec_cli.figures.labels import (
     Judgement,
@@ -25,11 +36,11 @@ from lvspec_cli.figures.labels import (
     words,
 )
 
-SHORT = 5  # words: up to so many an answer is short
+SHORT_WORDS = 5  # the most words of a short answer
 
 
 def label_of(item: Item) -> Label | None:
-    """What an item says of the right answer."""
+    """What an item holds about its right answer; None if nothing is known."""
     if item.scene is not None:
         return scene_from_dict(item.scene)
     if item.any_of:
@@ -40,204 +51,230 @@ def label_of(item: Item) -> Label | None:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One answer of a mode beside that of ``ar`` to the same item."""
+class Comparison:
+    """A mode's answer to one item and the answer of ``ar`` to the same item."""
 
     item: Item
     mode: TimedText
     ar: TimedText
 
     @cached_property
-    def judged(self) -> tuple[Judgement, Judgement]:
+    def judgements(self) -> tuple[Judgement, Judgement]:
+        """Both answers, the mode's first, judged by the item's label."""
         label = label_of(self.item)
         return judge_text(self.mode.text or "", label), judge_text(self.ar.text or "", label)
 
     @property
+    def has_facts(self) -> bool:
+        """Whether it is a caption of a clip whose facts are known."""
+        return bool(self.judgements[0].facts)
+
+    @property
+    def is_question(self) -> bool:
+        """Whether it is a question whose right answer is known."""
+        return self.judgements[0].right is not None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the target has scored both texts."""
+        return None not in (self.mode.log_probability, self.ar.log_probability)
+
+    @property
+    def log_probability_change(self) -> float:
+        """Nats a token, the mode's minus that of ``ar``."""
+        return (self.mode.log_probability or 0.0) - (self.ar.log_probability or 0.0)
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        return self.mode.text or "", self.ar.text or ""
+
+    @property
     def is_short(self) -> bool:
-        """Whether the answer is one that agrees or not: labelled, multiple-choice, or of few words."""
+        """Whether the two answers either agree or differ: labelled, multiple-choice, or of few words."""
         item = self.item
-        return bool(item.choices or item.any_of or item.reference) or len(words(self.ar.text or "")) <= SHORT
+        return (
+            bool(item.choices or item.any_of or item.reference)
+            or len(words(self.ar.text or "")) <= SHORT_WORDS
+        )
 
     @property
     def is_same_answer(self) -> bool:
-        """The same choice where both take one; else the same right or wrong words."""
-        choice, ar_choice = (judged.choice for judged in self.judged)
+        """Whether both take the same choice; if neither takes one, whether both say the same words."""
+        choice, ar_choice = (judgement.choice for judgement in self.judgements)
         if choice is not None or ar_choice is not None:
             return choice == ar_choice
-        return same_answer(self.mode.text or "", self.ar.text or "")
+        return same_answer(*self.texts)
 
 
 def compare_blocks(
     items: Mapping[str, Item], blocks: Iterable[Block], variant: Variant, reference: Variant
-) -> list[Compared]:
-    """The first answer of a variant to each item beside that of the reference in the same block."""
-    found: dict[str, Compared] = {}
+) -> list[Comparison]:
+    """For each item, the variant's first answer and the reference's answer of the same block."""
+    comparisons: dict[str, Comparison] = {}
     for block in blocks:
         mode, ar = block.of(variant), block.of(reference)
-        if block.item in found or mode is None or ar is None or mode.error or ar.error:
+        if block.item in comparisons or mode is None or ar is None or mode.error or ar.error:
             continue
-        found[block.item] = Compared(items[block.item], mode, ar)
-    return list(found.values())
+        comparisons[block.item] = Comparison(items[block.item], mode, ar)
+    return list(comparisons.values())
 
 
-def fidelity_of(compared: Sequence[Compared], *, seed: int = 0) -> Fidelity | None:
-    """All figures of one mode; None where nothing was compared.
+def fidelity_of(comparisons: Sequence[Comparison], *, seed: int = 0) -> Fidelity | None:
+    """All quality figures of one mode; None where nothing was compared.
 
-    Intervals are over clips (``bench.intervals``): a clip brings all its answers, the mode's and ar's alike.
+    Intervals are over clips (``figures.intervals``): a resample takes all answers of a clip, the mode's and
+    those of ``ar``, or none of them.
     """
-    if not compared:
+    if not comparisons:
         return None
-    captions = [each for each in compared if each.judged[0].facts]
-    questions = [each for each in compared if each.judged[0].right is not None]
-    scored = [each for each in compared if None not in (each.mode.log_probability, each.ar.log_probability)]
-    short = [each for each in compared if each.is_short]
+    captions = [comparison for comparison in comparisons if comparison.has_facts]
+    questions = [comparison for comparison in comparisons if comparison.is_question]
+    scored = [comparison for comparison in comparisons if comparison.is_scored]
+    short = [comparison for comparison in comparisons if comparison.is_short]
 
-    def mean(chosen: Sequence[Compared], value: Callable[[Compared], float | None]) -> Estimate | None:
-        rows = _by_clip(chosen, lambda each: (value(each) or 0.0, 1))
+    def mean(chosen: Sequence[Comparison], value: Callable[[Comparison], float | None]) -> Estimate | None:
+        rows = _by_clip(chosen, lambda comparison: (value(comparison) or 0.0, 1))
         return ratio_of_sums(*rows, seed=seed) if rows else None
 
+    def quality_of_kind(kind: str) -> RelativeQuality | None:
+        return answer_quality([question for question in questions if question.item.kind == kind], seed=seed)
+
     return Fidelity(
-        answers=len(compared),
-        clips=len({each.item.file_name for each in compared}),
-        facts=kept_facts(captions, "all", seed=seed),
-        facts_by_kind=_by_kind(FACT_KINDS, lambda kind: kept_facts(captions, kind, seed=seed)),
-        questions=kept_answers(questions, seed=seed),
+        answers=len(comparisons),
+        clips=len({comparison.item.file_name for comparison in comparisons}),
+        facts=fact_quality(captions, "all", seed=seed),
+        facts_by_kind=_by_kind(FACT_KINDS, lambda kind: fact_quality(captions, kind, seed=seed)),
+        questions=answer_quality(questions, seed=seed),
         questions_by_kind=_by_kind(
-            sorted({each.item.kind for each in questions if each.item.kind}),
-            lambda kind: kept_answers([each for each in questions if each.item.kind == kind], seed=seed),
+            sorted({question.item.kind for question in questions if question.item.kind}), quality_of_kind
         ),
-        log_probability=mean(scored, lambda each: each.mode.log_probability),
-        ar_log_probability=mean(scored, lambda each: each.ar.log_probability),
-        log_probability_change=mean(scored, _change),
-        chrf=mean(compared, lambda each: chrf(*_texts(each))),
-        rouge_l=mean(compared, lambda each: rouge_l(*_texts(each))),
-        identical=mean(compared, lambda each: each.mode.text == each.ar.text),
-        same_answers=mean(short, lambda each: each.is_same_answer),
+        log_probability=mean(scored, lambda comparison: comparison.mode.log_probability),
+        ar_log_probability=mean(scored, lambda comparison: comparison.ar.log_probability),
+        log_probability_change=mean(scored, lambda comparison: comparison.log_probability_change),
+        chrf=mean(comparisons, lambda comparison: chrf(*comparison.texts)),
+        rouge_l=mean(comparisons, lambda comparison: rouge_l(*comparison.texts)),
+        identical=mean(comparisons, lambda comparison: comparison.mode.text == comparison.ar.text),
+        same_answers=mean(short, lambda comparison: comparison.is_same_answer),
         short_answers=len(short),
-        repetition=_average(repetition(_tokens(each.mode)) for each in compared),
-        ar_repetition=_average(repetition(_tokens(each.ar)) for each in compared),
-        length=_average(each.mode.output_tokens for each in compared),
-        ar_length=_average(each.ar.output_tokens for each in compared),
+        repetition=_average(repetition(_tokens(comparison.mode)) for comparison in comparisons),
+        ar_repetition=_average(repetition(_tokens(comparison.ar)) for comparison in comparisons),
+        length=_average(comparison.mode.output_tokens for comparison in comparisons),
+        ar_length=_average(comparison.ar.output_tokens for comparison in comparisons),
     )
 
 
-def retention_of(compared: Sequence[Compared], *, seed: int = 0) -> Estimate | None:
-    """``Fidelity.retention`` alone."""
-    captions = [each for each in compared if each.judged[0].facts]
-    questions = [each for each in compared if each.judged[0].right is not None]
-    return least_kept(kept_facts(captions, "all", seed=seed), kept_answers(questions, seed=seed))
+def retention_of(comparisons: Sequence[Comparison], *, seed: int = 0) -> Estimate | None:
+    """``Fidelity.retention``, without computing the other figures."""
+    captions = [comparison for comparison in comparisons if comparison.has_facts]
+    questions = [comparison for comparison in comparisons if comparison.is_question]
+    return lowest_retention(fact_quality(captions, "all", seed=seed), answer_quality(questions, seed=seed))
 
 
-def right_kept(compared: Sequence[Compared], *, seed: int = 0) -> Kept | None:
-    """Facts and answers together: F1 in which a question is one more fact to tell.
+def combined_quality(comparisons: Sequence[Comparison], *, seed: int = 0) -> RelativeQuality | None:
+    """Facts and answers in one F1: a question counts as one more fact to state.
 
-    Over both there is more to go by than over either, where few clips have to do.
+    With few clips the two together have a narrower interval than either alone.
     """
 
-    def counts(each: Compared) -> tuple[float, ...]:
-        if each.judged[0].right is not None:
-            ours, theirs = (2.0 * bool(judged.right) for judged in each.judged)
-            return ours, 2, theirs, 2
-        return _fact_counts(each, "all")
+    def counts(comparison: Comparison) -> tuple[float, ...]:
+        if comparison.is_question:
+            mode, ar = (2.0 * bool(judgement.right) for judgement in comparison.judgements)
+            return mode, 2, ar, 2
+        return _fact_counts(comparison, "all")
 
-    known = [each for each in compared if each.judged[0].right is not None or each.judged[0].facts]
+    labelled = [comparison for comparison in comparisons if comparison.is_question or comparison.has_facts]
     expected = sum(
-        each.judged[1].facts["all"].expected if each.judged[0].right is None else 1 for each in known
+        1 if comparison.is_question else comparison.judgements[1].facts["all"].expected
+        for comparison in labelled
     )
-    return _kept(_by_clip(known, counts), expected, seed)
+    return _relative_quality(_by_clip(labelled, counts), expected, seed)
 
 
-def likelihood_kept(compared: Sequence[Compared], *, seed: int = 0) -> Estimate | None:
-    """How likely the target finds the mode's texts, against its own: exp of the mean change of nats a token.
+def likelihood_ratio(comparisons: Sequence[Comparison], *, seed: int = 0) -> Estimate | None:
+    """How probable the target finds a token of the mode's texts, relative to a token of ``ar``'s.
 
-    It needs no label. None where the texts were not scored.
+    exp(mean change of the log probability in nats a token). It needs no label. None where the texts were not
+    scored.
     """
-    scored = [each for each in compared if None not in (each.mode.log_probability, each.ar.log_probability)]
-    rows = _by_clip(scored, lambda each: (_change(each), 1)) if scored else []
+    scored = [comparison for comparison in comparisons if comparison.is_scored]
+    rows = _by_clip(scored, lambda comparison: (comparison.log_probability_change, 1))
     change = ratio_of_sums(*rows, seed=seed) if rows else None
-    if change is None:
-        return None
-    low, high = (None if end is None else math.exp(end) for end in (change.low, change.high))
-    return Estimate(value=math.exp(change.value), low=low, high=high)
+    return None if change is None else change.exp()
 
 
-def kept_facts(captions: Sequence[Compared], kind: str, *, seed: int = 0) -> Kept | None:
-    """F1 of one kind of fact (``all``: of every kind), micro-averaged: 2 right / (found + expected).
+def fact_quality(captions: Sequence[Comparison], kind: str, *, seed: int = 0) -> RelativeQuality | None:
+    """F1 of one kind of fact (``all``: of every kind), micro-averaged: 2 right / (stated + expected).
 
-    Only answers with facts to find may be given; None where there were none of this kind to find or found.
+    :param captions: answers with facts to find only.
+    :returns: None where facts of this kind are neither expected nor stated.
     """
-
-    expected = sum(each.judged[1].facts[kind].expected for each in captions)
-    return _kept(_by_clip(captions, lambda each: _fact_counts(each, kind)), expected, seed)
-
-
-def _fact_counts(each: Compared, kind: str) -> tuple[float, ...]:
-    ours, theirs = (judged.facts[kind] for judged in each.judged)
-    return (
-        2 * ours.found_right, ours.found + ours.expected,
-        2 * theirs.found_right, theirs.found + theirs.expected,
-    )  # fmt: skip
+    expected = sum(caption.judgements[1].facts[kind].expected for caption in captions)
+    rows = _by_clip(captions, lambda caption: _fact_counts(caption, kind))
+    return _relative_quality(rows, expected, seed)
 
 
-def kept_answers(questions: Sequence[Compared], *, seed: int = 0) -> Kept | None:
-    """Accuracy: the share of questions that are answered right; of each the right answer is known."""
-
-    def counts(each: Compared) -> tuple[float, ...]:
-        ours, theirs = (bool(judged.right) for judged in each.judged)
-        return ours, 1, theirs, 1
-
-    return _kept(_by_clip(questions, counts), len(questions), seed)
+def _fact_counts(caption: Comparison, kind: str) -> tuple[float, ...]:
+    mode, ar = (judgement.facts[kind] for judgement in caption.judgements)
+    return 2 * mode.found_right, mode.found + mode.expected, 2 * ar.found_right, ar.found + ar.expected
 
 
-def _kept(rows: list[list[float]], count: int, seed: int) -> Kept | None:
-    """Two ratios of sums over clips, and their own ratio. ``rows``: the mode's two sums, then ar's."""
+def answer_quality(questions: Sequence[Comparison], *, seed: int = 0) -> RelativeQuality | None:
+    """Accuracy: the share of questions answered right, of those whose right answer is known."""
+
+    def counts(question: Comparison) -> tuple[float, ...]:
+        mode, ar = (bool(judgement.right) for judgement in question.judgements)
+        return mode, 1, ar, 1
+
+    return _relative_quality(_by_clip(questions, counts), len(questions), seed)
+
+
+def _relative_quality(rows: list[list[float]], count: int, seed: int) -> RelativeQuality | None:
+    """A ratio of sums over clips for the mode and for ar, and the ratio of the two.
+
+    :param rows: (4, clips): numerators and denominators of the mode, then of ar.
+    """
     sums = [sum(row) for row in rows]
     if not rows or not sums[1] or not sums[3]:
         return None
     mode, ar = sums[0] / sums[1], sums[2] / sums[3]
     if not ar:
-        return Kept(mode=mode, ar=ar, count=count, retention=None)
+        return RelativeQuality(mode=mode, ar=ar, count=count, retention=None)
     if rows[:2] == rows[2:]:  # exact modes: nothing varies
-        ends: tuple[float | None, float | None] = (1.0, 1.0) if len(rows[0]) > 1 else (None, None)
+        low, high = (1.0, 1.0) if len(rows[0]) > 1 else (None, None)
     else:
-        ends = interval_of_sums(_retention, rows, seed=seed)
-    return Kept(mode=mode, ar=ar, count=count, retention=Estimate(value=mode / ar, low=ends[0], high=ends[1]))
+        low, high = interval_of_sums(_retention, rows, seed=seed)
+    retention = Estimate(value=mode / ar, low=low, high=high)
+    return RelativeQuality(mode=mode, ar=ar, count=count, retention=retention)
 
 
 def _retention(sums: Any) -> Any:
-    above, below, ar_above, ar_below = sums
-    return above / below / (ar_above / ar_below)
+    numerator, denominator, ar_numerator, ar_denominator = sums
+    return numerator / denominator / (ar_numerator / ar_denominator)
 
 
 def _by_clip(
-    compared: Sequence[Compared], columns: Callable[[Compared], Sequence[float]]
+    comparisons: Sequence[Comparison], columns: Callable[[Comparison], Sequence[float]]
 ) -> list[list[float]]:
-    """Columns, each of one number a clip: the sum over its answers."""
-    rows: dict[str, list[float]] = {}
-    for each in compared:
-        numbers = columns(each)
-        before = rows.get(each.item.file_name, [0.0] * len(numbers))
-        rows[each.item.file_name] = [one + other for one, other in zip(before, numbers, strict=True)]
-    return [list(column) for column in zip(*rows.values(), strict=True)]
+    """(columns, clips): each column summed over the answers of a clip. Empty without comparisons."""
+    sums: dict[str, list[float]] = {}
+    for comparison in comparisons:
+        values = columns(comparison)
+        clip_sums = sums.get(comparison.item.file_name, [0.0] * len(values))
+        sums[comparison.item.file_name] = [a + b for a, b in zip(clip_sums, values, strict=True)]
+    return [list(column) for column in zip(*sums.values(), strict=True)]
 
 
-def _by_kind(kinds: Iterable[str], kept: Callable[[str], Kept | None]) -> dict[str, Kept]:
-    return {kind: found for kind in kinds if (found := kept(kind))}
-
-
-def _texts(each: Compared) -> tuple[str, str]:
-    return each.mode.text or "", each.ar.text or ""
+def _by_kind(
+    kinds: Iterable[str], quality_of: Callable[[str], RelativeQuality | None]
+) -> dict[str, RelativeQuality]:
+    return {kind: quality for kind in kinds if (quality := quality_of(kind))}
 
 
 def _tokens(answer: TimedText) -> Sequence[object]:
-    """What a text repeats: its tokens, or its words where the tokens were not kept."""
+    """The units in which repetition is counted: tokens, or words where the tokens were not stored."""
     return answer.tokens or words(answer.text or "")
 
 
-def _change(each: Compared) -> float:
-    return (each.mode.log_probability or 0.0) - (each.ar.log_probability or 0.0)
-
-
 def _average(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

@@ -1,4 +1,4 @@
-"""How right a text is by a scene's facts or a user's reference, and how alike two texts are."""
+"""Correctness of a text (by a scene's facts or a user's reference), and similarity of two texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lvspec_cli.text_file import PROMPTS, read_own
 
 @dataclass(frozen=True)
 class Reference:
-    """The user's own: a right answer, and what there is to choose from, as far as given.
+    """A right answer and the choices, from the user; either may be missing.
 
     With choices, ``answer`` is one of them or its letter.
     """
@@ -32,24 +32,24 @@ Label = Scene | Question | Reference
 
 @dataclass(frozen=True)
 class Judgement:
-    """How far one text gives what is right. Empty and None where that is not known."""
+    """How correct a text is. Fields are empty or None where the right answer is not known."""
 
-    facts: Mapping[str, FactScore] = field(default_factory=dict)  # of a caption: by kind, "all" over all
-    right: bool | None = None  # of an answer
-    choice: int | None = None  # which of the choices it takes, from 0
+    facts: Mapping[str, FactScore] = field(default_factory=dict)  # caption: by kind; "all" for all kinds
+    right: bool | None = None  # answer
+    choice: int | None = None  # index of the choice that the answer takes
 
 
 def judge_text(text: str, label: Label | None) -> Judgement:
-    """Compares a text with what is known."""
+    """Judges a text by its label."""
     match label:
         case Scene():
             return Judgement(facts=score_facts(read_facts(text), scene_facts(label)))
         case Question():
             return Judgement(right=is_right(label, text))
         case Reference(answer, choices) if choices:
-            choice = chosen(text, choices)
-            wanted = None if answer is None else chosen(answer, choices)
-            return Judgement(right=None if wanted is None else choice == wanted, choice=choice)
+            choice = parse_choice(text, choices)
+            right = None if answer is None else parse_choice(answer, choices)
+            return Judgement(right=None if right is None else choice == right, choice=choice)
         case Reference(answer) if answer is not None:
             return Judgement(right=_holds(words(text), words(answer)))
     return Judgement()
@@ -62,54 +62,54 @@ _LETTER = re.compile(
 )
 
 
-def chosen(text: str, choices: Sequence[str]) -> int | None:
-    """Which of the choices an answer takes, by letter (``B``, ``(b) blue``, ``Answer: B``) or in words.
+def parse_choice(text: str, choices: Sequence[str]) -> int | None:
+    """The index of the choice that an answer takes, by letter (``B``, ``(b) blue``, ``Answer: B``) or words.
 
-    None where it takes none of them, or several. Of two that are both said, one inside the other (``red``,
-    ``dark red``), it is the longer.
+    None if it takes none or several. If one mentioned choice is part of another (``red``, ``dark red``), the
+    longer one counts.
     """
     match = _LETTER.match(text)
     if match and (index := ord(match["letter"].lower()) - ord("a")) < len(choices):
         return index
-    said, phrases = words(text), [words(choice) for choice in choices]
-    held = [index for index, phrase in enumerate(phrases) if phrase and _holds(said, phrase)]
-    inside = {
-        one
-        for one in held
-        for other in held
-        if phrases[one] != phrases[other] and _holds(phrases[other], phrases[one])
+    text_words, phrases = words(text), [words(choice) for choice in choices]
+    mentioned = [index for index, phrase in enumerate(phrases) if phrase and _holds(text_words, phrase)]
+    contained = {
+        inner
+        for inner in mentioned
+        for outer in mentioned
+        if phrases[inner] != phrases[outer] and _holds(phrases[outer], phrases[inner])
     }
-    whole = [index for index in held if index not in inside]
-    return whole[0] if len(whole) == 1 else None
+    remaining = [index for index in mentioned if index not in contained]
+    return remaining[0] if len(remaining) == 1 else None
 
 
 def _holds(text: Sequence[str], phrase: Sequence[str]) -> bool:
-    """Whether the words of a phrase stand in a text, in order and together."""
+    """Whether a text contains the words of a phrase, consecutive and in order."""
     count = len(phrase)
     return any(tuple(text[start : start + count]) == tuple(phrase) for start in range(len(text) - count + 1))
 
 
 @dataclass(frozen=True)
 class SceneLabels:
-    """What ``lvspec demo`` writes beside a clip."""
+    """The facts and questions that ``lvspec demo`` writes next to a clip."""
 
     scene: Scene
     questions: tuple[Question, ...]
 
 
-def labels_beside(clip: Path) -> SceneLabels | None:
-    """The facts of a clip of the demo world, from ``clip_0001.json`` beside ``clip_0001.mp4``.
+def read_scene_labels(clip: Path) -> SceneLabels | None:
+    """The facts of a clip of the demo world: ``clip_0001.json`` for ``clip_0001.mp4``.
 
-    None where there is no such file, or it is somebody else's.
+    None if there is no such file, or ``lvspec demo`` did not write it.
 
-    :raises UsageError: the file is the demo's, but damaged.
+    :raises UsageError: ``lvspec demo`` wrote the file, but it is damaged.
     """
     path = clip.with_suffix(".json")
     try:
         data = json.loads(read_own(path, PROMPTS))
     except (OSError, ValueError, RecursionError):
         return None
-    except UsageError:  # too large, or no file
+    except UsageError:  # too large, or not a regular file
         return None
     if not isinstance(data, dict) or not {"scene", "questions"} <= data.keys():
         return None
@@ -128,24 +128,28 @@ def labels_beside(clip: Path) -> SceneLabels | None:
         ) from error
 
 
-def labelled(item: Item, labels: SceneLabels | None) -> Item:
-    """The item with what is known of its answer: of a caption the facts, of one of the clip's own questions
-    the right words. Of any other prompt nothing is known, and the item stays as it is."""
+def with_labels(item: Item, labels: SceneLabels | None) -> Item:
+    """The item with its label: the facts for a caption prompt, the answer for one of the clip's questions.
+
+    For any other prompt nothing is known: the item is returned unchanged.
+    """
     if labels is None:
         return item
     if asks_for_caption(item.prompt):
         return item.model_copy(update={"scene": labels.scene.as_dict()})
-    said = words(item.prompt)
-    asked = next((each for each in labels.questions if words(each.question) == said), None)
-    if asked is None:
+    prompt = words(item.prompt)
+    question = next(
+        (candidate for candidate in labels.questions if words(candidate.question) == prompt), None
+    )
+    if question is None:
         return item
     return item.model_copy(
         update={
             "task": "ask",
-            "kind": asked.kind,
-            "reference": asked.answer,
-            "any_of": asked.any_of,
-            "none_of": asked.none_of,
+            "kind": question.kind,
+            "reference": question.answer,
+            "any_of": question.any_of,
+            "none_of": question.none_of,
         }
     )
 
@@ -158,27 +162,27 @@ _CAPTION_PROMPT = re.compile(
 
 
 def asks_for_caption(prompt: str) -> bool:
-    """Whether a prompt wants all that a clip shows, as the demo's captions tell it."""
+    """Whether a prompt asks for a description of the whole clip, like the demo's captions."""
     return _CAPTION_PROMPT.fullmatch(" ".join(words(prompt))) is not None
 
 
-# A character of a script without spaces is a word.
+# In scripts without spaces each character is a word.
 _WORD = re.compile(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W_]+(?:['’][^\W_]+)*")
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
 def words(text: str) -> tuple[str, ...]:
-    """A text's words without case, punctuation and English articles, as SQuAD compares answers."""
+    """A text's words without case, punctuation and English articles: the normalisation of SQuAD."""
     return tuple(word for word in _WORD.findall(text.casefold()) if word not in _ARTICLES)
 
 
 def same_answer(text: str, other: str) -> bool:
-    """Whether two short answers say the same in the same words."""
+    """Whether two short answers consist of the same words."""
     return words(text) == words(other)
 
 
 def chrf(text: str, reference: str) -> float:
-    """chrF of one text, 0 to 100 (Popović 2015: characters up to 6-grams, beta 2). Empty texts are alike."""
+    """chrF of one text, 0 to 100 (Popović 2015: characters up to 6-grams, beta 2). Two empty texts: 100."""
     if text == reference:
         return 100.0
     from sacrebleu.metrics.chrf import CHRF
@@ -189,17 +193,17 @@ def chrf(text: str, reference: str) -> float:
 def rouge_l(text: str, reference: str) -> float:
     """ROUGE-L of one text, F1, 0 to 100 (Lin 2004, section 3.2): the longest common subsequence of words.
 
-    Articles count here, case and punctuation do not. Texts without words are alike.
+    Articles count; case and punctuation do not. Two texts without words: 100.
     """
     from rapidfuzz.distance import Indel
 
-    # 2 LCS / (m + n) is the F1, and one less the normalised distance of insertions and deletions.
+    # F1 = 2 LCS / (m + n) = 1 - the normalised distance of insertions and deletions.
     return 100.0 * Indel.normalized_similarity(
         *(_WORD.findall(part.casefold()) for part in (text, reference))
     )
 
 
 def repetition(tokens: Sequence[object], order: int = 4) -> float:
-    """Share of a text's n-grams that it has said before, 0 to 1: seq-rep-4 of Welleck et al. 2020."""
+    """Share of n-grams that occurred earlier in the text, 0 to 1: seq-rep-4 of Welleck et al. 2020."""
     grams = [tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,4 +1,4 @@
-"""How well a score tells one class of tokens from another: facts from fillers. Numbers only."""
+"""How well a score separates fact tokens from filler tokens. Pure numbers."""
 
 from __future__ import annotations
 
@@ -8,87 +8,89 @@ from typing import Any
 
 import numpy as np
 
-from lvspec_cli.figures.answers import Part
+from lvspec_cli.figures.answers import FrozenModel
 
 
-class Point(Part):
-    """What a threshold does: a score at or above it is taken for a fact."""
+class Point(FrozenModel):
+    """Precision and recall at a threshold: a score at or above it predicts a fact."""
 
     threshold: float
-    precision: float | None  # of those taken for facts, how many are; null where nothing is taken
-    recall: float  # of the facts, how many are taken
+    precision: float | None  # null if no score reaches the threshold
+    recall: float
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Every threshold, from the highest score down: (thresholds,) each; rates from 0 to 1."""
+class ThresholdCounts:
+    """Counts of scores at or above each threshold: (thresholds,) each, from the highest threshold down."""
 
     thresholds: Any
-    taken_facts: Any  # counts
-    taken_fillers: Any
+    true_positives: Any
+    false_positives: Any
     facts: int
     fillers: int
 
 
-def curve(scores: Sequence[float], facts: Sequence[bool]) -> Curve:
+def threshold_counts(scores: Sequence[float], facts: Sequence[bool]) -> ThresholdCounts:
     """Counts at every threshold.
 
-    :param facts: which of the scores are of facts; there has to be one, and one that is not.
+    :param facts: whether each score belongs to a fact.
+    :raises ValueError: all of them do, or none.
     """
     values, classes = np.asarray(scores, dtype=float), np.asarray(facts, dtype=bool)
     if classes.all() or not classes.any():
         raise ValueError("a curve needs facts and fillers")
     order = np.argsort(-values, kind="stable")
     values, classes = values[order], classes[order]
-    last = np.append(np.diff(values) != 0, True)  # equal scores pass a threshold together
-    return Curve(
+    last = np.append(np.diff(values) != 0, True)  # equal scores share a threshold
+    return ThresholdCounts(
         thresholds=values[last],
-        taken_facts=np.cumsum(classes)[last],
-        taken_fillers=np.cumsum(~classes)[last],
+        true_positives=np.cumsum(classes)[last],
+        false_positives=np.cumsum(~classes)[last],
         facts=int(classes.sum()),
         fillers=int((~classes).sum()),
     )
 
 
 def auc(scores: Sequence[float], facts: Sequence[bool]) -> float | None:
-    """Area under the ROC curve: how often a fact's score is above a filler's, equal ones counting half.
+    """Area under the ROC curve: the probability that a fact scores higher than a filler; ties count half.
 
-    Mann and Whitney's U / (facts x fillers). None where there are not both.
+    Mann and Whitney's U / (facts x fillers). None unless there are both.
     """
     from scipy.stats import mannwhitneyu
 
-    ours = [score for score, fact in zip(scores, facts, strict=True) if fact]
-    others = [score for score, fact in zip(scores, facts, strict=True) if not fact]
-    if not ours or not others:
+    fact_scores = [score for score, fact in zip(scores, facts, strict=True) if fact]
+    filler_scores = [score for score, fact in zip(scores, facts, strict=True) if not fact]
+    if not fact_scores or not filler_scores:
         return None
-    return float(mannwhitneyu(ours, others, method="asymptotic").statistic) / (len(ours) * len(others))
+    statistic = float(mannwhitneyu(fact_scores, filler_scores, method="asymptotic").statistic)
+    return statistic / (len(fact_scores) * len(filler_scores))
 
 
-def best_point(found: Curve) -> Point:
-    """Where precision and recall are best together (F1); of equals, the highest threshold."""
-    f1 = 2 * found.taken_facts / (found.taken_facts + found.taken_fillers + found.facts)
-    return _point(found, int(np.argmax(f1)))
+def best_point(counts: ThresholdCounts) -> Point:
+    """The threshold with the highest F1; of equals, the highest threshold."""
+    f1 = 2 * counts.true_positives / (counts.true_positives + counts.false_positives + counts.facts)
+    return _point(counts, int(np.argmax(f1)))
 
 
-def point_at(found: Curve, threshold: float) -> Point:
-    """What a given threshold does."""
-    taken = int((found.thresholds >= threshold).sum())
-    if not taken:
+def point_at(counts: ThresholdCounts, threshold: float) -> Point:
+    """Precision and recall at a given threshold."""
+    passed = int((counts.thresholds >= threshold).sum())
+    if not passed:
         return Point(threshold=threshold, precision=None, recall=0.0)
-    return _point(found, taken - 1).model_copy(update={"threshold": threshold})
+    return _point(counts, passed - 1).model_copy(update={"threshold": threshold})
 
 
-def roc(found: Curve, points: int = 100) -> tuple[tuple[float, float], ...]:
-    """The ROC curve from (0, 0) to (1, 1), of about so many points: fillers taken, facts taken, as shares."""
-    fillers, facts = found.taken_fillers / found.fillers, found.taken_facts / found.facts
-    places = np.unique(np.linspace(0, len(fillers) - 1, points).round().astype(int))
-    return ((0.0, 0.0), *((float(fillers[place]), float(facts[place])) for place in places))
+def roc(counts: ThresholdCounts, points: int = 100) -> tuple[tuple[float, float], ...]:
+    """About ``points`` points of the ROC curve from (0, 0) to (1, 1): (false, true) positive rates."""
+    fillers, facts = counts.false_positives / counts.fillers, counts.true_positives / counts.facts
+    indices = np.unique(np.linspace(0, len(fillers) - 1, points).round().astype(int))
+    return ((0.0, 0.0), *((float(fillers[index]), float(facts[index])) for index in indices))
 
 
-def _point(found: Curve, place: int) -> Point:
-    facts, fillers = int(found.taken_facts[place]), int(found.taken_fillers[place])
+def _point(counts: ThresholdCounts, index: int) -> Point:
+    facts, fillers = int(counts.true_positives[index]), int(counts.false_positives[index])
     return Point(
-        threshold=float(found.thresholds[place]),
+        threshold=float(counts.thresholds[index]),
         precision=facts / (facts + fillers),
-        recall=facts / found.facts,
+        recall=facts / counts.facts,
     )

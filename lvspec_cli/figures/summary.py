@@ -1,6 +1,6 @@
-"""From blocks to the figures of each mode, and by how much the pair's rule beats each: pure functions.
+"""Blocks summarised as figures of each mode, and the pair's rule compared with every other line.
 
-``results.json`` is enough to compute them again.
+Pure functions: ``results.json`` is enough to compute the figures again.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from lvspec_cli.figures.answers import (
     Spread,
     TimedText,
     Variant,
-    lower_end,
-    surely_kept,
+    lower_bound,
+    retention_lower_bound,
 )
-from lvspec_cli.figures.costs import costs_of, model_of
+from lvspec_cli.figures.costs import cost_model, costs_of
 from lvspec_cli.figures.fidelity import compare_blocks, fidelity_of, retention_of
 from lvspec_cli.figures.intervals import interval_of_sums, median_spread, ratio_of_sums
 from lvspec_cli.types import Gamma
 
 MIN_RETENTION = 0.998
-# Where nobody knows the right answers: see ``keeps_quality``.
+# For clips without known answers: see ``keeps_quality``.
 MIN_LIKELIHOOD = 0.9
 MORE_REPETITION = 0.01
 LEAST_LENGTH = 0.9
@@ -40,42 +40,46 @@ LEAST_LENGTH = 0.9
 
 @dataclass(frozen=True)
 class Measured:
-    """All that was measured, as the figures are computed from it."""
+    """All measurements: what the figures are computed from."""
 
     items: Mapping[str, Item]  # by id
     blocks: Sequence[Block]
 
     def of(self, variant: Variant) -> list[Measurement]:
-        """Its answers that did not fail."""
-        found = (block.of(variant) for block in self.blocks)
-        return [each for each in found if each is not None and each.error is None]
+        """The variant's answers that did not fail."""
+        answers = (block.of(variant) for block in self.blocks)
+        return [answer for answer in answers if answer is not None and answer.error is None]
 
     def clips(self) -> dict[str, list[Block]]:
-        """The blocks of each clip."""
-        found: dict[str, list[Block]] = defaultdict(list)
+        """The blocks of each clip, by its file name."""
+        blocks: dict[str, list[Block]] = defaultdict(list)
         for block in self.blocks:
-            found[self.items[block.item].file_name].append(block)
-        return dict(found)
+            blocks[self.items[block.item].file_name].append(block)
+        return dict(blocks)
 
 
 def reference_of(measured: Measured, variants: Sequence[Variant]) -> Variant:
-    """The plain mode that decodes fastest, ours or transformers': what speedups are held against.
+    """The plain mode that decodes fastest, ours or transformers': the baseline of all speedups.
 
-    Where nothing was timed, the first.
+    If nothing was timed, the first plain mode.
 
-    :raises ValueError: none was measured.
+    :raises ValueError: no plain mode was measured.
     """
-    measurable = [each for each in variants if each.mode.is_plain and measured.of(each)]
-    timed = [each for each in measurable if _seconds_a_token(measured.of(each))]
-    untimed = [each for each in measurable if not any(one.decode_s for one in measured.of(each))]
+    answers = {variant: measured.of(variant) for variant in variants if variant.mode.is_plain}
+    timed = [variant for variant in answers if _seconds_a_token(answers[variant])]
+    untimed = [
+        variant
+        for variant in answers
+        if answers[variant] and not any(answer.decode_s for answer in answers[variant])
+    ]
     plain = timed or untimed
     if not plain:
         raise ValueError("no plain mode was measured")
     best, *others = plain
-    for other in others:
-        ahead = speedup(measured, other, best)
-        if ahead is not None and ahead.median > 1:
-            best = other
+    for candidate in others:
+        ratio = speedup(measured, candidate, best)
+        if ratio is not None and ratio.median > 1:
+            best = candidate
     return best
 
 
@@ -86,31 +90,33 @@ def summarise(
 ) -> tuple[Variant, tuple[ModeResult, ...]]:
     """The reference of all speedups, and the figures of every variant in their order."""
     reference = reference_of(measured, variants)
-    judge = _quality_reference(measured, variants, reference)
-    results = tuple(_result(measured, variant, reference, judge) for variant in variants)
+    quality_reference = _quality_reference(measured, variants, reference)
+    results = (_result(measured, variant, reference, quality_reference) for variant in variants)
     return reference, tuple(
-        each.model_copy(update={"settings": dict(settings.get(each.variant, {}))}) for each in results
+        result.model_copy(update={"settings": dict(settings.get(result.variant, {}))}) for result in results
     )
 
 
 def _quality_reference(measured: Measured, variants: Sequence[Variant], reference: Variant) -> Variant:
-    """Our own ar where it was run, else transformers'."""
+    """Our own ar where it was run, otherwise the reference of the speedups."""
     own = Variant(BenchMode.AR)
     return own if own in variants and measured.of(own) else reference
 
 
-def _result(measured: Measured, variant: Variant, reference: Variant, judge: Variant) -> ModeResult:
+def _result(
+    measured: Measured, variant: Variant, reference: Variant, quality_reference: Variant
+) -> ModeResult:
     answers = measured.of(variant)
-    errors = [each for block in measured.blocks if (each := block.of(variant)) is not None and each.error]
+    errors = [answer.error for block in measured.blocks if (answer := block.of(variant)) and answer.error]
     result = ModeResult(
         **asdict(variant),
-        error=errors[0].error if errors and not answers else None,
+        error=errors[0] if errors and not answers else None,
         failed=len(errors),
         answers=len(answers),
     )
     if not answers:
         return result
-    fidelity = fidelity_of(compare_blocks(measured.items, measured.blocks, variant, judge))
+    fidelity = fidelity_of(compare_blocks(measured.items, measured.blocks, variant, quality_reference))
     return result.model_copy(
         update={
             **_speed(measured, variant, reference, answers),
@@ -129,130 +135,130 @@ def _speed(
         "speedup_vs_ar": speedup(measured, variant, reference),
         "end_to_end_speedup_vs_ar": end_to_end_speedup(measured, variant, reference),
         "tokens_per_s": _tokens_a_second(measured, variant),
-        "video_s": median(each.video_s for each in answers),
-        "prompt_s": median(each.prompt_s for each in answers),
-        "prefill_s": median(each.prefill_s for each in answers),
-        "decode_s": median(each.decode_s for each in answers),
+        "video_s": median(answer.video_s for answer in answers),
+        "prompt_s": median(answer.prompt_s for answer in answers),
+        "prefill_s": median(answer.prefill_s for answer in answers),
+        "decode_s": median(answer.decode_s for answer in answers),
     }
 
 
 def speedup(measured: Measured, variant: Variant, reference: Variant) -> Spread | None:
-    """Seconds a token of the reference / of the variant: the median over clips.
+    """Decoding seconds a token of the reference / those of the variant: the median over clips.
 
-    A clip's ratio is the median over its repeats, and in a repeat that of all its answers together.
+    A clip's ratio is the median over its repeats; a repeat's ratio is that of all its answers together.
     """
     return median_spread(_ratios(measured, variant, reference, _decode_ratio))
 
 
 def speedup_over_clips(clips: Iterable[Sequence[tuple[TimedText, TimedText]]]) -> Spread | None:
-    """The same of one run: of each clip the answers of a mode, each with that of the reference."""
-    timed = ([both for both in pairs if all(map(_is_timed, both))] for pairs in clips)
+    """The decoding speedup of a single run.
+
+    :param clips: for each clip, pairs of the mode's answer and the reference's answer.
+    """
+    timed = ([pair for pair in pairs if all(map(_is_timed, pair))] for pairs in clips)
     return median_spread([_decode_ratio(pairs) for pairs in timed if pairs])
 
 
 def end_to_end_speedup(measured: Measured, variant: Variant, reference: Variant) -> Spread | None:
-    """The same of the whole time of an answer, from the video's file to the last token.
+    """The speedup of an answer's whole time, from the video's file to the last token.
 
-    For the variant this is its time up to the first token and, at its own seconds a token, an answer as long
-    as the reference's: a mode gains nothing by saying less.
+    The variant's time is scaled to an answer as long as the reference's, at its own seconds a token: a
+    shorter answer is no advantage.
     """
     return median_spread(_ratios(measured, variant, reference, _end_to_end_ratio))
 
 
-Both = tuple[Measurement, Measurement]  # of the variant and of the reference, in one block
-Ratio = Callable[[Sequence[Both]], float]
+AnswerPair = tuple[Measurement, Measurement]  # of the variant and of the reference, in one block
+Ratio = Callable[[Sequence[AnswerPair]], float]
 
 
 def _ratios(measured: Measured, variant: Variant, reference: Variant, ratio: Ratio) -> list[float]:
-    """One a clip, of the clips where there is any."""
-    found = []
+    """One ratio for each clip on which both variants were timed."""
+    ratios = []
     for blocks in measured.clips().values():
-        by_repeat: dict[int, list[Both]] = defaultdict(list)
+        by_repeat: dict[int, list[AnswerPair]] = defaultdict(list)
         for block in blocks:
-            ours, theirs = block.of(variant), block.of(reference)
-            if ours and theirs and ours.seconds_per_token and theirs.seconds_per_token:
-                by_repeat[block.repeat].append((ours, theirs))
+            answer, baseline = block.of(variant), block.of(reference)
+            if answer and baseline and answer.seconds_per_token and baseline.seconds_per_token:
+                by_repeat[block.repeat].append((answer, baseline))
         if by_repeat:
-            found.append(median(ratio(both) for both in by_repeat.values()))
-    return found
+            ratios.append(median(map(ratio, by_repeat.values())))
+    return ratios
 
 
-def _decode_ratio(both: Sequence[tuple[TimedText, TimedText]]) -> float:
-    ours, theirs = (_seconds_a_token(side) for side in zip(*both, strict=True))
-    assert ours
-    assert theirs
-    return theirs / ours
+def _decode_ratio(pairs: Sequence[tuple[TimedText, TimedText]]) -> float:
+    seconds, baseline_seconds = (_seconds_a_token(answers) for answers in zip(*pairs, strict=True))
+    assert seconds
+    assert baseline_seconds
+    return baseline_seconds / seconds
 
 
-def _end_to_end_ratio(both: Sequence[Both]) -> float:
-    ours = sum(_as_long_as(mine, theirs) for mine, theirs in both)
-    return sum(theirs.end_to_end_s for _, theirs in both) / ours
+def _end_to_end_ratio(pairs: Sequence[AnswerPair]) -> float:
+    seconds = sum(_scaled_seconds(answer, baseline) for answer, baseline in pairs)
+    return sum(baseline.end_to_end_s for _, baseline in pairs) / seconds
 
 
-def _as_long_as(mine: Measurement, theirs: Measurement) -> float:
-    """Seconds of a whole answer, were it as long as the other."""
-    step = mine.seconds_per_token or 0.0
-    before = mine.end_to_end_s - mine.decode_s
-    return before + step * max(0, theirs.output_tokens - mine.first_tokens)
+def _scaled_seconds(answer: Measurement, baseline: Measurement) -> float:
+    """The answer's end-to-end seconds if it were as long as the baseline's answer."""
+    step = answer.seconds_per_token or 0.0
+    before_decoding = answer.end_to_end_s - answer.decode_s
+    return before_decoding + step * max(0, baseline.output_tokens - answer.first_tokens)
 
 
 def _is_timed(answer: TimedText) -> bool:
-    """Whether it was decoded for some time: the prefill may have given all there is, or nothing was timed."""
+    """Whether it has tokens after the prefill and the time of their decoding."""
     return answer.output_tokens > answer.first_tokens and answer.decode_s > 0
 
 
 def _seconds_a_token(answers: Iterable[TimedText]) -> float | None:
-    """Of decoding, over all of them; None where none was timed."""
-    decoded = [each for each in answers if _is_timed(each)]
-    tokens = sum(each.output_tokens - each.first_tokens for each in decoded)
-    return sum(each.decode_s for each in decoded) / tokens if tokens else None
+    """Decoding seconds / decoded tokens, over all timed answers; None without any."""
+    timed = [answer for answer in answers if _is_timed(answer)]
+    tokens = sum(answer.output_tokens - answer.first_tokens for answer in timed)
+    return sum(answer.decode_s for answer in timed) / tokens if tokens else None
 
 
 def _tokens_a_second(measured: Measured, variant: Variant) -> float | None:
-    """Of decoding: the median over clips."""
-    rates = []
-    for blocks in measured.clips().values():
-        found = (block.of(variant) for block in blocks)
-        seconds = _seconds_a_token(each for each in found if each is not None)
-        if seconds:
-            rates.append(1 / seconds)
+    """Decoded tokens a second: the median over clips."""
+    clips = measured.clips().values()
+    seconds = [
+        _seconds_a_token(answer for block in blocks if (answer := block.of(variant))) for blocks in clips
+    ]
+    rates = [1 / clip_seconds for clip_seconds in seconds if clip_seconds]
     return median(rates) if rates else None
 
 
 def _acceptance(measured: Measured, variant: Variant, answers: Sequence[Measurement]) -> dict[str, object]:
     if variant.mode.is_plain:
         return {}
-    drafted = sum(each.drafted or 0 for each in answers)
+    drafted, accepted = sum(answer.drafted or 0 for answer in answers), sum(map(_accepted, answers))
     kinds = Kinds(
-        exact=sum(each.accepted_exact for each in answers),
-        filler=sum(each.accepted_filler for each in answers),
-        shift=sum(each.accepted_shift for each in answers),
-        target=sum(each.output_tokens for each in answers) - sum(map(_accepted, answers)),
+        exact=sum(answer.accepted_exact for answer in answers),
+        filler=sum(answer.accepted_filler for answer in answers),
+        shift=sum(answer.accepted_shift for answer in answers),
+        target=sum(answer.output_tokens for answer in answers) - accepted,
     )
+    lengths = Counter(length for answer in answers for length in answer.accepted_lengths)
     length = _mean_accepted_length(measured, variant)
     return {
         "mean_accepted_length": length.value if length else None,
         "mean_accepted_length_interval": length,
-        "acceptance_rate": sum(map(_accepted, answers)) / drafted if drafted else None,
+        "acceptance_rate": accepted / drafted if drafted else None,
         "kinds": kinds,
-        "accepted_lengths": dict(
-            sorted(Counter(length for each in answers for length in each.accepted_lengths).items())
-        ),
+        "accepted_lengths": dict(sorted(lengths.items())),
     }
 
 
 def _mean_accepted_length(measured: Measured, variant: Variant) -> Estimate | None:
     sums = []
     for blocks in measured.clips().values():
-        found = [each for block in blocks if (each := block.of(variant)) is not None and each.rounds]
-        if found:
-            tokens = sum(each.output_tokens - each.first_tokens for each in found)
-            sums.append((float(tokens), float(sum(each.rounds or 0 for each in found))))
+        counts = [_counts(answer) for block in blocks if (answer := block.of(variant)) and answer.rounds]
+        if counts:
+            sums.append([float(sum(column)) for column in zip(*counts, strict=True)])
     return ratio_of_sums(*zip(*sums, strict=True)) if sums else None
 
 
-def _accepted(measured: Measurement) -> int:
-    return measured.accepted_exact + measured.accepted_filler + measured.accepted_shift
+def _accepted(answer: Measurement) -> int:
+    return answer.accepted_exact + answer.accepted_filler + answer.accepted_shift
 
 
 def _predicted(measured: Measured, variant: Variant, reference: Variant) -> dict[str, object]:
@@ -260,7 +266,7 @@ def _predicted(measured: Measured, variant: Variant, reference: Variant) -> dict
     length = _mean_accepted_length(measured, variant)
     if costs is None or length is None:
         return {}
-    model = model_of(costs)
+    model = cost_model(costs)
     return {
         "c": model.c,
         "v": model.v,
@@ -270,52 +276,55 @@ def _predicted(measured: Measured, variant: Variant, reference: Variant) -> dict
     }
 
 
-def winner(results: Sequence[ModeResult], least: float = MIN_RETENTION) -> Variant | None:
-    """The fastest of those that keep ar's quality (``keeps_quality``); None where none is faster than ar."""
-    kept = [
-        each
-        for each in results
-        if each.speedup_vs_ar is not None and not each.mode.is_plain and keeps_quality(each, least)
+def winner(results: Sequence[ModeResult], min_retention: float = MIN_RETENTION) -> Variant | None:
+    """The fastest mode that keeps ar's quality (``keeps_quality``); None where none is faster than ar."""
+    sufficient = [
+        result for result in results if not result.mode.is_plain and keeps_quality(result, min_retention)
     ]
-    best = max(kept, key=_decoding, default=None)
-    if best is None or best.speedup_vs_ar is None or best.speedup_vs_ar.median <= 1:
+    best = max(sufficient, key=median_speedup, default=None)
+    return best.variant if best is not None and median_speedup(best) > 1 else None
+
+
+def fastest_unproven(
+    results: Sequence[ModeResult], min_retention: float = MIN_RETENTION
+) -> ModeResult | None:
+    """The fastest mode, if its measured retention suffices but its interval does not prove it yet."""
+    best = max(results, key=median_speedup, default=None)
+    if best is None or best.retention is None or keeps_quality(best, min_retention):
         return None
-    return best.variant
+    return best if best.retention.value >= min_retention and median_speedup(best) > 1 else None
 
 
-def faster_unshown(results: Sequence[ModeResult], least: float = MIN_RETENTION) -> ModeResult | None:
-    """The fastest mode, where it keeps enough as far as is seen and that is not shown yet."""
-    best = max(results, key=_decoding, default=None)
-    if best is None or best.retention is None or keeps_quality(best, least):
-        return None
-    return best if best.retention.value >= least and _decoding(best) > 1 else None
-
-
-def _decoding(result: ModeResult) -> float:
+def median_speedup(result: ModeResult) -> float:
+    """Of decoding; 0 where it was not timed."""
     return result.speedup_vs_ar.median if result.speedup_vs_ar else 0.0
 
 
-def keeps_quality(result: ModeResult, least: float = MIN_RETENTION) -> bool:
-    """Whether a mode is shown to keep ar's quality. One that is not loose says what the target says.
+def keeps_quality(result: ModeResult, min_retention: float = MIN_RETENTION) -> bool:
+    """Whether a mode is proven to keep ar's quality. A mode that is not loose gives the target's own text.
 
-    Of a loose one the lower end of its retention has to be ``least``, of facts and of questions
-    (``surely_kept``). Without labels the target judges: at
-    the lower end a token of the texts has to be MIN_LIKELIHOOD times as probable to it as one of ar's, and
-    the texts may not get there by repeating themselves (share of 4-grams) or by saying less (tokens). That
-    finds damage, not a wrong colour: a wrong fact that is told well is likely, too.
+    For a loose mode with labels, the lower bounds of the retention of facts and of answers
+    (``retention_lower_bound``) must reach ``min_retention``.
+
+    Without labels the target's log probability decides: at the lower bound a token of the texts must be at
+    least MIN_LIKELIHOOD times as probable as a token of ar's. The texts must not repeat 4-grams more often
+    or be shorter than ar's, which would raise the probability. This detects damaged texts but not a wrong
+    colour: a fluent wrong fact is probable, too.
     """
     if not result.mode.is_loose:
         return True
-    found = result.fidelity
+    fidelity = result.fidelity
     if result.retention is not None:
-        ends = [surely_kept(each) for each in (found.facts, found.questions) if each] if found else []
-        return all(end is not None and end >= least for end in ends or [lower_end(result.retention)])
-    if found is None or found.likelihood is None:
+        qualities = (fidelity.facts, fidelity.questions) if fidelity else ()
+        bounds = [retention_lower_bound(quality) for quality in qualities if quality]
+        bounds = bounds or [lower_bound(result.retention)]
+        return all(bound is not None and bound >= min_retention for bound in bounds)
+    if fidelity is None or fidelity.likelihood is None:
         return False
     return (
-        lower_end(found.likelihood) >= MIN_LIKELIHOOD
-        and found.repetition <= found.ar_repetition + MORE_REPETITION
-        and found.length >= LEAST_LENGTH * found.ar_length
+        lower_bound(fidelity.likelihood) >= MIN_LIKELIHOOD
+        and fidelity.repetition <= fidelity.ar_repetition + MORE_REPETITION
+        and fidelity.length >= LEAST_LENGTH * fidelity.ar_length
     )
 
 
@@ -324,47 +333,50 @@ def contrasts(
 ) -> tuple[Contrast, ...]:
     """The pair's own rule against every other line, each at its best gamma.
 
-    Of the own rule's gammas those count that the other was run with too, where there are any: one that was
-    tried with more of them would have an advantage. A rule with a name and one gamma has that for its own;
-    the pair's rule stands against it at the one that is the pair's, ``gamma``, and then once more at the
-    same, where it was run with that: the first tells two settings apart, the second two rules.
+    Both lines are compared at gammas that both were run with, if there are any; otherwise the line with more
+    gammas would have an unfair choice. A named rule with a single gamma is compared twice: with the pair's
+    rule at the pair's gamma (two settings), and at the named rule's gamma if the pair's rule was run with it
+    (two rules).
+
+    :param gamma: the pair's own.
     """
-    best = best_of_each(modes)
-    own = [each for each in modes if each.variant.name == BenchMode.LVSPEC and each.answers]
-    found = []
-    for name, other in best.items():
-        if own and name != BenchMode.LVSPEC:
-            ran = {each.gamma for each in modes if each.variant.name == name}
-            if other.label and len(ran) == 1 and gamma is not None:
-                ran = {gamma}
-            both = [each for each in own if each.gamma in ran] or own
-            lines = {best_of_each(both)[BenchMode.LVSPEC]: None}
-            if other.label:
-                lines |= {each.variant: None for each in own if each.gamma == other.gamma}
-            found += [contrast(measured, line, other) for line in lines]
-    return tuple(found)
+    own = [mode for mode in modes if mode.variant.name == BenchMode.LVSPEC and mode.answers]
+    if not own:
+        return ()
+    results = []
+    for name, other in best_gammas(modes).items():
+        if name == BenchMode.LVSPEC:
+            continue
+        gammas = {mode.gamma for mode in modes if mode.variant.name == name}
+        if other.label and len(gammas) == 1 and gamma is not None:
+            gammas = {gamma}
+        comparable = [mode for mode in own if mode.gamma in gammas] or own
+        lines = [best_gammas(comparable)[BenchMode.LVSPEC]]
+        if other.label:
+            lines += [mode.variant for mode in own if mode.gamma == other.gamma]
+        results += [contrast(measured, line, other) for line in dict.fromkeys(lines)]
+    return tuple(results)
 
 
-def best_of_each(modes: Sequence[ModeResult]) -> dict[str, Variant]:
-    """Of each line that drafts, by name, the gamma that is fastest; untimed, the one that accepts most.
+def best_gammas(modes: Sequence[ModeResult]) -> dict[str, Variant]:
+    """The fastest gamma of each line that drafts, by the line's name; if untimed, that which accepts most.
 
-    Gammas that were run on fewer clips do not stand against those that were run on more.
+    Gammas that were run on fewer clips than the line's others are left out.
     """
 
-    def rank(each: ModeResult) -> tuple[int, float, float]:
-        speed = each.speedup_vs_ar.median if each.speedup_vs_ar else 0.0
-        return each.answers, speed, each.mean_accepted_length or 0.0
+    def rank(result: ModeResult) -> tuple[int, float, float]:
+        return result.answers, median_speedup(result), result.mean_accepted_length or 0.0
 
-    found: dict[str, ModeResult] = {}
-    for each in modes:
-        if each.answers and not each.mode.is_plain:
-            name = each.variant.name
-            found[name] = max(found.get(name, each), each, key=rank)
-    return {name: each.variant for name, each in found.items()}
+    best: dict[str, ModeResult] = {}
+    for result in modes:
+        if result.answers and not result.mode.is_plain:
+            name = result.variant.name
+            best[name] = max(best.get(name, result), result, key=rank)
+    return {name: result.variant for name, result in best.items()}
 
 
 def contrast(measured: Measured, line: Variant, other: Variant) -> Contrast:
-    """One line against another, over the answers that both gave."""
+    """One line of the report against another, over the items that both answered."""
     return Contrast(
         line=str(line),
         other=str(other),
@@ -375,11 +387,11 @@ def contrast(measured: Measured, line: Variant, other: Variant) -> Contrast:
 
 
 def _lengths(measured: Measured, line: Variant, other: Variant) -> Estimate | None:
-    """Mean accepted length of one / of the other: tokens behind the first / rounds, over all clips."""
+    """Mean accepted length of ``line`` / that of ``other``, over all clips."""
     rows = []
     for blocks in measured.clips().values():
-        both = [(one, two) for block in blocks if (one := block.of(line)) and (two := block.of(other))]
-        counts = [(*_counts(one), *_counts(two)) for one, two in both if one.rounds and two.rounds]
+        pairs = [(a, b) for block in blocks if (a := block.of(line)) and (b := block.of(other))]
+        counts = [(*_counts(a), *_counts(b)) for a, b in pairs if a.rounds and b.rounds]
         if counts:
             rows.append([float(sum(column)) for column in zip(*counts, strict=True)])
     columns = list(zip(*rows, strict=True))
@@ -390,6 +402,7 @@ def _lengths(measured: Measured, line: Variant, other: Variant) -> Estimate | No
 
 
 def _counts(answer: Measurement) -> tuple[int, int]:
+    """Tokens after the prefill, and rounds."""
     return answer.output_tokens - answer.first_tokens, answer.rounds or 0
 
 

@@ -1,1 +1,1 @@
-"""What a terminal or a pipe shows."""
+"""The output in a terminal or a pipe."""

@@ -1,4 +1,4 @@
-"""The view of a batch: live in a terminal, a line now and then elsewhere."""
+"""The progress of a batch: a live view in a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lvspec_cli.ui.render import answer_text, clip_line, last_pieces, stages_lin
 from lvspec_cli.ui.state import RECENT, BatchView, add_event, add_row, counts, rates
 
 ANSWER_LINES = 4
-INTERVAL = 10.0  # seconds between two lines where there is no terminal
+INTERVAL = 10.0  # seconds between two lines without a terminal
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,25 @@ class BatchPicture:
 
 
 def result_line(record: Record) -> Text:
-    """A row that went well, as one line."""
+    """A successful row as one line."""
     text = Text("done ", "green")
     text.append(visible_line(record.id), "bold")
     return text.append(f" {visible_line(record.text or '')}", "dim")
 
 
 def failure_line(record: Record) -> str:
-    """A row that failed, with its cause."""
+    """A failed row as one line, with its cause."""
     message = record.error.message if record.error else "unknown"
     return visible_line(f"failed {record.id}: {message}")
 
 
 def is_loading(event: Event) -> bool:
-    """Whether it tells how far the pair is loaded."""
+    """Whether the event is about loading the pair."""
     return isinstance(event, StageStarted | StageAdvanced | StageFinished) and event.stage is Stage.LOADING
 
 
 class BatchShow:
-    """Takes rows and events and shows them: above what is live on ``console``, or as lines of ``stream``."""
+    """Shows rows and events: above the live view on ``console``, or as lines on ``stream``."""
 
     def __init__(self, start: BatchView, stream: TextIO, console: Console | None = None) -> None:
         self.view = start
@@ -97,7 +97,7 @@ class BatchShow:
         if isinstance(event, StageStarted):
             self._stage_began = time.monotonic()
         elif isinstance(event, StageFinished) and event.stage is Stage.LOADING:
-            self._began = time.monotonic()  # loading is no part of the rates
+            self._began = time.monotonic()  # the rates do not include loading
         if self._console is None and is_loading(event):
             self._loading.listen(event)
         self.view = add_event(self.view, event)
@@ -111,7 +111,7 @@ class BatchShow:
             self.say(self._meter())
 
     def say(self, line: str) -> None:
-        """A line that stays, above what is live."""
+        """Prints a permanent line, above the live view."""
         if self._console is not None:
             self._console.print(Text(line), soft_wrap=True)
         else:
@@ -138,7 +138,7 @@ class BatchShow:
 
 @contextmanager
 def batch_show(start: BatchView, *, live: bool) -> Iterator[BatchShow]:
-    """Shows a batch on stderr until the block ends; what is live goes then."""
+    """Shows a batch on stderr until the block ends; then the live view disappears."""
     if not live:
         yield BatchShow(start, sys.stderr)
         return

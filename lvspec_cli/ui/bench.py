@@ -1,4 +1,4 @@
-"""Figures of bench, tune and bench-relevance as tables in a terminal, and as plain lines for a pipe."""
+"""Results of bench, tune and bench-relevance: tables in a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ _SETTINGS = (
 
 
 def results_text(results: Results) -> str:
-    """For a pipe one table; for a terminal what is gained, what a round is made of, and how the pair's rule
-    compares."""
+    """One table in a pipe; three in a terminal: gains, round costs, the pair's rule against other lines."""
     if not sys.stdout.isatty():
         return plain(result_table(results))
     tables = (
@@ -37,9 +36,9 @@ def results_text(results: Results) -> str:
 
 
 def tuned_text(tuned: Tuned) -> str:
-    """The settings that saw all clips, then the report on the others.
+    """The finalists, then the report on the other clips.
 
-    For a pipe as comments, so that all that is printed can be a models.yaml.
+    In a pipe as comments, so that the whole output is a valid models.yaml.
     """
     from lvspec_cli.bench.tune_report import finalist_table
 
@@ -50,7 +49,7 @@ def tuned_text(tuned: Tuned) -> str:
 
 
 def change_table(changes: Sequence[Change]) -> Table:
-    """A row for each figure; the worse ones stand out."""
+    """A row for each figure; regressions are highlighted."""
     styles: dict[int, Style] = {row: "worse" for row, change in enumerate(changes) if change.regression}
     headings = ("mode", "figure", "before", "after", "change", "")
     return Table(headings, list(map(_change_cells, changes)), styles=styles)

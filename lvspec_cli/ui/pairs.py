@@ -1,4 +1,4 @@
-"""What is said of pairs: what each is, and how it fits a machine."""
+"""Text about pairs: their facts, and whether they fit the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lvspec_cli.ui.tables import model_size
 
 
 def pair_facts(name: str, pair: Pair, target: Stored, draft: Stored) -> str:
-    """A name and its fact a line."""
+    """One fact per line, with its name."""
     rows = [("pair", name), ("about", pair.about), ("licence", pair.licence or "not said")]
     rows += [*_model("target", pair.target, target), *_model("draft", pair.draft, draft)]
     if pair.memory:
@@ -62,12 +62,12 @@ DETAILS = ("kept in", "target", "draft", "cache", "activations", "in all", "wher
 
 
 def fit_table(fits: Sequence[PairFit]) -> Table:
-    """A row for each pair, with what it needs kept in some ways."""
+    """A row for each pair, with its memory need in several storage formats."""
     return Table(HEADINGS, list(map(_cells, fits)), wide="where")
 
 
 def fit_details(fit: PairFit, machine: Machine) -> str:
-    """One pair by how it is kept: tab-separated lines, and what ``auto`` takes and why."""
+    """One pair in every storage format: tab-separated lines, and the choice of ``auto`` with its reason."""
     load = fit.load
     element = "bfloat16" if machine.gpus else "float32"
     lead = (
@@ -75,11 +75,11 @@ def fit_details(fit: PairFit, machine: Machine) -> str:
         f" tokens), an answer of {load.new_tokens} tokens, computed in {element}"
     )
     table = plain(Table(DETAILS, list(map(_detail, fit.rows))))
-    return f"{visible(lead)}\n{table}{visible(f'auto: {_taken(fit)}')}\n"
+    return f"{visible(lead)}\n{table}{visible(f'auto: {_auto_choice(fit)}')}\n"
 
 
 def machine_line(machine: Machine) -> str:
-    """What there is of memory."""
+    """The memory of each device."""
     devices = [*machine.gpus, machine.cpu]
     parts = [
         f"{device.name} {device.label + ', ' if device.label else ''}{size(device.free)} free of"
@@ -97,11 +97,11 @@ def _cells(fit: PairFit) -> tuple[str, ...]:
     ]
     decision = fit.decision
     if not decision.plan.fits:
-        taken, where = "does not fit", f"{size(decision.plan.missing)} short"
+        choice, where = "does not fit", f"{size(decision.plan.missing)} short"
     else:
-        taken = _kept(decision.target, decision.draft)
+        choice = _storage(decision.target, decision.draft)
         where = places(decision.plan.target, decision.plan.draft)
-    return (fit.name, "yes" if fit.here else "no", *needs, taken, where)
+    return (fit.name, "yes" if fit.here else "no", *needs, choice, where)
 
 
 def _detail(row: FitRow) -> tuple[str, ...]:
@@ -119,15 +119,15 @@ def _detail(row: FitRow) -> tuple[str, ...]:
     )
 
 
-def _taken(fit: PairFit) -> str:
+def _auto_choice(fit: PairFit) -> str:
     decision = fit.decision
     if decision.plan.fits:
         where = places(decision.plan.target, decision.plan.draft)
-        return f"{_kept(decision.target, decision.draft)} on {where}: {decision.why}"
+        return f"{_storage(decision.target, decision.draft)} on {where}: {decision.why}"
     change = f"; it would with {fit.change}" if fit.change else ""
-    kept = _kept(decision.target, decision.draft)
-    return f"does not fit, {size(decision.plan.missing)} short as {kept}{change}"
+    storage = _storage(decision.target, decision.draft)
+    return f"does not fit, {size(decision.plan.missing)} short as {storage}{change}"
 
 
-def _kept(target: Quantisation, draft: Quantisation | None) -> str:
+def _storage(target: Quantisation, draft: Quantisation | None) -> str:
     return str(target) if draft in (None, target) else f"{target}, draft {draft}"

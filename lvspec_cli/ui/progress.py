@@ -1,4 +1,4 @@
-"""Plain progress on stderr: a bar where that is a terminal, a line now and then where it is not."""
+"""Plain progress on stderr: a bar in a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ INTERVAL = 5.0  # seconds between two lines of the same stage
 
 
 class PlainProgress:
-    """Listens to stages. For work that has none: ``begin``, ``advance``, ``close``; silent until begun.
+    """Shows the progress of stages. Work without stages calls ``begin``, ``advance`` and ``close``.
 
-    ``answering``: count an answer's tokens too, where nothing else shows that it grows.
+    :param answering: also count an answer's tokens, where nothing else shows its progress.
     """
 
     def __init__(self, stream: TextIO, *, answering: bool = False) -> None:
@@ -55,7 +55,7 @@ class PlainProgress:
             )
 
     def advance(self, label: str, done: float, total: float, unit: str = "") -> None:
-        """``done`` of ``total``, which may be 0 where it is unknown; with a ``unit`` both are shown."""
+        """Shows ``done`` of ``total`` (0: unknown); with a ``unit`` both numbers are shown."""
         if self._bar is not None:
             self._bar.total, self._bar.n = total or None, min(done, total) if total else done
             self._bar.bar_format, self._bar.unit_scale = _form(total, unit), bool(unit)
@@ -70,13 +70,13 @@ class PlainProgress:
             print(meter, file=self._stream, flush=True)
 
     def _end(self, label: str, seconds: float) -> None:
-        """Closes the stage; one line stays where there is no terminal."""
+        """Closes the stage; without a terminal, prints its duration."""
         self.close()
         if not self._moving:
             print(f"{label}: {seconds:.1f} s", file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._running = False
         if self._bar is not None:
             self._bar.close()
@@ -89,9 +89,9 @@ def _form(total: float, unit: str = "") -> str:
 
 
 def byte_counter(report: Callable[[int, int], None]) -> type[Any]:
-    """A class of bars that show nothing and report bytes: done, and 0 for a total that is unknown.
+    """A tqdm class that shows nothing and calls ``report`` with the bytes done, and 0 for the unknown total.
 
-    The client moves several at once, of bytes that came and of bytes that are written: the furthest counts.
+    The client updates several bars at once (bytes received, bytes written): the largest number is reported.
     """
     lock = threading.Lock()
     done: dict[int, float] = {}

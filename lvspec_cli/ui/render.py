@@ -1,4 +1,4 @@
-"""The live view: a View drawn into exactly the size it is given, and shown in a real terminal."""
+"""The live view: a View drawn in exactly the given size, and shown in a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lvspec_cli.table import counted
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.state import StageView, View, fold
 
-# Attributes beside the colours: the kinds stay apart without any colour.
+# Attributes as well as colours: the kinds are distinguishable without colour.
 STYLES = {
     TokenKind.EXACT: "green",
     TokenKind.FILLER: "yellow underline",
@@ -77,10 +77,10 @@ def answer_text(pieces: Iterable[Piece]) -> Text:
 
 
 def last_pieces(pieces: Sequence[Piece], characters: int) -> Sequence[Piece]:
-    """The end of a long answer: at least so many characters of it, if it has them.
+    """The end of a long answer: at least ``characters`` of it, if it is that long.
 
-    It begins at a multiple of STEP pieces, so that its lines break at the same places from one
-    picture to the next; drawing takes the same time however long the answer grows.
+    It begins at a multiple of STEP pieces, so that its lines break at the same positions in every
+    picture. Drawing takes the same time however long the answer is.
     """
     first = len(pieces)
     while first and characters > 0:
@@ -90,7 +90,7 @@ def last_pieces(pieces: Sequence[Piece], characters: int) -> Sequence[Piece]:
 
 
 def clip_line(view: View) -> Text:
-    """Name, length and what was taken."""
+    """Name, duration and sampled frames of the clip."""
     text = Text()
     if view.clip is None:
         return text.append("reading the video", "dim")
@@ -112,27 +112,27 @@ def _mode(view: View) -> str:
 
 
 def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
-    """Each stage: waiting, how far and for how long, or how long it took. Seconds in all of them."""
+    """Each stage: waiting, running (share and seconds so far), or finished (seconds)."""
     text = Text()
     auditing = view.stages.get(Stage.AUDITING, StageView()).running
     for stage in Stage:
-        now = view.stages.get(stage, StageView())
+        state = view.stages.get(stage, StageView())
         if stage is (Stage.ANSWERING if auditing else Stage.AUDITING):
-            continue  # one follows the other, and there is no room for both
+            continue  # they never run at once, and there is no room for both
         if text:
             text.append("  ")
-        _append_stage(text, stage, now, plain, elapsed)
+        _append_stage(text, stage, state, plain, elapsed)
     return text
 
 
-def _append_stage(text: Text, stage: Stage, now: StageView, plain: bool, elapsed: float) -> None:
-    if now.seconds is not None:
+def _append_stage(text: Text, stage: Stage, state: StageView, plain: bool, elapsed: float) -> None:
+    if state.seconds is not None:
         text.append("+ " if plain else "✓ ", "green").append(stage.value)
-        text.append(f" {_seconds(now.seconds)}", "dim")
-    elif now.running:
+        text.append(f" {_seconds(state.seconds)}", "dim")
+    elif state.running:
         text.append("> " if plain else "● ", "yellow").append(stage.value, "bold")
-        if now.share is not None:
-            text.append(f" {now.share:.0%}", "bold")
+        if state.share is not None:
+            text.append(f" {state.share:.0%}", "bold")
         if elapsed >= 1:
             text.append(f" {int(elapsed)} s", "dim")
     else:
@@ -148,13 +148,13 @@ def question_line(view: View) -> Text:
     """The question, with its number where there are several."""
     if view.question is None:
         return Text()
-    asked = view.question
-    number = f"{asked.number}/{asked.count} " if asked.count > 1 else ""
-    return Text(f"{number}{visible_line(asked.question)}", "bold cyan")
+    question = view.question
+    number = f"{question.number}/{question.count} " if question.count > 1 else ""
+    return Text(f"{number}{visible_line(question.question)}", "bold cyan")
 
 
 def legend_line(view: View) -> Text:
-    """What the styles mean, with how many tokens there are of each."""
+    """The kinds of tokens in their styles, with their counts."""
     text = Text()
     for kind, label in LABELS.items():
         if text:
@@ -164,7 +164,7 @@ def legend_line(view: View) -> Text:
 
 
 def panel_lines(view: View, width: int, plain: bool) -> list[Text]:
-    """A rule, the three figures, and a bar a round for the last rounds' accepted lengths."""
+    """A rule, three figures, and a bar for each of the last rounds' accepted lengths."""
     rule = Text(("-" if plain else "─") * width, "dim")
     figures = Text()
     for value, label in (
@@ -198,9 +198,9 @@ def _figure(value: float | None, form: str) -> str:
 def live_view(start: View) -> Iterator[Listener]:
     """Shows the run on the terminal's second screen until the block ends.
 
-    The second screen keeps the scrollback clean: there is nothing to take back, and a resize only
-    means drawing again. What is to stay is printed afterwards. It opens at the first sign of
-    progress, so that a file that cannot be read does not flash it.
+    The second screen keeps the scrollback clean, and a resize only needs a redraw. Permanent output is
+    printed afterwards. The screen opens at the first progress, so that it does not flash for an unreadable
+    file.
     """
     console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
     view, began = start, time.monotonic()

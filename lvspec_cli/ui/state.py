@@ -1,4 +1,4 @@
-"""What the live views show, as folds over the pipeline's events and a batch's rows: no terminal, no clock."""
+"""The state of the live views: pure folds over the pipeline's events and a batch's rows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lvspec_cli.output.records import Record
 from lvspec_cli.table import clock
 from lvspec_cli.types import Gamma, Piece, TokenKind
 
-KEPT = (TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT)
+ACCEPTED = (TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT)
 
 
 @dataclass(frozen=True)
 class StageView:
-    """``seconds`` once the stage is over, ``share`` (0 to 1) while it is known."""
+    """A stage: ``share`` (0 to 1) while it runs, if known; ``seconds`` when it has finished."""
 
     running: bool = False
     share: float | None = None
@@ -48,8 +48,8 @@ class View:
     kinds: Mapping[TokenKind, int] = field(default_factory=lambda: MappingProxyType({}))
     lengths: tuple[int, ...] = ()  # accepted length of each round of this answer
     drafted: int = 0
-    widest: int = 0  # the most tokens that a round has drafted
-    fallback: bool = False  # it goes on without the draft, as speculation did not pay
+    widest: int = 0  # most tokens drafted in a round
+    fallback: bool = False  # it continues without the draft, because speculation was slower
     seconds: float = 0.0  # since the answer's first token
 
     @property
@@ -66,7 +66,7 @@ class View:
 
     @property
     def acceptance_rate(self) -> float | None:
-        return sum(self.kinds.get(kind, 0) for kind in KEPT) / self.drafted if self.drafted else None
+        return sum(self.kinds.get(kind, 0) for kind in ACCEPTED) / self.drafted if self.drafted else None
 
 
 def fold(view: View, event: Event) -> View:
@@ -93,43 +93,43 @@ def fold(view: View, event: Event) -> View:
             return replace(view, pieces=(*view.pieces, Piece(tail, TokenKind.TARGET))) if tail else view
 
 
-def _stage(view: View, stage: Stage, now: StageView) -> View:
-    return replace(view, stages=MappingProxyType({**view.stages, stage: now}))
+def _stage(view: View, stage: Stage, state: StageView) -> View:
+    return replace(view, stages=MappingProxyType({**view.stages, stage: state}))
 
 
 def _round(view: View, event: RoundDone) -> View:
-    done = event.round
+    round_ = event.round
     kinds = dict(view.kinds)
-    for kind in done.kinds:
+    for kind in round_.kinds:
         kinds[kind] = kinds.get(kind, 0) + 1
     return replace(
         view,
         pieces=view.pieces + event.pieces,
         kinds=MappingProxyType(kinds),
-        lengths=view.lengths if done.prefill else (*view.lengths, len(done.tokens)),
-        drafted=view.drafted + len(done.drafted),
-        widest=max(view.widest, len(done.drafted)),
-        fallback=view.fallback or done.fallback,
+        lengths=view.lengths if round_.prefill else (*view.lengths, len(round_.tokens)),
+        drafted=view.drafted + len(round_.drafted),
+        widest=max(view.widest, len(round_.drafted)),
+        fallback=view.fallback or round_.fallback,
         seconds=event.seconds,
     )
 
 
-RECENT = 3  # results that stay on show
+RECENT = 3  # finished rows shown
 
 
 @dataclass(frozen=True)
 class BatchView:
-    """Counts are of rows: one a prompt and stretch of a video."""
+    """The state of a batch. Counts are of rows: one for each prompt and stretch of a video."""
 
     total: int  # rows to do in this run
-    skipped: int  # rows that were there before
+    skipped: int  # rows that existed before
     current: View
     ok: int = 0
     failed: int = 0
     tokens: int = 0
     rounds: int = 0
     tokens_in_rounds: int = 0
-    recent: tuple[Record, ...] = ()  # the last that went well
+    recent: tuple[Record, ...] = ()  # the last successful ones
 
     @property
     def done(self) -> int:
@@ -158,7 +158,7 @@ def add_row(view: BatchView, record: Record) -> BatchView:
 
 
 def add_event(view: BatchView, event: Event) -> BatchView:
-    """The view after an event of the clip under way."""
+    """The view after an event of the current clip."""
     current = view.current
     if isinstance(event, ClipReady):
         current = View(current.pair, current.mode, current.gamma, current.stages)
@@ -166,7 +166,7 @@ def add_event(view: BatchView, event: Event) -> BatchView:
 
 
 def rates(view: BatchView, seconds: float) -> str:
-    """Rows and tokens a second, the mean accepted length and the time left, as far as they are known."""
+    """Rows and tokens a second, the mean accepted length and the remaining time, if known."""
     parts = []
     if view.done and seconds > 0:
         parts.append(f"{_per_second(view.done / seconds)} captions/s")
@@ -180,7 +180,7 @@ def rates(view: BatchView, seconds: float) -> str:
 
 
 def counts(view: BatchView) -> str:
-    """How far the batch is, in words."""
+    """The counts of the batch in words."""
     parts = [f"{view.done} of {view.total} done"]
     if view.failed:
         parts.append(f"{view.failed} failed")

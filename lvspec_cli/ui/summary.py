@@ -1,4 +1,4 @@
-"""The few lines that stay after an answer or a batch, those of ``--audit`` among them."""
+"""The lines printed after an answer or a batch, including those of ``--audit``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENDINGS = {
 
 
 def answer_summary(record: Record) -> list[str]:
-    """Speed, acceptance and an unusual ending of one answer, in lines of their own."""
+    """Lines about one answer: speed, acceptance, and an unusual ending."""
     stats = record.stats
     if stats is None:
         return []
@@ -30,34 +30,38 @@ def answer_summary(record: Record) -> list[str]:
             f"mean accepted length {stats.mean_accepted_length:.2f}, {stats.acceptance_rate:.0%} accepted"
             f" (exact {stats.accepted_exact}, filler {stats.accepted_filler}, shift {stats.accepted_shift})"
         )
-    if stats.fallback and stats.drafted:  # the clip's further answers draft nothing
+    if stats.fallback and stats.drafted:  # later answers about the clip draft nothing
         lines.append("speculation was slower than the target alone: the rest went without the draft")
     return lines
 
 
 def clip_summary(record: Record) -> str:
-    """What was asked of the video and what was taken, in one line."""
-    sampling, asked = record.sampling, record.sampling.requested
+    """The sampled frames and the requested sampling, in one line."""
+    sampling, requested = record.sampling, record.sampling.requested
     times = sampling.timestamps or (0.0,)
-    wanted = [
+    flags = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in (("frames", asked.frames), ("fps", asked.fps), ("max-pixels", asked.max_pixels))
+        for name, value in (
+            ("frames", requested.frames),
+            ("fps", requested.fps),
+            ("max-pixels", requested.max_pixels),
+        )
         if value is not None
     ]
     return (
         f"{record.file_name}: {sampling.decoded} of {sampling.frames_expected} frames"
         f" from {times[0]:.1f} to {times[-1]:.1f} s, {sampling.width}x{sampling.height},"
-        f" {sampling.visual_tokens} visual tokens" + (f" (asked: {', '.join(wanted)})" if wanted else "")
+        f" {sampling.visual_tokens} visual tokens" + (f" (asked: {', '.join(flags)})" if flags else "")
     )
 
 
 def world_note(pair: str, world: str) -> str:
-    """That a pair knows little, and how to choose another."""
+    """A note that a pair knows only one world of clips, and how to choose another pair."""
     return f"{pair} knows only {world}; --pair takes another of `lvspec models`"
 
 
 def audit_lines(summary: AuditSummary, share: float) -> Iterator[str]:
-    """Speed and what was kept of ar, with 95 % intervals over clips, a subject a line."""
+    """Speed and quality relative to ar, with 95 % intervals over clips, one subject per line."""
     if not summary.audited and not summary.failures:
         yield (
             f"audit: none of {summary.captions} captions is among the {share:.4g} of all that keys choose;"
@@ -70,24 +74,25 @@ def audit_lines(summary: AuditSummary, share: float) -> Iterator[str]:
     if summary.speedup is not None:
         yield f"audit: decoding is {spread(summary.speedup)} times as fast as ar"
     if summary.fidelity is not None:
-        yield from _kept(summary.fidelity)
+        yield from _fidelity_lines(summary.fidelity)
         yield from (f"audit: {line}" for line in few_clips(summary.fidelity.clips))
 
 
-def _kept(found: Fidelity) -> Iterator[str]:
-    for name, kept in (("facts F1", found.facts), ("right answers", found.questions)):
-        if kept is not None and kept.retention is not None:
+def _fidelity_lines(fidelity: Fidelity) -> Iterator[str]:
+    for name, quality in (("facts F1", fidelity.facts), ("right answers", fidelity.questions)):
+        if quality is not None and quality.retention is not None:
             yield (
-                f"audit: {name} {number(kept.mode, 3)}, {retention(kept.retention)} of ar's"
-                f" {number(kept.ar, 3)}"
+                f"audit: {name} {number(quality.mode, 3)}, {retention(quality.retention)} of ar's"
+                f" {number(quality.ar, 3)}"
             )
-    likelihood = retention(found.likelihood)
+    likelihood = retention(fidelity.likelihood)
     yield f"audit: to the target itself a token is {likelihood} as probable as one of ar's"
     yield (
-        f"audit: to ar's text chrF {estimate(found.chrf, 1)}, ROUGE-L {estimate(found.rouge_l, 1)},"
-        f" identical {retention(found.identical)}"
+        f"audit: to ar's text chrF {estimate(fidelity.chrf, 1)}, ROUGE-L {estimate(fidelity.rouge_l, 1)},"
+        f" identical {retention(fidelity.identical)}"
     )
     yield (
-        f"audit: repeated 4-grams {percent(found.repetition, 1)} (ar {percent(found.ar_repetition, 1)}),"
-        f" tokens a caption {number(found.length, 1)} (ar {number(found.ar_length, 1)})"
+        f"audit: repeated 4-grams {percent(fidelity.repetition, 1)}"
+        f" (ar {percent(fidelity.ar_repetition, 1)}), tokens a caption"
+        f" {number(fidelity.length, 1)} (ar {number(fidelity.ar_length, 1)})"
     )

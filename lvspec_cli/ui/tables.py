@@ -1,4 +1,4 @@
-"""The tables of pairs and of a dry run, and how a table looks in a terminal."""
+"""Tables of pairs and of a dry run, and the rendering of a table in a terminal."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _STYLES = {"best": "bold", "worse": "red"}
 
 
 def for_stdout(table: Table) -> str:
-    """The table as wide as the terminal, or tab-separated lines where stdout is none."""
+    """The table for a terminal; tab-separated lines if stdout is not a terminal."""
     return terminal(table) if sys.stdout.isatty() else plain(table)
 
 
 def terminal(table: Table) -> str:
-    """A table as wide as the terminal. Of figures an interval stands below its figure."""
+    """A table as wide as the terminal. In tables of figures, an interval is below its figure."""
     width = shutil.get_terminal_size().columns
     console = Console(file=io.StringIO(), width=width, force_terminal=True, markup=False, highlight=False)
     drawn = RichTable(
@@ -52,7 +52,7 @@ def _interval_below(cell: str) -> str:
 
 @dataclass(frozen=True)
 class PairRow:
-    """One pair, and where its two models are."""
+    """One pair and its two stored models."""
 
     name: str
     default: bool
@@ -62,7 +62,7 @@ class PairRow:
 
 
 def pair_table(rows: Sequence[PairRow]) -> Table:
-    """A row for each pair; the default one stands out."""
+    """A row for each pair; the default pair is highlighted."""
     return Table(
         ("pair", "target", "draft", "here", "licence", "about"),
         list(map(_cells, rows)),
@@ -73,7 +73,7 @@ def pair_table(rows: Sequence[PairRow]) -> Table:
 
 @dataclass(frozen=True)
 class ForecastRow:
-    """What a batch would take of one stretch of a video. Times in seconds, sizes in pixels."""
+    """What a batch would sample from one stretch of a video. Times in seconds, sizes in pixels."""
 
     name: str
     start: float | None = None
@@ -109,7 +109,7 @@ def _forecast_cells(row: ForecastRow) -> tuple[str, ...]:
 
 
 def _what(row: ForecastRow) -> str:
-    """What would become of its prompts."""
+    """The state of its prompts, in words."""
     done = row.prompts - row.to_do - row.failed
     parts = [(row.to_do, "to do"), (row.failed, "failed before"), (done, "done")]
     known = [(count, word) for count, word in parts if count]
@@ -131,7 +131,7 @@ def _cells(row: PairRow) -> tuple[str, ...]:
 
 
 def model_size(source: Source, stored: Stored) -> str:
-    """Parameters and bytes: of the files where they are here, else as the pair's entry says."""
+    """Parameters and bytes: of the local files if there are any, otherwise from the pair's entry."""
     parameters = _count(stored.parameters) if stored.parameters else source.parameters
     weights = size(stored.size) if stored.size else source.size
     return ", ".join(fact for fact in (parameters, weights) if fact) or "-"

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import Header, environment_of, journal
-from lvspec_cli.bench.measure import Plan, measure, turn
+from lvspec_cli.bench.journal import Header, environment_of, open_journal
+from lvspec_cli.bench.measure import Plan, measure, rotated
 from lvspec_cli.bench.own import measure_own, profile_own
-from lvspec_cli.bench.peers import described, measure_peer
+from lvspec_cli.bench.peers import measure_peer, one_line_error
 from lvspec_cli.bench.variants import parse_modes, settings_of, variants_of
 from lvspec_cli.errors import NoInputError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
@@ -104,8 +104,8 @@ def test_a_peer_that_fails_says_so_in_its_own_words(pair: LoadedPair):
             replace(pair, target=replace(pair.target, model=split)), CLIP, ITEM, variant, 24
         )
         assert failed.error == "ValueError: the target is split over cpu and meta: only our own modes run so"
-    assert described(RuntimeError("two\n  lines")) == "RuntimeError: two lines"
-    assert len(described(ValueError("x" * 5000))) == 300
+    assert one_line_error(RuntimeError("two\n  lines")) == "RuntimeError: two lines"
+    assert len(one_line_error(ValueError("x" * 5000))) == 300
 
 
 def test_a_profile_accounts_for_all_of_the_rounds(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch):
@@ -122,7 +122,7 @@ def test_a_profile_accounts_for_all_of_the_rounds(pair: LoadedPair, monkeypatch:
 
 def test_every_mode_is_at_every_place_equally_often():
     variants = variants_of(parse_modes("ar,exact,lvspec"), (4,))
-    orders = [turn(variants, number) for number in range(6)]
+    orders = [rotated(variants, number) for number in range(6)]
     for place in range(3):
         assert Counter(order[place] for order in orders) == dict.fromkeys(variants, 2)
     assert all(sorted(map(str, order)) == sorted(map(str, variants)) for order in orders)
@@ -162,7 +162,7 @@ def header(one_family: LoadedPair) -> Header:
 def test_all_modes_answer_everything_in_turns(one_family, clips, header, tmp_path: Path):
     plan = plan_of("ar,exact,lvspec", repeat=2, examples=1, profiles=1)
     told: list[tuple[int, int]] = []
-    with journal(tmp_path / "out", header) as kept:
+    with open_journal(tmp_path / "out", header) as kept:
         measure(one_family, clips, plan, kept, progress=lambda *done: told.append(done))
         blocks, items = kept.blocks, kept.items
     assert told == [(number, 8) for number in range(9)]
@@ -192,9 +192,9 @@ def test_an_interrupted_run_goes_on_where_it_was(one_family, clips, header, tmp_
         if done == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), journal(tmp_path / "out", header) as kept:
+    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", header) as kept:
         measure(one_family, clips, plan, kept, progress=stop_at)
-    with journal(tmp_path / "out", header) as kept:
+    with open_journal(tmp_path / "out", header) as kept:
         before = dict(kept.blocks)
         assert len(before) == 3
         clips[0].video.path.unlink()  # all of it is measured: it is not needed any more
@@ -208,21 +208,24 @@ def test_an_interrupted_run_goes_on_where_it_was(one_family, clips, header, tmp_
 def test_a_clip_that_cannot_be_read_is_noted(one_family, clips, header, tmp_path: Path):
     clips[0].video.path.write_text("no video\n" * 100)
     said: list[str] = []
-    with journal(tmp_path / "out", header) as kept:
+    with open_journal(tmp_path / "out", header) as kept:
         measure(one_family, clips, plan_of("ar"), kept, warn=said.append)
         assert {item for item, _ in kept.blocks} == {"two#1", "two#2"}
         assert kept.items["one#1"].error
         assert len(said) == 1
         assert said[0].startswith("one: ")
     clips[1].video.path.unlink()
-    with journal(tmp_path / "empty", header) as kept, pytest.raises(NoInputError, match="nothing could be"):
+    with (
+        open_journal(tmp_path / "empty", header) as kept,
+        pytest.raises(NoInputError, match="nothing could be"),
+    ):
         measure(one_family, clips, plan_of("ar"), kept)
 
 
 def test_a_peer_that_cannot_run_is_tried_once(one_family, clips, header, tmp_path: Path):
     alone = replace(one_family, draft=None)
     said: list[str] = []
-    with journal(tmp_path / "out", header) as kept:
+    with open_journal(tmp_path / "out", header) as kept:
         measure(alone, clips, plan_of("ar,hf-assisted"), kept, warn=said.append)
         for found in kept.blocks.values():
             _, *peers = found.measurements

@@ -18,8 +18,8 @@ from lvspec_cli.bench.relevance import (
 from lvspec_cli.bench.relevance_measure import (
     FILE_NAME,
     Header,
-    captions_of,
     measure_relevance,
+    open_captions,
 )
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.models.decoder import Decoder
@@ -102,7 +102,7 @@ def test_the_scores_are_those_of_a_verification(pair: LoadedPair) -> None:
         shares = video_attention(decoder, passed, 1, 3).amax(dim=0)
     scored = score_caption(pair, make_clip(4), "What moves?", settings)
     assert scored is not None
-    scores = dict(zip(scored.places, scored.scores[Scheme(RelevanceName.ATTENTION, 1)], strict=True))
+    scores = dict(zip(scored.positions, scored.scores[Scheme(RelevanceName.ATTENTION, 1)], strict=True))
     verified = {place: score for place, score in scores.items() if place in (5, 6, 7)}
     assert verified
     for place, score in verified.items():
@@ -111,7 +111,7 @@ def test_the_scores_are_those_of_a_verification(pair: LoadedPair) -> None:
 
 def test_without_facts_beside_a_clip_there_is_nothing_to_measure(pair: LoadedPair, tmp_path: Path) -> None:
     header = Header(settings={}, environment=ENVIRONMENT)
-    with captions_of(tmp_path, header) as kept, pytest.raises(NoInputError, match="facts"):
+    with open_captions(tmp_path, header) as kept, pytest.raises(NoInputError, match="facts"):
         measure_relevance(pair, [], DecodeSettings(), kept)
 
 
@@ -133,25 +133,25 @@ def test_a_run_that_was_stopped_goes_on_with_the_very_same_scores(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    with captions_of(out, header) as kept, pytest.raises(KeyboardInterrupt):
+    with open_captions(out, header) as kept, pytest.raises(KeyboardInterrupt):
         measure_relevance(pair, clips, settings, kept, schemes=schemes, progress=stop)
-    with captions_of(out, header) as kept:
-        assert len(kept.held) == 1
+    with open_captions(out, header) as kept:
+        assert len(kept.stored) == 1
         whole = measure_relevance(pair, clips, settings, kept, schemes=schemes, warn=said.append)
     assert len(whole.scored) == 2
     assert list(whole.unread) == ["clip_0002.mp4"]
     assert [line.partition(":")[0] for line in said] == ["clip_0002.mp4"]
     # Once more from the file alone: nothing is scored, and no number has changed.
     monkeypatch.setattr("lvspec_cli.bench.relevance_measure.score_caption", None)
-    with captions_of(out, header) as kept:
+    with open_captions(out, header) as kept:
         assert measure_relevance(pair, clips, settings, kept, schemes=schemes) == whole
     with (
         pytest.raises(UsageError, match="gamma was 3, is 4"),
-        captions_of(out, header.model_copy(update={"settings": {"gamma": 4}})),
+        open_captions(out, header.model_copy(update={"settings": {"gamma": 4}})),
     ):
         pass
-    with captions_of(out, header, redo=True) as kept:
-        assert kept.held == ()
+    with open_captions(out, header, redo=True) as kept:
+        assert kept.stored == ()
 
 
 def test_a_file_of_other_results_is_named(tmp_path: Path) -> None:

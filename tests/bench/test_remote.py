@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import Header, environment_of, journal
-from lvspec_cli.bench.measure import Plan, places
-from lvspec_cli.bench.remote import _Crew, measuring
+from lvspec_cli.bench.journal import Header, environment_of, open_journal
+from lvspec_cli.bench.measure import Plan, clip_positions
+from lvspec_cli.bench.remote import _Crew, measurer
 from lvspec_cli.errors import PairError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.memory.resolve import LEAST, resolve
@@ -59,15 +59,15 @@ def test_two_processes_say_what_one_says_and_it_goes_on_with_either(
     pair: LoadedPair, plan: LoadPlan, clips: tuple[BenchClip, ...], tmp_path: Path
 ):
     header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
-    with journal(tmp_path / "one", header) as kept, measuring(pair, plan, LEAST, 1) as run:
+    with open_journal(tmp_path / "one", header) as kept, measurer(pair, plan, LEAST, 1) as run:
         run(clips, PLAN, kept)
         alone, items = kept.blocks, kept.items
     said: list[str] = []
     told: list[tuple[int, int]] = []
-    with journal(tmp_path / "two", header) as kept:
-        with measuring(pair, plan, LEAST, 1) as run:
+    with open_journal(tmp_path / "two", header) as kept:
+        with measurer(pair, plan, LEAST, 1) as run:
             run(clips[:1], PLAN, kept)
-        with measuring(pair, plan, LEAST, 2) as run:
+        with measurer(pair, plan, LEAST, 2) as run:
             run(clips, PLAN, kept, progress=lambda *done: told.append(done), warn=said.append)
         assert kept.blocks == alone
         crew = _Crew(plan, LEAST, 2)
@@ -96,13 +96,13 @@ def test_a_process_that_ends_is_said_so(
     crew.start()
     if killed:
         os.kill(crew.workers[0].process.pid, signal.SIGKILL)
-    with journal(tmp_path / "out", header) as kept, pytest.raises(PairError, match=said):
+    with open_journal(tmp_path / "out", header) as kept, pytest.raises(PairError, match=said):
         crew.measure(clips, PLAN, kept)
     crew.close()
     assert crew.workers[0].process.returncode is not None
 
 
 def test_places_count_clips_and_items(clips: tuple[BenchClip, ...]):
-    assert [(place.clip, place.item) for place in places(clips)] == [(0, 0), (1, 2), (2, 4)]
-    assert PLAN.at(0) is PLAN
-    assert PLAN.at(1).variants == (AR, EXACT)
+    assert [(place.clip, place.item) for place in clip_positions(clips)] == [(0, 0), (1, 2), (2, 4)]
+    assert PLAN.for_clip(0) is PLAN
+    assert PLAN.for_clip(1).variants == (AR, EXACT)

@@ -18,10 +18,10 @@ from lvspec_cli.figures.answers import (
     Costs,
     Estimate,
     Fidelity,
-    Kept,
     Kinds,
     Measurement,
     ModeResult,
+    RelativeQuality,
     Spread,
     Variant,
 )
@@ -41,7 +41,7 @@ def estimate(value: float) -> Estimate:
 
 
 def mode(name: BenchMode, gamma: int | None, speed: float, quality: float, **fields: Any) -> ModeResult:
-    kept = Kept(mode=0.9 * quality, ar=0.9, count=100, retention=estimate(quality))
+    kept = RelativeQuality(mode=0.9 * quality, ar=0.9, count=100, retention=estimate(quality))
     fidelity = Fidelity(
         answers=4, clips=2, facts=kept, facts_by_kind={"colour": kept, "order": kept}, questions=kept,
         questions_by_kind={"size": kept}, log_probability_change=estimate(-0.1), chrf=estimate(90),

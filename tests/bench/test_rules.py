@@ -10,10 +10,10 @@ import pytest
 
 from lvspec_cli.bench.variants import (
     ablations,
-    changes,
     controls,
     read_rules,
-    rules_of,
+    rule_changes,
+    rules_by_name,
     settings_of,
     variants_of,
 )
@@ -26,7 +26,7 @@ BASE = RuleSettings(anchor_margin=0.5, filler_margin=2.0, shift_window=2)
 
 
 def test_each_ablation_takes_one_part_away():
-    found = {each.name: changes(each.rule, BASE) for each in ablations(BASE)}
+    found = {each.name: rule_changes(each.rule, BASE) for each in ablations(BASE)}
     unlimited = {"max_loose_run": 1_000_000, "max_loose_in_window": 1_000_000}
     assert found == {
         "no-anchors": {"relevance": "plausible"},
@@ -43,7 +43,7 @@ def test_each_ablation_takes_one_part_away():
 
 def test_a_part_that_is_not_there_is_put_in():
     bare = RuleSettings(relevance=RelevanceName.PLAUSIBLE, anchor_margin=0.0, shift_window=0)
-    found = {each.name: changes(each.rule, bare) for each in ablations(bare)}
+    found = {each.name: rule_changes(each.rule, bare) for each in ablations(bare)}
     assert list(found) == ["no-fillers", "no-sentences", "no-limits", "no-list", "with-anchors", "with-shift"]
     assert found["with-anchors"] == {"relevance": "attention"}
     assert found["with-shift"] == {"shift_window": 2}
@@ -76,7 +76,7 @@ def test_a_file_says_what_is_other_than_in_the_pairs_rule(tmp_path: Path):
         "ar", "lvspec/bold γ=12", "lvspec/auto γ=auto", "lvspec-pruned/pruned γ=4",
         "lvspec-pruned/pruned γ=8",
     ]  # fmt: skip
-    settings = settings_of(named[3], DecodeSettings(rule=BASE), 0.1, rules_of([bold, pruned]))
+    settings = settings_of(named[3], DecodeSettings(rule=BASE), 0.1, rules_by_name([bold, pruned]))
     assert (settings.mode, settings.gamma, settings.draft_keep) == (Mode.LVSPEC, 4, 0.1)
     assert settings.rule == pruned.rule
 
@@ -106,4 +106,4 @@ def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, said:
 
 def test_two_rules_of_one_name_are_refused():
     with pytest.raises(UsageError, match="'no-shift'"):
-        rules_of([*ablations(BASE), ablations(BASE)[4]])
+        rules_by_name([*ablations(BASE), ablations(BASE)[4]])

@@ -14,7 +14,7 @@ import yaml
 
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.search import Score
-from lvspec_cli.bench.tune import CALIBRATION, REPORT, SEARCH, Tried, Tuned, TuneJob, tune
+from lvspec_cli.bench.tune import CALIBRATION, REPORT, SEARCH, Trial, Tuned, TuneJob, tune
 from lvspec_cli.bench.tune_report import models_yaml, notes, rules_yaml
 from lvspec_cli.bench.variants import NamedRule, read_rules
 from lvspec_cli.errors import UsageError
@@ -52,7 +52,7 @@ def job(tmp_path: Path, tiny_models: Path) -> TuneJob:
         relevances=(RelevanceName.ATTENTION, RelevanceName.RANDOM),
         gammas=(2, 4),
         budget=3,
-        least=0.01,
+        min_fidelity=0.01,
         seed=0,
         out=tmp_path,
     )
@@ -73,7 +73,7 @@ def test_one_half_is_tuned_on_and_the_other_reported(pair: LoadedPair, job: Tune
     searched, reported = measured(job.out / SEARCH), measured(job.out / REPORT)
     assert len(searched) == len(reported) == 2
     assert not searched.keys() & reported.keys()
-    names = {each.score.name for each in tuned.tried}
+    names = {each.score.name for each in tuned.trials}
     assert len(names) == 6
     for said in searched.values():
         assert said[0] == "ar"
@@ -131,7 +131,7 @@ def test_one_clip_is_not_enough(pair: LoadedPair, job: TuneJob):
 
 
 RULE = RuleSettings(filler_margin=inf, anchor_threshold=2e-10, layers=(3, -1), shift_window=3)
-BEST = Tried(
+BEST = Trial(
     NamedRule("attention-007", RULE, 12),
     Score("attention-007", 8, 3.0, 6.0, Estimate(value=1, low=1, high=1)),
 )
@@ -173,5 +173,5 @@ def test_what_was_found_is_read_by_the_bench(tmp_path: Path):
 def test_where_nothing_keeps_enough_it_is_said(job: TuneJob):
     tuned = Tuned("facts", 8, (BEST,), {}, {}, None)
     assert tuned.best is None
-    said = list(notes(replace(job, least=0.998), tuned))
+    said = list(notes(replace(job, min_fidelity=0.998), tuned))
     assert said[0].startswith("no setting of attention is shown to keep 99.8 %")

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.bench.calibrate import best_layer, costs_of_rounds
-from lvspec_cli.bench.relevance import Scheme, Scored
+from lvspec_cli.bench.calibrate import best_layer, fit_round_costs
+from lvspec_cli.bench.relevance import Scheme, ScoredCaption
 from lvspec_cli.bench.search import (
     FEWEST_CLIPS,
     FINALISTS,
     RATES,
     Score,
-    choice,
-    going_on,
+    candidate_rules,
+    candidate_thresholds,
+    fastest_sufficient,
     predicted_speedup,
-    settings_to_try,
-    split,
-    thresholds,
-    turns,
+    promoted,
+    rungs,
+    split_halves,
 )
 from lvspec_cli.errors import NoInputError
 from lvspec_cli.figures.answers import BenchMode, Estimate, Profile
@@ -36,27 +36,27 @@ BASE = RuleSettings(anchor_threshold=0.5, anchor_margin=0.5, filler_margin=2.0)
 
 @given(st.lists(st.text(max_size=4), unique=True), st.integers(0, 9))
 def test_halves_are_disjoint_and_depend_on_names_and_seed_alone(names: list[str], seed: int):
-    first, second = split(names, seed)
+    first, second = split_halves(names, seed)
     assert first | second == set(names)
     assert not first & second
     assert len(first) - len(second) in (0, 1)
-    assert split(names[::-1], seed) == (first, second)
+    assert split_halves(names[::-1], seed) == (first, second)
 
 
 def test_another_seed_gives_other_halves():
     names = [f"clip_{number}.mp4" for number in range(12)]
-    assert split(names, 0) != split(names, 1)
+    assert split_halves(names, 0) != split_halves(names, 1)
 
 
 def test_thresholds_are_quantiles_above_zero():
-    assert thresholds([number / 100 for number in range(101)]) == (0.5, 0.65, 0.8, 0.9)
-    assert thresholds([0.0] * 9 + [1.0]) == (0.1,)  # the nine tenths' quantile lies between
-    assert thresholds([1.23456e-10] * 9 + [1.0]) == (1.23e-10, 0.1)
-    assert thresholds([]) == ()
+    assert candidate_thresholds([number / 100 for number in range(101)]) == (0.5, 0.65, 0.8, 0.9)
+    assert candidate_thresholds([0.0] * 9 + [1.0]) == (0.1,)  # the nine tenths' quantile lies between
+    assert candidate_thresholds([1.23456e-10] * 9 + [1.0]) == (1.23e-10, 0.1)
+    assert candidate_thresholds([]) == ()
 
 
 def test_settings_cover_each_part_evenly_and_begin_with_exact_mode_and_the_pairs_own():
-    found = settings_to_try(BASE, RelevanceName.ATTENTION, (4, 8), (0.3, 0.6), 24, seed=1)
+    found = candidate_rules(BASE, RelevanceName.ATTENTION, (4, 8), (0.3, 0.6), 24, seed=1)
     assert is_exact(found[0].rule)
     assert (found[1].rule, found[1].gamma) == (BASE, 8)
     assert len(found) == 24
@@ -67,19 +67,19 @@ def test_settings_cover_each_part_evenly_and_begin_with_exact_mode_and_the_pairs
         assert len(counts) == 2 or (0.5 in counts and len(counts) == 3)
         assert min(counts[key] for key in counts if key != 0.5) >= 10
     assert all(each.rule.filler_margin >= each.rule.anchor_margin for each in found)
-    again = settings_to_try(BASE, RelevanceName.ATTENTION, (4, 8), (0.3, 0.6), 24, seed=1)
+    again = candidate_rules(BASE, RelevanceName.ATTENTION, (4, 8), (0.3, 0.6), 24, seed=1)
     assert again == found
 
 
 def test_controls_vary_only_what_they_have():
-    die = settings_to_try(BASE, RelevanceName.RANDOM, (4,), (), 12, seed=0)
+    die = candidate_rules(BASE, RelevanceName.RANDOM, (4,), (), 12, seed=0)
     assert is_exact(die[0].rule)
     assert {each.rule.random_rate for each in die[1:]} == set(RATES)
     assert {(each.rule.anchor_margin, each.rule.filler_margin) for each in die[1:]} == {(0.0, inf)}
-    bare = settings_to_try(BASE, RelevanceName.PLAUSIBLE, (4,), (), 12, seed=0)
+    bare = candidate_rules(BASE, RelevanceName.PLAUSIBLE, (4,), (), 12, seed=0)
     assert {each.rule.anchor_margin for each in bare} == {0.0}
     assert len({each.rule.filler_margin for each in bare}) > 4
-    words = settings_to_try(BASE, RelevanceName.LEXICON, (4,), (), 12, seed=0)
+    words = candidate_rules(BASE, RelevanceName.LEXICON, (4,), (), 12, seed=0)
     assert {each.rule.anchor_threshold for each in words} == {0.5}
     assert len({each.rule.anchor_margin for each in words}) > 3
 
@@ -94,12 +94,12 @@ def test_controls_vary_only_what_they_have():
     ],
 )
 def test_turns_have_more_clips_for_fewer_settings(settings: int, clips: int, planned):
-    assert turns(settings, clips) == planned
+    assert rungs(settings, clips) == planned
 
 
 @given(st.integers(1, 200), st.integers(1, 300))
 def test_every_turn_grows_and_the_last_has_all_clips(settings: int, clips: int):
-    planned = turns(settings, clips)
+    planned = rungs(settings, clips)
     assert planned[-1][1] == clips
     assert planned[0][0] == settings
     assert planned[0][1] >= min(clips, FEWEST_CLIPS)
@@ -129,18 +129,18 @@ def test_costs_of_a_round_are_medians_and_a_line():
     disturbed = [profile(gamma, 0.05, 9.0, 0.1) for gamma in (4, 8, 16)]
     slower = [each.model_copy(update={"overhead_s": 2 * 0.15}) for each in quiet]
     attention, lexicon = RelevanceName.ATTENTION, RelevanceName.LEXICON
-    found = costs_of_rounds({attention: slower, lexicon: [*quiet, *disturbed]}, 0.5)
+    found = fit_round_costs({attention: slower, lexicon: [*quiet, *disturbed]}, 0.5)
     assert found[attention] == RoundCosts(draft=0.1, verification=0.8, row=0.02, overhead=0.3)
     assert found[lexicon] == RoundCosts(draft=0.1, verification=0.8, row=0.02, overhead=0.2)
-    flat = costs_of_rounds({lexicon: [profile(4, 0.05, 0.5, 0.1)]}, 0.5)[lexicon]
+    flat = fit_round_costs({lexicon: [profile(4, 0.05, 0.5, 0.1)]}, 0.5)[lexicon]
     assert (flat.verification, flat.row) == (1.0, 0.0)
     with pytest.raises(NoInputError, match="long enough"):
-        costs_of_rounds({lexicon: []}, 0.5)
+        fit_round_costs({lexicon: []}, 0.5)
 
 
 def score(name: str, speedup: float, kept: tuple[float, float, float] | None) -> Score:
     found = Estimate(low=kept[0], value=kept[1], high=kept[2]) if kept else None
-    return Score(name, 4, speedup, 2 * speedup, found, surely=kept[0] if kept else None)
+    return Score(name, 4, speedup, 2 * speedup, found, quality_bound=kept[0] if kept else None)
 
 
 CAREFUL = score("careful", 1.5, (1.0, 1.0, 1.0))
@@ -153,40 +153,40 @@ BLIND = score("blind", 9.0, None)
 
 def test_those_that_no_other_beats_go_on_fastest_first_and_the_hopeless_go():
     everything = [SLOW, WILD, BLIND, MIDDLE, BOLD]
-    assert going_on(everything, 3, 0.998) == ("bold", "middle", "slow")
-    assert going_on(everything, 1, 0.998) == ("bold",)
-    assert going_on([*everything, CAREFUL], 9, 0.998) == ("careful", "bold", "middle", "slow")
+    assert promoted(everything, 3, 0.998) == ("bold", "middle", "slow")
+    assert promoted(everything, 1, 0.998) == ("bold",)
+    assert promoted([*everything, CAREFUL], 9, 0.998) == ("careful", "bold", "middle", "slow")
 
 
 def test_half_of_the_places_are_for_the_fastest_that_will_be_known_to_keep_enough():
     # On all clips, 36 times as many, middle's interval is a sixth as wide: 0.999 - 0.009 / 6 = 0.9975.
     everything = [SLOW, WILD, MIDDLE, BOLD, CAREFUL]
-    assert going_on(everything, 4, 0.997, seen=1 / 36)[:2] == ("middle", "careful")
-    assert going_on(everything, 4, 0.998, seen=1 / 36)[:2] == ("careful", "bold")
+    assert promoted(everything, 4, 0.997, fraction=1 / 36)[:2] == ("middle", "careful")
+    assert promoted(everything, 4, 0.998, fraction=1 / 36)[:2] == ("careful", "bold")
     # Nothing changed, of so few facts that 0.2 of them may: on all clips 0.2 / 36 = 0.0056.
-    unchanged = Score("unchanged", 4, 5.0, 9.0, Estimate(value=1.0, low=1.0, high=1.0), surely=0.8)
-    assert going_on([BOLD, CAREFUL, unchanged], 2, 0.994, seen=1 / 36)[0] == "unchanged"
-    assert going_on([BOLD, CAREFUL, unchanged], 1, 0.995, seen=1 / 36) == ("careful",)
+    unchanged = Score("unchanged", 4, 5.0, 9.0, Estimate(value=1.0, low=1.0, high=1.0), quality_bound=0.8)
+    assert promoted([BOLD, CAREFUL, unchanged], 2, 0.994, fraction=1 / 36)[0] == "unchanged"
+    assert promoted([BOLD, CAREFUL, unchanged], 1, 0.995, fraction=1 / 36) == ("careful",)
 
 
 def test_where_all_are_hopeless_the_best_go_on():
-    assert going_on([WILD, BLIND, score("worse", 9.5, (0.1, 0.2, 0.3))], 2, 0.998) == ("worse", "wild")
-    assert going_on([BLIND], 1, 0.998) == ("blind",)
+    assert promoted([WILD, BLIND, score("worse", 9.5, (0.1, 0.2, 0.3))], 2, 0.998) == ("worse", "wild")
+    assert promoted([BLIND], 1, 0.998) == ("blind",)
 
 
 def test_the_fastest_that_is_shown_to_keep_enough_is_taken():
-    assert choice([SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD], 0.998) == CAREFUL
-    assert choice([SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD], 0.99) == MIDDLE
-    assert choice([WILD, BLIND], 0.998) is None
-    no_evidence = Score("few", 1, 2.0, 4.0, Estimate(value=1.0, low=1.0, high=1.0), surely=0.9)
-    assert choice([no_evidence], 0.998) is None
+    assert fastest_sufficient([SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD], 0.998) == CAREFUL
+    assert fastest_sufficient([SLOW, WILD, CAREFUL, BLIND, MIDDLE, BOLD], 0.99) == MIDDLE
+    assert fastest_sufficient([WILD, BLIND], 0.998) is None
+    no_evidence = Score("few", 1, 2.0, 4.0, Estimate(value=1.0, low=1.0, high=1.0), quality_bound=0.9)
+    assert fastest_sufficient([no_evidence], 0.998) is None
 
 
 def test_the_layer_is_taken_that_tells_facts_best():
-    def scored(facts: tuple[bool, ...], **layers: tuple[float, ...]) -> Scored:
+    def scored(facts: tuple[bool, ...], **layers: tuple[float, ...]) -> ScoredCaption:
         scores = {Scheme(RelevanceName.LENS, int(name[1:])): values for name, values in layers.items()}
         scores[Scheme(RelevanceName.LENS, 9, head=0)] = tuple(map(float, facts))  # a head alone is no layer
-        return Scored(tuple(range(len(facts))), facts, scores, {}, {})
+        return ScoredCaption(tuple(range(len(facts))), facts, scores, {}, {})
 
     first = scored((True, False), _0=(0.9, 0.1), _3=(0.9, 0.1), _5=(0.1, 0.9))
     second = scored((True, False), _0=(0.2, 0.3), _3=(0.8, 0.2), _5=(0.1, 0.9))

@@ -74,7 +74,7 @@ def test_the_other_commands_do_without_the_package_for_charts(tiny_shell: Shell,
 @pytest.mark.parametrize(
     ("command", "measures"),
     [
-        ("bench", "lvspec_cli.bench.run.measuring"),
+        ("bench", "lvspec_cli.bench.run.measurer"),
         ("tune", "lvspec_cli.bench.tune.tune"),
         ("bench-relevance", "lvspec_cli.bench.relevance_measure.measure_relevance"),
     ],

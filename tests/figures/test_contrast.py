@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lvspec_cli.figures.answers import BenchMode, Variant
-from lvspec_cli.figures.summary import Measured, best_of_each, contrast, contrasts, summarise
+from lvspec_cli.figures.summary import Measured, best_gammas, contrast, contrasts, summarise
 from tests.bench.made import block, drafted, item, known, plain
 
 AR, OWN = Variant(BenchMode.AR), Variant(BenchMode.LVSPEC, 4)
@@ -72,7 +72,7 @@ def test_of_each_line_the_fastest_gamma_counts():
     found = Measured({one.id: one}, [block(one, plain(10.0), slow, fast)])
     exact = [Variant(BenchMode.EXACT, gamma) for gamma in (4, 8)]
     _, modes = summarise(found, (AR, *exact), {})
-    assert best_of_each(modes) == {"exact": exact[1]}
+    assert best_gammas(modes) == {"exact": exact[1]}
 
 
 def test_untimed_answers_have_no_speed_and_the_one_that_accepts_most_counts():
@@ -83,5 +83,5 @@ def test_untimed_answers_have_no_speed_and_the_one_that_accepts_most_counts():
     reference, modes = summarise(found, (AR, *exact), {})
     assert reference == AR
     assert [each.speedup_vs_ar for each in modes] == [None] * 3
-    assert best_of_each(modes) == {"exact": exact[1]}
+    assert best_gammas(modes) == {"exact": exact[1]}
     assert contrast(found, *exact).speed is None

@@ -15,18 +15,18 @@ from lvspec_cli.figures.answers import (
     Estimate,
     Fidelity,
     Item,
-    Kept,
     Measurement,
+    RelativeQuality,
     Variant,
-    surely_kept,
+    retention_lower_bound,
 )
 from lvspec_cli.figures.fidelity import (
-    Compared,
+    Comparison,
+    answer_quality,
+    combined_quality,
     compare_blocks,
     fidelity_of,
-    kept_answers,
     label_of,
-    right_kept,
 )
 from lvspec_cli.figures.labels import Reference
 
@@ -35,12 +35,12 @@ def said(text: str, mode: BenchMode = BenchMode.AR, **more: Any) -> Measurement:
     return Measurement(mode=mode, text=text, **more)
 
 
-def asked(clip: str, text: str, ar_text: str, answer: str = "red", **item: Any) -> Compared:
+def asked(clip: str, text: str, ar_text: str, answer: str = "red", **item: Any) -> Comparison:
     whole = Item(id=f"{clip}/{len(item)}", file_name=clip, prompt="?", reference=answer, **item)
-    return Compared(whole, said(text, BenchMode.LVSPEC), said(ar_text))
+    return Comparison(whole, said(text, BenchMode.LVSPEC), said(ar_text))
 
 
-def captioned(number: int, *, wrong_colour: bool) -> tuple[Compared, int]:
+def captioned(number: int, *, wrong_colour: bool) -> tuple[Comparison, int]:
     """ar's caption with every fact right, the mode's with one colour wrong; and how many facts there are."""
     scene, rng = scene_of(7, number)
     text = caption(scene, rng)
@@ -49,7 +49,7 @@ def captioned(number: int, *, wrong_colour: bool) -> tuple[Compared, int]:
     changed = text.replace(scene.objects[-1].colour, other) if wrong_colour else text
     assert (changed != text) == wrong_colour
     item = Item(id=str(number), file_name=f"{number}.mp4", prompt="Describe", scene=scene.as_dict())
-    return Compared(item, said(changed, BenchMode.LVSPEC), said(text)), scene_facts(scene).total()
+    return Comparison(item, said(changed, BenchMode.LVSPEC), said(text)), scene_facts(scene).total()
 
 
 def test_facts_kept_by_hand() -> None:
@@ -121,7 +121,7 @@ def test_without_labels_the_texts_are_compared() -> None:
     item = Item(id="1", file_name="1.mp4", prompt="Describe")
     mode = said("the cat sat " * 4, BenchMode.LVSPEC, log_probability=-0.75, output_tokens=4, tokens=(7,) * 8)
     ar = said("the cat is on the mat", log_probability=-0.5, output_tokens=6, tokens=(1, 2, 3, 4, 5, 6))
-    found = fidelity_of([Compared(item, mode, ar)])
+    found = fidelity_of([Comparison(item, mode, ar)])
     assert found is not None
     assert found.retention is None
     assert found.facts is None
@@ -141,7 +141,7 @@ def test_without_labels_the_texts_are_compared() -> None:
 
 def test_an_unscored_text_leaves_the_scores_out() -> None:
     item = Item(id="1", file_name="1.mp4", prompt="Describe")
-    found = fidelity_of([Compared(item, said("x", BenchMode.EXACT, log_probability=-1.0), said("x"))])
+    found = fidelity_of([Comparison(item, said("x", BenchMode.EXACT, log_probability=-1.0), said("x"))])
     assert found is not None
     assert found.log_probability is None
     assert found.log_probability_change is None
@@ -150,15 +150,17 @@ def test_an_unscored_text_leaves_the_scores_out() -> None:
 def test_where_ar_gets_nothing_right_nothing_is_kept_or_lost() -> None:
     found = fidelity_of([asked("1.mp4", "red", "blue"), asked("2.mp4", "blue", "blue")])
     assert found is not None
-    assert found.questions == Kept(mode=0.5, ar=0.0, count=2, retention=None)
+    assert found.questions == RelativeQuality(mode=0.5, ar=0.0, count=2, retention=None)
     assert found.retention is None
 
 
 def test_the_weaker_of_facts_and_questions_is_what_is_kept() -> None:
-    def kept(value: float, low: float | None) -> Kept:
-        return Kept(mode=value, ar=1.0, count=1, retention=Estimate(value=value, low=low, high=value))
+    def kept(value: float, low: float | None) -> RelativeQuality:
+        return RelativeQuality(
+            mode=value, ar=1.0, count=1, retention=Estimate(value=value, low=low, high=value)
+        )
 
-    def retention(facts: Kept, questions: Kept) -> Estimate | None:
+    def retention(facts: RelativeQuality, questions: RelativeQuality) -> Estimate | None:
         return Fidelity(answers=1, clips=1, facts=facts, questions=questions).retention
 
     assert retention(kept(0.99, 0.9), kept(0.98, 0.95)) == kept(0.99, 0.9).retention
@@ -167,21 +169,25 @@ def test_the_weaker_of_facts_and_questions_is_what_is_kept() -> None:
 
 def test_facts_and_answers_together_by_hand() -> None:
     (caption_, facts), right = captioned(1, wrong_colour=True), asked("1.mp4", "red", "red")
-    found = right_kept([caption_, right, asked("2.mp4", "blue", "red")])
+    found = combined_quality([caption_, right, asked("2.mp4", "blue", "red")])
     assert found is not None
     assert (found.ar, found.count) == (1.0, facts + 2)
     assert found.mode == pytest.approx((facts - 1 + 1) / (facts + 2))
-    assert right_kept([asked("1.mp4", "red", "red")]) == kept_answers([asked("1.mp4", "red", "red")])
-    assert right_kept([]) is None
+    assert combined_quality([asked("1.mp4", "red", "red")]) == answer_quality([asked("1.mp4", "red", "red")])
+    assert combined_quality([]) is None
 
 
 def test_where_nothing_changed_the_count_is_what_tells() -> None:
     same = Estimate(value=1.0, low=1.0, high=1.0)
-    assert surely_kept(Kept(mode=0.9, ar=0.9, count=30, retention=same)) == pytest.approx(0.9)
-    assert surely_kept(Kept(mode=0.9, ar=0.9, count=3000, retention=same)) == pytest.approx(0.999)
+    assert retention_lower_bound(
+        RelativeQuality(mode=0.9, ar=0.9, count=30, retention=same)
+    ) == pytest.approx(0.9)
+    assert retention_lower_bound(
+        RelativeQuality(mode=0.9, ar=0.9, count=3000, retention=same)
+    ) == pytest.approx(0.999)
     wide = Estimate(value=1.0, low=0.95, high=1.05)
-    assert surely_kept(Kept(mode=0.9, ar=0.9, count=3000, retention=wide)) == 0.95
-    assert surely_kept(Kept(mode=0.9, ar=0.0, count=3000, retention=None)) is None
+    assert retention_lower_bound(RelativeQuality(mode=0.9, ar=0.9, count=3000, retention=wide)) == 0.95
+    assert retention_lower_bound(RelativeQuality(mode=0.9, ar=0.0, count=3000, retention=None)) is None
 
 
 def test_nothing_compared_is_no_figure() -> None:

@@ -7,7 +7,7 @@ from lvspec_cli.demo.captions import caption
 from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.errors import UsageError
-from lvspec_cli.figures.labels import Judgement, Reference, chosen, judge_text, labels_beside
+from lvspec_cli.figures.labels import Judgement, Reference, judge_text, parse_choice, read_scene_labels
 
 CHOICES = ("red", "dark red", "The ball is blue", "none of these")
 
@@ -35,13 +35,13 @@ CHOICES = ("red", "dark red", "The ball is blue", "none of these")
     ],
 )
 def test_the_choice_of_an_answer(text: str, choice: int | None) -> None:
-    assert chosen(text, CHOICES) == choice
+    assert parse_choice(text, CHOICES) == choice
 
 
 def test_a_choice_between_single_letters_of_an_alphabet_of_choices() -> None:
-    assert chosen("yes", ("yes", "no")) == 0
-    assert chosen("No, it does not.", ("yes", "no")) == 1
-    assert chosen("red", ("red", "red")) is None
+    assert parse_choice("yes", ("yes", "no")) == 0
+    assert parse_choice("No, it does not.", ("yes", "no")) == 1
+    assert parse_choice("red", ("red", "red")) is None
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_labels_are_read_from_beside_the_clip(tmp_path: Path) -> None:
     scene, rng = scene_of(7, 1)
     described = describe(scene, rng)
     (tmp_path / "clip.json").write_text(json.dumps(described))
-    labels = labels_beside(tmp_path / "clip.mp4")
+    labels = read_scene_labels(tmp_path / "clip.mp4")
     assert labels is not None
     assert labels.scene == scene
     assert [each.question for each in labels.questions] == [
@@ -91,11 +91,11 @@ def test_labels_are_read_from_beside_the_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"scene": {}}', '{"fps": 3}'])
 def test_another_file_of_that_name_is_no_label(tmp_path: Path, text: str) -> None:
     (tmp_path / "clip.json").write_text(text)
-    assert labels_beside(tmp_path / "clip.mp4") is None
-    assert labels_beside(tmp_path / "other.mp4") is None
+    assert read_scene_labels(tmp_path / "clip.mp4") is None
+    assert read_scene_labels(tmp_path / "other.mp4") is None
 
 
 def test_a_damaged_file_of_facts_is_named(tmp_path: Path) -> None:
     (tmp_path / "clip.json").write_text('{"scene": {"objects": 3}, "questions": []}')
     with pytest.raises(UsageError, match=r"clip\.json.*not the facts"):
-        labels_beside(tmp_path / "clip.mp4")
+        read_scene_labels(tmp_path / "clip.mp4")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.figures.answers import Estimate
-from lvspec_cli.figures.separation import Point, auc, best_point, curve, point_at, roc
+from lvspec_cli.figures.separation import Point, auc, best_point, point_at, roc, threshold_counts
 
 SCORES = (0.9, 0.8, 0.8, 0.4, 0.1)
 FACTS = (True, True, False, True, False)
@@ -21,7 +21,7 @@ def test_auc_by_hand() -> None:
 
 
 def test_points_by_hand() -> None:
-    found = curve(SCORES, FACTS)
+    found = threshold_counts(SCORES, FACTS)
     assert best_point(found) == Point(threshold=0.4, precision=3 / 4, recall=1.0)
     assert point_at(found, 0.85) == Point(threshold=0.85, precision=1.0, recall=1 / 3)
     assert point_at(found, 0.8) == Point(threshold=0.8, precision=2 / 3, recall=2 / 3)
@@ -31,12 +31,12 @@ def test_points_by_hand() -> None:
 
 def test_the_curve_by_hand() -> None:
     found = ((0.0, 0.0), (0.0, 1 / 3), (0.5, 2 / 3), (0.5, 1.0), (1.0, 1.0))
-    assert roc(curve(SCORES, FACTS)) == tuple(pytest.approx(point) for point in found)
+    assert roc(threshold_counts(SCORES, FACTS)) == tuple(pytest.approx(point) for point in found)
 
 
 def test_one_class_has_no_curve() -> None:
     with pytest.raises(ValueError, match="facts and fillers"):
-        curve((1.0, 0.5), (True, True))
+        threshold_counts((1.0, 0.5), (True, True))
 
 
 @given(
@@ -46,23 +46,23 @@ def test_one_class_has_no_curve() -> None:
 )
 def test_the_area_is_that_under_the_curve(rows: list[tuple[int, bool]]) -> None:
     scores, facts = [score for score, _ in rows], [fact for _, fact in rows]
-    points = roc(curve(scores, facts), points=1000)
+    points = roc(threshold_counts(scores, facts), points=1000)
     area = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in itertools.pairwise(points))
     assert auc(scores, facts) == pytest.approx(area)
     assert points[-1] == (1.0, 1.0)
 
 
 def test_schemes_are_ranked_over_all_captions() -> None:
-    from lvspec_cli.bench.relevance import Scheme, Scored, separate
+    from lvspec_cli.bench.relevance import Scheme, ScoredCaption, evaluate_schemes
     from lvspec_cli.types import RelevanceName
 
     good, poor = Scheme(RelevanceName.ATTENTION, 1), Scheme(RelevanceName.RANDOM)
     head = Scheme(RelevanceName.ATTENTION, 1, 0)
 
-    def scored(facts: tuple[bool, ...], microseconds: float) -> Scored:
+    def scored(facts: tuple[bool, ...], microseconds: float) -> ScoredCaption:
         sure = tuple(0.9 if fact else 0.1 for fact in facts)
         timed = {good: microseconds, poor: 1.0}
-        return Scored(
+        return ScoredCaption(
             tuple(range(len(facts))),
             facts,
             {poor: (1.0,) * len(facts), good: sure, head: sure},
@@ -70,7 +70,9 @@ def test_schemes_are_ranked_over_all_captions() -> None:
             {good: 2.0, poor: 0.0},
         )
 
-    found = separate([scored((True, False), 10), scored((True, True), 30), scored((False, True), 20)], 0.5)
+    found = evaluate_schemes(
+        [scored((True, False), 10), scored((True, True), 30), scored((False, True), 20)], 0.5
+    )
     assert [each.scheme for each in found] == [good, head, poor]
     best = found[0]
     assert best.auc == 1.0

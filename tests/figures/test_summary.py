@@ -11,17 +11,17 @@ from lvspec_cli.figures.answers import (
     BenchMode,
     Estimate,
     Fidelity,
-    Kept,
     Kinds,
     ModeResult,
     Profile,
+    RelativeQuality,
     Spread,
     Variant,
 )
 from lvspec_cli.figures.summary import (
     Measured,
     end_to_end_speedup,
-    faster_unshown,
+    fastest_unproven,
     reference_of,
     speedup,
     summarise,
@@ -213,16 +213,16 @@ def test_a_few_clips_on_which_nothing_changed_show_nothing():
     same = Estimate(value=1.0, low=1.0, high=1.0)
 
     def with_facts(count: int) -> ModeResult:
-        kept = Kept(mode=0.9, ar=0.9, count=count, retention=same)
+        kept = RelativeQuality(mode=0.9, ar=0.9, count=count, retention=same)
         return loose.model_copy(update={"fidelity": Fidelity(answers=9, clips=9, facts=kept)})
 
     assert winner((exact, with_facts(1499))) == exact.variant
     assert winner((exact, with_facts(1501))) == loose.variant
-    assert known(faster_unshown((exact, with_facts(1499)))).variant == loose.variant
-    assert faster_unshown((exact, with_facts(1501))) is None
+    assert known(fastest_unproven((exact, with_facts(1499)))).variant == loose.variant
+    assert fastest_unproven((exact, with_facts(1501))) is None
     worse = _result(BenchMode.LVSPEC, 3.0, low=0.9, value=0.95)
-    assert faster_unshown((exact, worse)) is None
-    assert faster_unshown(()) is None
+    assert fastest_unproven((exact, worse)) is None
+    assert fastest_unproven(()) is None
 
 
 @pytest.mark.parametrize(

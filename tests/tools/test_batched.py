@@ -11,7 +11,7 @@ import pytest
 from lvspec_cli.bench.items import BenchClip, clips_of
 from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.measure import Plan
-from lvspec_cli.bench.own import Texts
+from lvspec_cli.bench.own import TextRunner
 from lvspec_cli.bench.run import BenchJob, demo_clips
 from lvspec_cli.errors import VideoError
 from lvspec_cli.figures.answers import BenchMode, Block, Variant
@@ -60,7 +60,7 @@ def test_many_at_a_time_say_what_ar_says_of_each(
     assert list(found.items) == [item.id for clip in job.clips for item in clip.items]
     settings = DecodeSettings(mode=Mode.AR, max_new_tokens=24)
     for clip in job.clips:
-        texts = Texts(pair, read_clip(clip.video))
+        texts = TextRunner(pair, read_clip(clip.video))
         for item in clip.items:
             said = next(each for each in found.blocks if each.item == item.id).measurements[0]
             alone = texts.answer(item, Variant(BenchMode.AR), settings)

@@ -20,13 +20,13 @@ from lvspec_cli.figures.answers import (
     Costs,
     Estimate,
     Fidelity,
-    Kept,
     Measurement,
     ModeResult,
+    RelativeQuality,
     Spread,
     Variant,
 )
-from lvspec_cli.figures.summary import Measured, best_of_each
+from lvspec_cli.figures.summary import Measured, best_gammas
 from lvspec_cli.types import Gamma
 from tests.bench.made import SETTINGS, block, drafted, item, known, plain, results
 from tools.demo_report import report as demo_report
@@ -112,7 +112,7 @@ def test_gamma_auto_stands_against_the_best_fixed_one_answer_by_answer(eight: fl
     speed = results((*lines, fewer_line), items=tuple(clips), blocks=tuple(blocks))
     goal = goals(results(()), speed)[-1]
     assert (goal.found.split(" ")[0], goal.met) == (found, met)
-    assert best_of_each(speed.modes) == {"lvspec": Variant(BenchMode.LVSPEC, "auto")}
+    assert best_gammas(speed.modes) == {"lvspec": Variant(BenchMode.LVSPEC, "auto")}
 
 
 def test_the_time_left_is_that_of_the_pace_so_far():
@@ -219,9 +219,11 @@ def test_captions_that_tell_more_and_fewer_facts_are_counted():
 
 
 def test_the_kinds_of_facts_that_are_lost_are_named():
-    def kept(low: float, high: float) -> Kept:
+    def kept(low: float, high: float) -> RelativeQuality:
         middle = (low + high) / 2
-        return Kept(mode=middle, ar=1.0, count=7, retention=Estimate(value=middle, low=low, high=high))
+        return RelativeQuality(
+            mode=middle, ar=1.0, count=7, retention=Estimate(value=middle, low=low, high=high)
+        )
 
     kinds = {"order": kept(0.9, 0.96), "count": kept(0.98, 1.02), "event": kept(0.97, 0.99)}
     lossy = line("auto", 3.0).model_copy(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import Earlier, Header, journal, read_journal
+from lvspec_cli.bench.journal import Header, JournalContent, open_journal, read_journal
 from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.run import words_digest
 from lvspec_cli.bench.variants import rule_fields
@@ -42,9 +42,9 @@ def said(line: Variant, text: str):
     return drafted(0.0, (2, 1), line.mode, 4, text=text, label=line.label)
 
 
-def earlier(*blocks, **fields: Any) -> Earlier:
+def earlier(*blocks, **fields: Any) -> JournalContent:
     header = Header(**{"settings": HELD, "environment": ENVIRONMENT, "inputs": "same", **fields})
-    return Earlier(header, {ONE.id: ONE, TWO.id: TWO}, blocks)
+    return JournalContent(header, {ONE.id: ONE, TWO.id: TWO}, blocks)
 
 
 def test_the_rule_changes_its_own_lines_and_no_lossless_one():
@@ -158,10 +158,10 @@ def test_a_journal_is_read_without_being_changed(tmp_path: Path):
     assert read_journal(tmp_path) is None
     header = Header(settings=HELD, environment=ENVIRONMENT, inputs="same")
     answer = block(ONE, said(AR, "a"))
-    with journal(tmp_path, header) as kept:
+    with open_journal(tmp_path, header) as kept:
         kept.add_item(ONE)
         kept.add_block(answer)
         before = kept.path.read_bytes()
         kept.path.write_bytes(before + b'{"block":')  # torn
-        assert read_journal(tmp_path) == Earlier(header, {ONE.id: ONE}, (answer,))
+        assert read_journal(tmp_path) == JournalContent(header, {ONE.id: ONE}, (answer,))
         assert kept.path.read_bytes() == before + b'{"block":'

@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import journal
+from lvspec_cli.bench.journal import open_journal
 from lvspec_cli.bench.measure import Progress, check_measured
-from lvspec_cli.bench.run import BenchJob, header_of, mapping
+from lvspec_cli.bench.run import BenchJob, header_of, parallel_map
 from lvspec_cli.figures.answers import BenchMode, Block, Item, Measurement, Variant
 from lvspec_cli.figures.summary import Measured
 from lvspec_cli.memory.resolve import workload_of_pair
@@ -39,13 +39,13 @@ def batched_of(
     items = {item.id: item for clip in job.clips for item in clip.items}
     with (
         memory_errors(job.load_plan, job.workload),
-        journal(job.out, header_of(loaded, job), redo=job.redo) as kept,
+        open_journal(job.out, header_of(loaded, job), redo=job.redo) as kept,
     ):
         left = [clip for clip in job.clips if any((item.id, 0) not in kept.blocks for item in clip.items)]
         chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
         limit = job.plan.settings.max_new_tokens
         progress(len(kept.blocks), len(items))
-        with mapping(min(job.processes, len(chunks))) as mapped:
+        with parallel_map(min(job.processes, len(chunks))) as mapped:
             for blocks in mapped(partial(answered, job.load_plan, limit), chunks):
                 for block in blocks:
                     kept.add_item(items[block.item])

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pydantic import TypeAdapter
 
 from lvspec_cli.bench.items import BenchClip
-from lvspec_cli.bench.journal import Earlier, Header
+from lvspec_cli.bench.journal import Header, JournalContent
 from lvspec_cli.bench.measure import Plan
-from lvspec_cli.bench.own import Texts
+from lvspec_cli.bench.own import TextRunner
 from lvspec_cli.bench.results import BenchSettings, differing_fields
 from lvspec_cli.figures.answers import BenchMode, Block, Variant
 from lvspec_cli.figures.summary import Measured
@@ -34,7 +34,7 @@ def asked_of(clips: Sequence[BenchClip], plan: Plan) -> dict[Variant, frozenset[
 
 
 def lines_kept(
-    earlier: Earlier, wanted: Header, asked: Mapping[Variant, Collection[str]]
+    earlier: JournalContent, wanted: Header, asked: Mapping[Variant, Collection[str]]
 ) -> tuple[Variant, ...]:
     """The lines that an earlier run answered whole and with the same settings: of the same clips, by the same
     pair on the same machine, and none where seconds count."""
@@ -69,7 +69,7 @@ def is_same_line(held: BenchSettings, wanted: BenchSettings, line: Variant) -> b
 
 
 def is_still_said(
-    loaded: LoadedPair, clip: BenchClip, plan: Plan, earlier: Earlier, kept: Collection[Variant]
+    loaded: LoadedPair, clip: BenchClip, plan: Plan, earlier: JournalContent, kept: Collection[Variant]
 ) -> bool:
     """Whether the lines say of a clip what they said then: other weights under the same name would not.
 
@@ -78,7 +78,7 @@ def is_still_said(
     item = clip.items[0]
     held = next(each for each in earlier.blocks if each.item == item.id)
     with reading() as read:
-        texts = Texts(loaded, read(clip.video), system=plan.system)
+        texts = TextRunner(loaded, read(clip.video), system=plan.system)
     then = {each.variant: each.text for each in held.measurements}
     # What transformers' generate says our own ar says, too.
     ours = {line: Variant(BenchMode.AR) if line.mode is BenchMode.HF_AR else line for line in kept}
@@ -97,7 +97,7 @@ def without(plan: Plan, lines: Collection[Variant]) -> Plan:
 
 def with_earlier(
     measured: Measured,
-    earlier: Earlier,
+    earlier: JournalContent,
     kept: Collection[Variant],
     asked: Mapping[Variant, Collection[str]],
 ) -> Measured:

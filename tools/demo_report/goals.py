@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lvspec_cli.bench.lines import retention
 from lvspec_cli.bench.results import Results
 from lvspec_cli.figures.answers import BenchMode, Contrast, Estimate, ModeResult, Spread
-from lvspec_cli.figures.summary import MIN_RETENTION, Measured, best_of_each, keeps_quality, speedup
+from lvspec_cli.figures.summary import MIN_RETENTION, Measured, best_gammas, keeps_quality, speedup
 from lvspec_cli.types import RelevanceName
 
 CONTROLS = (RelevanceName.PLAUSIBLE, RelevanceName.RANDOM, RelevanceName.LEXICON)
@@ -54,7 +54,7 @@ def is_own(result: ModeResult) -> bool:
 
 
 def best_own(results: Results) -> ModeResult | None:
-    best = best_of_each(results.modes).get(BenchMode.LVSPEC.value)
+    best = best_gammas(results.modes).get(BenchMode.LVSPEC.value)
     return next((each for each in results.modes if each.variant == best), None)
 
 

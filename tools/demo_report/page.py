@@ -17,7 +17,7 @@ from lvspec_cli.bench.lines import (
 )
 from lvspec_cli.bench.results import Results
 from lvspec_cli.figures.answers import BenchMode, Fidelity, Variant
-from lvspec_cli.figures.fidelity import Compared, compare_blocks
+from lvspec_cli.figures.fidelity import Comparison, compare_blocks
 from lvspec_cli.table import Table, markdown_lines
 from tools.demo_report.goals import best_own, goals, is_own, own_rule
 from tools.demo_report.round_shares import shares_of
@@ -200,9 +200,9 @@ def _otherwise(texts: Results) -> Iterator[str]:
     if own is None:
         return
     right = [
-        tuple(judged.facts["all"].found_right for judged in each.judged)
-        for each in compare(texts, own.variant, Variant(BenchMode.AR))
-        if each.judged[0].facts
+        tuple(judgement.facts["all"].found_right for judgement in comparison.judgements)
+        for comparison in compare(texts, own.variant, Variant(BenchMode.AR))
+        if comparison.has_facts
     ]
     more, fewer = sum(ours > ars for ours, ars in right), sum(ours < ars for ours, ars in right)
     if right:
@@ -222,7 +222,7 @@ def _rules(*results: Results) -> Iterator[tuple[str, str]]:
         yield name, ", ".join(f"{key} {value}" for key, value in rule.items() if value != base[key])
 
 
-def compare(results: Results, variant: Variant, reference: Variant) -> list[Compared]:
+def compare(results: Results, variant: Variant, reference: Variant) -> list[Comparison]:
     """The first answer of a variant to each item beside that of the reference in the same block."""
     items = {item.id: item for item in results.items}
     return compare_blocks(items, results.blocks, variant, reference)

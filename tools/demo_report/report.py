@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lvspec_cli.bench.charts import as_file, speedup_bars
+from lvspec_cli.bench.charts import speedup_bars, standalone_svg
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.lines import machine
@@ -33,7 +33,7 @@ from lvspec_cli.bench.run import (
     run_bench,
     write_results,
 )
-from lvspec_cli.bench.variants import NamedRule, ablations, controls, read_rules, rules_of
+from lvspec_cli.bench.variants import NamedRule, ablations, controls, read_rules, rules_by_name
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.figures.summary import Measured
@@ -96,7 +96,7 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     load_plan, request = _prepared(report)
     rule, gamma = request.settings.rule, request.settings.gamma
     others, parts = _others(report, rule), ablations(rule)
-    runs = _Runs(report, load_plan, request, rules_of((*others, *parts)), say)
+    runs = _Runs(report, load_plan, request, rules_by_name((*others, *parts)), say)
     tuned = [_lined(each, gamma) for each in others]
     if report.variants is None:
         tuned += [replace(each, gamma=gamma) for each in controls(rule)]
@@ -123,7 +123,7 @@ def measure_report(report: Report, say: Callable[[str], None]) -> None:
     said = further_said(report, own, (*main, *further))
     chart = report.page.with_suffix(".svg")
     for path, text in (
-        (chart, as_file(speedup_bars(speed.modes) or "")),
+        (chart, standalone_svg(speedup_bars(speed.modes) or "")),
         (report.page, page(texts, speed, report.command, chart, said)),
     ):
         with replacing(path) as stream:
