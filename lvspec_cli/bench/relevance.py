@@ -236,7 +236,8 @@ class _CaptionPass:
             layer: video_states(self._decoder, encoded, layer) for layer in layers if self._needs_video()
         }
         self._tokens = torch.tensor(generation.tokens, dtype=torch.long, device=device)
-        self._decoder.begin(prompts.target, len(generation.tokens))
+        self._prompt = prompts.target
+        self._decoder.begin(self._prompt, len(self._tokens))
 
     def scores(self) -> tuple[dict[Scheme, list[float]], dict[Scheme, float]]:
         """Every scheme's score of each token but the first, and the milliseconds of its preparation."""
@@ -257,7 +258,10 @@ class _CaptionPass:
         """Microseconds to score one round, at the end of the caption."""
         device = self._pair.target.device
         rows = min(self._settings.greatest_gamma + 1, len(self._tokens) - 1)
-        self._decoder.rollback(len(self._tokens) - 1 - rows)
+        # Run anew: what is rolled back is short where layers keep a state.
+        self._decoder.begin(self._prompt, len(self._tokens))
+        if len(self._tokens) > 1 + rows:
+            self._decoder.forward(self._tokens[: -1 - rows])
         passed = self._decoder.forward(self._tokens[-1 - rows : -1], range(self._decoder.layer_count + 1))
         drafted = self._tokens[-rows:][: max(1, rows - 1)]
         microseconds = {}
@@ -274,7 +278,7 @@ class _CaptionPass:
     def _heads(self, passed: Pass, drafted: Tensor) -> dict[Scheme, list[float]]:
         return {
             Scheme(RelevanceName.ATTENTION, layer, head): share
-            for layer in range(self._decoder.layer_count)
+            for layer in self._decoder.attention_layers
             for head, share in enumerate(
                 video_attention(self._decoder, passed, layer, drafted.shape[0]).tolist()
             )
@@ -298,7 +302,9 @@ class _CaptionPass:
 
     def _all_schemes(self) -> Iterator[Scheme]:
         for name in self._schemes:
-            if name in LAYERED:
+            if name is RelevanceName.ATTENTION:
+                yield from (Scheme(name, layer) for layer in self._decoder.attention_layers)
+            elif name in LAYERED:
                 yield from (Scheme(name, layer) for layer in range(self._decoder.layer_count))
             else:
                 yield Scheme(name)
