@@ -70,7 +70,7 @@ class _Fields:
         self._graphs: dict[Hashable, Graph] = {}
 
     def upper(self, frame: VideoFrame) -> VideoFrame:
-        """Half as high as ``frame``, and as wide."""
+        """LocalModel as high as ``frame``, and as wide."""
         key = (frame.width, frame.height, frame.format.name)
         if key not in self._graphs:
             self._graphs = {key: _field_filter(frame)}
