@@ -18,7 +18,7 @@ from lvspec_cli.demo.questions import questions
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import Scene, sample_scene
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.files import replacing, says, sweep
+from lvspec_cli.output.files import has_mark, replacing, sweep
 
 MARK = b'{\n "scene": {'  # what a clip's JSON file begins with
 
@@ -70,7 +70,7 @@ def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) 
         for file, content in ((path, video.getvalue()), (facts, text.encode() + b"\n"))
         if not _holds(file, content)
     }
-    if not force and not says(facts, MARK):
+    if not force and not has_mark(facts, MARK):
         _refuse_others(missing)
     for file, content in missing.items():
         with replacing(file, sync=False) as stream:
