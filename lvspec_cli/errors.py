@@ -27,7 +27,7 @@ from typing import ClassVar
 
 
 class LvspecError(Exception):
-    """A failure that the user can act on: ``cause`` says what and where, ``remedy`` what to do."""
+    """A failure for the user: ``cause`` says what is wrong and where, ``remedy`` what to do."""
 
     exit_code: ClassVar[int] = 1
     kind: ClassVar[str] = "error"
@@ -38,7 +38,7 @@ class LvspecError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[type[LvspecError], tuple[str, str]]:
-        # The default forgets the remedy, and errors cross a process boundary.
+        # The default would lose the remedy when an error is pickled for another process.
         return type(self), (self.cause, self.remedy)
 
 
@@ -53,19 +53,19 @@ class PairError(LvspecError):
 
 
 class NoRoomError(PairError):
-    """Memory does not suffice, on a device or in the machine."""
+    """There is too little memory, on a device or in the machine."""
 
     kind = "no_room"
 
 
 class NotFiniteError(PairError):
-    """The target's logits are NaN or infinite: no token that is chosen from them means anything."""
+    """The target's logits are NaN or infinite, so that its tokens would be meaningless."""
 
     kind = "not_finite"
 
 
 class MachineError(LvspecError):
-    """No fault of any input: what was under way can be done when there is enough again."""
+    """The machine is short of something. No input is at fault, and the command can be run again later."""
 
     exit_code = 3
     kind = "machine"
@@ -126,21 +126,21 @@ ENOUGH = (
 
 
 def shortage_behind(error: Exception) -> MachineError | None:
-    """An error that is not of its file or folder: too few files may be open, whatever was to be opened.
+    """A MachineError if the cause of ``error`` is the limit on open files, whatever file was to be opened.
 
-    What crossed a process boundary, and what a library made of it, only says so in its text.
+    An error from another process, or one that a library converted, shows this only in its text.
     """
-    behind: BaseException | None = error
-    while behind is not None and getattr(behind, "errno", None) not in _OPEN_FILES:
-        behind = behind.__cause__ or behind.__context__
-    words = [os.strerror(number) for number in _OPEN_FILES]
-    said = any(f"({word})" in str(error) or f"] {word}" in str(error) for word in words)
-    if behind is None and not said and not str(error).endswith(tuple(f": {word}" for word in words)):
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in _OPEN_FILES:
+        cause = cause.__cause__ or cause.__context__
+    texts = [os.strerror(number) for number in _OPEN_FILES]
+    in_text = any(f"({text})" in str(error) or f"] {text}" in str(error) for text in texts)
+    if cause is None and not in_text and not str(error).endswith(tuple(f": {text}" for text in texts)):
         return None
     return MachineError(" ".join(str(error).split()), ENOUGH)
 
 
 def check_machine(error: BaseException, what: str) -> None:
-    """:raises MachineError: ``error`` says that the machine is short of something: no file is at fault."""
+    """:raises MachineError: ``error`` means that the machine is short of something: no file is at fault."""
     if isinstance(error, OSError) and error.errno in _SHORTAGES:
         raise MachineError(f"{what} ({error.strerror})", ENOUGH) from error

@@ -14,9 +14,9 @@ _ACTIVE = re.compile(
 
 
 def visible(text: str) -> str:
-    """The same text with every character that could act on a terminal written as an escape.
+    """The same text with escapes for all characters that could control a terminal.
 
-    Tabs and line feeds stay. A file name's undecodable byte reads as ``\\xff``, as it is in the name.
+    Tabs and line feeds stay. A byte of a file name that is not UTF-8 becomes ``\\xff``, for example.
     """
     return _ACTIVE.sub(_escape, text)
 
@@ -27,18 +27,18 @@ def visible_line(text: str) -> str:
 
 
 def shell_words(words: Sequence[str]) -> str:
-    """A command line that can be shown and pasted: as ``$'...'`` what ``visible_line`` would change."""
+    """A command line to print and paste. Words that ``visible_line`` would change become ``$'...'``."""
     return " ".join(quote(word) if visible_line(word) == word else _dollar_quoted(word) for word in words)
 
 
 def _dollar_quoted(word: str) -> str:
     safe = (
-        f"\\{each}"
-        if each in "'\\"
-        else each
-        if visible_line(each) == each
-        else "".join(f"\\x{byte:02x}" for byte in each.encode("utf-8", "surrogateescape"))
-        for each in word
+        f"\\{letter}"
+        if letter in "'\\"
+        else letter
+        if visible_line(letter) == letter
+        else "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
+        for letter in word
     )
     return f"$'{''.join(safe)}'"
 

@@ -1,4 +1,4 @@
-"""What the pipeline tells whoever listens, in order: values only, so that a view is a fold over them."""
+"""Events of the pipeline, in order. They are plain values, so that a view is a fold over them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class ClipReady:
-    """What was taken from the video. Sizes in pixels, times in seconds."""
+    """The clip that was sampled from the video. Sizes in pixels, times in seconds."""
 
     path: Path
     duration: float | None
@@ -70,7 +70,7 @@ class QuestionStarted:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """One round as it was accepted. ``seconds`` since the answer's first token."""
+    """One complete round. ``seconds`` since the answer's first token."""
 
     number: int
     round: Round
@@ -80,7 +80,7 @@ class RoundDone:
 
 @dataclass(frozen=True)
 class Answered:
-    """``tail``: text that had not been shown when the answer ended (a character cut in its middle)."""
+    """``tail``: text that was not in any round's pieces (an incomplete character at the end)."""
 
     record: Record
     tail: str = ""
@@ -88,7 +88,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something was decided that is worth a line."""
+    """A decision that the user should know."""
 
     text: str
 

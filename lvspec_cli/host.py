@@ -1,4 +1,4 @@
-"""What is around this process: the user's folders, the processors, the libraries' talk, the three streams."""
+"""The environment of this process: user folders, processors, messages of libraries, the standard streams."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """For what is remembered from run to run (XDG_STATE_HOME)."""
+    """The folder for data that is kept between runs (XDG_STATE_HOME)."""
     return _folder(environment.get("XDG_STATE_HOME"), ".local/state")
 
 
 def config_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """For what the user writes (XDG_CONFIG_HOME)."""
+    """The folder for the user's configuration (XDG_CONFIG_HOME)."""
     return _folder(environment.get("XDG_CONFIG_HOME"), ".config")
 
 
@@ -29,14 +29,14 @@ def _folder(named: str | None, below_home: str) -> Path | None:
 
 
 def usable_cores() -> int:
-    """Those that this process may run on, at least 1: a cluster's job often gets a few of many."""
+    """The number of cores that this process may use, at least 1. A cluster's job often gets only some."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def quieten_libraries() -> None:
-    """Their advice to programmers is not for the user's terminal. Errors still come through."""
+    """Suppresses warnings of libraries, which are for programmers. Errors are still shown."""
     import logging
     import os
     import warnings
@@ -47,27 +47,27 @@ def quieten_libraries() -> None:
 
 
 class _Lossy(io.FileIO):
-    """A descriptor whose writes never fail: what cannot be written is dropped."""
+    """A descriptor whose writes never fail. Data that cannot be written is dropped."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
             written: int | None = super().write(data)
-            if written is not None:  # None: it would have to wait
+            if written is not None:  # None: writing would block
                 return written
         return len(data)
 
 
 def steady_streams() -> None:
-    """Makes messages optional, for the rest of the process: rows and answers are what counts.
+    """Makes writes to stderr never fail, for the rest of the process: only rows and answers matter.
 
-    A closed one of descriptors 0 to 2 becomes the null device first: the next file that is opened would
-    get its number, and with it whatever a library writes there. Python has None for such a stdin or stdout.
+    First, closed descriptors among 0 to 2 are opened as the null device. Otherwise the next file would get
+    such a number, and libraries would write into it. Python sets such a stdin or stdout to None.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     raw = io.BufferedWriter(_Lossy(2, "w", closefd=False))
     sys.stderr = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)

@@ -5,7 +5,7 @@
     model = lvspec.load("demo")
     record = model.ask("clip.mp4", "What happens?")
 
-What nobody names is what the command line takes: the pair's frames, its rule and its gamma.
+Defaults are those of the command line: the pair's frames, its rule and its gamma.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from lvspec_cli.types import DEFAULT_PROMPT, Clip, DecodeSettings, Mode, Quantis
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
 
-_DECODED_AHEAD = 512 * 2**20  # bytes of frames that wait
+_DECODED_AHEAD = 512 * 2**20  # bytes of frames that are decoded in advance
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is taken of a video: ``frames`` at most, ``fps`` of them a second, between two times in seconds.
+    """How a video is sampled: at most ``frames``, ``fps`` a second, from ``start`` to ``end`` (seconds).
 
-    Without ``frames`` and ``fps`` both are the pair's own, as is ``max_pixels``.
+    Without ``frames`` and ``fps`` the pair's defaults for both are used; ``max_pixels`` has a default, too.
     """
 
     frames: int | None = None
@@ -54,7 +54,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class VideoModel:
-    """A pair in memory. ``load`` makes it.
+    """A pair in memory, made by ``load``.
 
     ``plan``: how it was loaded. ``settings``: how answers are decoded; ``with_settings`` changes them.
     """
@@ -64,7 +64,7 @@ class VideoModel:
     settings: DecodeSettings
 
     def with_settings(self, settings: DecodeSettings) -> VideoModel:
-        """The same models, decoding in another way."""
+        """The same models with other decoding settings."""
         return replace(self, settings=settings)
 
     def ask(
@@ -94,10 +94,10 @@ class VideoModel:
         sampling: Sampling = Sampling(),
         system: str | None = None,
     ) -> Iterator[Record]:
-        """A record for each video, in their order; the next ones are decoded meanwhile.
+        """A record for each video, in order. The next videos are decoded at the same time.
 
-        A video that cannot be read gives a record of status ``error``, and the others go on. Nothing depends
-        on the clock: no answer falls back to the target alone.
+        A video that cannot be read gives a record with status ``error``, and the others continue. Results do
+        not depend on the clock: no answer falls back to the target alone.
 
         :raises LvspecError: the prompt is too long.
         """
@@ -123,8 +123,8 @@ class VideoModel:
     def _request(
         self, video: str | Path, question: str, sampling: Sampling, system: str | None
     ) -> AskRequest:
-        taken = _taken(Path(video), sampling, self.plan.choice.pair.defaults)
-        return AskRequest(taken, (question,), self.settings, system)
+        request = _video_request(Path(video), sampling, self.plan.choice.pair.defaults)
+        return AskRequest(request, (question,), self.settings, system)
 
     def _answered(self, request: AskRequest, clip: Clip) -> Iterator[Record]:
         with memory_errors(self.plan, clip_workload(request, clip)):
@@ -143,12 +143,12 @@ def load(
     draft_device: str | None = None,
     threads: int | None = None,
 ) -> VideoModel:
-    """Loads a pair of ``lvspec models``; ``auto`` is the best one that is here and fits.
+    """Loads a pair of ``lvspec models``. ``auto`` is the best one on this machine that fits.
 
     :param mode: ``lvspec``, ``exact`` or ``ar``, which loads no draft.
     :param models: a models.yaml of your own.
-    :param threads: what torch may use of the CPU, in the whole process; None leaves it alone.
-    :raises PairError: the pair is not here, cannot be read, or does not fit.
+    :param threads: CPU threads of torch, for the whole process; None does not change them.
+    :raises PairError: the pair is not on this machine, cannot be read, or does not fit.
     """
     from lvspec_cli.memory.choose import choose_pair
 
@@ -161,12 +161,12 @@ def load(
         threads=threads,
     )
     settings = replace(settings_of_pair(choice.pair), mode=Mode(mode))
-    request = AskRequest(_taken(Path(), Sampling(), choice.pair.defaults), (), settings)
+    request = AskRequest(_video_request(Path(), Sampling(), choice.pair.defaults), (), settings)
     plan, request = prepared(choice, request)
     return VideoModel(load_models(plan, workload_of(request)), plan, request.settings)
 
 
-def _taken(video: Path, sampling: Sampling, defaults: Defaults) -> VideoRequest:
+def _video_request(video: Path, sampling: Sampling, defaults: Defaults) -> VideoRequest:
     is_sampled = sampling.frames is not None or sampling.fps is not None
     return VideoRequest(
         video,

@@ -1,6 +1,6 @@
-"""The only place that wires the stages together: ``ask``.
+"""Connects all stages: ``ask``.
 
-A batch takes the same parts one by one: ``prepared``, ``load``, ``identify_video``, ``answers``.
+A batch uses the parts one by one: ``prepared``, ``load``, ``identify_video``, ``answers``.
 """
 
 from __future__ import annotations
@@ -75,12 +75,13 @@ def ask(
     trace: Trace | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> list[Record]:
-    """Answers every question in order: the video is decoded and encoded once.
+    """Answers all questions in order. The video is decoded and encoded once.
 
     :param trace: called with each round (``output.trace``).
-    :param interrupted: asked once a round; when true the answer ends with what there is, and no other begins.
-    :raises LvspecError: a video that cannot be read, or not by this pair, also gives one error record a
-        question to ``listen``.
+    :param interrupted: checked once a round; if true, the answer ends with the text so far, and no other
+        starts.
+    :raises LvspecError: if the video cannot be read, or not by this pair, ``listen`` also gets an error
+        record for each question.
     """
     if not request.questions:
         raise UsageError("there is no question", "ask one")
@@ -103,7 +104,7 @@ def ask(
 
 
 def _duration(video: VideoRequest) -> float | None:
-    """Seconds of the file, where that decides how many frames are taken; None if it cannot be looked at."""
+    """Seconds of the file if the number of frames depends on it; None if not, or if it cannot be read."""
     from lvspec_cli.video.decode import probe
     from lvspec_cli.video.sample import is_open_ended
 
@@ -111,7 +112,7 @@ def _duration(video: VideoRequest) -> float | None:
         return None
     try:
         return probe(video.path).duration
-    except LvspecError:  # decoding will say the same
+    except LvspecError:  # decoding will give the same error
         return None
 
 
@@ -121,10 +122,10 @@ def prepared(
     listen: Listener = lambda event: None,
     duration: float | None = None,
 ) -> tuple[LoadPlan, AskRequest]:
-    """How the pair is loaded here, and the request with a gamma that goes with that. No weights are read.
+    """The load plan of the pair, and the request with a gamma that suits it. No weights are read.
 
-    :param duration: seconds of the file, where that decides how many frames are taken.
-    :raises PairError: not all of the pair is here, or it cannot be loaded as it is asked for.
+    :param duration: seconds of the file, if the number of frames depends on it.
+    :raises PairError: a part of the pair is missing, or it cannot be loaded as requested.
     """
     from lvspec_cli.memory.resolve import resolve, workload_of
 
@@ -136,7 +137,7 @@ def prepared(
 
 
 def narrowed(settings: DecodeSettings, width_limit: int | None, listen: Listener) -> DecodeSettings:
-    """Settings whose gamma ``auto`` stays within the rows that are fast. A gamma that was named stays."""
+    """The settings with gamma ``auto`` limited to fast widths. A gamma that the user named stays."""
     from lvspec_cli.memory.plan import gamma_within
 
     most = gamma_within(settings.greatest_gamma, width_limit)
@@ -152,8 +153,8 @@ def narrowed(settings: DecodeSettings, width_limit: int | None, listen: Listener
 
 def check_prompts(plan: LoadPlan, request: AskRequest, texts: Mapping[str, str]) -> None:
     """
-    :param texts: what is to be asked, and where each text comes from.
-    :raises UsageError: one of them is longer than the target or the draft has positions for.
+    :param texts: the questions, each with its origin.
+    :raises UsageError: one of them has more tokens than the target or the draft has positions.
     """
     from lvspec_cli.models.prompt_length import Role, check_texts
 
@@ -164,10 +165,10 @@ def check_prompts(plan: LoadPlan, request: AskRequest, texts: Mapping[str, str])
 
 
 def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: None) -> LoadedPair:
-    """The models of the plan.
+    """Loads the models of the plan.
 
-    :param workload: the largest clip and answer that they are loaded for: it decides where the parts go,
-        where that is not decided yet, and what is said where memory is short.
+    :param workload: the largest clip and answer. It decides the placement, if the plan has none yet, and the
+        remedy if memory is short.
     :raises PairError: they cannot be read, or do not fit.
     """
     with _stage(Stage.LOADING, listen):
@@ -180,7 +181,7 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
         if choice.threads is not None:
             torch.set_num_threads(choice.threads)
         placement = plan.placement or place(plan, workload).placement or Placement()
-        one = ModelRequest(
+        target = ModelRequest(
             plan.target,
             device=choice.device,
             dtype=choice.dtype,
@@ -188,10 +189,10 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
             shares=placement.target,
             captured=choice.cuda_graphs,
         )
-        other = None
+        draft = None
         if plan.draft is not None and loading.draft is not None:
-            other = replace(
-                one,
+            draft = replace(
+                target,
                 source=plan.draft,
                 device=choice.draft_device or choice.device,
                 quantisation=loading.draft,
@@ -199,7 +200,7 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
             )
         with memory_errors(plan, workload):
             return load_models(
-                one, other, progress=lambda done, total: listen(StageAdvanced(Stage.LOADING, done, total))
+                target, draft, progress=lambda done, total: listen(StageAdvanced(Stage.LOADING, done, total))
             )
 
 
@@ -216,10 +217,10 @@ def answers(
     numbers: Sequence[int] | None = None,
     oom_retries: int = 0,
 ) -> Iterator[Record]:
-    """A record for each of the request's questions about the clip, whose video is encoded once.
+    """A record for each of the request's questions about the clip. The video is encoded once.
 
-    :param numbers: which questions, counted from 1; all by default.
-    :param oom_retries: how often the clip has been made smaller, for the records.
+    :param numbers: the questions to answer, counted from 1; all by default.
+    :param oom_retries: how often the clip was made smaller, for the records.
     """
     chosen = range(1, len(request.questions) + 1) if numbers is None else numbers
     run = _Run(plan, request, identity, clip, loaded, listen, trace, oom_retries)
@@ -228,7 +229,7 @@ def answers(
 
 @dataclass(frozen=True)
 class _Run:
-    """What stays the same for all questions about one clip."""
+    """Values that are the same for all questions about one clip."""
 
     plan: LoadPlan
     request: AskRequest
@@ -248,7 +249,7 @@ class _Run:
                 return
             prompts = self._encode(session, number, prompts)
             record = self._answer(session, prompts, number, interrupted)
-            if isinstance(record.audit, Failure):  # its caches are in pieces
+            if isinstance(record.audit, Failure):  # the caches may be inconsistent
                 self.pair.release()
                 session, prompts = Session.of(self.pair), None
             yield record
@@ -276,8 +277,8 @@ class _Run:
     def _has_room(self) -> bool:
         from lvspec_cli.memory.resolve import has_room
 
-        workload, held = clip_workload(self.request, self.clip), self.clip.frames.nbytes
-        return has_room(self.plan, workload, held, self._tokens_of_two)
+        workload = clip_workload(self.request, self.clip)
+        return has_room(self.plan, workload, self.clip.frames.nbytes, self._tokens_of_two)
 
     def _tokens_of_two(self) -> int:
         from lvspec_cli.models.prompt import build_prompts
@@ -308,7 +309,7 @@ class _Run:
         self,
         session: Session,
         prompts: PairPrompts,
-        given: Generation,
+        generation: Generation,
         text: str,
         interrupted: Callable[[], bool],
     ) -> Audit | Failure | None:
@@ -317,9 +318,9 @@ class _Run:
         with _stage(Stage.AUDITING, self.listen):
             try:
                 return audit_answer(
-                    session, self.pair, prompts, self.request.settings, given, text, interrupted
+                    session, self.pair, prompts, self.request.settings, generation, text, interrupted
                 )
-            except Exception as error:  # the answer itself is there, and is kept
+            except Exception as error:  # the answer itself is complete, and is kept
                 if not is_out_of_memory(error):
                     raise
             return Failure(kind="out_of_memory", message="not enough memory to answer in mode ar as well")
@@ -357,7 +358,7 @@ def _stage(stage: Stage, listen: Listener) -> Iterator[None]:
 
 @contextmanager
 def memory_errors(plan: LoadPlan, workload: Workload) -> Iterator[None]:
-    """Too little memory reads as a pair that does not fit, and what would."""
+    """Turns errors of too little memory into a NoRoomError with a change that would fit."""
     from lvspec_cli.memory.resolve import no_room_for
 
     try:
@@ -366,12 +367,12 @@ def memory_errors(plan: LoadPlan, workload: Workload) -> Iterator[None]:
     except (NoRoomError, MemoryError, RuntimeError) as error:
         if not isinstance(error, NoRoomError) and not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold what the failed attempt had in memory
+        traceback.clear_frames(error.__traceback__)  # the frames refer to memory of the failed attempt
     raise no_room_for(plan, workload) from None
 
 
 def clip_workload(request: AskRequest, clip: Clip) -> Workload:
-    """What the request asks for, with the frames that the clip has in place of as many as it may have."""
+    """The workload of the request, with the clip's actual frames and pixels."""
     from lvspec_cli.memory.resolve import workload_of
 
     video = replace(request.video, max_frames=len(clip.frames), max_pixels=clip.width * clip.height)
@@ -379,34 +380,34 @@ def clip_workload(request: AskRequest, clip: Clip) -> Workload:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device's memory, or the machine's, did not suffice."""
+    """Whether the error means too little memory, of the device or of the machine."""
     import torch
 
-    # torch has no class of its own for the machine's memory.
+    # torch has no exception class for the machine's memory.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 
 def identify_video(request: AskRequest) -> FileIdentity:
-    """What the record's key says of the file; without content where it cannot be read."""
+    """The file's identity for the record's key. If it cannot be read, only the name is known."""
     path = request.video.path
     name = request.name if request.name is not None else os.fsencode(path.name)
     try:
         if path.is_file():
             return identify(path, name)
     except OSError as error:
-        # Of anything else decoding, which meets the same file, says what is wrong with it.
+        # Decoding will report any other problem with the file.
         check_machine(error, f"{path} cannot be opened")
     return FileIdentity(name, 0, "")
 
 
 def check_unchanged(request: AskRequest, identity: FileIdentity) -> None:
-    """For after decoding: a record must not have the key of one content and the text of another.
+    """Called after decoding: a record must not have the key of one content and the text of another.
 
-    A file that cannot be looked at any more is as it was: that is another matter, and decoding has met it.
+    A file that cannot be read any more counts as unchanged, because decoding has succeeded or reported it.
 
-    :raises ChangedVideoError: it is not the file any more that ``identity`` was taken of.
+    :raises ChangedVideoError: the file has changed since ``identity`` was determined.
     """
     now = identify_video(request)
     if now.sample and now != identity:
@@ -427,7 +428,7 @@ def _decode(video: VideoRequest, listen: Listener) -> Clip:
 
 
 def clip_ready(clip: Clip) -> ClipReady:
-    """What was taken from the video, for whoever listens."""
+    """The event with the facts about the clip."""
     return ClipReady(
         path=clip.path,
         duration=clip.duration,

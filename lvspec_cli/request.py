@@ -1,4 +1,4 @@
-"""What a user asks for: a pair and how it is loaded, and what is to be said of one clip."""
+"""Requests of a user: a pair and how it is loaded, and questions about one clip."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lvspec_cli.types import DecodeSettings, Loading, Placement, Quantisation, T
 
 @dataclass(frozen=True)
 class PairChoice:
-    """A pair, and what a user said of how it is loaded. ``memory.resolve`` makes a LoadPlan of it.
+    """A pair, and the user's options for loading it. ``memory.resolve`` turns it into a LoadPlan.
 
-    ``note``: why it is this pair, where nobody named it.
-    ``device`` and ``dtype``: as the flags have them, ``auto`` among them.
-    ``quant_target``, ``quant_draft``: what weights are kept in.
-    ``draft_device``: where the draft goes, if that is named.
-    ``cuda_graphs``: an answer's passes are captured, where that works.
-    ``threads``: what torch may use of the CPU, in the whole process; None leaves it alone.
-    ``side_by_side``: how many such pairs share the device, each in a process of its own.
+    ``note``: why this pair was chosen, if the user named none.
+    ``device`` and ``dtype``: the values of the flags, which may be ``auto``.
+    ``quant_target``, ``quant_draft``: the quantisation of the weights.
+    ``draft_device``: the device of the draft, if the user named one.
+    ``cuda_graphs``: capture an answer's passes if that works.
+    ``threads``: CPU threads of torch, for the whole process; None does not change them.
+    ``side_by_side``: number of such pairs that share the device, each in a process of its own.
     """
 
     name: str
@@ -39,11 +39,11 @@ class PairChoice:
 class LoadPlan:
     """How a pair is loaded on this machine, decided before any weights are read.
 
-    ``choice``: its pair is that of the revisions that are here.
-    ``target``, ``draft``: the models' folders; no draft where the mode needs none.
-    ``placement``: where the parts go. None: that is decided when they are loaded.
-    ``width_limit``: rows of a verification that the target's kernels take at once; None: there is no limit.
-    ``notes``: lines about what was decided that are worth saying.
+    ``choice``: with the revisions that are on this machine.
+    ``target``, ``draft``: the models' folders; no draft if the mode needs none.
+    ``placement``: the devices of decoder layers; None if that is decided when the models are loaded.
+    ``width_limit``: rows of a verification that the target's kernels handle at once; None: there is no limit.
+    ``notes``: lines about the decisions, for the user.
     """
 
     choice: PairChoice
@@ -59,8 +59,8 @@ class LoadPlan:
 class AskRequest:
     """Questions about one clip, and how they are answered.
 
-    ``name`` and ``id`` are what records call the video, where its file's name is not meant.
-    ``audit``: the share of the answers that is given in mode ar as well, to compare (``figures.audit``).
+    ``name`` and ``id``: the video's name and id in records, if they are not the file's name.
+    ``audit``: the share of the answers that are also given in mode ar, for comparison (``figures.audit``).
     """
 
     video: VideoRequest

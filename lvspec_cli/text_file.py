@@ -1,6 +1,6 @@
-"""The text of files that people make: UTF-8, or UTF-16 as Windows writes it (Excel's "Unicode text").
+"""Reads text files that people write: UTF-8, or UTF-16 as Windows writes it (Excel's "Unicode text").
 
-Nothing is read without end: every reader names the most that a file of its kind may hold.
+Every reader has a limit on the size of a file.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def read_file(path: Path, most: int) -> bytes:
     :raises UsageError: it is neither, or holds more than ``most`` bytes.
     :raises OSError: it cannot be opened or read.
     """
-    mode = path.stat().st_mode  # before it is opened: to open a device may wait, or do something
+    mode = path.stat().st_mode  # before it is opened, because opening a device may wait or have side effects
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
         raise UsageError(f"{path} is a device or a socket, not a file", "name a file")
     with path.open("rb") as stream:
-        if os.fstat(stream.fileno()).st_size > most:  # before as much memory is taken as is allowed
+        if os.fstat(stream.fileno()).st_size > most:  # before any memory is allocated
             raise _too_large(str(path), most)
         return read_stream(stream, str(path), most)
 
 
 def read_own(path: Path, most: int) -> bytes:
-    """All of a file that lvspec keeps for itself, and which may have become anything: no FIFO is waited for.
+    """The content of a file that lvspec itself writes. It is not read if it is not a regular file any more.
 
     Raises as ``read_file`` does.
     """
@@ -47,7 +47,7 @@ def read_own(path: Path, most: int) -> bytes:
 def read_stream(stream: BinaryIO, name: str, most: int) -> bytes:
     """All of a stream.
 
-    :param name: what messages call it.
+    :param name: its name in messages.
     :raises UsageError: it holds more than ``most`` bytes.
     """
     raw = stream.read(most + 1)
@@ -63,8 +63,8 @@ def _too_large(name: str, most: int) -> UsageError:
 def text_of(raw: bytes, name: str) -> str:
     """The text of a file's bytes, without its byte order mark.
 
-    :param name: what messages call the file.
-    :raises UsageError: it is no text, in neither encoding; the cause names the line.
+    :param name: the file's name in messages.
+    :raises UsageError: it is not text in either encoding; the cause names the line.
     """
     text = text_with_names(raw, name)
     try:
@@ -75,7 +75,7 @@ def text_of(raw: bytes, name: str) -> str:
 
 
 def text_with_names(raw: bytes, name: str) -> str:
-    """As ``text_of``, but bytes that are not UTF-8 stay as surrogates: file names may have them."""
+    """As ``text_of``, but bytes that are not UTF-8 become surrogates, because file names may contain them."""
     if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         try:
             text = raw.decode("utf-16")
@@ -95,6 +95,6 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
     return enumerate(io.StringIO(text, newline=None), 1)
 
 
-def _no_text(name: str, text: str, place: int, what: str) -> UsageError:
-    line = text.count("\n", 0, place) + 1
+def _no_text(name: str, text: str, offset: int, what: str) -> UsageError:
+    line = text.count("\n", 0, offset) + 1
     return UsageError(f"{name}, line {line}: {what}", "save it as UTF-8 text")

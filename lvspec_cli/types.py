@@ -1,4 +1,4 @@
-"""What crosses the seams between stages: frozen values, with shapes and units.
+"""The frozen values that stages exchange, with shapes and units.
 
     video file -> Clip -> Prompt -> prefill -> (draft -> verify -> accept)* -> Generation -> Record
 
@@ -38,7 +38,7 @@ class Mode(StrEnum):
 
 
 class TokenKind(StrEnum):
-    """Why a token stands in the output."""
+    """Why a token is in the output."""
 
     EXACT = "exact"  # the draft's token is the target's own
     FILLER = "filler"  # a loosely accepted visual-irrelevant token, or a tie at an anchor
@@ -55,7 +55,7 @@ class FinishReason(StrEnum):
 
 
 class RelevanceName(StrEnum):
-    """Schemes that tell anchors from fillers (docs/design.md, "The rule")."""
+    """Schemes that distinguish anchors from fillers (docs/design.md, "The rule")."""
 
     ATTENTION = "attention"
     SIMILARITY = "similarity"
@@ -75,9 +75,9 @@ class Looseness(StrEnum):
 
 
 class Quantisation(StrEnum):
-    """How a model's weights are kept; all but the last need no choice by the machine."""
+    """How a model's weights are stored."""
 
-    NONE = "none"  # in the type that is computed in
+    NONE = "none"  # in the compute dtype
     BF16 = "bf16"
     NF4 = "nf4"
     INT8 = "int8"
@@ -85,18 +85,18 @@ class Quantisation(StrEnum):
     AWQ = "awq"
     GPTQ = "gptq"
     TORCHAO_INT4 = "torchao-int4"
-    AUTO = "auto"  # what fits and is fast here
+    AUTO = "auto"  # decided by what fits and is fast on this machine
 
 
 class KeepBy(StrEnum):
-    """Which of the video's tokens a pruned draft sees."""
+    """Which of the video's tokens are kept for a pruned draft."""
 
     EVEN = "even"  # evenly spread
-    ATTENTION = "attention"  # those that the target looks at most when it reads the question
+    ATTENTION = "attention"  # those with the target's highest attention when it reads the question
 
 
 class Gate(StrEnum):
-    """What makes an answer count as failed although there is a text."""
+    """Conditions in which an answer counts as failed although it has a text."""
 
     LENGTH = "length"  # cut at --max-new-tokens
     REPETITION = "repetition"  # stopped by the repetition guard
@@ -105,11 +105,11 @@ class Gate(StrEnum):
 
 @dataclass(frozen=True)
 class Loading:
-    """How a pair is loaded, as far as its answers depend on it."""
+    """How a pair is loaded: the part on which answers depend."""
 
     target: Quantisation
     draft: Quantisation | None  # None in mode ar
-    dtype: str  # that is computed in: float32, bfloat16 or float16
+    dtype: str  # the compute dtype: float32, bfloat16 or float16
     device: str  # the kind: cpu, cuda or mps
 
 
@@ -118,7 +118,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """Bounds that are checked before memory is taken."""
+    """Limits that are checked before memory is allocated."""
 
     canvas_pixels: int = MOST_PIXELS
     sampled_frames: int = 2048
@@ -128,7 +128,7 @@ class VideoLimits:
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """What was asked of one video. Times in seconds of the file's clock, as players show it."""
+    """How one video is sampled. Times are in seconds of the file's clock, as players show it."""
 
     path: Path
     start: float | None = None
@@ -144,7 +144,7 @@ class VideoRequest:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says of the video stream that is read: by its header, but for the times."""
+    """Facts about the video stream that is read, from the header, but times from packets."""
 
     path: Path
     container: str  # FFmpeg's name of the format, such as ``matroska,webm``
@@ -201,7 +201,7 @@ class Prompt:
     next_position: int  # position of the first generated token (the same on every axis)
     video_mask: Tensor  # bool (length,), true at the video's tokens
     prefix_length: int
-    video_inputs: Mapping[str, Tensor]  # what only prefill takes: pixels, grids, seconds per grid
+    video_inputs: Mapping[str, Tensor]  # inputs of prefill only: pixels, grids, seconds per grid
 
     @property
     def length(self) -> int:
@@ -214,7 +214,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PairPrompts:
-    """The same clip and question as the target and as the draft take them."""
+    """The prompts of target and draft for the same clip and question."""
 
     target: Prompt
     draft: Prompt | None  # none in mode ar
@@ -241,11 +241,11 @@ def read_gamma(value: object) -> Gamma:
 class RuleSettings:
     """Thresholds of the rule (docs/design.md, "The rule"). Margins in nats; ``inf`` means no margin.
 
-    A draft token that is not the target's is kept when the target's log probability of it is at
-    most ``margin`` below that of its own token, where the margin falls from ``filler_margin``
-    (relevance 0) to ``anchor_margin`` (relevance at or above ``anchor_threshold``). What begins a
-    sentence decides what it will tell: there ``sentence_margin`` is the most, for shifts too. The
-    ranges hold for models.yaml and the command line alike.
+    A draft token that differs from the target's is accepted if the target's log probability of it is at
+    most ``margin`` below that of its own token. The margin falls from ``filler_margin`` (relevance 0) to
+    ``anchor_margin`` (relevance at or above ``anchor_threshold``). At the first token of a sentence, which
+    decides what the sentence tells, the margin is at most ``sentence_margin``, also for shifts. The ranges
+    apply to models.yaml and to the command line.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -255,22 +255,22 @@ class RuleSettings:
     anchor_margin: Annotated[float, Ge(0)] = 0.5
     filler_margin: Annotated[float, Ge(0)] = 2.0
     sentence_margin: Annotated[float, Ge(0)] = 0.0  # at the first token of a sentence
-    shift_window: Annotated[int, Ge(0), Le(16)] = 2  # places; 0 turns shift off
+    shift_window: Annotated[int, Ge(0), Le(16)] = 2  # positions; 0 turns shift off
     max_loose_run: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 3  # loose tokens in a row
     # Loose tokens among the last loose_window tokens.
     max_loose_in_window: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 6
     loose_window: Annotated[int, Ge(1), Le(MOST_TOKENS)] = 12
     never_loosely: bool = True  # ends, numerals, negations, contraries, loops; false for ablations
     random_rate: Annotated[float, Ge(0), Le(1)] = 0.5  # relevance random: share of mismatches accepted
-    # Relevance from hidden states: which layers of the target.
+    # The target's layers from whose hidden states relevance is computed.
     layers: tuple[Annotated[int, Ge(-1000), Le(999)], ...] = (-1,)
 
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """What a round costs, in steps of the target alone (docs/design.md, "What a round costs").
+    """Costs in a round, in steps of the target alone (docs/design.md, "What a round costs").
 
-    ``draft`` is c, ``overhead`` is o, and v is ``verification`` with ``row`` more for each of gamma + 1 rows.
+    ``draft`` is c, ``overhead`` is o, and v is ``verification`` plus ``row`` for each of gamma + 1 rows.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -283,7 +283,7 @@ class RoundCosts:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What gamma ``auto`` goes by: fixed numbers and no clock, so that an answer can be had again."""
+    """Parameters of gamma ``auto``: constants, not measured times, so that answers are reproducible."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -305,23 +305,23 @@ class DecodeSettings:
     repetition_guard: bool = True
     draft_keep: float = 1.0  # share of the video's tokens that the draft sees
     draft_keep_by: KeepBy = KeepBy.ATTENTION
-    # Goes on without the draft where that is faster. Off, nothing depends on a clock.
+    # Continue without the draft if that is faster. If off, nothing depends on the clock.
     fallback: bool = False
 
     @property
     def greatest_gamma(self) -> int:
-        """The most tokens that a round may draft."""
+        """The most tokens that a round drafts."""
         return self.adaptation.most if self.gamma == "auto" else self.gamma
 
     @property
     def draft_is_guided(self) -> bool:
-        """Whether the draft's video waits for what the target makes of the question."""
+        """Whether the draft encodes the video after the target has read the question, by its attention."""
         return self.mode is not Mode.AR and self.draft_keep < 1 and self.draft_keep_by is KeepBy.ATTENTION
 
 
 @dataclass(frozen=True)
 class Round:
-    """One draft, one verification, one acceptance, and what it added to the output."""
+    """One round: drafting, verification and acceptance, with the tokens that it added to the output."""
 
     tokens: tuple[int, ...]  # added to the output; its length is the accepted length
     kinds: tuple[TokenKind, ...]  # one a token
@@ -329,8 +329,8 @@ class Round:
     target: tuple[int, ...] = ()  # the target's own token at each of gamma + 1 positions
     relevance: tuple[float, ...] = ()  # one a drafted token
     gap: tuple[float, ...] = ()  # nats from the target's token down to the drafted one
-    prefill: bool = False  # true for the token that prefill gives: it belongs to no round
-    fallback: bool = False  # by the target alone, as speculation did not pay
+    prefill: bool = False  # true for the token from prefill, which is not a real round
+    fallback: bool = False  # by the target alone, because speculation was slower
 
 
 @dataclass(frozen=True)
@@ -343,8 +343,8 @@ class DecodeStats:
     accepted_exact: int = 0
     accepted_filler: int = 0
     accepted_shift: int = 0
-    gamma: int = 0  # where it adapts: the most that a round has drafted
-    fallback: bool = False  # some or all of it by the target alone, as speculation did not pay
+    gamma: int = 0  # with gamma auto: the most tokens that a round has drafted
+    fallback: bool = False  # at least a part was decoded by the target alone, because speculation was slower
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -366,7 +366,7 @@ class DecodeStats:
 
 @dataclass(frozen=True)
 class Generation:
-    """One finished answer. ``tokens`` holds the end token when there was one."""
+    """One finished answer. ``tokens`` includes the end token, if there is one."""
 
     tokens: tuple[int, ...]
     kinds: tuple[TokenKind, ...]
@@ -376,31 +376,31 @@ class Generation:
 
 @dataclass(frozen=True)
 class VisionSize:
-    """A vision tower, and how many tokens it makes of frames."""
+    """The dimensions of a vision tower, and the number of tokens for its frames."""
 
     width: int
     mlp: int  # width inside a block
     patch: int  # pixels a side
     merge: int  # patches a side that become one token
-    frames: int = 1  # that share a patch
-    patches_a_frame: int | None = None  # where every frame is scaled to the same size; None: by its pixels
+    frames: int = 1  # frames that share a patch
+    patches_a_frame: int | None = None  # if all frames are scaled to one size; None: depends on the pixels
     tokens_a_frame: int | None = None
-    text_a_frame: int = 0  # tokens of text that the processor writes beside each frame
-    rotates: bool = False  # queries and keys, in float32
+    text_a_frame: int = 0  # tokens of text that the processor adds for each frame
+    rotates: bool = False  # rotary attention, computed in float32
 
     def patches(self, frames: int, pixels: int) -> int:
-        """Of a whole video, at most, when no frame has more than ``pixels``."""
+        """The most patches of a whole video whose frames have at most ``pixels``."""
         return math.ceil(frames / self.frames) * (self.patches_a_frame or pixels // self.patch**2)
 
     def tokens(self, frames: int, pixels: int) -> int:
-        """Visual tokens of a whole video, at most."""
+        """The most visual tokens of a whole video."""
         a_frame = self.tokens_a_frame or pixels // (self.patch * self.merge) ** 2
         return math.ceil(frames / self.frames) * a_frame
 
 
 @dataclass(frozen=True)
 class Share:
-    """What of a model goes to one device: so many decoder layers; the first share has all the rest, too."""
+    """Decoder layers placed on one device. The first share also holds everything else of the model."""
 
     device: str
     layers: int

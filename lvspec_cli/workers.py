@@ -1,6 +1,6 @@
-"""Processes that work for this one, each at its end of a pipe: how they are started, heard and ended.
+"""Worker processes, each with a connection to this one: starting them, receiving messages, ending them.
 
-What becomes of the work of one that dies is the crew's own affair: ``Crew.worker_ended``.
+Subclasses of ``Crew`` decide what happens with the work of a worker that dies (``worker_ended``).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Worker:
     connection: Connection
 
     def send(self, message: object) -> None:
-        """Sends a message; one that has gone does not get it, and hearing will say why it is gone."""
+        """Sends a message. If the worker has ended, receiving will report it."""
         with suppress(OSError):
             self.connection.send(message)
 
     def wait(self) -> tuple[int, str]:
-        """Waits for its end; gives its code, and in words how it ended."""
+        """Waits for its end; returns its exit code, and the code as text."""
         code = self.process.wait()
         return code, how_ended(code)
 
@@ -46,12 +46,12 @@ W = TypeVar("W", bound=Worker)
 
 @dataclass
 class Crew(ABC, Generic[W]):
-    """Workers, and the policy at a death."""
+    """Workers, and the policy for workers that die."""
 
     workers: list[W] = field(default_factory=list, init=False)
 
     def heard(self, timeout: float | None = None) -> Iterator[tuple[W, Any]]:
-        """A message of each worker that has one; waits for the first.
+        """One message from each worker that has sent one; waits for the first.
 
         :param timeout: seconds to wait at most.
         :raises LvspecError: a worker sends one, or ``worker_ended`` does.
@@ -70,7 +70,7 @@ class Crew(ABC, Generic[W]):
 
     @abstractmethod
     def worker_ended(self, worker: W) -> None:
-        """What is done when a worker has gone."""
+        """Called when a worker has ended."""
 
     def close(self) -> None:
         """Ends all workers."""
@@ -79,7 +79,7 @@ class Crew(ABC, Generic[W]):
 
 
 def start_worker(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
-    """Runs a module with the other end of a connection.
+    """Runs a module in a process that gets the other end of a connection.
 
     :raises OSError: no process can be started.
     """

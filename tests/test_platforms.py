@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from lvspec_cli.batch import names
-from lvspec_cli.batch.names import Place, names_of
+from lvspec_cli.batch.names import Location, names_of
 from lvspec_cli.errors import OutputError
 from lvspec_cli.output import files
 from lvspec_cli.output.jsonl import RecordFile
@@ -153,8 +153,8 @@ def test_names_of_files_have_slashes_on_windows(monkeypatch: pytest.MonkeyPatch)
     windows = SimpleNamespace(path=ntpath, sep="\\", fsencode=os.fsencode)
     monkeypatch.setattr(names, "os", windows)
     root = b"C:\\clips"
-    places = [Place(b"C:\\clips\\a.mp4", root), Place(b"C:\\clips\\more\\b.mp4", root)]
+    places = [Location(b"C:\\clips\\a.mp4", root), Location(b"C:\\clips\\more\\b.mp4", root)]
     assert names_of(places) == [b"a.mp4", b"more/b.mp4"]
-    assert names_of([*places, Place(b"D:\\c.mp4", b"D:\\")])[::2] == [b"C:/clips/a.mp4", b"D:/c.mp4"]
+    assert names_of([*places, Location(b"D:\\c.mp4", b"D:\\")])[::2] == [b"C:/clips/a.mp4", b"D:/c.mp4"]
     assert names.is_in(b"C:\\clips\\a.mp4", root)
     assert not names.is_in(b"C:\\clipsa.mp4", root)

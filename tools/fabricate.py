@@ -17,7 +17,7 @@ from lvspec_cli.memory.sizes import size_of_model
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
-from lvspec_cli.models.load import LoadedModel, choose_dtype, take_kernels
+from lvspec_cli.models.load import LoadedModel, choose_dtype, install_kernels
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.quantise import torchao_format
 from lvspec_cli.models.read import read_config
@@ -76,7 +76,7 @@ def fabricate(
             layers[0] = layer
     model.config = config
     workspace = workspace_for([device], quantisation) if captured else None
-    take_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
+    install_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
     return LoadedModel(
         name=name,
         model=model.eval().requires_grad_(False),

@@ -1,6 +1,6 @@
-"""One work answered: what fails becomes a record, and too little memory makes the clip smaller.
+"""Answers one work. Failures become records; if memory is short, the clip is made smaller.
 
-``--fail-on`` says which answers count as failed although there is a text.
+Gates (``--fail-on``) make answers count as failed although they have a text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
 
 OnOutOfMemory = Literal["shrink", "fail"]
-LEAST_PIXELS = 112 * 112  # of a frame that is still worth looking at
+LEAST_PIXELS = 112 * 112  # the smallest frame that is still useful
 LEAST_FRAMES = 2
 
 
@@ -33,16 +33,16 @@ class OutOfMemoryError(LvspecError):
 
 
 class DeviceLostError(PairError):
-    """The GPU failed in a way that it does not recover from in this process."""
+    """The GPU failed, and cannot be used in this process any more."""
 
     kind = "device_lost"
 
 
 @dataclass(frozen=True)
 class Answering:
-    """What answers every work: the loaded pair and what to do when memory is short.
+    """Answers works with a loaded pair.
 
-    ``read`` decodes a video again, for a clip that has to be smaller.
+    ``read`` decodes a video again, if its clip has to be smaller.
     """
 
     pair: LoadedPair
@@ -53,46 +53,46 @@ class Answering:
     interrupted: Callable[[], bool]
 
     def answer(self, work: Work, clip: Clip) -> Iterator[Record]:
-        """A record for each of the work's prompts, but for one that was interrupted and those after it.
+        """A record for each of the work's prompts. After an interruption, the remaining prompts get none.
 
-        :raises DeviceLostError: after the records, as no other clip could be answered.
-        :raises NotFiniteError: as every other clip would fail in the same way.
+        :raises DeviceLostError: after the records, because no other clip can be answered.
+        :raises NotFiniteError: because every other clip would fail in the same way.
         """
         self.listen(clip_ready(clip))
-        left, retries = list(work.numbers), 0
-        while left:
+        pending, retries = list(work.numbers), 0
+        while pending:
             try:
-                for record in self._records(work, clip, left, retries):
+                for record in self._records(work, clip, pending, retries):
                     if record.finish_reason is FinishReason.INTERRUPTED:
                         return
-                    del left[0]
+                    del pending[0]
                     yield record
-                return  # also where an interruption came between two prompts
+                return  # also after an interruption between two prompts
             except NotFiniteError:
                 raise
             except Exception as error:
                 failure = explained(error)
             if self.interrupted():
-                return  # what a library made of the signal is no failure of the clip
+                return  # a library turned the signal into an error: the clip has not failed
             if failure is not None:
-                yield from self.failed(work, failure, left)
+                yield from self.failed(work, failure, pending)
                 check_devices()
                 return
             self.pair.release()
             _release_memory()
             smaller = smaller_request(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
             if smaller is None:
-                yield from self.failed(work, too_large(self.plan, work.request, clip), left)
+                yield from self.failed(work, too_large(self.plan, work.request, clip), pending)
                 return
             retries += 1
             try:
                 clip = self.read(smaller)
             except VideoError as unreadable:
-                yield from self.failed(work, unreadable, left)
+                yield from self.failed(work, unreadable, pending)
                 return
 
     def failed(self, work: Work, error: LvspecError, numbers: list[int] | None = None) -> Iterator[Record]:
-        """An error record for each prompt that is left."""
+        """An error record for each of the given prompts, by default for all of the work."""
         for number in numbers if numbers is not None else work.numbers:
             record = failed_record(self.plan, work.request, work.identity, number, error)
             self.listen(Answered(record))
@@ -113,7 +113,7 @@ class Answering:
 
 
 def explained(error: Exception) -> LvspecError | None:
-    """What went wrong with one clip, as an error that a record can hold; None where memory was short."""
+    """An exception of one clip as an error for its record; None if memory was short."""
     if isinstance(error, LvspecError):
         return error
     if is_out_of_memory(error):
@@ -122,7 +122,7 @@ def explained(error: Exception) -> LvspecError | None:
 
 
 def check_devices() -> None:
-    """:raises DeviceLostError: after an illegal access, say, a GPU refuses all else in this process."""
+    """:raises DeviceLostError: a GPU does not work any more, for example after an illegal access."""
     import torch
 
     if not torch.cuda.is_initialized():
@@ -139,23 +139,23 @@ def check_devices() -> None:
 
 
 def too_large(plan: LoadPlan, request: AskRequest, clip: Clip) -> OutOfMemoryError:
-    """That memory did not suffice for a clip, and what would fit."""
-    said = no_room_for(plan, clip_workload(request, clip))
-    return OutOfMemoryError(f"{said.cause}; try: {said.remedy}")
+    """The error for a clip that does not fit into memory, with a change that would fit."""
+    error = no_room_for(plan, clip_workload(request, clip))
+    return OutOfMemoryError(f"{error.cause}; try: {error.remedy}")
 
 
-def smaller_request(asked: VideoRequest, clip: Clip) -> VideoRequest | None:
-    """A request for half the pixels of what the clip has, then half the frames; None at the smallest."""
+def smaller_request(request: VideoRequest, clip: Clip) -> VideoRequest | None:
+    """A request for half the clip's pixels, or else for half its frames; None if both are minimal."""
     pixels, frames = clip.width * clip.height, len(clip.timestamps)
     if pixels // 2 >= LEAST_PIXELS:
-        return replace(asked, max_pixels=pixels // 2, max_frames=frames)
+        return replace(request, max_pixels=pixels // 2, max_frames=frames)
     if frames // 2 >= LEAST_FRAMES:
-        return replace(asked, max_pixels=pixels, max_frames=frames // 2)
+        return replace(request, max_pixels=pixels, max_frames=frames // 2)
     return None
 
 
 def _release_memory() -> None:
-    """What the failed attempt held goes back, so that the next one has all of it."""
+    """Frees the memory of the failed attempt for the next one."""
     import gc
 
     import torch
@@ -166,7 +166,7 @@ def _release_memory() -> None:
 
 
 def gated(record: Record, gates: Collection[Gate]) -> Record:
-    """The record, made an error that keeps its text where it meets one of the gates."""
+    """The record. If it meets one of the gates, it becomes an error that keeps its text."""
     if record.status != "ok":
         return record
     met = next((gate for gate in Gate if gate in gates and _meets(record, gate)), None)

@@ -1,4 +1,4 @@
-"""How long rows took on this machine, and what a video would take: what ``--dry-run`` tells."""
+"""The forecast of ``--dry-run``: the time of past rows on this machine, and the frames of a video."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT_RUNS = 200
 
 @dataclass(frozen=True)
 class PastRun:
-    """One run: with what, how many rows it wrote and in how many seconds, loading not counted."""
+    """One run: its settings, the number of rows that it wrote, and its seconds without loading."""
 
     pair: str
     mode: str
@@ -31,34 +31,31 @@ class PastRun:
     frames: int | None
     rows: Annotated[int, Ge(0)]
     seconds: Annotated[float, Ge(0), Le(1e9)]  # neither infinite nor not-a-number
-    audit: float = 0.0  # share of the rows that was answered twice
+    audit: float = 0.0  # share of the rows that were answered twice
 
 
 _RUN = TypeAdapter(PastRun)
 
 
 def history_file() -> Path | None:
-    """``runs.jsonl`` in the user's folder for state, if there is one."""
+    """``runs.jsonl`` in the user's state folder, if the user has one."""
     folder = state_folder()
     return folder and folder / "runs.jsonl"
 
 
 def remember(run: PastRun, file: Path | None) -> None:
-    """Adds a run. A history that cannot be written is no failure, and one that cannot be read begins anew."""
+    """Adds a run to the history. A history that cannot be written is ignored, an unreadable one replaced."""
     if file is None:
         return
     with suppress(OSError, OutputError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [_RUN.dump_json(each) for each in [*past_runs(file)[1 - KEPT_RUNS :], run]]
+        lines = [_RUN.dump_json(past) for past in [*past_runs(file)[1 - KEPT_RUNS :], run]]
         with replacing(file, sync=False) as stream:
             stream.write(b"".join(line + b"\n" for line in lines))
 
 
 def past_runs(file: Path | None) -> list[PastRun]:
-    """All that is remembered, the oldest first; lines that say something else are passed over.
-
-    So is a whole file that is too large, or none.
-    """
+    """All runs in the history, oldest first. Invalid lines and a file that is too large are skipped."""
     runs: list[PastRun] = []
     with suppress(OSError, UsageError):
         for line in read_own(file, SETTINGS).splitlines() if file else ():
@@ -68,20 +65,20 @@ def past_runs(file: Path | None) -> list[PastRun]:
 
 
 def seconds_a_row(runs: list[PastRun], like: PastRun) -> float | None:
-    """Seconds that a row took in the last run that is like this one in all but rows and seconds."""
+    """Seconds a row in the last run with the same settings; None if there is none."""
     same = [
         run for run in runs if replace(run, rows=like.rows, seconds=like.seconds) == like and run.rows > 0
     ]
     return same[-1].seconds / same[-1].rows if same else None
 
 
-FALLBACK_RATE = 25.0  # frames a second, where the header says nothing
-_MOST_FRAMES = 10_000_000  # of a video: a header may give it any rate
+FALLBACK_RATE = 25.0  # frames a second, if the header gives none
+_MOST_FRAMES = 10_000_000  # of a video, because a header may give any rate
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Frames that would be taken and their size in pixels; ``timestamps`` in seconds."""
+    """The frames that would be sampled, their size in pixels, and their ``timestamps`` in seconds."""
 
     timestamps: tuple[float, ...]
     width: int
@@ -89,7 +86,7 @@ class Forecast:
 
 
 def forecast(info: VideoInfo, request: VideoRequest) -> Forecast:
-    """As ``read_clip`` would choose them were the header's frame rate true and even."""
+    """The frames that ``read_clip`` would sample if the header's frame rate is true and constant."""
     import numpy as np
 
     from lvspec_cli.video.geometry import fitted_size

@@ -1,4 +1,4 @@
-"""Which videos a batch takes: files, folders and lists of jobs, in a fixed order, each once."""
+"""The inputs of a batch, from files, folders and lists of jobs: in a fixed order, each once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from lvspec_cli.batch.lists import is_jobs_file, read_jobs
 from lvspec_cli.batch.names import (
     VIDEO_SUFFIXES,
-    Place,
-    Taken,
+    Location,
+    Selects,
     absolute,
+    location_in,
     names_of,
-    place_in,
-    refusal,
-    taken_by,
+    reading_error,
+    selection_by,
     walk,
 )
 from lvspec_cli.batch.names import Collected as Collected
@@ -28,77 +28,78 @@ from lvspec_cli.video.source import shown
 
 
 def collect(sources: Sequence[Path], *, recursive: bool = True, glob: str | None = None) -> Collected:
-    """The videos that ``sources`` name, in their order; a folder's in the order of their paths' bytes.
+    """The videos of ``sources``, in their order. A folder's videos are sorted by the bytes of their paths.
 
-    A source is a file, whatever its suffix, a folder, or a CSV, TSV or JSONL file of jobs. In folders files
-    with a video's suffix are taken, or those that ``glob`` matches; hidden ones are not, nor what is no
-    regular file. A file met twice is one input, unless its stretch, prompts or id differ.
+    A source is a file with any suffix, a folder, or a CSV, TSV or JSONL file of jobs. A folder gives its
+    files with the suffix of a video, or those that match ``glob``, but not hidden files and only regular
+    ones. A file that occurs twice is one input, unless stretch, prompts or id differ.
 
-    :raises NoInputError: nothing was found at all, or a file of jobs is not there.
-    :raises UsageError: a file of jobs is wrong.
+    :raises NoInputError: there is no video, or a file of jobs is missing.
+    :raises UsageError: a file of jobs is not valid.
     """
-    takes = taken_by(glob)
-    found = _once(each for source in sources for each in _found(source, recursive, takes))
-    names = names_of([each.place for each in found])
-    items = [replace(each.item, name=name) for each, name in zip(found, names, strict=True)]
+    selects = selection_by(glob)
+    entries = _unique(entry for source in sources for entry in _entries(source, recursive, selects))
+    names = names_of([entry.location for entry in entries])
+    items = [replace(entry.item, name=name) for entry, name in zip(entries, names, strict=True)]
     inputs = tuple(item for item in items if isinstance(item, Input))
     problems = tuple(item for item in items if isinstance(item, Problem))
     if not inputs and all(isinstance(problem.error, NoInputError) for problem in problems):
-        raise _nothing(sources, problems, recursive, glob)
+        raise _no_input(sources, problems, recursive, glob)
     return Collected(inputs, problems)
 
 
 @dataclass(frozen=True)
-class _Found:
-    item: Input | Problem  # under a name that only holds among its source's
-    place: Place
-    real: bytes  # its path without links
+class _Entry:
+    item: Input | Problem  # with a name that is not final
+    location: Location
+    real: bytes  # the path with links resolved
 
 
-def _found(source: Path, recursive: bool, takes: Taken) -> Iterator[_Found]:
+def _entries(source: Path, recursive: bool, selects: Selects) -> Iterator[_Entry]:
     try:
         mode = source.stat().st_mode
     except (OSError, ValueError):  # ValueError: a NUL in the name
         mode = 0
     if stat.S_ISDIR(mode):
-        yield from _in_folder(source, recursive, takes)
+        yield from _in_folder(source, recursive, selects)
     elif is_jobs_file(source):
         yield from _jobs(source)
     else:
-        error = None if stat.S_ISREG(mode) else refusal(source)
-        where = absolute(source)
-        yield _Found(_item(source, error), place_in(where, os.path.dirname(where)), os.path.realpath(where))
+        error = None if stat.S_ISREG(mode) else reading_error(source)
+        path = absolute(source)
+        location = location_in(path, os.path.dirname(path))
+        yield _Entry(_item(source, error), location, os.path.realpath(path))
 
 
-def _in_folder(folder: Path, recursive: bool, takes: Taken) -> Iterator[_Found]:
+def _in_folder(folder: Path, recursive: bool, selects: Selects) -> Iterator[_Entry]:
     root = absolute(folder)
-    for met in walk(folder, recursive=recursive, takes=takes):
-        where = os.path.join(root, met.relative) if met.relative else root
-        item = _item(folder / os.fsdecode(met.relative), met.error)
-        yield _Found(item, Place(where, root), met.real)
+    for entry in walk(folder, recursive=recursive, selects=selects):
+        path = os.path.join(root, entry.relative) if entry.relative else root
+        item = _item(folder / os.fsdecode(entry.relative), entry.error)
+        yield _Entry(item, Location(path, root), entry.real)
 
 
-def _jobs(file: Path) -> Iterator[_Found]:
+def _jobs(file: Path) -> Iterator[_Entry]:
     folder = absolute(file.parent)
     for job in read_jobs(file):
-        where = absolute(job.path)
-        yield _Found(job, place_in(where, folder), os.path.realpath(where))
+        path = absolute(job.path)
+        yield _Entry(job, location_in(path, folder), os.path.realpath(path))
 
 
 def _item(path: Path, error: LvspecError | None) -> Input | Problem:
     return Input(path, b"") if error is None else Problem(path, b"", error)
 
 
-def _once(found: Iterable[_Found]) -> list[_Found]:
-    kept: dict[tuple[object, ...], _Found] = {}
-    for each in found:
-        item = each.item
+def _unique(entries: Iterable[_Entry]) -> list[_Entry]:
+    unique: dict[tuple[object, ...], _Entry] = {}
+    for entry in entries:
+        item = entry.item
         job = (item.start, item.end, item.prompts, item.id) if isinstance(item, Input) else ()
-        kept.setdefault((each.real, *job), each)
-    return list(kept.values())
+        unique.setdefault((entry.real, *job), entry)
+    return list(unique.values())
 
 
-def _nothing(
+def _no_input(
     sources: Sequence[Path], problems: Sequence[Problem], recursive: bool, glob: str | None
 ) -> NoInputError:
     if not sources:

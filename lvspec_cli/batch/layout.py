@@ -1,6 +1,6 @@
-"""Inputs -> works: where each video is cut, and what is asked of each stretch.
+"""Inputs -> works: cuts each video into stretches, and fills in the prompts of each stretch.
 
-A prompt may name what is known of the clip: ``{name}`` and ``{duration}``.
+The fields of a prompt are ``{name}`` and ``{duration}``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path, PurePath
 from string import Formatter
 
@@ -26,7 +27,7 @@ Scenes = Callable[[VideoRequest], Sequence[Stretch]]
 
 @dataclass(frozen=True)
 class Cutting:
-    """How long videos are cut: every ``seconds`` with ``overlap``, or at changes of the scene."""
+    """How videos are cut: every ``seconds`` with ``overlap``, or at changes of the scene."""
 
     seconds: float | None = None
     overlap: float = 0.0
@@ -49,26 +50,27 @@ def lay_out(
 ) -> list[Work]:
     """The works of all inputs, in their order.
 
-    ``base`` has the prompts' templates in ``questions`` and all of the video's options but its path. A file
-    that cannot be read stays whole: decoding meets the same error, and that becomes its record. One whose
-    cuts took too long to find is an error at once: nobody asked for a caption of all of it.
+    ``base`` has the templates of the prompts in ``questions``, and all options of the video except its path.
+    A file that cannot be read is not cut: decoding gives the same error for its record. A file whose cuts
+    took too long to find gets an error here, because the user did not ask for a caption of the whole file.
     """
     requests = [request_for(base, item) for item in inputs]
-    timed = [not cutting.whole or any("{duration" in text for text in one.questions) for one in requests]
-    known = iter(probes(one.video.path for one, wanted in zip(requests, timed, strict=True) if wanted))
+    needs_probe = [
+        not cutting.whole or any("{duration" in text for text in request.questions) for request in requests
+    ]
+    probed = iter(probes(request.video.path for request in compress(requests, needs_probe)))
     works: list[Work] = []
-    for number, (request, wanted) in enumerate(zip(requests, timed, strict=True), start=1):
-        found = next(known) if wanted else None
-        info = found if isinstance(found, VideoInfo) else None
+    for number, (request, needed) in enumerate(zip(requests, needs_probe, strict=True), start=1):
+        result = next(probed) if needed else None
+        info = result if isinstance(result, VideoInfo) else None
         duration = info.duration if info else None
         try:
-            if isinstance(found, DecodeTimeoutError) and not cutting.whole:
-                raise found
-            works += [
-                make_work(plan, _prompted(one, duration)) for one in _cut(request, cutting, info, scenes)
-            ]
+            if isinstance(result, DecodeTimeoutError) and not cutting.whole:
+                raise result
+            stretches = _cut(request, cutting, info, scenes)
+            works += [make_work(plan, _with_prompts(stretch, duration)) for stretch in stretches]
         except DecodeTimeoutError as error:
-            works.append(replace(make_work(plan, _prompted(request, duration)), error=error))
+            works.append(replace(make_work(plan, _with_prompts(request, duration)), error=error))
         progress(number, len(inputs))
     return works
 
@@ -86,7 +88,8 @@ def request_for(base: AskRequest, item: Input) -> AskRequest:
     )
 
 
-def _prompted(request: AskRequest, duration: float | None) -> AskRequest:
+def _with_prompts(request: AskRequest, duration: float | None) -> AskRequest:
+    """The request with its prompts filled in."""
     start, end = request.video.start or 0.0, request.video.end if request.video.end is not None else duration
     length = None if end is None else end - start
     stem = PurePath(os.fsdecode(request.name or b"")).stem
@@ -107,11 +110,11 @@ def _cut(
         except DecodeTimeoutError:
             raise
         except (VideoError, NoInputError, UsageError):
-            pass  # decoding will say the same
+            pass  # decoding will give the same error
     elif cutting.seconds is not None and info is not None and info.duration is not None:
         end = info.duration if video.end is None else min(video.end, info.duration)
         cut = even_segments(video.start or 0.0, end, cutting.seconds, cutting.overlap)
-        stretches = [stretch for stretch in cut if stretch.end > info.begins]  # the others show nothing
+        stretches = [stretch for stretch in cut if stretch.end > info.begins]  # earlier ones have no picture
     if not stretches:
         yield request
     for stretch in stretches:
@@ -133,7 +136,7 @@ def check_template(template: str, where: str) -> None:
 
 
 def check_file(text: str, file: str) -> None:
-    """As ``check_template`` for a file that is one prompt; the error names the line. No field goes beyond."""
+    """As ``check_template``, for a file with one prompt. The error names the line."""
     for number, line in lines_of(text):
         check_template(line.removesuffix("\n"), f"{file}, line {number}")
 

@@ -1,4 +1,4 @@
-"""Lists of inputs: paths on lines, and jobs in CSV, TSV or JSONL."""
+"""Lists of inputs: paths, one a line, and jobs in CSV, TSV or JSONL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from lvspec_cli.batch.names import Input, absolute, names_of, place_in
+from lvspec_cli.batch.names import Input, absolute, location_in, names_of
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.text_file import LISTS, lines_of, read_file, text_with_names
 from lvspec_cli.video.sample import parse_time
@@ -26,17 +26,17 @@ _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 def read_paths(raw: bytes, name: str, *, nul: bool = False) -> tuple[Path, ...]:
-    """One path a line, or ended by NUL; relative ones are relative to the current folder.
+    """Reads paths, one a line or separated by NUL. Relative paths are relative to the current folder.
 
-    :param name: what messages call the list.
-    :raises UsageError: a NUL among lines.
+    :param name: the list's name in messages.
+    :raises UsageError: there is a NUL in a list of lines.
     """
     paths = raw.split(b"\0") if nul else _lines(raw, name)
     return tuple(Path(os.fsdecode(path)) for path in paths if path)
 
 
 def _lines(raw: bytes, name: str) -> list[bytes]:
-    if b"\0" in raw:  # UTF-16 has NULs at the ends of lines; a name may begin like it, but has none
+    if b"\0" in raw:  # UTF-16 contains NULs; a file name may begin like UTF-16, but never contains a NUL
         try:
             raw = text_with_names(raw, name).encode("utf-8", "surrogateescape")
         except UsageError as error:
@@ -46,21 +46,21 @@ def _lines(raw: bytes, name: str) -> list[bytes]:
 
 
 def is_jobs_file(path: Path) -> bool:
-    """Whether ``path`` is a list of jobs rather than a video, by its suffix."""
+    """Whether ``path`` is a list of jobs and not a video, by its suffix."""
     return path.suffix.lower() in (".csv", ".tsv", ".jsonl")
 
 
 def read_jobs(file: Path) -> tuple[Input, ...]:
-    """The jobs in a CSV file with a header, or a JSONL file.
+    """The jobs in a CSV file with a header, or in a JSONL file.
 
-    Each has a ``path``, and may have ``start``, ``end``, ``prompt`` and ``id``. Commas, semicolons or tabs
-    part the cells of CSV: its header shows which.
+    Each has a ``path``, and may have ``start``, ``end``, ``prompt`` and ``id``. The delimiter of CSV (comma,
+    semicolon or tab) is detected from the header.
 
-    Relative paths are relative to the file's folder. Times are as ``parse_time`` takes them, in JSONL numbers
-    of seconds as well; there ``prompt`` may be a list.
+    Relative paths are relative to the file's folder. Times have the form of ``parse_time``. In JSONL times
+    may also be numbers of seconds, and ``prompt`` may be a list.
 
     :raises NoInputError: the file cannot be read.
-    :raises UsageError: a job is wrong; it says which line and column.
+    :raises UsageError: a job is not valid; the cause names the line and the column.
     """
     try:
         text = text_with_names(read_file(file, LISTS), shown(file))
@@ -77,7 +77,7 @@ def read_jobs(file: Path) -> tuple[Input, ...]:
             raise _wrong(file, line, what, "give each job its own")
         jobs.append(job)
     folder = absolute(file.parent)
-    names = names_of([place_in(absolute(job.path), folder) for job in jobs])
+    names = names_of([location_in(absolute(job.path), folder) for job in jobs])
     return tuple(replace(job, name=name) for job, name in zip(jobs, names, strict=True))
 
 
@@ -87,14 +87,14 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     header: list[str] = []
     line = 1
     try:
-        for cells in map(_filled, reader):
+        for cells in map(_stripped, reader):
             if cells and not header:
                 header = _header(cells, file, line)
             elif len(cells) > len(header):
                 what = f"{len(cells)} cells under {len(header)} columns"
                 raise _wrong(file, line, what, f'put a cell that has a {_DELIMITERS[delimiter]} in quotes: "')
             elif cells:
-                yield line, _named(header, cells, delimiter)
+                yield line, _row(header, cells, delimiter)
             line = reader.line_num + 1
     except csv.Error as error:
         raise _wrong(file, line, f"not CSV ({error})", "double a quote inside a quoted cell") from None
@@ -102,22 +102,22 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise _wrong(file, 1, "no header", f"name the columns: {', '.join(JobRow.model_fields)}")
 
 
-def _delimiter(text: str, usual: str) -> str:
-    """What parts the columns' names in the header, the first line that has any."""
+def _delimiter(text: str, default: str) -> str:
+    """The most frequent delimiter in the header, which is the first line that is not empty."""
     header = next((line for _, line in lines_of(text) if line.strip(' ,;\t\n"')), "")
-    return max((usual, *_DELIMITERS), key=header.count)
+    return max((default, *_DELIMITERS), key=header.count)
 
 
-def _filled(cells: list[str]) -> list[str]:
-    """A row without the empty cells at its end: spreadsheets fill rows up."""
+def _stripped(cells: list[str]) -> list[str]:
+    """A row without empty cells at its end, which spreadsheets add."""
     while cells and not cells[-1].strip():
         del cells[-1]
     return cells
 
 
-def _named(header: list[str], cells: list[str], delimiter: str) -> Mapping[str, str]:
+def _row(header: list[str], cells: list[str], delimiter: str) -> Mapping[str, str]:
     row = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
-    if delimiter == ";":  # written where the comma is the decimal mark
+    if delimiter == ";":  # used in countries with a decimal comma
         row |= {name: row[name].replace(",", ".") for name in ("start", "end") if name in row}
     return row
 
@@ -140,8 +140,8 @@ def _json_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]
         try:
             row = json.loads(content)
         except (ValueError, RecursionError) as error:
-            place = f" at character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            what = f"not JSON ({getattr(error, 'msg', error)}{place})"
+            position = f" at character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            what = f"not JSON ({getattr(error, 'msg', error)}{position})"
             raise _wrong(file, line, what, "write one object a line") from None
         if not isinstance(row, dict):
             raise _wrong(file, line, "not an object", 'write {"path": "clip.mp4"}')
@@ -160,9 +160,9 @@ def _check_field(name: str, file: Path, line: int) -> None:
 def _job(row: Mapping[str, Any], file: Path, line: int) -> Input:
     if "path" not in row:
         raise _wrong(file, line, "no path", "name the video in path")
-    place = _place(file, line)
-    job = read_row(JobRow, row, place)
-    return Input(file.parent / job.path, b"", job.start, job.end, job.prompt, job.id, place)
+    origin = _origin(file, line)
+    job = read_row(JobRow, row, origin)
+    return Input(file.parent / job.path, b"", job.start, job.end, job.prompt, job.id, origin)
 
 
 def _file_name(value: Any) -> str:
@@ -184,7 +184,7 @@ def _seconds(value: Any) -> float:
 
 
 def _prompts(value: Any) -> tuple[str, ...]:
-    return tuple(_text(each) for each in (value if isinstance(value, list) else [value]))
+    return tuple(map(_text, value if isinstance(value, list) else [value]))
 
 
 def _identifier(value: Any) -> str:
@@ -202,7 +202,7 @@ def _text(value: Any) -> str:
 
 
 class ClipRow(BaseModel):
-    """What every list of clips may say of one: its file, and the stretch that is meant, in seconds."""
+    """The fields of every list of clips: the file, and the stretch in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -218,7 +218,7 @@ class ClipRow(BaseModel):
             return None
         try:
             return _READERS[name](value)
-        except (UsageError, ValueError, OverflowError) as error:  # the last two: a number that is too long
+        except (UsageError, ValueError, OverflowError) as error:  # the last two: a number has too many digits
             context = {"remedy": getattr(error, "remedy", ""), "cause": str(error)}
             raise PydanticCustomError("unfit", "{cause}", context) from None
 
@@ -237,29 +237,30 @@ R = TypeVar("R", bound=ClipRow)
 
 
 def read_row(
-    kind: type[R], row: str | Mapping[str, Any], place: str, late: str = "end: it is not after start"
+    kind: type[R], row: str | Mapping[str, Any], origin: str, late: str = "end: it is not after start"
 ) -> R:
-    """
-    :param row: one object as JSON, or its values by field.
-    :param place: the file and the line, for messages.
-    :param late: what is said where the end is not after the start.
-    :raises UsageError: it is wrong; the cause names the first field that is.
+    """Reads and checks one row of a list.
+
+    :param row: an object as JSON, or its values by field.
+    :param origin: the file and the line, for messages.
+    :param late: the message if the end is not after the start.
+    :raises UsageError: the row is not valid; the cause names the first wrong field.
     """
     try:
-        found = kind.model_validate_json(row) if isinstance(row, str) else kind.model_validate(row)
+        values = kind.model_validate_json(row) if isinstance(row, str) else kind.model_validate(row)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         what = ".".join(map(str, first["loc"])) or "the line"
         remedy = first.get("ctx", {}).get("remedy", f"its keys are {', '.join(kind.model_fields)}")
-        raise UsageError(f"{place}: {what}: {first['msg']}", remedy) from None
-    if found.end is not None and found.end <= (found.start or 0.0):
-        raise UsageError(f"{place}: {late}", "choose a later end")
-    return found
+        raise UsageError(f"{origin}: {what}: {first['msg']}", remedy) from None
+    if values.end is not None and values.end <= (values.start or 0.0):
+        raise UsageError(f"{origin}: {late}", "choose a later end")
+    return values
 
 
 def _wrong(file: Path, line: int, what: str, remedy: str) -> UsageError:
-    return UsageError(f"{_place(file, line)}: {what}", remedy)
+    return UsageError(f"{_origin(file, line)}: {what}", remedy)
 
 
-def _place(file: Path, line: int) -> str:
+def _origin(file: Path, line: int) -> str:
     return f"{shown(file)}, line {line}"

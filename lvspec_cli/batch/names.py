@@ -1,4 +1,4 @@
-"""The inputs of a batch, and what records call their files: paths relative to one folder, each name once."""
+"""The inputs of a batch, and the names of their files in records: unique paths relative to one folder."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from lvspec_cli.video.source import open_local, shown
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a file lies. Both are absolute, and ``path`` is ``root`` or in it."""
+class Location:
+    """The location of a file. Both paths are absolute, and ``path`` is ``root`` or in it."""
 
     path: bytes
-    root: bytes  # the folder that it would be named from were it alone
+    root: bytes  # the folder to which its name would be relative if it were the only file
 
 
 def absolute(path: Path) -> bytes:
-    """``path`` from the root folder on, links kept as people wrote them."""
+    """``path`` as an absolute path. Links are not resolved."""
     raw = os.fsencode(path)
-    if ".." in path.parts:  # what comes before it may be a link: only the file system knows its parent
+    if ".." in path.parts:  # the part before it may be a link, whose parent only the file system knows
         return os.path.realpath(raw)
     return os.path.normpath(os.path.join(os.getcwdb(), raw))
 
 
-def place_in(path: bytes, folder: bytes) -> Place:
-    """Named from ``folder`` where ``path`` lies in it, else from its own folder. Both absolute."""
-    return Place(path, folder if is_in(path, folder) else os.path.dirname(path))
+def location_in(path: bytes, folder: bytes) -> Location:
+    """The location with root ``folder`` if ``path`` is in it, else with its own folder. Both absolute."""
+    return Location(path, folder if is_in(path, folder) else os.path.dirname(path))
 
 
 def is_in(path: bytes, folder: bytes) -> bool:
-    """Whether ``path`` is ``folder`` or lies in it. Both absolute."""
+    """Whether ``path`` is ``folder`` or in it. Both are absolute."""
     return path == folder or path.startswith(os.path.join(folder, b""))
 
 
-def names_of(places: Sequence[Place]) -> list[bytes]:
-    """One name a place, relative to the deepest folder that holds all roots."""
+def names_of(locations: Sequence[Location]) -> list[bytes]:
+    """One name for each location, relative to the deepest folder that contains all roots."""
     try:
-        base = os.path.commonpath({place.root for place in places})
-    except ValueError:  # none at all, or on Windows on several disks
+        base = os.path.commonpath({location.root for location in locations})
+    except ValueError:  # there are no locations, or (on Windows) they are on several disks
         base = b""
-    return [_name_in(base, place.path) for place in places]
+    return [_name_in(base, location.path) for location in locations]
 
 
 def _name_in(base: bytes, path: bytes) -> bytes:
@@ -60,17 +60,17 @@ class Input:
     """One video to caption, or a stretch of one. Times in seconds of the file's clock."""
 
     path: Path
-    name: bytes  # what records call it: raw bytes, "/" between folders
+    name: bytes  # its name in records: raw bytes, "/" between folders
     start: float | None = None
     end: float | None = None
-    prompts: tuple[str, ...] = ()  # a job's own, in place of --prompt
+    prompts: tuple[str, ...] = ()  # a job's own prompts, which replace --prompt
     id: str | None = None
-    origin: str = field(default="", compare=False)  # the line of a file of jobs that asks for it
+    origin: str = field(default="", compare=False)  # the file of jobs and its line
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What was named, or met in a folder, and cannot be taken."""
+    """A file or folder that was named, or is in a named folder, and cannot be read."""
 
     path: Path
     name: bytes
@@ -92,11 +92,12 @@ VIDEO_SUFFIXES = (
 )
 
 
-Taken = Callable[[bytes], bool]  # whether a file is taken, by its path in the folder
+Selects = Callable[[bytes], bool]  # whether a file is an input, by its path in the folder
 
 
-def taken_by(glob: str | None) -> Taken:
-    """By suffix, or by ``glob``: held against the file's name, with a slash in it against the whole path."""
+def selection_by(glob: str | None) -> Selects:
+    """Selects files by suffix, or by ``glob``, which is matched with the name, or with the path if it has a
+    slash."""
     if glob is None:
         suffixes = frozenset(os.fsencode(VIDEO_SUFFIXES).split())
         return lambda relative: os.path.splitext(relative)[1].lower() in suffixes
@@ -107,27 +108,27 @@ def taken_by(glob: str | None) -> Taken:
 
 
 @dataclass(frozen=True)
-class Met:
-    """A file, or what cannot be read and why."""
+class WalkEntry:
+    """A file, or a file or folder that cannot be read and the reason."""
 
-    relative: bytes  # its path in the folder
-    real: bytes  # its path without links
+    relative: bytes  # the path in the folder
+    real: bytes  # the path with links resolved
     error: LvspecError | None = None
 
 
-def walk(folder: Path, *, recursive: bool, takes: Taken) -> list[Met]:
-    """The regular files that ``takes`` wants, sorted by the bytes of their paths, hidden ones left out.
+def walk(folder: Path, *, recursive: bool, selects: Selects) -> list[WalkEntry]:
+    """The regular files that ``selects`` accepts, sorted by the bytes of their paths, without hidden files.
 
-    Links are followed, but for those to a folder that they lie in. Each file and folder is met once: by its
-    own path where that is in ``folder``, else by the first link to it.
+    Links are followed, except links to a folder that contains them. Each file and folder is visited once: by
+    its own path if that is in ``folder``, else by the first link to it.
     """
-    walking = _Walk(os.fsencode(folder), recursive, takes)
+    walking = _Walk(os.fsencode(folder), recursive, selects)
     walking.run()
-    return sorted(walking.met.values(), key=lambda met: met.relative)
+    return sorted(walking.entries.values(), key=lambda entry: entry.relative)
 
 
-def refusal(path: Path) -> LvspecError | None:
-    """Why the file ``path`` cannot be read, None when it can."""
+def reading_error(path: Path) -> LvspecError | None:
+    """The reason why the file ``path`` cannot be read; None if it can be."""
     try:
         os.close(open_local(path))
     except MachineError:
@@ -139,14 +140,14 @@ def refusal(path: Path) -> LvspecError | None:
 
 @dataclass
 class _Walk:
-    """A walk in progress: first all that lies in the folder itself, then what links lead to, one by one."""
+    """A walk in progress. It visits the folder itself first, then the targets of links one by one."""
 
     root: bytes
     recursive: bool
-    takes: Taken
-    met: dict[bytes, Met] = field(default_factory=dict)  # by real path
+    selects: Selects
+    entries: dict[bytes, WalkEntry] = field(default_factory=dict)  # by real path
     visited: set[bytes] = field(default_factory=set)  # real paths of folders
-    links: list[bytes] = field(default_factory=list)  # a heap of paths in the folder
+    links: list[bytes] = field(default_factory=list)  # heap of paths in the folder
 
     def run(self) -> None:
         self._visit(b"", os.path.realpath(self.root))
@@ -162,7 +163,7 @@ class _Walk:
                 folders += self._read(relative, real)
 
     def _read(self, relative: bytes, real: bytes) -> list[tuple[bytes, bytes]]:
-        """Takes a folder's files and links, and gives the folders in it."""
+        """Adds a folder's files and links; returns its subfolders if the walk is recursive."""
         folders = []
         try:
             with os.scandir(real) as entries:
@@ -175,11 +176,11 @@ class _Walk:
                     elif entry.is_dir(follow_symlinks=False):
                         folders.append((child, entry.path))
                     elif entry.is_file(follow_symlinks=False):
-                        self._take(child, entry.path)
+                        self._add(child, entry.path)
         except OSError as error:
             path = os.fsdecode(os.path.join(self.root, relative) if relative else self.root)
             check_machine(error, f"the folder cannot be read: {shown(Path(path))}")
-            self.met[real] = Met(relative, real, _unreadable(Path(path), error))
+            self.entries[real] = WalkEntry(relative, real, _unreadable(Path(path), error))
         return folders if self.recursive else []
 
     def _follow(self, relative: bytes) -> None:
@@ -188,17 +189,17 @@ class _Walk:
         try:
             mode = os.stat(path).st_mode
         except OSError:
-            self._take(relative, real, refusal(Path(os.fsdecode(path))))
+            self._add(relative, real, reading_error(Path(os.fsdecode(path))))
             return
         if stat.S_ISREG(mode):
-            self._take(relative, real)
+            self._add(relative, real)
         is_loop = is_in(os.path.realpath(os.path.dirname(path)), real)
         if stat.S_ISDIR(mode) and self.recursive and not is_loop:
             self._visit(relative, real)
 
-    def _take(self, relative: bytes, real: bytes, error: LvspecError | None = None) -> None:
-        if self.takes(relative):
-            self.met.setdefault(real, Met(relative, real, error))
+    def _add(self, relative: bytes, real: bytes, error: LvspecError | None = None) -> None:
+        if self.selects(relative):
+            self.entries.setdefault(real, WalkEntry(relative, real, error))
 
 
 def _unreadable(folder: Path, error: OSError) -> VideoError:

@@ -1,4 +1,4 @@
-"""Works done in this process with one worker, or in a process each with several, with one writer."""
+"""Runs works in this process, or in several worker processes. Only this process writes records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from lvspec_cli.batch.serve import (
-    Happened,
+    EventSent,
     Message,
     Ready,
     Row,
@@ -25,7 +25,7 @@ from lvspec_cli.memory.resolve import place, workload_of
 from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.workers import Crew, Worker, start_worker
 
-POLL = 0.2  # seconds until a wish to stop is noticed
+POLL = 0.2  # seconds between checks for an interruption
 
 
 class WorkerDiedError(LvspecError):
@@ -38,8 +38,8 @@ class WorkerDiedError(LvspecError):
 class _Worker(Worker):
     setup: Setup
     ready: bool = False
-    under_way: deque[Work] = field(default_factory=deque)  # taken and not done, the oldest first
-    written: set[str] = field(default_factory=set)  # keys of the oldest one's rows
+    in_progress: deque[Work] = field(default_factory=deque)  # oldest first
+    written: set[str] = field(default_factory=set)  # keys of the oldest work's rows
 
 
 def run_remote(
@@ -50,12 +50,12 @@ def run_remote(
     listen: Listener,
     interrupted: Callable[[], bool],
 ) -> None:
-    """As ``run.run``: a worker that dies costs the clip it was at, and is started again.
+    """As ``run``, in worker processes. If a worker dies, its current clip fails and it is started again.
 
-    One that dies before it is at any, while it loads, is not: the others go on as long as there are some.
+    A worker that dies while it loads is not started again: the other workers continue without it.
     """
     crew = _Crew(deque(works), write, listen)
-    setups = [Setup(plan, telling=number == 0) for number, plan in enumerate(plans[: len(works)])]
+    setups = [Setup(plan, sends_events=number == 0) for number, plan in enumerate(plans[: len(works)])]
     with closing(crew):
         for setup in setups:
             crew.start(setup)
@@ -63,19 +63,19 @@ def run_remote(
             if interrupted() and not crew.stopping:
                 crew.stop()
             for worker, message in crew.heard(POLL):
-                crew.take(worker, message)
+                crew.handle(worker, message)
         crew.check_done()
 
 
 @dataclass
 class _Crew(Crew[_Worker]):
-    """The workers and what is still to be done."""
+    """The workers and the works that are still to be done."""
 
     pending: deque[Work]
     write: Callable[[Record], None]
     listen: Listener
     stopping: bool = False
-    lost: str = ""  # how the last worker ended that was not started again
+    lost: str = ""  # how the last worker that was not started again ended
 
     def start(self, setup: Setup) -> None:
         try:
@@ -86,62 +86,62 @@ class _Crew(Crew[_Worker]):
         worker.send(setup)
 
     def stop(self) -> None:
-        """Answers under way end at their next round, and nothing new begins."""
+        """Ends current answers at their next round. No new work is started."""
         self.stopping = True
         self.pending.clear()
         for worker in self.workers:
             (worker.process.terminate if worker.ready else worker.process.kill)()
 
-    def take(self, worker: _Worker, message: Message) -> None:
+    def handle(self, worker: _Worker, message: Message) -> None:
         match message:
             case Ready():
                 worker.ready = True
             case WantsWork():
-                self._give(worker)
+                self._send_work(worker)
             case Row(record):
                 worker.written.add(record.key)
                 self.write(record)
             case WorkDone():
-                worker.under_way.popleft()
+                worker.in_progress.popleft()
                 worker.written.clear()
-            case Happened(event):
+            case EventSent(event):
                 self.listen(event)
 
-    def _give(self, worker: _Worker) -> None:
+    def _send_work(self, worker: _Worker) -> None:
         work = self.pending.popleft() if self.pending else None
         if work is not None:
-            worker.under_way.append(work)
+            worker.in_progress.append(work)
         worker.send(work)
 
     def worker_ended(self, worker: _Worker) -> None:
-        """Its oldest work has failed, the others come back, and it is started again where it had loaded."""
+        """Fails its oldest work, takes back the others, and starts it again if it had loaded the pair."""
         self.workers.remove(worker)
         worker.connection.close()
         code, how = worker.wait()
         if code == 0 or self.stopping:
             return
         if not worker.ready:
-            self._go_on_without(f"a worker ended while it loaded the pair ({how})")
+            self._continue_without(f"a worker ended while it loaded the pair ({how})")
             return
-        if worker.under_way:
-            self._fail(worker, worker.under_way.popleft(), how)
-        self.pending.extendleft(reversed(worker.under_way))
+        if worker.in_progress:
+            self._fail(worker, worker.in_progress.popleft(), how)
+        self.pending.extendleft(reversed(worker.in_progress))
         if self.pending:
             try:
                 self.start(worker.setup)
             except MachineError as error:
-                self._go_on_without(error.cause)
+                self._continue_without(error.cause)
 
-    def _go_on_without(self, cause: str) -> None:
-        """The others do what there is to do, as long as there are some."""
+    def _continue_without(self, cause: str) -> None:
+        """Leaves the remaining works to the other workers, if there are any."""
         self.lost = cause
         if self.workers:
             self.listen(Noted(f"{cause}: {len(self.workers)} go on"))
 
     def check_done(self) -> None:
-        """For when there are no workers any more: those that went on may have been at their last work.
+        """Called when no worker is left.
 
-        :raises PairError: there is still something to do.
+        :raises PairError: there are works that nobody has done.
         """
         if self.pending:
             raise PairError(self.lost, "take fewer --workers, or see with --workers 1 what is wrong")
@@ -162,22 +162,22 @@ def run(
     listen: Listener = lambda event: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Answers all works; ``write`` gets each record when it is finished.
+    """Answers all works. ``write`` is called with each record.
 
-    One plan runs here, and ``listen`` gets the pipeline's events. Several run in a process each, over one
-    queue: then the events are those of the first.
+    A single plan runs in this process. Several plans run in a process each, with one queue of works.
+    ``listen`` gets the events of the first one.
 
-    :param interrupted: asked once a round; when true answers under way are dropped and none begins.
-    :raises PairError: the pair cannot be had or does not fit.
+    :param interrupted: checked once a round; if true, current answers are dropped and no other starts.
+    :raises PairError: the pair cannot be loaded, or does not fit.
     """
     if len(plans) > 1:
         from lvspec_cli.batch.remote import run_remote
 
-        # Looked at before any of them takes memory.
+        # The placement is decided before any worker takes memory.
         plans = [replace(plan, load_plan=place(plan.load_plan, workload_of(plan.base))) for plan in plans]
         run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)
         return
-    # Closed here: what a second Ctrl-C raises in a generator that is only dropped is lost.
+    # Closed explicitly: the exception of a second Ctrl-C would be lost in a generator that is only dropped.
     with serving(plans[0], listen, interrupted) as serve, closing(serve(works)) as done:
         for finished in done:
             for record in finished.records:

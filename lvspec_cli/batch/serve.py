@@ -1,8 +1,8 @@
-"""The loop of one worker: works come in, their clips are decoded ahead, records go out.
+"""The loop of one worker: it takes works, decodes their clips ahead, and gives records.
 
-A worker in a process of its own and its parent exchange messages, pickled over a socket pair. The parent
-sends a Setup, then a Work or None for each WantsWork. The worker sends Ready, then what happens; an
-LvspecError is its last message.
+A worker process and its parent exchange pickled messages over a socket pair. The parent sends a Setup, then a
+Work or None for each WantsWork. The worker sends Ready, then records and events. An LvspecError is its last
+message.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """How one worker works. ``base`` has the prompts and the settings that all works share."""
+    """The configuration of one worker. ``base`` has the prompts and settings that all works share."""
 
     load_plan: LoadPlan
     base: AskRequest
     decode_workers: int
     decode_bytes: int  # of frames decoded ahead
     on_out_of_memory: OnOutOfMemory
-    decode_threads: int | None = None  # of each decoding process; None shares the cores out
+    decode_threads: int | None = None  # of each decoding process; None divides the cores between them
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A work and all of its records, but for those that an interruption left out."""
+    """A work and its records. After an interruption some of them are missing."""
 
     work: Work
     records: Iterator[Record]
@@ -52,12 +52,12 @@ class Finished:
 def serving(
     plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
 ) -> Iterator[Callable[[Iterable[Work]], Generator[Finished, None, None]]]:
-    """Loads the pair, and gives the function that turns works into records, in their order.
+    """Loads the pair, and yields the function that turns works into records, in order.
 
-    The records of one work have to be taken before the next one's.
+    The records of one work must be consumed before those of the next one.
 
-    :raises PairError: the pair cannot be had or does not fit.
-    :raises UsageError: a prompt of ``plan.base`` cannot be given to the pair, or it has no such layer.
+    :raises PairError: the pair cannot be loaded, or does not fit.
+    :raises UsageError: a prompt contains a special token of the pair, or the pair lacks a requested layer.
     """
     from lvspec_cli.video.decode import read_clip
     from lvspec_cli.video.pool import DecodePool
@@ -77,7 +77,7 @@ def serving(
                         check_unchanged(work.request, work.identity)
                     except ChangedVideoError as changed:
                         listen(Noted(f"{changed.cause}; {changed.remedy}"))
-                        yield Finished(work, iter(()))  # new work for the next run, under another key
+                        yield Finished(work, iter(()))  # the next run does it, under another key
                         continue
                     if outcome.clip is not None:
                         yield Finished(work, answering.answer(work, outcome.clip))
@@ -119,7 +119,7 @@ def _check_prompts(pair: LoadedPair, base: AskRequest) -> None:
 @dataclass(frozen=True)
 class Setup:
     plan: WorkerPlan
-    telling: bool  # whether the pipeline's events are wanted, too
+    sends_events: bool  # whether the worker also sends the pipeline's events
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class WantsWork:
 
 
 @dataclass(frozen=True)
-class Happened:
+class EventSent:
     event: Event
 
 
@@ -144,7 +144,7 @@ class Row:
 
 @dataclass(frozen=True)
 class WorkDone:
-    """All rows of the oldest work that has not been done."""
+    """All rows of the oldest work in progress have been sent."""
 
 
-Message = Ready | WantsWork | Happened | Row | WorkDone | LvspecError
+Message = Ready | WantsWork | EventSent | Row | WorkDone | LvspecError

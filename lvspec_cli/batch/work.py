@@ -1,8 +1,8 @@
-"""What a batch has to do: stretches of videos with their prompts, less what the output file already has.
+"""The works of a batch: stretches of videos with their prompts, without those that the output file has.
 
-A key is a hash of what was asked, the file's name included. ``caption d1`` calls a clip ``a.mp4``,
-``caption d1 d2`` calls it ``d1/a.mp4``: under a row's own name the work must get that row's key, then the
-row is that work's.
+A row's key is a hash of the request, including the file's name. But names depend on the command:
+``caption d1`` calls a clip ``a.mp4``, ``caption d1 d2`` calls it ``d1/a.mp4``. A row under another name
+belongs to a work if the work would have the row's key under this name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from enum import StrEnum
 from itertools import islice
 
 from lvspec_cli.errors import LvspecError, UsageError
-from lvspec_cli.output.jsonl import Kept
+from lvspec_cli.output.jsonl import RowInfo
 from lvspec_cli.output.records import FileIdentity, record_key
 from lvspec_cli.pipeline import identify_video
 from lvspec_cli.request import AskRequest, LoadPlan
@@ -24,10 +24,10 @@ from lvspec_cli.request import AskRequest, LoadPlan
 
 @dataclass(frozen=True)
 class Work:
-    """One stretch of one video: one pass over its frames, however many prompts are asked.
+    """One stretch of one video, which is decoded once for all of its prompts.
 
-    ``numbers`` are the prompts still to be answered, counted from 1; ``keys`` are those of all prompts.
-    ``error`` is known where the video cannot be read at all.
+    ``numbers``: the prompts that are still to be answered, counted from 1. ``keys``: one for each prompt.
+    ``error``: set if it is known that the video cannot be read.
     """
 
     request: AskRequest
@@ -41,16 +41,16 @@ class Work:
         return self.identity.name
 
     def keys_as(self, plan: LoadPlan, name: bytes) -> tuple[str, ...]:
-        """The keys that it would have if the file were called ``name``."""
+        """The keys that the work would have if the file's name were ``name``."""
         return _keys(plan, self.request, replace(self.identity, name=name))
 
     def only(self, keys: frozenset[str]) -> Work:
-        """The same stretch with those prompts alone whose key is among ``keys``."""
+        """The same stretch with only the prompts whose keys are in ``keys``."""
         return replace(self, numbers=tuple(n for n in self.numbers if self.keys[n - 1] in keys))
 
 
 def make_work(plan: LoadPlan, request: AskRequest) -> Work:
-    """All of the request's prompts, with the keys that their records by that pair will have."""
+    """The work with all of the request's prompts, and the keys of their records."""
     identity = identify_video(request)
     numbers = tuple(range(1, len(request.questions) + 1))
     return Work(request, identity, numbers, _keys(plan, request, identity))
@@ -64,7 +64,7 @@ INTERRUPTED = "interrupted"
 
 
 class Again(StrEnum):
-    """Which rows are done again. Those of an interruption are in any case."""
+    """Which rows are done again. Interrupted ones always are."""
 
     NOTHING = "nothing"
     ERRORS = "errors"
@@ -73,68 +73,75 @@ class Again(StrEnum):
 
 @dataclass(frozen=True)
 class Outstanding:
-    """Counts are of rows: one a prompt and stretch."""
+    """The works that are still to be done. Counts are of rows: one for each prompt and stretch."""
 
-    works: tuple[Work, ...]  # what is to be done, in order
-    taken_out: frozenset[str]  # keys of rows that are to be done again
+    works: tuple[Work, ...]  # in order
+    removed: frozenset[str]  # keys of rows that are removed, because they are done again
     done: int
-    failed: int  # rows that say an input failed, and stay
-    others: int  # rows of these videos made with other settings, or of an earlier content
-    moved: Mapping[str, Moved]  # by the work's key: those done and failed whose row has another name
+    failed: int  # rows of failures that stay
+    others: int  # rows of these videos with other settings, or of an earlier content
+    moved: Mapping[str, Moved]  # rows under another name that stay, by the work's key
 
     @property
     def count(self) -> int:
         return sum(len(work.numbers) for work in self.works)
 
 
-def outstanding(plan: LoadPlan, works: Sequence[Work], kept: Mapping[str, Kept], again: Again) -> Outstanding:
-    """Each key is done once, also where two works share it, or where its row stands under another name."""
+def outstanding(
+    plan: LoadPlan, works: Sequence[Work], existing: Mapping[str, RowInfo], again: Again
+) -> Outstanding:
+    """The works that are still to be done, given the rows that exist.
+
+    Each key is done once, even if two works have it, or if its row is under another name.
+    """
     planned = {key for work in works for key in work.keys}
-    moved = moved_rows(plan, works, kept, planned)
-    rows = {key: key for key in planned if key in kept}  # of works -> of their rows
-    rows |= {key: each.row for key, each in moved.items()}
-    taken_out = frozenset(row for row in rows.values() if _is_redone(kept[row], again))
-    stays = {key: row for key, row in rows.items() if row not in taken_out}
+    moved = moved_rows(plan, works, existing, planned)
+    rows = {key: key for key in planned if key in existing}  # keys of works -> keys of their rows
+    rows |= {key: move.row for key, move in moved.items()}
+    removed = frozenset(row for row in rows.values() if _is_redone(existing[row], again))
+    remaining = {key: row for key, row in rows.items() if row not in removed}
     return Outstanding(
-        works=tuple(_unique(works, stays)),
-        taken_out=taken_out,
-        done=sum(kept[row].status == "ok" for row in stays.values()),
-        failed=sum(kept[row].status == "error" for row in stays.values()),
-        others=_others(works, kept, planned.union(rows.values())),
-        moved={key: each for key, each in moved.items() if key in stays},
+        works=tuple(_unique(works, remaining)),
+        removed=removed,
+        done=sum(existing[row].status == "ok" for row in remaining.values()),
+        failed=sum(existing[row].status == "error" for row in remaining.values()),
+        others=_others(works, existing, planned.union(rows.values())),
+        moved={key: move for key, move in moved.items() if key in remaining},
     )
 
 
-def _is_redone(row: Kept, again: Again) -> bool:
+def _is_redone(row: RowInfo, again: Again) -> bool:
     if again is Again.ALL or row.error_kind == INTERRUPTED:
         return True
     return again is Again.ERRORS and row.status == "error"
 
 
-def _unique(works: Sequence[Work], stays: Collection[str]) -> list[Work]:
-    seen, found = set(stays), []
+def _unique(works: Sequence[Work], done: Collection[str]) -> list[Work]:
+    """The works with each key only once, and without the keys in ``done``."""
+    known, unique = set(done), []
     for work in works:
-        left = work.only(frozenset(work.keys) - seen)
-        seen.update(work.keys)
-        if left.numbers:
-            found.append(left)
-    return found
+        new = work.only(frozenset(work.keys) - known)
+        known.update(work.keys)
+        if new.numbers:
+            unique.append(new)
+    return unique
 
 
-def _others(works: Sequence[Work], kept: Mapping[str, Kept], these: Collection[str]) -> int:
+def _others(works: Sequence[Work], existing: Mapping[str, RowInfo], own: Collection[str]) -> int:
+    """The number of rows of the works' files whose keys are not in ``own``."""
     names = {work.name for work in works}
-    return sum(row.name in names for key, row in kept.items() if key not in these)
+    return sum(row.name in names for key, row in existing.items() if key not in own)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The share ``index`` of ``count``, counted from 1."""
+    """Share ``index`` (from 1) of ``count`` shares of the inputs."""
 
     index: int
     count: int
 
     def holds(self, name: bytes) -> bool:
-        """Whether the input called ``name`` is in this share: in one of ``count``, whatever else there is."""
+        """Whether the input ``name`` is in this share. It is in exactly one, independent of other inputs."""
         digest = hashlib.sha256(name).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index - 1
 
@@ -150,47 +157,48 @@ def parse_shard(text: str) -> Shard:
     raise UsageError(f"--shard {text!r} is not a share", "write 3/16 for the third of sixteen, 1/16 to 16/16")
 
 
-TRIED = 8  # names with the same ending: thousands of folders may each have their video.mp4
+TRIED = 8  # names with the same ending that are tried: thousands of folders may have a video.mp4
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A row of the same content, asked the same, under another name."""
+    """A row of the same content and request under another name."""
 
     row: str  # its key
-    old: bytes  # what it calls the file
-    new: bytes  # what this command calls it
+    old: bytes  # the file's name in the row
+    new: bytes  # the file's name in this command
 
 
 def moved_rows(
-    plan: LoadPlan, works: Sequence[Work], kept: Mapping[str, Kept], planned: Collection[str]
+    plan: LoadPlan, works: Sequence[Work], existing: Mapping[str, RowInfo], planned: Collection[str]
 ) -> dict[str, Moved]:
-    """By the keys of works that have no row: the row under another name.
+    """For keys of works without a row: their rows under another name.
 
-    The file's own name is the same, its folders differ. A row stands for one work only, the first, and never
-    for one when it is another's by its key. A file that cannot be read is never recognised.
+    Only the folders in the names may differ. A row is used for the first matching work only, and not at all
+    if its key is that of another work. A file that cannot be read is never recognised.
 
     :param planned: the keys of all works.
     """
-    lacking = [work for work in works if work.identity.sample and not kept.keys() >= set(work.keys)]
-    if not lacking:
+    incomplete = [work for work in works if work.identity.sample and not existing.keys() >= set(work.keys)]
+    if not incomplete:
         return {}
-    last_parts = {_last(work.name) for work in lacking}
-    names = {row.name for key, row in kept.items() if _last(row.name) in last_parts and key not in planned}
+    file_names = {_file_name(work.name) for work in incomplete}
+    unplanned = {row.name for key, row in existing.items() if key not in planned}
+    names = {name for name in unplanned if _file_name(name) in file_names}
     by_ending = _by_ending(names - {work.name for work in works})
-    found: dict[str, Moved] = {}
-    taken: set[str] = set()
-    for work in lacking:
+    moved: dict[str, Moved] = {}
+    used: set[str] = set()
+    for work in incomplete:
         for name in _candidates(work.name, names, by_ending):
             for key, row in zip(work.keys, work.keys_as(plan, name), strict=True):
-                is_free = row in kept and row not in planned and row not in taken
-                if is_free and key not in kept and key not in found:
-                    found[key] = Moved(row, name, work.name)
-                    taken.add(row)
-    return found
+                is_free = row in existing and row not in planned and row not in used
+                if is_free and key not in existing and key not in moved:
+                    moved[key] = Moved(row, name, work.name)
+                    used.add(row)
+    return moved
 
 
-def _last(name: bytes) -> bytes:
+def _file_name(name: bytes) -> bytes:
     return name.rpartition(b"/")[2]
 
 
@@ -202,21 +210,21 @@ def _endings(name: bytes) -> Iterator[bytes]:
 
 
 def _by_ending(names: Iterable[bytes]) -> Mapping[bytes, Sequence[bytes]]:
-    """Names by each of their endings, the shortest first, and of one length in the order of their bytes."""
-    found = defaultdict(list)
+    """Names by each of their endings, sorted by length and then by bytes."""
+    by_ending = defaultdict(list)
     for name in sorted(names, key=lambda name: (len(name), name)):
         for ending in _endings(name):
-            found[ending].append(name)
-    return found
+            by_ending[ending].append(name)
+    return by_ending
 
 
 def _candidates(
     name: bytes, names: Collection[bytes], by_ending: Mapping[bytes, Sequence[bytes]]
 ) -> Iterable[bytes]:
-    """Other names with the same ending, those first that agree in more folders.
+    """Other names with the same ending. Names that share more folders come first.
 
-    Names that this command gives as well count only where they are an ending of ``name``: another ``a.mp4``
-    may lie in the common folder now.
+    A name that this command also gives to a file counts only if it is an ending of ``name``: another
+    ``a.mp4`` may be in the common folder now.
     """
     endings = list(_endings(name))
     shorter = [ending for ending in endings[1:] if ending in names]

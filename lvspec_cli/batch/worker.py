@@ -1,7 +1,7 @@
 """A worker in a process of its own: ``python -m lvspec_cli.batch.worker SOCKET``.
 
-It gets a Setup, then works one by one as it asks for them, and sends what happens. It ends when its parent
-does; SIGTERM lets the answer under way end at the next round.
+It receives a Setup, asks for works one by one, and sends records and events. It ends when its parent ends.
+On SIGTERM the current answer ends at its next round.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from lvspec_cli.batch.answer import DeviceLostError
-from lvspec_cli.batch.serve import Happened, Message, Ready, Row, Setup, WantsWork, WorkDone, serving
+from lvspec_cli.batch.serve import EventSent, Message, Ready, Row, Setup, WantsWork, WorkDone, serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.events import Event, Noted
@@ -35,7 +35,7 @@ def main(argument: str) -> None:
     try:
         _work(setup, connection, inbox, stop)
     except DeviceLostError as error:
-        sys.exit(error.cause)  # another process may have more luck
+        sys.exit(error.cause)  # the parent starts another process
     except LvspecError as error:
         connection.send(error)
 
@@ -45,13 +45,13 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[Work | None]) -> N
         while True:
             inbox.put(connection.recv())
     except (EOFError, OSError):
-        os._exit(1)  # the parent has gone, and nobody takes what we do
+        os._exit(1)  # the parent has ended, and nobody reads the results
 
 
 def _work(
     setup: Setup, connection: Connection, inbox: queue.SimpleQueue[Work | None], stop: threading.Event
 ) -> None:
-    sending = threading.Lock()  # the thread that decodes ahead asks for works, too
+    sending = threading.Lock()  # the thread that decodes ahead also sends messages
 
     def send(message: Message) -> None:
         with sending:
@@ -65,8 +65,8 @@ def _work(
             yield work
 
     def listen(event: Event) -> None:
-        if setup.telling or isinstance(event, Noted):
-            send(Happened(event))
+        if setup.sends_events or isinstance(event, Noted):
+            send(EventSent(event))
 
     with serving(setup.plan, listen, stop.is_set) as serve:
         send(Ready())

@@ -27,7 +27,7 @@ from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.host import usable_cores
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.output.files import check_all_ours, check_still, sync_folder, sync_open, unwritable
-from lvspec_cli.output.lock import locked, open_held
+from lvspec_cli.output.lock import locked, open_locked
 from lvspec_cli.text_file import RECORDS, read_own
 from lvspec_cli.types import Quantisation
 
@@ -163,7 +163,7 @@ def open_lines(path: Path, header: H, line: type[L], *, redo: bool = False) -> I
         check_all_ours(folder, {path.name: MARK})
         whole, stored = _stored_lines(path, header, line, redo)
         try:
-            descriptor = open_held(path)
+            descriptor = open_locked(path)
         except OSError as error:
             raise unwritable(path, error) from error
         try:

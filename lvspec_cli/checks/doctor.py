@@ -1,4 +1,4 @@
-"""What this machine has of what lvspec needs, each with a remedy where it is not well."""
+"""Checks whether this machine has what lvspec needs, and gives a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lvspec_cli.host import usable_cores
 from lvspec_cli.table import counted, gigabytes
 
 State = Literal["ok", "note", "bad"]
-LEAST_FREE = 20 * 10**9  # bytes of disk: a small pair
+LEAST_FREE = 20 * 10**9  # bytes of disk, enough for a small pair
 HUB_TIMEOUT = 10.0  # seconds
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. ``remedy`` only where it is not well; ``facts`` for machines."""
+    """The result of one check. ``remedy`` is empty if there is no problem; ``facts`` are for programs."""
 
     what: str
     state: State
@@ -36,7 +36,7 @@ class Finding:
 
 
 def examine(models: Path | None = None, *, hub: bool = False) -> Iterator[Finding]:
-    """Looks at everything; at the hub only where that is asked for. Nothing here raises."""
+    """Runs all checks, that of the hub only on request. Never raises."""
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("lvspec", _python),
         ("torch", _torch),
@@ -53,7 +53,7 @@ def examine(models: Path | None = None, *, hub: bool = False) -> Iterator[Findin
         try:
             yield from look()
         except Exception as error:
-            # A broken installation breaks in its own ways, and that is what is to be reported.
+            # A broken installation may raise anything, and this has to be reported.
             cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             yield Finding(what, "bad", cause, "install lvspec again in a fresh environment")
 
@@ -139,20 +139,20 @@ def _decoders() -> Iterator[Finding]:
 
 
 def _bitsandbytes() -> Iterator[Finding]:
-    """Whether its kernels run here is tried out on each kind of device."""
+    """Runs its kernels on each kind of device."""
     try:
         version = metadata.version("bitsandbytes")
         import bitsandbytes.functional  # noqa: F401 - it may not be loadable
         import torch
     except Exception as error:
-        # Its import loads native libraries, and fails with whatever they fail with.
+        # Its import loads native libraries, which may raise anything.
         cause = " ".join(str(error).split())[:100]
         yield Finding(
             "bitsandbytes", "note", f"not usable: {cause}", "pip install bitsandbytes for nf4 and int8"
         )
         return
     devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
-    usable = {kind: [each for each in devices if _is_usable(kind, each)] for kind in ("nf4", "int8")}
+    usable = {kind: [device for device in devices if _is_usable(kind, device)] for kind in ("nf4", "int8")}
     facts: dict[str, Any] = {"bitsandbytes": version, **usable}
     text = ", ".join(f"{kind} runs on {' and '.join(on) or 'no device'}" for kind, on in usable.items())
     if "cuda" in usable["nf4"]:
@@ -166,20 +166,20 @@ def _bitsandbytes() -> Iterator[Finding]:
 
 
 def _is_usable(kind: str, device: str) -> bool:
-    """Whether a few weights come back nearly as they were."""
+    """Whether a few weights are nearly the same after quantising and dequantising."""
     import bitsandbytes.functional as kernels
     import torch
 
     weights = torch.randn(64, 64, device=device, dtype=torch.float16)
     try:
         if kind == "nf4":
-            back = kernels.dequantize_4bit(*kernels.quantize_4bit(weights, quant_type="nf4"))
+            restored = kernels.dequantize_4bit(*kernels.quantize_4bit(weights, quant_type="nf4"))
         else:
-            packed, scales, _ = kernels.int8_vectorwise_quant(weights)
-            back = packed * scales[:, None] / 127
-    except (RuntimeError, NotImplementedError, AttributeError):  # a native library that is not there
+            quantised, scales, _ = kernels.int8_vectorwise_quant(weights)
+            restored = quantised * scales[:, None] / 127
+    except (RuntimeError, NotImplementedError, AttributeError):  # a native library is missing
         return False
-    return float((back - weights).abs().mean()) < 0.2
+    return float((restored - weights).abs().mean()) < 0.2
 
 
 def _matplotlib() -> Iterator[Finding]:
@@ -223,20 +223,20 @@ def _pairs(models: Path | None) -> Iterator[Finding]:
     except LvspecError as error:
         yield Finding("pairs", "bad", error.cause, error.remedy)
         return
-    here = [
+    local = [
         name
         for name, pair in registry.pairs.items()
         if all(locate(source).folder is not None for source in (pair.target, pair.draft))
     ]
-    text = f"{len(here)} of {len(registry.pairs)} are here: {', '.join(here)}; default {registry.default}"
-    named = os.environ.get("LVSPEC_PAIR")
-    facts = {"here": here, "default": registry.default, "LVSPEC_PAIR": named}
-    if named and named not in ("auto", *registry.pairs):
+    text = f"{len(local)} of {len(registry.pairs)} are here: {', '.join(local)}; default {registry.default}"
+    default_pair = os.environ.get("LVSPEC_PAIR")
+    facts = {"here": local, "default": registry.default, "LVSPEC_PAIR": default_pair}
+    if default_pair and default_pair not in ("auto", *registry.pairs):
         remedy = "unset it, or name a pair of `lvspec models`"
-        yield Finding("pairs", "bad", f"LVSPEC_PAIR names {named}, which is none", remedy, facts)
+        yield Finding("pairs", "bad", f"LVSPEC_PAIR names {default_pair}, which is none", remedy, facts)
     else:
         yield Finding(
-            "pairs", "ok", text, "" if here else "install lvspec again: the bundled pair is missing", facts
+            "pairs", "ok", text, "" if local else "install lvspec again: the bundled pair is missing", facts
         )
 
 
@@ -262,6 +262,6 @@ def _hub() -> Iterator[Finding]:
         text = f"{constants.ENDPOINT} cannot be reached: {' '.join(str(cause).split())[:100]}"
         yield Finding("hub", "bad", text, "see to the connection and proxies, or set HF_ENDPOINT to a mirror")
         return
-    taken = time.perf_counter() - began
-    facts = {"endpoint": constants.ENDPOINT, "status": status, "seconds": round(taken, 3)}
-    yield Finding("hub", "ok", f"{constants.ENDPOINT} answers in {taken:.1f} s", "", facts)
+    seconds = time.perf_counter() - began
+    facts = {"endpoint": constants.ENDPOINT, "status": status, "seconds": round(seconds, 3)}
+    yield Finding("hub", "ok", f"{constants.ENDPOINT} answers in {seconds:.1f} s", "", facts)

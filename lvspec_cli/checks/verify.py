@@ -1,4 +1,4 @@
-"""Whether a pair is what it should be: files, tokenizers, configs, and that exact mode equals ar."""
+"""Checks a pair: files, tokenizers, chat templates, configs, and that exact mode equals ar."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lvspec_cli.pairs.files import count_parameters
 from lvspec_cli.pairs.registry import Source
 
 State = Literal["ok", "failed", "not checked"]
-Told = Callable[[str, int, int], None]  # a file's name, bytes read, of how many
+Progress = Callable[[str, int, int], None]  # a file's name, bytes read, bytes in total
 _BLOCK = 2**22
 _IDS = ("video_token_id", "image_token_id")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and what came of it."""
+    """One check and its result."""
 
     what: str
     state: State
@@ -34,39 +34,42 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Half:
-    """One model of a pair, on this machine."""
+class LocalModel:
+    """One model of a pair on this machine."""
 
     role: str
     source: Source
     folder: Path
 
 
-def check_files(half: Half, known: Mapping[str, str], told: Told) -> Check:
-    """Hashes of a snapshot's files against the names of their blobs, which are the hub's own hashes, and
-    against ``known``, the hub's hashes of now by file name, where it was asked."""
-    what = f"{half.role}: files"
-    if half.source.repo is None:
+def check_files(model: LocalModel, known: Mapping[str, str], progress: Progress) -> Check:
+    """Compares the hashes of a snapshot's files with the hub's.
+
+    :param known: the hub's current hashes by file name. For a file without one, the name of its blob in the
+        cache is used, which is the hub's hash at the time of the download.
+    """
+    what = f"{model.role}: files"
+    if model.source.repo is None:
         return Check(what, "not checked", "a local folder has no hashes to compare with")
     unknown, checked = [], 0
-    for file in sorted(path for path in half.folder.iterdir() if path.is_file()):
+    for file in sorted(path for path in model.folder.iterdir() if path.is_file()):
         expected = known.get(file.name) or blob_name(file)
         if expected is None:
             unknown.append(file.name)
-        elif git_or_sha256(file, len(expected), told) != expected:
+        elif git_or_sha256(file, len(expected), progress) != expected:
             return Check(
                 what, "failed", f"{file} is not the file that the hub has: delete it, and pull again"
             )
         else:
             checked += 1
-    whose = "the hub's hashes" if known else "the hashes in the cache's names"
+    source = "the hub's hashes" if known else "the hashes in the cache's names"
     if unknown:
         return Check(what, "not checked", f"no hash is known of {', '.join(unknown)}; {checked} files match")
-    return Check(what, "ok", f"{checked} files match {whose}")
+    return Check(what, "ok", f"{checked} files match {source}")
 
 
 def blob_name(file: Path) -> str | None:
-    """The hash that the cache calls a file by: sha256 of large files, git's of others; None: none."""
+    """The hash that names a file's blob in the cache: sha256 for large files, git's for others; or None."""
     if not file.is_symlink():
         return None
     name = file.readlink().name
@@ -74,8 +77,8 @@ def blob_name(file: Path) -> str | None:
     return name if is_hash else None
 
 
-def git_or_sha256(file: Path, length: int, told: Told) -> str:
-    """A file's sha256 where 64 digits are asked for, else the hash that git gives a blob."""
+def git_or_sha256(file: Path, length: int, progress: Progress) -> str:
+    """A file's sha256 if the hash has 64 digits, else git's hash of a blob."""
     size = file.stat().st_size
     digest = (
         hashlib.sha256() if length == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
@@ -85,87 +88,83 @@ def git_or_sha256(file: Path, length: int, told: Told) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
             done += len(block)
-            told(file.name, done, size)
+            progress(file.name, done, size)
     return digest.hexdigest()
 
 
-def check_texts(target: Half, draft: Half) -> Iterator[Check]:
-    """That the two tokenizers agree on every shared id, and write the same prompt of a conversation."""
-    first, second = (read_processor(half.folder) for half in (target, draft))
-    words, others = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
-    found = first_difference(words, others)
-    if found is None:
-        shared = len(set(words.values()) & set(others.values()))
+def check_texts(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
+    """Checks that the two tokenizers agree on all shared ids, and that the chat templates are equal."""
+    target_processor, draft_processor = read_processor(target.folder), read_processor(draft.folder)
+    target_words, draft_words = target_processor.tokenizer.get_vocab(), draft_processor.tokenizer.get_vocab()
+    difference = first_difference(target_words, draft_words)
+    if difference is None:
+        shared = len(set(target_words.values()) & set(draft_words.values()))
         yield Check("tokenizers", "ok", f"agree on all {shared} shared ids")
     else:
-        index, ours, theirs = found
-        yield Check("tokenizers", "failed", f"{index} is {ours!r} in the target and {theirs!r} in the draft")
-    if _template(first) == _template(second):
+        index, token, draft_token = difference
+        detail = f"{index} is {token!r} in the target and {draft_token!r} in the draft"
+        yield Check("tokenizers", "failed", detail)
+    if _template(target_processor) == _template(draft_processor):
         yield Check("chat templates", "ok", "equal")
     else:
         yield Check("chat templates", "failed", "target and draft write a conversation in different ways")
 
 
-def check_configs(target: Half, draft: Half) -> Iterator[Check]:
-    """That both are of one family, mean the same by marks and ends, and are as large as they say."""
-    first, second = (_config(half) for half in (target, draft))
+def check_configs(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
+    """Checks that both models are of one family, have the same special ids, and the size in their config."""
+    target_config, draft_config = _config(target), _config(draft)
+    names = ("model_type", *_IDS)
+    values = [(name, getattr(target_config, name, None), getattr(draft_config, name, None)) for name in names]
+    values.append(("eos_token_id", _ends(target), _ends(draft)))
     different = [
-        f"{name} ({one} and {other})"
-        for name, one, other in (
-            ("model_type", first.model_type, second.model_type),
-            *((name, getattr(first, name, None), getattr(second, name, None)) for name in _IDS),
-            ("eos_token_id", _ends(target), _ends(draft)),
-        )
-        if one != other
+        f"{name} ({value} and {draft_value})" for name, value, draft_value in values if value != draft_value
     ]
-    state: State = "failed" if different else "ok"
-    yield Check(
-        "configs", state, f"differ in {', '.join(different)}" if different else f"both {first.model_type}"
-    )
-    for half in (target, draft):
-        stored = sum(count_parameters(file) for file in half.folder.glob("*.safetensors"))
-        yield _check_weights(half, stored)
+    if different:
+        yield Check("configs", "failed", f"differ in {', '.join(different)}")
+    else:
+        yield Check("configs", "ok", f"both {target_config.model_type}")
+    for model in (target, draft):
+        stored = sum(count_parameters(file) for file in model.folder.glob("*.safetensors"))
+        yield _check_weights(model, stored)
 
 
-def _check_weights(half: Half, stored: int) -> Check:
-    what = f"{half.role}: weights"
-    config = _config(half)
+def _check_weights(model: LocalModel, stored: int) -> Check:
+    what = f"{model.role}: weights"
+    config = _config(model)
     if getattr(config, "quantization_config", None):
         return Check(what, "not checked", "are quantised")
-    wanted = size_of(half.folder / "config.json").parameters
-    if stored == wanted:
+    expected = size_of(model.folder / "config.json").parameters
+    if stored == expected:
         return Check(what, "ok", f"{stored} parameters, as the config says")
     text = config.get_text_config()
-    if stored == wanted + text.vocab_size * text.hidden_size:
-        return Check(what, "ok", f"{wanted} parameters, the shared embeddings twice")
-    return Check(what, "failed", f"{stored} parameters in the files, {wanted} by the config")
+    if stored == expected + text.vocab_size * text.hidden_size:
+        return Check(what, "ok", f"{expected} parameters, the shared embeddings twice")
+    return Check(what, "failed", f"{stored} parameters in the files, {expected} by the config")
 
 
 @torch.inference_mode()
 def check_answers(pair: Any, prompts: Any, settings: Any) -> Check:
-    """That exact mode gives the target's own tokens; ties of the target in lower precision aside."""
+    """Checks that exact mode gives the target's own tokens, except after a tie in lower precision."""
     from lvspec_cli.models.decoder import Decoder
     from lvspec_cli.speculation.engine import Session
     from lvspec_cli.types import Mode
 
     session = Session.of(pair)
-    alone, exact = (_tokens(session, prompts, replace(settings, mode=mode)) for mode in (Mode.AR, Mode.EXACT))
-    if alone == exact:
-        return Check("self-test", "ok", f"exact mode gives the target's {len(alone)} tokens")
-    place = next(
-        (at for at, (one, other) in enumerate(zip(alone, exact, strict=False)) if one != other),
-        min(len(alone), len(exact)),
-    )
+    ar, exact = (_tokens(session, prompts, replace(settings, mode=mode)) for mode in (Mode.AR, Mode.EXACT))
+    if ar == exact:
+        return Check("self-test", "ok", f"exact mode gives the target's {len(ar)} tokens")
+    shorter = min(len(ar), len(exact))
+    index = next((index for index in range(shorter) if ar[index] != exact[index]), shorter)
     decoder = Decoder(pair.target)
     decoder.encode(prompts.target)
-    passed = decoder.begin(prompts.target, len(alone) + 1)
-    if place:
-        passed = decoder.forward(torch.tensor(alone[:place], device=pair.target.device))
+    passed = decoder.begin(prompts.target, len(ar) + 1)
+    if index:
+        passed = decoder.forward(torch.tensor(ar[:index], device=pair.target.device))
     best = decoder.logits(passed, 1)[0].topk(2).values
     gap = float(best[0] - best[1])
     tied = not pair.target.full_precision and gap <= TIE
     detail = (
-        f"exact mode differs from token {place + 1} on, where the target's best two are {gap:.3f} nats apart"
+        f"exact mode differs from token {index + 1} on, where the target's best two are {gap:.3f} nats apart"
     )
     return Check("self-test", "ok" if tied else "failed", detail)
 
@@ -177,26 +176,27 @@ def _tokens(session: Any, prompts: Any, settings: Any) -> tuple[int, ...]:
     return session.answer(prompts, settings).run().tokens
 
 
-def _config(half: Half) -> Any:
-    return read_config(half.folder)
+def _config(model: LocalModel) -> Any:
+    return read_config(model.folder)
 
 
-def _ends(half: Half) -> list[int]:
-    """Ids that end an answer; none where no file says them."""
+def _ends(model: LocalModel) -> list[int]:
+    """Ids that end an answer; empty if there is no generation_config."""
     try:
-        ends = GenerationConfig.from_pretrained(half.folder, local_files_only=True).eos_token_id
+        ends = GenerationConfig.from_pretrained(model.folder, local_files_only=True).eos_token_id
     except OSError:
         return []
     return [] if ends is None else [ends] if isinstance(ends, int) else sorted(ends)
 
 
 def _template(processor: Any) -> str | None:
-    found = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
-    return found.strip() if isinstance(found, str) else found
+    template = getattr(processor, "chat_template", None)
+    template = template or getattr(processor.tokenizer, "chat_template", None)
+    return template.strip() if isinstance(template, str) else template
 
 
 def guarded(what: str, checks: Callable[[], Iterator[Check]]) -> list[Check]:
-    """The checks, or one failed one where they cannot be made."""
+    """The results of the checks, or a single failed one if they cannot run."""
     try:
         return list(checks())
     except LvspecError as error:

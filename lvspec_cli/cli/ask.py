@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Questions(OptionGroup):
-    """What is asked, beside the question that is an argument."""
+    """Questions in addition to the one that is an argument."""
 
     section = "Questions"
 
@@ -105,7 +105,7 @@ def ask(
 
 @contextmanager
 def _tracing(file: Path | None, video: Path) -> Iterator[Trace | None]:
-    """Opens the trace before anything slow begins, and never over the video, or what else is no trace."""
+    """Opens the trace before anything slow starts. It never replaces a file that is not a trace."""
     if file is None:
         yield None
         return

@@ -39,7 +39,7 @@ MEASURING = "measuring"
 
 @dataclass(frozen=True)
 class Clips(OptionGroup):
-    """What is measured, and what is asked about it."""
+    """The clips that are measured, and the questions about them."""
 
     section = "Clips and questions"
 
@@ -129,7 +129,7 @@ class Measuring(OptionGroup):
 
 @dataclass(frozen=True)
 class Work(OptionGroup):
-    """Where the results go, and how they are come by."""
+    """The folder of the results, and how they are measured."""
 
     section = "Results"
 
@@ -148,7 +148,7 @@ class Work(OptionGroup):
 
 @dataclass(frozen=True)
 class BenchFlags(OptionGroup):
-    """All that the command takes."""
+    """All flags of the command."""
 
     clips: Clips
     measuring: Measuring
@@ -160,7 +160,7 @@ class BenchFlags(OptionGroup):
 
 
 def check_extra(command: str) -> None:
-    """:raises UsageError: the package is missing that draws the charts of the command's report."""
+    """:raises UsageError: the package for the charts of the command's report is missing."""
     if find_spec("matplotlib") is None:
         raise UsageError(
             f"{command} needs the package matplotlib", "install it with: pip install 'lvspec[bench]'"
@@ -196,7 +196,7 @@ def _bench(flags: BenchFlags) -> int:
 
 @contextmanager
 def resumable(out: Path, quiet: bool, done: str = "measured") -> Iterator[PlainProgress | None]:
-    """Progress on stderr, unless quiet; whoever interrupts is told what ``out`` has already."""
+    """Progress on stderr, unless quiet. After an interruption, prints that ``out`` has the results so far."""
     from lvspec_cli.ui.progress import PlainProgress
 
     progress = None if quiet else PlainProgress(sys.stderr)
@@ -213,7 +213,7 @@ def resumable(out: Path, quiet: bool, done: str = "measured") -> Iterator[PlainP
 
 
 def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
-    """Everything that can be wrong with the flags is found here; clips of the demo world are drawn.
+    """Reads and checks all flags, and draws clips of the demo world if none are named.
 
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to measure.
@@ -248,9 +248,9 @@ def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
     modes = _modes(measuring, settings.rule, named)
     gammas = parse_gammas(measuring.gamma) if measuring.gamma else (settings.gamma,)
     variants = variants_of(modes, gammas)
-    plain = all(variant.mode.is_plain for variant in variants)  # then no draft is loaded
-    asked = AskRequest(video, (), replace(settings, mode=Mode.AR if plain else Mode.LVSPEC), system)
-    load_plan, request = prepared(choice, asked, progress.listen if progress else lambda event: None)
+    plain = all(variant.mode.is_plain for variant in variants)  # no draft is needed
+    unresolved = AskRequest(video, (), replace(settings, mode=Mode.AR if plain else Mode.LVSPEC), system)
+    load_plan, request = prepared(choice, unresolved, progress.listen if progress else lambda event: None)
     return BenchJob(
         load_plan=load_plan,
         video=video,
@@ -282,12 +282,12 @@ def _named_rules(measuring: Measuring, rule: RuleSettings) -> tuple[NamedRule, .
 
 
 def _modes(measuring: Measuring, rule: RuleSettings, named: Sequence[NamedRule]) -> tuple[Variant, ...]:
-    """Those of ``--modes``, the rule with every other relevance if wanted, and the named rules."""
+    """The modes of ``--modes``, the rule with every other relevance if requested, and the named rules."""
     from lvspec_cli.bench.variants import ALL_MODES, controls, parse_modes
 
     others = controls(rule) if measuring.controls else ()
     modes = parse_modes(measuring.modes or ",".join(ALL_MODES))
-    return (*dict.fromkeys((*modes, *others)), *(each.variant for each in named))
+    return (*dict.fromkeys((*modes, *others)), *(rule.variant for rule in named))
 
 
 def chosen_clips(
@@ -300,10 +300,11 @@ def chosen_clips(
     drawn: int | None = None,
     seed: int | None = None,
 ) -> tuple[BenchClip, ...]:
-    """What the flags name; without any, clips of the demo world are drawn: as many as a bench has and by its
-    seed, if nothing else is said.
+    """The clips that the flags name, or else drawn clips of the demo world.
 
-    :raises LvspecError: there is nothing to measure, or what is named is wrong.
+    :param drawn: how many clips to draw, by default as many as a bench uses.
+    :param seed: of drawn clips, by default that of a bench.
+    :raises LvspecError: there is nothing to measure, or a file is not valid.
     """
     from lvspec_cli.bench.items import clips_of, clips_of_questions
     from lvspec_cli.bench.run import BENCH_CLIPS, QUICK_CLIPS
@@ -311,19 +312,19 @@ def chosen_clips(
     limit = clips.limit or (QUICK_CLIPS if quick else None)
     if clips.questions is not None:
         return clips_of_questions(clips.questions, video, limit=limit)
-    asked = clips.questions_per_clip
-    if asked is None:
-        asked = 0 if clips.prompt else QUICK_QUESTIONS if quick else QUESTIONS
+    per_clip = clips.questions_per_clip
+    if per_clip is None:
+        per_clip = 0 if clips.prompt else QUICK_QUESTIONS if quick else QUESTIONS
     sources = [Path(text) for text in clips.clips or ()]
     sources = sources or drawn_clips(out / "clips", limit or drawn or BENCH_CLIPS, progress, seed)
     prompts = [checked_text(text, "--prompt") for text in clips.prompt or ()]
-    return clips_of(sources, video, prompts=prompts, questions=asked, limit=limit)
+    return clips_of(sources, video, prompts=prompts, questions=per_clip, limit=limit)
 
 
 def drawn_clips(
     folder: Path, count: int, progress: PlainProgress | None, seed: int | None = None
 ) -> list[Path]:
-    """Clips of the demo world; without a seed those that the bundled pair was not trained on."""
+    """Drawn clips of the demo world, by default those on which the bundled pair was not trained."""
     from lvspec_cli.bench.run import demo_clips
     from lvspec_cli.demo.write import HELD_OUT_SEED
 
@@ -356,7 +357,7 @@ def _run(job: BenchJob, progress: PlainProgress | None) -> Results:
 
 
 def warn(message: str) -> None:
-    """A warning that is said at once."""
+    """Prints a warning."""
     say(f"warning: {message}")
 
 
@@ -402,11 +403,11 @@ def bench_compare(
                 say(f"not the same: {line}")
         worse = [change for change in changes if change.regression]
         if worse:
-            named = worse[0]
+            worst = worse[0]
             more = f", and {len(worse) - 1} more" if len(worse) > 1 else ""
             raise RegressionError(
-                f"{named.mode} got worse: {named.figure} {_figure(named.before)},"
-                f" now {_figure(named.after)}{more}",
+                f"{worst.mode} got worse: {worst.figure} {_figure(worst.before)},"
+                f" now {_figure(worst.after)}{more}",
                 "mend it, or allow more with --margin or --retention-margin",
             )
 

@@ -51,7 +51,7 @@ class SchemeName(StrEnum):
 
 @dataclass(frozen=True)
 class Scoring(OptionGroup):
-    """Which captions are scored, and by which schemes."""
+    """The captions that are scored, and the schemes."""
 
     section = "Captions and scores"
 
@@ -80,7 +80,7 @@ class Scoring(OptionGroup):
 
 @dataclass(frozen=True)
 class RelevanceFlags(OptionGroup):
-    """All that the command takes."""
+    """All flags of the command."""
 
     scoring: Scoring
     loading: options.Loading
@@ -145,12 +145,12 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
     schemes = [RelevanceName(name) for name in scoring.relevance or SCHEMES]
     environment = environment_of(loaded)
     header = Header(settings=_facts(plan.choice, request, schemes), environment=environment)
-    with memory_errors(plan, workload), open_captions(scoring.out, header, redo=scoring.redo) as kept:
+    with memory_errors(plan, workload), open_captions(scoring.out, header, redo=scoring.redo) as captions:
         measured = measure_relevance(
             loaded,
             clips,
             settings,
-            kept,
+            captions,
             system=request.system,
             schemes=schemes,
             progress=lambda done, total: progress.advance(SCORING, done, total) if progress else None,
@@ -164,8 +164,8 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
         pair=choice.name,
         target=choice.pair.target.name,
         clips=len(scored),
-        facts=sum(sum(each.facts) for each in scored),
-        fillers=sum(len(each.facts) - sum(each.facts) for each in scored),
+        facts=sum(sum(caption.facts) for caption in scored),
+        fillers=sum(len(caption.facts) - sum(caption.facts) for caption in scored),
         gamma=settings.greatest_gamma,
         threshold=settings.rule.anchor_threshold,
         schemes=evaluate_schemes(scored, settings.rule.anchor_threshold),
@@ -173,7 +173,7 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
 
 
 def _request(flags: RelevanceFlags, pair: Pair) -> AskRequest:
-    """The target captions alone; the pair's own rule stands, whose threshold is looked at."""
+    """The request in mode ar. It has the pair's own rule, because its threshold is used."""
     from lvspec_cli.request import AskRequest
 
     scoring, system = flags.scoring, checked_system(flags.scoring.system)
@@ -185,7 +185,7 @@ def _request(flags: RelevanceFlags, pair: Pair) -> AskRequest:
 
 
 def _check_files(out: Path) -> None:
-    """:raises OutputError: files of others have the names of the results."""
+    """:raises OutputError: files that lvspec did not write have the names of the results."""
     from lvspec_cli.bench import journal, relevance, relevance_measure, report
     from lvspec_cli.output.files import check_all_ours
 
@@ -198,7 +198,7 @@ def _check_files(out: Path) -> None:
 
 
 def _facts(choice: PairChoice, request: AskRequest, schemes: Sequence[RelevanceName]) -> dict[str, Any]:
-    """What decides the captions, their scores and the times, as JSON can hold it."""
+    """Everything that decides the captions, their scores and the times, as JSON values."""
     from lvspec_cli.output.records import settings_fields
 
     target, video = choice.pair.target, request.video
@@ -206,7 +206,7 @@ def _facts(choice: PairChoice, request: AskRequest, schemes: Sequence[RelevanceN
         "pair": choice.name,
         "target": target.name,
         "revision": target.revision,
-        "schemes": [str(each) for each in schemes],
+        "schemes": [str(scheme) for scheme in schemes],
         "settings": settings_fields(replace(request.settings, mode=Mode.LVSPEC)),
         "sampling": [video.max_frames, video.fps, video.max_pixels, video.decoder],
         "system": request.system,

@@ -1,4 +1,4 @@
-"""All that ``lvspec caption`` is asked for, checked before anything slow begins, and laid out as works."""
+"""Reads and checks the flags of ``lvspec caption`` before anything slow starts, and makes works of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
 
 @dataclass(frozen=True)
 class Job:
-    """All that the command line asks for, checked."""
+    """The checked request of the command line."""
 
     load_plan: LoadPlan
     base: AskRequest
@@ -54,7 +54,7 @@ class Job:
 
 
 def read_job(flags: CaptionFlags) -> Job:
-    """Everything that can be wrong is found here, before anything slow begins.
+    """Reads and checks all flags and inputs, before anything slow starts.
 
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to caption.
@@ -111,7 +111,7 @@ def _check_together(flags: CaptionFlags) -> None:
 
 
 def _prompts(prompts: Prompts) -> dict[str, str]:
-    """The texts, each once, and where they come from."""
+    """The texts, each once, and their origins."""
     texts = {checked_text(text, "--prompt"): "--prompt" for text in prompts.prompt or ()}
     for text in texts:
         check_template(text, "--prompt")
@@ -150,8 +150,8 @@ def _collected(inputs: Inputs) -> Collected:
     lists = [inputs.from_list] if inputs.from_list else []
     lists += [Path("-")] * paths.count("-")
     for name in lists:
-        said = "stdin" if name == Path("-") else str(name)
-        sources += read_paths(_bytes_of(name), said, nul=inputs.null)
+        label = "stdin" if name == Path("-") else str(name)
+        sources += read_paths(_bytes_of(name), label, nul=inputs.null)
     if not sources:
         raise NoInputError("no video was named", "name files or folders: lvspec caption ./clips")
     collected = collect(sources, recursive=inputs.recursive, glob=inputs.glob)
@@ -167,7 +167,7 @@ def _collected(inputs: Inputs) -> Collected:
 
 
 def _origins(collected: Collected) -> dict[str, str]:
-    """The jobs' own prompts, and the file and line of the first job that has each."""
+    """The jobs' own prompts, each with the file and line of the first job that has it."""
     return {text: item.origin for item in reversed(collected.inputs) for text in item.prompts}
 
 
@@ -189,7 +189,7 @@ def worker_plans(
     devices: Sequence[str],
     on_out_of_memory: OnOutOfMemory,
 ) -> tuple[WorkerPlan, ...]:
-    """What each worker does, and its share of the machine."""
+    """The plan of each worker, with its share of the machine."""
     cores = usable_cores()
     decoding = workers.decode_workers or max(1, min(4, cores // 2) // len(devices))
     choice = load_plan.choice
@@ -208,27 +208,27 @@ def worker_plans(
 
 
 def devices_of(workers: Workers, device: str) -> list[str]:
-    """One for each worker."""
+    """The device of each worker."""
     if workers.devices:
         return [name.strip() for name in workers.devices.split(",")]
     return [device] * workers.workers
 
 
 def _for_worker(choice: PairChoice, device: str, devices: Sequence[str]) -> PairChoice:
-    """The pair of a worker on a device. All of them share one where their drafts go to one that is named."""
+    """The pair of a worker on a device. With ``--draft-device`` all drafts share that device."""
     count = len(devices) if choice.draft_device else devices.count(device)
     return replace(choice, device=device, side_by_side=count)
 
 
 def lay_out_job(job: Job, quiet: bool) -> list[Work]:
-    """The works of all inputs, and of those that can only fail."""
+    """The works of all inputs, including those that cannot be read."""
     from lvspec_cli.batch.cutting import known_scenes, scene_segments
     from lvspec_cli.ui.progress import PlainProgress
     from lvspec_cli.video.pool import DecodePool
 
     progress, label = PlainProgress(sys.stderr), "looking at the videos"
     folder = state_folder()
-    if folder is not None:  # what killed runs left there
+    if folder is not None:  # temporary files of killed runs
         sweep(folder)
         sweep(folder / "scenes")
     if not quiet:
@@ -256,16 +256,16 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
     return [*works, *broken]
 
 
-def moved_lines(left: Outstanding) -> Iterator[str]:
-    """What is said of rows under other names; nothing where there are none."""
-    for first in islice(left.moved.values(), 1):
-        old, new = map(os.fsdecode, (first.old, first.new))
-        what = f"{len(left.moved)} of these rows stand under other names"
+def moved_lines(remaining: Outstanding) -> Iterator[str]:
+    """A line about rows under other names, if there are any."""
+    for example in islice(remaining.moved.values(), 1):
+        old, new = map(os.fsdecode, (example.old, example.new))
+        what = f"{len(remaining.moved)} of these rows stand under other names"
         yield f"{what} ({old} is {new} here) and are skipped; --redo does them again"
 
 
 def past_run(job: Job, rows: int, seconds: float) -> PastRun:
-    """What is remembered of a run of this kind."""
+    """The entry of a run like this one in the history."""
     base = job.base
     return PastRun(
         pair=job.load_plan.choice.name,

@@ -13,14 +13,14 @@ from lvspec_cli.cli.groups import OptionGroup
 from lvspec_cli.output.exports.types import ExportFormat
 
 
-def _records_to(place: str) -> str:
+def _records_to(path: str) -> str:
     """``-`` for every name of stdout."""
-    return "-" if place in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else place
+    return "-" if path in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else path
 
 
 @dataclass(frozen=True)
 class Inputs(OptionGroup):
-    """Which videos, and into which clips they are cut."""
+    """The videos, and how they are cut into clips."""
 
     section = "Videos"
 
@@ -57,7 +57,7 @@ class Inputs(OptionGroup):
 
 @dataclass(frozen=True)
 class Prompts(OptionGroup):
-    """What is asked of each clip."""
+    """The prompts for each clip."""
 
     section = "Prompts"
 
@@ -76,7 +76,7 @@ class Prompts(OptionGroup):
 
 @dataclass(frozen=True)
 class Records(OptionGroup):
-    """Where the records go, which are made, and what counts as failed."""
+    """The output file, which records are made, and what counts as failed."""
 
     section = "Records"
 
@@ -130,7 +130,7 @@ class Export(OptionGroup):
 
 @dataclass(frozen=True)
 class Workers(OptionGroup):
-    """What works side by side."""
+    """The number of workers, and their shares of the machine."""
 
     section = "Workers"
 
@@ -155,7 +155,7 @@ class Workers(OptionGroup):
 
 @dataclass(frozen=True)
 class CaptionDecoding(options.Decoding):
-    """A batch gives the same rows again, unless the clock may decide."""
+    """Without fallback by default, so that a batch always gives the same rows."""
 
     fallback: Annotated[
         bool,
@@ -169,7 +169,7 @@ class CaptionDecoding(options.Decoding):
 
 @dataclass(frozen=True)
 class CaptionFlags(OptionGroup):
-    """All that the command takes."""
+    """All flags of the command."""
 
     inputs: Inputs
     prompts: Prompts

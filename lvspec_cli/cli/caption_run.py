@@ -1,4 +1,4 @@
-"""What ``lvspec caption`` does: what is left to do, the run or a forecast of it, what is said about it."""
+"""Runs ``lvspec caption``: finds the remaining works, runs or forecasts them, and reports the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
-from lvspec_cli.output.jsonl import Kept, RecordFile, read_records
+from lvspec_cli.output.jsonl import RecordFile, RowInfo, read_records
 from lvspec_cli.output.records import Record, encode_name, failed_record, renamed, to_line
 from lvspec_cli.table import clock
 from lvspec_cli.types import Mode, VideoInfo
@@ -37,18 +37,18 @@ NAMED_EXPORTS = 10  # captions left out of an export that are named; the others 
 
 
 class Rows(Protocol):
-    """Where records go."""
+    """A destination of records."""
 
-    kept: dict[str, Kept]
+    existing: dict[str, RowInfo]
 
     def append(self, record: Record) -> None: ...
 
 
 @dataclass
 class Printed:
-    """Records on stdout: nothing to resume from."""
+    """Records on stdout, from which nothing can be resumed."""
 
-    kept: dict[str, Kept] = field(default_factory=dict)
+    existing: dict[str, RowInfo] = field(default_factory=dict)
 
     def append(self, record: Record) -> None:
         write_json(to_line(record))
@@ -56,13 +56,13 @@ class Printed:
 
 @dataclass
 class Outcome:
-    """What this run added."""
+    """The results of this run."""
 
     ok: int = 0
     failures: list[str] = field(default_factory=list)
     fallbacks: int = 0
     seconds: float = 0.0
-    printed: list[Record] = field(default_factory=list)  # for the audit, where no file keeps them
+    printed: list[Record] = field(default_factory=list)  # for the audit, if there is no file
 
 
 def caption_all(flags: CaptionFlags, stop: Stop) -> int:
@@ -74,36 +74,36 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     with ExitStack() as stack:
         rows: Rows = stack.enter_context(RecordFile.open(job.out)) if job.out else Printed()
         works = lay_out_job(job, quiet)
-        left = outstanding(job.load_plan, works, rows.kept, job.again)
+        remaining = outstanding(job.load_plan, works, rows.existing, job.again)
         if isinstance(rows, RecordFile):
-            rows.remove(left.taken_out)
+            rows.remove(remaining.removed)
         if not quiet:
-            _announce(left)
+            _announce(remaining)
         outcome = Outcome()
         try:
-            _run(job, left, rows, stop, outcome, quiet=quiet)
+            _run(job, remaining, rows, stop, outcome, quiet=quiet)
         finally:
             if isinstance(rows, RecordFile):
-                rows.check()  # rows that have gone are not summed up
+                rows.check()  # if the file was removed, there is nothing to summarise
             if not quiet:
-                _summarise(job, left, outcome)
+                _summarise(job, remaining, outcome)
         if job.base.audit and not quiet:
-            _report_audits(job, works, left, outcome)
-    exported = stop.asked() or job.out is None or _export_rows(flags, job, works, left.moved)
-    return 1 if outcome.ok < left.count or left.failed or not exported else 0
+            _report_audits(job, works, remaining, outcome)
+    exported = stop.asked() or job.out is None or _export_rows(flags, job, works, remaining.moved)
+    return 1 if outcome.ok < remaining.count or remaining.failed or not exported else 0
 
 
-def _announce(left: Outstanding) -> None:
-    say(f"{left.done} done, {left.failed} failed, {left.count} to do")
-    for line in moved_lines(left):
+def _announce(remaining: Outstanding) -> None:
+    say(f"{remaining.done} done, {remaining.failed} failed, {remaining.count} to do")
+    for line in moved_lines(remaining):
         say(line)
-    if left.others:
-        say(f"{left.others} rows of these videos were made with other settings or another content; they stay")
+    if others := remaining.others:
+        say(f"{others} rows of these videos were made with other settings or another content; they stay")
 
 
-def _run(job: Job, left: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
+def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
     began = time.monotonic()
-    with _showing(job, left, quiet) as (listen, shown):
+    with _showing(job, remaining, quiet) as (listen, shown):
 
         def write(record: Record) -> None:
             record = gated(record, job.gates)
@@ -118,21 +118,21 @@ def _run(job: Job, left: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, 
                     outcome.printed.append(record)
             shown(record)
 
-        def tell(event: Event) -> None:
+        def listen_all(event: Event) -> None:
             nonlocal began
             if isinstance(event, StageFinished) and event.stage is Stage.LOADING:
-                began = time.monotonic()  # loading is no part of the rate
+                began = time.monotonic()  # loading does not count
             stop.listen(event)
             listen(event)
 
-        readable = [work for work in left.works if work.error is None]
-        for work in left.works:
+        readable = [work for work in remaining.works if work.error is None]
+        for work in remaining.works:
             if work.error is not None:
                 for number in work.numbers:
                     write(failed_record(job.load_plan, work.request, work.identity, number, work.error))
         try:
             if readable:
-                run(readable, job.plans, write=write, listen=tell, interrupted=stop.asked)
+                run(readable, job.plans, write=write, listen=listen_all, interrupted=stop.asked)
         finally:
             outcome.seconds = time.monotonic() - began
     if outcome.ok:
@@ -141,10 +141,10 @@ def _run(job: Job, left: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, 
 
 @contextmanager
 def _showing(
-    job: Job, left: Outstanding, quiet: bool
+    job: Job, remaining: Outstanding, quiet: bool
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
-    """What takes events, and what takes finished records."""
-    if quiet or not left.count:
+    """The listeners for events and for finished records."""
+    if quiet or not remaining.count:
         yield (lambda event: None), (lambda record: None)
         return
     from lvspec_cli.ui.batch import batch_show
@@ -153,15 +153,15 @@ def _showing(
     view = View(
         job.load_plan.choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma
     )
-    start = BatchView(total=left.count, skipped=left.done + left.failed, current=view)
+    start = BatchView(total=remaining.count, skipped=remaining.done + remaining.failed, current=view)
     live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     with batch_show(start, live=live) as show:
         yield show.listen, show.add
 
 
-def _summarise(job: Job, left: Outstanding, outcome: Outcome) -> None:
+def _summarise(job: Job, remaining: Outstanding, outcome: Outcome) -> None:
     failures = outcome.failures
-    skipped = f", {left.done + left.failed} skipped" if left.done + left.failed else ""
+    skipped = f", {remaining.done + remaining.failed} skipped" if remaining.done + remaining.failed else ""
     say(f"{outcome.ok} captioned, {len(failures)} failed{skipped} in {clock(outcome.seconds)}")
     if outcome.fallbacks:
         say(
@@ -173,35 +173,35 @@ def _summarise(job: Job, left: Outstanding, outcome: Outcome) -> None:
         say(f"and {len(failures) - NAMED_FAILURES} more")
     if job.out is not None:
         say(f"records: {job.out}")
-        if failures or left.failed:
+        if failures or remaining.failed:
             say(f"try: {_retrying(sys.argv)}")
     choice = job.load_plan.choice
-    if choice.pair.world and not choice.note:  # which says it, too
+    if choice.pair.world and not choice.note:  # a note already says it
         say(world_note(choice.name, choice.pair.world))
 
 
-def _report_audits(job: Job, works: Sequence[Work], left: Outstanding, outcome: Outcome) -> None:
-    """Of all rows that the file has of this command's captions, those of earlier runs among them."""
+def _report_audits(job: Job, works: Sequence[Work], remaining: Outstanding, outcome: Outcome) -> None:
+    """Summarises the audits of all of this command's rows in the file, including those of earlier runs."""
     from lvspec_cli.figures.audit import summarise_audits
     from lvspec_cli.ui.summary import audit_lines
 
     videos = {key: work.request.video for work in works for key in work.keys}
-    videos |= {moved.row: videos[key] for key, moved in left.moved.items()}
+    videos |= {moved.row: videos[key] for key, moved in remaining.moved.items()}
     whole = {key: video.path for key, video in videos.items() if video.start is None and video.end is None}
-    found = outcome.printed if job.out is None else read_records(job.out)
-    summary = summarise_audits((each for each in found if each.key in videos), whole)
+    records = outcome.printed if job.out is None else read_records(job.out)
+    summary = summarise_audits((record for record in records if record.key in videos), whole)
     for line in audit_lines(summary, job.base.audit):
         say(line)
 
 
 def _retrying(arguments: Sequence[str]) -> str:
-    """The same command, doing what failed again."""
-    kept = [text for text in arguments[1:] if text not in ("--redo", "--retry-errors")]
-    return shell_words(["lvspec", *kept, "--retry-errors"])
+    """The same command with ``--retry-errors``."""
+    others = [text for text in arguments[1:] if text not in ("--redo", "--retry-errors")]
+    return shell_words(["lvspec", *others, "--retry-errors"])
 
 
 def _check_export(flags: CaptionFlags, collected: Collected) -> None:
-    """:raises UsageError: what is to be exported has no place, or flags are given without ``--to``."""
+    """:raises UsageError: a path is missing for the export, or flags are given without ``--to``."""
     export = flags.export
     if not export.to:
         alone = {
@@ -217,15 +217,15 @@ def _check_export(flags: CaptionFlags, collected: Collected) -> None:
 
 
 def _export_rows(flags: CaptionFlags, job: Job, works: Sequence[Work], moved: Mapping[str, Moved]) -> bool:
-    """Exports the rows of this command's videos; False where a file stood in the way or was left out."""
+    """Exports the rows of this command's videos. False if a foreign file stayed, or a row was skipped."""
     names = {key: work.name for work in works for key in work.keys}
     names |= {row.row: row.new for row in moved.values()}
-    went_well = [_export(flags, to, job, names) for to in flags.export.to or ()]
-    return all(went_well)
+    successes = [_export(flags, to, job, names) for to in flags.export.to or ()]  # all formats, in any case
+    return all(successes)
 
 
 def _export(flags: CaptionFlags, to: ExportFormat, job: Job, names: Mapping[str, bytes]) -> bool:
-    """:param names: by key what this command calls the file; the row may have an earlier name."""
+    """:param names: this command's names of files, by key; the row may have an older name."""
     assert job.out is not None
     report = export_records(
         (renamed(row, names[row.key]) for row in read_records(job.out, say) if row.key in names),
@@ -245,61 +245,61 @@ def _export(flags: CaptionFlags, to: ExportFormat, job: Job, names: Mapping[str,
 
 def _places(flags: CaptionFlags, to: ExportFormat, collected: Collected) -> ExportPlaces:
     out_dir = flags.export.out_dir
-    beside = to.beside(Path(flags.records.out)) if out_dir is None else None
-    return ExportPlaces(videos=_videos_folder(collected), out_dir=out_dir, out=beside)
+    out = to.beside(Path(flags.records.out)) if out_dir is None else None
+    return ExportPlaces(videos=_videos_folder(collected), out_dir=out_dir, out=out)
 
 
 def _videos_folder(collected: Collected) -> Path | None:
-    """The folder that the inputs' names are relative to."""
+    """The folder to which the inputs' names are relative."""
     for item in collected.inputs:
         return Path(os.fsdecode(absolute(item.path)[: -len(item.name)] or b"/"))
     return None
 
 
 def dry_run(job: Job, quiet: bool) -> int:
-    """Prints a row for each stretch; 1 when one of them cannot be read."""
+    """Prints a row for each stretch. The exit code is 1 if one of them cannot be read."""
     from lvspec_cli.video.pool import DecodePool
 
     works = lay_out_job(job, quiet)
-    kept = _kept(job.out)
-    left = outstanding(job.load_plan, works, kept, job.again)
+    existing = _existing(job.out)
+    remaining = outstanding(job.load_plan, works, existing, job.again)
     with DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool:
         readable = [work for work in works if work.error is None]
         paths = (work.request.video.path for work in readable)
-        found = pool.probes(paths, timeout=job.base.video.timeout)
-        known = dict(zip(map(id, readable), found, strict=True))
-        rows = list(_rows(job, works, left, kept, known))
+        probed = pool.probes(paths, timeout=job.base.video.timeout)
+        infos = dict(zip(map(id, readable), probed, strict=True))
+        rows = list(_rows(job, works, remaining, existing, infos))
     write_out(for_stdout(forecast_table(rows)))
     if not quiet:
-        for line in _totals(job, left, rows):
+        for line in _totals(job, remaining, rows):
             say(line)
     return 1 if any(row.problem for row in rows) else 0
 
 
-def _kept(out: Path | None) -> Mapping[str, Kept]:
+def _existing(out: Path | None) -> Mapping[str, RowInfo]:
     if out is None:
         return {}
     try:
-        return {record.key: Kept.of(record) for record in read_records(out, say)}
+        return {record.key: RowInfo.of(record) for record in read_records(out, say)}
     except NoInputError:
-        return {}  # the first run will make it
+        return {}  # the first run will create it
 
 
 def _rows(
     job: Job,
     works: Sequence[Work],
-    left: Outstanding,
-    kept: Mapping[str, Kept],
-    known: Mapping[int, VideoInfo | LvspecError],
+    remaining: Outstanding,
+    existing: Mapping[str, RowInfo],
+    infos: Mapping[int, VideoInfo | LvspecError],
 ) -> Iterator[ForecastRow]:
     from lvspec_cli.models.prompt import visual_token_counter
 
     count = visual_token_counter(job.load_plan.target)
-    failures = {key for key, row in kept.items() if row.status == "error"}
-    failures |= {key for key, moved in left.moved.items() if moved.row in failures}
-    to_do = {key for work in left.works for key in (work.keys[n - 1] for n in work.numbers)}
+    failures = {key for key, row in existing.items() if row.status == "error"}
+    failures |= {key for key, moved in remaining.moved.items() if moved.row in failures}
+    to_do = {key for work in remaining.works for key in (work.keys[n - 1] for n in work.numbers)}
     for work in works:
-        info = known.get(id(work), work.error)
+        info = infos.get(id(work), work.error)
         name = encode_name(work.name)[0]
         if not isinstance(info, VideoInfo):
             yield ForecastRow(name, problem=info.cause if info else "unknown")
@@ -307,9 +307,9 @@ def _rows(
         if not info.width * info.height:
             yield ForecastRow(name, problem="its picture's size is not known, or beyond the limit")
             continue
-        taken = forecast(info, work.request.video)
+        sampled = forecast(info, work.request.video)
         try:
-            visual_tokens = count(taken.timestamps, taken.width, taken.height)
+            visual_tokens = count(sampled.timestamps, sampled.width, sampled.height)
         except VideoError as error:
             yield ForecastRow(name, problem=error.cause)
             continue
@@ -318,9 +318,9 @@ def _rows(
             start=work.request.video.start,
             end=work.request.video.end,
             duration=info.duration,
-            frames=len(taken.timestamps),
-            width=taken.width,
-            height=taken.height,
+            frames=len(sampled.timestamps),
+            width=sampled.width,
+            height=sampled.height,
             visual_tokens=visual_tokens,
             to_do=sum(key in to_do for key in work.keys),
             failed=sum(key in failures and key not in to_do for key in work.keys),
@@ -328,12 +328,13 @@ def _rows(
         )
 
 
-def _totals(job: Job, left: Outstanding, rows: Sequence[ForecastRow]) -> Iterator[str]:
+def _totals(job: Job, remaining: Outstanding, rows: Sequence[ForecastRow]) -> Iterator[str]:
     unreadable = sum(bool(row.problem) for row in rows)
-    yield f"{left.count} captions to do, {left.done} done, {left.failed} failed, {unreadable} unreadable"
-    yield from moved_lines(left)
+    to_do, done, failed = remaining.count, remaining.done, remaining.failed
+    yield f"{to_do} captions to do, {done} done, {failed} failed, {unreadable} unreadable"
+    yield from moved_lines(remaining)
     seconds = seconds_a_row(past_runs(history_file()), past_run(job, rows=1, seconds=0.0))
     if seconds is None:
         yield "no estimate of the time: no run like this one has been made on this machine yet"
     else:
-        yield f"about {clock(seconds * left.count)}, as the last run like this one went"
+        yield f"about {clock(seconds * to_do)}, as the last run like this one went"

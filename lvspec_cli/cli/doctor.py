@@ -26,8 +26,8 @@ def doctor(
         from lvspec_cli.checks.doctor import examine
 
         if as_json:
-            found = [asdict(finding) for finding in examine(models_file, hub=hub)]
-            write_json(json.dumps({"schema": 1, "findings": found}, indent=2))
+            findings = [asdict(finding) for finding in examine(models_file, hub=hub)]
+            write_json(json.dumps({"schema": 1, "findings": findings}, indent=2))
             return
         for finding in examine(models_file, hub=hub):
             write_out(f"{finding.state:4}  {finding.what}: {visible_line(finding.text)}\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,18 +11,11 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
-
-if TYPE_CHECKING:
-    from lvspec_cli.output.merging import Merged
-
-from collections.abc import Iterator
-from itertools import chain
-from typing import TYPE_CHECKING
-
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport
 
 if TYPE_CHECKING:
+    from lvspec_cli.output.merging import Merged
     from lvspec_cli.output.records import Record
 
 NAMED = 10  # skipped captions that are named; the others are counted
@@ -79,11 +73,11 @@ def export(
         check_places(to, where)
         if where.out and where.out.exists() and records.exists() and where.out.samefile(records):
             raise UsageError(f"{records} is what would be exported", "name another file with --out")
-        report = export_records(_some(records), to, where, prefix=prefix, suffix=suffix, force=force)
+        report = export_records(_non_empty(records), to, where, prefix=prefix, suffix=suffix, force=force)
         raise typer.Exit(_say_report(report, to))
 
 
-def _some(file: Path) -> Iterator[Record]:
+def _non_empty(file: Path) -> Iterator[Record]:
     from lvspec_cli.output.jsonl import read_records
 
     rows = read_records(file, lambda message: say(f"warning: {message}"))
@@ -94,9 +88,9 @@ def _some(file: Path) -> Iterator[Record]:
 
 
 def _say_report(report: ExportReport, to: ExportFormat) -> int:
-    """Says what was done and left; gives the exit code.
+    """Prints what was exported and what was left out; returns the exit code.
 
-    :raises OutputError: a file was in the way.
+    :raises OutputError: a foreign file was not replaced.
     """
     from lvspec_cli.output.exports.export import report_lines
 
@@ -164,11 +158,10 @@ def _say_missing(missing: Mapping[bytes, Path], names: frozenset[bytes]) -> None
 def _missing(
     sources: Sequence[Path], names: frozenset[bytes], recursive: bool, glob: str | None
 ) -> dict[bytes, Path]:
-    """The inputs without a record by name, each once, in order."""
+    """The inputs without a record, by name, in order."""
     from lvspec_cli.batch.inputs import collect
 
     collected = collect(sources, recursive=recursive, glob=glob)
-    found = {item.name: item.path for item in collected.inputs} | {
-        problem.name: problem.path for problem in collected.problems
-    }
-    return {name: path for name, path in found.items() if name not in names}
+    paths = {item.name: item.path for item in collected.inputs}
+    paths |= {problem.name: problem.path for problem in collected.problems}
+    return {name: path for name, path in paths.items() if name not in names}

@@ -1,7 +1,8 @@
 """Groups of flags: a dataclass of Typer's options is one parameter of a command and one section of --help.
 
-So ``@with_groups def ask(video: str, sampling: Sampling)`` is a command with the flags ``--fps``, ``--start``
-and what else is a field of ``Sampling``; it is given a ``Sampling``, and its help has a section of them.
+For example, ``@with_groups def ask(video: str, sampling: Sampling)`` is a command with a flag for each field
+of ``Sampling``, such as ``--fps``. The command gets a ``Sampling``, and its help has a section for these
+flags.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from typer.models import OptionInfo
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
-HelpRow = tuple[str, str]  # an option as it is written, and its help
-ARGUMENTS, OPTIONS = "Arguments", "Options"  # sections of what is in no group
+HelpRow = tuple[str, str]  # an option in its notation, and its help
+ARGUMENTS, OPTIONS = "Arguments", "Options"  # sections of parameters without a group
 
 
 @dataclass(frozen=True)
 class OptionGroup:
-    """The base of groups: each is a frozen dataclass whose fields are options, arguments, or groups again."""
+    """The base class of groups: frozen dataclasses whose fields are options, arguments, or other groups."""
 
     section: ClassVar[str] = OPTIONS
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets a command take groups: Typer reads a flat signature, the command gets each group as one value.
+    """Lets a command take groups. Typer sees a flat signature, and the command gets each group as one value.
 
     :raises ValueError: two groups of the command have a field of the same name.
     """
@@ -40,7 +41,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
-        command(**{name: _taken(name, hints[name], values) for name in parameters})
+        command(**{name: _grouped(name, hints[name], values) for name in parameters})
 
     flags = [
         flag
@@ -53,7 +54,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flat(name: str, hint: Any, default: Any, section: str) -> Iterator[inspect.Parameter]:
-    """One parameter for an option; for a group those of all its fields."""
+    """One parameter for an option; for a group, the parameters of all its fields."""
     if _is_group(hint):
         hints = _hints(hint)
         for field in fields(hint):
@@ -65,7 +66,7 @@ def _flat(name: str, hint: Any, default: Any, section: str) -> Iterator[inspect.
 
 
 def _in_section(hint: Any, section: str) -> Any:
-    """The same option, to be listed in a section of the help."""
+    """The same option, listed in a section of the help."""
     if get_origin(hint) is not Annotated:
         return hint
     kind, *notes = get_args(hint)
@@ -76,21 +77,21 @@ def _in_section(hint: Any, section: str) -> Any:
     return Annotated[kind, *notes]
 
 
-def _taken(name: str, hint: Any, values: dict[str, Any]) -> Any:
-    """The value of one parameter of the command, out of Typer's flat values."""
+def _grouped(name: str, hint: Any, values: dict[str, Any]) -> Any:
+    """The value of one parameter of the command, from Typer's flat values."""
     if not _is_group(hint):
         return values[name]
     hints = _hints(hint)
-    return hint(**{part: _taken(part, hints[part], values) for part in hints})
+    return hint(**{field: _grouped(field, hints[field], values) for field in hints})
 
 
 def _is_group(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, OptionGroup)
 
 
-@cache  # several commands take the same groups, and --help has to be quick
+@cache  # several commands take the same groups, and --help has to be fast
 def _hints(group: type[Any]) -> dict[str, Any]:
-    """The types of a group's fields, as they are written there."""
+    """The annotations of a group's fields."""
     hints = get_type_hints(group, include_extras=True)
     return {field.name: hints[field.name] for field in fields(group)}
 
@@ -105,7 +106,7 @@ class SectionedCommand(TyperCommand):
 
 
 def help_sections(command: TyperCommand | TyperGroup, context: Context) -> dict[str, list[HelpRow]]:
-    """A command's parameters with their help: arguments, then options by section, in order of their first."""
+    """A command's parameters with their help: arguments, then options by section, in order of definition."""
     sections: dict[str, list[HelpRow]] = {ARGUMENTS: []}
     for parameter in command.get_params(context):
         row = parameter.get_help_record(context)

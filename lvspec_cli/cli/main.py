@@ -1,4 +1,4 @@
-"""The command line. Heavy imports stand inside the commands: ``--help`` has to be quick."""
+"""The command line. Slow imports are inside the commands, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"lvspec {__version__}")
         raise typer.Exit
 
@@ -55,7 +55,7 @@ def top(
 
 
 def entry() -> NoReturn:
-    """As ``main``, and the process is gone at once: torch takes Python a second or more to take apart."""
+    """As ``main``, but the process exits without Python's cleanup, which takes over a second with torch."""
     code: object = 0
     steady_streams()
     try:
@@ -67,14 +67,14 @@ def entry() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads
             stream.flush()
-    if chat := sys.modules.get("lvspec_cli.models.read"):  # what is registered for the end is not called
-        with suppress(KeyboardInterrupt):  # it has been killed: a second Ctrl-C only ends the wait for it
+    if chat := sys.modules.get("lvspec_cli.models.read"):  # atexit functions are not called
+        with suppress(KeyboardInterrupt):  # the child is killed already: a second Ctrl-C only ends the wait
             chat.end_child()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def main() -> None:
-    """Runs one command and exits with a code of the contract (docs/design.md, "Streams and exit codes")."""
+    """Runs one command and exits with its exit code (docs/design.md, "Streams and exit codes")."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -20,7 +20,7 @@ from lvspec_cli.table import counted, gigabytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lvspec_cli.checks.verify import Check, Half, Told
+    from lvspec_cli.checks.verify import Check, LocalModel, Progress
     from lvspec_cli.pairs.hub import Missing
     from lvspec_cli.pairs.registry import Pair, Source
 ASK_ABOVE = 10 * 10**9  # bytes
@@ -101,24 +101,25 @@ def pull(
         sources = {source.name: source for source in (chosen.target, chosen.draft)}.values()
         for source in sources:
             if source.repo is None:
-                _folder(source)  # nothing to download; an error where it is not there
-        missing = [missing_of(source, byte_counter) for source in sources if _is_to_be_had(source)]
+                _folder(source)  # cannot be downloaded: an error if it is missing
+        missing = [missing_of(source, byte_counter) for source in sources if _needs_hub(source)]
         if not quiet:
-            for each in (each for each in missing if each.files):
-                say(_told(each))
-            if not any(each.files for each in missing):
+            incomplete = [model for model in missing if model.files]
+            for model in incomplete:
+                say(_download_line(model))
+            if not incomplete:
                 say(f"{name}: all of it is here")
             if chosen.licence:
                 say(f"licence: {chosen.licence}")
         check_room(missing)
-        _agree(name, sum(each.size for each in missing), yes)
-        for each in missing:
-            _fetch(each, quiet)
+        _confirm(name, sum(model.size for model in missing), yes)
+        for model in missing:
+            _fetch(model, quiet)
         write_out("".join(f"{visible_line(folder)}\n" for folder in map(_folder, sources)))
 
 
-def _is_to_be_had(source: Source) -> bool:
-    """A commit that is wholly here cannot change; of a branch there may be a newer one."""
+def _needs_hub(source: Source) -> bool:
+    """Whether to look on the hub: a complete pinned commit cannot change, but a branch may be newer."""
     from lvspec_cli.pairs.files import locate
 
     return source.repo is not None and (source.revision is None or locate(source).folder is None)
@@ -130,16 +131,16 @@ def _folder(source: Source) -> str:
     return str(require(source))
 
 
-def _told(missing: Missing) -> str:
+def _download_line(missing: Missing) -> str:
     revision = "" if missing.source.revision else " of main, no commit is pinned"
     files, size = f"{len(missing.files)} files{revision}", gigabytes(missing.size)
     return f"{missing.source.name}: {files}, {size} to download"
 
 
-def _agree(name: str, size: int, yes: bool) -> None:
-    """Nothing large comes unasked.
+def _confirm(name: str, size: int, yes: bool) -> None:
+    """Asks before a large download.
 
-    :raises UsageError: nobody can be asked, or the answer is no.
+    :raises UsageError: there is no terminal to ask on, or the answer is no.
     """
     if yes or size <= ASK_ABOVE:
         return
@@ -195,10 +196,10 @@ def fit(
         machine = this_machine(device)
         limit = nf4_rows(machine)
         fits = []
-        for name, each in chosen.items():
+        for name, candidate in chosen.items():
             try:
-                load = workload_of_pair(each, frames, max_pixels)
-                fits.append(fit_pair(name, each, machine, load, limit))
+                load = workload_of_pair(candidate, frames, max_pixels)
+                fits.append(fit_pair(name, candidate, machine, load, limit))
             except PairError as error:
                 if pair:
                     raise
@@ -245,46 +246,46 @@ def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, qui
     from lvspec_cli.pairs.files import require
 
     folders = require(pair.target, name), require(pair.draft, name)
-    from lvspec_cli.checks.verify import Check, Half, check_configs, check_texts, guarded
+    from lvspec_cli.checks.verify import Check, LocalModel, check_configs, check_texts, guarded
 
-    target = Half("target", pair.target, folders[0])
-    draft = Half("draft", pair.draft, folders[1])
-    for half in (target, draft):
-        yield from guarded(f"{half.role}: files", partial(_files, half, quiet))
-    found = guarded("tokenizers", partial(check_texts, target, draft))
-    found += guarded("configs", partial(check_configs, target, draft))
-    yield from found
+    target = LocalModel("target", pair.target, folders[0])
+    draft = LocalModel("draft", pair.draft, folders[1])
+    for model in (target, draft):
+        yield from guarded(f"{model.role}: files", partial(_files, model, quiet))
+    checks = guarded("tokenizers", partial(check_texts, target, draft))
+    checks += guarded("configs", partial(check_configs, target, draft))
+    yield from checks
     if not self_test:
         yield Check("self-test", "not checked", "left out by --no-self-test")
-    elif any(check.state == "failed" for check in found):
+    elif any(check.state == "failed" for check in checks):
         yield Check("self-test", "not checked", "the pair has to be right first")
     else:
         yield from guarded("self-test", partial(_self_test, name, pair, device, dtype))
 
 
-def _files(half: Half, quiet: bool) -> Iterator[Check]:
+def _files(model: LocalModel, quiet: bool) -> Iterator[Check]:
     from lvspec_cli.checks.verify import check_files
     from lvspec_cli.pairs.hub import hashes_of
 
     known: dict[str, str] = {}
-    if half.source.repo:
+    if model.source.repo:
         try:
-            known = hashes_of(half.source, half.folder.name)
+            known = hashes_of(model.source, model.folder.name)
         except LvspecError as error:
             if not quiet:
                 say(f"{error.cause}; the cache's own hashes are taken")
-    yield check_files(half, known, _telling(quiet))
+    yield check_files(model, known, _file_progress(quiet))
 
 
-def _telling(quiet: bool) -> Told:
-    """Shows which file is being read, where that takes a while."""
+def _file_progress(quiet: bool) -> Progress:
+    """Shows the progress of reading each file on a terminal."""
     if quiet or not sys.stderr.isatty():
         return lambda name, done, total: None
     from lvspec_cli.ui.progress import PlainProgress
 
     progress, label = PlainProgress(sys.stderr), ""
 
-    def told(name: str, done: int, total: int) -> None:
+    def advance(name: str, done: int, total: int) -> None:
         nonlocal label
         if label != name:
             progress.begin(name)
@@ -294,11 +295,11 @@ def _telling(quiet: bool) -> Told:
             progress.close()
             label = ""
 
-    return told
+    return advance
 
 
 def _self_test(name: str, pair: Pair, device: str, dtype: str) -> Iterator[Check]:
-    """One answer about a clip that the package brings, by the target alone and in exact mode."""
+    """Compares one answer about a bundled clip in mode ar and in mode exact."""
     from lvspec_cli.checks.verify import check_answers
     from lvspec_cli.memory.resolve import workload_of
     from lvspec_cli.models.prompt import build_prompts
@@ -311,7 +312,7 @@ def _self_test(name: str, pair: Pair, device: str, dtype: str) -> Iterator[Check
     clip = PACKAGE / "demo/clips/clip_0001.mp4"
     settings = replace(settings_of_pair(pair), max_new_tokens=TOKENS, fallback=False)
     video = VideoRequest(clip, max_frames=FRAMES, max_pixels=pair.defaults.max_pixels)
-    asked = AskRequest(video, (DEFAULT_PROMPT,), settings)
-    plan, request = prepared(PairChoice(name, pair, device=device, dtype=dtype), asked)
+    request = AskRequest(video, (DEFAULT_PROMPT,), settings)
+    plan, request = prepared(PairChoice(name, pair, device=device, dtype=dtype), request)
     loaded = load(plan, workload_of(request))
     yield check_answers(loaded, build_prompts(loaded, read_clip(video), DEFAULT_PROMPT), settings)

@@ -1,4 +1,4 @@
-"""The flags that several commands share, each said once, in the groups that commands take."""
+"""The flags that several commands share, in groups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_THREADS = 1024
 
 
 def complete_pair(incomplete: str) -> list[str]:
-    """Names of pairs for the shell. Silent where the files of pairs are wrong."""
+    """Completes names of pairs in a shell. Gives none if a models.yaml is not valid."""
     from lvspec_cli.errors import LvspecError
     from lvspec_cli.pairs.registry import load_registry
 
@@ -93,7 +93,7 @@ Debug = Annotated[bool, Option("--debug", help="Show where an error came from.")
 
 @dataclass(frozen=True)
 class Loading(OptionGroup):
-    """Which pair, and how it is loaded."""
+    """The pair, and how it is loaded."""
 
     section = "Models"
 
@@ -146,7 +146,7 @@ class Loading(OptionGroup):
 
 @dataclass(frozen=True)
 class Decoding(OptionGroup):
-    """How answers are decoded; what is None is as the pair has it."""
+    """How answers are decoded. None means the pair's default."""
 
     section = "Decoding"
 
@@ -179,7 +179,7 @@ class Decoding(OptionGroup):
 
 @dataclass(frozen=True)
 class Rule(OptionGroup):
-    """The thresholds of ``RuleSettings`` by the same names; what is None is as the pair has it."""
+    """The thresholds of ``RuleSettings``, with the same names. None means the pair's default."""
 
     section = "The rule of mode lvspec"
 
@@ -227,7 +227,7 @@ class Rule(OptionGroup):
 
 @dataclass(frozen=True)
 class Sampling(OptionGroup):
-    """Which stretch of a video, and which of its frames."""
+    """The stretch of a video, and its frames."""
 
     section = "Frames"
 
@@ -248,7 +248,7 @@ class Sampling(OptionGroup):
 
 @dataclass(frozen=True)
 class FullSampling(Sampling):
-    """As ``Sampling``, with what stands in for what a picture lacks."""
+    """As ``Sampling``, with the colour for transparency and bars."""
 
     background: Annotated[
         str,
@@ -262,7 +262,7 @@ class FullSampling(Sampling):
 
 @dataclass(frozen=True)
 class Messages(OptionGroup):
-    """What is said on stderr."""
+    """Messages on stderr."""
 
     section = "Messages"
 

@@ -1,6 +1,6 @@
-"""How a command ends: a line of cause, a line of remedy, an exit code; a traceback only on request.
+"""The end of a command: a line with the cause, a line with the remedy, an exit code; no traceback by default.
 
-SIGINT and SIGTERM: an answer under way ends with what there is, anything else ends at once.
+On SIGINT and SIGTERM a current answer ends with the text so far. Anything else ends at once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lvspec_cli.errors import LvspecError, MachineError, OutputError, check_mach
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Answered, Event, Noted, RoundDone
 
-CLOSED_PIPE = 128 + 13  # as a program that SIGPIPE ends
+CLOSED_PIPE = 128 + 13  # the exit code of a program that SIGPIPE ends
 
 
 @contextmanager
 def reporting(debug: bool) -> Iterator[Stop]:
-    """Runs a command's body: what it raises becomes messages on stderr and an exit code."""
+    """Runs a command's body. Its exceptions become messages on stderr and an exit code."""
     with stopping() as stop:
         try:
             if sys.stdout is None:
@@ -43,33 +43,33 @@ def reporting(debug: bool) -> Iterator[Stop]:
             if debug:
                 traceback.print_exc()
             if stop.asked() and not isinstance(error, LvspecError):
-                # A library made an error of its own of what the signal raised, as extensions do at import.
+                # A library turned the signal's exception into another one, as extensions do at import.
                 say("interrupted")
                 raise typer.Exit(stop.exit_code) from None
-            raise typer.Exit(explain(in_words(error))) from None
+            raise typer.Exit(explain(as_lvspec_error(error))) from None
 
 
 def write_out(text: str) -> None:
     """Writes to stdout and flushes.
 
-    :raises BrokenPipeError: the reader has gone.
+    :raises BrokenPipeError: the reader has closed the pipe.
     :raises OutputError: it cannot be written for another reason.
     """
-    with _explained():
+    with _as_output_error():
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
 def write_json(line: str) -> None:
-    """As ``write_out``, a line in UTF-8 whatever the locale says: JSON is in nothing else."""
-    with _explained():
+    """As ``write_out``, for a line of JSON, which is always in UTF-8, whatever the locale."""
+    with _as_output_error():
         sys.stdout.flush()
         sys.stdout.buffer.write(line.encode() + b"\n")
         sys.stdout.buffer.flush()
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _as_output_error() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
@@ -81,8 +81,8 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def in_words(error: Exception) -> LvspecError:
-    """Any error as one that a user can act on."""
+def as_lvspec_error(error: Exception) -> LvspecError:
+    """Any exception as an error with cause and remedy."""
     if isinstance(error, MachineError):
         return error
     if short := shortage_behind(error):
@@ -99,7 +99,7 @@ def in_words(error: Exception) -> LvspecError:
 
 
 def explain(error: LvspecError) -> int:
-    """Says what failed in one line and what to do in another; gives the exit code."""
+    """Prints the cause in one line and the remedy in another; returns the exit code."""
     say(f"error: {error.cause}")
     if error.remedy:
         say(f"try: {error.remedy}")
@@ -107,32 +107,32 @@ def explain(error: LvspecError) -> int:
 
 
 def say_note(event: Event) -> None:
-    """Says what was decided; of other events nothing."""
+    """Prints the text of a Noted event, and nothing for other events."""
     if isinstance(event, Noted):
         say(event.text)
 
 
 def say(text: str) -> None:
-    """One line on stderr, made safe for a terminal."""
+    """Prints one line to stderr, made safe for a terminal."""
     sys.stderr.write(visible_line(text) + "\n")
     sys.stderr.flush()
 
 
 def _silence_stdout() -> None:
-    """Python flushes stdout once more at its end; let that succeed."""
+    """Redirects stdout to the null device, because Python flushes it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-_AGAIN = 0.02  # seconds after which a signal that was lost is raised again
+_AGAIN = 0.02  # seconds until a lost signal is raised again
 
 
 class Stop:
-    """Whether the user wants to stop. A second signal ends even an answer at once."""
+    """The user's wish to stop. After a second signal even an answer ends at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._answering = False
-        self._held = 0
+        self._blocks = 0  # of ``holding``
         self._is_second = False
 
     def listen(self, event: Event) -> None:
@@ -145,21 +145,21 @@ class Stop:
         return self.signal is not None
 
     def heed(self) -> None:
-        """For between two steps: what a signal raised can be lost, in a destructor or a library's callback.
+        """Checked between two steps, because a signal's exception can be lost in a destructor or a callback.
 
-        :raises KeyboardInterrupt: there was one, and nothing has been answered that could be kept.
+        :raises KeyboardInterrupt: there was a signal, and no answer has started.
         """
         if self.asked() and not self._answering:
             raise KeyboardInterrupt
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """What happens in the block is finished: the first signal only shows in ``asked``."""
-        self._held += 1
+        """The first signal does not interrupt the block. It is only visible in ``asked``."""
+        self._blocks += 1
         try:
             yield
         finally:
-            self._held -= 1
+            self._blocks -= 1
 
     @property
     def exit_code(self) -> int:
@@ -168,45 +168,48 @@ class Stop:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler.
 
-        :raises KeyboardInterrupt: nothing has been answered that could be kept, or this is the second signal.
+        :raises KeyboardInterrupt: no answer has started, or this is the second signal.
         """
         self._is_second = self.signal is not None
         self.signal = number
         self.raise_again(number, frame)
 
     def raise_again(self, number: int, frame: FrameType | None) -> None:
-        """The handler of the alarm, for a signal whose exception was lost; raises as ``handle`` did."""
-        if self._is_second or not (self._answering or self._held):
+        """The handler of the alarm, after a signal's exception was lost; raises as ``handle`` did."""
+        if self._is_second or not (self._answering or self._blocks):
             raise KeyboardInterrupt
 
-    def unraisable(self, found: Any, others: Callable[[Any], Any]) -> None:
-        """What Python cannot raise, as in a destructor: a signal's exception comes again a little later."""
-        if found.exc_type is KeyboardInterrupt:
+    def unraisable(self, unraisable: Any, hook: Callable[[Any], Any]) -> None:
+        """Handles an exception that Python cannot raise, in a destructor for example.
+
+        A KeyboardInterrupt is raised again a little later. Others go to ``hook``.
+        """
+        if unraisable.exc_type is KeyboardInterrupt:
             _set_alarm(_AGAIN)
         else:
-            others(found)
+            hook(unraisable)
 
 
 def _set_alarm(seconds: float) -> None:
-    """A signal after so long; 0: none any more. Where the system has none (Windows), ``heed`` is enough."""
+    """Sets an alarm signal; 0 cancels it. Systems without one (Windows) rely on ``heed``."""
     if sys.platform != "win32" and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Catches both signals within the block, and sees to it that neither is lost."""
+    """Handles both signals within the block, and makes sure that neither is lost."""
     stop = Stop()
     handlers = {signal.SIGINT: stop.handle, signal.SIGTERM: stop.handle}
     if hasattr(signal, "SIGALRM"):
         handlers[signal.SIGALRM] = stop.raise_again
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    old_handlers = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     hook = sys.unraisablehook
-    sys.unraisablehook = lambda found: stop.unraisable(found, hook)
+    sys.unraisablehook = lambda unraisable: stop.unraisable(unraisable, hook)
     try:
         yield stop
     finally:
         _set_alarm(0)
         sys.unraisablehook = hook
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)

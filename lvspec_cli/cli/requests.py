@@ -1,4 +1,4 @@
-"""From flags, files and stdin to what is asked: the pair, the video, the questions and the decoding."""
+"""Turns flags, files and stdin into requests: pair, video, questions and decoding settings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from lvspec_cli.request import PairChoice
 
 BLACK = (0, 0, 0)
-LEAST_TEMPERATURE = 1e-3  # logits divided by less are beyond what half precision holds
+LEAST_TEMPERATURE = 1e-3  # with a lower one, logits would overflow half precision
 
 
 def chosen_pair(loading: Loading) -> PairChoice:
-    """The pair that the flags mean, and how they want it loaded."""
+    """The pair of the flags, with the options for loading it."""
     from lvspec_cli.memory.choose import choose_pair
     from lvspec_cli.pairs.registry import load_registry
 
@@ -39,7 +39,7 @@ def chosen_pair(loading: Loading) -> PairChoice:
 
 
 def video_request(sampling: Sampling, pair: Pair, path: Path = Path()) -> VideoRequest:
-    """What the flags ask of the video, the pair's defaults where they are silent; no path: of many videos.
+    """The video request of the flags, with the pair's defaults. A batch leaves the path empty.
 
     :raises UsageError: a value is out of range, or flags do not go together.
     """
@@ -50,13 +50,13 @@ def video_request(sampling: Sampling, pair: Pair, path: Path = Path()) -> VideoR
         raise UsageError("--end is not after --start", "choose a later end")
     _check("--fps", sampling.fps, above=0.0)
     _check("--decode-timeout", sampling.decode_timeout, above=0.0, most=1e6)
-    sampled = sampling.frames is not None or sampling.fps is not None
+    is_given = sampling.frames is not None or sampling.fps is not None
     return VideoRequest(
         path=path,
         start=start,
         end=end,
-        max_frames=sampling.frames if sampled else pair.defaults.frames,
-        fps=sampling.fps if sampled else pair.defaults.fps,
+        max_frames=sampling.frames if is_given else pair.defaults.frames,
+        fps=sampling.fps if is_given else pair.defaults.fps,
         max_pixels=sampling.max_pixels or pair.defaults.max_pixels,
         decoder=sampling.decoder,
         background=_colour(sampling.background) if isinstance(sampling, FullSampling) else BLACK,
@@ -78,7 +78,7 @@ def _colour(text: str) -> tuple[int, int, int]:
 
 
 def decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSettings:
-    """How the flags want answers decoded, the pair's defaults where they are silent.
+    """The decoding settings of the flags, with the pair's defaults.
 
     :raises UsageError: a value is out of range, or flags do not go together.
     """
@@ -133,7 +133,7 @@ def _check(
     least: float = -math.inf,
     most: float = math.inf,
 ) -> None:
-    """A number that has a range: NaN and infinity are in none."""
+    """Checks that a number is in its range; NaN and infinity never are."""
     if value is not None and not (math.isfinite(value) and value > above and least <= value <= most):
         bound = f"above {above:g}" if above > -math.inf else f"{least:g} or more"
         end = f", {most:g} at most" if most < math.inf else ""
@@ -143,9 +143,9 @@ def _check(
 def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:
     """All questions in order: the argument, each ``--question``, then the lines of ``--questions``.
 
-    ``-`` as a question is all of stdin, as a file its lines.
+    A question ``-`` is the whole of stdin; a file ``-`` gives the lines of stdin.
 
-    :raises UsageError: there is none, one is empty, or a text is not UTF-8.
+    :raises UsageError: there is no question, one is empty, or a text is not UTF-8.
     :raises NoInputError: the file cannot be read.
     """
     texts = [first, *more] if first is not None else list(more)
@@ -168,7 +168,7 @@ def collect_questions(first: str | None, more: Sequence[str], file: Path | None)
 
 
 def checked_system(text: str | None) -> str | None:
-    """The system prompt, if there is one, without space around it.
+    """The system prompt, if any, without surrounding space.
 
     :raises UsageError: it is empty, or not UTF-8.
     """
@@ -176,7 +176,7 @@ def checked_system(text: str | None) -> str | None:
 
 
 def checked_text(text: str, name: str) -> str:
-    """The text without space around it.
+    """The text without surrounding space.
 
     :raises UsageError: it is empty, or not UTF-8; ``name`` says which text.
     """
@@ -199,7 +199,7 @@ def read_text(file: Path) -> str:
     """The file's text.
 
     :raises NoInputError: it cannot be read.
-    :raises UsageError: it is no text, or too much of it.
+    :raises UsageError: it is not text, or too large.
     """
     try:
         return text_of(read_file(file, PROMPTS), str(file))
@@ -208,9 +208,9 @@ def read_text(file: Path) -> str:
 
 
 def made_folder(folder: Path) -> None:
-    """Makes a folder for results, if it is not there.
+    """Creates a folder for results if it does not exist.
 
-    :raises OutputError: it cannot be made.
+    :raises OutputError: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

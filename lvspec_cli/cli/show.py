@@ -1,4 +1,4 @@
-"""The three ways to show a run: a live view, text as it comes, records."""
+"""The three ways to show a run: a live view, streamed text, records."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SEPARATOR = "---\n"
 
 
 def is_live(as_json: bool, quiet: bool) -> bool:
-    """Whether the live view is shown: both streams are a terminal that can do more than print."""
+    """Whether the live view is shown: both streams must be a terminal that is not dumb."""
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
     return terminal and not as_json and not quiet and os.environ.get("TERM", "dumb") != "dumb"
 
 
 @contextmanager
 def showing(choice: PairChoice, request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[Listener]:
-    """A listener that shows the run; what stays is printed by the end of the block."""
+    """A listener that shows the run. All output is complete at the end of the block."""
     if is_live(as_json, quiet):
         with _live(choice, request) as listen:
             yield listen
@@ -58,7 +58,7 @@ def _records(event: Event) -> None:
 
 
 class _StreamedText:
-    """The answers' text as it comes; a line of dashes between two answers."""
+    """Streams the answers' text, with a line of dashes between two answers."""
 
     def __init__(self, choice: PairChoice, request: AskRequest, quiet: bool) -> None:
         self._choice = choice
@@ -82,7 +82,7 @@ class _StreamedText:
                     _summarise(record, self._choice, last=self._answers == self._count)
 
     def close(self) -> None:
-        """Ends the line of an answer, also of one that was cut off at once."""
+        """Ends the line of an answer, even if the answer was aborted."""
         if self._open:
             self._open = False
             write_out("\n")
@@ -93,14 +93,14 @@ def _live(choice: PairChoice, request: AskRequest) -> Iterator[Listener]:
     from lvspec_cli.ui.render import live_view
     from lvspec_cli.ui.state import View
 
-    seen: list[Event] = []
+    events: list[Event] = []
     settings = request.settings
     view = View(choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma)
     try:
         with live_view(view) as listen:
-            yield _both(listen, seen.append)
+            yield _both(listen, events.append)
     finally:
-        _print_what_stays(choice, request, seen)
+        _print_answers(choice, request, events)
 
 
 def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Listener:
@@ -111,8 +111,8 @@ def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Li
     return listen
 
 
-def _print_what_stays(choice: PairChoice, request: AskRequest, events: list[Event]) -> None:
-    """Every answer with its summary, and the text of one that was cut off at once."""
+def _print_answers(choice: PairChoice, request: AskRequest, events: list[Event]) -> None:
+    """Prints every answer with its summary, and the text of an aborted one, after the live view."""
     text, answers = "", 0
     for event in events:
         match event:
@@ -137,7 +137,7 @@ def _summarise(record: Record, choice: PairChoice, *, last: bool) -> None:
         say(line)
     if last:
         say(clip_summary(record))
-        if choice.pair.world and not choice.note:  # which says it, too
+        if choice.pair.world and not choice.note:  # a note already says it
             say(world_note(choice.name, choice.pair.world))
 
 

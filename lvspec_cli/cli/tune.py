@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lvspec_cli.request import PairChoice
     from lvspec_cli.ui.progress import PlainProgress
 
-TUNING_SEED = 2_000_003  # of clips that are drawn: no others than the bench's, whose results are reported
+TUNING_SEED = 2_000_003  # for drawn clips: none of the bench's, on which results are reported
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TuneWork(Work):
 
 @dataclass(frozen=True)
 class TuneFlags(OptionGroup):
-    """All that the command takes."""
+    """All flags of the command."""
 
     clips: Clips
     search: Search
@@ -131,7 +131,7 @@ def _tune(flags: TuneFlags) -> int:
 
 
 def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | None) -> TuneJob:
-    """Everything that can be wrong with the flags is found here; clips of the demo world are drawn.
+    """Reads and checks all flags, and draws clips of the demo world if none are named.
 
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to measure.
@@ -147,9 +147,11 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | No
 
     search, work = flags.search, flags.work
     check_all_ours(work.out, MARKS)
-    least = search.min_fidelity
-    if not 0 < least <= 100:
-        raise UsageError(f"--min-fidelity {least:g} is out of range", "give per cent: above 0, 100 at most")
+    min_percent = search.min_fidelity
+    if not 0 < min_percent <= 100:
+        raise UsageError(
+            f"--min-fidelity {min_percent:g} is out of range", "give per cent: above 0, 100 at most"
+        )
     relevances = tuple(dict.fromkeys(search.relevance or [choice.pair.rules.balanced.relevance]))
     if RelevanceName.NONE in relevances:
         raise UsageError("--relevance none has nothing to tune: it is exact mode", "name another")
@@ -157,8 +159,8 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | No
     decoding = options.Decoding(fallback=False, max_new_tokens=search.max_new_tokens, seed=search.seed)
     rule, system = options.Rule(layers=search.layers), checked_system(flags.clips.system)
     video = video_request(flags.sampling, choice.pair)
-    asked = AskRequest(video, (), decode_settings(decoding, rule, choice.pair), system)
-    load_plan, request = prepared(choice, asked, progress.listen if progress else lambda event: None)
+    unresolved = AskRequest(video, (), decode_settings(decoding, rule, choice.pair), system)
+    load_plan, request = prepared(choice, unresolved, progress.listen if progress else lambda event: None)
     made_folder(work.out)
     return TuneJob(
         load_plan=load_plan,
@@ -168,7 +170,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | No
         gammas=parse_gammas(search.gamma),
         clips=chosen_clips(flags.clips, work.out, video, progress, drawn=TUNING_CLIPS, seed=TUNING_SEED),
         budget=search.budget,
-        min_fidelity=least / 100,
+        min_fidelity=min_percent / 100,
         seed=search.seed,
         out=work.out,
         redo=work.redo,
@@ -196,7 +198,7 @@ def _run(job: TuneJob, progress: PlainProgress | None) -> Tuned:
 
 
 def _stages(progress: PlainProgress | None) -> Callable[[str], Progress]:
-    """A stage after the other, each begun when it is first told of."""
+    """Shows one stage after the other. Each starts with its first progress."""
 
     def stage(label: str) -> Progress:
         begun = False
@@ -217,7 +219,7 @@ def _stages(progress: PlainProgress | None) -> Callable[[str], Progress]:
 
 
 def _lines(job: TuneJob, tuned: Tuned) -> str:
-    """The pair's entry of a models.yaml; empty where nothing was found."""
+    """The pair's entry for a models.yaml; empty if the search found no settings."""
     from lvspec_cli.bench.tune_report import models_yaml
 
     best, choice = tuned.best, job.load_plan.choice

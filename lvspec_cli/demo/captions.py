@@ -1,4 +1,4 @@
-"""Scene -> caption: the facts are fixed, the words are free (synonyms, adverbs, order of clauses)."""
+"""Scene -> caption. Facts are fixed; words vary (synonyms, adverbs, order of clauses)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CAPTION_PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Told:
-    """A stretch of text, and the index of the object that it is about."""
+class Span:
+    """A part of a text, and the index of the object that it is about."""
 
     text: str
     about: int | None = None
@@ -41,57 +41,57 @@ class Told:
 
 def caption(scene: Scene, rng: random.Random) -> str:
     """A caption of the scene that states every fact once: 80 to 200 tokens of the demo tokenizer."""
-    return "".join(told.text for told in told_caption(scene, rng))
+    return "".join(span.text for span in caption_spans(scene, rng))
 
 
-def told_caption(scene: Scene, rng: random.Random) -> Iterator[Told]:
-    """The same caption in stretches, each with the object that it is about."""
-    yield Told(f"{_opening(scene, rng)} {_viewpoint(rng)}")
+def caption_spans(scene: Scene, rng: random.Random) -> Iterator[Span]:
+    """The parts of a caption, each with the object that it is about."""
+    yield Span(f"{_opening(scene, rng)} {_viewpoint(rng)}")
     for index, item in enumerate(scene.objects):
-        yield Told(f" {_object_sentence(item, rng)}", index)
-    yield from _told_events(scene, rng)
-    yield Told(f" {_closing(rng)}")
+        yield Span(f" {_object_sentence(item, rng)}", index)
+    yield from _event_spans(scene, rng)
+    yield Span(f" {_closing(rng)}")
 
 
 def _opening(scene: Scene, rng: random.Random) -> str:
     count = COUNTS[len(scene.objects)]
     ground = f"a {scene.texture} {scene.background} {rng.choice(('background', 'backdrop'))}"
-    things = rng.choice(("objects", "shapes", "figures"))
+    noun = rng.choice(("objects", "shapes", "figures"))
     subject = rng.choice(("The video", "The clip", "The scene", "This clip", "This short video"))
     if rng.random() < 0.6:
         verb = rng.choice(("shows", "contains", "presents", "features"))
-        place = rng.choice(("on", "against", "in front of"))
-        return f"{subject} {verb} {count} {things} {place} {ground}."
+        preposition = rng.choice(("on", "against", "in front of"))
+        return f"{subject} {verb} {count} {noun} {preposition} {ground}."
     verb = rng.choice(("is set on", "takes place on", "plays against", "has"))
     tail = rng.choice(("in all", "in total", "altogether"))
-    return f"{subject} {verb} {ground}, with {count} {things} {tail}."
+    return f"{subject} {verb} {ground}, with {count} {noun} {tail}."
 
 
 def _viewpoint(rng: random.Random) -> str:
     subject = rng.choice(("Everything", "All of it", "The whole scene"))
-    seen = rng.choice(("is seen", "is filmed", "is shown", "is viewed"))
+    verb = rng.choice(("is seen", "is filmed", "is shown", "is viewed"))
     where = rng.choice(("from the front", "straight on", "head on", "from directly in front"))
-    rest = rng.choice(("with nothing else in sight", "and no text is to be seen", "and nobody is in view"))
-    return f"{subject} {seen} {where}, {rest}."
+    ending = rng.choice(("with nothing else in sight", "and no text is to be seen", "and nobody is in view"))
+    return f"{subject} {verb} {where}, {ending}."
 
 
 def _object_sentence(item: SceneObject, rng: random.Random) -> str:
     size, shape, colour = rng.choice(SIZES[item.size]), rng.choice(SHAPES[item.shape]), item.colour
-    place, motion = place_phrase(item, rng), motion_phrase(item, rng)
+    position, motion = place_phrase(item, rng), motion_phrase(item, rng)
     form = rng.randrange(4)
     if form == 0:
-        seen = rng.choice(("there is", "we see", "one can see", "you can see"))
+        opening = rng.choice(("there is", "we see", "one can see", "you can see"))
         link = rng.choice(("that", "which"))
-        return f"{place[0].upper()}{place[1:]}, {seen} a {size} {colour} {shape} {link} {motion}."
+        return f"{position[0].upper()}{position[1:]}, {opening} a {size} {colour} {shape} {link} {motion}."
     if form == 1:
         begins = rng.choice(("starts", "begins", "is first seen", "can first be found"))
-        return f"A {size} {colour} {shape} {begins} {place} and {motion}."
+        return f"A {size} {colour} {shape} {begins} {position} and {motion}."
     if form == 2:
         lead = rng.choice(("There is also", "Another thing to see is", "Then there is", "Next comes"))
-        return f"{lead} a {size} {colour} {shape}, which {motion}, at first {place}."
+        return f"{lead} a {size} {colour} {shape}, which {motion}, at first {position}."
     lead = rng.choice(("One of them", "One of these", "Another one"))
     begins = rng.choice(("starts", "begins", "is first seen"))
-    return f"{lead} is a {size} {colour} {shape}: it {begins} {place}, and it {motion}."
+    return f"{lead} is a {size} {colour} {shape}: it {begins} {position}, and it {motion}."
 
 
 def place_name(item: SceneObject, rng: random.Random) -> str:
@@ -124,24 +124,24 @@ def event_clause(scene: Scene, event: Event, rng: random.Random) -> str:
     return f"{subject} {rng.choice(RECOLOUR_VERBS)} {item.new_colour}"
 
 
-def _told_events(scene: Scene, rng: random.Random) -> Iterator[Told]:
-    """What happens over time, in one sentence; two events are told in their order or with ``after``."""
+def _event_spans(scene: Scene, rng: random.Random) -> Iterator[Span]:
+    """One sentence about the events. Two events are in order of time, or joined by ``after``."""
     if not scene.events:
         when = rng.choice(("during the clip", "in the scene", "from start to finish", "while we watch"))
-        yield Told(f" Nothing else {rng.choice(('happens', 'changes'))} {when}.")
+        yield Span(f" Nothing else {rng.choice(('happens', 'changes'))} {when}.")
         return
     clauses = [event_clause(scene, event, rng) for event in scene.events]
     first, last = scene.events[0].index, scene.events[-1].index
     if len(clauses) == 1:
         lead = rng.choice(("Partway through", "After a while", "At some point", "During the clip"))
-        yield Told(f" {lead}, {clauses[0]}.", first)
+        yield Span(f" {lead}, {clauses[0]}.", first)
     elif rng.random() < 0.35:
-        yield Told(f" After {clauses[0]}", first)
-        yield Told(f", {clauses[1]}.", last)
+        yield Span(f" After {clauses[0]}", first)
+        yield Span(f", {clauses[1]}.", last)
     else:
         link = rng.choice(("and then", "and later", "and after that"))
-        yield Told(f" First, {clauses[0]}", first)
-        yield Told(f", {link} {clauses[1]}.", last)
+        yield Span(f" First, {clauses[0]}", first)
+        yield Span(f", {link} {clauses[1]}.", last)
 
 
 def _closing(rng: random.Random) -> str:

@@ -1,7 +1,7 @@
-"""The fact reader: a caption back into facts, and their score against the scene's.
+"""The fact reader: caption -> facts, and their score against the facts of the scene.
 
-A fact is a kind and a tuple of words. Facts about an object are keyed by its shape, which is unique in a
-scene: a caption that names the wrong shape gets all that it says of the object wrong.
+A fact is a kind and a tuple of words. The key of facts about an object is its shape, which is unique in a
+scene: if a caption names the wrong shape, all of its facts about the object are wrong.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class FactScore:
-    """Counts over any number of captions; ratios are 1.0 where there was nothing to find."""
+    """Counts over any number of captions. Ratios are 1.0 if there is nothing to find."""
 
     found_right: int = 0
     found: int = 0
@@ -99,13 +99,13 @@ def scene_facts(scene: Scene) -> Counter[Fact]:
     return Counter(facts)
 
 
-def score_facts(found: Counter[Fact], expected: Counter[Fact]) -> dict[str, FactScore]:
-    """Scores per kind of fact, and over all of them under ``"all"``. What is said twice counts twice."""
+def score_facts(stated: Counter[Fact], expected: Counter[Fact]) -> dict[str, FactScore]:
+    """Scores for each kind of fact, and for all of them under ``"all"``. Repetitions count."""
     scores = {}
     for kind in FACT_KINDS:
-        ours = Counter({fact: count for fact, count in found.items() if fact.kind == kind})
-        theirs = Counter({fact: count for fact, count in expected.items() if fact.kind == kind})
-        scores[kind] = FactScore((ours & theirs).total(), ours.total(), theirs.total())
+        own = Counter({fact: count for fact, count in stated.items() if fact.kind == kind})
+        wanted = Counter({fact: count for fact, count in expected.items() if fact.kind == kind})
+        scores[kind] = FactScore((own & wanted).total(), own.total(), wanted.total())
     scores["all"] = sum(scores.values(), FactScore())
     return scores
 

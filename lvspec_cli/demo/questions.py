@@ -1,4 +1,4 @@
-"""Scene -> questions with their answers, and the check of an answer."""
+"""Scene -> questions with answers, and the check whether an answer is right."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from lvspec_cli.demo.scenes import (
 
 @dataclass(frozen=True)
 class Question:
-    """An answer is right that holds one of ``any_of`` and none of ``none_of``.
+    """A question. An answer is right if it contains one of ``any_of`` and none of ``none_of``.
 
-    ``about`` is the index of the object that the answer is about.
+    ``about``: the index of the object that the answer is about.
     """
 
     kind: str
@@ -40,23 +40,23 @@ class Question:
 
 
 def is_right(question: Question, answer: str) -> bool:
-    """Whether ``answer`` holds one of ``any_of`` as a whole phrase and none of ``none_of``."""
-    return _holds(answer, question.any_of) and not _holds(answer, question.none_of)
+    """Whether ``answer`` contains one of ``any_of`` as a whole phrase and none of ``none_of``."""
+    return _contains(answer, question.any_of) and not _contains(answer, question.none_of)
 
 
-def _holds(text: str, phrases: tuple[str, ...]) -> bool:
+def _contains(text: str, phrases: tuple[str, ...]) -> bool:
     return any(re.search(rf"\b{re.escape(phrase)}\b", text, re.IGNORECASE) for phrase in phrases)
 
 
 def questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """One question of every kind that the scene allows, in random order."""
-    found = [question for ask in _KINDS for question in ask(scene, rng)]
-    rng.shuffle(found)
-    return found
+    """One question of each kind that the scene allows, in random order."""
+    questions = [question for ask in _KINDS for question in ask(scene, rng)]
+    rng.shuffle(questions)
+    return questions
 
 
 def yes_no_questions(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """That many further questions to be answered by yes or no, of both kinds."""
+    """So many further yes/no questions of both kinds."""
     return [question for _ in range(count) for question in rng.choice((_exists, _does_it))(scene, rng)]
 
 
@@ -128,8 +128,10 @@ def _place(scene: Scene, rng: random.Random) -> Iterator[Question]:
     item = rng.choice(scene.objects)
     name = _named(item, rng)
     question = rng.choice((f"Where is {name} at first?", f"Where does {name} start?"))
-    place = place_name(item, rng)
-    answer = rng.choice((f"It starts in the {place}.", f"{name[0].upper()}{name[1:]} is in the {place}."))
+    position = place_name(item, rng)
+    answer = rng.choice(
+        (f"It starts in the {position}.", f"{name[0].upper()}{name[1:]} is in the {position}.")
+    )
     if (item.row, item.column) == ("middle", "centre"):
         wrong = tuple(f"{row} centre" for rows in ROWS.values() for row in rows)
         yield _about(item, scene, "place", question, answer, ("centre", "middle"), wrong)
@@ -192,9 +194,9 @@ def _final_colour(scene: Scene, rng: random.Random) -> Iterator[Question]:
 
 def _exists(scene: Scene, rng: random.Random) -> Iterator[Question]:
     item = rng.choice(scene.objects)
-    taken_colours = {other.colour for other in scene.objects} | {other.new_colour for other in scene.objects}
+    used_colours = {other.colour for other in scene.objects} | {other.new_colour for other in scene.objects}
     shapes = [shape for shape in SHAPES if all(shape != other.shape for other in scene.objects)]
-    colours = [colour for colour in COLOURS if colour not in taken_colours]
+    colours = [colour for colour in COLOURS if colour not in used_colours]
     right = rng.random() < 0.5
     colour, shape = item.colour, item.shape
     if not right and rng.random() < 0.5:
@@ -213,9 +215,11 @@ def _does_it(scene: Scene, rng: random.Random) -> Iterator[Question]:
     verb = rng.choice(("disappear", "change colour", "appear later"))
     if kind is not None and rng.random() < 0.6:
         verb = {"disappears": "disappear", "changes colour": "change colour", "appears": "appear later"}[kind]
-    asked = {"disappear": "disappears", "change colour": "changes colour", "appear later": "appears"}[verb]
+    asked_kind = {"disappear": "disappears", "change colour": "changes colour", "appear later": "appears"}[
+        verb
+    ]
     answer, right, wrong = (
-        ("Yes, it does.", "yes", "no") if kind == asked else ("No, it does not.", "no", "yes")
+        ("Yes, it does.", "yes", "no") if kind == asked_kind else ("No, it does not.", "no", "yes")
     )
     question = f"Does {_named(item, rng, full=True)} {verb}?"
     yield _about(item, scene, "yes/no", question, answer, (right,), (wrong,))
@@ -224,7 +228,7 @@ def _does_it(scene: Scene, rng: random.Random) -> Iterator[Question]:
 def _yes_no(right: bool, question: str, statement: str) -> Question:
     word, wrong, article = ("yes", "no", "a") if right else ("no", "yes", "no")
     answer = f"{word.capitalize()}, {statement.format(article)}."
-    # The denial's own "no" follows a "Yes" never, so the first word alone decides.
+    # A "Yes" is never followed by "no", so the first word alone decides.
     return Question("yes/no", question, answer, (word,), (wrong,))
 
 

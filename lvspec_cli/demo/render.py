@@ -1,4 +1,4 @@
-"""Scene -> pixels. Shapes are signed distances, so that edges are smooth at any size."""
+"""Scene -> pixels. Shapes are signed distance functions, so that edges are smooth at any size."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def render_frames(
 ) -> NDArray[np.uint8]:
     """Frames at ``times`` (seconds), uint8 (len(times), height, width, 3), at the scene's size by default.
 
-    At another size the picture is stretched, as a resize of the scene's own frames would stretch it.
+    At another size the picture is stretched, as if frames of the scene's own size were resized.
     """
     width, height = width or scene.width, height or scene.height
     ground = background(scene, width, height)
     shorter = min(scene.width, scene.height)
     stretch = (shorter * width / scene.width, shorter * height / scene.height)
     rng = np.random.default_rng(scene.seed)
-    # A frame's noise is a window into one draw: fresh noise for every pixel would cost more than the rest.
+    # A frame's noise is a window into one random array, because new noise for each frame would be too slow.
     pool = rng.standard_normal(2 * ground.size if scene.noise else 0, dtype=np.float32) * scene.noise
     frames = np.empty((len(times), height, width, 3), dtype=np.uint8)
     for index, time in enumerate(times):
@@ -102,6 +102,6 @@ def _paint(
 
 
 def _span(centre: float, reach: float, length: int) -> tuple[int, int, Pixels]:
-    """First and last pixel that a shape can touch along one axis, and their places in radii."""
+    """The range of pixels that a shape can touch along one axis, and their positions in radii."""
     first, last = max(0, int(centre - 1.2 * reach) - 1), min(length, int(centre + 1.2 * reach) + 2)
     return first, last, (np.arange(first, last, dtype=np.float32) + 0.5 - centre) / reach

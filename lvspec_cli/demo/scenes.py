@@ -1,7 +1,7 @@
-"""The demo world: its words, and its scenes, which say what stands where, moves how, and what happens when.
+"""The demo world: its words, and its scenes with objects, motions and events.
 
-A scene is a value; ``sample_scene`` draws one from a seeded generator. Positions are fractions of the
-frame (x to the right, y down), radii fractions of its shorter side, times in seconds.
+A scene is a value; ``sample_scene`` draws one from a seeded generator. Positions are fractions of the frame
+(x to the right, y down), radii are fractions of its shorter side, times are in seconds.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _words(phrases: object) -> set[str]:
     return set().union(*(_words(phrase) for phrase in phrases))  # type: ignore[attr-defined]
 
 
-#: Words that carry a fact: another one in their place says something else about the scene.
+#: Words that carry a fact: replacing one of them changes what a text says about the scene.
 FACT_WORDS = frozenset(
     _words(list(COLOURS)) | _words(list(BACKGROUNDS)) | _words(TEXTURES) | _words(list(SHAPES.values()))
     | _words(list(SIZES.values())) | _words(list(ROWS.values())) | _words(COLUMNS) | _words(COUNTS)
@@ -78,7 +78,7 @@ DIRECTIONS = {"still": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. ``row`` and ``column`` name the place where it is first seen."""
+    """One object. ``row`` and ``column`` name its first position."""
 
     colour: str
     shape: str
@@ -106,7 +106,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """``objects`` stand in the order a caption names them: that of the colours in the lexicon."""
+    """One scene. ``objects`` are in the order in which captions name them, which is that of ``COLOURS``."""
 
     objects: tuple[SceneObject, ...]
     events: tuple[Event, ...]
@@ -134,7 +134,7 @@ def scene_from_dict(data: dict[str, Any]) -> Scene:
 
 
 def position(item: SceneObject, time: float, duration: float) -> tuple[float, float]:
-    """Where the object's centre is: it moves evenly over the time that it is visible."""
+    """The object's centre. It moves at a constant speed while the object is visible."""
     until = duration if item.visible_to is None else item.visible_to
     share = min(1.0, max(0.0, (time - item.visible_from) / max(1e-6, until - item.visible_from)))
     (x0, y0), (x1, y1) = item.start, item.end
@@ -181,10 +181,10 @@ def sample_scene(rng: random.Random) -> Scene:
 def _sample_objects(
     rng: random.Random, count: int, aspect_x: float, aspect_y: float
 ) -> list[SceneObject] | None:
-    """Objects in different places whose paths keep apart, or None when one finds no room."""
-    places = rng.sample(list(itertools.product(range(3), range(3))), count)  # (column, row)
+    """Objects at different positions whose paths do not meet; None if one of them finds no room."""
+    cells = rng.sample(list(itertools.product(range(3), range(3))), count)  # (column, row)
     objects: list[SceneObject] = []
-    for (column, row), shape in zip(places, rng.sample(list(SHAPES), count), strict=True):
+    for (column, row), shape in zip(cells, rng.sample(list(SHAPES), count), strict=True):
         size = rng.choice(list(SIZE_RADII))
         for _ in range(8):
             item = _sample_object(rng, (column, row), shape, size, (aspect_x, aspect_y))
@@ -197,16 +197,16 @@ def _sample_objects(
 
 
 def _sample_object(
-    rng: random.Random, place: tuple[int, int], shape: str, size: str, aspect: tuple[float, float]
+    rng: random.Random, cell: tuple[int, int], shape: str, size: str, aspect: tuple[float, float]
 ) -> SceneObject:
     radius = rng.uniform(*SIZE_RADII[size])
     margin = (radius / aspect[0], radius / aspect[1])
     start = (
-        _inside((place[0] + 0.5) / 3 + rng.uniform(-0.05, 0.05), margin[0]),
-        _inside((place[1] + 0.5) / 3 + rng.uniform(-0.05, 0.05), margin[1]),
+        _inside((cell[0] + 0.5) / 3 + rng.uniform(-0.05, 0.05), margin[0]),
+        _inside((cell[1] + 0.5) / 3 + rng.uniform(-0.05, 0.05), margin[1]),
     )
     motion, end = _sample_motion(rng, start, margin)
-    row, column = list(ROWS)[place[1]], COLUMNS[place[0]]
+    row, column = list(ROWS)[cell[1]], COLUMNS[cell[0]]
     return SceneObject("", shape, size, row, column, motion, start, end, radius)
 
 
@@ -232,15 +232,15 @@ def _inside(value: float, margin: float) -> float:
     return min(1 - margin, max(margin, value))
 
 
-def _too_close(one: SceneObject, other: SceneObject, aspect_x: float, aspect_y: float) -> bool:
-    # Events shift the two against each other in time, so all pairs of moments have to be apart.
+def _too_close(first: SceneObject, second: SceneObject, aspect_x: float, aspect_y: float) -> bool:
+    # Events shift the two objects in time, so all pairs of their positions must be apart.
     def path(item: SceneObject) -> list[tuple[float, float]]:
         return [position(item, share / 4, 1.0) for share in range(5 if item.motion != "still" else 1)]
 
-    reach = one.radius + other.radius + 0.02
+    reach = first.radius + second.radius + 0.02
     return any(
         ((x0 - x1) * aspect_x) ** 2 + ((y0 - y1) * aspect_y) ** 2 < reach**2
-        for (x0, y0), (x1, y1) in itertools.product(path(one), path(other))
+        for (x0, y0), (x1, y1) in itertools.product(path(first), path(second))
     )
 
 

@@ -1,4 +1,4 @@
-"""Write clips of the demo world, each with its facts beside it."""
+"""Writes clips of the demo world, each with a JSON file of its facts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lvspec_cli.demo.questions import questions
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import Scene, sample_scene
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.files import replacing, says, sweep
+from lvspec_cli.output.files import has_mark, replacing, sweep
 
-MARK = b'{\n "scene": {'  # what a clip's JSON file begins with
+MARK = b'{\n "scene": {'  # first bytes of a clip's JSON file
 
 
 def scene_of(seed: int, number: int) -> tuple[Scene, random.Random]:
-    """Scene ``number`` (from 1) of a seed, and the generator to draw its texts from."""
+    """Scene ``number`` (from 1) of a seed, and the generator for its texts."""
     rng = random.Random(f"clips/{seed}/{number}")
     return sample_scene(rng), rng
 
 
 def describe(scene: Scene, rng: random.Random) -> dict[str, Any]:
-    """What a clip's JSON file says: ``scene``, a reference ``caption``, and ``questions`` with answers."""
+    """The content of a clip's JSON file: ``scene``, a reference ``caption``, ``questions`` with answers."""
     return {
         "scene": scene.as_dict(),
         "caption": caption(scene, rng),
@@ -48,16 +48,16 @@ def describe(scene: Scene, rng: random.Random) -> dict[str, Any]:
 
 
 def clip_path(directory: Path, number: int) -> Path:
-    """Where a clip stands, counted from 1; what it shows stands beside it (``.json``)."""
+    """The path of a clip, counted from 1. Its JSON file has the same name with the suffix ``.json``."""
     return directory / f"clip_{number:04d}.mp4"
 
 
 def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) -> Path:
-    """Write one clip, then its JSON file: where that is, the clip is whole.
+    """Write one clip, then its JSON file. If the JSON file exists, the clip is complete.
 
-    A clip whose JSON file says that lvspec drew it gives way to another.
+    A clip with a JSON file by lvspec is replaced.
 
-    :raises OutputError: there is another file of the same name (unless ``force``), or it cannot be written.
+    :raises OutputError: there is a foreign file of the same name (unless ``force``), or it cannot be written.
     """
     scene, rng = scene_of(seed, number)
     video = BytesIO()
@@ -68,9 +68,9 @@ def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) 
     missing = {
         file: content
         for file, content in ((path, video.getvalue()), (facts, text.encode() + b"\n"))
-        if not _holds(file, content)
+        if not _has_content(file, content)
     }
-    if not force and not says(facts, MARK):
+    if not force and not has_mark(facts, MARK):
         _refuse_others(missing)
     for file, content in missing.items():
         with replacing(file, sync=False) as stream:
@@ -78,8 +78,8 @@ def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) 
     return path
 
 
-def _holds(file: Path, content: bytes) -> bool:
-    """Whether it is a file of just this content."""
+def _has_content(file: Path, content: bytes) -> bool:
+    """Whether it is a file with exactly this content."""
     return file.is_file() and file.stat().st_size == len(content) and file.read_bytes() == content
 
 
@@ -100,9 +100,9 @@ def write_clips(
     *,
     force: bool = False,
 ) -> list[Path]:
-    """Write ``clip_0001.mp4`` … with ``clip_0001.json`` … beside them; a seed gives the same clips each time.
+    """Write ``clip_0001.mp4`` … and ``clip_0001.json`` …. A seed always gives the same clips.
 
-    :raises OSError: the directory cannot be made or read.
+    :raises OSError: the directory cannot be created or read.
     :raises OutputError: as ``write_clip`` does.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def encode_scene(
         stream = container.add_stream("libx264", rate=scene.frame_rate)
         stream.width, stream.height = size or (scene.width, scene.height)
         stream.pix_fmt = "yuv420p"
-        # x264's macroblock tree reads memory that nothing was written to: no two files would be the same.
+        # x264's macroblock tree reads uninitialised memory, so that files would differ.
         stream.options = {"crf": str(quality), "preset": "veryfast", "x264-params": "mbtree=0"}
         stream.thread_count = 1
         for image in render_frames(scene, [index / scene.frame_rate for index in range(count)]):

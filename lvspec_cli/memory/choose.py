@@ -1,4 +1,4 @@
-"""Which pair is taken where none is named: the best that is on this machine and fits, or the bundled one."""
+"""The default pair: the best one that is on this machine and fits, or the bundled one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lvspec_cli.pairs.files import Stored, locate
 from lvspec_cli.pairs.registry import AUTO, BUNDLED, Pair, Registry
 from lvspec_cli.request import PairChoice
 
-LAPTOP = "smolvlm2-2.2b-256m"  # what most machines can run
+LAPTOP = "smolvlm2-2.2b-256m"  # a pair that most machines can run
 
 
 @dataclass(frozen=True)
-class Here:
-    """A pair whose two models are wholly on this machine."""
+class LocalPair:
+    """A pair with all files of both models on this machine."""
 
     name: str
     pair: Pair
@@ -25,39 +25,41 @@ class Here:
 
 
 def choose_pair(registry: Registry, name: str | None, device: str = "auto") -> PairChoice:
-    """The pair of that name; for ``auto``, or no name where that is the default, by what is here and fits.
+    """The pair of that name. For ``auto``: the best pair on this machine that fits.
 
-    torch is imported only where there is more than the bundled pair to choose from.
+    torch is imported only if there are more pairs to choose from than the bundled one.
 
     :raises PairError: there is no such pair.
     """
     if (name or registry.default) != AUTO:
         return PairChoice(*registry.pair(name), device=device)
-    choice = best(registry.pairs, pairs_here(registry), lambda here: fits(here, device))
+    choice = best(registry.pairs, local_pairs(registry), lambda local: fits(local, device))
     return replace(choice, device=device)
 
 
-def pairs_here(registry: Registry) -> list[Here]:
-    """The pairs that are wholly on this machine, but for the bundled one."""
-    found = []
+def local_pairs(registry: Registry) -> list[LocalPair]:
+    """The pairs with all files on this machine, without the bundled one."""
+    pairs = []
     for name, pair in registry.pairs.items():
         if pair.target.bundled is None:
             target = locate(pair.target)
             draft = locate(pair.draft) if target.folder else target
             if draft.folder is not None:
-                found.append(Here(name, pair, target, draft))
-    return found
+                pairs.append(LocalPair(name, pair, target, draft))
+    return pairs
 
 
-def best(pairs: Mapping[str, Pair], here: list[Here], is_fitting: Callable[[Here], bool]) -> PairChoice:
-    """The pair with the largest target that fits, and of those the largest draft; else the bundled one."""
-    ranked = sorted(here, key=lambda each: (-(each.target.parameters or 0), -(each.draft.parameters or 0)))
-    for each in ranked:
-        if is_fitting(each):
-            note = f"pair {each.name} (auto): the largest that is on this machine and fits it"
-            return PairChoice(each.name, each.pair, f"{note}; `lvspec models fit` shows what else would")
+def best(
+    pairs: Mapping[str, Pair], local: list[LocalPair], is_fitting: Callable[[LocalPair], bool]
+) -> PairChoice:
+    """The fitting pair with the largest target, then the largest draft; the bundled one if none fits."""
+    ranked = sorted(local, key=lambda pair: (-(pair.target.parameters or 0), -(pair.draft.parameters or 0)))
+    for pair in ranked:
+        if is_fitting(pair):
+            note = f"pair {pair.name} (auto): the largest that is on this machine and fits it"
+            return PairChoice(pair.name, pair.pair, f"{note}; `lvspec models fit` shows what else would")
     if ranked:
-        names = ", ".join(each.name for each in ranked)
+        names = ", ".join(pair.name for pair in ranked)
         why = f"{names} {'is' if len(ranked) == 1 else 'are'} here, and too large"
         remedy = "`lvspec models fit` shows by how much"
     else:
@@ -69,13 +71,13 @@ def best(pairs: Mapping[str, Pair], here: list[Here], is_fitting: Callable[[Here
     return PairChoice(BUNDLED, pairs[BUNDLED], f"{named}: {why}; {remedy}")
 
 
-def fits(here: Here, device: str) -> bool:
-    """Whether a clip of the pair's defaults can be answered about on this machine, quantised if need be."""
+def fits(pair: LocalPair, device: str) -> bool:
+    """Whether this machine can run the pair on a clip with the pair's defaults, quantised if necessary."""
     from lvspec_cli.memory.resolve import local_fit
 
     try:
-        return local_fit(here.pair, _folder(here.target), _folder(here.draft), device).plan.fits
-    except PairError:  # its files say nothing that can be used
+        return local_fit(pair.pair, _folder(pair.target), _folder(pair.draft), device).plan.fits
+    except PairError:  # its configs cannot be used
         return False
 
 

@@ -1,4 +1,4 @@
-"""The memory of this machine, as it is now: what this process holds already counts as free for it."""
+"""The memory of this machine now. Memory that this process holds already counts as free for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lvspec_cli.memory.plan import Device, Machine
 
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
-# What a control group's files are called: its limit, what it holds, and the file pages among that.
+# Files of a control group (versions 2 and 1): its limit, its usage, and the entries for page cache.
 _FILES = (
     ("memory.max", "memory.current", ("inactive_file", "active_file")),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
@@ -21,26 +21,26 @@ _FILES = (
 
 
 def this_machine(device: str = "auto", draft_device: str | None = None) -> Machine:
-    """What there is for a pair on ``device``, and where its draft goes if that is named."""
+    """The memory for a pair on ``device``, with its draft on ``draft_device`` if that is given."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    ours, drafts = gpus_for(count, device, draft_device)
-    return Machine(cpu_memory(), tuple(map(_gpu, ours)), tuple(map(_gpu, drafts)))
+    pair_gpus, draft_gpus = gpus_for(count, device, draft_device)
+    return Machine(cpu_memory(), tuple(map(_gpu, pair_gpus)), tuple(map(_gpu, draft_gpus)))
 
 
 def cpu_memory() -> Device:
-    """What this process may take of a CPU's memory, with what it has. Without torch."""
+    """The CPU memory that this process may use, including what it uses now. Does not import torch."""
     free, total = spare_memory()
     try:
-        held = psutil.Process().memory_info().rss
+        resident = psutil.Process().memory_info().rss
     except psutil.Error:  # without /proc
-        held = 0
-    return Device("cpu", min(total, free + held), total)
+        resident = 0
+    return Device("cpu", min(total, free + resident), total)
 
 
 def spare_memory() -> tuple[int, int]:
-    """Bytes of a CPU that nobody holds, and all of them; fewer where the process's groups have limits."""
+    """Free and total bytes of CPU memory, within the limits of the process's control groups."""
     try:
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
@@ -59,10 +59,10 @@ def spare_memory() -> tuple[int, int]:
 
 
 def group_folders(groups: str, root: Path) -> Iterator[Path]:
-    """Where the limits of a process stand: of its control group and of all that this lies in.
+    """The folders with the limits of a process: its control group, and all groups that contain it.
 
-    ``groups``: what /proc/self/cgroup says. Both versions of control groups; inside a container its own
-    group may be called as outside, and stands at the root.
+    ``groups``: the content of /proc/self/cgroup, of version 1 or 2. In a container this may give the group's
+    path on the host, while its files are at the root.
     """
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -70,32 +70,32 @@ def group_folders(groups: str, root: Path) -> Iterator[Path]:
             continue
         within = PurePosixPath(path.lstrip("/"))
         base = root / "memory" if controllers else root
-        yield from (base / each for each in (within, *within.parents))
+        yield from (base / group for group in (within, *within.parents))
 
 
 def within_group(folder: Path, free: int, total: int) -> tuple[int, int]:
-    """Free bytes and all of them, where a container or a job has a limit of its own."""
-    for limit, usage, pages in _FILES:
+    """Free and total bytes, lowered to the limit of a control group if it has one."""
+    for limit_file, usage_file, cache_entries in _FILES:
         try:
-            most = int((folder / limit).read_text())
-            held = int((folder / usage).read_text())
-            kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no limit is the word max, or more than there is
+            limit = int((folder / limit_file).read_text())
+            usage = int((folder / usage_file).read_text())
+            stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # without a limit the file says max, or a number beyond all memory
             continue
-        files = sum(int(kinds.get(kind, 0)) for kind in pages)  # given back when needed
-        return max(0, min(free, most - held + files)), min(total, most)
+        page_cache = sum(int(stats.get(entry, 0)) for entry in cache_entries)  # the kernel frees it on demand
+        return max(0, min(free, limit - usage + page_cache)), min(total, limit)
     return free, total
 
 
 def gpus_for(count: int, device: str, draft_device: str | None) -> tuple[list[int], list[int]]:
-    """Which of ``count`` GPUs a pair may take, and which only its draft may.
+    """The indices of those of ``count`` GPUs that a pair may use, and of those that only its draft may.
 
-    ``device``: auto and cuda mean all of them, cuda:1 that one, others none.
+    ``device``: auto and cuda mean all GPUs, cuda:1 that one, other names none.
     """
-    names = [f"cuda:{number}" for number in range(count)]
-    ours = [at for at, name in enumerate(names) if device in ("auto", "cuda", name)]
-    home = "cuda:0" if draft_device == "cuda" else draft_device
-    return ours, [at for at, name in enumerate(names) if name == home and at not in ours]
+    names = [f"cuda:{index}" for index in range(count)]
+    pair_gpus = [index for index, name in enumerate(names) if device in ("auto", "cuda", name)]
+    draft_gpu = "cuda:0" if draft_device == "cuda" else draft_device
+    return pair_gpus, [i for i, name in enumerate(names) if name == draft_gpu and i not in pair_gpus]
 
 
 def _gpu(number: int) -> Device:

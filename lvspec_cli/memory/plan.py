@@ -1,7 +1,7 @@
-"""What a pair needs of memory, what it is kept in and where its parts go: decisions on values alone.
+"""The memory plan of a pair: how much each model needs, its quantisation, and the devices of its layers.
 
-Sizes are in bytes. A prefill's activations are counted as the buffers that are alive at once in a decoder
-layer or in the vision tower; what the allocator wastes is in ``SLACK``.
+All functions here are pure. Sizes are in bytes. The activations of a prefill are the buffers that exist at
+the same time in one decoder layer or in the vision tower; ``SLACK`` covers what the allocator wastes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from lvspec_cli.table import gigabytes
 from lvspec_cli.types import Quantisation, Share, VisionSize
 
 GIGABYTE = 10**9
-CONTEXT = {"gpu": 700_000_000, "cpu": 900_000_000}  # of CUDA or of Python and its libraries
-SLACK = 0.03  # of a device's free memory, for fragments
-SPARE_ROWS = 512  # that a cache sets aside at once, as ``models.cache``
-TEXT_TOKENS = 256  # of a prompt, around the video
+CONTEXT = {"gpu": 700_000_000, "cpu": 900_000_000}  # bytes that CUDA, or Python and its libraries take
+SLACK = 0.03  # share of a device's free memory that fragmentation may waste
+SPARE_ROWS = 512  # extra rows that a cache may allocate, see ``models.cache``
+TEXT_TOKENS = 256  # tokens of a prompt besides the video
 
-# Bytes of a weight of a converted matrix, with its scales: blocks of 64 whose scale is a byte, which has one
-# of float32 for 256 (nf4), rows (int8), blocks of 128 x 128 (fp8), groups of 128 with scale and zero (which
-# torchao keeps in the type that is computed in).
+# Bytes of one weight in a quantised matrix, scales included. nf4: blocks of 64 with a scale of one byte, and
+# a float32 scale for 256 of these scales; int8: a scale a row; fp8: blocks of 128 x 128; the others: groups
+# of 128 with a scale and a zero point (which torchao keeps in the compute dtype).
 MATRIX_BYTES: Mapping[Quantisation, float] = {
     Quantisation.NF4: 0.5 + 1 / 64 + 4 / (64 * 256),
     Quantisation.INT8: 1.0,
@@ -35,13 +35,13 @@ MATRIX_BYTES: Mapping[Quantisation, float] = {
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The numbers of one architecture that memory depends on."""
+    """The dimensions of one architecture that memory depends on."""
 
     name: str
-    parameters: int  # tied ones once
+    parameters: int  # tied weights are counted once
     layer: int  # parameters of one decoder layer
-    layer_matrices: int  # of them in matrices: what quantisers convert
-    largest_matrix: int  # parameters of a layer's largest
+    layer_matrices: int  # those of them that are in matrices, which quantisers convert
+    largest_matrix: int  # parameters of the largest matrix of a layer
     layers: int
     width: int
     mlp: int
@@ -56,7 +56,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked at once: a clip, and one answer of ``new_tokens``."""
+    """The largest input and output: one clip, and one answer of ``new_tokens``."""
 
     frames: int
     max_pixels: int
@@ -66,7 +66,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Choice:
-    """How one model is kept. ``element`` bytes a value that is computed in: 2 for bfloat16, 4 for float32."""
+    """How one model is stored. ``element``: bytes of a value in the compute dtype (2 for bfloat16)."""
 
     quantisation: Quantisation = Quantisation.NONE
     element: int = 2
@@ -74,22 +74,22 @@ class Choice:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one model takes."""
+    """Memory that one model needs, in bytes."""
 
     weights: int
     cache: int  # keys and values
-    activations: int  # at prefill, beside weights and cache
+    activations: int  # at prefill, in addition to weights and cache
     layers: int
     layer: int  # one decoder layer's weights, keys and values
 
     @property
-    def kept(self) -> int:
-        """What stays between passes."""
+    def resident(self) -> int:
+        """Bytes that stay allocated between forward passes."""
         return self.weights + self.cache
 
     @property
     def total(self) -> int:
-        return self.kept + self.activations
+        return self.resident + self.activations
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Device:
 
     @property
     def usable(self) -> int:
-        """Less what the libraries take and what fragments waste."""
+        """Free bytes without those that libraries take and fragmentation wastes."""
         return max(0, int(self.free * (1 - SLACK)) - CONTEXT[self.kind])
 
     @property
@@ -113,14 +113,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Machine:
-    """Memory that there is."""
+    """The devices of this machine."""
 
     cpu: Device
     gpus: tuple[Device, ...] = ()
-    drafts: tuple[Device, ...] = ()  # GPUs that only a draft may take, which was sent there by name
+    drafts: tuple[Device, ...] = ()  # GPUs that only the draft may use: the user named them for it
 
     def shared(self, count: int) -> Machine:
-        """What each of ``count`` processes may take of it, before any of them has begun."""
+        """The share of one of ``count`` equal processes, computed before any of them has started."""
 
         def part(device: Device) -> Device:
             return replace(device, free=device.free // count)
@@ -129,19 +129,19 @@ class Machine:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """Where parts of a pair may go: the CPU only where the pair has no GPU."""
+        """Devices that parts of a pair may be placed on: the CPU only if the pair has no GPU."""
         return (*(self.gpus or (self.cpu,)), *self.drafts)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is needed, and where it would go: no shares where it does not fit."""
+    """The needed memory and the placement. ``target`` and ``draft`` are empty if the pair does not fit."""
 
     target_need: Need
     draft_need: Need | None
     target: tuple[Share, ...] = ()
     draft: tuple[Share, ...] = ()
-    missing: int = 0  # bytes more that the machine would need
+    missing: int = 0  # bytes that the machine lacks
 
     @property
     def fits(self) -> bool:
@@ -149,57 +149,59 @@ class Plan:
 
     @property
     def needed(self) -> int:
-        """Bytes on one device that holds everything, without what libraries take."""
+        """Bytes that both models need on a single device, without the libraries' own."""
         return together(self.target_need, self.draft_need)
 
 
 def matrix_bytes(kind: Quantisation, element: int) -> float:
-    """Of a weight in a matrix. ``element``: bytes of a value that is computed with."""
+    """Bytes of one weight in a matrix. ``element``: bytes of a value in the compute dtype."""
     if kind is Quantisation.TORCHAO_INT4:
         return MATRIX_BYTES[kind] + 2 * (element - 2) / 128
     return MATRIX_BYTES.get(kind, float(element))
 
 
 def weight_bytes(parameters: int, matrices: int, choice: Choice) -> int:
-    """Of ``parameters``, ``matrices`` of them in matrices.
+    """Bytes of a model's weights.
 
-    :raises UsageError: ``auto`` has no size before it is decided.
+    :param parameters: all of them; ``matrices`` is the number of those in matrices.
+    :raises UsageError: the quantisation is still ``auto``, which has no size.
     """
     kind = choice.quantisation
     if kind is Quantisation.AUTO:
         raise UsageError("quantisation auto has no size of its own", "name one, such as nf4")
     element = 2 if kind is Quantisation.BF16 else choice.element
-    a_matrix = matrix_bytes(kind, element)
-    return round(matrices * a_matrix) + (parameters - matrices) * element
+    return round(matrices * matrix_bytes(kind, element)) + (parameters - matrices) * element
 
 
 def need(size: ModelSize, load: Workload, choice: Choice = Choice()) -> Need:
-    """What a model takes of memory for a workload."""
+    """The memory that a model needs for a workload."""
     tokens = prompt_tokens(size, load) + load.new_tokens + SPARE_ROWS
-    a_layer = 2 * size.key_width * tokens * choice.element
+    layer_cache = 2 * size.key_width * tokens * choice.element
     return Need(
         weights=weight_bytes(size.parameters, size.matrices, choice),
-        cache=size.layers * a_layer,
+        cache=size.layers * layer_cache,
         activations=_activations(size, load, choice),
         layers=size.layers,
-        layer=weight_bytes(size.layer, size.layer_matrices, choice) + a_layer,
+        layer=weight_bytes(size.layer, size.layer_matrices, choice) + layer_cache,
     )
 
 
 def prompt_tokens(size: ModelSize, load: Workload) -> int:
-    """Tokens of a prompt with its video, at most."""
-    beside = load.frames * size.vision.text_a_frame
-    return size.vision.tokens(load.frames, load.max_pixels) + beside + load.text_tokens
+    """The most tokens that a prompt with its video can have."""
+    frame_text = load.frames * size.vision.text_a_frame
+    return size.vision.tokens(load.frames, load.max_pixels) + frame_text + load.text_tokens
 
 
 def _activations(size: ModelSize, load: Workload, choice: Choice) -> int:
-    """The larger of two peaks: a block of the vision tower, a decoder layer; both over the whole video.
+    """The larger of two peaks: in a block of the vision tower or in a decoder layer, for the whole video.
 
-    In a layer: the residual, its normalised copy in float32 and in the type computed in, and three values of
-    the inner width (gate, its activation, up). In a tower: the same, beside the pixels in float32 and again
-    in the type computed in; or its attention, where that rotates: the residual, its copy, queries, keys and
-    values, and six more of a float32's size while queries and keys are turned. A converted matrix is written
-    out once more, whole. Measured: docs/real-size.md.
+    - Decoder layer: the residual, its normalised copy in float32 and in the compute dtype, and three values
+      of the MLP's width (gate, its activation, up).
+    - Vision tower: the same, plus the pixels in float32 and in the compute dtype. With rotary attention it
+      may be more: the residual, its copy, queries, keys and values, and six values in float32 during the
+      rotation.
+
+    One quantised matrix at a time is dequantised in full. Measured: docs/real-size.md.
     """
     tower = size.vision
     patches = tower.patches(load.frames, load.max_pixels)
@@ -213,59 +215,61 @@ def _activations(size: ModelSize, load: Workload, choice: Choice) -> int:
 
 
 def together(target: Need, draft: Need | None) -> int:
-    """Bytes when one device holds both: they prefill one after the other."""
+    """Bytes of both models on one device. Their prefills run one after the other."""
     if draft is None:
         return target.total
-    return target.kept + draft.kept + max(target.activations, draft.activations)
+    return target.resident + draft.resident + max(target.activations, draft.activations)
 
 
 def plan(machine: Machine, target: Need, draft: Need | None) -> Plan:
-    """Where the parts would go on the GPUs, or on the CPU where there is none.
+    """The placement on the GPUs, or on the CPU if there is none.
 
-    One GPU for both; else one for each; else the target in several pieces and the draft where most room is.
+    First choice: both models on one GPU. Second: each on a GPU of its own. Last: the target split over
+    several GPUs, and the draft on the GPU with which the plan fits, the one with least memory first.
     """
     empty = Plan(target, draft)
     if not machine.gpus:
         short = together(target, draft) - machine.cpu.usable
-        return replace(empty, missing=short) if short > 0 else _whole(empty, "cpu", "cpu")
+        return replace(empty, missing=short) if short > 0 else _unsplit(empty, "cpu", "cpu")
     gpus = sorted(machine.gpus, key=lambda device: -device.usable)
     if together(target, draft) <= gpus[0].usable:
-        return _whole(empty, gpus[0].name, gpus[0].name)
+        return _unsplit(empty, gpus[0].name, gpus[0].name)
     if draft is not None and target.total <= gpus[0].usable:
-        other = next((device for device in gpus[1:] if draft.total <= device.usable), None)
-        if other is not None:
-            return _whole(empty, gpus[0].name, other.name)
-    tries = [_split(empty, gpus, home.name) for home in reversed(gpus)]
-    return min(tries, key=lambda tried: tried.missing)
+        second = next((device for device in gpus[1:] if draft.total <= device.usable), None)
+        if second is not None:
+            return _unsplit(empty, gpus[0].name, second.name)
+    splits = [_split(empty, gpus, draft_gpu.name) for draft_gpu in reversed(gpus)]
+    return min(splits, key=lambda split: split.missing)
 
 
-def _whole(empty: Plan, target: str, draft: str) -> Plan:
+def _unsplit(empty: Plan, target: str, draft: str) -> Plan:
+    """The plan with each model as a whole on the named device."""
     shares = (Share(draft, empty.draft_need.layers),) if empty.draft_need else ()
     return replace(empty, target=(Share(target, empty.target_need.layers),), draft=shares)
 
 
-def _split(empty: Plan, gpus: Sequence[Device], home: str) -> Plan:
-    """The target's layers over the GPUs, as many as go on each; the draft whole on ``home``."""
+def _split(empty: Plan, gpus: Sequence[Device], draft_gpu: str) -> Plan:
+    """The plan with the target's layers over all GPUs, each filled in turn, the draft on ``draft_gpu``."""
     target, draft = empty.target_need, empty.draft_need
     room = {gpu.name: gpu.usable - target.activations for gpu in gpus}
-    room[gpus[0].name] -= target.kept - target.layers * target.layer
+    room[gpus[0].name] -= target.resident - target.layers * target.layer
     if draft is not None:
-        room[home] -= draft.kept + max(0, draft.activations - target.activations)
-    left, shares = target.layers, []
+        room[draft_gpu] -= draft.resident + max(0, draft.activations - target.activations)
+    unplaced, shares = target.layers, []
     for gpu in gpus:
-        count = min(left, max(0, room[gpu.name]) // target.layer)
+        count = min(unplaced, max(0, room[gpu.name]) // target.layer)
         if count or gpu is gpus[0]:
             shares.append(Share(gpu.name, count))
-        left -= count
-    overdrawn = sum(-room[name] for name in {gpus[0].name, home} if room[name] < 0)
-    if left or overdrawn:
-        return replace(empty, missing=left * target.layer + overdrawn)
-    return replace(empty, target=tuple(shares), draft=(Share(home, draft.layers),) if draft else ())
+        unplaced -= count
+    overdrawn = sum(-room[name] for name in {gpus[0].name, draft_gpu} if room[name] < 0)
+    if unplaced or overdrawn:
+        return replace(empty, missing=unplaced * target.layer + overdrawn)
+    return replace(empty, target=tuple(shares), draft=(Share(draft_gpu, draft.layers),) if draft else ())
 
 
-# What ``auto`` may decide for, without files that were made for it: what bitsandbytes does on any device.
+# The choices of ``auto``: bitsandbytes' methods, which run on any device and quantise ordinary files.
 CANDIDATES = (Quantisation.NONE, Quantisation.INT8, Quantisation.NF4)
-ACCEPTED = 0.8  # chance that a drafted token is kept, where none is known: what the estimates of speed assume
+ACCEPTED = 0.8  # assumed acceptance rate of drafted tokens, for estimates of speed
 
 
 @dataclass(frozen=True)
@@ -277,11 +281,12 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What was asked for. ``element``: bytes of a value that the target computes in.
+class PlanRequest:
+    """What the user requested of a memory plan.
 
-    ``draft_element``: the same of the draft, whose device may be another; None: as the target's.
-    ``draft_device``: as ``--draft-device`` says; None leaves it to the plan.
+    ``element``: bytes of a value in the target's compute dtype. ``draft_element``: the same for the draft,
+    whose device may differ; None means the target's. ``draft_device``: the value of ``--draft-device``; with
+    None the plan chooses.
     """
 
     target: Quantisation = Quantisation.AUTO
@@ -292,13 +297,16 @@ class Wanted:
 
     @property
     def elements(self) -> tuple[int, int]:
-        """Of the target and of the draft."""
+        """Bytes of a computed value, for the target and for the draft."""
         return self.element, self.element if self.draft_element is None else self.draft_element
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What each model is kept in, and where; ``why`` in one line. It may not fit: see ``plan.fits``."""
+    """The quantisation of each model, the placement, and the reason in one line.
+
+    It is not certain that it fits: see ``plan.fits``.
+    """
 
     target: Quantisation
     draft: Quantisation | None
@@ -307,39 +315,49 @@ class Decision:
 
 
 def decide(
-    machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted, *, gamma: int, width_limit: int | None
+    machine: Machine,
+    sizes: Sizes,
+    load: Workload,
+    request: PlanRequest,
+    *,
+    gamma: int,
+    width_limit: int | None,
 ) -> Decision:
-    """What fits, and of that what is fast at the width of a verification.
+    """The fastest quantisation and placement that fit.
 
-    The target is quantised only where it does not fit otherwise. Then the least bytes read for a token count,
-    by the formula of docs/design.md, "What a round costs", in bytes. What was asked for by name stays.
+    The target is quantised only if it does not fit otherwise. Among the remaining options the one that reads
+    the fewest bytes a token wins (docs/design.md, "What a round costs", with bytes as costs). A quantisation
+    that the user named is never changed.
 
-    ``gamma``: tokens a round proposes. ``width_limit``: rows that nf4 takes at once on this device, 0 for
-    none; a round then proposes no more than goes into them.
+    ``gamma``: tokens that a round drafts. ``width_limit``: rows that an nf4 kernel handles in one pass on
+    this device, 0 for none; a round then drafts no more tokens than fit into such a pass.
     """
     options = [
-        Decision(target, draft, _planned(machine, sizes, load, wanted, target, draft), "")
+        Decision(target, draft, _planned(machine, sizes, load, request, target, draft), "")
         for target, draft in product(
-            _options(wanted.target), _options(wanted.draft) if sizes.draft else (None,)
+            _options(request.target), _options(request.draft) if sizes.draft else (None,)
         )
     ]
-    fitting = [each for each in options if each.plan.fits]
+    fitting = [option for option in options if option.plan.fits]
     if not fitting:
-        least = min(options, key=lambda each: each.plan.needed)
-        return replace(least, why="nothing that may be chosen fits")
-    if wanted.target is Quantisation.AUTO and any(each.target is Quantisation.NONE for each in fitting):
-        fitting = [each for each in fitting if each.target is Quantisation.NONE]
-    best = min(fitting, key=lambda each: _bytes_a_token(sizes, each, gamma, wanted.elements, width_limit))
-    return replace(best, why=_why(best, wanted, options, width_limit))
+        smallest = min(options, key=lambda option: option.plan.needed)
+        return replace(smallest, why="nothing that may be chosen fits")
+    if request.target is Quantisation.AUTO:
+        unquantised = [option for option in fitting if option.target is Quantisation.NONE]
+        fitting = unquantised or fitting
+    best = min(
+        fitting, key=lambda option: _bytes_a_token(sizes, option, gamma, request.elements, width_limit)
+    )
+    return replace(best, why=_why(best, request, options, width_limit))
 
 
 def bytes_a_round(
     size: ModelSize, quantisation: Quantisation, element: int, rows: int, width_limit: int | None
 ) -> float:
-    """Bytes of weights that one pass of ``rows`` reads and writes.
+    """Bytes of weights that one forward pass of ``rows`` tokens reads and writes.
 
-    Beyond its limit nf4 is written out in the type computed in, and read again. LLM.int8() counts as no
-    faster than the weights unpacked: it also packs the inputs of every layer.
+    A pass wider than the limit dequantises nf4 weights: they are written in the compute dtype and read again.
+    LLM.int8() counts as no faster than unquantised weights, because it also quantises each layer's inputs.
     """
     packed = matrix_bytes(quantisation, element)
     if quantisation is Quantisation.INT8:
@@ -350,13 +368,13 @@ def bytes_a_round(
 
 
 def gamma_within(gamma: int, width_limit: int | None) -> int:
-    """A gamma whose verification, one row wider, stays within the limit, where that leaves any."""
+    """The gamma, lowered so that a verification (gamma + 1 rows) stays within the limit, if 1 is possible."""
     return gamma if width_limit is None or width_limit < 2 else min(gamma, width_limit - 1)
 
 
 def expected_tokens(gamma: int, accepted: float = ACCEPTED) -> float:
-    """Accepted length of a round when every token is kept with the same chance: (1 - a^(gamma + 1)) / (1 - a)
-    (Leviathan et al. 2023, arXiv 2211.17192, equation 1)."""
+    """Expected accepted length of a round if each token is accepted with the same probability a:
+    (1 - a^(gamma + 1)) / (1 - a) (Leviathan et al. 2023, arXiv 2211.17192, equation 1)."""
     return (1 - accepted ** (gamma + 1)) / (1 - accepted)
 
 
@@ -373,76 +391,76 @@ def _bytes_a_token(
     return (verified + drafted) / expected_tokens(gamma)
 
 
-def _options(wanted: Quantisation) -> tuple[Quantisation, ...]:
-    return CANDIDATES if wanted is Quantisation.AUTO else (wanted,)
+def _options(request: Quantisation) -> tuple[Quantisation, ...]:
+    return CANDIDATES if request is Quantisation.AUTO else (request,)
 
 
 def _planned(
     machine: Machine,
     sizes: Sizes,
     load: Workload,
-    wanted: Wanted,
+    request: PlanRequest,
     target: Quantisation,
     draft: Quantisation | None,
 ) -> Plan:
-    element, draft_element = wanted.elements
-    one = need(sizes.target, load, Choice(target, element))
-    other = (
-        None
-        if draft is None or sizes.draft is None
-        else need(sizes.draft, load, Choice(draft, draft_element))
-    )
-    return plan_on(machine, one, other, wanted.draft_device)
+    element, draft_element = request.elements
+    target_need, draft_need = need(sizes.target, load, Choice(target, element)), None
+    if draft is not None and sizes.draft is not None:
+        draft_need = need(sizes.draft, load, Choice(draft, draft_element))
+    return plan_on(machine, target_need, draft_need, request.draft_device)
 
 
 def plan_on(machine: Machine, target: Need, draft: Need | None, draft_device: str | None) -> Plan:
-    """As ``memory.plan``, with the draft on a device of the user's choice."""
+    """As ``plan``, with the draft on the device that the user named, if any."""
     if draft is None or draft_device is None:
         return plan(machine, target, draft)
-    home = device_named(machine, draft_device)
-    short = draft.total - home.usable
-    alone = plan(_with_less(machine, home, draft), target, None)
-    if short > 0 or not alone.fits:
-        return Plan(target, draft, missing=max(0, short) + alone.missing)
-    return replace(alone, draft_need=draft, draft=(Share(home.name, draft.layers),))
+    device = device_named(machine, draft_device)
+    short = draft.total - device.usable
+    target_plan = plan(_after_loading(machine, device, draft), target, None)
+    if short > 0 or not target_plan.fits:
+        return Plan(target, draft, missing=max(0, short) + target_plan.missing)
+    return replace(target_plan, draft_need=draft, draft=(Share(device.name, draft.layers),))
 
 
 def device_named(machine: Machine, name: str) -> Device:
-    """The device of a machine that torch calls so; ``cuda`` is the first GPU. KeyError when there is none."""
+    """The device with torch's ``name``; ``cuda`` is the first GPU.
+
+    :raises KeyError: there is no such device.
+    """
     gpus = sorted((*machine.gpus, *machine.drafts), key=lambda gpu: gpu.name)
     devices = {device.name: device for device in (*gpus, machine.cpu)}
-    devices["mps"] = machine.cpu  # whose memory it shares
+    devices["mps"] = machine.cpu  # they share their memory
     if gpus:
         devices.setdefault("cuda", gpus[0])
     return devices[name]
 
 
-def _with_less(machine: Machine, home: Device, draft: Need) -> Machine:
-    """What is left beside a draft that is loaded."""
+def _after_loading(machine: Machine, draft_device: Device, draft: Need) -> Machine:
+    """The machine's free memory after the draft is loaded."""
 
-    def left(device: Device) -> Device:
-        taken = draft.kept if device.name == home.name else 0
-        return replace(device, free=max(0, device.free - taken))
+    def reduced(device: Device) -> Device:
+        used = draft.resident if device.name == draft_device.name else 0
+        return replace(device, free=max(0, device.free - used))
 
-    return Machine(left(machine.cpu), tuple(left(gpu) for gpu in machine.gpus))
+    return Machine(reduced(machine.cpu), tuple(map(reduced, machine.gpus)))
 
 
-def _why(best: Decision, wanted: Wanted, options: Sequence[Decision], width_limit: int | None) -> str:
-    if Quantisation.AUTO not in (wanted.target, wanted.draft):
+def _why(best: Decision, request: PlanRequest, options: Sequence[Decision], width_limit: int | None) -> str:
+    if Quantisation.AUTO not in (request.target, request.draft):
         return "as asked for"
     parts = []
-    if wanted.target is Quantisation.AUTO:
+    if request.target is Quantisation.AUTO:
         if best.target is Quantisation.NONE:
             parts.append("the target fits as it is")
         else:
-            full = next(each for each in options if each.target is Quantisation.NONE)
-            parts.append(f"the target as it is would need {gigabytes(full.plan.needed)} in all")
+            unquantised = next(option for option in options if option.target is Quantisation.NONE)
+            parts.append(f"the target as it is would need {gigabytes(unquantised.plan.needed)} in all")
             if best.target is Quantisation.NF4 and width_limit:
                 rows = f"nf4 takes {width_limit} rows at once here"
                 parts.append(rows + (f", so gamma is {width_limit - 1} at most" if width_limit > 1 else ""))
             elif width_limit == 0:
                 parts.append("packed weights are slow on a CPU")
-    if wanted.draft is Quantisation.AUTO and best.draft is not None:
+    if request.draft is Quantisation.AUTO and best.draft is not None:
         parts.append(
             f"the draft reads least as {best.draft}"
             if best.draft is not Quantisation.NONE
@@ -455,53 +473,56 @@ def _why(best: Decision, wanted: Wanted, options: Sequence[Decision], width_limi
 
 @dataclass(frozen=True)
 class Change:
-    """A smaller way to do what was asked, in the words of the command line."""
+    """Flags that lower the memory that is needed, and what they change."""
 
-    words: str
+    flags: str
     load: Workload
-    wanted: Wanted
+    request: PlanRequest
 
 
-def beside_weights(sizes: Sizes, load: Workload, wanted: Wanted) -> int:
-    """Bytes that a pair which is loaded takes for a clip, both models on one device."""
-    of_target, of_draft = wanted.elements
-    target = need(sizes.target, load, Choice(wanted.target, of_target))
-    draft = need(sizes.draft, load, Choice(wanted.draft, of_draft)) if sizes.draft else None
+def non_weight_bytes(sizes: Sizes, load: Workload, request: PlanRequest) -> int:
+    """Bytes that a loaded pair needs for a clip besides its weights, both models on one device."""
+    element, draft_element = request.elements
+    target = need(sizes.target, load, Choice(request.target, element))
+    draft = need(sizes.draft, load, Choice(request.draft, draft_element)) if sizes.draft else None
     return together(target, draft) - target.weights - (draft.weights if draft else 0)
 
 
-def smallest_change(machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted) -> str | None:
-    """The mildest of a list of changes with which the pair fits; None: with none of them."""
-    for change in _changes(load, wanted):
-        if decide(machine, sizes, change.load, change.wanted, gamma=1, width_limit=None).plan.fits:
-            return change.words
+def smallest_change(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest) -> str | None:
+    """The flags of the first change in the list with which the pair fits, or None."""
+    for change in _changes(load, request):
+        if decide(machine, sizes, change.load, change.request, gamma=1, width_limit=None).plan.fits:
+            return change.flags
     return None
 
 
-def _changes(load: Workload, wanted: Wanted) -> list[Change]:
-    """A short text in place of a long one; half and a quarter of the frames, then of the pixels; then weights
-    of 4 bits; then all but the first."""
-    found = []
+def _changes(load: Workload, request: PlanRequest) -> list[Change]:
+    """Changes to try, mildest first: a shorter prompt; half the frames, half the pixels, a quarter of each;
+    a draft in 4 bits, both models in 4 bits; both in 4 bits with a quarter of the frames."""
+    changes = []
     if load.text_tokens > TEXT_TOKENS:
-        found.append(Change("a shorter prompt", replace(load, text_tokens=TEXT_TOKENS), wanted))
-    for part in (2, 4):
-        if load.frames // part >= 2:
-            fewer = replace(load, frames=load.frames // part)
-            found.append(Change(f"--frames {fewer.frames}", fewer, wanted))
-        smaller = replace(load, max_pixels=load.max_pixels // part)
-        found.append(Change(f"--max-pixels {smaller.max_pixels}", smaller, wanted))
-    packed = replace(wanted, draft=Quantisation.NF4)
-    found.append(Change("--quant-draft nf4", load, packed))
-    packed = replace(packed, target=Quantisation.NF4)
-    found.append(Change("--quant-target nf4 --quant-draft nf4", load, packed))
-    least = replace(load, frames=max(2, load.frames // 4))
-    words = f"--quant-target nf4 --quant-draft nf4 --frames {least.frames}"
-    found.append(Change(words, least, packed))
-    return found
+        changes.append(Change("a shorter prompt", replace(load, text_tokens=TEXT_TOKENS), request))
+    for divisor in (2, 4):
+        if load.frames // divisor >= 2:
+            fewer = replace(load, frames=load.frames // divisor)
+            changes.append(Change(f"--frames {fewer.frames}", fewer, request))
+        smaller = replace(load, max_pixels=load.max_pixels // divisor)
+        changes.append(Change(f"--max-pixels {smaller.max_pixels}", smaller, request))
+    draft_nf4 = replace(request, draft=Quantisation.NF4)
+    both_nf4 = replace(draft_nf4, target=Quantisation.NF4)
+    flags = "--quant-target nf4 --quant-draft nf4"
+    fewest = replace(load, frames=max(2, load.frames // 4))
+    return [
+        *changes,
+        Change("--quant-draft nf4", load, draft_nf4),
+        Change(flags, load, both_nf4),
+        Change(f"{flags} --frames {fewest.frames}", fewest, both_nf4),
+    ]
 
 
 def shortage(plan: Plan, machine: Machine, load: Workload) -> str:
-    """One line: what the pair needs for a clip, libraries and fragments included, and what is free."""
+    """One line: the memory that the pair needs for a clip, with libraries and fragmentation, and the free
+    memory."""
     needed = (plan.needed + CONTEXT[machine.devices[0].kind]) / (1 - SLACK)
     free = ", ".join(
         f"{gigabytes(device.free)} of {gigabytes(device.total)} on {device.name}"

@@ -1,6 +1,6 @@
-"""How a pair is loaded on this machine, and whether it fits: decided before any weights are read.
+"""Decides how a pair is loaded on this machine, and whether it fits, before any weights are read.
 
-torch is not imported for a pair that plainly fits a machine without a GPU.
+torch is not imported for a pair that is far smaller than the memory of a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lvspec_cli.memory.plan import (
     Machine,
     ModelSize,
     Plan,
+    PlanRequest,
     Sizes,
-    Wanted,
     Workload,
-    beside_weights,
     decide,
     need,
+    non_weight_bytes,
     plan,
     shortage,
     smallest_change,
@@ -38,21 +38,22 @@ from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 
-LEAST = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # with less there is nothing to answer about
+SMALLEST_WORKLOAD = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # the least that makes sense
 _DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
-_PLENTY = 4  # times the files' size: bfloat16 computed in float32, and as much again for the clip
-_CHARACTERS_A_TOKEN = 4  # of English, about
-_SCALED = 384 * 384  # pixels that some processors make of every frame
-_AS_PIXELS = 28 * 28  # a token of text takes what a token of video does
-_A_PIXEL = 2000  # bytes, with all that is made of it: a 72B takes up to 1600 in float32
+_AMPLE_FACTOR = 4  # times the files' size: bfloat16 files computed in float32, and as much for the clip
+_CHARACTERS_A_TOKEN = 4  # of English text, roughly
+_SCALED = 384 * 384  # pixels to which some processors scale every frame
+_PIXELS_A_TEXT_TOKEN = 28 * 28  # a text token needs as much memory as a video token of so many pixels
+_BYTES_A_PIXEL = 2000  # with all activations: a 72B model in float32 needs up to 1600
 
 
 def resolve(choice: PairChoice, settings: DecodeSettings, load: Workload) -> LoadPlan:
-    """What is loaded of the pair on this machine, and how: the revisions that are here, and what is kept in
-    what. Where its parts go is decided last (``place``): by then the clip is known.
+    """The load plan of a pair on this machine: the local revisions, the quantisation and the dtype.
 
-    :param settings: mode ar needs no draft; the greatest gamma tells how a round's cost is planned.
-    :raises PairError: not all of the pair is here, files are broken, or do not go with what was asked for.
+    The placement is decided later (``place``), when the clip is known.
+
+    :param settings: mode ar needs no draft; the greatest gamma decides the planned cost of a round.
+    :raises PairError: a part of the pair is missing, files are broken, or do not match the user's flags.
     """
     pair, with_draft = choice.pair, settings.mode is not Mode.AR
     target = require(pair.target, choice.name)
@@ -60,16 +61,16 @@ def resolve(choice: PairChoice, settings: DecodeSettings, load: Workload) -> Loa
     read = {"target": pinned(pair.target, target)} | ({"draft": pinned(pair.draft, draft)} if draft else {})
     choice = replace(choice, pair=pair.model_copy(update=read))
     kind = device_kind(choice.device)
-    wanted = (choice.quant_target, choice.quant_draft)
-    plain = kind == "cpu" and all(each in (Quantisation.AUTO, Quantisation.NONE) for each in wanted)
-    if plain and choice.draft_device is None and _plainly_fit((target, draft), choice.side_by_side):
+    unquantised = {choice.quant_target, choice.quant_draft} <= {Quantisation.AUTO, Quantisation.NONE}
+    ample = kind == "cpu" and unquantised and choice.draft_device is None
+    if ample and _fit_amply((target, draft), choice.side_by_side):
         none, dtype = Quantisation.NONE, "float32" if choice.dtype == "auto" else choice.dtype
         return LoadPlan(choice, target, draft, Loading(none, none if draft else None, dtype, kind))
     return _decided(choice, target, draft, kind, settings.greatest_gamma, load)
 
 
 def device_kind(name: str) -> str:
-    """cpu, cuda or mps. Without torch where that is plain."""
+    """cpu, cuda or mps. Imports torch only if it is needed to find out."""
     if name != "auto":
         return name.partition(":")[0]
     if sys.platform == "linux" and not any((Path("/dev") / file).exists() for file in _DEVICE_FILES):
@@ -79,65 +80,65 @@ def device_kind(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _plainly_fit(models: Sequence[Path | None], times: int) -> bool:
-    """Files that are not quantised and, so many times over, far smaller than what is free."""
+def _fit_amply(models: Sequence[Path | None], copies: int) -> bool:
+    """Whether so many copies of these models, not quantised, are far smaller than the free memory."""
     from lvspec_cli.memory.machine import cpu_memory
 
     folders = [folder for folder in models if folder is not None]
     if any(_quantised(folder) for folder in folders):
         return False
-    taken = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    return taken * _PLENTY * times <= cpu_memory().free
+    file_bytes = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    return file_bytes * _AMPLE_FACTOR * copies <= cpu_memory().free
 
 
 def _quantised(folder: Path) -> Any:
-    """What a model's config says of how its files are quantised; None: they are not."""
+    """The ``quantization_config`` of a model's files; None if they are not quantised."""
     return read_object(folder / "config.json").get("quantization_config")
 
 
 def _decided(
     choice: PairChoice, target: Path, draft: Path | None, kind: str, gamma: int, load: Workload
 ) -> LoadPlan:
-    """What the models are kept in is as was asked for, or what fits and is fast."""
+    """The load plan with the quantisation that the user named, or with the fastest one that fits."""
     from lvspec_cli.models.families import family_of
     from lvspec_cli.models.load import choose_device, choose_dtype
     from lvspec_cli.models.quantise import (
-        agreed,
         check_usable,
-        held_as,
+        effective_quantisation,
+        in_memory_quantisation,
         quantisation_of_files,
         width_limit_of,
     )
 
     device = choose_device(choice.device)
-    home = choose_device(choice.draft_device) if choice.draft_device else device
-    asked, dtypes = [], []
-    for folder, quantisation, goes_to in (
+    draft_device = choose_device(choice.draft_device) if choice.draft_device else device
+    requested, dtypes = [], []
+    for folder, quantisation, model_device in (
         (target, choice.quant_target, device),
-        (draft, choice.quant_draft, home),
+        (draft, choice.quant_draft, draft_device),
     ):
         if folder is None:
             continue
         files = quantisation_of_files(_quantised(folder), str(folder))
-        auto = quantisation is Quantisation.AUTO and files is None
-        agreed_on = quantisation if auto else agreed(quantisation, files, str(folder))
-        asked.append(held_as(agreed_on, files, goes_to.type))
-        check_usable(asked[-1], goes_to, files)
-        safe = family_of(
-            read_object(folder / "config.json").get("model_type", ""), str(folder)
-        ).float16_is_safe
-        dtypes.append(choose_dtype(choice.dtype, goes_to, asked[-1], float16_is_safe=safe))
+        if quantisation is not Quantisation.AUTO or files is not None:
+            quantisation = effective_quantisation(quantisation, files, str(folder))
+        requested.append(in_memory_quantisation(quantisation, files, model_device.type))
+        check_usable(requested[-1], model_device, files)
+        family = family_of(read_object(folder / "config.json").get("model_type", ""), str(folder))
+        dtypes.append(
+            choose_dtype(choice.dtype, model_device, requested[-1], float16_is_safe=family.float16_is_safe)
+        )
     dtype = dtypes[0]
     limit = width_limit_of(device, captured=choice.cuda_graphs)
-    chosen: tuple[Quantisation, Quantisation | None] = (asked[0], asked[1] if draft else None)
+    chosen: tuple[Quantisation, Quantisation | None] = (requested[0], requested[1] if draft else None)
     why = ""
-    if Quantisation.AUTO in asked:
+    if Quantisation.AUTO in requested:
         element = dtypes[1].itemsize if draft else None
         decision = decide(
             _machine(choice),
             _sizes(target, draft),
             load,
-            Wanted(asked[0], asked[-1], dtype.itemsize, choice.draft_device, element),
+            PlanRequest(requested[0], requested[-1], dtype.itemsize, choice.draft_device, element),
             gamma=gamma,
             width_limit=limit,
         )
@@ -149,25 +150,25 @@ def _decided(
         draft,
         loading,
         width_limit=limit if loading.target is Quantisation.NF4 else None,
-        notes=_notes(loading, asked, why),
+        notes=_notes(loading, requested, why),
     )
 
 
-def _notes(loading: Loading, asked: list[Quantisation], why: str) -> tuple[str, ...]:
-    """What was chosen to be packed, and why."""
-    halves = zip(("target", "draft"), (loading.target, loading.draft), asked, strict=False)
-    kept = [
-        f"{role} in {value}"
-        for role, value, wanted in halves
-        if wanted is Quantisation.AUTO and value not in (None, Quantisation.NONE)
+def _notes(loading: Loading, requested: list[Quantisation], why: str) -> tuple[str, ...]:
+    """One line about the models that ``auto`` quantises, and the reason; none if there are none."""
+    models = zip(("target", "draft"), (loading.target, loading.draft), requested, strict=False)
+    quantised = [
+        f"{role} in {quantisation}"
+        for role, quantisation, request in models
+        if request is Quantisation.AUTO and quantisation not in (None, Quantisation.NONE)
     ]
-    return (f"{', '.join(kept)}: {why}",) if kept and why else ()
+    return (f"{', '.join(quantised)}: {why}",) if quantised and why else ()
 
 
 def workload_of(request: AskRequest, duration: float | None = None) -> Workload:
-    """The clip and the answer that a request asks for, at most.
+    """The largest clip and answer of a request.
 
-    :param duration: seconds of the file, where that decides how many frames are taken.
+    :param duration: seconds of the file, if the number of frames depends on it.
     """
     longest = max(map(len, request.questions), default=0)
     text_tokens = (longest + len(request.system or "")) // _CHARACTERS_A_TOKEN
@@ -175,7 +176,7 @@ def workload_of(request: AskRequest, duration: float | None = None) -> Workload:
 
 
 def workload_of_pair(pair: Pair, frames: int | None = None, max_pixels: int | None = None) -> Workload:
-    """A clip and an answer of the pair's defaults, or with other frames."""
+    """The largest clip and answer with the pair's defaults, or with the given frames and pixels."""
     defaults = pair.defaults
     video = VideoRequest(
         Path(),
@@ -197,28 +198,29 @@ def _workload(
     )
 
 
-def has_room(plan: LoadPlan, load: Workload, held: int, tokens_of_two: Callable[[], int]) -> bool:
-    """Whether a loaded pair can read a clip that is decoded.
+def has_room(plan: LoadPlan, load: Workload, frame_bytes: int, tokens_of_two: Callable[[], int]) -> bool:
+    """Whether a loaded pair has enough memory for a decoded clip.
 
-    Asked of a CPU: the system ends what takes too much of its memory, where a GPU says no and can be tried.
-    By then the weights are among what is held.
+    Checked on a CPU only: there the system kills a process that takes too much memory, whereas a GPU raises
+    an error that can be handled. The weights are already in memory and count as used.
 
-    :param load: with as many frames and pixels as the clip has.
-    :param held: bytes of its frames; the processor takes a copy.
-    :param tokens_of_two: the target's, of two frames: its processor may make them of another size.
+    :param load: with the clip's own number of frames and pixels.
+    :param frame_bytes: size of the clip's frames; the processor makes a copy of them.
+    :param tokens_of_two: gives the target's video tokens for two frames; its processor may resize frames.
     """
     from lvspec_cli.memory.machine import spare_memory
 
     if plan.loading.device != "cpu":
         return True
-    spare = int(spare_memory()[0] * (1 - SLACK)) // plan.choice.side_by_side - held
-    pixels = load.frames * max(load.max_pixels, _SCALED) + (load.text_tokens - TEXT_TOKENS) * _AS_PIXELS
-    if pixels * _A_PIXEL <= spare:
+    spare = int(spare_memory()[0] * (1 - SLACK)) // plan.choice.side_by_side - frame_bytes
+    text_pixels = (load.text_tokens - TEXT_TOKENS) * _PIXELS_A_TEXT_TOKEN
+    pixels = load.frames * max(load.max_pixels, _SCALED) + text_pixels
+    if pixels * _BYTES_A_PIXEL <= spare:
         return True
     sizes = sizes_of(plan)
-    share = tokens_of_two() / max(1, sizes.target.vision.tokens(2, load.max_pixels))
-    seen = replace(load, frames=math.ceil(load.frames * share))
-    return beside_weights(sizes, seen, wanted_of(plan)) <= spare
+    ratio = tokens_of_two() / max(1, sizes.target.vision.tokens(2, load.max_pixels))
+    resized = replace(load, frames=math.ceil(load.frames * ratio))
+    return non_weight_bytes(sizes, resized, plan_request_of(plan)) <= spare
 
 
 def sizes_of(plan: LoadPlan) -> Sizes:
@@ -236,78 +238,80 @@ def _sizes(target: Path, draft: Path | None) -> Sizes:
 
 
 def place(plan: LoadPlan, load: Workload) -> LoadPlan:
-    """The plan with where the parts go on the machine as it is now; no shares where nothing is to choose.
+    """The load plan with the placement on the machine as it is now. It has no shares on a single device.
 
-    On GPUs a clip that is too large for what is free then does not keep the pair from being loaded: it can be
-    made smaller. A CPU's memory gives no such warning, the system ends what takes too much of it.
+    On GPUs the pair is loaded even if the largest clip would not fit, because clips can be made smaller after
+    an error. On a CPU there is no such error: the system kills a process that takes too much memory.
 
-    :raises NoRoomError: the weights themselves do not fit, or on a CPU the largest clip that is asked for.
+    :raises NoRoomError: the weights do not fit, or, on a CPU, the largest clip does not.
     """
-    on_gpus, times = plan.loading.device == "cuda", plan.choice.side_by_side
-    if not on_gpus and _plainly_fit((plan.target, plan.draft), times):
+    on_gpus, copies = plan.loading.device == "cuda", plan.choice.side_by_side
+    if not on_gpus and _fit_amply((plan.target, plan.draft), copies):
         return replace(plan, placement=Placement())
-    machine, sizes, wanted = _machine(plan.choice), sizes_of(plan), wanted_of(plan)
-    for each in (load, LEAST) if on_gpus else (load,):
-        found = decide(machine, sizes, each, wanted, gamma=1, width_limit=None).plan
-        if found.fits:
-            return replace(plan, placement=Placement(found.target, found.draft) if on_gpus else Placement())
-    error = no_room(machine, sizes, load, wanted)
-    if times == 1:
+    machine, sizes, request = _machine(plan.choice), sizes_of(plan), plan_request_of(plan)
+    for workload in (load, SMALLEST_WORKLOAD) if on_gpus else (load,):
+        fit = decide(machine, sizes, workload, request, gamma=1, width_limit=None).plan
+        if fit.fits:
+            return replace(plan, placement=Placement(fit.target, fit.draft) if on_gpus else Placement())
+    error = no_room(machine, sizes, load, request)
+    if copies == 1:
         raise error
     raise NoRoomError(
-        f"{error.cause}, for each of {times} side by side", f"take fewer --workers, or {error.remedy}"
+        f"{error.cause}, for each of {copies} side by side", f"take fewer --workers, or {error.remedy}"
     )
 
 
 def _machine(choice: PairChoice) -> Machine:
-    """The memory of this machine, or the part of it that is this pair's."""
+    """The memory of this machine, divided by the number of pairs that share it."""
     from lvspec_cli.memory.machine import this_machine
 
     return this_machine(choice.device, choice.draft_device).shared(choice.side_by_side)
 
 
-def wanted_of(plan: LoadPlan) -> Wanted:
-    """What was decided, as something to plan for; the draft in the type that its own device computes in."""
+def plan_request_of(plan: LoadPlan) -> PlanRequest:
+    """The load plan as a request for a memory plan. The draft's dtype is that of its own device."""
     from lvspec_cli.models.quantise import DTYPES, compute_dtype
 
     choice, loading = plan.choice, plan.loading
     draft = loading.draft or Quantisation.NONE
-    home = device_kind(choice.draft_device) if choice.draft_device else loading.device
-    # The target shows whether these GPUs have a narrow type that the family bears: float16 is as wide.
-    has_narrow = loading.device == "cpu" or loading.dtype != "float32"
-    dtype = compute_dtype(choice.dtype, draft, home, has_bfloat16=has_narrow)
-    return Wanted(loading.target, draft, DTYPES[loading.dtype].itemsize, choice.draft_device, dtype.itemsize)
+    draft_kind = device_kind(choice.draft_device) if choice.draft_device else loading.device
+    # The target's dtype shows whether these GPUs compute in 16 bits. Only the width matters here.
+    has_16_bits = loading.device == "cpu" or loading.dtype != "float32"
+    dtype = compute_dtype(choice.dtype, draft, draft_kind, has_bfloat16=has_16_bits)
+    return PlanRequest(
+        loading.target, draft, DTYPES[loading.dtype].itemsize, choice.draft_device, dtype.itemsize
+    )
 
 
 def no_room_for(plan: LoadPlan, load: Workload) -> NoRoomError:
-    """What to say after memory did not suffice, while loading or later."""
+    """The error for a pair that ran out of memory, while loading or later."""
     from lvspec_cli.memory.machine import this_machine
 
     machine = this_machine(plan.choice.device, plan.choice.draft_device)
-    return no_room(machine, sizes_of(plan), load, wanted_of(plan))
+    return no_room(machine, sizes_of(plan), load, plan_request_of(plan))
 
 
-def no_room(machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted) -> NoRoomError:
-    """What was needed, what was free, and the smallest change that would fit."""
-    plan = decide(machine, sizes, load, wanted, gamma=1, width_limit=None).plan
-    change = smallest_change(machine, sizes, load, wanted) or _smaller_pair(machine)
+def no_room(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest) -> NoRoomError:
+    """The error with the needed memory, the free memory, and the smallest change that would fit."""
+    plan = decide(machine, sizes, load, request, gamma=1, width_limit=None).plan
+    change = smallest_change(machine, sizes, load, request) or _smaller_pair(machine)
     return NoRoomError(shortage(plan, machine, load), change)
 
 
 def _smaller_pair(machine: Machine) -> str:
-    """The largest shipped pair that fits, to name where nothing else helps."""
+    """The remedy that names the largest shipped pair that fits."""
     from lvspec_cli.pairs.registry import read_models_file, shipped_models
 
     name = largest_that_fits(read_models_file(shipped_models()).pairs, machine)
     return f"--pair {name}, a smaller one" if name else "choose a smaller pair with --pair"
 
 
-GAMMA = 8  # that a decision reckons with
+GAMMA = 8  # assumed for decisions
 
 
 @dataclass(frozen=True)
 class FitRow:
-    """Both models kept in the same way."""
+    """A pair's plan with both models in the same quantisation."""
 
     quantisation: Quantisation
     plan: Plan
@@ -315,45 +319,46 @@ class FitRow:
 
 @dataclass(frozen=True)
 class PairFit:
-    """What a pair needs, by how it is kept, and what ``auto`` would do with it here."""
+    """The memory that a pair needs in each quantisation, and what ``auto`` would decide on this machine."""
 
     name: str
-    here: bool  # both models are wholly on this machine
+    here: bool  # all files of both models are on this machine
     load: Workload
     visual_tokens: int  # of the target
     rows: tuple[FitRow, ...]
     decision: Decision
-    change: str | None  # what would make it fit, where it does not
+    change: str | None  # flags with which it would fit, if it does not
 
 
 def local_fit(pair: Pair, target: Path, draft: Path, device: str) -> Decision:
-    """What ``auto`` would decide for a pair in these folders.
+    """The decision of ``auto`` for a pair in these folders.
 
-    :raises PairError: their configs describe no models.
+    :raises PairError: a config does not describe a known model.
     """
     from lvspec_cli.memory.machine import this_machine
 
     machine = this_machine(device)
     sizes = _sizes(target, draft)
-    return decide(machine, sizes, workload_of_pair(pair), _wanted(machine), gamma=GAMMA, width_limit=None)
+    load, request = workload_of_pair(pair), _default_request(machine)
+    return decide(machine, sizes, load, request, gamma=GAMMA, width_limit=None)
 
 
 def fit_pair(
     name: str, pair: Pair, machine: Machine, load: Workload, width_limit: int | None = None
 ) -> PairFit:
-    """What the pair needs and where it would go on that machine.
+    """The memory that the pair needs, and its placement on that machine.
 
     :raises PairError: the size of a model is not known.
     """
-    stored = locate(pair.target), locate(pair.draft)
-    sizes = Sizes(_size(pair.target, stored[0]), _size(pair.draft, stored[1]))
-    wanted = _wanted(machine)
-    decision = decide(machine, sizes, load, wanted, gamma=GAMMA, width_limit=width_limit)
-    rows = tuple(_row(sizes, load, machine, each, wanted.element) for each in _made_on(machine))
-    change = None if decision.plan.fits else smallest_change(machine, sizes, load, wanted)
+    target, draft = locate(pair.target), locate(pair.draft)
+    sizes = Sizes(_size(pair.target, target), _size(pair.draft, draft))
+    request = _default_request(machine)
+    decision = decide(machine, sizes, load, request, gamma=GAMMA, width_limit=width_limit)
+    rows = tuple(_row(sizes, load, machine, kind, request.element) for kind in _quantisations_on(machine))
+    change = None if decision.plan.fits else smallest_change(machine, sizes, load, request)
     return PairFit(
         name=name,
-        here=all(each.folder is not None for each in stored),
+        here=target.folder is not None and draft.folder is not None,
         load=load,
         visual_tokens=sizes.target.vision.tokens(load.frames, load.max_pixels),
         rows=rows,
@@ -363,7 +368,7 @@ def fit_pair(
 
 
 def largest_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> str | None:
-    """Of the pairs whose least memory is known, the largest that fits with a clip of its defaults."""
+    """The largest pair that fits with its defaults, among those with known memory needs."""
     room = sum(device.usable for device in machine.devices)
     known = [name for name, pair in pairs.items() if pair.memory and min(pair.memory.values()) * 1e9 <= room]
     for name in sorted(known, key=lambda name: -max(pairs[name].memory.values())):
@@ -372,10 +377,10 @@ def largest_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> str | None
     return None
 
 
-def _made_on(machine: Machine) -> tuple[Quantisation, ...]:
-    """What plain weights can be packed into there, while they are loaded."""
-    on_gpus = (Quantisation.FP8,) if machine.gpus else ()
-    return (*CANDIDATES, *on_gpus, Quantisation.TORCHAO_INT4)
+def _quantisations_on(machine: Machine) -> tuple[Quantisation, ...]:
+    """The quantisations that the machine can apply to ordinary weights while it loads them."""
+    gpu_only = (Quantisation.FP8,) if machine.gpus else ()
+    return (*CANDIDATES, *gpu_only, Quantisation.TORCHAO_INT4)
 
 
 def _row(sizes: Sizes, load: Workload, machine: Machine, quantisation: Quantisation, element: int) -> FitRow:
@@ -384,13 +389,13 @@ def _row(sizes: Sizes, load: Workload, machine: Machine, quantisation: Quantisat
     return FitRow(quantisation, plan(machine, need(sizes.target, load, choice), draft))
 
 
-def _wanted(machine: Machine) -> Wanted:
-    """Computed in bfloat16 on GPUs, in float32 on a CPU."""
-    return Wanted(element=2 if machine.gpus else 4)
+def _default_request(machine: Machine) -> PlanRequest:
+    """The request without flags: computed in bfloat16 on GPUs, in float32 on a CPU."""
+    return PlanRequest(element=2 if machine.gpus else 4)
 
 
 def _size(source: Source, stored: Stored) -> ModelSize:
-    """By the config; where the files are here, with the parameters that their headers say."""
+    """The size by the model's config, with the parameters of the files' headers if they are here."""
     from lvspec_cli.memory.sizes import size_of
 
     size = size_of(config_path(source, stored.folder), source.name)
@@ -398,7 +403,7 @@ def _size(source: Source, stored: Stored) -> ModelSize:
 
 
 def nf4_rows(machine: Machine) -> int | None:
-    """Rows that nf4 takes at once where the target goes: on the machine's first GPU, if it has one."""
+    """Rows that an nf4 kernel handles in one pass on the target's device, the first GPU if there is one."""
     import torch
 
     from lvspec_cli.models.quantise import width_limit_of
@@ -406,12 +411,12 @@ def nf4_rows(machine: Machine) -> int | None:
     return width_limit_of(torch.device(machine.devices[0].name))
 
 
-def places(target: Sequence[Share], draft: Sequence[Share]) -> str:
-    """Where the parts go, in words."""
+def placement_text(target: Sequence[Share], draft: Sequence[Share]) -> str:
+    """The devices of both models, for a table."""
     if len(target) == 1:
-        words = target[0].device
+        text = target[0].device
     else:
-        words = " + ".join(f"{share.device} ({share.layers} layers)" for share in target)
+        text = " + ".join(f"{share.device} ({share.layers} layers)" for share in target)
     if draft and (len(target) > 1 or draft[0].device != target[0].device):
-        words += f"; draft {draft[0].device}"
-    return words
+        text += f"; draft {draft[0].device}"
+    return text

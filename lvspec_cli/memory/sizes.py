@@ -1,4 +1,4 @@
-"""How large a model is, from its config alone: built on torch's ``meta`` device, where tensors are empty."""
+"""The size of a model, from its config alone: it is built on torch's ``meta`` device, without memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lvspec_cli.models.read import read_config
 def size_of(config_file: Path, name: str = "") -> ModelSize:
     """The size of the model that a config.json describes.
 
-    :raises PairError: it describes none that can be built, or one of an unknown family.
+    :raises PairError: the model cannot be built, or its family is unknown.
     """
     try:
         config = read_config(config_file)
@@ -33,7 +33,7 @@ def size_of(config_file: Path, name: str = "") -> ModelSize:
 
 
 def size_of_model(model: Any, name: str) -> ModelSize:
-    """The size of a model, on whatever device it is."""
+    """The size of a model on any device."""
     text = model.config.get_text_config()
     layer = model.get_decoder().layers[0]
     matrices = _matrices(layer)

@@ -1,4 +1,4 @@
-"""Keys and values of one sequence, in memory that is set aside once."""
+"""The key-value cache of one sequence, in memory that is allocated in advance."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 from torch import Tensor
 
-from lvspec_cli.models.attention import STRETCH
+from lvspec_cli.models.attention import SPLIT_KEYS
 from lvspec_cli.models.delta import LayerStates
 
-SPARE = 384  # rows: an answer grows its cache once in so many tokens
-BLOCK = STRETCH  # rows, of which there is a whole number
+SPARE = 384  # extra rows of each allocation, so that the cache grows rarely
+BLOCK = SPLIT_KEYS  # rows; the capacity is a multiple of it
 
 
 def cache_argument(layer: Any) -> str:
-    """What a decoder layer calls its cache: transformers 5.24 renamed it, and warns at the old name."""
+    """The name of a decoder layer's cache argument, which transformers 5.24 renamed; the old name warns."""
     return "cache" if "cache" in signature(type(layer).forward).parameters else "past_key_values"
 
 
 class KeyValueCache:
-    """What attention layers write to and read from: one sequence, every layer at the same length.
+    """Keys and values of one sequence, with the same length in every layer.
 
-    Call :meth:`reserve` before a pass, for its last row.
+    Call :meth:`reserve` before a pass, with room for its last row.
 
-    A pass writes its rows behind ``length`` and :meth:`advance` takes them in, so rolling back is
-    moving a number: nothing is copied and nothing depends on how a release of transformers crops.
+    A pass writes its rows after ``length``, and :meth:`advance` adds them to the length. Rolling back only
+    changes this number: nothing is copied, and nothing depends on how a release of transformers crops.
     Keys and values of a layer are ``(1, key heads, capacity, head size)``.
     """
 
@@ -37,9 +37,9 @@ class KeyValueCache:
         self._values: dict[int, Tensor] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write a layer's rows ``(1, key heads, rows, head size)``; give all its keys and values so far.
+        """Write a layer's rows ``(1, key heads, rows, head size)``; return all its keys and values so far.
 
-        The name and order of arguments are those that attention layers of transformers call.
+        Name and arguments are those that attention layers of transformers use.
         """
         start, rows = self.length, keys.shape[2]
         all_keys, all_values = self._stores(layer, keys, values)
@@ -47,11 +47,11 @@ class KeyValueCache:
         all_values.narrow(2, start, rows).copy_(values)
         return all_keys.narrow(2, 0, start + rows), all_values.narrow(2, 0, start + rows)
 
-    def write(self, keys: Tensor, values: Tensor, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Write rows at ``places``, long (rows,) on their device; give all that is set aside."""
+    def write(self, keys: Tensor, values: Tensor, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Write rows to ``slots``, long (rows,) on their device; return the keys and values of all slots."""
         all_keys, all_values = self._stores(layer, keys, values)
-        all_keys.index_copy_(2, places, keys)
-        all_values.index_copy_(2, places, values)
+        all_keys.index_copy_(2, slots, keys)
+        all_values.index_copy_(2, slots, values)
         return all_keys, all_values
 
     def _stores(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,12 +60,12 @@ class KeyValueCache:
         return self._keys[layer], self._values[layer]
 
     def advance(self, rows: int) -> None:
-        """Take in the rows that every layer has written."""
+        """Add the rows that every layer has written to the length."""
         self.length += rows
         self.states.after(self.length, rows)
 
     def rollback(self, length: int) -> None:
-        """Forget everything from ``length`` on."""
+        """Remove all rows from ``length`` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot roll back to {length}: the cache holds {self.length}")
         self.states.rollback(length)
@@ -80,7 +80,7 @@ class KeyValueCache:
         self.states.mark(self.length)
 
     def clear(self) -> None:
-        """Forget everything, and give its memory back."""
+        """Remove all rows and free their memory."""
         self.capacity = self.length = 0
         self.states = LayerStates()
         self._keys.clear()
@@ -88,7 +88,7 @@ class KeyValueCache:
 
     @property
     def bytes(self) -> int:
-        """What is set aside, for all layers."""
+        """Allocated bytes, for all layers."""
         stores = (*self._keys.values(), *self._values.values())
         return sum(store.numel() * store.element_size() for store in stores) + self.states.bytes
 
@@ -97,12 +97,12 @@ class KeyValueCache:
         return self._keys[layer].narrow(2, 0, length)
 
     def reserve(self, capacity: int, spare: int = SPARE) -> None:
-        """Make room for ``capacity`` rows at least, and some to spare; keep what is there."""
+        """Make room for at least ``capacity`` rows plus ``spare``. Valid rows are kept."""
         self.states.before(self.length, capacity - self.length)
         if capacity <= self.capacity:
             return
         self.capacity = -(-(capacity + spare) // BLOCK) * BLOCK
-        if not self.length:  # nothing to keep: the old goes before the new is there
+        if not self.length:  # free the old memory before new memory is allocated
             self._keys.clear()
             self._values.clear()
         for store in (self._keys, self._values):
@@ -112,5 +112,5 @@ class KeyValueCache:
 
     def _blank(self, like: Tensor) -> Tensor:
         batch, heads, _, size = like.shape
-        # Zeros, as a masked row counts nothing times what is there, which must be a number.
+        # Zeros, because a masked row is multiplied by 0, and 0 * NaN would be NaN.
         return like.new_zeros(batch, heads, self.capacity, size)

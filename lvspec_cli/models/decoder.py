@@ -17,7 +17,7 @@ from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepOutputs, mask_of, width_of
 from lvspec_cli.types import Prompt
 
-QUESTION_ROWS = 512  # of a question that are run at a time
+QUESTION_ROWS = 512  # rows of a question in one pass
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,10 @@ class Decoder:
 
     @property
     def holds_clip(self) -> bool:
-        """Whether the clip that was encoded last is still in the cache. Decoders of one model may share its
-        workspace, and then the last one that encoded a clip has it."""
+        """Whether the cache still holds the clip that was encoded last.
+
+        Decoders of one model may share its workspace; it belongs to the one that last encoded a clip.
+        """
         return self._workspace is None or self._workspace.lease == self._lease
 
     def _check_clip(self) -> None:
@@ -90,7 +92,7 @@ class Decoder:
 
         :param watch: layers whose inputs are kept, from 0; ``layer_count`` means the last layer's output.
         :param keep: share of the video's tokens that are run. Each keeps its own position.
-        :param scores: which of them are kept, see :func:`kept_places`.
+        :param scores: decide which of them are kept, see :func:`kept_positions`.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         length = prompt.prefix_length
@@ -105,22 +107,22 @@ class Decoder:
         embeddings = embeddings.masked_scatter(self.video.view(1, -1, 1), video.embeddings.to(embeddings))
         positions = prompt.position_ids[..., :length].to(device)
         if keep < 1:
-            places = kept_places(self.video, keep, scores)
-            embeddings, positions = embeddings[:, places], positions[..., places]
-            stays = torch.isin(self.video.nonzero()[:, 0], places)
-            deeper = tuple(rows[stays] for rows in deeper)
-            self.video = self.video[places]
+            kept = kept_positions(self.video, keep, scores)
+            embeddings, positions = embeddings[:, kept], positions[..., kept]
+            is_kept = torch.isin(self.video.nonzero()[:, 0], kept)
+            deeper = tuple(rows[is_kept] for rows in deeper)
+            self.video = self.video[kept]
         rotary = family.rotary(model, embeddings, positions)
         self._prefix_length = embeddings.shape[1]
         return self._run(embeddings, rotary, watch, deeper)
 
     def begin(self, prompt: Prompt, room: int, watch: Collection[int] = ()) -> Pass:
-        """Roll back to the prefix and run the rest of the prompt, the question.
+        """Roll back to the prefix and run the remaining prompt, which is the question.
 
         A long question is run in pieces, because its mask grows with the square of its length. Returns the
         pass over the last piece.
 
-        :param room: most tokens after the prompt that :meth:`forward` will be given, drafted ones included.
+        :param room: the most tokens that :meth:`forward` will add after the prompt, drafted ones included.
         :param watch: as for :meth:`encode`.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
@@ -146,9 +148,9 @@ class Decoder:
         if self._rotary is None:
             raise RuntimeError("begin() comes before forward()")
         self._check_clip()
-        place, rows = self.answered, tokens.shape[0]
+        start, rows = self.answered, tokens.shape[0]
         cosines, sines = self._rotary
-        rotary = (cosines.narrow(1, place, rows), sines.narrow(1, place, rows))
+        rotary = (cosines.narrow(1, start, rows), sines.narrow(1, start, rows))
         if self._workspace is not None and (width := width_of(rows)) is not None:
             self.cache.reserve(self.cache.length + width)
             step = self._workspace.step(width, watch, cosines, partial(self._fixed_pass, tuple(watch)))
@@ -193,10 +195,10 @@ class Decoder:
         return Pass(outputs.hidden[:, :rows], start, rotary, watched, outputs.logits[:rows])
 
     def _fixed_pass(self, watch: Collection[int], step: StepInputs, rows: FixedRows) -> StepOutputs:
-        """The pass that is captured. Nothing in it depends on a value that the host would have to read."""
+        """The pass that is captured. It never needs a value on the host."""
         family, model = self.loaded.family, self.loaded.model
         embeddings = family.embed(model, step.ids.view(1, -1))
-        mask = mask_of(step.places, rows.cache.capacity, self._groups, embeddings.dtype)
+        mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
         hidden, inputs = self._through(embeddings, (step.cosines, step.sines), mask, rows, watch)
         return StepOutputs(hidden, family.head(model, hidden[0]).float(), inputs)
 
@@ -209,53 +211,49 @@ class Decoder:
         watch: Collection[int],
         deeper: Sequence[Tensor] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run all layers and the last normalisation. Gives the hidden states, and the inputs of the watched
+        """Run all layers and the last normalisation. Returns the hidden states, and the inputs of the watched
         layers.
 
-        :param deeper: what is added to the video's hidden states after the first layers, in order.
+        :param deeper: features that are added to the video's hidden states after the first layers, in order.
         """
         hidden, inputs = embeddings, {}
-        place, here = embeddings.device, rotary
-        taken = {self._cache_name: cache, "spread": isinstance(cache, FixedRows)}
+        device, layer_rotary = embeddings.device, rotary
+        arguments = {self._cache_name: cache, "split_k": isinstance(cache, FixedRows)}
         for index, layer in enumerate(self._layers):
-            if self.layer_devices[index] != place:
-                place = self.layer_devices[index]
-                hidden, here = hidden.to(place), (rotary[0].to(place), rotary[1].to(place))
-                mask = None if mask is None else mask.to(place)
+            if self.layer_devices[index] != device:
+                device = self.layer_devices[index]
+                hidden, layer_rotary = hidden.to(device), (rotary[0].to(device), rotary[1].to(device))
+                mask = None if mask is None else mask.to(device)
             if index in watch:
                 inputs[index] = hidden
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=here,
-                **taken,
-            )
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=layer_rotary, **arguments)
             if self.video is not None and index < len(deeper):
-                hidden[0, self.video.to(place)] += deeper[index].to(hidden)
+                hidden[0, self.video.to(device)] += deeper[index].to(hidden)
         hidden = hidden.to(embeddings.device)
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden
         return self.loaded.family.norm(self.loaded.model, hidden), inputs
 
 
-def kept_places(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:
-    """Positions of a prefix that stay when its video tokens are pruned to a share ``keep``, ascending.
+def kept_positions(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:
+    """Positions of a prefix that remain when its video tokens are pruned to a share ``keep``, ascending.
 
-    All text stays, and at least one video token. Without ``scores`` the video tokens that stay are evenly
+    All text remains, and at least one video token. Without ``scores`` the remaining video tokens are evenly
     spread; two or more include the first and the last. SpecVLM (arXiv 2508.16201) prunes the draft's video
     tokens to about a tenth, by the target's attention.
 
     :param video: where the video is, bool (prefix,).
-    :param scores: (n,), the video tokens with the highest ones stay. They may belong to the tokens of another
-        model, which has more or fewer for the same frames, in the same order.
+    :param scores: (n,), the video tokens with the highest scores remain. They may be those of another model,
+        which has more or fewer tokens for the same frames, in the same order.
     """
-    places = video.nonzero()[:, 0]
-    count = max(1, min(len(places), round(keep * len(places))))
+    positions = video.nonzero()[:, 0]
+    length = len(positions)
+    count = max(1, min(length, round(keep * length)))
     if scores is None:
-        chosen = torch.linspace(0, len(places) - 1, count, device=video.device).round().long()
+        chosen = torch.linspace(0, length - 1, count, device=video.device).round().long()
     else:
         scores = scores.to(video.device, torch.float32).view(1, 1, -1)
-        chosen = interpolate(scores, len(places), mode="linear", align_corners=True)[0, 0].topk(count).indices
-    stays = ~video
-    stays[places[chosen]] = True
-    return stays.nonzero()[:, 0]
+        chosen = interpolate(scores, length, mode="linear", align_corners=True)[0, 0].topk(count).indices
+    is_kept = ~video
+    is_kept[positions[chosen]] = True
+    return is_kept.nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""What a model's generation_config asks of every mode, and whether two tokenizers share their ids."""
+"""The rules of a model's generation_config that hold in every mode, and a comparison of vocabularies."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from lvspec_cli.errors import PairError
 
 @dataclass(frozen=True)
 class GenerationRules:
-    """The part of a generation_config that decides which tokens come out.
+    """The part of a generation_config that decides which tokens are generated.
 
-    Temperature, top-k and top-p are not part of it: greedy decoding ignores them, and for sampling
-    the user's temperature is the only one.
+    Temperature, top-k and top-p are not part of it: greedy decoding ignores them, and sampling uses only the
+    user's temperature.
     """
 
     end_ids: tuple[int, ...] = ()
     repetition_penalty: float = 1.0
-    suppressed: tuple[int, ...] = ()  # ids that never come
-    suppressed_first: tuple[int, ...] = ()  # ids that do not come as the first token
-    min_new_tokens: int = 0  # no end before so many tokens
+    suppressed: tuple[int, ...] = ()  # ids that are never generated
+    suppressed_first: tuple[int, ...] = ()  # ids that are not generated as the first token
+    min_new_tokens: int = 0  # no end token before so many tokens
 
     def __post_init__(self) -> None:
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
 
 
-# What would change greedy answers and is not carried out here, each with the values that ask for nothing.
+# Settings that would change greedy answers and are not supported, each with its neutral values.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "no_repeat_ngram_size": (None, 0),
     "encoder_no_repeat_ngram_size": (None, 0),
@@ -48,7 +48,10 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def read_generation(config: Any, source: str) -> GenerationRules:
-    """Read a transformers GenerationConfig; PairError on a setting that would be ignored silently."""
+    """Read a transformers GenerationConfig.
+
+    :raises PairError: a setting is invalid, or would be ignored silently.
+    """
     for name, harmless in _UNSUPPORTED.items():
         value = getattr(config, name, None)
         if value not in harmless:
@@ -77,14 +80,15 @@ def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def first_difference(first: Mapping[str, int], second: Mapping[str, int]) -> tuple[int, str, str] | None:
-    """The lowest shared id with another token, and the two tokens; None where they agree.
+    """The lowest id with different tokens in two vocabularies, and these tokens; None if there is none.
 
     Ids that only one of them has do not count: vocabularies of a family differ in length.
     """
     if first == second:
         return None
-    ours = {index: token for token, index in first.items()}
-    theirs = {index: token for token, index in second.items()}
-    different = (index for index in sorted(ours.keys() & theirs.keys()) if ours[index] != theirs[index])
-    index = next(different, None)
-    return None if index is None else (index, ours[index], theirs[index])
+    first_tokens = {index: token for token, index in first.items()}
+    second_tokens = {index: token for token, index in second.items()}
+    for index in sorted(first_tokens.keys() & second_tokens.keys()):
+        if first_tokens[index] != second_tokens[index]:
+            return index, first_tokens[index], second_tokens[index]
+    return None

@@ -1,4 +1,4 @@
-"""From a folder or a hub id to a model that is ready, or one clear line that says why not."""
+"""Loads models from a folder or by a hub id, and turns failures into errors with cause and remedy."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
-from lvspec_cli.models.kernels import few_rows
+from lvspec_cli.models.kernels import small_batch
 from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.prompt_length import positions_of
 from lvspec_cli.models.quantise import (
-    agreed,
     check_usable,
     compute_dtype,
-    held_as,
+    config_of_files,
+    effective_quantisation,
     import_kernels,
+    in_memory_quantisation,
     is_row_by_row,
     keep_inputs,
-    kept_modules,
     quantisation_of_files,
     quantiser,
-    read_as,
+    unconverted_modules,
 )
 from lvspec_cli.models.read import LOCAL, read_config, read_processor, unreadable
 from lvspec_cli.models.steps import Workspace, workspace_for
@@ -44,39 +44,39 @@ from lvspec_cli.models.words import TokenSets, token_sets
 from lvspec_cli.pairs.files import folder_of, tensor_sizes
 from lvspec_cli.types import Quantisation, Share
 
-Progress = Callable[[int, int], None]  # bytes read, of how many
+Progress = Callable[[int, int], None]  # bytes read, bytes in total
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """One model, in evaluation mode on its device, with what belongs to it."""
+    """One model, in evaluation mode on its device, with its processor, tokenizer and generation rules."""
 
     name: str  # as the user gave it: folder or hub id
     model: Any
     processor: Any
     tokenizer: Any
     family: Family
-    device: torch.device  # of its inputs and logits; some decoder layers may be on others
-    dtype: torch.dtype  # that it computes in
+    device: torch.device  # of its inputs and logits; some decoder layers may be on other devices
+    dtype: torch.dtype  # the compute dtype
     generation: GenerationRules
     vocabulary: int  # rows of the output head, padding included
     quantisation: Quantisation = Quantisation.NONE
-    workspace: Workspace | None = None  # what captured passes need; without one every pass is run anew
+    workspace: Workspace | None = None  # memory of captured passes; without it every pass runs eagerly
 
     @property
     def positions(self) -> int:
-        """Tokens that a prompt and its answer may take together."""
+        """The most tokens of a prompt and its answer together."""
         return positions_of(self.model.config.get_text_config())
 
     @property
     def full_precision(self) -> bool:
-        """Whether a row's logits do not depend on the rows beside it, but for float32's rounding."""
+        """Whether a row's logits do not depend on the pass's other rows, except for rounding of float32."""
         return self.dtype == torch.float32 and is_row_by_row(self.quantisation, self.device.type)
 
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A target and its draft; no draft in mode ar."""
+    """A target and its draft, which is None in mode ar."""
 
     target: LoadedModel
     draft: LoadedModel | None
@@ -87,14 +87,14 @@ class LoadedPair:
         return shared_vocabulary(self.target, self.draft)
 
     def release(self) -> None:
-        """Give back what is kept of the last clip between clips: memory is short."""
+        """Free the memory that is kept from the last clip. Called when memory is short."""
         for loaded in (self.target, self.draft):
             if loaded is not None and loaded.workspace is not None:
                 loaded.workspace.release()
 
 
 def shared_vocabulary(target: LoadedModel, draft: LoadedModel | None) -> int:
-    """Ids below this exist in both models and in their tokenizer; above are rows of padding."""
+    """The ids below this number exist in both models and in their tokenizer. Higher ids are padding."""
     models = [target] if draft is None else [target, draft]
     return min(len(target.tokenizer), *(model.vocabulary for model in models))
 
@@ -103,10 +103,11 @@ def shared_vocabulary(target: LoadedModel, draft: LoadedModel | None) -> int:
 class ModelRequest:
     """One model to load, and how.
 
-    ``device`` auto: a GPU where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on a GPU that has
-    it, on others float16 where the family bears it, else float32.
-    ``shares``: which devices get how many decoder layers, in order; the first has all the rest, too. They
-    replace ``device``. ``captured``: passes of an answer are captured as CUDA graphs where that works.
+    ``device`` auto: a GPU if there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on a GPU that has it;
+    on other GPUs float16 if it is safe for the family, else float32.
+    ``shares``: devices and their numbers of decoder layers, in order. The first device also gets everything
+    that is not a decoder layer. Shares replace ``device``.
+    ``captured``: passes of an answer are captured as CUDA graphs if that works.
     """
 
     source: str | Path
@@ -126,7 +127,7 @@ def load_pair(
     dtype: str = "auto",
     progress: Progress | None = None,
 ) -> LoadedPair:
-    """Load a target and its draft (``None``: target only) onto one device, as their files are."""
+    """Load a target and its draft (``None``: target only) onto one device, with their files' quantisation."""
     draft = None if draft_source is None else ModelRequest(draft_source, device=device, dtype=dtype)
     return load_models(ModelRequest(target_source, device=device, dtype=dtype), draft, progress=progress)
 
@@ -136,62 +137,66 @@ def load_models(
 ) -> LoadedPair:
     """Load a target and its draft (``None``: target only).
 
-    ``progress`` is called with the bytes read of the two together. PairError when one cannot be had, is of
-    an unknown family, does not fit, or when the two do not share a tokenizer.
+    :param progress: called with the bytes read of both models together.
+    :raises PairError: a model is missing, is of an unknown family or does not fit, or the two do not share a
+        tokenizer.
     """
     report = progress or _ignore
     sizes = [_bytes_of(request) for request in (target, draft) if request is not None]
     total = sum(sizes)
-    one = load_model(target, progress=lambda done, _: report(done, total))
-    other = None
+    loaded_target, loaded_draft = load_model(target, progress=lambda done, _: report(done, total)), None
     if draft is not None:
-        other = load_model(draft, progress=lambda done, _: report(sizes[0] + done, total))
-        check_tokenizers(one, other)
-    return LoadedPair(one, other, token_sets(one.tokenizer, one.generation.end_ids))
+        loaded_draft = load_model(draft, progress=lambda done, _: report(sizes[0] + done, total))
+        check_tokenizers(loaded_target, loaded_draft)
+    words = token_sets(loaded_target.tokenizer, loaded_target.generation.end_ids)
+    return LoadedPair(loaded_target, loaded_draft, words)
 
 
 def load_model(
-    request: ModelRequest | str | Path, *, progress: Progress | None = None, **how: Any
+    request: ModelRequest | str | Path, *, progress: Progress | None = None, **options: Any
 ) -> LoadedModel:
-    """Load one model from a local folder or, by its hub id, from the local cache; nothing is downloaded.
+    """Load one model from a local folder or, by its hub id, from the local cache. Nothing is downloaded.
 
-    ``how``: fields of a ModelRequest, for a source. Only safetensors are read and no code that comes with a
-    model is run. PairError with cause and remedy when the model cannot be had or used; UsageError on an
-    unknown device or dtype, or one that the quantisation excludes.
+    Only safetensors are read, and code in a model's folder is not run.
+
+    :param options: if ``request`` is a source, the other fields of its ModelRequest.
+    :raises PairError: the model is missing or cannot be used.
+    :raises UsageError: the device or the dtype is unknown, or the quantisation excludes it.
     """
     if not isinstance(request, ModelRequest):
-        request = ModelRequest(request, **how)
+        request = ModelRequest(request, **options)
     name = str(request.source)
-    places = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
+    devices = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
     folder = folder_of(request.source, request.revision)
-    with _explained(name, folder):
+    with _as_pair_error(name, folder):
         config = read_config(folder)
         family = family_of(getattr(config, "model_type", ""), name)
         _check_attention(config, family, name)
         values = getattr(config, "quantization_config", None)
         files = quantisation_of_files(values, name)
-        quantisation = held_as(agreed(request.quantisation, files, name), files, places[0].type)
-        check_usable(quantisation, places[0], files)
-        dtype = choose_dtype(request.dtype, places[0], quantisation, float16_is_safe=family.float16_is_safe)
+        quantisation = effective_quantisation(request.quantisation, files, name)
+        quantisation = in_memory_quantisation(quantisation, files, devices[0].type)
+        check_usable(quantisation, devices[0], files)
+        dtype = choose_dtype(request.dtype, devices[0], quantisation, float16_is_safe=family.float16_is_safe)
         processor = read_processor(folder)
-        check_words(processor.tokenizer, config.get_text_config().vocab_size, name)
-        how = _placed(
-            config, family, request.shares, places, dtype, Quantisation.NONE if files else quantisation
+        check_vocabulary(processor.tokenizer, config.get_text_config().vocab_size, name)
+        options = _loading_options(
+            config, family, request.shares, devices, dtype, Quantisation.NONE if files else quantisation
         )
         if files is not None:
             import_kernels(files)
-            blocks = _skeleton(config, family)
-            config.quantization_config, read = read_as(files, values, places[0].type, *blocks)
-            how |= {"quantization_config": read} if read else {}
-        with _reported(tensor_sizes(folder, name), progress or _ignore):
-            model = _weights(folder, name, config, dtype, how)
+            blocks = _language_blocks(config, family)
+            config.quantization_config, override = config_of_files(files, values, devices[0].type, *blocks)
+            options |= {"quantization_config": override} if override else {}
+        with _reporting_progress(tensor_sizes(folder, name), progress or _ignore):
+            model = _read_weights(folder, name, config, dtype, options)
         if files is Quantisation.FP8 and quantisation is Quantisation.NONE:
-            model = model.to(dtype)  # it is unpacked in the type of its scales
-        if places[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
+            model = model.to(dtype)  # dequantised weights have the dtype of their scales
+        if devices[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
-        workspace = workspace_for(places, quantisation) if request.captured else None
+        workspace = workspace_for(devices, quantisation) if request.captured else None
         family.prepare(model)
-        take_kernels(family.language(model), places, quantisation, captured=workspace is not None)
+        install_kernels(family.language(model), devices, quantisation, captured=workspace is not None)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
         name=name,
@@ -199,7 +204,7 @@ def load_model(
         processor=processor,
         tokenizer=processor.tokenizer,
         family=family,
-        device=places[0],
+        device=devices[0],
         dtype=dtype,
         generation=generation,
         vocabulary=model.get_output_embeddings().out_features,
@@ -208,49 +213,51 @@ def load_model(
     )
 
 
-def take_kernels(
-    language: Any, places: Sequence[torch.device], quantisation: Quantisation, *, captured: bool
+def install_kernels(
+    language: Any, devices: Sequence[torch.device], quantisation: Quantisation, *, captured: bool
 ) -> None:
-    """Puts what is faster on a GPU in the place of parts of a language model that is whole on one."""
-    if len(places) != 1 or places[0].type != "cuda":
+    """Replaces parts of a language model by faster ones, if it is as a whole on one GPU."""
+    if len(devices) != 1 or devices[0].type != "cuda":
         return
     fuse_norms(language)
-    # Launched one by one these kernels would cost the host more than they save.
-    if captured and quantisation is Quantisation.NF4 and few_rows.is_usable(places[0]):
-        few_rows.take_few_rows(language)
+    # Without a CUDA graph, launching these kernels costs the host more time than they save.
+    if captured and quantisation is Quantisation.NF4 and small_batch.is_usable(devices[0]):
+        small_batch.use_small_batch_kernels(language)
 
 
-def _placed(
+def _loading_options(
     config: Any,
     family: Family,
     shares: Sequence[Share],
-    places: Sequence[torch.device],
+    devices: Sequence[torch.device],
     dtype: torch.dtype,
     quantisation: Quantisation,
 ) -> dict[str, Any]:
-    """Where and in what weights are put as they are read, as ``from_pretrained`` takes it.
+    """The ``device_map`` and the ``quantization_config`` for ``from_pretrained``.
 
-    ``quantisation``: what is still to be done to the files.
+    ``quantisation``: how weights are quantised as they are read; NONE if the files are quantised already.
     """
-    whole = {"device_map": {"": str(places[0])}}
-    if len(places) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16):
-        return whole
-    name, kept = _skeleton(config, family)
-    if len(places) > 1:
-        whole = {"device_map": device_map(kept, name, shares)}
-    return {**whole, "quantization_config": quantiser(quantisation, dtype, kept, places[0].type)}
+    options = {"device_map": {"": str(devices[0])}}
+    if len(devices) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16):
+        return options
+    blocks, unconverted = _language_blocks(config, family)
+    if len(devices) > 1:
+        options = {"device_map": device_map(unconverted, blocks, shares)}
+    return {**options, "quantization_config": quantiser(quantisation, dtype, unconverted, devices[0].type)}
 
 
-def _skeleton(config: Any, family: Family) -> tuple[str, list[str]]:
-    """The name of the language model's blocks, and those of all that lies beside them."""
+def _language_blocks(config: Any, family: Family) -> tuple[str, list[str]]:
+    """The name of the list of the language model's blocks, and the names of all modules outside it."""
     with torch.device("meta"), quiet():
         model = AutoModelForImageTextToText.from_config(config)
     layers = family.layers(model)
     name = next(name for name, module in model.named_modules() if module is layers)
-    return name, kept_modules(model, layers)
+    return name, unconverted_modules(model, layers)
 
 
-def _weights(folder: Path, name: str, config: Any, dtype: torch.dtype, how: Mapping[str, Any]) -> Any:
+def _read_weights(
+    folder: Path, name: str, config: Any, dtype: torch.dtype, options: Mapping[str, Any]
+) -> Any:
     flash = is_flash_attn_2_available() and dtype != torch.float32
     model, info = AutoModelForImageTextToText.from_pretrained(
         folder,
@@ -258,29 +265,33 @@ def _weights(folder: Path, name: str, config: Any, dtype: torch.dtype, how: Mapp
         dtype=dtype,
         use_safetensors=True,
         attn_implementation={
-            "": tower_attention(how["device_map"].values(), flash),
+            "": tower_attention(options["device_map"].values(), flash),
             "text_config": register(),
         },
         output_loading_info=True,
-        **how,
+        **options,
         **LOCAL,
     )
     _check_weights(info, name)
-    # Between devices the decoder itself moves what goes from layer to layer, once and not at every module.
+    # The decoder itself moves hidden states between devices, only where the device changes.
     remove_hook_from_submodules(model)
     return model.eval()
 
 
 def tower_attention(devices: Any, flash: bool) -> str:
-    """The video tower's attention: flash attention's own package where all is on GPUs and it is installed.
+    """The attention of the video tower: the package flash-attn if it is usable and all devices are GPUs.
 
-    The language model's is torch's, which takes the flash kernels of its own where it can.
+    The language model uses torch's attention, which has flash kernels of its own.
     """
-    return "flash_attention_2" if flash and all(str(each).startswith("cuda") for each in devices) else "sdpa"
+    on_gpus = all(str(device).startswith("cuda") for device in devices)
+    return "flash_attention_2" if flash and on_gpus else "sdpa"
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` or a name that torch knows; UsageError when it is not one or not there."""
+    """The device of that name, which is ``auto`` or one of torch's.
+
+    :raises UsageError: the name is unknown, or there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -299,7 +310,7 @@ def choose_dtype(
     *,
     float16_is_safe: bool = False,
 ) -> torch.dtype:
-    """What is computed in on a device: see :func:`lvspec_cli.models.quantise.compute_dtype`."""
+    """The compute dtype on a device: see :func:`lvspec_cli.models.quantise.compute_dtype`."""
     has_bfloat16 = device.type != "cuda" or _has_bfloat16(device)
     return compute_dtype(
         name, quantisation, device.type, has_bfloat16=has_bfloat16, float16_is_safe=float16_is_safe
@@ -311,17 +322,19 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
-    """PairError, with the first token in question, when the two disagree on a shared id."""
-    theirs = draft.tokenizer.get_vocab()
-    if found := first_difference(target.tokenizer.get_vocab(), theirs):
-        index, our_token, their_token = found
+    """
+    :raises PairError: the two have different tokens under one id; the cause names the first of them.
+    """
+    draft_vocabulary = draft.tokenizer.get_vocab()
+    if difference := first_difference(target.tokenizer.get_vocab(), draft_vocabulary):
+        index, target_token, draft_token = difference
         raise PairError(
             f"{target.name} and {draft.name} do not share a tokenizer: token {index} is"
-            f" {our_token!r} in the target and {their_token!r} in the draft",
+            f" {target_token!r} in the target and {draft_token!r} in the draft",
             "choose a draft of the target's family",
         )
-    known = set(theirs.values())
-    missing = next((index for index in target.generation.end_ids if index not in known), None)
+    draft_ids = set(draft_vocabulary.values())
+    missing = next((index for index in target.generation.end_ids if index not in draft_ids), None)
     if missing is not None:
         raise PairError(
             f"{draft.name} has no token {missing}, which ends an answer of {target.name}",
@@ -329,8 +342,10 @@ def check_tokenizers(target: LoadedModel, draft: LoadedModel) -> None:
         )
 
 
-def check_words(tokenizer: Any, rows: int, name: str) -> None:
-    """PairError when a tokenizer has tokens that the model has no row for."""
+def check_vocabulary(tokenizer: Any, rows: int, name: str) -> None:
+    """
+    :raises PairError: the tokenizer has ids for which the model has no embedding.
+    """
     most = max(tokenizer.get_vocab().values(), default=0)
     if most >= rows:
         raise PairError(
@@ -343,7 +358,7 @@ def _check_attention(config: Any, family: Family, name: str) -> None:
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
     known = {"full_attention", "linear_attention"} if family.has_states else {"full_attention"}
-    # Mistral says by its window alone what others say layer by layer.
+    # Mistral's config gives only the window, others give a type for each layer.
     windowed = bool(set(kinds) - known) if kinds else getattr(text, "sliding_window", None)
     if windowed:
         raise PairError(
@@ -352,7 +367,9 @@ def _check_attention(config: Any, family: Family, name: str) -> None:
 
 
 def _check_weights(info: dict[str, Any], name: str) -> None:
-    """A weight that is not in the files would be left random."""
+    """
+    :raises PairError: the files lack a weight, which would otherwise stay random.
+    """
     for kind in ("missing_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info.get(kind) or ())
         if keys:
@@ -368,15 +385,15 @@ def _bytes_of(request: ModelRequest) -> int:
 
 
 @contextlib.contextmanager
-def _explained(name: str, folder: Path) -> Iterator[None]:
-    """Turn what the libraries raise into one line of cause and one of remedy."""
+def _as_pair_error(name: str, folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise into a PairError."""
     try:
         yield
         return
     except LvspecError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
-        traceback.clear_frames(error.__traceback__)  # they hold what was loaded
+        traceback.clear_frames(error.__traceback__)  # the frames refer to the loaded weights
     except Exception as error:
         raise unreadable(name, folder, error) from error
     gc.collect()
@@ -386,8 +403,8 @@ def _explained(name: str, folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reported(sizes: Mapping[str, int], progress: Progress) -> Iterator[None]:
-    """Report the library's own progress bar in bytes, and keep bar and notes off the terminal."""
+def _reporting_progress(sizes: Mapping[str, int], progress: Progress) -> Iterator[None]:
+    """Report the library's progress in bytes. Its own bar and its messages are not printed."""
     total = sum(sizes.values())
 
     def bar(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Bar:
@@ -404,7 +421,7 @@ def _reported(sizes: Mapping[str, int], progress: Progress) -> Iterator[None]:
 
 
 class _Bar:
-    """As much of a tqdm bar as loading weights calls, over weights' names and where they come from."""
+    """The part of a tqdm bar that loading weights uses. It iterates over weights and their source tensors."""
 
     def __init__(self, items: Any, sizes: Mapping[str, int], progress: Progress) -> None:
         self._items = items
@@ -420,7 +437,7 @@ class _Bar:
             self._progress(min(done, total), total)
 
     def _bytes_of(self, item: Any) -> int:
-        """Of the tensors that a weight is made of: a bar over anything else counts nothing."""
+        """Bytes of the tensors that a weight is made of; 0 for a bar over anything else."""
         if not (isinstance(item, tuple) and len(item) == 2):
             return 0
         sources = getattr(item[1], "collected_tensors", None) or (item[0],)
@@ -440,11 +457,13 @@ def _ignore(*_: Any, **__: Any) -> None:
     return
 
 
-def device_map(kept: Sequence[str], layers: str, shares: Sequence[Share]) -> dict[str, str]:
-    """Devices of a model's parts by their full names: all but the later shares' layers goes to the first.
+def device_map(modules: Sequence[str], layers: str, shares: Sequence[Share]) -> dict[str, str]:
+    """The devices of a model's modules by full name.
 
-    ``kept``: what lies beside the decoder layers; ``layers``: the name of their list.
+    :param modules: all modules that are not decoder layers: they go to the first share's device.
+    :param layers: the name of the list of decoder layers.
     """
-    found = dict.fromkeys(kept, shares[0].device)
     devices = [share.device for share in shares for _ in range(share.layers)]
-    return found | {f"{layers}.{number}": device for number, device in enumerate(devices)}
+    return dict.fromkeys(modules, shares[0].device) | {
+        f"{layers}.{number}": device for number, device in enumerate(devices)
+    }

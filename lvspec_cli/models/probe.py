@@ -1,8 +1,8 @@
-"""What is read of a model beside its next token: attention to the video and hidden states, for relevance, and
-how likely the model finds a whole text.
+"""Values read from a model besides its next token: attention to the video and hidden states, for relevance,
+and the log probability of a whole text.
 
-What relevance reads runs no layer again: it uses what a pass kept of the layers that it watched. Like a
-decoder's methods, that expects :func:`torch.inference_mode`, and gives tensors on the model's own device.
+Relevance runs no layer again: it uses the inputs of watched layers, which a pass keeps. Like a decoder's
+methods, these functions expect :func:`torch.inference_mode` and return tensors on the model's own device.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ def attention_by_video_token(decoder: Decoder, passed: Pass) -> Tensor:
 
 
 def hidden_states(decoder: Decoder, passed: Pass, layer: int) -> Tensor:
-    """Hidden states after ``layer``, (1, rows, width). Those of the last layer are normalised, as the head
-    reads them.
+    """Hidden states after ``layer``, (1, rows, width). Those of the last layer are normalised for the head.
 
-    The pass must have watched the layer after it, whose inputs they are; the last one needs no watching.
+    The pass must have watched the next layer, because they are its inputs. The last layer needs no watching.
     """
     states = passed.hidden if layer == decoder.layer_count - 1 else passed.inputs[layer + 1]
     return states.to(decoder.loaded.device)
@@ -55,15 +54,15 @@ def hidden_states(decoder: Decoder, passed: Pass, layer: int) -> Tensor:
 def video_states(decoder: Decoder, passed: Pass, layer: int) -> Tensor:
     """Hidden states of the video's tokens after ``layer``, (video tokens, width).
 
-    :param passed: what :meth:`Decoder.encode` gave.
+    :param passed: the result of :meth:`Decoder.encode`.
     """
     return hidden_states(decoder, passed, layer)[0, decoder.video]
 
 
 def lens(decoder: Decoder, states: Tensor, *, normalise: bool) -> Tensor:
-    """Highest probability of each token over states (n, width) that are read through the head, (vocabulary,).
+    """The logit lens: the highest probability of each token over states (n, width), (vocabulary,).
 
-    :param normalise: the states are not normalised yet.
+    :param normalise: the states still have to be normalised.
     """
     family, model = decoder.loaded.family, decoder.loaded.model
     highest = torch.zeros(decoder.loaded.vocabulary, device=states.device)
@@ -78,7 +77,7 @@ def _attention(decoder: Decoder, passed: Pass, layer: int, rows: int) -> tuple[T
     """Attention of a layer from the first rows of a pass to the prefix, (heads, rows, prefix), and where the
     video is in the prefix, bool (prefix,), both on the layer's device.
 
-    Made of the layer's queries and the cached keys. The softmax is over all keys, as in the layer itself.
+    It is computed from the layer's queries and the cached keys. The softmax covers all keys, as in a layer.
     """
     if decoder.video is None:
         raise RuntimeError("encode() comes before attention is asked for")
@@ -99,11 +98,11 @@ def _attention(decoder: Decoder, passed: Pass, layer: int, rows: int) -> tuple[T
 
 @dataclass(frozen=True)
 class TextScore:
-    """What the target thinks of a text, the end token included where there is one."""
+    """The target's score of a text, including its end token if it has one."""
 
     log_probability: float  # nats, summed over the tokens
     tokens: int
-    own: int  # tokens that the target itself finds likeliest where they stand
+    own: int  # tokens that are the target's most likely ones at their positions
 
     @property
     def mean(self) -> float:
@@ -113,28 +112,28 @@ class TextScore:
 
 @torch.inference_mode()
 def score_text(decoder: Decoder, prompt: Prompt, text: Sequence[int]) -> TextScore | None:
-    """The score of one text, as token ids, behind a prompt whose clip the decoder has encoded.
+    """The score of one text, as token ids, after a prompt whose clip the decoder has encoded.
 
-    The model's own distribution counts: temperature 1, and no rule of a generation_config. An empty text has
-    no score.
+    It is by the model's own distribution: temperature 1, without the rules of the generation_config. An empty
+    text has no score.
     """
     if not text:
         return None
     tokens = torch.tensor(text, dtype=torch.long, device=decoder.loaded.device)
     logits = decoder.logits(decoder.begin(prompt, len(text)), 1)
-    total, own = _weigh(logits, tokens[:1])
+    total, own = _score(logits, tokens[:1])
     for rows in tokens.split(_ROWS):
-        place = decoder.answered
-        wanted = tokens[place + 1 : place + 1 + len(rows)]
-        if len(wanted):
-            passed = decoder.forward(rows[: len(wanted)])
-            part = _weigh(decoder.logits(passed, len(wanted)), wanted)
+        start = decoder.answered + 1
+        next_tokens = tokens[start : start + len(rows)]
+        if len(next_tokens):
+            passed = decoder.forward(rows[: len(next_tokens)])
+            part = _score(decoder.logits(passed, len(next_tokens)), next_tokens)
             total, own = total + part[0], own + part[1]
     return TextScore(total, len(text), own)
 
 
-def _weigh(logits: Tensor, wanted: Tensor) -> tuple[float, int]:
-    """Log probability of tokens (n,) under logits (n, vocabulary), and how many are the likeliest."""
-    chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
+def _score(logits: Tensor, tokens: Tensor) -> tuple[float, int]:
+    """Log probability of tokens (n,) under logits (n, vocabulary), and how many are the most likely ones."""
+    chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
     nats = (chosen - logits.logsumexp(dim=-1)).double().sum()
     return float(nats), int((chosen >= logits.amax(dim=-1)).sum())

@@ -1,4 +1,4 @@
-"""A model's own processor: text and frames with their real times -> tensors."""
+"""Calls a model's own processor: text and frames with their real times -> tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lvspec_cli.errors import VideoError
 from lvspec_cli.escape import visible_line
 from lvspec_cli.types import Clip
 
-_TICKS = 90_000  # a second; the clock of MPEG, which holds every usual frame time exactly
-# What processors give besides a video's own tensors.
+_TICKS = 90_000  # a second: MPEG's clock, in which every usual frame time is a whole number
+# Results of processors that are not tensors of the video.
 _TEXT_KEYS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids"})
 
 
@@ -28,21 +28,21 @@ def process(processor: Any, text: str, clip: Clip) -> tuple[Tensor, dict[str, Te
 
 
 def features_of(processor: Any, text: str, clip: Clip) -> Any:
-    """All that the processor gives for one text and clip, as ``generate`` takes it.
+    """The processor's results for one text and clip, in the form that ``generate`` expects.
 
-    The frames are taken as they are: none is picked or dropped.
+    All frames are used: none is selected or dropped.
 
-    :raises VideoError: the processor refuses their size.
+    :raises VideoError: the processor does not accept the frames' size.
     """
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
-    # Qwen3-VL refuses a lone frame; where frames go in pairs, an odd one is repeated anyway.
+    # Qwen3-VL rejects a single frame. Where frames are used in pairs, an odd one is repeated anyway.
     missing = getattr(processor.video_processor, "temporal_patch_size", 1) - len(frames)
     if missing > 0:
         frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
-    with quiet(), _refusals(clip):
+    with quiet(), _as_video_error(clip):
         features = processor(
             text=[text],
-            videos=[[frames]],  # nested: early releases of transformers 5 count the videos so for SmolVLM2
+            videos=[[frames]],  # nested, because early releases of transformers 5 need it for SmolVLM2
             video_metadata=[video_metadata(clip)],
             do_sample_frames=False,
             return_tensors="pt",
@@ -53,8 +53,8 @@ def features_of(processor: Any, text: str, clip: Clip) -> Any:
 
 
 @contextlib.contextmanager
-def _refusals(clip: Clip) -> Iterator[None]:
-    """A processor takes no strip that is hundreds of times wider than high, say: an error of the video."""
+def _as_video_error(clip: Clip) -> Iterator[None]:
+    """Turns a processor's ValueError into a VideoError. Frames may be too narrow for it, for example."""
     try:
         yield
     except ValueError as error:
@@ -66,20 +66,20 @@ def _refusals(clip: Clip) -> Iterator[None]:
 
 
 def _uncapped(processor: Any) -> dict[str, bool]:
-    """Frames are small enough already (``VideoRequest.max_pixels``): no second cap, in no release."""
-    known = processor.video_processor.valid_kwargs.__annotations__
-    return {"cap_pixels_per_frame": False} if "cap_pixels_per_frame" in known else {}
+    """Arguments that switch off the processor's own limit on pixels (see ``VideoRequest.max_pixels``)."""
+    arguments = processor.video_processor.valid_kwargs.__annotations__
+    return {"cap_pixels_per_frame": False} if "cap_pixels_per_frame" in arguments else {}
 
 
 def video_metadata(clip: Clip) -> VideoMetadata:
-    """Times of frames that were picked beforehand.
+    """Metadata with the times of frames that were sampled before.
 
-    The frames are numbered on a fine clock, so that ``timestamps`` are the real times and
-    ``sampled_fps`` is the real mean rate, (frames - 1) / (last - first), regular or not. Left to
-    itself transformers assumes 24 frames a second.
+    Frame numbers count ticks of a fine clock, so that ``timestamps`` are the real times and ``sampled_fps``
+    is the real mean rate, (frames - 1) / (last - first), whether the times are regular or not. Without
+    metadata transformers assumes 24 frames a second.
     """
     count, times = len(clip.timestamps), clip.timestamps
-    # A single frame has no spacing; one second stands in, and no family reads it.
+    # A single frame has no spacing. No family reads the second that is used instead.
     spacing = (times[-1] - times[0]) / (count - 1) if count > 1 else 1.0
     return VideoMetadata(
         total_num_frames=max(1, round(count * spacing * _TICKS)),
@@ -93,7 +93,7 @@ def video_metadata(clip: Clip) -> VideoMetadata:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the library's own notes off the terminal; errors are raised all the same."""
+    """Suppress the library's messages on the terminal. Errors are still raised."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

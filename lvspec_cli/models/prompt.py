@@ -1,6 +1,6 @@
-"""Clip and question -> the inputs of target and draft, each through its own processor.
+"""Clip and question -> the inputs of target and draft, each by its own processor.
 
-How many tokens a video takes is known from the processor alone, before any weights are loaded.
+The processor alone tells the number of a video's tokens, before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -32,31 +32,29 @@ def build_prompts(
     earlier: PairPrompts | None = None,
     new_tokens: int = 0,
 ) -> PairPrompts:
-    """Build both models' inputs; UsageError when the text holds one of the tokenizer's special tokens, or
-    when one of them has not the positions for the prompt and an answer of ``new_tokens``.
+    """Build both models' inputs.
 
-    ``earlier``: prompts of another question about the same clip. Their video's tensors are taken
-    over, which saves going through the frames again.
+    :param earlier: prompts of another question about the same clip. Their video tensors are reused, so that
+        the frames are not processed again.
+    :raises UsageError: the text contains a special token, or a model has too few positions for the prompt and
+        an answer of ``new_tokens``.
     """
     limits = [(pair.target, Limit(pair.target.positions, new_tokens))]
     if pair.draft is not None:
         limits.append((pair.draft, Limit(pair.draft.positions, new_tokens, "draft")))
     for loaded, limit in limits:
-        _check_alone(loaded, limit, question, system)
+        _check_without_video(loaded, limit, question, system)
     prompts: list[Prompt] = []
-    for (loaded, limit), before in zip(limits, _of_both(earlier), strict=False):
-        prompts.append(build_prompt(loaded, clip, question, system=system, earlier=before))
+    earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
+    for (loaded, limit), earlier_prompt in zip(limits, earlier_prompts, strict=False):
+        prompts.append(build_prompt(loaded, clip, question, system=system, earlier=earlier_prompt))
         limit.check_prompt(prompts[-1].length, prompts[-1].visual_tokens)
     target, *draft = prompts
     return PairPrompts(target, draft[0] if draft else None)
 
 
-def _of_both(earlier: PairPrompts | None) -> tuple[Prompt | None, Prompt | None]:
-    return (earlier.target, earlier.draft) if earlier else (None, None)
-
-
-def _check_alone(loaded: LoadedModel, limit: Limit, question: str, system: str | None) -> None:
-    """The text without the video: the frames have not been looked at."""
+def _check_without_video(loaded: LoadedModel, limit: Limit, question: str, system: str | None) -> None:
+    """Checks the text before the frames are processed."""
     limit.check_text(question + (system or ""), "the prompt")
     for text in (question, system or ""):
         check_text(loaded.processor, text)
@@ -73,7 +71,7 @@ def build_prompt(
     system: str | None = None,
     earlier: Prompt | None = None,
 ) -> Prompt:
-    """One model's inputs: its chat template around the video and the question, real frame times."""
+    """One model's inputs: the chat template with the video and the question, and the real frame times."""
     text = chat_text(loaded.processor, question, system, loaded.name)
     ids = _expanded(loaded.processor, text, earlier) if earlier else None
     if ids is None or earlier is None:
@@ -86,7 +84,7 @@ def build_prompt(
         text=text,
         input_ids=ids,
         position_ids=positions,
-        # As generate counts: from the prompt's last token on, also where a long video's times go further.
+        # As ``generate`` counts: after the prompt's last token, even if a long video has higher positions.
         next_position=int(positions[..., -1].max()) + 1,
         video_mask=video,
         prefix_length=int(video.nonzero()[-1]) + 1,
@@ -95,15 +93,15 @@ def build_prompt(
 
 
 def _expanded(processor: Any, text: str, earlier: Prompt) -> Tensor | None:
-    """Token ids of a conversation about the video of an earlier one, without going through its frames.
+    """Token ids of a conversation about the video of an earlier prompt, without processing its frames.
 
-    What stands for the video is found in the earlier tokens. None where they do not decode to the text
-    that they were made of.
+    The text for the video is taken from the earlier tokens. None if these do not decode to the text that they
+    were made from.
     """
     tokenizer, placeholder = processor.tokenizer, processor.video_token
     head, tail = earlier.text.split(placeholder)
-    whole = tokenizer.decode(earlier.input_ids[0], clean_up_tokenization_spaces=False)
-    video = whole[whole.find(head) + len(head) : len(whole) - len(tail)]
+    decoded = tokenizer.decode(earlier.input_ids[0], clean_up_tokenization_spaces=False)
+    video = decoded[decoded.find(head) + len(head) : len(decoded) - len(tail)]
 
     def tokens(conversation: str) -> Tensor:
         return tokenizer([conversation.replace(placeholder, video)], return_tensors="pt")["input_ids"]
@@ -112,32 +110,32 @@ def _expanded(processor: Any, text: str, earlier: Prompt) -> Tensor | None:
 
 
 def check_text(processor: Any, text: str) -> None:
-    """UsageError when ``text`` holds one of the special tokens, or what stands for an image or a video."""
+    """
+    :raises UsageError: ``text`` contains a special token, or the placeholder of an image or a video.
+    """
     tokenizer = processor.tokenizer
     special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
-    found = next(
-        (token for token in (*special, processor.image_token, processor.video_token) if token in text), None
-    )
-    if found is not None:
-        raise UsageError(f"the text holds {found!r}, which the model reads as a command", "leave it out")
+    for token in (*special, processor.image_token, processor.video_token):
+        if token in text:
+            raise UsageError(f"the text holds {token!r}, which the model reads as a command", "leave it out")
 
 
 Counter = Callable[[tuple[float, ...], int, int], int]
 
 
 def visual_token_counter(folder: Path) -> Counter:
-    """A function of frame times (seconds), width and height (pixels); it remembers what it has counted."""
+    """A function of frame times (seconds), width and height (pixels). It caches its results."""
     config, processor = read_config(folder), read_processor(folder)
     token = family_of(config.model_type, str(folder)).video_token(SimpleNamespace(config=config))
     text = chat_text(processor, "", None)
-    known: dict[tuple[int, int, int], int] = {}
+    counts: dict[tuple[int, int, int], int] = {}
 
     def count(timestamps: tuple[float, ...], width: int, height: int) -> int:
         size = (len(timestamps), width, height)
-        if size not in known:
+        if size not in counts:
             ids, _ = process(processor, text, _grey_clip(timestamps, width, height))
-            known[size] = int((ids[0] == token).sum())
-        return known[size]
+            counts[size] = int((ids[0] == token).sum())
+        return counts[size]
 
     return count
 

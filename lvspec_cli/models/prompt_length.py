@@ -1,4 +1,4 @@
-"""Whether a prompt and its answer fit into a model's positions: found out before anything slow begins."""
+"""Checks whether a prompt and its answer fit into a model's positions, before anything slow starts."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, Literal
 
 from lvspec_cli.errors import UsageError
 
-CHARACTERS = 16  # of a token, at most: a text of more for each position cannot fit, and is not even cut up
+CHARACTERS = 16  # upper bound for a token: a text with more characters a position cannot fit
 Role = Literal["target", "draft"]
-_BYTES = 4  # of a character, at most; no token is shorter than a byte
-_TEMPLATE = 256  # tokens that a chat template puts around a text, at most
-_SURELY = 2048  # tokens that every model takes beside a video
+_BYTES = 4  # upper bound for a character; a token has at least one byte
+_TEMPLATE = 256  # upper bound for the tokens that a chat template adds to a text
+_ALWAYS_FITS = 2048  # tokens for which every model has room in addition to a video
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How many tokens a model was made for, and how many of them the answer may take."""
+    """The positions of a model, and how many of them the answer may use."""
 
     positions: int
     new_tokens: int = 0
     role: Role = "target"
 
     def check_text(self, text: str, where: str) -> None:
-        """By its characters alone.
+        """Checks a text by its number of characters, without a tokenizer.
 
-        :param where: what messages call the text: a flag, or a file and its line.
+        :param where: the origin of the text for messages: a flag, or a file and a line.
         :raises UsageError: the text cannot fit.
         """
         if len(text) > CHARACTERS * self.positions:
@@ -35,20 +35,20 @@ class Limit:
 
     def check_tokens(self, count: int, where: str) -> None:
         """
-        :raises UsageError: a prompt of ``count`` tokens and the answer are too many together.
+        :raises UsageError: a prompt of ``count`` tokens and the answer together do not fit.
         """
         if count + self.new_tokens > self.positions:
             raise self._too_long(f"{where}: {count} tokens")
 
     def check_prompt(self, count: int, visual: int) -> None:
-        """As ``check_tokens`` of a whole prompt, ``visual`` of whose tokens are the video's."""
+        """As ``check_tokens``, for a whole prompt with ``visual`` tokens for the video."""
         if count + self.new_tokens > self.positions:
             raise self._too_long(
                 f"the prompt: {count} tokens, {visual} of them of the video", visual > count / 2
             )
 
     def may_fit(self, text: str) -> bool:
-        """Whether the text fits however it is cut into tokens."""
+        """Whether the text certainly fits, whatever its tokens are."""
         return _BYTES * len(text) + self.new_tokens <= self.positions
 
     def _too_long(self, what: str, by_video: bool = False) -> UsageError:
@@ -63,7 +63,7 @@ class Limit:
 
 
 def positions_of(text_config: Any) -> int:
-    """The positions that a language model was made for, with what stretches them (YaRN and the like)."""
+    """The positions of a language model, including an extension of them (YaRN, for example)."""
     positions = int(text_config.max_position_embeddings)
     rope = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     factor = rope.get("factor") or 1.0
@@ -74,16 +74,16 @@ def positions_of(text_config: Any) -> int:
 def check_texts(
     folders: Mapping[Role, Path], texts: Mapping[str, str], system: str | None, new_tokens: int
 ) -> None:
-    """Texts that are known at the start, before a model is loaded or a video is decoded.
+    """Checks texts before a model is loaded or a video is decoded.
 
-    :param folders: of the models that are to read them.
-    :param texts: each text and where it comes from, as ``Limit.check_text`` calls it.
-    :raises UsageError: one of them cannot fit, with the answer.
+    :param folders: folders of the models that will read the texts.
+    :param texts: each text and its origin, the ``where`` of ``Limit.check_text``.
+    :raises UsageError: one of the texts does not fit together with the answer.
     """
     system = system or ""
     longest = max((len((system + text).encode()) for text in texts), default=0)
-    if longest + new_tokens + _TEMPLATE <= _SURELY:
-        return  # without what the rest imports
+    if longest + new_tokens + _TEMPLATE <= _ALWAYS_FITS:
+        return  # before the slow imports
     from lvspec_cli.models.read import read_config, read_tokenizer
 
     for role, folder in folders.items():

@@ -1,9 +1,9 @@
-"""What weights are kept in: transformers' own quantisers, what each needs, and how wide it is fast.
+"""Quantisation of weights by transformers' quantisers: their requirements, and the pass width that is fast.
 
-Quantised are the linear layers of the language model's blocks, where nearly all of the weights are. The
-video tower, the embeddings and the output head stay in the type that is computed in: the tower is read once a
-clip and its widths do not always go into the kernels' blocks, the head decides every token, and one that is
-tied to the embeddings cannot be packed.
+Only the linear layers of the language model's blocks are quantised, which hold nearly all weights. The video
+tower, the embeddings and the output head stay in the compute dtype: the tower is read once a clip and its
+widths are not always multiples of the kernels' blocks, the head decides every token, and a head that is tied
+to the embeddings cannot be quantised.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 from transformers import AwqConfig, BitsAndBytesConfig, FineGrainedFP8Config, GPTQConfig, TorchAoConfig
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.models.kernels import few_rows
+from lvspec_cli.models.kernels import small_batch
 from lvspec_cli.types import Quantisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Kernels that compute in one type only.
+# Kernels that compute in one dtype only.
 _COMPUTES_IN = {
     Quantisation.BF16: torch.bfloat16,
     Quantisation.FP8: torch.bfloat16,
@@ -59,9 +59,9 @@ _ROW_BY_ROW_ON_A_CPU = frozenset(
 
 TORCHAO_GROUP = 128
 
-# Rows that bitsandbytes' 4-bit kernels take at once before they write the weights out and multiply those,
-# for projections of 7B to 32B models, by what the device's name holds: from the dispatch of bitsandbytes
-# 0.50.2, not measured. The first that fits counts.
+# The most rows that bitsandbytes' 4-bit kernels multiply without dequantising the weights first, for
+# projections of 7B to 32B models, by the device's name. The first match counts. Taken from the dispatch of
+# bitsandbytes 0.50.2, not measured.
 _NF4_ROWS = (
     (r"H100|H200|H20|GH200|A100|A800|H800", 5),
     (r"B200|B300|GB200|GB300", 4),
@@ -69,16 +69,16 @@ _NF4_ROWS = (
     (r"RTX 30\d\d|\bA10G?\b|\bA40\b|RTX A\d", 16),
     (r"\bT4\b|V100|RTX 20\d\d|TITAN|GTX", 7),
 )
-_NF4_ROWS_AT_LEAST = 4  # on every device, from 0.50 on
+_NF4_ROWS_AT_LEAST = 4  # on all other devices, since 0.50
 
 
 def verification_width_limit(
     quantisation: Quantisation, device_name: str, bitsandbytes_version: str
 ) -> int | None:
-    """Rows of a verification up to which the weights are read once, packed; None: no such limit is known.
+    """The most rows of a verification that need no dequantised weights; None if no limit is known.
 
-    ``device_name`` as the driver says it, such as ``NVIDIA H100 80GB HBM3``. Wider passes are right and slow.
-    Before 0.50, bitsandbytes has a kernel for one row only.
+    ``device_name``: as the driver gives it, such as ``NVIDIA H100 80GB HBM3``. Wider passes are correct but
+    slow. Before 0.50, bitsandbytes has a kernel for one row only.
     """
     if quantisation is not Quantisation.NF4:
         return None
@@ -91,22 +91,22 @@ def verification_width_limit(
 
 
 def width_limit_of(device: torch.device, *, captured: bool = True) -> int | None:
-    """The same for nf4 on a device of this machine. A CPU writes the weights out at any width: 0.
+    """The limit for nf4 on a device of this machine; 0 on a CPU, which always dequantises the weights.
 
-    None where passes are ``captured`` and ``few_rows`` has kernels for them.
+    None if passes are ``captured`` and ``small_batch`` has kernels for the device.
     """
     if device.type != "cuda":
         return 0
-    if captured and few_rows.is_usable(device):
+    if captured and small_batch.is_usable(device):
         return None
     name = torch.cuda.get_device_name(device)
     return verification_width_limit(Quantisation.NF4, name, version("bitsandbytes"))
 
 
 def quantisation_of_files(values: Any, name: str) -> Quantisation | None:
-    """What a model's files are quantised in, from its config's ``quantization_config``; None: they are not.
+    """The quantisation of a model's files, by its ``quantization_config``; None if they are not quantised.
 
-    :raises PairError: by a method that is not known here.
+    :raises PairError: the method is not supported.
     """
     if not values:
         return None
@@ -120,45 +120,47 @@ def quantisation_of_files(values: Any, name: str) -> Quantisation | None:
     return Quantisation(known[method])
 
 
-def agreed(wanted: Quantisation, files: Quantisation | None, name: str) -> Quantisation:
-    """What is done when ``wanted`` meets files that are quantised, or not (None).
+def effective_quantisation(requested: Quantisation, files: Quantisation | None, name: str) -> Quantisation:
+    """The quantisation of a model, from the requested one and that of its files (None: not quantised).
 
-    :raises PairError: files cannot be quantised twice, and some methods need files made for them.
+    :raises PairError: the files are quantised in another way, or the method needs files made for it.
     """
     if files is not None:
-        if wanted in (Quantisation.AUTO, Quantisation.NONE, files):
+        if requested in (Quantisation.AUTO, Quantisation.NONE, files):
             return files
         raise PairError(
-            f"{name} is quantised already, as {files}", f"leave it so, or take {wanted} of the original"
+            f"{name} is quantised already, as {files}", f"leave it so, or take {requested} of the original"
         )
-    if wanted in (Quantisation.AWQ, Quantisation.GPTQ):
+    if requested in (Quantisation.AWQ, Quantisation.GPTQ):
         raise PairError(
-            f"{name} is not quantised by {wanted}, which needs files made so",
+            f"{name} is not quantised by {requested}, which needs files made so",
             "name a model that is, or use nf4",
         )
-    return Quantisation.NONE if wanted is Quantisation.AUTO else wanted
+    return Quantisation.NONE if requested is Quantisation.AUTO else requested
 
 
-def held_as(quantisation: Quantisation, files: Quantisation | None, device_type: str) -> Quantisation:
-    """What weights are in memory: files in fp8 are unpacked when read where it has no kernels."""
-    unpacked = files is quantisation is Quantisation.FP8 and device_type != "cuda"
-    return Quantisation.NONE if unpacked else quantisation
+def in_memory_quantisation(
+    quantisation: Quantisation, files: Quantisation | None, device_type: str
+) -> Quantisation:
+    """The quantisation of weights in memory: files in fp8 are dequantised on devices without fp8 kernels."""
+    dequantised = files is quantisation is Quantisation.FP8 and device_type != "cuda"
+    return Quantisation.NONE if dequantised else quantisation
 
 
 def is_row_by_row(quantisation: Quantisation, device_type: str) -> bool:
-    """Whether a row's results do not depend on the rows beside it, on which exact mode to the letter rests.
+    """Whether a row's results do not depend on the pass's other rows, so that exact mode is exact.
 
-    On a GPU LLM.int8() packs inputs, too, but for the columns in which any row of a pass is large; on a CPU
-    inputs stay whole (:func:`keep_inputs`). There the weights of awq and gptq are written out first.
+    On a GPU LLM.int8() also quantises inputs, except for columns in which any row of the pass has a large
+    value. On a CPU inputs are not quantised (:func:`keep_inputs`), and awq and gptq dequantise their weights.
     """
     return quantisation in _ROW_BY_ROW or (device_type == "cpu" and quantisation in _ROW_BY_ROW_ON_A_CPU)
 
 
 def keep_inputs(model: Any, dtype: torch.dtype) -> None:
-    """Has bitsandbytes' layers on a CPU multiply their inputs as they are, in the type that is computed in.
+    """Makes bitsandbytes' layers on a CPU multiply their inputs unchanged, in the compute dtype.
 
-    LLM.int8() would pack them; its layers do not on a CPU while they are trained. The 4-bit layers would go
-    through bfloat16 where the processor has it.
+    LLM.int8() would quantise the inputs, except in training mode. The 4-bit layers would convert them to
+    bfloat16 if the processor supports it.
     """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
@@ -170,13 +172,13 @@ def keep_inputs(model: Any, dtype: torch.dtype) -> None:
 
 
 def check_usable(quantisation: Quantisation, device: torch.device, files: Quantisation | None = None) -> None:
-    """PairError where the device for it or a package is missing.
-
-    :param files: what the model's files are quantised in; torchao's are laid out for a GPU.
     """
-    on_a_gpu_alone = quantisation is Quantisation.FP8 or files is Quantisation.TORCHAO_INT4
-    on_a_cpu_too = device.type == "cpu" or quantisation is not Quantisation.TORCHAO_INT4
-    if device.type != "cuda" and (on_a_gpu_alone or not on_a_cpu_too):
+    :param files: the quantisation of the model's files; torchao's have a layout for GPUs.
+    :raises PairError: the quantisation does not run on the device, or a package is missing.
+    """
+    gpu_only = quantisation is Quantisation.FP8 or files is Quantisation.TORCHAO_INT4
+    gpu_or_cpu_only = quantisation is Quantisation.TORCHAO_INT4
+    if device.type != "cuda" and (gpu_only or (gpu_or_cpu_only and device.type != "cpu")):
         raise PairError(f"{quantisation} needs a CUDA device, not {device}", "use nf4 or int8 here")
     missing = [name for name in _PACKAGES.get(quantisation, ()) if find_spec(name) is None]
     if missing:
@@ -202,12 +204,12 @@ def compute_dtype(
     has_bfloat16: bool,
     float16_is_safe: bool = False,
 ) -> torch.dtype:
-    """What a model computes in. ``name``: auto, float32, bfloat16 or float16.
+    """The compute dtype of a model. ``name``: auto, float32, bfloat16 or float16.
 
-    Auto: float32 on a CPU; bfloat16 on a GPU that has it; on others float16 where the model's family does
-    not overflow in it, else float32; or what the quantisation asks for.
+    Auto is the dtype that the quantisation needs, if it needs one. Else it is float32 on a CPU, bfloat16 on a
+    GPU that has it, and on other GPUs float16 if the model's family does not overflow in it, or float32.
 
-    :raises UsageError: no such type, or the quantisation computes in another.
+    :raises UsageError: there is no such dtype, or the quantisation needs another one.
     """
     on_a_gpu = _COMPUTES_IN_ON_A_GPU if device_type == "cuda" else {}
     fixed = {**_COMPUTES_IN, **on_a_gpu}.get(quantisation)
@@ -228,37 +230,37 @@ def compute_dtype(
     return DTYPES[name]
 
 
-def kept_modules(model: Any, layers: Any) -> list[str]:
-    """Full names of all that lies beside the language model's blocks ``layers``: what is not quantised."""
+def unconverted_modules(model: Any, layers: Any) -> list[str]:
+    """Full names of all modules outside the language model's blocks ``layers``: they are not quantised."""
     names = {id(module): name for name, module in model.named_modules()}
-    inside = names[id(layers)]
-    kept: list[str] = []
+    blocks = names[id(layers)]
+    unconverted: list[str] = []
 
     def walk(module: Any, prefix: str) -> None:
         for name, child in module.named_children():
-            full = f"{prefix}{name}"
-            if inside.startswith(f"{full}."):
-                walk(child, f"{full}.")
-            elif full != inside:
-                kept.append(full)
+            full_name = f"{prefix}{name}"
+            if blocks.startswith(f"{full_name}."):
+                walk(child, f"{full_name}.")
+            elif full_name != blocks:
+                unconverted.append(full_name)
 
     walk(model, "")
-    return kept
+    return unconverted
 
 
-def read_as(
-    files: Quantisation, values: Any, device_type: str, blocks: str, kept: list[str]
+def config_of_files(
+    files: Quantisation, values: Any, device_type: str, blocks: str, unconverted: list[str]
 ) -> tuple[dict[str, Any], Any]:
-    """How files that are quantised are read: their config's ``quantization_config``, from ``values``, and the
-    one that ``from_pretrained`` takes beside it, for what is of this machine (None: nothing is).
+    """How quantised files are read: the ``quantization_config`` for the model's config, made from ``values``,
+    and the one for ``from_pretrained`` with options for this machine (None if there are none).
 
-    Packed are the language model's ``blocks`` and not what lies beside them (``kept``), whatever those were
-    called when the files were made: Qwen's own name the tower ``visual``, which now stands elsewhere. On a
-    CPU gptqmodel's kernel is the one that needs no compiler and computes in float32 as well.
+    The language model's ``blocks`` are quantised, ``unconverted`` modules are not. Both are named as in this
+    model: the names in files may be older (Qwen's call the tower ``visual``, which has moved). On a CPU the
+    kernel of gptqmodel is chosen that needs no compiler and can compute in float32.
     """
     values = dict(values if isinstance(values, Mapping) else values.to_dict())
     if files in (Quantisation.AWQ, Quantisation.FP8):
-        values["modules_to_not_convert"] = [*(values.get("modules_to_not_convert") or ()), *kept]
+        values["modules_to_not_convert"] = [*(values.get("modules_to_not_convert") or ()), *unconverted]
     if files is Quantisation.GPTQ:
         values["block_name_to_quantize"] = blocks
     if device_type == "cuda" or files not in (Quantisation.AWQ, Quantisation.GPTQ, Quantisation.FP8):
@@ -272,15 +274,15 @@ def read_as(
 
 
 def import_kernels(quantisation: Quantisation) -> None:
-    """Imports gptqmodel without what that does besides.
+    """Imports gptqmodel without its side effects.
 
-    It says what it is and does on standard output, where the answer goes, and sets variables (another cache
-    of the hub, an order of the GPUs) that every process started later would take over.
+    It prints to standard output, where the answer goes, and sets environment variables (another hub cache, an
+    order of the GPUs) that later child processes would inherit.
     """
     if quantisation not in (Quantisation.AWQ, Quantisation.GPTQ):
         return
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), _environment_kept():
+    with contextlib.redirect_stdout(io.StringIO()), _restored_environment():
         from logbar import LogBar
 
         LogBar.shared().setLevel("ERROR")
@@ -288,7 +290,7 @@ def import_kernels(quantisation: Quantisation) -> None:
 
 
 @contextlib.contextmanager
-def _environment_kept() -> Iterator[None]:
+def _restored_environment() -> Iterator[None]:
     before = dict(os.environ)
     try:
         yield
@@ -297,34 +299,36 @@ def _environment_kept() -> Iterator[None]:
         os.environ.update(before)
 
 
-def quantiser(quantisation: Quantisation, dtype: torch.dtype, kept: list[str], device_type: str) -> Any:
-    """The config that ``from_pretrained`` takes; None where nothing is to be quantised.
+def quantiser(
+    quantisation: Quantisation, dtype: torch.dtype, unconverted: list[str], device_type: str
+) -> Any:
+    """The ``quantization_config`` for ``from_pretrained`` that quantises weights as they are read, or None.
 
-    Files that are quantised already bring their own.
+    Files that are quantised already have a config of their own.
     """
     match quantisation:
         case Quantisation.NF4:
             return BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,  # its scales take a byte
+                bnb_4bit_use_double_quant=True,  # quantised scales, of one byte
                 bnb_4bit_compute_dtype=dtype,
-                llm_int8_skip_modules=kept,
+                llm_int8_skip_modules=unconverted,
             )
         case Quantisation.INT8:
-            # Else it says at every layer that it computes in float16.
+            # Otherwise it prints for every layer that it computes in float16.
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unconverted)
         case Quantisation.FP8:
-            return FineGrainedFP8Config(modules_to_not_convert=kept)
+            return FineGrainedFP8Config(modules_to_not_convert=unconverted)
         case Quantisation.TORCHAO_INT4:
-            return TorchAoConfig(torchao_format(device_type), modules_to_not_convert=kept)
+            return TorchAoConfig(torchao_format(device_type), modules_to_not_convert=unconverted)
         case _:
             return None
 
 
 def torchao_format(device_type: str) -> Any:
-    """The one whose kernels are torch's own on such a device; others want a further package."""
+    """The format with kernels in torch itself for such a device; other formats need another package."""
     if device_type == "cpu":
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 

@@ -1,6 +1,6 @@
-"""A model's config, processor, tokenizer and chat template: read by transformers after they were checked.
+"""Checks a model's config, processor, tokenizer and chat template, and reads them with transformers.
 
-A model's folder is not trusted: it may not name code, nor sizes that no model has, and its chat template is
+A model's folder is not trusted. It must not name code, or sizes that no real model has. Its chat template is
 rendered in a child process with limits on time, memory and output.
 """
 
@@ -24,36 +24,36 @@ from lvspec_cli.models.processing import quiet
 from lvspec_cli.pairs.files import broken_file, read_object
 
 LOCAL: Final[Mapping[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
-LAYERS, WIDTH, WORDS, SIDE, AREA = 1000, 2**20, 2**21, 2**14, 2**31  # the most that any model has
+LAYERS, WIDTH, WORDS, SIDE, AREA = 1000, 2**20, 2**21, 2**14, 2**31  # upper bounds for any model
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _AT_LEAST_ONE = frozenset(
     {"patch_size", "merge_size", "spatial_merge_size", "temporal_patch_size", "hidden_size", "vocab_size"}
 )
 
 
-def read_config(place: Path) -> Any:
+def read_config(path: Path) -> Any:
     """A model's config.
 
-    :param place: the model's folder, or the file itself.
-    :raises PairError: it is broken, or describes no model that there could be.
+    :param path: the model's folder, or the file itself.
+    :raises PairError: the config is broken, or has sizes that no real model has.
     """
-    file = place if place.is_file() else place / "config.json"
+    file = path if path.is_file() else path / "config.json"
     check_sizes(read_object(file), file)
-    with _named(place):
-        config = AutoConfig.from_pretrained(place, **LOCAL)
-        leave_kernels(config)
+    with _as_pair_error(path):
+        config = AutoConfig.from_pretrained(path, **LOCAL)
+        ignore_named_kernels(config)
         return config
 
 
 def read_processor(folder: Path) -> Any:
     """A model's processor, with its tokenizer and its chat template.
 
-    :raises PairError: one of its files is broken or missing, or cannot be meant.
+    :raises PairError: one of its files is broken or missing, or has values that no real model has.
     """
     for file in (folder / name for name in _PROCESSORS):
         if file.is_file():
             check_sizes(read_object(file), file)
-    with _named(folder):
+    with _as_pair_error(folder):
         processor = AutoProcessor.from_pretrained(folder, **LOCAL)
         check_template(processor, str(folder))
         return processor
@@ -61,26 +61,26 @@ def read_processor(folder: Path) -> Any:
 
 def read_tokenizer(folder: Path) -> Any:
     """A model's tokenizer alone; raises as ``read_processor`` does."""
-    with _named(folder):
+    with _as_pair_error(folder):
         return AutoTokenizer.from_pretrained(folder, **LOCAL)
 
 
-def leave_kernels(config: Any) -> None:
-    """A config, and those inside it, may ask for attention or experts by a repository of native code."""
+def ignore_named_kernels(config: Any) -> None:
+    """Removes names of kernels from a config, because they may be repositories of native code."""
     for name in ("_attn_implementation_internal", "_experts_implementation_internal"):
         if hasattr(config, name):
             setattr(config, name, None)
     for inner in list(vars(config).values()):
         if isinstance(inner, PreTrainedConfig):
-            leave_kernels(inner)
+            ignore_named_kernels(inner)
 
 
 def check_sizes(values: Mapping[str, Any], file: Path) -> None:
     """
-    :param values: a config's or a processor's, with mappings inside.
-    :raises PairError: a number that would make building a model or a frame endless, or divide by 0.
+    :param values: of a config or a processor; they may contain mappings.
+    :raises PairError: a number is 0 where it divides, or so large that building a model would not end.
     """
-    areas = "merge_size" in values  # such processors count the pixels of a frame, others those of its edge
+    areas = "merge_size" in values  # such processors limit the area of a frame, others its edge
     for key, value in values.items():
         if isinstance(value, Mapping) and key != "quantization_config":
             check_sizes({"merge_size": 1, **value} if areas and key == "size" else value, file)
@@ -107,17 +107,18 @@ def _is_sane(key: str, value: float, areas: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _named(place: Path) -> Iterator[None]:
+def _as_pair_error(path: Path) -> Iterator[None]:
+    """Turns what the libraries raise while they read ``path`` into a PairError."""
     try:
         yield
     except (LvspecError, MemoryError):
         raise
     except Exception as error:
-        raise unreadable(str(place), place, error) from error
+        raise unreadable(str(path), path, error) from error
 
 
 def unreadable(name: str, folder: Path, error: Exception) -> PairError:
-    """What a library raised while it read a folder, as one line of cause and one of remedy."""
+    """The PairError for an exception that a library raised while it read a folder."""
     broken = broken_file(folder)
     if broken is not None:
         return PairError(f"{broken} is broken or cut short", "download it again")
@@ -129,14 +130,14 @@ _REMEDY = "copy or download the folder again"
 
 
 def chat_text(processor: Any, question: str, system: str | None, name: str = "the model") -> str:
-    """The conversation as text, with one placeholder for the video and the assistant's turn opened.
+    """The conversation as text, with one placeholder for the video, up to the start of the assistant's turn.
 
-    :param name: what messages call the model.
-    :raises PairError: its template does not end or makes too much text, or fails.
+    :param name: the model's name in messages.
+    :raises PairError: its template fails, takes too long or makes too much text.
     """
     turns = turns_of(question, system)
     if type(processor).apply_chat_template is not ProcessorMixin.apply_chat_template:
-        with quiet():  # SmolVLM2's has the library's own template
+        with quiet():  # SmolVLM2's processor has a template of the library
             return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     values = {**processor.tokenizer.special_tokens_map, "add_generation_prompt": True, "messages": turns}
     try:
@@ -150,7 +151,7 @@ def chat_text(processor: Any, question: str, system: str | None, name: str = "th
 
 
 def turns_of(question: str, system: str | None) -> list[dict[str, Any]]:
-    """The conversation as templates take it."""
+    """The conversation in the form that chat templates expect."""
     turns: list[dict[str, Any]] = []
     if system:
         turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
@@ -160,34 +161,33 @@ def turns_of(question: str, system: str | None) -> list[dict[str, Any]]:
 
 def check_template(processor: Any, name: str) -> None:
     """
-    :param name: what messages call the model.
-    :raises PairError: there is no template, it does not end or makes too much text, fails, or has no place
-        for a video.
+    :param name: the model's name in messages.
+    :raises PairError: there is no template, it has no placeholder for a video, or ``chat_text`` fails.
     """
     if chat_text(processor, "What?", None, name).count(processor.video_token) != 1:
         raise PairError(f"the chat template of {name} has no place for a video", "choose another pair")
 
 
 def _template_of(processor: Any, name: str) -> str:
-    found = getattr(processor, "chat_template", None)
-    template = found.get("default") if isinstance(found, Mapping) else found
+    template = getattr(processor, "chat_template", None)
+    template = template.get("default") if isinstance(template, Mapping) else template
     if not template:
         raise PairError(f"{name} holds no chat_template.jinja", _REMEDY)
     return str(template)
 
 
 class _NoEndError(Exception):
-    """A template took more time, memory or text than any needs."""
+    """A template exceeded a limit on time, memory or text."""
 
 
 @functools.lru_cache(maxsize=16)
 def rendered(template: str, values: str) -> str:
-    """What a template makes of ``values``, which are JSON. It is rendered where it can be ended.
+    """The text of a template with ``values``, which are JSON. The template runs in the child process.
 
-    :raises ValueError: it fails.
-    :raises _NoEndError: it was ended.
+    :raises ValueError: the template fails.
+    :raises _NoEndError: the template exceeded a limit.
     """
-    answer = _CHILD.asked(f"[{json.dumps(template)}, {values}]\n".encode())
+    answer = _CHILD.render(f"[{json.dumps(template)}, {values}]\n".encode())
     if answer is None:
         raise _NoEndError
     if "error" in answer:
@@ -196,23 +196,23 @@ def rendered(template: str, values: str) -> str:
 
 
 class _Child:
-    """The process that renders: started when it is needed first, and again when a template has ended it."""
+    """The process that renders templates. It starts at first use, and again after a template has ended it."""
 
     def __init__(self) -> None:
-        self._asking = threading.Lock()
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def asked(self, line: bytes) -> dict[str, str] | None:
-        """Its answer, or None where it ended."""
-        with self._asking:
-            process = self._process = self._process or _started()
+    def render(self, line: bytes) -> dict[str, str] | None:
+        """The process's answer to a line, or None if it ended."""
+        with self._lock:
+            process = self._process = self._process or _start_process()
             assert process.stdin is not None
             assert process.stdout is not None
             try:
                 process.stdin.write(line)
                 process.stdin.flush()
                 answer = process.stdout.readline()
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 answer = b""
             if answer.endswith(b"\n"):
                 return json.loads(answer)
@@ -226,14 +226,14 @@ class _Child:
             process.communicate()
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _start_process() -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", str(Path(__file__).with_name("template_child.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for its parent
+            process_group=0,  # a Ctrl-C goes to its parent only
         )
     except OSError as error:
         check_machine(error, "no process can be started for the chat template")

@@ -1,7 +1,8 @@
-"""Chat templates, rendered in a process that can be ended: a template is a program, which no sandbox ends.
+"""The child process that renders chat templates. A template is a program, and no sandbox limits its time.
 
-A line of JSON comes in, [template, values], and one goes out: {"text": ...} or {"error": ...}. A template
-that does not end, or makes too much, ends this process. It runs as a file, with transformers' own rules.
+It reads lines of JSON, [template, values], and answers each with {"text": ...} or {"error": ...}. The process
+ends if a template takes too long or makes too much text. It is run as a file. Templates have the same
+functions as in transformers.
 """
 
 from __future__ import annotations
@@ -19,22 +20,20 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-SECONDS, MEMORY, TEXT = (
-    5,
-    2**30,
-    2**20,
-)  # what a template may take; of text, beside eight times what it is given
+# Limits of a template. Its text may be eight times as long as its input in addition.
+SECONDS, MEMORY, TEXT = 5, 2**30, 2**20
 TOO_MUCH = 3
 
 
 def main() -> None:
     _limit_memory()
-    world = _world()
+    environment = _environment()
     for line in sys.stdin.buffer:
         _limit_time()
         try:
             template, values = json.loads(line)
-            answer = {"text": _rendered(world.from_string(template), values, TEXT + 8 * len(line))}
+            limit = TEXT + 8 * len(line)
+            answer = {"text": _rendered(environment.from_string(template), values, limit)}
         except (MemoryError, OverflowError):
             sys.exit(TOO_MUCH)
         except Exception as error:
@@ -45,14 +44,14 @@ def main() -> None:
 
 
 def _limit_memory() -> None:
-    """Windows has no such limit, and macOS may refuse it."""
+    """Windows has no such limit, and macOS may reject it."""
     if sys.platform != "win32" and resource is not None:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 def _limit_time() -> None:
-    """Ends this process after so many more seconds: of its own, on Windows of the clock."""
+    """Ends this process after SECONDS more of CPU time; on Windows, of wall-clock time."""
     if sys.platform == "win32" or resource is None:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         return
@@ -61,24 +60,24 @@ def _limit_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _rendered(template: Any, values: Mapping[str, Any], most: int) -> str:
-    pieces, made = [], 0
+def _rendered(template: Any, values: Mapping[str, Any], limit: int) -> str:
+    pieces, length = [], 0
     for piece in template.generate(**values):
         pieces.append(piece)
-        made += len(piece)
-        if made > most:
+        length += len(piece)
+        if length > limit:
             sys.exit(TOO_MUCH)
     return "".join(pieces)
 
 
-def _world() -> Any:
-    """As transformers makes it."""
+def _environment() -> Any:
+    """The Jinja environment, as in transformers."""
     import jinja2
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """What stands between {% generation %} and its end is the assistant's, and text like other text."""
+        """{% generation %} marks the assistant's text. It is rendered like any other text."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -90,13 +89,13 @@ def _world() -> Any:
         def _text(self, caller: Callable[[], str]) -> str:
             return caller()
 
-    world = ImmutableSandboxedEnvironment(
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
-    world.filters["tojson"] = _to_json
-    world.globals["raise_exception"] = _refuse
-    world.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return world
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
 
 
 def _to_json(
@@ -111,7 +110,7 @@ def _to_json(
     )
 
 
-def _refuse(message: object) -> None:
+def _raise(message: object) -> None:
     raise ValueError(message)
 
 

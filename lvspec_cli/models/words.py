@@ -1,7 +1,7 @@
-"""Which tokens of a tokenizer are numerals, negations, function words, contraries, or no text of their own.
+"""Sorts the tokens of a vocabulary: numerals, negations, function words, contraries, tokens without text.
 
-English word lists; digits of every script that the vocabulary shows as characters. Computed once
-per pair, from the vocabulary alone.
+The word lists are English. Digits of any script count if the vocabulary has them as characters. The sets are
+computed once for each pair, from the vocabulary alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEGATIONS = _words("""
     no not none nobody nothing neither nor never without cannot nowhere n't 't don't doesn't didn't
     isn't aren't wasn't weren't can't couldn't won't wouldn't hasn't haven't hadn't
 """)
-# No word of place, direction or order in time: those are facts.
+# Without words for place, direction or order in time, because these are facts.
 FUNCTION_WORDS = _words("""
     a an the this that these those it its he she they him his her them their there here which who
     whom whose what is are was were be been being am do does did has have had having will would can
@@ -36,13 +36,13 @@ FUNCTION_WORDS = _words("""
     when where if than very quite rather just simply really actually clearly mainly mostly still only
     even now again another each some any seems we see shows shown visible 's 're 've 'll 'd
 """)
-# A line each: what may stand in one place and says something else there, the words between commas the same.
+# In each line, words between two commas are synonyms; words of different groups contradict each other.
 CONTRARIES = tuple(
     tuple(_words(meaning) for meaning in line.split(","))
     for line in (
         "left leftward leftwards, right rightward rightwards, top upper up upward upwards,"
         " bottom lower down downward downwards, middle, centre center",
-        # What is new, and what was spoken of: "after a while", "after the man has left".
+        # Something new, or something mentioned before: "after a while", "after the man has left".
         "a an, the",
         "before earlier, after afterwards later then",
         "black, white, grey gray, red, orange, yellow, green, blue, purple violet, pink, brown, cyan",
@@ -69,43 +69,43 @@ _BYTES = {letter: code for code, letter in bytes_to_unicode().items()}
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _PUNCTUATION = frozenset(".,;:!?-–—()[]\"'…")
 _STOPS = tuple(".!?…。！？")
-_CLOSING = " \t)]}\"'”’»*_"  # may stand behind a full stop
+_CLOSING = " \t)]}\"'”’»*_"  # characters that may follow a full stop in its token
 
 
 @dataclass(frozen=True)
 class TokenSets:
-    """Sets of token ids that the rule treats in their own way."""
+    """Sets of token ids with a special role in the acceptance rule."""
 
-    ends: frozenset[int] = frozenset()  # end an answer
-    protected: frozenset[int] = frozenset()  # numerals, negations, what is no text: never accepted loosely
-    function: frozenset[int] = frozenset()  # function words and punctuation: fillers by nature
+    ends: frozenset[int] = frozenset()  # end tokens of an answer
+    protected: frozenset[int] = frozenset()  # numerals, negations, tokens without text: no loose acceptance
+    function: frozenset[int] = frozenset()  # function words and punctuation: always fillers
     meanings: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # line and meaning in CONTRARIES
-    stops: frozenset[int] = frozenset()  # end a sentence: a full stop or the like, a new line
+    stops: frozenset[int] = frozenset()  # end a sentence: a full stop, for example, or a new line
 
     def any_protected(self, *tokens: int) -> bool:
-        """Whether one of them may neither be accepted loosely nor replaced: an end, a numeral, a negation."""
-        # Not by their union: of a large vocabulary it takes longer to make than the rest of a verdict.
+        """Whether one of the tokens must be neither accepted loosely nor replaced: an end, a numeral, ..."""
+        # Building the union of the two sets would take longer than the rest of a verification.
         return any(token in self.ends or token in self.protected for token in tokens)
 
-    def are_contrary(self, one: int, other: int) -> bool:
-        """Whether two tokens say different things of one kind: places, order in time, colours, events.
+    def are_contrary(self, first: int, second: int) -> bool:
+        """Whether two tokens contradict each other: different places, orders in time, colours, events, ...
 
-        Synonyms are not, nor is a word that says nothing of the kind.
+        Synonyms do not, and neither do words of different lines.
         """
-        first, second = self.meanings.get(one), self.meanings.get(other)
-        return first is not None and second is not None and first[0] == second[0] and first != second
+        a, b = self.meanings.get(first), self.meanings.get(second)
+        return a is not None and b is not None and a[0] == b[0] and a != b
 
     def begins_sentence(self, before: Sequence[int]) -> bool:
-        """Whether what comes behind these tokens of an answer is the first of a further sentence."""
+        """Whether the token after these tokens of an answer is the first of another sentence."""
         return bool(before) and before[-1] in self.stops
 
 
 def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
-    """Sort a tokenizer's vocabulary, with and without a leading space, in any case.
+    """Sort a tokenizer's vocabulary. A leading space and upper case make no difference.
 
-    A number or negation that the tokenizer cuts in pieces is known by its first piece, unless that
-    is a single letter or a function word. Special tokens and pieces of a character's bytes are protected
-    too: one of them in another's place breaks the text.
+    If the tokenizer splits a numeral or a negation, its first piece is protected, unless that is a single
+    letter or a function word. Special tokens and parts of a character's bytes are protected too, because
+    replacing one of them breaks the text.
     """
     protected_words = NUMERALS | NEGATIONS
     protected = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -137,16 +137,16 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
 
 
 def _text(token: str, in_bytes: bool) -> str | None:
-    """What a token of the vocabulary reads; None for a part of a character's bytes.
+    """The text of a token in the vocabulary; None for a part of a character's bytes.
 
-    ``in_bytes``: the tokenizer writes every byte as a letter (GPT-2's way). The others write text,
-    ``▁`` for a space, and lone bytes as ``<0xE4>``.
+    ``in_bytes``: the tokenizer writes every byte as a letter, as GPT-2's does. Other tokenizers write text,
+    with ``▁`` for a space, and single bytes as ``<0xE4>``.
     """
     if not in_bytes:
-        torn = _BYTE.fullmatch(token) and int(token[3:5], 16) >= 0x80
-        return None if torn else token.replace("▁", " ")
+        partial = _BYTE.fullmatch(token) and int(token[3:5], 16) >= 0x80
+        return None if partial else token.replace("▁", " ")
     codes = [_BYTES.get(letter) for letter in token]
-    if None in codes:  # an added token stands as it is
+    if None in codes:  # an added token is written as plain text
         return token
     try:
         return bytes(code for code in codes if code is not None).decode()

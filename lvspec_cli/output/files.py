@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that replace only what lvspec wrote itself."""
+"""Atomic writes, and checks that only files written by lvspec are replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DRAFT = re.compile(r"\.lvspec-[0-9a-f]{12}\.tmp")
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
-    """The same failure in the user's terms."""
+    """The OutputError for an OSError, with a remedy."""
     if isinstance(error, FileNotFoundError):
         return OutputError(f"{path.parent}: there is no such folder", "make it first, or name another")
     full = error.errno in _NO_ROOM
@@ -29,17 +29,17 @@ def unwritable(path: Path, error: OSError) -> OutputError:
 
 
 def lacks_room(error: OutputError) -> bool:
-    """Whether the disk or a quota is full, so that the next file cannot be written either."""
+    """Whether the disk or the quota is full, so that further files cannot be written either."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM
 
 
-def real_place(path: Path, remedy: str) -> Path:
-    """Where a file of records lies or will lie, links followed: its two names share one lock.
+def real_path(path: Path, remedy: str) -> Path:
+    """The path of a file of records with links resolved, so that all of its names share one lock.
 
-    :raises OutputError: there is something else than a regular file, such as a folder or a pipe.
+    :raises OutputError: it exists and is not a regular file, but a folder or a pipe, for example.
     """
     try:
-        if path.exists() and not path.is_file():  # asked here: followed, a link to a pipe leads nowhere
+        if path.exists() and not path.is_file():  # checked before resolving: a link to a pipe has no path
             raise OutputError(f"{path}: not a regular file", remedy)
         return Path(os.path.realpath(path))
     except OSError as error:
@@ -48,18 +48,19 @@ def real_place(path: Path, remedy: str) -> Path:
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """A stream whose bytes take the place of ``path`` when the block ends well, and are dropped when not.
+    """A stream whose content replaces ``path`` when the block ends without an exception.
 
-    The old file's permissions stay. Whoever reads ``path`` meanwhile sees the old file or the new one.
+    The old file's permissions are kept. Readers of ``path`` see either the old file or the new one.
 
-    :param sync: wait until it outlasts a power cut. For many files one ``os.sync`` at the end is far quicker.
+    :param sync: wait until the file is safe against a power cut. For many files one ``os.sync`` at the end is
+        far faster.
     :raises OutputError: it cannot be written.
     """
     try:
-        with ExitStack() as held:
-            draft, stream = _draft_beside(path)
-            held.callback(draft.unlink, missing_ok=True)
-            held.enter_context(stream)
+        with ExitStack() as stack:
+            draft, stream = _draft_for(path)
+            stack.callback(draft.unlink, missing_ok=True)
+            stack.enter_context(stream)
             if path.exists():
                 file = stream.fileno() if os.chmod in os.supports_fd else draft
                 os.chmod(file, stat.S_IMODE(path.stat().st_mode))  # noqa: PTH101
@@ -69,32 +70,32 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
                 sync_open(stream.fileno())
             if not REPLACES_OPEN_FILES:
                 stream.close()
-            draft.replace(path)  # before it is closed: a draft that nobody holds is swept
+            draft.replace(path)  # before closing: another process may remove an unlocked draft
             if sync:
                 sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
 
 
-def _draft_beside(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file in the same folder, held as long as it is open."""
+def _draft_for(path: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file in the same folder, which is locked as long as it is open."""
     while True:
-        # The name does not grow with the file's own, which may be as long as the file system allows.
+        # The name does not contain the file's own, which may be as long as the file system allows.
         draft = path.with_name(f".lvspec-{secrets.token_hex(6)}.tmp")
         created = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         stream = os.fdopen(open_file(draft, created), "ab")
-        with suppress(OSError):  # a disk that cannot lock: there nothing is swept
-            lock_file(stream.fileno(), wait=True)  # for a sweep to have looked
+        with suppress(OSError):  # a disk without locks: there no drafts are removed
+            lock_file(stream.fileno(), wait=True)  # a concurrent ``sweep`` may have it locked
         if is_still(draft, stream.fileno()):
             return draft, stream
-        stream.close()  # swept before it was held
+        stream.close()  # removed before it was locked
 
 
 def sweep(folder: Path) -> None:
-    """Removes the drafts of ``replacing`` that killed processes left; one that is being written is held."""
+    """Removes temporary files that killed processes left in a folder. Those in use are locked, and stay."""
     with suppress(OSError), os.scandir(folder) as entries:
-        left = [Path(entry) for entry in entries if _DRAFT.fullmatch(entry.name)]
-        for draft in left:
+        drafts = [Path(entry) for entry in entries if _DRAFT.fullmatch(entry.name)]
+        for draft in drafts:
             with suppress(OSError):
                 _sweep_one(draft)
 
@@ -110,7 +111,7 @@ def _sweep_one(draft: Path) -> None:
 
 
 def is_still(path: Path, descriptor: int) -> bool:
-    """Whether the open file still has this name: it may have been removed, moved or replaced."""
+    """Whether ``path`` is still the open file, which may have been removed, moved or replaced."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except (FileNotFoundError, NotADirectoryError):
@@ -118,7 +119,7 @@ def is_still(path: Path, descriptor: int) -> bool:
 
 
 def check_still(path: Path, descriptor: int) -> None:
-    """:raises OutputError: what was written to the open file is not to be found under its name any more."""
+    """:raises OutputError: ``path`` is not the open file any more."""
     if is_still(path, descriptor):
         return
     if os.fstat(descriptor).st_nlink == 0:
@@ -133,11 +134,11 @@ def check_still(path: Path, descriptor: int) -> None:
 
 
 def _now_at(descriptor: int) -> str:
-    """Where the open file is now, on systems that tell."""
+    """The path of the open file now, for a message, if the system knows it."""
     with suppress(OSError):
-        place = str(Path(f"/proc/self/fd/{descriptor}").readlink())
-        if not place.endswith(" (deleted)"):  # a second name is left, and which is not told
-            return f": what it held is in {place}"
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if not path.endswith(" (deleted)"):  # deleted: another name exists, but it is unknown
+            return f": what it held is in {path}"
     return ", and what it held with it"
 
 
@@ -148,9 +149,9 @@ def check_replaceable(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the entries of a folder outlast a power cut, where the system can."""
+    """Makes a folder's entries safe against a power cut, if the system supports that."""
     if not REPLACES_OPEN_FILES:
-        return  # Windows opens no folder
+        return  # Windows cannot open folders
     descriptor = open_file(path, os.O_RDONLY)
     try:
         sync_open(descriptor)
@@ -159,13 +160,13 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_all() -> None:
-    """The same of every file on every disk, where the system can."""
+    """Makes all files on all disks safe against a power cut, if the system supports that."""
     if hasattr(os, "sync"):
         os.sync()
 
 
 def sync_open(descriptor: int) -> None:
-    """Makes what was written to an open file outlast a power cut, where the file system can."""
+    """Makes an open file's content safe against a power cut, if the file system supports that."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -173,37 +174,37 @@ def sync_open(descriptor: int) -> None:
             raise
 
 
-_HEAD: Final = 4096  # bytes in which a file has to say so
+_HEAD: Final = 4096  # bytes at the beginning of a file that are searched for its mark
 
 
 def check_ours(path: Path, mark: bytes, remedy: str) -> None:
-    """Passes where nothing of somebody else is lost: no file, an empty one, or one that is ours.
+    """Checks that ``path`` may be replaced: there is no file, or it is empty or written by lvspec.
 
-    :param mark: what files of the kind begin with, or have near their beginning.
-    :raises OutputError: it is another's, or cannot be read.
+    :param mark: bytes at or near the beginning of all files of this kind.
+    :raises OutputError: lvspec did not write the file, or it cannot be read.
     """
     try:
-        other = path.is_file() and not _may_go(path, mark)
+        is_foreign = path.is_file() and not _may_replace(path, mark)
     except OSError as error:
         raise unwritable(path, error) from error
-    if other:
+    if is_foreign:
         raise OutputError(f"{path} was not written by lvspec, and is left alone", remedy)
 
 
 def check_all_ours(folder: Path, marks: Mapping[str, bytes]) -> None:
-    """The same for the files that a command writes to one folder: asked before anything slow begins."""
+    """The same check for all files that a command will write to one folder."""
     for name, mark in marks.items():
         check_ours(folder / name, mark, "name another folder with --out, or move that file away")
 
 
-def says(path: Path, mark: bytes) -> bool:
-    """Whether it is a file with the mark."""
+def has_mark(path: Path, mark: bytes) -> bool:
+    """Whether ``path`` is a file with the mark."""
     return path.is_file() and mark in _head(path)
 
 
-def _may_go(path: Path, mark: bytes) -> bool:
+def _may_replace(path: Path, mark: bytes) -> bool:
     head = _head(path).strip(b"\0\n")
-    return mark in head or mark.startswith(head)  # empty, or torn in its first words
+    return mark in head or mark.startswith(head)  # the second: empty, or truncated within the mark
 
 
 def _head(path: Path) -> bytes:

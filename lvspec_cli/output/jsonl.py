@@ -1,6 +1,6 @@
-"""A file of records, one a line: it survives kill -9, power cuts and full disks, and resumes.
+"""A file of records, one a line, that survives kill -9, power cuts and full disks, and can be resumed.
 
-A row is written, flushed and synced before the next one begins, so that only the last line can be torn.
+Each row is written and synced before the next one, so that only the last line can be incomplete ("torn").
 """
 
 from __future__ import annotations
@@ -21,56 +21,56 @@ from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.output.files import (
     check_replaceable,
     check_still,
-    real_place,
+    real_path,
     replacing,
     sync_folder,
     sync_open,
     unwritable,
 )
-from lvspec_cli.output.lock import locked, open_held
+from lvspec_cli.output.lock import locked, open_locked
 from lvspec_cli.output.records import ODD, SCHEMA, Record, raw_name, read_record, to_line
 
 _HEAD: Final = f'{{"schema": "{SCHEMA}", "key": "'.encode()
-LONGEST: Final = 64 * 2**20  # bytes of a line; of a row a few thousand are usual
+LONGEST: Final = 64 * 2**20  # bytes of a line; usual rows have a few thousand
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What resuming needs to know of a row that is there."""
+class RowInfo:
+    """The part of an existing row that resuming needs."""
 
     status: str  # ok or error
     error_kind: str | None
     name: bytes  # of the file, raw
 
     @classmethod
-    def of(cls, record: Record) -> Kept:
+    def of(cls, record: Record) -> RowInfo:
         kind = record.error.kind if record.error else None
         return cls(record.status, kind, raw_name(record))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line as it stands in the file. ``record`` is None for a torn last line."""
+    """One line of the file. ``record`` is None for a torn last line."""
 
     number: int  # from 1
     start: int  # offset in bytes
-    raw: bytes  # with its line feed, where it has one
+    raw: bytes  # with its line feed, if it has one
     record: Record | None
 
 
 class NotARecordError(ValueError):
-    """A line that is neither a record nor the torn end of one; the message says which and why."""
+    """A line is neither a record nor the beginning of one; the message names the line and the reason."""
 
 
 def prevails(new: str, old: str) -> bool:
-    """Of two rows with one key, whether the later one counts, given the status of both: ok beats error."""
+    """Whether the later of two rows with the same key counts, by their status: ok wins over error."""
     return new == "ok" or old != "ok"
 
 
 def read_rows(stream: BinaryIO) -> Iterator[Row]:
-    """All rows in order, one in memory at a time; blank lines and a byte order mark are passed over.
+    """All rows in order, with one in memory at a time. Blank lines and a byte order mark are skipped.
 
-    :raises NotARecordError: as soon as a line is met that lvspec did not write.
+    :raises NotARecordError: at the first line that lvspec did not write.
     """
     start, earlier = 0, 0
     for number, raw in enumerate(iter(partial(stream.readline, LONGEST + 1), b""), start=1):
@@ -88,7 +88,7 @@ def read_rows(stream: BinaryIO) -> Iterator[Row]:
 
 
 def read_records(path: Path, warn: Callable[[str], None] = lambda message: None) -> Iterator[Record]:
-    """The records of a file that may still be growing. A torn last line is passed over, and ``warn`` told.
+    """The records of a file, which may be growing. ``warn`` is called for a torn last line, which is skipped.
 
     :raises NoInputError: there is no such file.
     :raises LvspecError: it cannot be read, or a line is not a record.
@@ -101,7 +101,7 @@ def read_records(path: Path, warn: Callable[[str], None] = lambda message: None)
 
 
 def rows_of(path: Path) -> Iterator[Row]:
-    """All rows of a file, the torn one too; raises as ``read_records`` does."""
+    """All rows of a file, including a torn last one; raises as ``read_records`` does."""
     try:
         with path.open("rb") as stream:
             yield from read_rows(stream)
@@ -114,44 +114,44 @@ def rows_of(path: Path) -> Iterator[Row]:
 
 
 class RecordFile:
-    """A file of records that this process alone appends to. Close it, or use it as a context manager.
+    """A file of records that only this process writes to. Close it, or use it as a context manager.
 
-    ``kept`` has one entry a key. Of two rows with one key the ok one counts, else the later.
+    ``existing`` has one entry for each key. Of two rows with the same key the ok one counts, else the later.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
-        self.kept: dict[str, Kept] = {}
-        self._descriptor = descriptor  # appends, wherever the end is
-        self._torn_at: int | None = None  # where a write began that has not ended well
-        self._held = ExitStack()
+        self.existing: dict[str, RowInfo] = {}
+        self._descriptor = descriptor  # opened for appending
+        self._torn_at: int | None = None  # offset of a write that has not succeeded
+        self._resources = ExitStack()
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Locks the file, makes it where there is none, mends its end and reads what it holds.
+        """Locks the file, creates it if necessary, repairs its end and reads its rows.
 
-        A torn last line is cut off. A whole one that only lacks its line feed gets it.
+        A torn last line is removed. A complete one that only lacks its line feed gets it.
 
         :raises OutputError: it is locked, is not a file of records (the cause names the line), cannot be
-            written, or its folder is not there.
+            written, or its folder does not exist.
         """
-        # A rewrite leaves a link in place.
-        path = real_place(path, "name a file, or send the records to stdout with --out -")
-        with ExitStack() as held, _explained(path):
-            held.enter_context(locked(path, and_itself=True))
-            file = cls(path, open_held(path))
-            held.callback(lambda: os.close(file._descriptor))
+        # Links are resolved, so that a rewrite does not replace a link.
+        path = real_path(path, "name a file, or send the records to stdout with --out -")
+        with ExitStack() as stack, _as_output_error(path):
+            stack.enter_context(locked(path, and_itself=True))
+            file = cls(path, open_locked(path))
+            stack.callback(lambda: os.close(file._descriptor))
             file._load()
             sync_folder(path.parent)
-            file._held = held.pop_all()
+            file._resources = stack.pop_all()
             return file
 
     def append(self, record: Record) -> None:
-        """Writes one row, which is on the disk when this returns.
+        """Writes one row, and returns when it is on the disk.
 
-        :raises OutputError: it could not be written; the rows before it stand. Or the file has gone.
+        :raises OutputError: it cannot be written (earlier rows are safe), or the file was removed or moved.
         """
-        with _explained(self.path):
+        with _as_output_error(self.path):
             check_still(self.path, self._descriptor)
             try:
                 self._cut()
@@ -162,38 +162,38 @@ class RecordFile:
                     self._cut()
                 raise
         self._torn_at = None
-        self._keep(record)
+        self._add(record)
 
     def remove(self, keys: Collection[str]) -> None:
-        """Takes out every row with one of these keys by one atomic rewrite; the others stay byte for byte.
+        """Removes the rows with these keys by one atomic rewrite. Other rows stay byte for byte.
 
-        :raises OutputError: it cannot be rewritten; the file is as it was.
+        :raises OutputError: it cannot be rewritten; the file is unchanged.
         """
-        gone = self.kept.keys() & set(keys)
-        if not gone:
+        removed = self.existing.keys() & set(keys)
+        if not removed:
             return
-        with _explained(self.path), ExitStack() as undo:
+        with _as_output_error(self.path), ExitStack() as undo:
             check_still(self.path, self._descriptor)
             check_replaceable(self.path)
             with replacing(self.path) as copy, self.path.open("rb") as stream:
                 for row in read_rows(stream):
-                    if row.record is not None and row.record.key not in gone:
+                    if row.record is not None and row.record.key not in removed:
                         copy.write(row.raw)
-                new = os.dup(copy.fileno())  # the copy is held, and stays so under its new name
+                new = os.dup(copy.fileno())  # the copy is locked, and the lock stays under its new name
                 undo.callback(os.close, new)
             undo.pop_all()
             old, self._descriptor = self._descriptor, new
         os.close(old)
-        for key in gone:
-            del self.kept[key]
+        for key in removed:
+            del self.existing[key]
 
     def check(self) -> None:
-        """:raises OutputError: the file was removed, moved or replaced, and the rows with it."""
-        with _explained(self.path):
+        """:raises OutputError: the file was removed, moved or replaced."""
+        with _as_output_error(self.path):
             check_still(self.path, self._descriptor)
 
     def close(self) -> None:
-        self._held.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -206,16 +206,16 @@ class RecordFile:
         with self.path.open("rb") as stream:
             for row in read_rows(stream):
                 if row.record is not None:
-                    self._keep(row.record)
+                    self._add(row.record)
                     last, end = row.raw, row.start + len(row.raw)
         if end < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, end)
         self._write(b"" if last.endswith(b"\n") else b"\n")
 
-    def _keep(self, record: Record) -> None:
-        old = self.kept.get(record.key)
+    def _add(self, record: Record) -> None:
+        old = self.existing.get(record.key)
         if old is None or prevails(record.status, old.status):
-            self.kept[record.key] = Kept.of(record)
+            self.existing[record.key] = RowInfo.of(record)
 
     def _write(self, data: bytes) -> None:
         while data:
@@ -229,7 +229,7 @@ class RecordFile:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except NotARecordError as error:
@@ -246,24 +246,26 @@ def _parsed(raw: bytes) -> Record | None:
 
 
 def _reason(raw: bytes) -> str:
-    """In a few words why the line is no record."""
+    """The reason why the line is not a record, in a few words."""
     if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return "UTF-16, not UTF-8"
     try:
         read_record(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        words = {"json_invalid": "not JSON", "model_type": "not an object", "missing": f"no {place}"}
-        said = f"{place} {first['msg']}" if first["type"] == ODD else f"{place}: {first['msg']}"
-        return words.get(first["type"], said)
+        field = ".".join(map(str, first["loc"]))
+        reasons = {"json_invalid": "not JSON", "model_type": "not an object", "missing": f"no {field}"}
+        reason = f"{field} {first['msg']}" if first["type"] == ODD else f"{field}: {first['msg']}"
+        return reasons.get(first["type"], reason)
     return ""
 
 
 def _is_torn(raw: bytes, earlier: int) -> bool:
-    """Whether the line is what an interrupted write leaves: a row's beginning, or NULs after a power cut.
+    """Whether the line is the result of an interrupted write: the beginning of a row, or NULs after a power
+    cut.
 
-    :param earlier: how many rows came before; after the first the file is known to be one of records.
+    :param earlier: the number of earlier rows; with at least one, it is certain that this is a file of
+        records.
     """
     unfinished = b"\0" in raw or not raw.endswith(b"\n")
     ours = earlier > 0 or _HEAD.startswith(raw.strip(b"\0\r\n")[: len(_HEAD)])
@@ -279,5 +281,5 @@ def _is_json(raw: bytes) -> bool:
 
 
 def _is_last(raw: bytes, stream: BinaryIO) -> bool:
-    """A line without its end is the last, even where the file has grown since it was read."""
+    """Whether the line is the last one. A line without a line feed was, even if the file has grown since."""
     return not raw.endswith(b"\n") or not stream.read(1)

@@ -1,4 +1,4 @@
-"""A lock on an output file that dies with the process that holds it, however that ends."""
+"""A lock on an output file. The system releases it when the process ends, in whatever way."""
 
 from __future__ import annotations
 
@@ -18,52 +18,53 @@ from lvspec_cli.system import is_of_another_user, lock_file, open_file
 
 @contextmanager
 def locked(path: Path, *, and_itself: bool = False) -> Iterator[None]:
-    """Holds ``path`` for this process alone, through a lock on ``<name>.lock`` beside it.
+    """Locks ``path`` for this process, by a lock on the file ``<name>.lock`` in the same folder.
 
-    A lock file that a killed process left is no obstacle: the system freed its lock. Its drafts are removed.
+    The lock file of a killed process does not matter, because the system released its lock. Temporary files
+    of killed processes are removed.
 
-    :param and_itself: the file is there or will be made, and the caller holds it, too, before it reads or
-        writes: then another user's lock file that cannot be opened is left alone, and that lock decides.
-    :raises OutputError: another process holds it (the cause says which), or it cannot be locked.
+    :param and_itself: the caller also locks ``path`` itself before it reads or writes. Then a lock file that
+        belongs to another user and cannot be opened is ignored.
+    :raises OutputError: another process has the lock (the cause names it), or it cannot be locked.
     """
-    beside = path.with_name(path.name + ".lock")
+    lock_path = path.with_name(path.name + ".lock")
     descriptor: int | None = None
     try:
-        descriptor = _held(beside, _open_lock, path, _holder)
+        descriptor = _open_and_lock(lock_path, _open_lock, path, _holder)
     except OSError as error:
-        if not (and_itself and isinstance(error, PermissionError) and _is_of_another(beside)):
-            raise unwritable(beside, error) from error
+        if not (and_itself and isinstance(error, PermissionError) and _is_of_another(lock_path)):
+            raise unwritable(lock_path, error) from error
     try:
         if descriptor is not None:
-            with suppress(OSError):  # a full disk, another's file: the lock holds without a name on it
+            with suppress(OSError):  # a full disk, or another user's file: the lock works without a name
                 _sign(descriptor)
         sweep(path.parent)
         yield
     finally:
         if descriptor is not None:
-            # Removed before it is freed: whoever opened the old file finds that it has gone, and tries again.
-            with suppress(OSError):  # in another's folder: it stays, and is no obstacle
-                beside.unlink()
+            # Removed before the lock is released: a process that opened it notices that, and tries again.
+            with suppress(OSError):  # not allowed in another user's folder: the file stays and does no harm
+                lock_path.unlink()
             os.close(descriptor)
 
 
-def open_held(path: Path) -> int:
-    """Opens a file to append to, makes it where there is none, and holds it itself for this process alone.
+def open_locked(path: Path) -> int:
+    """Opens a file for appending, creates it if necessary, and locks the file itself for this process.
 
-    That goes beyond ``locked`` where the file has a second name, or its lock file was removed.
+    This is safer than ``locked`` alone if the file has a second name, or if its lock file was removed.
 
     :raises OSError: it cannot be opened.
-    :raises OutputError: another process holds it, or it cannot be locked.
+    :raises OutputError: another process has the lock, or it cannot be locked.
     """
-    return _held(path, _open_output, path, _other)
+    return _open_and_lock(path, _open_output, path, _unknown_holder)
 
 
 @contextmanager
-def present_held(path: Path) -> Iterator[None]:
-    """Holds a file that is there, and is to be replaced, for this process alone; raises as ``open_held``."""
+def locked_existing(path: Path) -> Iterator[None]:
+    """Locks an existing file that will be replaced; raises as ``open_locked``."""
     check_replaceable(path)
     try:
-        descriptor = _held(path, _open_present, path, _other)
+        descriptor = _open_and_lock(path, _open_existing, path, _unknown_holder)
     except OSError as error:
         raise unwritable(path, error) from error
     try:
@@ -72,12 +73,14 @@ def present_held(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _other(descriptor: int) -> str:
+def _unknown_holder(descriptor: int) -> str:
     return "another process, maybe under another name"
 
 
-def _held(file: Path, opening: Callable[[Path], int], path: Path, holder: Callable[[int], str]) -> int:
-    """``file``, opened and locked, for the sake of ``path``."""
+def _open_and_lock(
+    file: Path, opening: Callable[[Path], int], path: Path, holder: Callable[[int], str]
+) -> int:
+    """Opens and locks ``file``. Messages name ``path``, and the process that ``holder`` describes."""
     while True:
         descriptor = opening(file)
         try:
@@ -85,10 +88,10 @@ def _held(file: Path, opening: Callable[[Path], int], path: Path, holder: Callab
             if is_still(file, descriptor):
                 return descriptor
         except BlockingIOError:
-            said = holder(descriptor)
+            writer = holder(descriptor)
             os.close(descriptor)
             raise OutputError(
-                f"{path} is being written by {said}", "wait for its end, or name another file"
+                f"{path} is being written by {writer}", "wait for its end, or name another file"
             ) from None
         except OSError as error:
             os.close(descriptor)
@@ -102,28 +105,28 @@ def _open_output(path: Path) -> int:
     return open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
-def _open_present(path: Path) -> int:
-    """To lock it is enough to be allowed to read it, though not on every network's disk."""
+def _open_existing(path: Path) -> int:
+    """Opens a file for locking. Read permission is enough, except on some network file systems."""
     with suppress(PermissionError):
         return open_file(path, os.O_WRONLY)
     return open_file(path, os.O_RDONLY)
 
 
-def _open_lock(beside: Path) -> int:
+def _open_lock(lock_path: Path) -> int:
     try:
-        return open_file(beside, os.O_RDWR | os.O_CREAT, "O_NOFOLLOW")
+        return open_file(lock_path, os.O_RDWR | os.O_CREAT, "O_NOFOLLOW")
     except PermissionError:
-        with suppress(OSError):  # left by another user: what can be read can be locked
-            return open_file(beside, os.O_RDONLY, "O_NOFOLLOW")
+        with suppress(OSError):  # another user's file can be locked if it can be read
+            return open_file(lock_path, os.O_RDONLY, "O_NOFOLLOW")
         raise
 
 
-def _is_of_another(beside: Path) -> bool:
+def _is_of_another(lock_path: Path) -> bool:
     try:
-        found = beside.lstat()
+        status = lock_path.lstat()
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and is_of_another_user(found)
+    return stat.S_ISREG(status.st_mode) and is_of_another_user(status)
 
 
 def _sign(descriptor: int) -> None:
@@ -138,4 +141,4 @@ def _holder(descriptor: int) -> str:
         holder = json.loads(os.read(descriptor, 4096))
         return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
     except (ValueError, TypeError, KeyError):
-        return "another process"  # which has not signed yet
+        return "another process"  # it has not written its name yet

@@ -1,4 +1,4 @@
-"""Several files of records made one, without doubles."""
+"""Merges several files of records into one, without duplicates."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lvspec_cli.errors import LvspecError, OutputError
-from lvspec_cli.output.files import real_place, replacing
+from lvspec_cli.output.files import real_path, replacing
 from lvspec_cli.output.jsonl import prevails, rows_of
-from lvspec_cli.output.lock import locked, present_held
+from lvspec_cli.output.lock import locked, locked_existing
 from lvspec_cli.output.records import raw_name
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one of the files gave."""
+    """Counts of one of the merged files."""
 
     path: Path
     rows: int
-    doubles: int  # rows that gave way to one with the same key
-    errors: int  # rows taken that are failures
+    doubles: int  # rows that were replaced by one with the same key
+    errors: int  # used rows that are failures
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,21 @@ def merge_records(
 ) -> Merged:
     """Writes the rows of all shards to ``out``, in their order.
 
-    Of several rows with one key an ok one is taken before an error, then the later one.
-    Rows are copied byte for byte. A torn last line is left out, and ``warn`` told.
+    Of several rows with the same key, ok wins over error, and then the later row wins. Rows are copied byte
+    for byte. A truncated last line is left out, and ``warn`` is called with a message.
 
-    :raises OutputError: ``out`` is there already (unless ``force``), is locked, is no regular file, or
-        cannot be written.
-    :raises NoInputError: a shard is not there.
+    :raises OutputError: ``out`` exists (unless ``force``), is locked, is not a regular file, or cannot be
+        written.
+    :raises NoInputError: a shard is missing.
     :raises LvspecError: a shard is not a file of records.
     """
-    out = real_place(out, "name a file")
-    there = out.exists()
-    with locked(out, and_itself=there and force), ExitStack() as held:
-        if there or out.exists():
+    out = real_path(out, "name a file")
+    exists = out.exists()
+    with locked(out, and_itself=exists and force), ExitStack() as locks:
+        if exists or out.exists():
             if not force:
                 raise OutputError(f"{out} is there already", "name another file, or replace it with --force")
-            held.enter_context(present_held(out))
+            locks.enter_context(locked_existing(out))
         winners, names = _choose(shards, warn)
         with replacing(out) as stream:
             counts = tuple(_copy(index, path, winners, stream) for index, path in enumerate(shards))
@@ -73,22 +73,22 @@ def merge_records(
 
 
 def _copy(index: int, path: Path, winners: Mapping[str, _Winner], stream: BinaryIO) -> Shard:
-    rows, taken, errors = 0, 0, 0
+    rows, used, errors = 0, 0, 0
     for row in rows_of(path):
         if row.record is None:
             continue
         rows += 1
         if winners.get(row.record.key) == _Winner(index, row.number, row.record.status):
-            taken += 1
+            used += 1
             errors += row.record.status == "error"
             stream.write(row.raw.rstrip(b"\r\n") + b"\n")
-    return Shard(path, rows, rows - taken, errors)
+    return Shard(path, rows, rows - used, errors)
 
 
 def _choose(
     shards: Sequence[Path], warn: Callable[[str], None]
 ) -> tuple[dict[str, _Winner], frozenset[bytes]]:
-    """Which row of each key is taken, and the names of all files."""
+    """The row that is used for each key, and the names of all files."""
     winners: dict[str, _Winner] = {}
     names = set()
     for index, path in enumerate(shards):

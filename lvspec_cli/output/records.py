@@ -1,4 +1,4 @@
-"""Records: one JSON object an answer, the same for every command (docs/design.md, "Records")."""
+"""Records: one JSON object for each answer, the same in every command (docs/design.md, "Records")."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "lvspec.record.1"
 SAMPLE_BYTES = 64 * 1024
-ODD: Final = "odd"  # the type of the errors of values that no record has
+ODD: Final = "odd"  # error type of impossible values
 
 
 class _Part(BaseModel):
@@ -55,18 +55,18 @@ def _time(value: float) -> float:
 
 
 def _count(value: int) -> int:
-    if not 0 <= value < 2**63:  # as tables hold it
+    if not 0 <= value < 2**63:  # the range of int64 in tables
         raise PydanticCustomError(ODD, "is not a count")
     return value
 
 
-Moment = Annotated[float, AfterValidator(_moment)]  # seconds of a clock that may have begun later
-Time = Annotated[float, AfterValidator(_time)]  # seconds from a beginning
+Moment = Annotated[float, AfterValidator(_moment)]  # seconds of a clock, may be negative
+Time = Annotated[float, AfterValidator(_time)]  # seconds from the clock's beginning
 Count = Annotated[int, AfterValidator(_count)]
 
 
 class Segment(_Part):
-    """Seconds of the file's clock; ``end`` is null where the end of the video is meant."""
+    """Seconds of the file's clock. ``end`` null means the end of the video."""
 
     start: Time
     end: Time | None
@@ -78,7 +78,7 @@ class Failure(_Part):
 
 
 class Requested(_Part):
-    """What was asked of the video."""
+    """The requested sampling of the video."""
 
     frames: int | None
     fps: float | None
@@ -88,11 +88,11 @@ class Requested(_Part):
 
 
 class Sampling(_Part):
-    """What was asked of the video and what was taken. Sizes in pixels, times in seconds."""
+    """The requested and the actual sampling of the video. Sizes in pixels, times in seconds."""
 
     requested: Requested
     duration: Moment | None = None  # of the file's clock, to the end of the last frame
-    begins: Moment | None = None  # when the picture begins: the sound may begin earlier
+    begins: Moment | None = None  # start of the picture; the sound may start earlier
     frames_expected: Count | None = None
     decoded: Count | None = None
     timestamps: tuple[Moment, ...] | None = None
@@ -123,17 +123,17 @@ class Stats(_Part):
 
 
 class Audit(_Part):
-    """The same answer in mode ar, and what the record's own text keeps of it (``lvspec caption --audit``).
+    """The same answer in mode ar, and its comparison with the record's text (``lvspec caption --audit``).
 
-    Log probabilities are the target's own, in nats a token; repetition is a share of 4-grams of words.
+    Log probabilities are those of the target, in nats a token. Repetition is a share of 4-grams of words.
     """
 
     text: str
     finish_reason: FinishReason
     output_tokens: int
-    prefill_s: float  # of the prompt alone: the video was encoded before
+    prefill_s: float  # of the prompt only: the video was encoded before
     decode_s: float
-    speedup: float | None  # ar's seconds a token / the record's, decoding only
+    speedup: float | None  # ar's seconds a token / the record's seconds a token, decoding only
     identical: bool
     chrf: float  # 0 to 100, to ar's text
     rouge_l: float  # 0 to 100, to ar's text
@@ -149,7 +149,7 @@ def _coded(name: str) -> str:
 
 
 class Record(_Part):
-    """One line of output. Absent facts are null."""
+    """One line of output. Unknown values are null."""
 
     schema_: Literal["lvspec.record.1"] = Field(default=SCHEMA, alias="schema")
     key: str
@@ -172,27 +172,27 @@ class Record(_Part):
     lossless: bool
     sampling: Sampling
     stats: Stats | None
-    audit: Audit | Failure | None = None  # Failure: there was no answer in mode ar to compare with
+    audit: Audit | Failure | None = None  # Failure: the answer in mode ar failed
     version: str = __version__
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
 def read_record(raw: bytes) -> Record:
-    """The record of one line; fields that this version does not know are passed over.
+    """The record of one line. Fields that this version does not know are ignored.
 
-    :raises ValidationError: it is none.
+    :raises ValidationError: the line is not a record.
     """
     return Record.model_validate_json(raw, extra="ignore")
 
 
 def to_line(record: Record) -> str:
-    """One line of JSON without a line break. What could act on a terminal is written as \\uXXXX."""
+    """The record as JSON without a line break. Characters that could control a terminal become \\uXXXX."""
     text = json.dumps(record.model_dump(mode="json", by_alias=True), ensure_ascii=False, allow_nan=False)
     return _ACTIVE.sub(_escape, text)
 
 
-# JSON itself escapes C0: these are DEL, C1, line separators, marks that turn the direction of text, and
-# lone surrogates (bytes of a file name in a message), which UTF-8 does not have.
+# JSON itself escapes C0. These are DEL, C1, line separators, marks for the direction of text, and lone
+# surrogates (bytes of a file name in a message), which UTF-8 cannot encode.
 _ACTIVE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
@@ -205,39 +205,39 @@ def _escape(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """What tells one file from another without reading all of it. ``sample`` is a digest in hex."""
+    """Distinguishes files without reading all of their content. ``sample`` is a digest in hex."""
 
-    name: bytes  # path relative to the input folder, as the file system has it
+    name: bytes  # path relative to the input folder, as raw bytes
     size: int  # bytes
     sample: str
 
 
 def identify(path: Path, name: bytes) -> FileIdentity:
-    """Size, and a digest of the file's beginning, middle and end.
+    """The file's size, and a digest of its beginning, middle and end.
 
     :raises OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         digest = hashlib.sha256()
-        for place in sorted({0, max(0, size // 2), max(0, size - SAMPLE_BYTES)}):
-            stream.seek(place)
+        for offset in sorted({0, max(0, size // 2), max(0, size - SAMPLE_BYTES)}):
+            stream.seek(offset)
             digest.update(stream.read(SAMPLE_BYTES))
     return FileIdentity(name, size, digest.hexdigest())
 
 
 def key_of(identity: FileIdentity, facts: Mapping[str, Any]) -> str:
-    """A hash of the file's identity and of all that decides the answer, 32 hexadecimal digits.
+    """A hash of the file's identity and of everything that decides the answer: 32 hexadecimal digits.
 
-    :param facts: segment, prompt, pair, revisions, sampling, mode and settings, as JSON can hold them.
+    :param facts: segment, prompt, pair, revisions, sampling, mode and settings, as JSON values.
     """
-    whole = {"name": identity.name.hex(), "size": identity.size, "sample": identity.sample, "facts": facts}
-    text = json.dumps(whole, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    content = {"name": identity.name.hex(), "size": identity.size, "sample": identity.sample, "facts": facts}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def encode_name(name: bytes) -> tuple[str, str | None]:
-    """``file_name`` and ``file_name_b64``: the second only where the name is not UTF-8."""
+    """``file_name`` and ``file_name_b64``. The second is None if the name is UTF-8."""
     try:
         return name.decode("utf-8"), None
     except UnicodeDecodeError:
@@ -245,20 +245,20 @@ def encode_name(name: bytes) -> tuple[str, str | None]:
 
 
 def raw_name(record: Record) -> bytes:
-    """The file's name as the file system has it."""
+    """The file's name as raw bytes."""
     if record.file_name_b64 is not None:
         return base64.b64decode(record.file_name_b64)
     return record.file_name.encode()
 
 
 def renamed(record: Record, name: bytes) -> Record:
-    """The same record, of a file that is now called ``name``."""
+    """The same record with another name of its file."""
     file_name, coded = encode_name(name)
     return record.model_copy(update={"file_name": file_name, "file_name_b64": coded})
 
 
 def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
-    """Settings as JSON can hold them; the mode stands in the record itself."""
+    """Settings as JSON values, without the mode, which is a field of the record itself."""
     fields = _SETTINGS.dump_python(settings, mode="json")
     if settings.mode is not Mode.LVSPEC:
         del fields["rule"]
@@ -296,7 +296,7 @@ def stats_fields(stats: DecodeStats, decode_video_seconds: float) -> Stats:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was taken from the video, and whether the target computed in float32."""
+    """The clip that was sampled, and whether the target computes in float32."""
 
     clip: Clip
     visual_tokens: int
@@ -313,7 +313,7 @@ def answered_record(
     generation: Generation,
     text: str,
 ) -> Record:
-    """The record of an answer; an interrupted one is an error that keeps its text."""
+    """The record of an answer. An interrupted answer is an error that keeps its text."""
     clip = facts.clip
     interrupted = generation.finish_reason is FinishReason.INTERRUPTED
     return Record(
@@ -343,7 +343,7 @@ def answered_record(
 def failed_record(
     plan: LoadPlan, request: AskRequest, identity: FileIdentity, number: int, error: LvspecError
 ) -> Record:
-    """The record of a video that could not be read or answered about."""
+    """The record of a failure: the video could not be read, or there is no answer."""
     return Record(
         **_common(plan, request, identity, number),
         status="error",
@@ -394,7 +394,8 @@ def _common(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number:
 
 
 def _readable_id(request: AskRequest, file_name: str, number: int) -> str:
-    """The given id or the file's name, then the segment and the question's number where there are such."""
+    """The given id or the file's name, then the segment if there is one, then the number if there are
+    several questions."""
     video = request.video
     times = ["" if time is None else f"{time:g}" for time in (video.start, video.end)]
     segment = f"@{times[0] or 0}-{times[1]}" if any(times) else ""
@@ -413,10 +414,10 @@ def _requested(request: AskRequest) -> Requested:
 
 
 def _decisive(requested: Requested) -> dict[str, Any]:
-    """What the key knows of it: records that are older than the choice of a background keep theirs."""
+    """The part for the key, without a default background, so that keys of older records stay valid."""
     return requested.model_dump(mode="json", exclude=None if requested.background else {"background"})
 
 
 def _revision(source: Source) -> str | None:
-    """What tells one state of the weights from another: the bundled ones change with the package."""
+    """The version of the weights. That of bundled weights is the version of the package."""
     return __version__ if source.bundled else source.revision

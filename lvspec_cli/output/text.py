@@ -1,4 +1,4 @@
-"""Text that grows token by token, without a character ever torn."""
+"""Decodes text token by token, without incomplete characters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class TextStream:
-    """Turns tokens into pieces of text as they come; the pieces and the tail make up ``text``.
+    """Turns tokens into pieces of text as they arrive. All pieces and the tail together are ``text``.
 
-    A token that ends in the middle of a character gives an empty piece; the token that completes
-    the character gives all of it.
+    A token that ends in the middle of a character gives no piece. The token that completes the character
+    gives the whole character.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -27,7 +27,7 @@ class TextStream:
         self._shown = 0
 
     def feed(self, tokens: Sequence[int], kinds: Sequence[TokenKind]) -> tuple[Piece, ...]:
-        """The text that these tokens complete, one piece a token that completes any."""
+        """The new text: one piece for each token that completes some."""
         pieces = []
         for token, kind in zip(tokens, kinds, strict=True):
             self._tokens.append(token)
@@ -38,10 +38,10 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """All of it, as the tokenizer decodes it at once."""
+        """The whole text, decoded at once."""
         return self._tokenizer.decode(self._tokens, skip_special_tokens=True)
 
     @property
     def tail(self) -> str:
-        """What ``feed`` has held back."""
+        """Text that ``feed`` has not returned yet."""
         return self.text[self._shown :]

@@ -1,4 +1,4 @@
-"""The round trace: one JSON object a round, with why each of the draft's tokens was kept or not."""
+"""The trace of rounds: one JSON object a round, with the reason why each draft token was accepted or not."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from lvspec_cli.types import Round, TokenKind
 
-MARK: Final = b'{"question": 1, "round": '  # what a trace begins with
+MARK: Final = b'{"question": 1, "round": '  # first bytes of a trace
 
 
 def trace_row(question: int, number: int, done: Round, word: Callable[[int], str]) -> dict[str, Any]:
-    """One round. ``question`` counts from 1, ``number`` from 0 (the token that prefill gives).
+    """The row of one round. ``question`` counts from 1, ``number`` from 0 (the token from prefill).
 
     :param word: the text of one token.
     """
@@ -35,11 +35,12 @@ def trace_row(question: int, number: int, done: Round, word: Callable[[int], str
 
 
 def verdicts(done: Round) -> list[str]:
-    """One a drafted token: why it was kept, ``rejected`` for the one the target replaced, else ``unread``."""
-    kept = [kind.value for kind in done.kinds if kind is not TokenKind.TARGET][: len(done.drafted)]
-    after = len(done.drafted) - len(kept)
+    """One for each drafted token: its kind if it was accepted, ``rejected`` if the target replaced it, and
+    ``unread`` for tokens after that."""
+    accepted = [kind.value for kind in done.kinds if kind is not TokenKind.TARGET][: len(done.drafted)]
+    after = len(done.drafted) - len(accepted)
     rejected = ["rejected"] if after and done.kinds[-1:] == (TokenKind.TARGET,) else []
-    return kept + rejected + ["unread"] * (after - len(rejected))
+    return accepted + rejected + ["unread"] * (after - len(rejected))
 
 
 def trace_line(row: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""A model's files on this machine: where they are, whether all are there and whole, how large each tensor is.
+"""A model's files on this machine: their folder, whether they are complete, and the size of each tensor.
 
-Nothing is downloaded. For models that are not here, the package brings the configs of the pairs that it
-names.
+Nothing is downloaded. For models that are not on this machine the package contains the configs of the
+shipped pairs.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.pairs.registry import Source
 from lvspec_cli.text_file import LISTS, MIB, read_file, read_own
 
-Place = Literal["bundled", "folder", "cached", "not here"]
+Location = Literal["bundled", "folder", "cached", "not here"]
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-# What is taken of a repository: no pickles, no code, nothing in its folders.
-TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
-_JSON = 64 * MIB  # the most of a config or an index
-LEFT = ("*/*", "consolidated*")
-CONFIGS = Path(__file__).parent / "configs"  # of hub repositories that the package names
+# Files that are downloaded from a repository: no pickles, no code, nothing in its subfolders.
+ALLOWED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
+IGNORED_FILES = ("*/*", "consolidated*")
+_JSON = 64 * MIB  # largest config or index that is read
+CONFIGS = Path(__file__).parent / "configs"  # of the shipped pairs' hub repositories
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is known of one model's files. ``size`` in bytes; None where nothing is here."""
+    """The files of one model on this machine. ``size`` in bytes; None if the files are not here."""
 
-    place: Place
+    place: Location
     folder: Path | None
     size: int | None = None
     parameters: int | None = None
 
 
 def locate(source: Source) -> Stored:
-    """Looks in the package, the folder, or the hub's local cache."""
+    """Looks for a model in the package, in the named folder, or in the hub's local cache."""
     folder = source.path or _cached(source)
     if folder is None or missing_files(folder):
         return Stored("not here", None)
     files = sorted(folder.glob("*.safetensors"))
-    place: Place = "bundled" if source.bundled else "folder" if source.folder else "cached"
+    location: Location = "bundled" if source.bundled else "folder" if source.folder else "cached"
     return Stored(
-        place,
+        location,
         folder,
         sum(file.stat().st_size for file in files),
         sum(count_parameters(file) for file in files),
@@ -56,9 +56,10 @@ def locate(source: Source) -> Stored:
 
 
 def require(source: Source, pair: str | None = None) -> Path:
-    """The folder that holds the model; ``pair`` as the remedy is to name it.
+    """The folder with the model's files.
 
-    :raises PairError: not all of it is here; the remedy says how to get it.
+    :param pair: the pair's name, for the remedy.
+    :raises PairError: files are missing; the remedy says how to get them.
     """
     folder = source.path or _cached(source)
     missing = missing_files(folder) if folder else []
@@ -81,15 +82,15 @@ def require(source: Source, pair: str | None = None) -> Path:
 
 
 def pinned(source: Source, folder: Path) -> Source:
-    """The source with the revision that ``folder`` holds: a snapshot of the hub is named by its commit."""
+    """The source with the revision in ``folder``: the hub's cache names a snapshot's folder by its commit."""
     return source.model_copy(update={"revision": folder.name}) if source.repo else source
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Which of the files that loading needs are not in the folder.
+    """The files that loading needs and that are not in the folder.
 
-    An index may name no pickles, and nothing outside. It is the names that are looked at: in the hub's cache
-    files are links to elsewhere.
+    An index must not name pickles or files outside the folder. Only names are checked, because files in the
+    hub's cache are links to another folder.
     """
     missing = [name for name in ("config.json",) if not (folder / name).is_file()]
     try:
@@ -106,7 +107,7 @@ def missing_files(folder: Path) -> list[str]:
 def shards_of(index: Mapping[str, Any]) -> set[str]:
     """The files that an index names.
 
-    :raises PairError: it is no index.
+    :raises PairError: it is not an index.
     """
     weights = index.get("weight_map")
     names = list(weights.values()) if isinstance(weights, dict) else []
@@ -118,20 +119,20 @@ def shards_of(index: Mapping[str, Any]) -> set[str]:
 def read_object(file: Path) -> dict[str, Any]:
     """The object in one of a model's JSON files.
 
-    :raises PairError: there is none, and which file it is.
+    :raises PairError: the file cannot be read, or holds no object; the cause names the file.
     """
     try:
-        found = json.loads(read_file(file, _JSON))
+        content = json.loads(read_file(file, _JSON))
     except (OSError, ValueError, RecursionError, UsageError) as error:
         cause = " ".join(str(error).split())
         raise PairError(f"{file} is broken or cut short: {cause}", "download or copy it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise PairError(f"{file} is broken or cut short: no object", "download or copy it again")
-    return found
+    return content
 
 
 def count_parameters(file: Path) -> int:
-    """Elements of all tensors of a safetensors file, from its header alone (0 where that is broken)."""
+    """Number of elements of all tensors in a safetensors file, by its header (0 if the header is broken)."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -143,25 +144,25 @@ def count_parameters(file: Path) -> int:
 
 
 def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:
-    """The folder of a repository's commit in the hub's local cache; None where there is none."""
+    """The folder of a repository's commit in the hub's local cache, or None."""
     from huggingface_hub import constants
 
     if not (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}").is_dir():
-        return None  # without what the rest imports
+        return None  # before the slow import
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(
+        snapshot = snapshot_download(
             repo,
             revision=revision,
             local_files_only=True,
-            allow_patterns=list(TAKEN),
-            ignore_patterns=list(LEFT),
+            allow_patterns=list(ALLOWED_FILES),
+            ignore_patterns=list(IGNORED_FILES),
         )
     except (LocalEntryNotFoundError, FileNotFoundError, ValueError):
         return None
-    return Path(found)
+    return Path(snapshot)
 
 
 def _cached(source: Source) -> Path | None:
@@ -169,9 +170,9 @@ def _cached(source: Source) -> Path | None:
 
 
 def folder_of(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a local model, or of a hub id's snapshot in the local cache: the network is not asked.
+    """The folder of a local model, or of a hub id's snapshot in the local cache. The network is not used.
 
-    :raises PairError: it is not there, or not all of it.
+    :raises PairError: the folder or some of its files are missing.
     """
     path, text = Path(source), str(source)
     if not path.is_dir():
@@ -180,26 +181,26 @@ def folder_of(source: str | Path, revision: str | None = None) -> Path:
             raise PairError(
                 f"{source} is not a folder", "name a saved model's folder or a hub id, owner/name"
             )
-        found = cached_snapshot(text, revision)
-        if found is None:
-            raise PairError(f"{text} is not in the local cache", _again(text))
-        path = found
+        snapshot = cached_snapshot(text, revision)
+        if snapshot is None:
+            raise PairError(f"{text} is not in the local cache", _download_remedy(text))
+        path = snapshot
     if missing := missing_files(path):
-        remedy = "name the folder of a saved model" if path == Path(source) else _again(text)
+        remedy = "name the folder of a saved model" if path == Path(source) else _download_remedy(text)
         raise PairError(f"{source} holds no {missing[0]}", remedy)
     return path
 
 
 def tensor_sizes(folder: Path, name: str) -> dict[str, int]:
-    """Bytes of every tensor in a folder's safetensors files, from their headers.
+    """Bytes of every tensor in a folder's safetensors files, by their headers.
 
-    :raises PairError: a file is cut short or is no safetensors file; it is named.
+    :raises PairError: a file is truncated or is not a safetensors file; the cause names it.
     """
     sizes: dict[str, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "np"):
-                pass  # it compares what the header promises with the file's length
+                pass  # opening compares the header with the file's length
             sizes |= _sizes_of(file)
         except (
             SafetensorError,
@@ -211,12 +212,12 @@ def tensor_sizes(folder: Path, name: str) -> dict[str, int]:
             RecursionError,
         ) as error:
             cause = " ".join(str(error).split())
-            raise PairError(f"{file} is broken or cut short: {cause}", _again(name)) from error
+            raise PairError(f"{file} is broken or cut short: {cause}", _download_remedy(name)) from error
     return sizes
 
 
 def broken_file(folder: Path) -> Path | None:
-    """The first of a folder's JSON files that is no JSON: for an error's message."""
+    """The first of a folder's JSON files that cannot be read, for an error's message."""
     for file in sorted(folder.glob("*.json")):
         try:
             json.loads(read_own(file, LISTS))
@@ -232,23 +233,23 @@ def _sizes_of(file: Path) -> Mapping[str, int]:
     return {name: end - begin for name, (begin, end) in tensors.items()}
 
 
-def _again(name: str) -> str:
-    """How a file that is missing or broken is had."""
+def _download_remedy(name: str) -> str:
+    """The remedy for a file that is missing or broken."""
     if Path(name).is_dir():
         return "copy or download the folder again"
     return f"download it with: hf download {name}"
 
 
 def known_config(repo: str) -> Path | None:
-    """The config that the package brings of a hub's repository, for sizes before it is downloaded."""
+    """The config that the package contains for a hub repository: its size is known before the download."""
     path = CONFIGS / f"{repo.replace('/', '--')}.json"
     return path if path.is_file() else None
 
 
 def config_path(source: Source, folder: Path | None) -> Path:
-    """The model's own config where it is on this machine, else the one that the package brings.
+    """The model's own config if it is on this machine, else the one in the package.
 
-    :raises PairError: there is neither.
+    :raises PairError: neither exists.
     """
     known = known_config(source.repo) if source.repo else None
     for path in (folder / "config.json" if folder else None, known):

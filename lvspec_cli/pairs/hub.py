@@ -1,4 +1,4 @@
-"""What is asked of the model hub: what there is to download, and the download, which can be gone on with."""
+"""Access to the model hub: which files are still to be downloaded, the resumable download, and hashes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.pairs.files import LEFT, TAKEN
+from lvspec_cli.pairs.files import ALLOWED_FILES, IGNORED_FILES
 from lvspec_cli.pairs.registry import Source
 from lvspec_cli.table import gigabytes
 
-Progress = Callable[[int, int], None]  # bytes done, of how many
-Bar = Callable[[Progress], type[Any]]  # makes the class that the hub's client takes for its progress bars
+Progress = Callable[[int, int], None]  # bytes done, bytes in total
+Bar = Callable[[Progress], type[Any]]  # makes a class for the progress bars of the hub's client
 
 
 @dataclass(frozen=True)
 class Missing:
-    """What of a repository is still to be downloaded."""
+    """The files of a repository that are still to be downloaded."""
 
     source: Source
     files: tuple[str, ...]
@@ -28,26 +28,28 @@ class Missing:
 
 
 def missing_of(source: Source, bar: Bar) -> Missing:
-    """Asks the hub what a repository holds, and the cache what of it is here.
+    """Compares a repository on the hub with the local cache.
 
-    :raises PairError: the hub cannot be reached, or does not give it; or it holds no safetensors.
+    :raises PairError: the hub cannot be reached or denies access, or the repository has no safetensors.
     """
     from huggingface_hub import snapshot_download
 
-    with _explained(source):
-        found = snapshot_download(**_asked(source), dry_run=True, tqdm_class=bar(lambda *_: None))
-    if not any(file.filename.endswith(".safetensors") for file in found):
+    with _as_pair_error(source):
+        files = snapshot_download(**_arguments(source), dry_run=True, tqdm_class=bar(lambda *_: None))
+    if not any(file.filename.endswith(".safetensors") for file in files):
         raise PairError(
             f"{source.repo} holds no safetensors, and nothing else is loaded", "choose another repository"
         )
-    missing = [file for file in found if file.will_download]
+    missing = [file for file in files if file.will_download]
     return Missing(
         source, tuple(file.filename for file in missing), sum(file.file_size or 0 for file in missing)
     )
 
 
 def check_room(missing: list[Missing]) -> None:
-    """PairError where the cache's disk has not room for all of it."""
+    """
+    :raises PairError: the cache's disk has too little free space for all of it.
+    """
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
@@ -55,66 +57,67 @@ def check_room(missing: list[Missing]) -> None:
         raise PairError("this user has no home folder to download to", "set HF_HOME to a folder of your own")
     while not folder.is_dir():
         folder = folder.parent
-    wanted, free = sum(each.size for each in missing), shutil.disk_usage(folder).free
-    if wanted > free:
+    needed, free = sum(model.size for model in missing), shutil.disk_usage(folder).free
+    if needed > free:
         raise PairError(
-            f"{gigabytes(wanted)} are to be downloaded, and {folder} has {gigabytes(free)} free",
+            f"{gigabytes(needed)} are to be downloaded, and {folder} has {gigabytes(free)} free",
             "make room, or set HF_HOME to a folder on another disk",
         )
 
 
 def fetch(missing: Missing, bar: Bar, progress: Progress) -> Path:
-    """Downloads what is missing into the hub's cache. Whole files stay, whenever it is stopped.
+    """Downloads the missing files into the hub's cache. If it is interrupted, complete files stay.
 
-    :raises PairError: the hub stops giving it.
+    :raises PairError: the download fails.
     """
     from huggingface_hub import snapshot_download
 
     counter = bar(lambda done, _: progress(min(done, missing.size), missing.size))
-    with _explained(missing.source):
-        folder = snapshot_download(**_asked(missing.source), tqdm_class=counter)
+    with _as_pair_error(missing.source):
+        folder = snapshot_download(**_arguments(missing.source), tqdm_class=counter)
     progress(missing.size, missing.size)
     return Path(folder)
 
 
 def hashes_of(source: Source, commit: str) -> dict[str, str]:
-    """Hashes of a commit's files as the hub says them now: sha256 of large ones, git's of the others.
+    """The hub's current hashes of a commit's files: sha256 for large files, git's blob hash for the others.
 
-    :raises PairError: the hub cannot be reached, or does not say.
+    :raises PairError: the hub cannot be reached or denies access.
     """
     from huggingface_hub import HfApi, RepoFile
 
-    with _explained(source):
+    with _as_pair_error(source):
         entries = HfApi().list_repo_tree(source.repo or "", revision=commit, recursive=True)
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
     return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
 
 
-def _asked(source: Source) -> dict[str, Any]:
+def _arguments(source: Source) -> dict[str, Any]:
+    """Arguments of ``snapshot_download``."""
     return {
         "repo_id": source.repo,
         "revision": source.revision,
-        "allow_patterns": list(TAKEN),
-        "ignore_patterns": list(LEFT),
+        "allow_patterns": list(ALLOWED_FILES),
+        "ignore_patterns": list(IGNORED_FILES),
     }
 
 
 @contextmanager
-def _explained(source: Source) -> Iterator[None]:
-    """What the hub's client raises, as one line of cause and one of remedy."""
+def _as_pair_error(source: Source) -> Iterator[None]:
+    """Turns what the hub's client raises into a PairError."""
     try:
         yield
     except PairError:
         raise
     except Exception as error:
-        # The client's HTTP library is its own affair, and differs between releases.
+        # Releases of the client use different HTTP libraries, so that httpx cannot be imported here.
         known = isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
         if not known:
             raise
-        raise _in_words(source, error) from error
+        raise _pair_error(source, error) from error
 
 
-def _in_words(source: Source, error: BaseException) -> PairError:
+def _pair_error(source: Source, error: BaseException) -> PairError:
     from huggingface_hub import errors
 
     name = f"{source.repo} at {source.revision}" if source.revision else str(source.repo)
@@ -130,7 +133,7 @@ def _in_words(source: Source, error: BaseException) -> PairError:
         case errors.RepositoryNotFoundError():
             return PairError(f"the hub has no {name}, or it is private", "mend its name, or set HF_TOKEN")
         case errors.DryRunError(__cause__=Exception() as reason):
-            return _in_words(source, reason)
+            return _pair_error(source, reason)
         case errors.HfHubHTTPError():
             return PairError(f"{name} cannot be downloaded: {cause}", "run the same command again later")
         case OSError() if error.errno is not None and error.filename is not None:

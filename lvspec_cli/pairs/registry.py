@@ -1,4 +1,4 @@
-"""Pairs by name: the shipped models.yaml, then the user's own, checked with messages that name the key."""
+"""Pairs by name, from the shipped models.yaml and the user's own. Error messages name the wrong key."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ from lvspec_cli.types import (
 
 PACKAGE = Path(__file__).parents[1]
 Parsed = TypeVar("Parsed", bound=BaseModel)
-AUTO = "auto"  # no pair's name: the best that is here and fits
+AUTO = "auto"  # in place of a pair's name: the best pair on this machine that fits
 BUNDLED = "demo"
-_DEPTH, _NODES = 32, 100_000  # of a file of YAML
+_DEPTH, _NODES = 32, 100_000  # limits of a YAML file
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
 class Section(BaseModel):
-    """A mapping of models.yaml: no key that is not known."""
+    """A mapping of models.yaml. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Source(Section):
-    """Where one model is: exactly one of ``repo``, ``folder`` and ``bundled``.
+    """The location of one model: exactly one of ``repo``, ``folder`` and ``bundled``.
 
-    A ``repo`` that is written as a path (``/…``, ``./…``, ``../…``, ``~…``) is a folder.
+    A ``repo`` in the form of a path (``/…``, ``./…``, ``../…``, ``~…``) is taken as a folder.
     """
 
     repo: str | None = None
     revision: str | None = None
     folder: Path | None = None
     bundled: Path | None = None
-    parameters: str | None = None  # as the list shows it, such as 7.6B
-    size: str | None = None  # of the weights' files, such as 15.2 GB
+    parameters: str | None = None  # text for the list of pairs, such as 7.6B
+    size: str | None = None  # of the weight files, such as 15.2 GB
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +82,7 @@ class Source(Section):
     @field_validator("folder", "bundled")
     @classmethod
     def _path(cls, path: Path | None) -> Path | None:
-        """``~`` is the home folder. A path that no system takes is found here, and not where it is opened."""
+        """``~`` is the home folder. Paths that no system allows are errors here, not when they are opened."""
         raw = b"" if path is None else os.fsencode(path)
         if b"\0" in raw or len(raw) >= 4096 or any(len(part) > 255 for part in raw.split(b"/")):
             raise ValueError("is too long for a path, or has a NUL")
@@ -92,8 +92,8 @@ class Source(Section):
             raise ValueError(f"there is no home folder for {path}") from None
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if sum(place is not None for place in (self.repo, self.folder, self.bundled)) != 1:
+    def _exactly_one_location(self) -> Self:
+        if [self.repo, self.folder, self.bundled].count(None) != 2:
             raise ValueError("needs exactly one of repo, folder and bundled")
         if self.revision is not None and self.repo is None:
             raise ValueError("revision goes with repo only")
@@ -105,24 +105,24 @@ class Source(Section):
 
     @property
     def path(self) -> Path | None:
-        """The local folder, or None for a repository of the hub."""
+        """The local folder; None for a repository on the hub."""
         return PACKAGE / self.bundled if self.bundled else self.folder
 
 
 class Defaults(Section):
-    """What holds where no flag says otherwise."""
+    """Values for flags that are not given."""
 
     frames: Annotated[int, Ge(1), Le(2048)] | None = None
     fps: Annotated[float, Gt(0), Le(240)] | None = None
     max_pixels: Annotated[int, Ge(784), Le(MOST_PIXELS)] | None = None
     gamma: Annotated[Gamma, PlainValidator(read_gamma)] = "auto"
-    adaptation: Adaptation = Adaptation()  # what gamma auto goes by
-    fallback: bool = True  # goes on without the draft where that is faster
+    adaptation: Adaptation = Adaptation()  # parameters of gamma auto
+    fallback: bool = True  # continue without the draft if that is faster
     max_new_tokens: Annotated[int, Ge(1), Le(MOST_TOKENS)] = 256
 
 
 class Rules(Section):
-    """The rule's settings under each looseness that has any."""
+    """The settings of the rule for each looseness, except strict, which is exact mode."""
 
     balanced: RuleSettings = RuleSettings()
     loose: RuleSettings = RuleSettings(filler_margin=inf, max_loose_run=6, max_loose_in_window=9)
@@ -132,11 +132,11 @@ class Pair(Section):
     """One entry of models.yaml."""
 
     about: str = ""
-    world: str | None = None  # all that the pair knows, where that is little
+    world: str | None = None  # the only kind of videos that the pair knows, if it is limited
     licence: str | None = None
     target: Source
     draft: Source
-    memory: dict[Quantisation, Annotated[float, Gt(0), Le(1e6)]] = {}  # GB of one device that holds both
+    memory: dict[Quantisation, Annotated[float, Gt(0), Le(1e6)]] = {}  # GB for both models on one device
     defaults: Defaults = Defaults()
     rules: Rules = Rules()
 
@@ -157,13 +157,13 @@ class ModelsFile(Section):
 
 @dataclass(frozen=True)
 class Registry:
-    """All pairs known here, and which one is taken when none is named; it may be ``auto`` (``choose``)."""
+    """All known pairs, and the name of the default one, which may be ``auto`` (``memory.choose``)."""
 
     pairs: Mapping[str, Pair]
     default: str
 
     def pair(self, name: str | None) -> tuple[str, Pair]:
-        """The pair of that name, or the default; the bundled one for ``auto``.
+        """The pair with that name, or the default one. For ``auto``: the bundled pair.
 
         :raises PairError: there is no such pair.
         """
@@ -178,9 +178,9 @@ class Registry:
 
 
 def load_registry(models: Path | None = None, environment: Mapping[str, str] = os.environ) -> Registry:
-    """The shipped pairs with the user's: from ``models``, else LVSPEC_MODELS, else the user's own file.
+    """The shipped pairs and the user's: from ``models``, else LVSPEC_MODELS, else the user's own file.
 
-    :raises UsageError: a file that is named is missing, or one is not what it should be.
+    :raises UsageError: a named file is missing, or a file is not valid.
     """
     shipped = read_models_file(shipped_models())
     named = models or (Path(environment["LVSPEC_MODELS"]) if environment.get("LVSPEC_MODELS") else None)
@@ -203,27 +203,27 @@ def shipped_models() -> Path:
 
 
 def user_models(environment: Mapping[str, str]) -> Path | None:
-    """Where the user's own models.yaml may be."""
+    """The path of the user's own models.yaml; it need not exist."""
     folder = config_folder(environment)
     return folder and folder / "models.yaml"
 
 
 def read_models_file(path: Path) -> ModelsFile:
-    """One models.yaml, checked; relative folders become relative to the file.
+    """Reads and checks one models.yaml. Relative folders are resolved against the file's folder.
 
-    :raises UsageError: with the file, the line and the key that are wrong.
+    :raises UsageError: the file is not valid; the cause names the file, the line and the key.
     """
     parsed = read_yaml(path, ModelsFile, "a models.yaml", "the shipped models.yaml shows the form")
     return parsed.model_copy(
-        update={"pairs": {name: _rooted(pair, path.parent) for name, pair in parsed.pairs.items()}}
+        update={"pairs": {name: _resolved(pair, path.parent) for name, pair in parsed.pairs.items()}}
     )
 
 
 def read_yaml(path: Path, model: type[Parsed], what: str, remedy: str) -> Parsed:
-    """A YAML file, checked; an empty one is an empty mapping.
+    """Reads and checks a YAML file. An empty file is an empty mapping.
 
-    :param what: what the file should be, for who names one that cannot be read; ``remedy`` for other errors.
-    :raises UsageError: with the file, the line and the key that are wrong.
+    :param what: the kind of file, for the remedy if it cannot be read; ``remedy`` is for invalid values.
+    :raises UsageError: the file is not valid; the cause names the file, the line and the key.
     """
     node: yaml.Node | None = None
     try:
@@ -241,23 +241,23 @@ def read_yaml(path: Path, model: type[Parsed], what: str, remedy: str) -> Parsed
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{_place(path, mark)}: {problem}", "mend the YAML") from error
+        raise UsageError(f"{_line_of(path, mark)}: {problem}", "mend the YAML") from error
     except ValidationError as error:
         raise UsageError(_explain(error, node, path), remedy) from error
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
-        # What the library raises of a date that is none, say, or of a number of thousands of digits.
+        # The library raises these for an invalid date, for example, or a number with thousands of digits.
         raise UsageError(f"{path}: {error}", "put text in quotes") from error
 
 
 def rule_of(pair: Pair, looseness: Looseness) -> RuleSettings:
-    """The pair's rule under a looseness. Strict: no margin and no shift, which is exact mode."""
+    """The pair's rule for a looseness. Strict has no margin and no shift, which is exact mode."""
     if looseness is Looseness.STRICT:
         return replace(pair.rules.balanced, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
     return pair.rules.loose if looseness is Looseness.LOOSE else pair.rules.balanced
 
 
 def settings_of_pair(pair: Pair, looseness: Looseness = Looseness.BALANCED) -> DecodeSettings:
-    """How the pair's answers are decoded where nobody says otherwise."""
+    """The pair's default decoding settings."""
     defaults = pair.defaults
     return DecodeSettings(
         gamma=defaults.gamma,
@@ -268,16 +268,18 @@ def settings_of_pair(pair: Pair, looseness: Looseness = Looseness.BALANCED) -> D
     )
 
 
-def _rooted(pair: Pair, base: Path) -> Pair:
-    def rooted(source: Source) -> Source:
+def _resolved(pair: Pair, base: Path) -> Pair:
+    """The pair with its folders relative to ``base``."""
+
+    def resolved(source: Source) -> Source:
         if source.folder is None:
             return source
         return source.model_copy(update={"folder": base / source.folder})
 
-    return pair.model_copy(update={"target": rooted(pair.target), "draft": rooted(pair.draft)})
+    return pair.model_copy(update={"target": resolved(pair.target), "draft": resolved(pair.draft)})
 
 
-def _place(path: Path, mark: Any) -> str:
+def _line_of(path: Path, mark: Any) -> str:
     return f"{path}, line {mark.line + 1}" if mark else str(path)
 
 
@@ -289,17 +291,17 @@ def _explain(error: ValidationError, node: yaml.Node | None, path: Path) -> str:
         message = "there is no such key"
     elif first["type"] == "missing":
         message = "is missing"
-    return f"{_place(path, _mark(node, keys))}: {'.'.join(keys) or 'the file'}: {message}"
+    return f"{_line_of(path, _mark(node, keys))}: {'.'.join(keys) or 'the file'}: {message}"
 
 
 def _mark(node: yaml.Node | None, keys: list[str]) -> Any:
-    """Where the value under ``keys`` stands, or the nearest mapping around it."""
+    """The position of the value under ``keys``, or of the nearest mapping around it."""
     mark = node.start_mark if node else None
     for key in keys:
-        found = next((pair for pair in _items(node) if pair[0].value == key), None)
-        if found is None:
+        item = next((item for item in _items(node) if item[0].value == key), None)
+        if item is None:
             break
-        mark, node = found[0].start_mark, found[1]
+        mark, node = item[0].start_mark, item[1]
     return mark
 
 
@@ -309,28 +311,31 @@ def _items(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
 
 
 def _check_depth(text: str, path: Path) -> None:
-    """Before nodes are made of the text: the library goes down into them without a limit."""
+    """Checks the depth before nodes are built, which the library does recursively without a limit."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEPTH:
-            raise UsageError(f"{_place(path, event.start_mark)}: nested too deep", "mend the YAML")
+            raise UsageError(f"{_line_of(path, event.start_mark)}: nested too deep", "mend the YAML")
 
 
-def _check_keys(node: yaml.Node, path: Path, met: list[int], depth: int = 0) -> None:
-    """No key may stand twice in a mapping. What an alias repeats counts in ``met`` each time it is met."""
-    met[0] += 1
-    if met[0] > _NODES or depth > _DEPTH:
+def _check_keys(node: yaml.Node, path: Path, visits: list[int], depth: int = 0) -> None:
+    """Checks that no mapping has a key twice.
+
+    ``visits`` holds one number, the nodes visited so far; a node counts again for each alias to it.
+    """
+    visits[0] += 1
+    if visits[0] > _NODES or depth > _DEPTH:
         what = "aliases repeat too much, or themselves"
-        raise UsageError(f"{_place(path, node.start_mark)}: {what}", "write it out, without & and *")
+        raise UsageError(f"{_line_of(path, node.start_mark)}: {what}", "write it out, without & and *")
     for part in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _check_keys(part, path, met, depth + 1)
-    seen = set()
+        _check_keys(part, path, visits, depth + 1)
+    names = set()
     for key, value in _items(node):
         name = str(key.value)
-        if name in seen:
+        if name in names:
             raise UsageError(
-                f"{_place(path, key.start_mark)}: {name}: stands there twice", "keep one of them"
+                f"{_line_of(path, key.start_mark)}: {name}: stands there twice", "keep one of them"
             )
-        seen.add(name)
-        _check_keys(value, path, met, depth + 1)
+        names.add(name)
+        _check_keys(value, path, visits, depth + 1)

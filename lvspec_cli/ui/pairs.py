@@ -9,7 +9,7 @@ from typing import Any
 
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.memory.plan import Machine
-from lvspec_cli.memory.resolve import FitRow, PairFit, places
+from lvspec_cli.memory.resolve import FitRow, PairFit, placement_text
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import Pair, Source
 from lvspec_cli.table import Table, plain, size
@@ -100,14 +100,18 @@ def _cells(fit: PairFit) -> tuple[str, ...]:
         choice, where = "does not fit", f"{size(decision.plan.missing)} short"
     else:
         choice = _storage(decision.target, decision.draft)
-        where = places(decision.plan.target, decision.plan.draft)
+        where = placement_text(decision.plan.target, decision.plan.draft)
     return (fit.name, "yes" if fit.here else "no", *needs, choice, where)
 
 
 def _detail(row: FitRow) -> tuple[str, ...]:
     target, draft = row.plan.target_need, row.plan.draft_need
     needs = [need for need in (target, draft) if need is not None]
-    where = places(row.plan.target, row.plan.draft) if row.plan.fits else f"{size(row.plan.missing)} short"
+    where = (
+        placement_text(row.plan.target, row.plan.draft)
+        if row.plan.fits
+        else f"{size(row.plan.missing)} short"
+    )
     return (
         row.quantisation,
         size(target.weights),
@@ -122,7 +126,7 @@ def _detail(row: FitRow) -> tuple[str, ...]:
 def _auto_choice(fit: PairFit) -> str:
     decision = fit.decision
     if decision.plan.fits:
-        where = places(decision.plan.target, decision.plan.draft)
+        where = placement_text(decision.plan.target, decision.plan.draft)
         return f"{_storage(decision.target, decision.draft)} on {where}: {decision.why}"
     change = f"; it would with {fit.change}" if fit.change else ""
     storage = _storage(decision.target, decision.draft)

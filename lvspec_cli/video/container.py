@@ -1,4 +1,4 @@
-"""A video file opened by PyAV: under a whitelist, its default video stream, with nothing else in reach."""
+"""Opens a video file with PyAV: only whitelisted formats, the default video stream, and no other file."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ _NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposit
 def open_video(
     file: io.RawIOBase, path: Path, limits: VideoLimits, threads: int | None = None
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and the video stream that is read, by FFmpeg's ``threads``, as many as cores without.
+    """The container and the video stream that is read.
 
-    ``path`` only serves the messages.
+    :param path: for messages only.
+    :param threads: of FFmpeg; None: as many as cores.
     """
     head = head_of(file)
     options = {"max_pixels": str(limits.canvas_pixels)}
@@ -80,9 +81,9 @@ def open_video(
 
 
 def decoder_of(stream: VideoStream) -> VideoCodecContext:
-    """What decodes ``stream``: its own decoder, or one that keeps the transparency it has.
+    """The decoder of ``stream``: its own one, or another one that keeps its transparency.
 
-    A seek in the container empties only its own one.
+    A seek in the container flushes only the stream's own decoder.
     """
     own = stream.codec_context
     has_alpha = any(key.lower() == "alpha_mode" and text == "1" for key, text in stream.metadata.items())
@@ -95,7 +96,7 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
 
 
 def describe(container: InputContainer, stream: VideoStream, path: Path) -> VideoInfo:
-    """What the header says, None where it says nothing that can be."""
+    """The facts in the header; None for those that are missing or impossible."""
     return VideoInfo(
         path=path,
         container=container.format.name,
@@ -108,7 +109,7 @@ def describe(container: InputContainer, stream: VideoStream, path: Path) -> Vide
 
 
 def stream_duration(container: InputContainer, stream: VideoStream) -> float | None:
-    """Seconds that the header gives the stream, or the file where it has no other stream."""
+    """The stream's duration in seconds by the header, or the file's if it has no other stream."""
     if stream.duration and stream.time_base:
         return _positive(stream.duration * stream.time_base)
     tag = next((text for key, text in stream.metadata.items() if key.upper().startswith("DURATION")), "")
@@ -120,7 +121,7 @@ def stream_duration(container: InputContainer, stream: VideoStream) -> float | N
 
 
 def file_duration(container: InputContainer) -> float | None:
-    """Seconds that the header gives the file."""
+    """The file's duration in seconds by the header."""
     return _positive(Fraction(container.duration, av.time_base)) if container.duration else None
 
 
@@ -132,16 +133,16 @@ def file_begins(container: InputContainer, time_base: Fraction) -> int | None:
 
 
 def stream_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
-    """The packets of ``stream`` from where ``container`` stands, in decoding order.
+    """The packets of ``stream`` from the container's current position on, in decoding order.
 
-    Raises FFmpegError, and OSError where the file sends the reader to where it cannot go.
+    Raises FFmpegError, and OSError if the file contains an impossible offset.
     """
     with suppress(IndexError):  # at the end PyAV looks for streams that showed up late
         yield from (packet for packet in container.demux(stream) if packet.size)
 
 
 def scaling_threads(threads: int | None) -> dict[str, int]:
-    """The argument that keeps a VideoReformatter to ``threads``, where it has one."""
+    """The argument that limits a VideoReformatter to ``threads``, if it has one."""
     return {"threads": threads} if threads and _SCALES_IN_THREADS else {}
 
 

@@ -1,4 +1,4 @@
-"""The entry to video: what was asked of one file becomes a Clip, or what is known of it without decoding."""
+"""The entry point to video: decodes a Clip or probes a file, in a child process."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Child:
         return message
 
     def receive_into(self, buffer: memoryview) -> None:
-        """As many bytes as ``buffer`` holds, straight into it."""
+        """Receives as many bytes as ``buffer`` has, without a copy."""
         while buffer:
             try:
                 # One call a frame: each return would wait for whichever thread holds the interpreter.

@@ -84,10 +84,10 @@ def _taken(reader: Any, wanted: list[int], *, random_access: bool) -> Iterator[t
             yield ordinal, reader[ordinal].asnumpy()
         return
     # Where groups are open, decord's own seeking gives other frames than it says: read all of them.
-    left = set(wanted)
+    ordinals = set(wanted)
     for ordinal in range(wanted[-1] + 1):
         frame = reader.next()
-        if ordinal in left:
+        if ordinal in ordinals:
             yield ordinal, frame.asnumpy()
 
 

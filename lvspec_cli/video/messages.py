@@ -1,9 +1,9 @@
-"""What parent and child say to each other, over a socket pair.
+"""The messages between parent and child, over a socket pair.
 
-The parent sends a Job, then the descriptor of its file, and the next one when that is done. The child
-answers with Taken, then with a VideoInfo (task ``probe``), or with Opened, then for each frame its time
-(a float) and its bytes as they are, then Finished. Either may be cut short by an LvspecError in place of a
-message. All but the bytes is pickled.
+The parent sends a Job and the descriptor of its file, and the next Job when this one is done. The child
+answers with Taken, then, for task ``probe``, with a VideoInfo. For task ``read`` it sends Opened, then for
+each frame its time (a float) and its raw bytes, then Finished. An LvspecError may replace any of its
+messages. Everything except the bytes is pickled.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Taken:
-    """The child has all that it needs: from here on what goes wrong is of the file."""
+    """The child has all resources that it needs: later failures are caused by the file."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What is coming: at most ``expected`` frames of height * width * 3 bytes."""
+    """Announces at most ``expected`` frames of height * width * 3 bytes."""
 
     expected: int
     width: int

@@ -70,7 +70,7 @@ class _Fields:
         self._graphs: dict[Hashable, Graph] = {}
 
     def upper(self, frame: VideoFrame) -> VideoFrame:
-        """Half as high as ``frame``, and as wide."""
+        """LocalModel as high as ``frame``, and as wide."""
         key = (frame.width, frame.height, frame.format.name)
         if key not in self._graphs:
             self._graphs = {key: _field_filter(frame)}
@@ -118,13 +118,13 @@ class Painter:
 
     def _take_note(self, look: Look, size: tuple[int, int], seconds: float) -> None:
         """Each kind is noted once."""
-        found = {}
+        notes = {}
         if look.colours and (name := HDR_NAMES.get(look.colours.transfer)):
-            found["HDR"] = f"HDR ({name}) was tone-mapped to SDR"
+            notes["HDR"] = f"HDR ({name}) was tone-mapped to SDR"
         if size != self.size:
             when = format_time(seconds)
-            found["shape"] = f"the picture's shape changes at {when}: bars keep it"
-        self._notes = found | self._notes
+            notes["shape"] = f"the picture's shape changes at {when}: bars keep it"
+        self._notes = notes | self._notes
 
     def _look(self, frame: VideoFrame, codec: VideoCodecContext) -> Look:
         """Read once for all frames alike: one whose side data was read lives on until the next collection."""
@@ -227,13 +227,13 @@ def brightest_of(light_level: bytes | None, mastering: bytes | None) -> float:
     The first begins with MaxCLL (uint32); the second holds the display's maximum as a rational of two int32
     after 9 others, and says in its last int32 whether it is known.
     """
-    found = 0.0
+    brightest = 0.0
     if light_level is not None and len(light_level) >= 4:
-        found = float(struct.unpack_from("=I", light_level)[0])
-    if not found and mastering is not None and len(mastering) >= 88:
+        brightest = float(struct.unpack_from("=I", light_level)[0])
+    if not brightest and mastering is not None and len(mastering) >= 88:
         top, bottom, _, is_known = struct.unpack_from("=4i", mastering, 72)
-        found = top / bottom if is_known and bottom else 0.0
-    return min(found, 10_000.0) if found > 0 else PEAK
+        brightest = top / bottom if is_known and bottom else 0.0
+    return min(brightest, 10_000.0) if brightest > 0 else PEAK
 
 
 def on_background(pixels: Frame, alpha: Frame, background: RGB) -> Frame:
@@ -252,11 +252,11 @@ def framed(pixels: Frame, size: tuple[int, int], background: RGB) -> Frame:
     height, width = pixels.shape[:2]
     if (width, height) == size:
         return pixels
-    whole = np.empty((size[1], size[0], 3), np.uint8)
-    whole[:] = background
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    whole[top : top + height, left : left + width] = pixels
-    return whole
+    canvas = np.empty((size[1], size[0], 3), np.uint8)
+    canvas[:] = background
+    x, y = (size[0] - width) // 2, (size[1] - height) // 2
+    canvas[y : y + height, x : x + width] = pixels
+    return canvas
 
 
 def _light_tags(frame: VideoFrame, codec: VideoCodecContext) -> tuple[int, int]:
@@ -269,8 +269,10 @@ def _light_tags(frame: VideoFrame, codec: VideoCodecContext) -> tuple[int, int]:
 def _colours(frame: VideoFrame, transfer: int, primaries: int) -> Colours | None:
     if transfer in HDR_NAMES:
         side_data: Any = frame.side_data
-        found = [side_data.get(kind) for kind in (Type.CONTENT_LIGHT_LEVEL, Type.MASTERING_DISPLAY_METADATA)]
-        peak = brightest_of(*(None if data is None else bytes(data) for data in found))
+        light_data = [
+            side_data.get(kind) for kind in (Type.CONTENT_LIGHT_LEVEL, Type.MASTERING_DISPLAY_METADATA)
+        ]
+        peak = brightest_of(*(None if data is None else bytes(data) for data in light_data))
         return Colours(transfer, primaries if primaries in (BT709, *WIDE) else BT2020, peak)
     return Colours(transfer, primaries) if primaries in WIDE else None
 

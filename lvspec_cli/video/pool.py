@@ -1,4 +1,4 @@
-"""Videos decoded ahead of their taker, in several children, within a bound on the memory of their frames."""
+"""Decodes videos in advance in several child processes, with a limit on the memory of their frames."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from lvspec_cli.video.decode import TIMEOUT, Child, decoding_child, probe_job, r
 from lvspec_cli.video.messages import Job
 from lvspec_cli.video.sample import check_request
 
-JOBS_PER_CHILD = 64  # then a fresh one: what FFmpeg and decord leak ends with it
-_AHEAD = 2  # videos at work or waiting to be taken, for each child
-_POLL = 0.1  # seconds until a wish to stop is noticed
+JOBS_PER_CHILD = 64  # then a new child, because FFmpeg and decord leak memory
+_AHEAD = 2  # videos that are being decoded or waiting, for each child
+_POLL = 0.1  # seconds between checks for an interruption
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,7 +33,7 @@ Interrupted = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a request: a clip, or the error that says why there is none."""
+    """The result of a request: a clip, or an error."""
 
     request: VideoRequest
     clip: Clip | None
@@ -41,17 +41,18 @@ class Decoded:
 
 
 class DecodePool:
-    """Reads videos in ``workers`` processes at a time, ahead of their taker and in the order asked for.
+    """Decodes videos in up to ``workers`` processes, in advance, and returns them in the order of requests.
 
-    With none one process reads each video when it is asked for, and nothing ahead.
+    With 0 workers one process decodes each video when it is requested, and none in advance.
 
-    A file that hangs or crashes a process costs that process and its own result. Where the machine has too
-    few open files or processes for all ``workers``, fewer read; where not for one, MachineError ends it. The
-    processes of an iterator end with it: at its end, when it is closed or dropped, and with the pool.
+    A file that hangs or crashes a process costs only that process and its own result. If the limits on open
+    files or processes are too low for all ``workers``, fewer are used; if they are too low for one,
+    MachineError is raised. The processes of an iterator end with it: at its end, when it is closed or
+    dropped, and with the pool.
 
-    :param max_bytes: of frames that are decoded or being decoded and not yet taken. The next clip to be taken
-        may exceed it, alone or with those that wait behind it.
-    :param threads: FFmpeg's in each process; None shares the cores out.
+    :param max_bytes: limit on frames that are decoded or being decoded, and not consumed yet. The next clip
+        to be consumed may exceed it, alone or together with waiting ones.
+    :param threads: of FFmpeg in each process; None divides the cores.
     """
 
     def __init__(self, workers: int, max_bytes: int, *, threads: int | None = None) -> None:
@@ -76,9 +77,9 @@ class DecodePool:
     def clips(
         self, requests: Iterable[VideoRequest], *, interrupted: Interrupted = lambda: False
     ) -> Generator[Decoded, None, None]:
-        """Decodes each request; they are pulled a few ahead, in the thread that takes.
+        """Decodes each request. A few requests are read in advance, in the consumer's thread.
 
-        :param interrupted: asked while it waits; when true the iterator ends.
+        :param interrupted: checked while waiting; if true, the iterator ends.
         """
 
         def decode(crew: _Crew, number: int, request: VideoRequest) -> Decoded:
@@ -98,9 +99,9 @@ class DecodePool:
         timeout: float | None = TIMEOUT,
         interrupted: Interrupted = lambda: False,
     ) -> Generator[VideoInfo | LvspecError, None, None]:
-        """What there is to read in each file, as ``probe`` has it; pulled and interrupted as ``clips`` is.
+        """The facts about each file, as in ``probe``. Paths are read and interrupted as in ``clips``.
 
-        :param timeout: seconds a file: all of its packets may have to be read. None is no limit.
+        :param timeout: seconds for a file, all of whose packets may have to be read; None: no limit.
         """
 
         def look(crew: _Crew, number: int, path: Path) -> VideoInfo | LvspecError:
@@ -126,7 +127,7 @@ class DecodePool:
         crew = _Crew(Room(self._max_bytes))
         numbered = enumerate(items)
         ahead: deque[Future[Result]] = deque()
-        taken = 0
+        count = 0
         with ExitStack() as stack:
             threads = ThreadPoolExecutor(self._workers, "decoding")
             stack.callback(threads.shutdown, cancel_futures=True)
@@ -136,19 +137,19 @@ class DecodePool:
                     ahead.append(threads.submit(work, crew, number, item))
                 if not ahead or not _is_done(ahead[0], interrupted):
                     return
-                crew.room.take(taken)
-                taken += 1
-                yield ahead.popleft().result()  # kept by nobody here
+                crew.room.take(count)
+                count += 1
+                yield ahead.popleft().result()  # no reference is kept here
 
 
 @contextmanager
 def reading() -> Iterator[Callable[[VideoRequest], Clip]]:
-    """Gives a ``read_clip`` that keeps its process from one video to the next."""
-    asked: deque[VideoRequest] = deque()
-    with DecodePool(0, 0) as pool, closing(pool.clips(iter(asked.popleft, None))) as clips:
+    """Yields a ``read_clip`` that reuses its process for the next video."""
+    requests: deque[VideoRequest] = deque()
+    with DecodePool(0, 0) as pool, closing(pool.clips(iter(requests.popleft, None))) as clips:
 
         def read(request: VideoRequest) -> Clip:
-            asked.append(request)  # the pool, which reads nothing ahead, pulls one for each that it gives
+            requests.append(request)  # the pool reads nothing in advance: one request for each result
             decoded = next(clips)
             if decoded.clip is None:
                 raise decoded.error or VideoError("nothing was decoded")
@@ -158,7 +159,7 @@ def reading() -> Iterator[Callable[[VideoRequest], Clip]]:
 
 
 class _Crew:
-    """The children of one iterator, at work or idle, and the room for what they decode."""
+    """The child processes of one iterator, busy or idle, and the memory limit for their clips."""
 
     def __init__(self, room: Room) -> None:
         self.room = room
@@ -185,10 +186,10 @@ class _Crew:
             raise
 
     def serve(self, number: int, job: Job, receive: Callable[[Child], Result]) -> Result:
-        """What ``receive`` makes of a child's answer to ``job``.
+        """The result of ``receive`` for a child with ``job``.
 
-        A child that crashes may do so for what an earlier video left behind, or for want of something before
-        it has looked at this one: then another tries again.
+        A child may crash because of an earlier video, or because it lacked resources before it opened this
+        one. Then another child tries again.
         """
         with ExitStack() as stack:
             child = self._begin_in_turn(number, job, stack)
@@ -201,7 +202,7 @@ class _Crew:
             return receive(child)
 
     def _begin_in_turn(self, number: int, job: Job, stack: ExitStack) -> Child:
-        """In the order of the numbers: whoever waits for a child waits for those before it, which get on."""
+        """Starts a job in a child, in the order of numbers, so that earlier jobs are never blocked."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or self._turn == number)
         try:
@@ -218,7 +219,7 @@ class _Crew:
                 self._changed.notify_all()
 
     def _has_more_room(self) -> bool:
-        """Whether there may be room for a child now: an idle one ends, or one at work is waited for."""
+        """Ends an idle child or waits for a busy one; returns whether a child may have room now."""
         with self._changed:
             idle, at_work = self._idle[:1], bool(self._at_work)
             del self._idle[:1]
@@ -229,7 +230,7 @@ class _Crew:
         return bool(idle) or at_work
 
     def close(self) -> None:
-        """Ends all children: the threads of those at work see it."""
+        """Ends all children. The threads of busy ones notice it."""
         self.room.close()
         with self._changed:
             self._is_closed = True
@@ -260,7 +261,7 @@ class _Crew:
 
     def _put(self, child: Child) -> None:
         if not (child.is_idle and child.jobs < JOBS_PER_CHILD):
-            child.close()  # before it counts as gone: what it held of the machine is free then
+            child.close()  # before it is removed, so that its resources are free
         with self._changed:
             self._at_work.discard(child)
             if is_kept := child.is_idle and not self._is_closed:
@@ -284,10 +285,10 @@ def _bare(error: LvspecError) -> LvspecError:
 
 
 class Room:
-    """Room for ``most`` bytes of clips that are decoded or being decoded, and not yet taken.
+    """A limit of ``most`` bytes on clips that are decoded or being decoded, and not consumed yet.
 
-    They are taken in the order of their numbers, from 0. The next one always has room, so that all get on:
-    by its size there may be more than ``most``.
+    Clips are consumed in the order of their numbers, from 0. The next one is always admitted, so that there
+    is no deadlock. The limit may be exceeded by its size.
     """
 
     def __init__(self, most: int) -> None:
@@ -319,7 +320,7 @@ class Room:
             self._changed.notify_all()
 
     def take(self, number: int) -> None:
-        """The clip leaves, and the one after it is next."""
+        """The clip was consumed: the one after it is next."""
         with self._changed:
             self._next = number + 1
             self.leave(number)

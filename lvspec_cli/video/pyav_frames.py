@@ -65,20 +65,20 @@ class PyavReader:
         for earlier in _EARLIER:
             begin = None if key is None else max(0, key - earlier)
             is_last = not begin or earlier == _EARLIER[-1]
-            left, is_right = wanted[::-1], True
+            pending, is_right = wanted[::-1], True
             self.damaged = faults
             for tick, frame in self._decoded(begin):
-                if tick < left[-1]:
+                if tick < pending[-1]:
                     continue
-                is_right = len(left) < len(wanted) or (tick == left[-1] and not frame.is_corrupt)
+                is_right = len(pending) < len(wanted) or (tick == pending[-1] and not frame.is_corrupt)
                 if not (is_right or is_last):
                     break
                 yield tick, frame
-                while left and left[-1] <= tick:
-                    left.pop()
-                if not left:
+                while pending and pending[-1] <= tick:
+                    pending.pop()
+                if not pending:
                     return
-            if is_last or (is_right and len(left) < len(wanted)):
+            if is_last or (is_right and len(pending) < len(wanted)):
                 return
 
     def _decoded(self, key: int | None) -> Iterator[tuple[int, VideoFrame]]:
@@ -183,7 +183,7 @@ class _Counted:
 
     def tick(self, index: int) -> int:
         if index in self._keys or self._ordinal < 0:
-            self._ordinal = index + sum(other > index for other in self._since)
+            self._ordinal = index + sum(earlier > index for earlier in self._since)
             self._since.clear()
         else:
             self._ordinal += 1
@@ -207,20 +207,20 @@ def runs(wanted: list[int], timeline: Timeline) -> list[tuple[int | None, list[i
         ordinals = np.asarray([key.index for key in timeline.key_frames])  # each at least: see REORDERED
     else:
         ordinals = np.searchsorted(timeline.ticks, [key.tick for key in timeline.key_frames])
-    found: list[tuple[int | None, list[int]]] = []
+    result: list[tuple[int | None, list[int]]] = []
     position = 0 if timeline.from_first else -_WORTH_A_SEEK - 1
     for ordinal in wanted:
-        known = ordinal - REORDERED if timeline.by_count else ordinal
-        key = int(np.searchsorted(ordinals, known, side="right")) - 1
+        ordinal_or_index = ordinal - REORDERED if timeline.by_count else ordinal
+        key = int(np.searchsorted(ordinals, ordinal_or_index, side="right")) - 1
         key = max(0, key - 1) if timeline.by_count else key
         if 0 <= key < len(ordinals) and ordinals[key] - position > _WORTH_A_SEEK:
-            found.append((key, [ordinal]))
-        elif found:
-            found[-1][1].append(ordinal)
+            result.append((key, [ordinal]))
+        elif result:
+            result[-1][1].append(ordinal)
         else:
-            found.append((None, [ordinal]))
+            result.append((None, [ordinal]))
         position = ordinal
-    return found
+    return result
 
 
 def _counted_from(index: int, packets: Iterator[Packet[Any]]) -> Iterator[tuple[int, Packet[Any]]]:

@@ -96,18 +96,18 @@ def make_plan(survey: Survey, request: VideoRequest) -> Plan:
 
 def notes(plan: Plan, request: VideoRequest) -> list[str]:
     """Where what is taken is less than what was asked, or its times are not the file's own."""
-    found, survey = [], plan.survey
+    lines, survey = [], plan.survey
     if request.end is not None and request.end > survey.duration + 0.1:
         ends = format_time(survey.duration)
-        found.append(f"the video ends at {ends}, before --end {format_time(request.end)}")
+        lines.append(f"the video ends at {ends}, before --end {format_time(request.end)}")
     if request.fps and plan.frame_rate and request.fps > 1.02 * plan.frame_rate:
-        found.append(f"--fps {request.fps:g} is more than the video's {plan.frame_rate:.4g} frames a second")
+        lines.append(f"--fps {request.fps:g} is more than the video's {plan.frame_rate:.4g} frames a second")
     joined = len(survey.tracks) - 1 + sum(track.timeline.pieces - 1 for track in survey.tracks)
     if joined:
-        found.append(f"its times go back or jump {joined} times: they were put on one clock")
+        lines.append(f"its times go back or jump {joined} times: they were put on one clock")
     if survey.unread:
-        found.append(f"{survey.unread} more videos in the file cannot be read")
-    return found
+        lines.append(f"{survey.unread} more videos in the file cannot be read")
+    return lines
 
 
 def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
@@ -164,10 +164,10 @@ class _Sender:
         request, expected = self.job.request, len(self.plan.wanted)
         most = request.max_pixels or DEFAULT_MAX_PIXELS
         size = fitted_size(frame.width, frame.height, self.plan.survey.header.pixel_aspect, most)
-        taken = expected * math.prod(size) * 3
-        if taken > request.limits.clip_bytes:
+        size_in_bytes = expected * math.prod(size) * 3
+        if size_in_bytes > request.limits.clip_bytes:
             raise VideoLimitError(
-                f"{expected} frames of {size[0]}x{size[1]} pixels take {taken / 2**30:.1f} GiB, "
+                f"{expected} frames of {size[0]}x{size[1]} pixels take {size_in_bytes / 2**30:.1f} GiB, "
                 f"the limit is {request.limits.clip_bytes / 2**30:.1f}: {shown(request.path)}",
                 "lower --frames or --max-pixels",
             )

@@ -1,4 +1,4 @@
-"""A stream's packets read without decoding them: all of it, or a stretch that costs by its own length."""
+"""Reads a stream's packets without decoding: all of them, or only those of a stretch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SAMPLES = 24  # places in a stream without an index whose times are compared
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a stream begins and ends, by its first and last packets alone. Ticks of ``time_base``."""
+    """The beginning and the end of a stream, by its first and last packets. In ticks of ``time_base``."""
 
     origin: int  # when the file's clock begins
     first: int  # when the first frame is shown
@@ -85,18 +85,18 @@ def scan(container: InputContainer, stream: VideoStream, path: Path) -> Timeline
     :raises DamagedVideoError: there is not a single packet.
     :raises EncryptedVideoError: its packets are encrypted.
     """
-    found, error = _Collector(), None
+    collector, error = _Collector(), None
     try:
         for packet in stream_packets(container, stream):
-            if not found.pts and is_encrypted(stream, packet):
+            if not collector.pts and is_encrypted(stream, packet):
                 raise encrypted(path)
-            found.take(packet)
+            collector.take(packet)
     except (FFmpegError, OSError) as failure:
         error = str(failure.strerror)
-    if not found.pts:
+    if not collector.pts:
         raise damaged("no frame can be read", path)
     try:
-        return replace(timeline_of(found.packets(), clock_of(container, stream)), error=error)
+        return replace(timeline_of(collector.packets(), clock_of(container, stream)), error=error)
     except OverflowError:
         raise damaged("its times are beyond reason", path) from None
 
@@ -104,40 +104,40 @@ def scan(container: InputContainer, stream: VideoStream, path: Path) -> Timeline
 def scan_stretch(
     container: InputContainer, stream: VideoStream, extent: Extent, start: float, end: float
 ) -> Timeline | None:
-    """The timeline from the key frame before ``start`` to ``end`` at least, in seconds of the file's clock.
+    """The timeline from the key frame before ``start`` to at least ``end``, in seconds of the file's clock.
 
-    None where only a scan of all of it can tell.
+    None if a scan of the whole stream is necessary.
     """
     clock = clock_of(container, stream)
     begin = max(extent.first, extent.origin + int(start / clock.time_base))
     after = extent.origin + int(end / clock.time_base)
     for back in _BACK:
-        place = begin - int(back / clock.time_base)
-        from_first = not clock.indexed and place <= extent.first  # no index: a seek may land behind the first
+        tick = begin - int(back / clock.time_base)
+        from_first = not clock.indexed and tick <= extent.first  # no index: a seek may land after the first
         try:
             if from_first and clock.stamped:
                 container.seek(0, unsupported_byte_offset=True, stream=stream)
             else:
-                container.seek(max(place, extent.first if clock.stamped else 0), stream=stream)
+                container.seek(max(tick, extent.first if clock.stamped else 0), stream=stream)
             packets = stream_packets(container, stream)
-            found = _collected(packets, begin, after, clock, from_first)
+            collector = _collected(packets, begin, after, clock, from_first)
         except (FFmpegError, OSError):
             return None
-        if found is not None:
-            timeline = timeline_of(found.packets(), clock, at_start=from_first)
+        if collector is not None:
+            timeline = timeline_of(collector.packets(), clock, at_start=from_first)
             if timeline.pieces > 1:
                 return None
-            ticks = _settled(timeline, found)
+            ticks = _settled(timeline, collector)
             return replace(timeline, ticks=ticks, origin=extent.origin, whole=False, from_first=from_first)
-        if place <= extent.first:
+        if tick <= extent.first:
             break
     return None
 
 
 def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
-    """Where the stream of a freshly opened file begins and ends, read at its two ends alone.
+    """The extent of the stream of a freshly opened file, from packets at its two ends.
 
-    None where its times are not known to grow evenly from one to the other.
+    None if it is not certain that times grow evenly between them.
     """
     if format_of(container) not in SEEKABLE:
         return None
@@ -190,57 +190,57 @@ def _collected(
     Where frames are counted, from the key frame before that one, or ``from_first``: from the stream's first
     packet. None where reading began too late.
     """
-    found, keys, late = _Collector(), list[int](), 0
+    collector, keys, late = _Collector(), list[int](), 0
     for packet in packets:
-        if not (found.pts or from_first or packet.is_keyframe):
+        if not (collector.pts or from_first or packet.is_keyframe):
             continue
         time = packet.dts if packet.dts is not None else packet.pts
         if packet.is_keyframe:
             shown_at = packet.pts if packet.pts is not None or clock.stamped else time
-            if not (found.pts or from_first):
+            if not (collector.pts or from_first):
                 if shown_at is None:
                     continue  # only a key frame with a time of its own tells when the ones after it are shown
                 if shown_at > begin:
                     return None
             keys += [] if shown_at is None else [shown_at]
-        found.take(packet)
+        collector.take(packet)
         if time is not None and time > after:
             late += 1
             # AVI gives the order of decoding alone, and a frame may be decoded later than it is shown.
             if late > (0 if clock.stamped and packet.dts is not None else REORDERED):
                 break
     else:
-        found.to_end = True
-    if clock.indexed or UNKNOWN not in found.pts:
-        return found if keys else None
+        collector.to_end = True
+    if clock.indexed or UNKNOWN not in collector.pts:
+        return collector if keys else None
     # The second one shows where counting stands, once it is shown itself.
     counted = begin - int(REORDERED * clock.step)
-    return found if from_first or sum(key <= counted for key in keys) > 1 else None
+    return collector if from_first or sum(key <= counted for key in keys) > 1 else None
 
 
-def _settled(timeline: Timeline, found: _Collector) -> Ticks:
+def _settled(timeline: Timeline, collector: _Collector) -> Ticks:
     """The ticks up to the last packet's decoding: of what is shown later some frames may not be read yet."""
-    last = found.dts[-1]
-    if timeline.by_count or found.to_end or last == UNKNOWN:
+    last = collector.dts[-1]
+    if timeline.by_count or collector.to_end or last == UNKNOWN:
         return timeline.ticks
     return timeline.ticks[: max(1, int(np.searchsorted(timeline.ticks, last, side="right")))]
 
 
 def _taken(packets: Iterable[Packet[VideoStream]]) -> _Collector:
-    found = _Collector()
+    collector = _Collector()
     for packet in packets:
-        found.take(packet)
-    return found
+        collector.take(packet)
+    return collector
 
 
 def _stamp(tick: int | None) -> int:
-    """A time that can be reckoned with; UNKNOWN for what no video could have."""
+    """The tick, or UNKNOWN if it is missing or impossible."""
     return tick if tick is not None and abs(tick) < _MOST_TICKS else UNKNOWN
 
 
 @dataclass
 class _Collector:
-    """What is kept of the packets, in decoding order."""
+    """Collects the metadata of packets, in decoding order."""
 
     pts: array[int] = field(default_factory=lambda: array("q"))
     dts: array[int] = field(default_factory=lambda: array("q"))
@@ -258,11 +258,13 @@ class _Collector:
             self.keys.append(len(self.pts))
         if packet.is_corrupt:
             self.corrupt.append(len(self.pts))
-        place = packet.pos
+        position = packet.pos
         self.pts.append(_stamp(packet.pts))
         self.dts.append(_stamp(packet.dts))
         self.sizes.append(packet.size)
-        self.positions.append(place if place is not None and place >= 0 else self._last_position())
+        if position is None or position < 0:
+            position = self._last_position()
+        self.positions.append(position)
         self.duration = packet.duration or self.duration
 
     def packets(self) -> Packets:

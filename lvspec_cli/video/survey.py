@@ -1,6 +1,6 @@
-"""What there is to read in a file: its videos, when their frames are shown, and for how long.
+"""Surveys a file: its videos, and the times of their frames.
 
-Headers are believed only as far as packets bear them out.
+Headers are trusted only as far as packets confirm them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL = 1 << 20  # bytes of a file that is always scanned from end to end
 
 @dataclass(frozen=True)
 class Track:
-    """One of the videos that a file holds: nearly always the only one."""
+    """One of the videos in a file, nearly always the only one."""
 
     part: Part
     timeline: Timeline
@@ -43,7 +43,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of the first of a file's videos says."""
+    """The header of a file's first video."""
 
     info: VideoInfo
     average_rate: float | None
@@ -53,7 +53,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Survey:
-    """A file's videos as one: times in seconds of the file's clock."""
+    """A file's videos as a single one. Times are in seconds of the file's clock."""
 
     tracks: tuple[Track, ...]
     header: Header
@@ -81,27 +81,27 @@ class Survey:
 
     def doubtful(self, wanted: list[int]) -> int:
         """How many of the frames at the ordinals ``wanted`` may look wrong, as data is missing."""
-        found = 0
+        count = 0
         for track, inside in self.by_track(wanted):
             ticks = track.timeline.ticks[inside]
             broken = [(ticks >= begin) & (ticks < end) for begin, end in track.timeline.broken]
-            found += int(np.any(broken, axis=0).sum()) if broken else 0
-        return found
+            count += int(np.any(broken, axis=0).sum()) if broken else 0
+        return count
 
     def by_track(self, wanted: list[int]) -> list[tuple[Track, list[int]]]:
         """Ordinals among all frames as those of each track."""
         counts = [len(track.timeline.ticks) for track in self.tracks]
-        found = []
+        tracks = []
         for track, after, count in zip(self.tracks, accumulate(counts), counts, strict=True):
             inside = [ordinal - (after - count) for ordinal in wanted if after - count <= ordinal < after]
             if inside:
-                found.append((track, inside))
-        return found
+                tracks.append((track, inside))
+        return tracks
 
 
 @dataclass
 class _Memory:
-    """What is known of one state of one file."""
+    """Cached facts about one version of a file."""
 
     identity: tuple[int, ...]
     parts: tuple[Part, ...]
@@ -111,13 +111,13 @@ class _Memory:
 
 
 class Surveyor:
-    """Surveys files, and remembers the last one: segments of a long video are asked for one by one."""
+    """Surveys files and caches the last one, because segments of a long video are requested one by one."""
 
     def __init__(self) -> None:
         self._memory: _Memory | None = None
 
     def look(self, file: io.FileIO, request: VideoRequest) -> Survey:
-        """What ``request`` needs to know: a stretch of a long file costs by the stretch's length.
+        """The survey for ``request``. For a stretch of a long file only the stretch is read.
 
         :raises VideoError: the file cannot be read, or is over a limit.
         :raises UsageError: it ends before the stretch begins.
@@ -126,9 +126,9 @@ class Surveyor:
         is_stretch = request.start is not None or request.end is not None
         # decord counts all of a file's frames, so their number has to be known.
         if is_stretch and request.decoder != "decord":
-            found = self._stretch(file, memory, request)
-            if found is not None:
-                return found
+            survey = self._stretch(file, memory, request)
+            if survey is not None:
+                return survey
         return self._whole(file, memory, request)
 
     def info(self, file: io.FileIO, request: VideoRequest) -> VideoInfo:
@@ -140,8 +140,8 @@ class Surveyor:
                 if ends is not None:
                     info = describe(container, stream, request.path)
                     return replace(info, begins=ends.begins, duration=ends.duration)
-        found = self._whole(file, memory, request)
-        return replace(found.header.info, begins=found.begins, duration=found.duration)
+        survey = self._whole(file, memory, request)
+        return replace(survey.header.info, begins=survey.begins, duration=survey.duration)
 
     def _recall(self, file: io.FileIO) -> _Memory:
         status = os.fstat(file.fileno())
@@ -151,7 +151,7 @@ class Surveyor:
         return self._memory
 
     def _stretch(self, file: io.FileIO, memory: _Memory, request: VideoRequest) -> Survey | None:
-        """The survey of the stretch alone, None where all of the file has to be looked at."""
+        """The survey of the stretch only; None if the whole file has to be read."""
         if not _may_skip(memory):
             return None
         with open_video(file, request.path, request.limits) as (container, stream):
@@ -196,7 +196,7 @@ def starts_too_late(
 
 
 def _may_skip(memory: _Memory) -> bool:
-    """Whether it pays, and may be right, to look at some of the file only."""
+    """Whether reading only a part of the file is worthwhile and possible."""
     is_long = memory.parts[-1].end > SMALL
     return is_long and len(memory.parts) == 1 and memory.whole is None and memory.grows
 
@@ -204,7 +204,7 @@ def _may_skip(memory: _Memory) -> bool:
 def _ends(
     memory: _Memory, container: InputContainer, stream: VideoStream, request: VideoRequest
 ) -> Extent | None:
-    """The two ends of a freshly opened stream; None where they do not tell of what is between."""
+    """The extent of a freshly opened stream; None if its two ends do not decide about the times between."""
     if memory.ends is None:
         memory.ends = extent_of(container, stream)
         memory.grows = memory.ends is not None

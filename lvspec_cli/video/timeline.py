@@ -28,7 +28,7 @@ _JITTER = Fraction(1, 4)  # seconds by which guessed stamps may miss an even rat
 
 @dataclass(frozen=True)
 class Packets:
-    """What is known of a stream's packets, one entry a packet, in decoding order. Times in ticks."""
+    """The metadata of a stream's packets, in decoding order. Times are in ticks."""
 
     pts: Ticks
     dts: Ticks
@@ -41,7 +41,7 @@ class Packets:
 
 @dataclass(frozen=True)
 class StreamClock:
-    """What a container says of how a stream's times are to be read."""
+    """How the times of a stream in its container have to be interpreted."""
 
     time_base: Fraction  # seconds a tick
     rate: Fraction  # frames per second
@@ -140,7 +140,7 @@ def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) 
     keys = _key_frames(packets, shown)
     if skipped and not by_count:
         ticks = ticks[ticks >= keys[0].tick]  # those before it need what was skipped
-    closed = 0 if by_count else len(clean_places(stamps, packets.keys.tolist()))
+    closed = 0 if by_count else len(closed_key_frames(stamps, packets.keys.tolist()))
     return Timeline(
         ticks=ticks,
         stamps=stamps,
@@ -173,17 +173,17 @@ def _without(packets: Packets, count: int) -> Packets:
 
 
 def _broken(packets: Packets, shown: Ticks, joints: Ticks) -> tuple[tuple[int, int], ...]:
-    """From an incomplete packet on to the next key frame its group may look wrong.
+    """The ranges from incomplete packets to the next key frame, in which frames may look wrong.
 
-    Where two streams were joined packets only seem to be missing.
+    Where two streams were joined, packets only seem to be missing.
     """
-    found = []
+    ranges = []
     for index in packets.corrupt.tolist():
         if np.abs(joints - index).min(initial=_NEAR) >= _NEAR and shown[index] != UNKNOWN:
             after = int(np.searchsorted(packets.keys, index, side="right"))
             ends = after < len(packets.keys)
-            found.append((int(shown[index]), int(shown[packets.keys[after]]) if ends else _LAST))
-    return tuple(found)
+            ranges.append((int(shown[index]), int(shown[packets.keys[after]]) if ends else _LAST))
+    return tuple(ranges)
 
 
 def _tells_times(packets: Packets, known: NDArray[np.bool_], joints: Ticks, clock: StreamClock) -> bool:
@@ -194,21 +194,21 @@ def _tells_times(packets: Packets, known: NDArray[np.bool_], joints: Ticks, cloc
     return bool(known.all()) and (bool(joints.size) or not shares)
 
 
-def clean_places(pts: Ticks, key_places: list[int]) -> list[int]:
-    """Those of ``key_places`` whose group is closed, as far as times can tell.
+def closed_key_frames(pts: Ticks, key_frames: list[int]) -> list[int]:
+    """Those of the indices ``key_frames`` whose group is closed, as far as times show it.
 
-    All that is decoded before such a frame is shown before it, all that is decoded after it, after it.
-    ``pts`` are those of all frames, in decoding order.
+    Frames that are decoded before such a key frame are shown before it, and those decoded later are shown
+    later. ``pts`` are those of all frames, in decoding order.
     """
-    places = np.asarray(key_places, dtype=np.int64)
+    keys = np.asarray(key_frames, dtype=np.int64)
     smallest_after = np.minimum.accumulate(pts[::-1])[::-1]
     largest_before = np.concatenate([[UNKNOWN], np.maximum.accumulate(pts)[:-1]])
-    is_clean = (smallest_after[places] == pts[places]) & (largest_before[places] < pts[places])
-    return [int(place) for place in places[is_clean]]
+    is_closed = (smallest_after[keys] == pts[keys]) & (largest_before[keys] < pts[keys])
+    return [int(key) for key in keys[is_closed]]
 
 
 def _decoding_times(packets: Packets, step: Fraction) -> Ticks:
-    """Decoding times, guessed where the container is silent."""
+    """Decoding times, estimated where the container gives none."""
     known = packets.dts != UNKNOWN
     index = np.arange(len(known))
     if not known.any():
@@ -221,7 +221,7 @@ def _decoding_times(packets: Packets, step: Fraction) -> Ticks:
 
 
 def _joints(packets: Packets, decoding: Ticks, clock: StreamClock) -> Ticks:
-    """Which packets begin a piece: there times go back, or jump where a stream may be spliced."""
+    """The packets that begin a piece: times go back there, or jump in a stream that may be spliced."""
     if clock.indexed or (packets.dts == UNKNOWN).all():  # only key frames are shown in the order of decoding
         shown = packets.pts[packets.keys]
         return packets.keys[1:][np.diff(shown) < 0] if (shown != UNKNOWN).all() else packets.keys[:0]
@@ -233,7 +233,7 @@ def _joints(packets: Packets, decoding: Ticks, clock: StreamClock) -> Ticks:
 
 
 def _offsets(times: Ticks, joints: Ticks, step: Fraction) -> Ticks:
-    """What is added to the time of each packet so that its piece follows the one before."""
+    """The offset of each packet's time with which its piece follows the previous piece."""
     offsets = np.zeros(len(times), dtype=np.int64)
     end = 0
     for begin, after in pairwise([0, *joints.tolist(), len(times)]):
@@ -244,7 +244,7 @@ def _offsets(times: Ticks, joints: Ticks, step: Fraction) -> Ticks:
 
 
 def _even(times: Ticks, step: Fraction, time_base: Fraction) -> tuple[Ticks, Fraction]:
-    """Guessed times put right, by the stream's rate or their mean, where one fits; and the ticks a frame."""
+    """Estimated times, made even by the stream's rate or the mean rate if one fits; and ticks a frame."""
     index = np.arange(len(times))
     mean = Fraction(int(times[-1] - times[0]), max(1, len(times) - 1))
     for pace in (step, mean):

@@ -1,6 +1,6 @@
 """The child process that decodes videos: ``python -m lvspec_cli.video.worker SOCKET``.
 
-It gets open descriptors, never a path to open, and ends when its parent does.
+It receives open file descriptors, never opens a path, and ends when its parent ends.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main(argument: str) -> None:
 
 
 def _be_killed_with_parent() -> None:
-    """Also while stopped, where the system can; to a process that runs, the end of the socket says it."""
+    """Makes the system kill this process with its parent, even while it is stopped. Without support for that,
+    a running process still notices the end of the socket."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -62,7 +63,7 @@ def _take_jobs(connection: Connection, jobs: SimpleQueue[tuple[Job, int]]) -> No
         while True:
             jobs.put((connection.recv(), receive_file(connection)))
     finally:
-        os._exit(1)  # the parent has gone, and nobody takes what we do
+        os._exit(1)  # the parent has ended, and nobody reads the results
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvspec_cli.batch.inputs import collect
-from lvspec_cli.batch.names import Input, Place, is_in, names_of
+from lvspec_cli.batch.names import Input, Location, is_in, names_of
 from lvspec_cli.errors import NoInputError, UsageError
 
 
@@ -284,7 +284,7 @@ paths = st.lists(parts, min_size=1, max_size=4).map(lambda each: b"/" + b"/".joi
 @given(st.lists(st.tuples(paths, st.integers(1, 4)), min_size=1, unique_by=lambda place: place[0]))
 def test_different_files_have_different_names_that_lead_back_to_them(drawn):
     places = [
-        Place(path, b"/".join(path.split(b"/")[: min(depth, path.count(b"/"))]) or b"/")
+        Location(path, b"/".join(path.split(b"/")[: min(depth, path.count(b"/"))]) or b"/")
         for path, depth in drawn
     ]
     found = names_of(places)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.batch.work import TRIED, Again, Moved, Work, moved_rows, outstanding
-from lvspec_cli.output.jsonl import Kept
+from lvspec_cli.output.jsonl import RowInfo
 from lvspec_cli.output.records import FileIdentity
 from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import DecodeSettings, Mode, VideoRequest
@@ -29,11 +29,11 @@ def work(
     return Work(request, bare.identity, bare.numbers, bare.keys_as(PLAN, bare.name))
 
 
-def captioned(*works: Work, status: str = "ok") -> dict[str, Kept]:
-    return {key: Kept(status, None, each.name) for each in works for key in each.keys}
+def captioned(*works: Work, status: str = "ok") -> dict[str, RowInfo]:
+    return {key: RowInfo(status, None, each.name) for each in works for key in each.keys}
 
 
-def found(works: list[Work], kept: dict[str, Kept]) -> dict[str, str]:
+def found(works: list[Work], kept: dict[str, RowInfo]) -> dict[str, str]:
     """What each work's file is called in the row that stands for it."""
     planned = {key for each in works for key in each.keys}
     return {os.fsdecode(m.new): os.fsdecode(m.old) for m in moved_rows(PLAN, works, kept, planned).values()}
@@ -102,7 +102,7 @@ def test_each_prompt_is_judged_for_itself():
 def test_what_is_done_again_is_taken_out_under_its_old_name(status: str, again: Again, is_redone: bool):
     old = captioned(work("a.mp4"), status=status)
     left = outstanding(PLAN, [work("d1/a.mp4")], old, again)
-    assert left.taken_out == (old.keys() if is_redone else set())
+    assert left.removed == (old.keys() if is_redone else set())
     assert (left.count, len(left.moved)) == ((1, 0) if is_redone else (0, 1))
     assert (left.done, left.failed) == (not is_redone and status == "ok", not is_redone and status == "error")
 

@@ -17,14 +17,14 @@ from tests.batch.test_moved import PLAN, work
 
 def worker(command: str) -> _Worker:
     plan = WorkerPlan(PLAN, work("a.mp4").request, 1, 2**20, "fail")
-    return _Worker(subprocess.Popen([command]), Pipe()[0], Setup(plan, telling=True))
+    return _Worker(subprocess.Popen([command]), Pipe()[0], Setup(plan, sends_events=True))
 
 
 def test_work_that_comes_back_too_late_for_the_others_is_an_error():
     events: list[Event] = []
     crew = _Crew(deque(), lambda record: None, events.append)
     crew.workers = [at_its_last, loading] = [worker("true"), worker("false")]
-    crew._give(at_its_last)  # there is nothing more for it
+    crew._send_work(at_its_last)  # there is nothing more for it
     crew.pending.append(work("a.mp4"))
     crew.worker_ended(loading)
     assert events == [Noted("a worker ended while it loaded the pair (exit code 1): 1 go on")]

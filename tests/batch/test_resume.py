@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.batch.work import Again, Work, outstanding
-from lvspec_cli.output.jsonl import Kept
+from lvspec_cli.output.jsonl import RowInfo
 from lvspec_cli.output.records import FileIdentity
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DecodeSettings, VideoRequest
@@ -22,8 +22,8 @@ def work(name: str, *keys: str) -> Work:
     return Work(request, FileIdentity(name.encode(), 1, ""), tuple(range(1, len(keys) + 1)), keys)
 
 
-def kept(status: str, kind: str | None = None, name: str = "a.mp4") -> Kept:
-    return Kept(status, kind, name.encode())
+def kept(status: str, kind: str | None = None, name: str = "a.mp4") -> RowInfo:
+    return RowInfo(status, kind, name.encode())
 
 
 def test_only_what_has_no_row_is_left() -> None:
@@ -35,7 +35,7 @@ def test_only_what_has_no_row_is_left() -> None:
     )
     assert [(item.name, item.numbers) for item in left.works] == [(b"a.mp4", (2,))]
     assert (left.done, left.failed, left.count, left.others) == (1, 1, 1, 1)
-    assert left.taken_out == frozenset()
+    assert left.removed == frozenset()
 
 
 def test_a_key_that_two_works_share_is_done_once() -> None:
@@ -52,14 +52,14 @@ WORKS = st.lists(st.lists(KEYS, min_size=1, max_size=3, unique=True), max_size=5
 
 @given(WORKS, ROWS, st.sampled_from(Again))
 def test_afterwards_every_key_has_exactly_one_row(
-    planned: list[list[str]], there: dict[str, Kept], again: Again
+    planned: list[list[str]], there: dict[str, RowInfo], again: Again
 ) -> None:
     left = outstanding(PLAN, [work(f"{keys}", *keys) for keys in planned], there, again)
     added = [item.keys[number - 1] for item in left.works for number in item.numbers]
-    after = [key for key in there if key not in left.taken_out] + added
+    after = [key for key in there if key not in left.removed] + added
     assert len(after) == len(set(after))
     assert {key for keys in planned for key in keys} <= set(after)
     assert set(there) <= set(after)
-    assert all(there[key].error_kind == "interrupted" for key in left.taken_out) or again is not Again.NOTHING
+    assert all(there[key].error_kind == "interrupted" for key in left.removed) or again is not Again.NOTHING
     if again is Again.ERRORS:
-        assert all(there[key].status == "error" for key in left.taken_out)
+        assert all(there[key].status == "error" for key in left.removed)

@@ -15,7 +15,7 @@ from lvspec_cli.bench.measure import Plan, clip_positions
 from lvspec_cli.bench.remote import _Crew, measurer
 from lvspec_cli.errors import PairError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
-from lvspec_cli.memory.resolve import LEAST, resolve
+from lvspec_cli.memory.resolve import SMALLEST_WORKLOAD, resolve
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.pairs.registry import read_models_file
 from lvspec_cli.pipeline import load
@@ -32,12 +32,12 @@ PLAN = Plan((AR, EXACT, LVSPEC), DECODING, draft_keep=1.0, timed=False, first={L
 @pytest.fixture
 def plan(tiny_models: Path) -> LoadPlan:
     known = read_models_file(tiny_models).pairs["tiny"]
-    return resolve(PairChoice("tiny", known), DECODING, LEAST)
+    return resolve(PairChoice("tiny", known), DECODING, SMALLEST_WORKLOAD)
 
 
 @pytest.fixture
 def pair(plan: LoadPlan) -> LoadedPair:
-    return load(plan, LEAST)
+    return load(plan, SMALLEST_WORKLOAD)
 
 
 @pytest.fixture
@@ -59,18 +59,18 @@ def test_two_processes_say_what_one_says_and_it_goes_on_with_either(
     pair: LoadedPair, plan: LoadPlan, clips: tuple[BenchClip, ...], tmp_path: Path
 ):
     header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
-    with open_journal(tmp_path / "one", header) as kept, measurer(pair, plan, LEAST, 1) as run:
+    with open_journal(tmp_path / "one", header) as kept, measurer(pair, plan, SMALLEST_WORKLOAD, 1) as run:
         run(clips, PLAN, kept)
         alone, items = kept.blocks, kept.items
     said: list[str] = []
     told: list[tuple[int, int]] = []
     with open_journal(tmp_path / "two", header) as kept:
-        with measurer(pair, plan, LEAST, 1) as run:
+        with measurer(pair, plan, SMALLEST_WORKLOAD, 1) as run:
             run(clips[:1], PLAN, kept)
-        with measurer(pair, plan, LEAST, 2) as run:
+        with measurer(pair, plan, SMALLEST_WORKLOAD, 2) as run:
             run(clips, PLAN, kept, progress=lambda *done: told.append(done), warn=said.append)
         assert kept.blocks == alone
-        crew = _Crew(plan, LEAST, 2)
+        crew = _Crew(plan, SMALLEST_WORKLOAD, 2)
         crew.measure(clips[:1], PLAN, kept)
         assert not crew.workers  # nothing was left to do
         assert kept.items == items
@@ -92,7 +92,7 @@ def test_a_process_that_ends_is_said_so(
     said: str,
 ):
     header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
-    crew = _Crew(plan if killed else replace(plan, target=Path("gone")), LEAST, 1)
+    crew = _Crew(plan if killed else replace(plan, target=Path("gone")), SMALLEST_WORKLOAD, 1)
     crew.start()
     if killed:
         os.kill(crew.workers[0].process.pid, signal.SIGKILL)

@@ -19,7 +19,7 @@ from lvspec_cli.bench.tune_report import models_yaml, notes, rules_yaml
 from lvspec_cli.bench.variants import NamedRule, read_rules
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Estimate
-from lvspec_cli.memory.resolve import LEAST, resolve
+from lvspec_cli.memory.resolve import SMALLEST_WORKLOAD, resolve
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.pairs.registry import read_models_file, shipped_models
 from lvspec_cli.request import PairChoice
@@ -45,7 +45,7 @@ def job(tmp_path: Path, tiny_models: Path) -> TuneJob:
     video = VideoRequest(Path(), max_frames=2)
     known = read_models_file(tiny_models).pairs["tiny"]
     return TuneJob(
-        load_plan=resolve(PairChoice("tiny", known), SETTINGS, LEAST),
+        load_plan=resolve(PairChoice("tiny", known), SETTINGS, SMALLEST_WORKLOAD),
         video=video,
         settings=SETTINGS,
         clips=clips_of([folder], video),

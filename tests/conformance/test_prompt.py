@@ -13,7 +13,7 @@ import torch
 from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.memory.plan import Workload, prompt_tokens
 from lvspec_cli.memory.sizes import size_of
-from lvspec_cli.models.decoder import Decoder, kept_places
+from lvspec_cli.models.decoder import Decoder, kept_positions
 from lvspec_cli.models.load import LoadedModel, check_tokenizers
 from lvspec_cli.models.probe import attention_by_video_token, video_attention
 from lvspec_cli.models.processing import features_of
@@ -137,7 +137,7 @@ def test_a_pruned_video_keeps_its_features_and_positions(subject: Subject) -> No
     with without_attention(loaded), torch.inference_mode():
         whole = Decoder(loaded).encode(prompt)
         pruned = Decoder(loaded).encode(prompt, keep=0.4)
-    places = kept_places(prompt.video_mask[: prompt.prefix_length], 0.4)
+    places = kept_positions(prompt.video_mask[: prompt.prefix_length], 0.4)
     assert pruned.rows == len(places) < whole.rows
     assert torch.allclose(pruned.hidden, whole.hidden[:, places], atol=1e-4)
     for part, all_of_it in zip(pruned.rotary, whole.rotary, strict=True):

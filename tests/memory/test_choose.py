@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.memory.choose import LAPTOP, Here, best, choose_pair, pairs_here
+from lvspec_cli.memory.choose import LAPTOP, LocalPair, best, choose_pair, local_pairs
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import load_registry, read_models_file, shipped_models
 
@@ -17,8 +17,8 @@ PAIRS = read_models_file(shipped_models()).pairs
 NOWHERE = {"XDG_CONFIG_HOME": "/nowhere"}
 
 
-def here(name: str, target: int, draft: int) -> Here:
-    return Here(name, PAIRS[name], *(Stored("cached", Path("x"), 2 * n, n) for n in (target, draft)))
+def here(name: str, target: int, draft: int) -> LocalPair:
+    return LocalPair(name, PAIRS[name], *(Stored("cached", Path("x"), 2 * n, n) for n in (target, draft)))
 
 
 LARGE, MIDDLE, SMALL = (
@@ -35,9 +35,9 @@ def test_the_largest_that_fits() -> None:
         "pair qwen2.5-vl-32b-7b (auto): the largest that is on this machine and fits"
     )
     assert best(PAIRS, [LARGE, SMALL, MIDDLE], lambda each: each is not LARGE).name == "qwen2.5-vl-32b-3b"
-    asked: list[Here] = []
+    asked: list[LocalPair] = []
 
-    def is_fitting(each: Here) -> bool:
+    def is_fitting(each: LocalPair) -> bool:
         asked.append(each)
         return True
 
@@ -82,7 +82,7 @@ def test_a_pair_that_is_here_and_fits(tmp_path: Path, tiny_models: Path) -> None
         "    defaults: {frames: 4, max_pixels: 10000, max_new_tokens: 40}\n"
     )
     registry = load_registry(models, {})
-    assert [each.name for each in pairs_here(registry)] == ["whole"]
+    assert [each.name for each in local_pairs(registry)] == ["whole"]
     assert choose_pair(registry, "auto", "cpu").name == "whole"
 
 

@@ -135,12 +135,12 @@ def test_no_device_is_given_more_than_it_holds(frees: list[int], target: Need, d
     held: dict[str, int] = {}
     peak: dict[str, int] = {}
     for number, share in enumerate(found.target):
-        rest = target.kept - target.layers * target.layer if number == 0 else 0
+        rest = target.resident - target.layers * target.layer if number == 0 else 0
         held[share.device] = share.layers * target.layer + rest
         peak[share.device] = target.activations
     for share in found.draft:
         assert draft
-        held[share.device] = held.get(share.device, 0) + draft.kept
+        held[share.device] = held.get(share.device, 0) + draft.resident
         peak[share.device] = max(peak.get(share.device, 0), draft.activations)
     usable = {device.name: device.usable for device in (Device("cpu", 100 * GIGABYTE, 0), *cards)}
     assert all(held[name] + peak[name] <= usable[name] for name in held)

@@ -16,8 +16,8 @@ from lvspec_cli.memory.plan import (
     Device,
     Machine,
     ModelSize,
+    PlanRequest,
     Sizes,
-    Wanted,
     Workload,
     bytes_a_round,
     decide,
@@ -99,25 +99,25 @@ def test_auto(
     draft: Quantisation | None,
     shares: int,
 ) -> None:
-    wanted = Wanted(element=2 if machine.gpus else 4)
+    wanted = PlanRequest(element=2 if machine.gpus else 4)
     found = decide(machine, sizes, LOAD, wanted, gamma=8, width_limit=limit)
     assert found.plan.fits
     assert (found.target, found.draft, len(found.plan.target)) == (target, draft, shares)
 
 
 def test_why() -> None:
-    slow = decide(cpu(28), Sizes(MIDDLE, SMALL), LOAD, Wanted(element=4), gamma=8, width_limit=0)
+    slow = decide(cpu(28), Sizes(MIDDLE, SMALL), LOAD, PlanRequest(element=4), gamma=8, width_limit=0)
     assert slow.why.endswith(" in all, packed weights are slow on a CPU, the draft reads least as int8")
-    wide = decide(gpus(84), Sizes(LARGE, MIDDLE), LOAD, Wanted(), gamma=8, width_limit=5)
+    wide = decide(gpus(84), Sizes(LARGE, MIDDLE), LOAD, PlanRequest(), gamma=8, width_limit=5)
     assert wide.why == "the target fits as it is, the draft reads least as nf4"
-    packed = decide(gpus(48), Sizes(LARGE, MIDDLE), LOAD, Wanted(), gamma=8, width_limit=5)
+    packed = decide(gpus(48), Sizes(LARGE, MIDDLE), LOAD, PlanRequest(), gamma=8, width_limit=5)
     assert packed.why.startswith("the target as it is would need ")
     assert packed.why.endswith(
         "nf4 takes 5 rows at once here, so gamma is 4 at most, the draft reads least as nf4"
     )
-    asked = decide(gpus(84), Sizes(LARGE, MIDDLE), LOAD, Wanted(NF4, NF4), gamma=8, width_limit=5)
+    asked = decide(gpus(84), Sizes(LARGE, MIDDLE), LOAD, PlanRequest(NF4, NF4), gamma=8, width_limit=5)
     assert (asked.target, asked.draft, asked.why) == (NF4, NF4, "as asked for")
-    half = decide(cpu(200), Sizes(MIDDLE, SMALL), LOAD, Wanted(NF4, element=4), gamma=8, width_limit=0)
+    half = decide(cpu(200), Sizes(MIDDLE, SMALL), LOAD, PlanRequest(NF4, element=4), gamma=8, width_limit=0)
     assert (half.target, half.draft, half.why) == (NF4, Quantisation.NONE, "the draft fits as it is")
 
 
@@ -140,7 +140,7 @@ def test_laws_of_auto(
     machine, load = gpus(*sizes), replace(LOAD, frames=frames)
 
     def found(target: Quantisation, draft: Quantisation) -> tuple[bool, Quantisation, Quantisation | None]:
-        chosen = decide(machine, pair, load, Wanted(target, draft), gamma=8, width_limit=limit)
+        chosen = decide(machine, pair, load, PlanRequest(target, draft), gamma=8, width_limit=limit)
         return chosen.plan.fits, chosen.target, chosen.draft
 
     fits, one, other = found(target, draft)
@@ -156,7 +156,7 @@ def test_laws_of_auto(
 
 def test_a_draft_takes_what_its_own_type_takes() -> None:
     """In float32 on a CPU beside a target in bfloat16 on a GPU."""
-    wanted = Wanted(NONE, NONE, 2, "cpu", draft_element=4)
+    wanted = PlanRequest(NONE, NONE, 2, "cpu", draft_element=4)
     found = decide(gpus(24), Sizes(MIDDLE, SMALL), LOAD, wanted, gamma=8, width_limit=5).plan
     assert found.target_need == need(MIDDLE, LOAD, Choice(element=2))
     assert found.draft_need == need(SMALL, LOAD, Choice(element=4))
@@ -285,7 +285,9 @@ def test_a_draft_on_a_gpu_of_its_own() -> None:
     """``--device cuda:0 --draft-device cuda:1``: the target is not split over what is the draft's."""
     first, second = gpus(84, 24).gpus
     machine, load = replace(gpus(84), drafts=(second,)), replace(LOAD, frames=32)
-    found = decide(machine, Sizes(LARGE, MIDDLE), load, Wanted(draft_device="cuda:1"), gamma=8, width_limit=5)
+    found = decide(
+        machine, Sizes(LARGE, MIDDLE), load, PlanRequest(draft_device="cuda:1"), gamma=8, width_limit=5
+    )
     assert (found.target, found.plan.target) == (NONE, (Share("cuda:0", 64),))
     assert found.plan.draft == (Share("cuda:1", 28),)
     small = replace(machine, gpus=(replace(first, free=30 * GB),))
@@ -294,14 +296,14 @@ def test_a_draft_on_a_gpu_of_its_own() -> None:
     assert line.endswith("free: 30.0 GB of 84.0 GB on cuda:0, 24.0 GB of 24.0 GB on cuda:1")
     beside_a_cpu = replace(cpu(60), drafts=(second,))
     found = decide(
-        beside_a_cpu, Sizes(MIDDLE, SMALL), load, Wanted(NONE, NONE, 4, "cuda"), gamma=8, width_limit=0
+        beside_a_cpu, Sizes(MIDDLE, SMALL), load, PlanRequest(NONE, NONE, 4, "cuda"), gamma=8, width_limit=0
     )
     assert (found.plan.target, found.plan.draft) == ((Share("cpu", 28),), (Share("cuda:1", 36),))
 
 
 def test_the_smallest_change() -> None:
     pair = Sizes(MIDDLE, SMALL)
-    as_it_is = Wanted(NONE, NONE)
+    as_it_is = PlanRequest(NONE, NONE)
     assert (
         smallest_change(gpus(48), pair, replace(LOAD, frames=256, max_pixels=602_112), as_it_is)
         == "--frames 128"
@@ -313,7 +315,7 @@ def test_the_smallest_change() -> None:
 
 def test_what_is_said_of_too_little_memory() -> None:
     machine = gpus(24)
-    plan = decide(machine, Sizes(MIDDLE, SMALL), LOAD, Wanted(NONE, NONE), gamma=8, width_limit=5).plan
+    plan = decide(machine, Sizes(MIDDLE, SMALL), LOAD, PlanRequest(NONE, NONE), gamma=8, width_limit=5).plan
     line = shortage(plan, machine, LOAD)
     assert line.endswith("GB with 64 frames of 200704 pixels; free: 24.0 GB of 24.0 GB on cuda:0")
     needed = (plan.needed + 0.7 * GB) / 0.97
@@ -321,7 +323,7 @@ def test_what_is_said_of_too_little_memory() -> None:
 
 
 def test_a_long_text_is_what_is_blamed_and_not_the_frames() -> None:
-    machine, wanted = gpus(24), Wanted(NONE, NONE)
+    machine, wanted = gpus(24), PlanRequest(NONE, NONE)
     load = replace(LOAD, frames=2, text_tokens=120_000)
     plan = decide(machine, Sizes(MIDDLE, SMALL), load, wanted, gamma=8, width_limit=5).plan
     assert "2 frames of 200704 pixels and about 120000 tokens of text" in shortage(plan, machine, load)

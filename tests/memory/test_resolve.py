@@ -17,14 +17,14 @@ from lvspec_cli.cli.caption_job import devices_of, worker_plans
 from lvspec_cli.cli.caption_options import Workers
 from lvspec_cli.errors import NoRoomError, PairError
 from lvspec_cli.events import Event, Noted
-from lvspec_cli.memory.plan import Decision, Device, Machine, Sizes, Wanted, Workload, decide
+from lvspec_cli.memory.plan import Decision, Device, Machine, PlanRequest, Sizes, Workload, decide
 from lvspec_cli.memory.resolve import (
     device_kind,
     has_room,
     no_room_for,
     place,
+    plan_request_of,
     resolve,
-    wanted_of,
     workload_of,
     workload_of_pair,
 )
@@ -118,7 +118,7 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine whose memory is nearly full."""
     machine = Machine(Device("cpu", 920_000_000, 8_000_000_000))
     monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine)
-    monkeypatch.setattr("lvspec_cli.memory.resolve._plainly_fit", lambda *_: False)
+    monkeypatch.setattr("lvspec_cli.memory.resolve._fit_amply", lambda *_: False)
     return machine
 
 
@@ -285,7 +285,7 @@ def test_a_draft_on_a_cpu_beside_a_gpu_is_planned_in_its_own_type(
 
     def elements(choice: PairChoice, draft: Quantisation, dtype: str) -> tuple[int, int]:
         loading = Loading(NONE, draft, dtype, "cuda")
-        return wanted_of(replace(plan, choice=choice, loading=loading)).elements
+        return plan_request_of(replace(plan, choice=choice, loading=loading)).elements
 
     assert elements(beside, draft, dtype) == (element, draft_element)
     assert elements(plan.choice, NONE, "bfloat16") == (2, 2)
@@ -296,9 +296,9 @@ def test_a_draft_is_planned_in_its_own_type(
     choice: PairChoice, crowded: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A target in bfloat16 on the CPU, a draft in float32 beside it, as they are loaded there."""
-    seen: list[Wanted] = []
+    seen: list[PlanRequest] = []
 
-    def spy(machine: Machine, sizes: Sizes, load: Workload, wanted: Wanted, **how: Any) -> Decision:
+    def spy(machine: Machine, sizes: Sizes, load: Workload, wanted: PlanRequest, **how: Any) -> Decision:
         seen.append(wanted)
         return decide(machine, sizes, load, wanted, **how)
 

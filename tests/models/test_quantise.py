@@ -21,15 +21,15 @@ from lvspec_cli.models.families import FAMILIES
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.quantise import (
-    agreed,
     check_usable,
     compute_dtype,
-    held_as,
+    config_of_files,
+    effective_quantisation,
+    in_memory_quantisation,
     is_row_by_row,
     keep_inputs,
-    kept_modules,
     quantisation_of_files,
-    read_as,
+    unconverted_modules,
     verification_width_limit,
 )
 from lvspec_cli.types import (
@@ -195,7 +195,7 @@ def test_where_a_row_stands_alone(quantisation: str, device: str, found: bool) -
 def test_what_lies_beside_the_layers_is_kept(pairs: dict[str, LoadedPair]) -> None:
     for family, pair in pairs.items():
         model = pair.target.model
-        kept = kept_modules(model, FAMILIES[family].layers(model))
+        kept = unconverted_modules(model, FAMILIES[family].layers(model))
         linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         beside = {
             name for name in linear if any(name == each or name.startswith(f"{each}.") for each in kept)
@@ -246,9 +246,9 @@ def test_what_is_asked_for_meets_the_files(wanted: str, files: str | None, found
     kept = None if files is None else Quantisation(files)
     if found is None:
         with pytest.raises(PairError, match="a-model"):
-            agreed(Quantisation(wanted), kept, "a-model")
+            effective_quantisation(Quantisation(wanted), kept, "a-model")
     else:
-        assert agreed(Quantisation(wanted), kept, "a-model") is Quantisation(found)
+        assert effective_quantisation(Quantisation(wanted), kept, "a-model") is Quantisation(found)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_fp8_is_unpacked_where_it_has_no_kernels(
     wanted: str, files: str | None, device: str, found: str
 ) -> None:
     kept = None if files is None else Quantisation(files)
-    assert held_as(Quantisation(wanted), kept, device) is Quantisation(found)
+    assert in_memory_quantisation(Quantisation(wanted), kept, device) is Quantisation(found)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_fp8_is_unpacked_where_it_has_no_kernels(
 )
 def test_how_packed_files_are_read(files: str, device: str, found: dict[str, Any] | None) -> None:
     values = {"bits": 4, "group_size": 64, "quant_method": files, "modules_to_not_convert": ["visual"]}
-    read, here = read_as(Quantisation(files), values, device, "model.layers", ["lm_head", "tower"])
+    read, here = config_of_files(Quantisation(files), values, device, "model.layers", ["lm_head", "tower"])
     kept = ["visual", "lm_head", "tower"] if files in ("awq", "fp8") else ["visual"]
     assert read["modules_to_not_convert"] == kept
     assert read.get("block_name_to_quantize") == ("model.layers" if files == "gptq" else None)
@@ -295,7 +295,7 @@ def test_how_packed_files_are_read(files: str, device: str, found: dict[str, Any
 def test_gptqmodel_chooses_where_the_kernel_for_cpus_does_not_go() -> None:
     for bits, device in ((8, "cpu"), (4, "mps")):
         values = {"bits": bits, "quant_method": "gptq"}
-        _, here = read_as(Quantisation.GPTQ, values, device, "model.layers", [])
+        _, here = config_of_files(Quantisation.GPTQ, values, device, "model.layers", [])
         assert "aten" not in str(here.backend)
 
 

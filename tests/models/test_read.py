@@ -22,7 +22,7 @@ from lvspec_cli.models.load import load_model
 from lvspec_cli.models.read import (
     chat_text,
     check_sizes,
-    leave_kernels,
+    ignore_named_kernels,
     read_config,
     read_processor,
     rendered,
@@ -101,7 +101,7 @@ def test_kernels_that_a_folder_names_are_left_alone(folder: Path, key: str, part
 def test_a_config_inside_a_config_is_cleared_too(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder)
     config.vision_config._attn_implementation = "owner/kernels"
-    leave_kernels(config)
+    ignore_named_kernels(config)
     assert config.vision_config._attn_implementation is None
 
 

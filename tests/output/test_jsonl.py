@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.output.files import sync_open
-from lvspec_cli.output.jsonl import Kept, RecordFile, prevails, read_records
+from lvspec_cli.output.jsonl import RecordFile, RowInfo, prevails, read_records
 from lvspec_cli.output.records import Record, to_line
 from tests.output.rows import caption, failure, room_for
 
@@ -36,7 +36,7 @@ with RecordFile.open(Path(sys.argv[1])) as file:
     print("open", flush=True)
     for number in range(int(sys.argv[2])):
         row = caption(b"%d.mp4" % number, "x" * 3000)
-        if row.key not in file.kept:
+        if row.key not in file.existing:
             file.append(row)
     print("done", flush=True)
     sys.stdin.read()
@@ -89,12 +89,12 @@ def test_rows_are_appended_and_found_again(path: Path):
         file.append(second)
         assert path.read_bytes() == lines(first, second), "each row is there when append returns"
     with RecordFile.open(path) as file:
-        assert file.kept == {
-            first.key: Kept("ok", None, b"a.mp4"),
-            second.key: Kept("error", "damaged", b"b.mp4"),
+        assert file.existing == {
+            first.key: RowInfo("ok", None, b"a.mp4"),
+            second.key: RowInfo("error", "damaged", b"b.mp4"),
         }
         file.append(third)
-        assert file.kept[third.key].name == b"caf\xe9.mp4"
+        assert file.existing[third.key].name == b"caf\xe9.mp4"
     assert list(read_records(path)) == [first, second, third]
     assert left(path) == [path.name], "no lock is left"
 
@@ -107,7 +107,7 @@ def test_a_truncation_at_every_byte_of_the_last_row_is_mended(path: Path, earlie
         path.write_bytes(before + row[:cut])
         with RecordFile.open(path) as file:
             whole = cut >= len(row) - 1  # only the line feed is missing
-            assert (last.key in file.kept) == whole
+            assert (last.key in file.existing) == whole
             assert path.read_bytes() == before + (row if whole else b"")
             if not whole:
                 file.append(last)
@@ -121,7 +121,7 @@ def test_what_a_power_cut_leaves_is_cut_off(path: Path, tail: bytes):
     kept = lines(caption(b"a.mp4"), caption(b"b.mp4"))
     path.write_bytes(kept + tail)
     with RecordFile.open(path) as file:
-        assert len(file.kept) == 2
+        assert len(file.existing) == 2
     assert path.read_bytes() == kept
 
 
@@ -259,7 +259,7 @@ def test_of_two_rows_with_one_key_ok_beats_error_and_later_beats_earlier(path: P
     assert ok.key == wrong.key
     path.write_bytes(lines(ok, wrong))
     with RecordFile.open(path) as file:
-        assert file.kept[ok.key].status == "ok"
+        assert file.existing[ok.key].status == "ok"
     assert [prevails(new, old) for new, old in (("ok", "ok"), ("error", "error"), ("ok", "error"))] == [
         True
     ] * 3
@@ -278,7 +278,7 @@ def test_removing_takes_out_these_rows_and_leaves_the_others_byte_for_byte(
     more = caption(b"more.mp4")
     with RecordFile.open(path) as file:
         file.remove(chosen)
-        assert not file.kept.keys() & chosen
+        assert not file.existing.keys() & chosen
         file.append(more)
     assert path.read_bytes() == lines(*(row for row in rows if row.key not in chosen), more)
     assert path.stat().st_mode & 0o777 == 0o640
@@ -307,7 +307,7 @@ def test_a_full_disk_leaves_whole_rows_and_writing_goes_on_when_there_is_room(pa
             file.append(rows[2])
         assert caught.value.cause == f"{path}: File too large"
         assert "make room" in caught.value.remedy
-        assert rows[2].key not in file.kept
+        assert rows[2].key not in file.existing
         with room_for(100), pytest.raises(OutputError):
             file.remove([rows[0].key])
         assert path.read_bytes() == lines(*rows[:2])
@@ -359,7 +359,7 @@ def test_a_file_that_goes_while_it_is_written_is_missed_at_the_next_row(tmp_path
             with pytest.raises(OutputError, match=said) as caught:
                 touch()
             assert "what is missing is done again" in caught.value.remedy
-    assert second.key not in file.kept
+    assert second.key not in file.existing
     if fate == "moved":
         assert list(read_records(path.with_name("aside.jsonl"))) == [first], "nothing is added to it"
 
@@ -396,7 +396,7 @@ def test_a_lock_that_a_killed_process_left_is_not_in_the_way(path: Path):
     process.communicate()
     assert path.with_name("captions.jsonl.lock").exists()
     with RecordFile.open(path) as file:
-        assert len(file.kept) == 2
+        assert len(file.existing) == 2
     assert left(path) == [path.name]
 
 
@@ -433,7 +433,7 @@ def test_a_file_is_held_even_where_somebody_removes_its_lock_file(path: Path):
             with pytest.raises(OutputError, match="is being written by another process"):
                 RecordFile.open(path)
     with RecordFile.open(path) as file:
-        assert len(file.kept) == 2
+        assert len(file.existing) == 2
     assert path.read_bytes() == lines(other, row)
 
 
@@ -524,7 +524,7 @@ def test_a_kill_within_a_rewrite_leaves_nothing_after_the_next_run(path: Path):
     code = (
         "import sys; from pathlib import Path; from lvspec_cli.output.jsonl import RecordFile\n"
         "file = RecordFile.open(Path(sys.argv[1])); print(flush=True)\n"
-        "while True: file.remove([next(iter(file.kept))])"
+        "while True: file.remove([next(iter(file.existing))])"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for _ in range(3):
@@ -538,7 +538,7 @@ def test_a_kill_within_a_rewrite_leaves_nothing_after_the_next_run(path: Path):
         process.kill()
         process.communicate()
     with RecordFile.open(path) as file:
-        assert rows_[-1].key in file.kept
+        assert rows_[-1].key in file.existing
     assert left(path) == [path.name]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lvspec_cli.bench.run import MARKS
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.files import check_all_ours, check_ours, says
+from lvspec_cli.output.files import check_all_ours, check_ours, has_mark
 
 MARK = b'{"question": 1, "round": '
 
@@ -30,7 +30,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes):
     with pytest.raises(OutputError, match=r"/t was not written by lvspec, and is left alone$") as caught:
         check_ours(tmp_path / "t", MARK, "name another")
     assert caught.value.remedy == "name another"
-    assert not says(tmp_path / "t", MARK)
+    assert not has_mark(tmp_path / "t", MARK)
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path: Path):

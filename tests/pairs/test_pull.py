@@ -171,12 +171,12 @@ def test_files_are_compared_with_their_hashes(
     online: Shell, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert online.run("models", "pull", "made-up").returncode == 0
-    from lvspec_cli.checks.verify import Half, check_files
+    from lvspec_cli.checks.verify import LocalModel, check_files
     from lvspec_cli.pairs.hub import hashes_of
     from lvspec_cli.pairs.registry import Source
 
     folder = snapshot(online, "some/large")
-    half = Half("target", Source(repo="some/large"), folder)
+    half = LocalModel("target", Source(repo="some/large"), folder)
     found = check_files(half, {}, lambda *_: None)
     assert (found.state, found.detail) == ("ok", "4 files match the hashes in the cache's names")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)

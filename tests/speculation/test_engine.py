@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from lvspec_cli.errors import NotFiniteError, UsageError
 from lvspec_cli.models import decoder
-from lvspec_cli.models.decoder import Decoder, kept_places
+from lvspec_cli.models.decoder import Decoder, kept_positions
 from lvspec_cli.models.families.base import VideoFeatures
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.models.probe import attention_by_video_token
@@ -102,7 +102,7 @@ def test_a_guided_draft_sees_what_the_target_looks_at(
 
     def told(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:
         given.append(scores)
-        return kept_places(video, keep, scores)
+        return kept_positions(video, keep, scores)
 
     prompts, target = prompts_for(pair), Decoder(pair.target)
     with torch.inference_mode():
@@ -110,7 +110,7 @@ def test_a_guided_draft_sees_what_the_target_looks_at(
         asked = target.begin(prompts.target, 8, range(target.layer_count))
         looks = attention_by_video_token(target, asked)
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "kept_places", told)
+        patch.setattr(decoder, "kept_positions", told)
         decode(pair, prompts, replace(WANTED, draft_keep=0.3, draft_keep_by=KeepBy.ATTENTION))
     (scores,) = given
     assert scores is not None

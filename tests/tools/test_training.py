@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from lvspec_cli.demo.captions import Told, caption, told_caption
+from lvspec_cli.demo.captions import Span, caption, caption_spans
 from lvspec_cli.demo.scenes import sample_scene
 from tools.train_demo.dataset import (
     Batch,
     SceneDataset,
     Turn,
     collate,
-    encode_told,
+    encode_spans,
     pack_turns,
     seen_labels,
     training_scene,
@@ -70,8 +70,8 @@ def test_a_packed_turn_stands_where_transformers_puts_it_in_decoding(
 ) -> None:
     grid = torch.tensor([4, 8, 12])
     turns = [
-        Turn("What happens?", (Told("It vanishes.", 0),)),
-        Turn("How many objects are there?", (Told("Two."),)),
+        Turn("What happens?", (Span("It vanishes.", 0),)),
+        Turn("How many objects are there?", (Span("Two."),)),
     ]
     packed = pack_turns(processor, turns, grid, seconds_per_grid=2.5)
     turn = (packed["segments"] == 2).nonzero()[:, 0]
@@ -110,7 +110,7 @@ def test_a_packed_turn_is_predicted_as_if_it_stood_alone(
 def test_a_caption_in_stretches_is_the_caption() -> None:
     for seed in range(20):
         scene = sample_scene(random.Random(seed))
-        told = list(told_caption(scene, random.Random(seed)))
+        told = list(caption_spans(scene, random.Random(seed)))
         assert "".join(part.text for part in told) == caption(scene, random.Random(seed))
         about = [part.about for part in told if part.about is not None]
         assert about[: len(scene.objects)] == list(range(len(scene.objects)))
@@ -118,8 +118,8 @@ def test_a_caption_in_stretches_is_the_caption() -> None:
 
 
 def test_a_token_is_about_the_object_of_its_stretch(processor: Qwen2_5_VLProcessor) -> None:
-    told = (Told("A red star is"), Told(" here", 1), Told(", a blue one there.", 0))
-    ids, about = encode_told(processor, told)
+    told = (Span("A red star is"), Span(" here", 1), Span(", a blue one there.", 0))
+    ids, about = encode_spans(processor, told)
     assert ids == processor.tokenizer.encode("A red star is here, a blue one there.<|im_end|>")
     texts = dict.fromkeys((IGNORED, 0, 1), "")
     for token, number in zip(ids, about, strict=True):

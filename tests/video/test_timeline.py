@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.video.pyav_frames import _Counted, runs
-from lvspec_cli.video.timeline import UNKNOWN, Packets, StreamClock, clean_places, timeline_of
+from lvspec_cli.video.timeline import UNKNOWN, Packets, StreamClock, closed_key_frames, timeline_of
 
 TICKS = 3600  # a frame, at 25 a second in units of 1 / 90,000 s
 TS = StreamClock(Fraction(1, 90_000), Fraction(25), None, spliced=True)
@@ -39,7 +39,7 @@ def shown(groups, first=1):
 
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
 def test_a_clean_place_parts_what_is_shown_before_and_after(pts, keys):
-    clean = clean_places(np.asarray(pts), sorted(keys))
+    clean = closed_key_frames(np.asarray(pts), sorted(keys))
     assert clean == [
         k for k in sorted(keys) if all(p < pts[k] for p in pts[:k]) and all(p > pts[k] for p in pts[k + 1 :])
     ]

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
-from lvspec_cli.demo.captions import CAPTION_PROMPTS, Told, told_caption
+from lvspec_cli.demo.captions import CAPTION_PROMPTS, Span, caption_spans
 from lvspec_cli.demo.questions import questions, yes_no_questions
 from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import (
@@ -79,7 +79,7 @@ class Turn:
     """A question and its answer, in stretches with the object that each is about."""
 
     question: str
-    answer: tuple[Told, ...]
+    answer: tuple[Span, ...]
 
 
 class SceneDataset(Dataset[Example]):
@@ -111,9 +111,9 @@ class SceneDataset(Dataset[Example]):
         scene = training_scene(rng, self.eventful)
         times = sample_times(scene, rng)
         video = frame_values(self.processor, scene, times)
-        turns = [Turn(rng.choice(CAPTION_PROMPTS), tuple(told_caption(scene, rng)))]
+        turns = [Turn(rng.choice(CAPTION_PROMPTS), tuple(caption_spans(scene, rng)))]
         asked = questions(scene, rng)[: self.turns] + yes_no_questions(scene, rng, self.decisions)
-        turns += [Turn(item.question, (Told(item.answer, item.about),)) for item in asked]
+        turns += [Turn(item.question, (Span(item.answer, item.about),)) for item in asked]
         grid = video["video_grid_thw"][0]
         seconds_per_grid = 2 * (times[-1] - times[0]) / (len(times) - 1)
         tokens = pack_turns(self.processor, turns, grid, seconds_per_grid)
@@ -208,7 +208,7 @@ def pack_turns(
     labels, segments, subjects = [IGNORED] * len(ids), [0] * len(ids), [IGNORED] * len(ids)
     for number, turn in enumerate(turns, start=1):
         asked = tokenizer.encode(turn.question + after)
-        said, about = encode_told(processor, turn.answer)
+        said, about = encode_spans(processor, turn.answer)
         ids += asked + said
         # A position is learnt where its next token is the answer's.
         labels += [IGNORED] * (len(asked) - 1) + said + [IGNORED]
@@ -226,7 +226,7 @@ def pack_turns(
     }
 
 
-def encode_told(processor: Qwen2_5_VLProcessor, answer: Sequence[Told]) -> tuple[list[int], list[int]]:
+def encode_spans(processor: Qwen2_5_VLProcessor, answer: Sequence[Span]) -> tuple[list[int], list[int]]:
     """An answer's token ids up to its end, and the object that each token is about."""
     text = "".join(told.text for told in answer) + "<|im_end|>"
     encoded = processor.tokenizer(text, return_offsets_mapping=True)

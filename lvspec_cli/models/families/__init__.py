@@ -1,4 +1,4 @@
-"""The families of Video-LLMs: one small file each, and the table that finds them."""
+"""The families of Video-LLMs, one small file each, and the table of families by model type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def family_of(model_type: str, source: str) -> Family:
-    """The family of a config's ``model_type``; PairError when there is none."""
+    """The family of a config's ``model_type``.
+
+    :raises PairError: the family is not supported.
+    """
     try:
         return FAMILIES[model_type]
     except KeyError:

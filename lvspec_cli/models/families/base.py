@@ -16,50 +16,50 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (1, rows, head size)
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """A video as the language model reads it, one row a video token, each tensor (tokens, width)."""
+    """A video's features for the language model. Each tensor is (video tokens, width)."""
 
-    embeddings: Tensor  # in the place of the tokens' own
-    deeper: tuple[Tensor, ...] = ()  # added to the tokens' states behind the first layers, in order
+    embeddings: Tensor  # replace the embeddings of the video tokens
+    deeper: tuple[Tensor, ...] = ()  # added to the tokens' hidden states after the first layers, in order
 
 
 class Family:
-    """A family's differences; the engine is free of them.
+    """All that differs between families of models. The engine does not know families.
 
-    The defaults fit models made of a video tower and a language model of Llama's shape
+    The defaults fit models with a video tower and a language model like Llama's
     (``model.model.language_model`` with ``layers``, ``norm`` and ``rotary_emb``, and ``lm_head``).
-    A family says at least how its video enters: :meth:`video_features`. Models with windowed
-    attention are refused when they are loaded.
+    A family must define :meth:`video_features`. Models with windowed attention are rejected when they are
+    loaded.
     """
 
     model_type: str
-    float16_is_safe = False  # whether nothing in it goes beyond 65504, float16's largest number
-    has_states = False  # whether some layers keep a state, and not keys and values of every row
+    float16_is_safe = False  # no value exceeds 65504, the largest number of float16
+    has_states = False  # some layers keep a state instead of the keys and values of every row
 
     def prepare(self, model: Any) -> None:
-        """Changes a model that was read, in place, into one that the engine can run."""
+        """Change a loaded model, in place, into one that the engine can run."""
 
     def attention_layers(self, config: Any) -> tuple[int, ...]:
-        """The language model's layers that have keys and values, from 0, ascending."""
+        """Indices of the language model's layers that have keys and values, ascending."""
         return tuple(range(config.get_text_config().num_hidden_layers))
 
     # --- prompt -------------------------------------------------------------------------
 
     def video_token(self, model: Any) -> int:
-        """Id of the token that stands where the video's embeddings go."""
+        """Id of the placeholder token for the video's embeddings."""
         return int(model.config.video_token_id)
 
     def position_ids(self, model: Any, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
-        """Positions of a whole prompt: long, the family's shape, (..., 1, length)."""
+        """Positions of a whole prompt: long, (..., 1, length), with the family's leading axes."""
         return torch.arange(input_ids.shape[1]).view(1, -1)
 
     def answer_positions(self, start: int, count: int, device: torch.device) -> Tensor:
-        """Positions of ``count`` answer tokens from ``start``, in the family's shape."""
+        """Positions of ``count`` answer tokens from ``start`` on, with the family's leading axes."""
         return torch.arange(start, start + count, device=device).view(1, -1)
 
     # --- memory -------------------------------------------------------------------------
 
     def vision_size(self, config: Any) -> VisionSize:
-        """Patches and tokens of a frame, from the config alone: what memory is planned with.
+        """Patches and tokens of a frame, from the config alone, for planning memory.
 
         The default: frames are scaled to one size, and every patch becomes a token.
         """
@@ -113,7 +113,7 @@ class Family:
         return rotated(rows.transpose(1, 2), rotary)
 
     def attention_scale(self, model: Any, layer: int) -> float:
-        """What a layer multiplies its attention scores by."""
+        """The factor of a layer's attention scores."""
         return float(self.layers(model)[layer].self_attn.scaling)
 
 

@@ -1,4 +1,4 @@
-"""InternVL: every frame an image behind its number as text, plain positions; no times reach the model."""
+"""InternVL: each frame is an image after its number as text. Positions are plain; there are no times."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class InternVL(Family):
         return int(model.config.image_token_id)
 
     def vision_size(self, config: Any) -> VisionSize:
-        whole, merge = super().vision_size(config), round(1 / config.downsample_ratio)
-        # Each frame stands between its number and two marks.
-        tokens = whole.patches(1, 0) // merge**2
-        return replace(whole, merge=merge, tokens_a_frame=tokens, text_a_frame=8)
+        vision, merge = super().vision_size(config), round(1 / config.downsample_ratio)
+        tokens = vision.patches(1, 0) // merge**2
+        # The text of each frame is its number and two marks.
+        return replace(vision, merge=merge, tokens_a_frame=tokens, text_a_frame=8)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_image_features(

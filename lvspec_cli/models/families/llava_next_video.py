@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video: pooled frames in a row, plain positions; no times reach the model."""
+"""LLaVA-NeXT-Video: pooled frames one after the other, plain positions, no times."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class LlavaNextVideo(Family):
     model_type = "llava_next_video"
 
     def vision_size(self, config: Any) -> VisionSize:
-        whole, merge = super().vision_size(config), config.spatial_pool_stride
-        return replace(whole, merge=merge, tokens_a_frame=(math.isqrt(whole.patches(1, 0)) // merge) ** 2)
+        vision, merge = super().vision_size(config), config.spatial_pool_stride
+        return replace(vision, merge=merge, tokens_a_frame=(math.isqrt(vision.patches(1, 0)) // merge) ** 2)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(
@@ -27,5 +27,5 @@ class LlavaNextVideo(Family):
             vision_feature_select_strategy=model.config.vision_feature_select_strategy,
             return_dict=True,
         )
-        # (1, tokens, width), and in early releases of transformers 5 one (frames, tokens, width) a clip.
+        # (1, tokens, width); in early releases of transformers 5 one tensor (frames, tokens, width) a clip.
         return VideoFeatures(outputs.pooler_output[0].reshape(count, -1))

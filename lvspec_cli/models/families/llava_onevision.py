@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: pooled frames in a row, a newline token behind them, plain positions."""
+"""LLaVA-OneVision: pooled frames one after the other, then a newline token; plain positions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class LlavaOnevision(Family):
     float16_is_safe = True  # its files are float16
 
     def vision_size(self, config: Any) -> VisionSize:
-        whole = super().vision_size(config)
-        side = math.isqrt(whole.patches(1, 0))
-        # Two patches a side become one, the odd one too.
-        return replace(whole, merge=2, tokens_a_frame=((side + 1) // 2) ** 2)
+        vision = super().vision_size(config)
+        side = math.isqrt(vision.patches(1, 0))
+        # Pooling halves each side, rounded up.
+        return replace(vision, merge=2, tokens_a_frame=((side + 1) // 2) ** 2)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         inner: Any = model.model

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: positions of three axes (time, height, width), time in seconds."""
+"""Qwen2.5-VL: positions on three axes (time, height, width), time in seconds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
     def position_ids(self, model: Any, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
         """Positions (3, 1, length) of a prompt with one video.
 
-        The model's ``get_rope_index`` gives the same in transformers 5.23. In 5.17 it cuts the
-        seconds per grid to whole numbers, and half a second becomes none.
+        The model's ``get_rope_index`` gives the same in transformers 5.23. In 5.17 it truncates the seconds
+        per grid to whole numbers, so that half a second becomes 0.
         """
         is_video = input_ids[0] == self.video_token(model)
         before = int(is_video.nonzero()[0])
@@ -36,7 +36,7 @@ class Qwen2_5VL(Family):  # noqa: N801 - the family's own name
             indexing="ij",
         )
         video = torch.stack(axes).reshape(3, -1) + before
-        # Text goes on behind the larger side of a frame, whatever the video's length.
+        # The text continues after the larger side of a frame, whatever the video's length.
         text = torch.arange(input_ids.shape[1] - before - count) + before + max(rows, columns)
         head = torch.arange(before)
         return torch.cat((head.expand(3, -1), video, text.expand(3, -1)), dim=1).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Qwen3-VL: times as text before every pair of frames, features for the first layers too (DeepStack)."""
+"""Qwen3-VL: a time as text before each pair of frames, and features for the first layers (DeepStack)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Qwen3VL(Family):
     model_type = "qwen3_vl"
 
     def position_ids(self, model: Any, input_ids: Tensor, video_inputs: Mapping[str, Tensor]) -> Tensor:
-        """Positions (3, 1, length): text counts on by one, each block of frames by its larger side."""
+        """Positions (3, 1, length). Text advances by 1 a token, each block of frames by its larger side."""
         kinds = (input_ids == self.video_token(model)).long() * 2
         grid = video_inputs["video_grid_thw"]
         positions, _ = model.model.get_rope_index(input_ids, kinds, video_grid_thw=grid)
@@ -28,14 +28,14 @@ class Qwen3VL(Family):
     def vision_size(self, config: Any) -> VisionSize:
         vision = config.vision_config
         sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-        # The time of each pair of frames stands before it.
+        # Each pair of frames has its time as text before it.
         return VisionSize(vision.hidden_size, vision.intermediate_size, *sizes, text_a_frame=5, rotates=True)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(
             video_inputs["pixel_values_videos"], video_inputs["video_grid_thw"], return_dict=True
         )
-        # Early releases of transformers 5 do not split what goes to the first layers by video.
+        # Early releases of transformers 5 do not split the features for the first layers by video.
         deeper = (
             part if isinstance(part, Tensor) else torch.cat(part) for part in outputs.deepstack_features
         )

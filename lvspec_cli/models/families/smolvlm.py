@@ -1,4 +1,4 @@
-"""SmolVLM2: every frame an image behind its time as text, plain positions."""
+"""SmolVLM2: each frame is an image after its time as text. Positions are plain."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class SmolVLM(Family):
         return model.model.text_model
 
     def vision_size(self, config: Any) -> VisionSize:
-        whole, merge = super().vision_size(config), config.scale_factor
-        # Each frame stands between its time and two marks.
-        tokens = whole.patches(1, 0) // merge**2
-        return replace(whole, merge=merge, tokens_a_frame=tokens, text_a_frame=16)
+        vision, merge = super().vision_size(config), config.scale_factor
+        tokens = vision.patches(1, 0) // merge**2
+        # The text of each frame is its time and two marks.
+        return replace(vision, merge=merge, tokens_a_frame=tokens, text_a_frame=16)
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_image_features(
             video_inputs["pixel_values"], video_inputs.get("pixel_attention_mask"), return_dict=True
         )
-        # One tensor (frames, tokens, width) in early releases of transformers 5, then one a clip.
+        # One tensor (frames, tokens, width) in early releases of transformers 5; later one for each clip.
         frames = outputs.pooler_output
         return VideoFeatures(frames.flatten(0, 1) if isinstance(frames, Tensor) else torch.cat(frames))

@@ -1,4 +1,4 @@
-"""Normalisations in one kernel each: on a GPU a step of a small draft is mostly small kernels."""
+"""Normalisations as one kernel each. On a GPU, a step of a small draft is mostly small kernels."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from typing import Any
 import torch
 from torch import nn
 
-_PROBE = 1e-3  # how far apart two forms of the same formula may be on values around 1, relatively
+_TOLERANCE = 1e-3  # how much two forms of the same formula may differ on values around 1
 
 
 def fuse_norms(model: Any) -> int:
-    """Puts torch's RMSNorm, one kernel on a GPU, in the place of transformers', which is eight; in place.
+    """Replace transformers' RMSNorm modules, eight kernels each on a GPU, by torch's, one kernel; in place.
 
-    Weights are shared, and the formula is the same (Zhang and Sennrich 2019), but for where it rounds: once,
-    at the end. A module that only has the name and does something else stays. Gives how many were replaced.
+    Weights are shared. The formula is the same (Zhang and Sennrich 2019), but rounds only once, at the end.
+    A module that has the name but computes something else stays. Returns the number of replaced modules.
     """
-    found = [(name, part) for name, part in model.named_modules() if type(part).__name__.endswith("RMSNorm")]
     fused = 0
-    for name, part in found:
-        other = _as_torchs(part)
-        if other is not None:
-            model.set_submodule(name, other)
+    for name, module in list(model.named_modules()):
+        fused_norm = _fused(module) if type(module).__name__.endswith("RMSNorm") else None
+        if fused_norm is not None:
+            model.set_submodule(name, fused_norm)
             fused += 1
     return fused
 
 
 @torch.inference_mode()
-def _as_torchs(part: Any) -> nn.RMSNorm | None:
-    """torch's own module with these weights; None where it would not do the same."""
-    weight, epsilon = getattr(part, "weight", None), getattr(part, "variance_epsilon", None)
-    if isinstance(part, nn.RMSNorm) or weight is None or weight.dim() != 1 or epsilon is None:
+def _fused(norm: Any) -> nn.RMSNorm | None:
+    """torch's own module with the same weights; None if it would not compute the same."""
+    weight, epsilon = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
+    if isinstance(norm, nn.RMSNorm) or weight is None or weight.dim() != 1 or epsilon is None:
         return None
-    other = nn.RMSNorm(weight.shape[0], eps=epsilon, device="meta").requires_grad_(False)
-    other.weight = weight
-    other.train(part.training)
+    fused = nn.RMSNorm(weight.shape[0], eps=epsilon, device="meta").requires_grad_(False)
+    fused.weight = weight
+    fused.train(norm.training)
     probe = torch.linspace(-2, 2, weight.shape[0], device=weight.device, dtype=weight.dtype)[None]
-    expected, given = part(probe).float(), other(probe).float()
-    rounding = max(_PROBE, 4 * torch.finfo(weight.dtype).eps)
-    return other if torch.allclose(given, expected, rtol=rounding, atol=rounding) else None
+    expected, actual = norm(probe).float(), fused(probe).float()
+    tolerance = max(_TOLERANCE, 4 * torch.finfo(weight.dtype).eps)
+    return fused if torch.allclose(actual, expected, rtol=tolerance, atol=tolerance) else None

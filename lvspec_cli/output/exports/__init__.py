@@ -1,1 +1,1 @@
-"""Records in the formats that others read. ``export.export_records`` is the way in."""
+"""Exports of records in formats of other programs. The entry point is ``export.export_records``."""

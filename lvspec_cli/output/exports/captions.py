@@ -1,4 +1,4 @@
-"""From records to captions: one a clip, stretch and prompt, in a fixed order, each with its own name."""
+"""Records -> captions, one for each clip, stretch and prompt, in a fixed order; names of sidecar files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A record that went well, flat: its fields are the columns of tables. Times in seconds."""
+    """A successful record as a flat row. Its fields are the columns of tables. Times are in seconds."""
 
     id: str
     file_name: str
@@ -78,31 +78,31 @@ class Caption:
 
     @property
     def is_part(self) -> bool:
-        """Whether it tells of a stretch of the video, not of all of it."""
+        """Whether it describes a stretch of the video and not the whole video."""
         return self.start > 0 or self.end is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a caption belongs: one prompt about one stretch of one video."""
+    """The slot of a caption: one prompt about one stretch of one video."""
 
     start: float
     end: float | None
-    number: int  # among the prompts about the stretch, from 1
+    number: int  # of the prompt, from 1, among those about the stretch
     caption: Caption | None  # None: it failed
 
 
-Videos = Mapping[bytes, tuple[Spot, ...]]  # by raw name; in the order of time, then of prompts
+Videos = Mapping[bytes, tuple[Spot, ...]]  # by raw name; sorted by time, then by prompt
 
 
 @dataclass(frozen=True)
 class Captions:
-    """All that a file of records says; failures too keep their places, so that others do not move."""
+    """All captions of a file of records. Failures have spots too, so that the others keep their numbers."""
 
-    rows: tuple[Caption, ...]  # one a key
+    rows: tuple[Caption, ...]  # one for each key
     videos: Videos
     failed: int  # spots without a caption
-    superseded: int  # rows that have no spot: a later one has it
+    superseded: int  # rows whose spot belongs to a later row
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,10 @@ class _Entry:
 
 
 def gather(records: Iterable[Record], prefix: str = "", suffix: str = "") -> Captions:
-    """Captions of records, each with ``prefix`` and ``suffix`` around its text.
+    """Captions of records, with ``prefix`` and ``suffix`` around their texts.
 
-    Where two records have one key, or one clip, stretch and prompt, ok beats error and later beats earlier.
+    Of two records with the same key, or the same clip, stretch and prompt, ok wins over error, and then the
+    later record wins.
     """
     by_key: dict[str, _Entry] = {}
     for record in records:
@@ -151,8 +152,8 @@ def _put(entries: dict[Key, _Entry], key: Key, entry: _Entry) -> None:
 
 
 def _number(record: Record) -> int:
-    """Which of several prompts it was: the record's id ends with it (``output.build``)."""
-    match = re.search(r"#([0-9]{1,9})$", record.id)  # more digits are no number of ours
+    """The number of the prompt, with which the record's id ends (``output.records``); 0 if there is none."""
+    match = re.search(r"#([0-9]{1,9})$", record.id)  # lvspec never writes more digits
     return int(match[1]) if match else 0
 
 
@@ -174,7 +175,7 @@ def _spots(entries: list[_Entry]) -> Iterator[Spot]:
 
 
 def numbers(spots: Sequence[Spot]) -> list[str]:
-    """One a caption: the stretch's number where a video has several, then the prompt's, as in ``tracks``."""
+    """A label for each caption: the number of the stretch if there are several, then that of ``tracks``."""
     stretches: dict[tuple[float, float | None], int] = {}
     for spot in spots:
         stretches.setdefault((spot.start, spot.end), len(stretches) + 1)
@@ -185,31 +186,31 @@ def numbers(spots: Sequence[Spot]) -> list[str]:
 
 
 def tracks(spots: Sequence[Spot]) -> list[str]:
-    """One a caption: the prompt's number where a stretch has several."""
+    """A label for each caption: the number of the prompt if a stretch has several."""
     several = any(spot.number > 1 for spot in spots)
     return [f".{spot.number}" if several else "" for spot in spots]
 
 
-def sidecar_names(wanted: Mapping[bytes, Iterable[str]], suffix: str) -> dict[bytes, dict[str, bytes]]:
-    """The name of each video's file with each label, in the video's folder.
+def sidecar_names(labels: Mapping[bytes, Iterable[str]], suffix: str) -> dict[bytes, dict[str, bytes]]:
+    """The name of the sidecar file for each video and label, in the video's folder.
 
-    ``a.mp4`` gets ``a.txt``, or ``a.001.txt`` with a label. Where two videos would get one name (``a.webm``
-    is there too), both keep their own suffixes: ``a.mp4.txt``. Names that differ in case only count as one,
-    as some disks take them so, and no video's own name is given away.
+    ``a.mp4`` gets ``a.txt``, or ``a.001.txt`` with a label. If two videos would get the same name (there is
+    also ``a.webm``), both keep their own suffixes: ``a.mp4.txt``. Names that differ only in case count as
+    equal, because some disks ignore case. No sidecar gets the name of a video.
     """
-    wanted = {name: tuple(dict.fromkeys(given)) for name, given in wanted.items()}
-    level = dict.fromkeys(wanted, 0)
+    labels = {video: tuple(dict.fromkeys(own_labels)) for video, own_labels in labels.items()}
+    level = dict.fromkeys(labels, 0)
     while True:
         names = {
-            name: {label: _name(name, level[name], label, suffix) for label in given}
-            for name, given in wanted.items()
+            video: {label: _name(video, level[video], label, suffix) for label in own_labels}
+            for video, own_labels in labels.items()
         }
-        claims = Counter(_folded(name) for given in names.values() for name in given.values())
-        claims.update(_folded(name) for name in wanted)
+        uses = Counter(_folded(name) for sidecars in names.values() for name in sidecars.values())
+        uses.update(map(_folded, labels))
         clashing = [
-            name
-            for name, given in names.items()
-            if level[name] < 2 and any(claims[_folded(taken)] > 1 for taken in given.values())
+            video
+            for video, sidecars in names.items()
+            if level[video] < 2 and any(uses[_folded(name)] > 1 for name in sidecars.values())
         ]
         if not clashing:
             return names
@@ -218,14 +219,14 @@ def sidecar_names(wanted: Mapping[bytes, Iterable[str]], suffix: str) -> dict[by
 
 
 def is_inside(name: bytes) -> bool:
-    """Whether a record's name leads to a file below the folder that it is relative to, and nowhere else."""
+    """Whether a record's relative name stays inside its folder."""
     parts = name.split(b"/")
     return b"\0" not in name and not {b"", b".", b".."} & set(parts)
 
 
 def _name(video: bytes, level: int, label: str, suffix: str) -> bytes:
     stem = video if level else os.fsencode(PurePosixPath(os.fsdecode(video)).with_suffix(""))
-    if level == 2:  # a.mp4 with label .1 and a video called a.mp4.1: nothing but a hash tells them apart
+    if level == 2:  # a.mp4 with label .1 and a video a.mp4.1: only a hash distinguishes them
         stem += b"." + hashlib.sha256(video).hexdigest()[:8].encode()
     return stem + f"{label}.{suffix}".encode()
 

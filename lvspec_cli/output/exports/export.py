@@ -1,4 +1,4 @@
-"""Records to files of one format, and the lines about it: ``lvspec export`` and ``caption --to``."""
+"""Exports records to one format, and reports about it, for ``lvspec export`` and ``caption --to``."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from lvspec_cli.output.records import Record
 
 
 def check_places(to: ExportFormat, where: ExportPlaces) -> None:
-    """Whether an export has the places that its format needs: asked before anything slow begins.
+    """Checks the paths of an export, before anything slow starts.
 
-    :raises UsageError: one is missing, or one is given that the format has no use for.
-    :raises OutputError: one is given as a file and is something else, such as a device.
+    :raises UsageError: the format needs a path that is missing, or cannot use one that is given.
+    :raises OutputError: a path is not a regular file, but a device, for example.
     """
     if where.out and where.out_dir:
         raise UsageError("--out and --out-dir are both given", "give one of them")
@@ -70,12 +70,13 @@ def export_records(
     suffix: str = "",
     force: bool = False,
 ) -> ExportReport:
-    """Writes the captions of records that went well in one format.
+    """Writes the captions of successful records in one format.
 
-    :param prefix: stands before each caption's text as it is, ``suffix`` after it.
-    :param force: replace files too that lvspec did not write, or that were changed since.
+    :param prefix: put before each caption's text unchanged; ``suffix`` is put after it.
+    :param force: also replace files that lvspec did not write, or that were changed since.
     :raises UsageError: as ``check_places`` does.
-    :raises OutputError: nothing more can be written there. One sidecar that cannot be is only skipped.
+    :raises OutputError: the file cannot be written, or the disk is full. Other failures of one sidecar only
+        skip it.
     """
     check_places(to, where)
     done = _Done(gather(records, prefix, suffix))
@@ -91,7 +92,7 @@ def export_records(
 
 @dataclass
 class _Done:
-    """What there is to write, and what became of it so far."""
+    """The captions to export, and the results so far."""
 
     captions: Captions
     outcomes: list[tuple[Path, Outcome]] = field(default_factory=list)
@@ -99,7 +100,7 @@ class _Done:
     exported: int = 0
 
     def usable(self, videos: Path | None) -> Videos:
-        """The videos whose names can be used, and which are in ``videos``; the others are skipped."""
+        """The videos with valid names that exist in the folder ``videos``. The others are skipped."""
         usable = {}
         for name, spots in self.captions.videos.items():
             reason = _refusal(name, videos)
@@ -110,13 +111,13 @@ class _Done:
         return usable
 
     def report(self) -> ExportReport:
-        def those(wanted: Outcome) -> tuple[Path, ...]:
+        def paths(wanted: Outcome) -> tuple[Path, ...]:
             return tuple(path for path, outcome in self.outcomes if outcome == wanted)
 
         return ExportReport(
-            written=those("written"),
-            unchanged=those("unchanged"),
-            foreign=those("foreign"),
+            written=paths("written"),
+            unchanged=paths("unchanged"),
+            foreign=paths("foreign"),
             skipped=tuple(self.skipped),
             captions=self.exported,
             failed=self.captions.failed,
@@ -128,10 +129,10 @@ def _refusal(name: bytes, videos: Path | None) -> str | None:
     if not is_inside(name):
         return "its name leads out of the folder"
     try:
-        there = videos is None or (videos / os.fsdecode(name)).is_file()
+        exists = videos is None or (videos / os.fsdecode(name)).is_file()
     except OSError as error:
         return error.strerror or str(error)
-    return None if there else f"there is no such file in {videos}"
+    return None if exists else f"there is no such file in {videos}"
 
 
 def _one_file(to: ExportFormat, where: ExportPlaces) -> Path:
@@ -144,25 +145,25 @@ def _one_file(to: ExportFormat, where: ExportPlaces) -> Path:
 
 
 def _from_metadata(where: ExportPlaces) -> str:
-    """The folder of the videos as metadata.jsonl names it: with a slash at its end, or empty."""
+    """The folder of the videos relative to that of metadata.jsonl: with a slash at its end, or empty."""
     assert where.videos is not None
     folder = os.path.relpath(where.videos, _one_file(ExportFormat.VIDEOFOLDER, where).parent)
     return "" if folder == "." else folder + "/"
 
 
 def _filling(to: ExportFormat, where: ExportPlaces, done: _Done) -> Fill:
-    """What writes the one file of the format."""
+    """The function that writes the single file of the format."""
     if to in (ExportFormat.CSV, ExportFormat.PARQUET):
         done.exported = len(done.captions.rows)
         return partial(write_csv if to is ExportFormat.CSV else write_parquet, done.captions.rows)
     assert where.videos is not None
     videos = done.usable(where.videos)
     if to is ExportFormat.MUSUBI:
-        found = musubi_rows(videos, where.videos)
+        rows_or_skipped = musubi_rows(videos, where.videos)
     else:
-        found = videofolder_rows(videos, _from_metadata(where))
+        rows_or_skipped = videofolder_rows(videos, _from_metadata(where))
     rows = []
-    for row in found:
+    for row in rows_or_skipped:
         if isinstance(row, Skipped):
             done.skipped.append(row)
         else:
@@ -188,7 +189,7 @@ def _write_sidecars(to: ExportFormat, where: ExportPlaces, force: bool, done: _D
 
 
 def _sidecars(to: ExportFormat, videos: Videos) -> Iterator[tuple[bytes, bytes, list[Caption]]]:
-    """Of each sidecar: the video's name, its own, and the captions it holds."""
+    """For each sidecar file: the video's name, its own name, and its captions."""
     labels = {name: (numbers if to is ExportFormat.TXT else tracks)(spots) for name, spots in videos.items()}
     names = sidecar_names(labels, to.value)
     for name, spots in videos.items():

@@ -1,4 +1,4 @@
-"""The formats of an export: CSV, Parquet, SubRip, WebVTT, and lists for VideoFolder and musubi-tuner."""
+"""The export formats: CSV, Parquet, SubRip, WebVTT, and lists for VideoFolder and musubi-tuner."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lvspec_cli.table import clock
 
 COLUMNS = tuple(field.name for field in fields(Caption))
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_CODED = "file_name_b64"  # base64 may begin with +, and calls nothing
-ROWS = 10_000  # of one group of a Parquet file
+_CODED = "file_name_b64"  # base64 may begin with +, but is never a formula
+ROWS = 10_000  # in one row group of a Parquet file
 
 
 def write_csv(captions: Sequence[Caption], stream: IO[bytes]) -> None:
-    """CSV as RFC 4180 has it, in UTF-8, headings first; absent facts are empty.
+    """CSV by RFC 4180, in UTF-8, with a header. Unknown values are empty.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    A text that a spreadsheet would read as a formula gets an apostrophe before it.
     """
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
     rows = csv.writer(text)
@@ -44,7 +44,7 @@ def _harmless(caption: Caption) -> list[Any]:
 
 
 def write_parquet(captions: Sequence[Caption], stream: IO[bytes]) -> None:
-    """Parquet with a type for each column, the same whatever the rows hold.
+    """Parquet with a fixed type for each column, which does not depend on the rows.
 
     :raises OutputError: pyarrow is not installed.
     """
@@ -64,12 +64,12 @@ def write_parquet(captions: Sequence[Caption], stream: IO[bytes]) -> None:
             writer.write_table(pyarrow.table(list(map(list, columns)), schema=schema))
 
 
-LONGEST = 359_999.999  # seconds that a clock of two digits an hour shows
-SHORTEST = 1.0  # seconds that a cue is shown whose end nobody knows, or lies before the picture
+LONGEST = 359_999.999  # seconds: the latest time with two digits for hours
+SHORTEST = 1.0  # seconds of a cue whose end is unknown, or before the start of the picture
 
 
 def srt(captions: Sequence[Caption]) -> str:
-    """SubRip of captions in the order of time. Those without text are left out; ``-->`` becomes ``->``."""
+    """SubRip of captions in order of time. Captions without text are left out; ``-->`` becomes ``->``."""
     cues = [
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{_without_arrows(text)}\n"
         for number, (start, end, text) in enumerate(_cues(captions), start=1)
@@ -78,7 +78,7 @@ def srt(captions: Sequence[Caption]) -> str:
 
 
 def vtt(captions: Sequence[Caption]) -> str:
-    """WebVTT of the same. What would be markup in a cue is escaped."""
+    """WebVTT of captions in order of time. Markup characters are escaped."""
     cues = [
         f"{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(text)}\n"
         for start, end, text in _cues(captions)
@@ -87,26 +87,26 @@ def vtt(captions: Sequence[Caption]) -> str:
 
 
 def _cues(captions: Sequence[Caption]) -> list[tuple[float, float, str]]:
-    """Start, end and text. A blank line would end a cue, so text has none."""
+    """Start, end and text of each cue. Blank lines are removed from texts, because they would end the cue."""
     timed = [(_start(caption), _end(caption), _lines(caption.text)) for caption in captions]
     return [(start, end, text) for start, end, text in timed if text]
 
 
 def _start(caption: Caption) -> float:
-    """Where what was asked about begins to be seen: the sound may begin before the picture."""
+    """The start of the stretch, but not before the start of the picture."""
     return max(caption.start, caption.begins or 0.0)
 
 
 def _end(caption: Caption) -> float:
-    """The end of what was asked about. Old records do not hold the video's: there the last frame tells."""
+    """The end of the stretch. Old records lack the video's duration: then the last frame decides."""
     ends = [time for time in (caption.end, caption.duration) if time is not None]
     end = min(ends) if ends else max(caption.last_frame or 0.0, caption.start + SHORTEST)
-    # Of a stretch before the picture the first frame was taken.
+    # A stretch before the start of the picture was sampled as the first frame.
     return end if end > _start(caption) else _start(caption) + SHORTEST
 
 
 def _without_arrows(text: str) -> str:
-    """SubRip has no escapes, and readers take any line with an arrow between times for a cue."""
+    """Shortens arrows: SubRip has no escapes, and a line with two times and an arrow would start a cue."""
     return re.sub("-{2,}>", "->", text)
 
 
@@ -126,14 +126,14 @@ Row = dict[str, Any]
 
 
 def videofolder_rows(videos: Videos, folder: str) -> Iterator[Row | Skipped]:
-    """Rows of ``metadata.jsonl``: ``file_name`` and ``text``, and times and prompt where they differ.
+    """Rows of ``metadata.jsonl``: ``file_name`` and ``text``, with times and prompt if rows differ in them.
 
-    :param folder: of the videos, relative to that of the file, with a slash at its end or empty.
+    :param folder: the videos' folder relative to that of the file, with a slash at its end, or empty.
     """
     spots = [spot for video in videos.values() for spot in video]
     parts = any(spot.start > 0 or spot.end is not None for spot in spots)
     prompts = any(spot.number > 1 for spot in spots)
-    for name, caption in _each(videos):
+    for name, caption in _captions(videos):
         try:
             readable = folder + name.decode("utf-8")
         except UnicodeDecodeError:
@@ -148,10 +148,10 @@ def videofolder_rows(videos: Videos, folder: str) -> Iterator[Row | Skipped]:
 
 
 def musubi_rows(videos: Videos, folder: Path) -> Iterator[Row | Skipped]:
-    """Rows with ``video_path`` (absolute) and ``caption``: one a video, as musubi takes whole videos."""
+    """Rows with ``video_path`` (absolute) and ``caption``, one for each video: musubi uses whole videos."""
     root = folder.absolute()
     done = set()
-    for name, caption in _each(videos):
+    for name, caption in _captions(videos):
         if caption.is_part:
             yield Skipped(name, "a caption of a part of it: musubi takes whole videos")
         elif name in done:
@@ -162,13 +162,13 @@ def musubi_rows(videos: Videos, folder: Path) -> Iterator[Row | Skipped]:
 
 
 def write_rows(rows: list[Row], stream: IO[bytes]) -> None:
-    """JSON lines. A byte of a path that is not UTF-8 becomes an escape, which Python's json reads back."""
+    """JSON lines. Bytes of a path that are not UTF-8 become escapes, which Python's json reads back."""
     for row in rows:
         line = json.dumps(row, ensure_ascii=False) + "\n"
         stream.write(line.encode("utf-8", "backslashreplace"))
 
 
-def _each(videos: Videos) -> Iterator[tuple[bytes, Caption]]:
+def _captions(videos: Videos) -> Iterator[tuple[bytes, Caption]]:
     for name, spots in videos.items():
         for spot in spots:
             if spot.caption is not None:

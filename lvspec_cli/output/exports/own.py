@@ -1,4 +1,4 @@
-"""Writing into folders that hold other people's files: what lvspec did not write is left alone."""
+"""Writes into folders with other people's files: files that lvspec did not write are not replaced."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lvspec_cli.text_file import LISTS, read_own
 LEDGER = ".lvspec-export.json"
 SCHEMA = "lvspec.export.1"
 Outcome = Literal["written", "unchanged", "foreign"]
-Fill = Callable[[IO[bytes]], object]  # writes what a file holds
+Fill = Callable[[IO[bytes]], object]  # writes a file's content
 
 
 @dataclass
 class OwnFiles:
-    """Files in and below one folder, with a digest of each that was written by an export.
+    """Files in and below one folder, with digests of those that exports wrote.
 
-    A file is one's own as long as it holds what was written: one that was there before, or that somebody
-    has mended by hand since, is foreign, and is not replaced unless ``force`` is set.
+    A file whose content is not what an export wrote is foreign: it existed before, or somebody changed it.
+    Foreign files are replaced only if ``force`` is set.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class OwnFiles:
     _entered: set[Path] = field(default_factory=set)
 
     def write(self, path: Path, fill: Fill) -> Outcome:
-        """Writes one file whole or not at all, by ``fill`` on a stream.
+        """Writes one file atomically. ``fill`` writes the content to a stream.
 
         :raises OutputError: it cannot be written, or a link leads out of the folder.
         """
@@ -54,7 +54,7 @@ class OwnFiles:
                 elif old is not None and not self.force and old != self.digests.get(name):
                     return "foreign"
                 else:
-                    self._place(path, draft)
+                    self._copy(path, draft)
                     outcome = "written"
         except OSError as error:
             raise unwritable(path, error) from error
@@ -62,7 +62,7 @@ class OwnFiles:
         return outcome
 
     def _enter(self, folder: Path) -> None:
-        """Looks at a folder once: where it really is, and what killed exports left in it."""
+        """At the first use of a folder: checks its real path, and removes what killed exports left in it."""
         if folder in self._entered:
             return
         if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.folder)):
@@ -70,7 +70,7 @@ class OwnFiles:
         sweep(folder)
         self._entered.add(folder)
 
-    def _place(self, path: Path, draft: SpooledTemporaryFile[bytes]) -> None:
+    def _copy(self, path: Path, draft: SpooledTemporaryFile[bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.seek(0)
         with replacing(path, sync=False) as stream:
@@ -79,7 +79,7 @@ class OwnFiles:
 
 @contextmanager
 def own_files(folder: Path, *, force: bool) -> Iterator[OwnFiles]:
-    """The folder's files, with what earlier exports left. Makes the folder; one export a folder at a time.
+    """The files of a folder, which is created if necessary. Only one export may use it at a time.
 
     :raises OutputError: the folder cannot be written, or another export is writing to it.
     """
@@ -90,19 +90,19 @@ def own_files(folder: Path, *, force: bool) -> Iterator[OwnFiles]:
         raise unwritable(folder, error) from error
     with locked(ledger):
         files = OwnFiles(folder, force, _read(ledger))
-        before = dict(files.digests)
+        old_digests = dict(files.digests)
         try:
             yield files
         finally:
-            if files.digests != before:
-                sync_all()  # the files before the ledger that vouches for them
+            if files.digests != old_digests:
+                sync_all()  # the files must be safe before the ledger says that they were written
                 content = {"schema": SCHEMA, "sha256": files.digests}
                 with replacing(ledger) as stream:
                     stream.write(json.dumps(content, indent=0).encode())
 
 
 def _read(ledger: Path) -> dict[str, str]:
-    """A ledger that is lost or broken makes every file foreign: nothing is overwritten for it."""
+    """The digests in the ledger. If it is missing or broken, all files are foreign, so nothing is lost."""
     try:
         content = json.loads(read_own(ledger, LISTS))
         return {str(name): str(digest) for name, digest in content["sha256"].items()}
@@ -116,7 +116,7 @@ def _digest(stream: BufferedReader | SpooledTemporaryFile[bytes]) -> str:
 
 
 def _digest_of(path: Path) -> str | None:
-    """None where there is nothing; what is no regular file has the digest of nothing that is written."""
+    """The digest of a file; None if there is none. What is not a regular file never equals a digest."""
     if not os.path.lexists(path):
         return None
     if path.is_symlink() or not path.is_file():

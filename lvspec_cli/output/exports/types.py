@@ -1,4 +1,4 @@
-"""What is asked of an export, and what came of it. Imports nothing slow: the command line reads it."""
+"""The request and the report of an export. Imports nothing slow, because the command line uses it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 class ExportFormat(StrEnum):
     """Formats of captions."""
 
-    TXT = "txt"  # one file a caption
-    SRT = "srt"  # one file a video, a cue a stretch
+    TXT = "txt"  # one file for each caption
+    SRT = "srt"  # one file for each video, with a cue for each stretch
     VTT = "vtt"
     CSV = "csv"
     PARQUET = "parquet"
@@ -20,19 +20,19 @@ class ExportFormat(StrEnum):
 
     @property
     def is_sidecar(self) -> bool:
-        """Whether it gives each video files of its own."""
+        """Whether each video gets files of its own."""
         return self in (ExportFormat.TXT, ExportFormat.SRT, ExportFormat.VTT)
 
     @property
     def file_name(self) -> str:
-        """Of the one file of a format that has one, where only its folder is said."""
+        """The default name of the single file of a format, in a given folder."""
         names = {ExportFormat.VIDEOFOLDER: "metadata.jsonl", ExportFormat.MUSUBI: "musubi.jsonl"}
         return names.get(self, f"captions.{self}")
 
     def beside(self, records: Path) -> Path | None:
-        """The one file where nothing at all is said: named as the records, in their folder.
+        """The default path of the single file of a format: in the records' folder, with their name.
 
-        None for formats whose place is with the videos.
+        None for formats that are written to the videos' folder.
         """
         if self.is_sidecar or self is ExportFormat.VIDEOFOLDER:
             return None
@@ -42,10 +42,10 @@ class ExportFormat(StrEnum):
 
 @dataclass(frozen=True)
 class ExportPlaces:
-    """Where an export goes; what a format does not need may be None.
+    """The paths of an export. Those that a format does not need may be None.
 
-    ``videos``: the folder that the records' file names are relative to. ``out_dir``: where files are made,
-    sidecars as in ``videos``. ``out``: the one file of a format that has one.
+    ``videos``: the folder to which the records' file names are relative. ``out_dir``: the folder to write to;
+    sidecars are in the same subfolders as in ``videos``. ``out``: the single file of a format.
     """
 
     videos: Path | None = None
@@ -55,7 +55,7 @@ class ExportPlaces:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A caption that the format or the place has no room for."""
+    """A caption that cannot be exported."""
 
     name: bytes  # of the video
     reason: str
@@ -63,12 +63,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export did. ``foreign``: files there that lvspec did not write, or that were changed since."""
+    """The results of an export."""
 
     written: tuple[Path, ...]
-    unchanged: tuple[Path, ...]  # they held the very same already
-    foreign: tuple[Path, ...]  # left as they are
+    unchanged: tuple[Path, ...]  # they had the same content already
+    foreign: tuple[Path, ...]  # not replaced: lvspec did not write them, or they were changed since
     skipped: tuple[Skipped, ...]
-    captions: int  # that the files hold
+    captions: int  # in the files
     failed: int  # clips and prompts without a caption
-    superseded: int  # captions that gave way to a later one of the same clip and prompt
+    superseded: int  # captions that were replaced by a later one of the same clip and prompt

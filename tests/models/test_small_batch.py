@@ -19,16 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.models import load
-from lvspec_cli.models.kernels import few_rows
-from lvspec_cli.models.kernels.few_rows import FewRows4bit, Tile, is_usable, take_few_rows
+from lvspec_cli.models.kernels import small_batch
 from lvspec_cli.models.kernels.nf4 import LEVELS, ROWS, WORD, Packed
+from lvspec_cli.models.kernels.small_batch import SmallBatch4bit, Tile, is_usable, use_small_batch_kernels
 from lvspec_cli.models.quantise import verification_width_limit, width_limit_of
 from lvspec_cli.types import Quantisation
 
 IN_THE_INTERPRETER = """
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from lvspec_cli.models.kernels.few_rows import Packed, multiply
+from lvspec_cli.models.kernels.small_batch import Packed, multiply
 
 for outputs, inputs, rows, biased in [(48, 256, 1, True), (40, 192, 3, False), (96, 1088, 5, True),
                                       (33, 640, 17, True), (130, 4096, 16, False)]:
@@ -63,7 +63,7 @@ def test_the_kernels_compile_for_a_gpu() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lvspec_cli.models.kernels import few_rows_kernels as kernels
+    from lvspec_cli.models.kernels import small_batch_kernels as kernels
 
     kinds = {
         **dict.fromkeys(("inputs", "bias", "result"), "*bf16"),
@@ -133,7 +133,7 @@ INSTRUCTIONS: dict[str, Callable[..., int]] = {
 @given(word=st.integers(0, 2**32 - 1))
 def test_a_word_is_unpacked_to_its_levels(word: int) -> None:
     pytest.importorskip("triton")
-    from lvspec_cli.models.kernels.few_rows_kernels import UNPACK
+    from lvspec_cli.models.kernels.small_batch_kernels import UNPACK
 
     halves = torch.tensor(LEVELS).half().float().tolist()
     assert run(UNPACK.value, word) == [halves[word >> (4 * place) & 15] for place in range(8)]
@@ -186,7 +186,7 @@ def test_the_library_has_many_rows_and_full_precision(rows: int, kind: torch.dty
     inputs = torch.zeros(1, rows, 128, dtype=kind)
     matrix = packed(128)
     assert matrix is not None
-    assert torch.equal(FewRows4bit(Library(), matrix)(inputs), inputs + 1)
+    assert torch.equal(SmallBatch4bit(Library(), matrix)(inputs), inputs + 1)
 
 
 def test_layers_are_taken_by_their_kind() -> None:
@@ -198,8 +198,8 @@ def test_layers_are_taken_by_their_kind() -> None:
 
     model = torch.nn.ModuleDict({"one": layer(128), "odd": layer(96), "plain": torch.nn.Linear(128, 64)})
     weights: Any = model["one"].weight
-    assert take_few_rows(model) == 1
-    assert [type(part).__name__ for part in model.values()] == ["FewRows4bit", "Linear4bit", "Linear"]
+    assert use_small_batch_kernels(model) == 1
+    assert [type(part).__name__ for part in model.values()] == ["SmallBatch4bit", "Linear4bit", "Linear"]
     assert any(part is weights for part in model["one"].parameters())
 
 
@@ -219,17 +219,17 @@ def test_where_the_kernels_are_taken(
 ) -> None:  # fmt: skip
     called: list[str] = []
     monkeypatch.setattr(load, "fuse_norms", lambda _: called.append("norms"))
-    monkeypatch.setattr(few_rows, "take_few_rows", lambda _: called.append("rows"))
-    monkeypatch.setattr(few_rows, "is_usable", lambda _: usable)
-    load.take_kernels(object(), [torch.device(place)], quantisation, captured=captured)
+    monkeypatch.setattr(small_batch, "use_small_batch_kernels", lambda _: called.append("rows"))
+    monkeypatch.setattr(small_batch, "is_usable", lambda _: usable)
+    load.install_kernels(object(), [torch.device(place)], quantisation, captured=captured)
     assert called == ["norms"] * norms + ["rows"] * rows
     called.clear()
-    load.take_kernels(object(), [torch.device(place)] * 2, quantisation, captured=captured)
+    load.install_kernels(object(), [torch.device(place)] * 2, quantisation, captured=captured)
     assert called == []  # parts of a split model are moved by hooks of their own
 
 
 def test_rows_have_no_limit_where_the_kernels_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few_rows, "is_usable", lambda _: True)
+    monkeypatch.setattr(small_batch, "is_usable", lambda _: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     card = torch.device("cuda")
     assert width_limit_of(card) is None

@@ -6,8 +6,8 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-from lvspec_cli.models.kernels.few_rows import FewRows4bit, is_usable, multiply
 from lvspec_cli.models.kernels.nf4 import ROWS, Packed
+from lvspec_cli.models.kernels.small_batch import SmallBatch4bit, is_usable, multiply
 from lvspec_cli.models.load import ModelRequest, load_model
 from lvspec_cli.models.quantise import width_limit_of
 from lvspec_cli.types import Quantisation
@@ -50,5 +50,5 @@ def test_a_model_in_nf4_has_them() -> None:
         ModelRequest(BUNDLED / "target", device=DEVICE, dtype="bfloat16", quantisation=Quantisation.NF4)
     )
     layers = loaded.family.layers(loaded.model)
-    assert sum(type(part) is FewRows4bit for part in layers.modules()) == 7 * len(layers)
+    assert sum(type(part) is SmallBatch4bit for part in layers.modules()) == 7 * len(layers)
     assert width_limit_of(torch.device(DEVICE)) is None

@@ -1,9 +1,9 @@
-"""Products of a few rows with weights in nf4, which are read once, packed, whatever the rows.
+"""NF4 matrix products for small batches: packed weights are read once, however many rows.
 
-bitsandbytes is made for one row and for many. In between it reads the weights anew for each row, or writes
-them out in 16 bits first, so that on a large card a verification of a few rows takes several steps
-(docs/real-size.md). Here a tile of weights is unpacked in registers and multiplied with all rows at once by
-tensor cores, as Marlin does for other formats (Frantar et al. 2024, arXiv 2408.11743).
+bitsandbytes is fast for one row and for many. In between it reads the weights again for each row, or first
+dequantises them to 16 bits, so that on a large GPU a verification of a few rows takes as long as several
+steps (docs/real-size.md). Here a tile of weights is unpacked in registers and multiplied with all rows at
+once by tensor cores, as Marlin does for other formats (Frantar et al. 2024, arXiv 2408.11743).
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 from lvspec_cli.models.kernels.nf4 import LEVELS, ROWS, WORD, Packed
 
-MEASURED = (9, 0)  # the capability of the cards that this was found to be faster on
-_COMPILERS = ("cc", "gcc", "clang")  # one of which Triton wants, for what launches a kernel
-_TYPES = (torch.bfloat16, torch.float16)  # that are multiplied here
+MEASURED = (9, 0)  # compute capability of the GPUs on which this was measured to be faster
+_COMPILERS = ("cc", "gcc", "clang")  # Triton needs one of them to compile its launchers
+_TYPES = (torch.bfloat16, torch.float16)  # dtypes of inputs
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How a product is cut, by its matrix alone, so that sums are added in one order whatever the rows."""
+    """The tiling of a product. It depends on the matrix alone, so that sums do not depend on the rows."""
 
-    splits: int  # programs that share a sum, each a stretch of the inputs
-    steps: int  # of ``WORDS`` words, that a program takes
-    outputs: int = 64  # of a program
-    words: int = 8  # of each row, that are unpacked at once
+    splits: int  # programs that share one sum (split-K); each has a range of the inputs
+    steps: int  # steps of a program, each of ``words`` words
+    outputs: int = 64  # outputs of a program
+    words: int = 8  # words of each matrix row that are unpacked in one step
 
     @classmethod
     def of(cls, outputs: int, inputs: int) -> Tile:
-        """As was fastest on an H200 among 1 to 16 splits: many programs, of a few steps each at least."""
+        """The fastest tiling with 1 to 16 splits on an H200: many programs of at least four steps."""
         steps = -(-inputs // (WORD * cls.words))
         programs, splits = -(-outputs // cls.outputs), 1
         while splits < _SPLITS and programs * splits < _PROGRAMS and steps // (2 * splits) >= _STEPS:
@@ -45,8 +45,8 @@ class Tile:
 _PROGRAMS, _SPLITS, _STEPS = 2048, 16, 4
 
 
-class FewRows4bit(nn.Module):
-    """A linear layer of bitsandbytes, which has the weights, and multiplies many rows."""
+class SmallBatch4bit(nn.Module):
+    """A linear layer of bitsandbytes with these kernels for few rows; many rows use the layer itself."""
 
     def __init__(self, layer: Any, matrix: Packed) -> None:
         super().__init__()
@@ -62,33 +62,33 @@ class FewRows4bit(nn.Module):
 
 
 def is_usable(device: torch.device) -> bool:
-    """Whether a device is of those that this is faster on, and Triton can make the kernels for it."""
+    """Whether these kernels are faster on the device, and Triton can compile them."""
     if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
         return False
     compiler = any(shutil.which(name) for name in _COMPILERS)
     return compiler and torch.cuda.get_device_capability(device) == MEASURED
 
 
-def take_few_rows(model: Any) -> int:
-    """Has a model's layers in nf4 multiply few rows here; in place. Gives how many there are."""
+def use_small_batch_kernels(model: Any) -> int:
+    """Replace a model's nf4 layers by ``SmallBatch4bit``, in place. Returns their number."""
     from bitsandbytes.nn import Linear4bit
 
-    taken = 0
-    for name, part in [each for each in model.named_modules() if type(each[1]) is Linear4bit]:
-        matrix = Packed.of(part.weight.data, part.weight.quant_state)
+    count = 0
+    for name, layer in list(model.named_modules()):
+        matrix = Packed.of(layer.weight.data, layer.weight.quant_state) if type(layer) is Linear4bit else None
         if matrix is not None:
-            model.set_submodule(name, FewRows4bit(part, matrix))
-            taken += 1
-    return taken
+            model.set_submodule(name, SmallBatch4bit(layer, matrix))
+            count += 1
+    return count
 
 
 def multiply(inputs: Tensor, matrix: Packed, bias: Tensor | None = None, *, by_table: bool = False) -> Tensor:
-    """``inputs`` (rows, inputs) by the matrix transposed: (rows, outputs), in the inputs' type.
+    """``inputs`` (rows, inputs) times the transposed matrix: (rows, outputs), in the dtype of the inputs.
 
-    Weights are rounded to that type, sums are in float32. A row's sum does not depend on the rows beside it.
+    Weights are rounded to that dtype, sums are in float32. A row's sums do not depend on the other rows.
 
     :param bias: (outputs,), added before the sum is rounded.
-    :param by_table: look levels up in memory: slow, and all that Triton's interpreter can do.
+    :param by_table: look up levels in memory. This is slow, but Triton's interpreter can do nothing else.
     """
     with torch.cuda.device_of(inputs):  # Triton launches on the current device
         return _multiplied(inputs.contiguous(), matrix, bias, by_table)
@@ -97,7 +97,7 @@ def multiply(inputs: Tensor, matrix: Packed, bias: Tensor | None = None, *, by_t
 def _multiplied(inputs: Tensor, matrix: Packed, bias: Tensor | None, by_table: bool) -> Tensor:
     from triton import cdiv, next_power_of_2
 
-    from lvspec_cli.models.kernels import few_rows_kernels as kernels
+    from lvspec_cli.models.kernels import small_batch_kernels as kernels
 
     device, rows = inputs.device, inputs.shape[0]
     tile = Tile.of(matrix.outputs, matrix.inputs)
