@@ -103,10 +103,12 @@ def _decoded(
 
 
 def _check_layers(pair: LoadedPair, base: AskRequest) -> None:
-    from lvspec_cli.speculation.relevance import video_layers
+    from lvspec_cli.speculation.relevance import LAYERED, layers_of
 
-    if base.settings.mode is Mode.LVSPEC:
-        video_layers(base.settings.rule, len(pair.target.family.layers(pair.target.model)))
+    rule, target = base.settings.rule, pair.target
+    if base.settings.mode is Mode.LVSPEC and rule.relevance in LAYERED:
+        count = len(target.family.layers(target.model))
+        layers_of(rule, count, target.family.attention_layers(target.model.config))
 
 
 def _check_prompts(pair: LoadedPair, base: AskRequest) -> None:

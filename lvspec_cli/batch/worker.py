@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from lvspec_cli.batch.answer import DeviceLostError
@@ -29,15 +30,18 @@ def main(argument: str) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     connection = parent_of(argument)
-    setup: Setup = connection.recv()
     inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
+        setup: Setup = connection.recv()
+        threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
         _work(setup, connection, inbox, stop)
+    except (EOFError, ConnectionError):  # the parent has ended, and nobody reads the results
+        sys.exit(1)
     except DeviceLostError as error:
         sys.exit(error.cause)  # the parent starts another process
     except LvspecError as error:
-        connection.send(error)
+        with suppress(ConnectionError):
+            connection.send(error)
 
 
 def _receive(connection: Connection, inbox: queue.SimpleQueue[Work | None]) -> None:

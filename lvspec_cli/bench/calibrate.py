@@ -11,7 +11,7 @@ import numpy as np
 
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.own import measure_own, profile_own
-from lvspec_cli.bench.relevance import LAYERED, ScoredCaption, score_caption
+from lvspec_cli.bench.relevance import ScoredCaption, score_caption
 from lvspec_cli.bench.search import candidate_thresholds
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.figures.answers import BenchMode, FrozenModel, Item, Profile, Variant
@@ -19,6 +19,7 @@ from lvspec_cli.figures.separation import auc
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
+from lvspec_cli.speculation.relevance import LAYERED
 from lvspec_cli.types import Clip, DecodeSettings, Gamma, Mode, RelevanceName, RoundCosts
 from lvspec_cli.video.decode import read_clip
 

@@ -32,7 +32,7 @@ from lvspec_cli.models.probe import video_attention, video_states
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.speculation.relevance import VideoStates, relevance_for, video_layers
+from lvspec_cli.speculation.relevance import LAYERED, VideoStates, relevance_for, video_layers
 from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import (
     Clip,
@@ -46,7 +46,6 @@ from lvspec_cli.types import (
 
 SCHEMA: Final = "lvspec.relevance.1"
 FILE_NAME: Final = "relevance.json"
-LAYERED = (RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.LENS)
 SCHEMES = (*LAYERED, RelevanceName.LEXICON, RelevanceName.RANDOM)
 _TIMES = 20  # timings of a score on each clip
 

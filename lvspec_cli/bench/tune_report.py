@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from lvspec_cli.bench.lines import contrast_table, number, result_table, retention
-from lvspec_cli.bench.relevance import LAYERED
 from lvspec_cli.bench.tune import CALIBRATION, Trial, Tuned, TuneJob
 from lvspec_cli.bench.variants import NO_LIMIT, as_yaml
 from lvspec_cli.pairs.registry import Pair
+from lvspec_cli.speculation.relevance import LAYERED
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.table import Style, Table, markdown_lines
 from lvspec_cli.types import RoundCosts

@@ -20,6 +20,9 @@ from lvspec_cli.models.probe import hidden_states, lens, video_attention
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.types import RelevanceName, RuleSettings
 
+# Schemes that read layers of the target.
+LAYERED = (RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.LENS)
+
 
 @dataclass(frozen=True)
 class VideoStates:

@@ -12,6 +12,7 @@ from lvspec_cli.batch.remote import _Crew, _Worker
 from lvspec_cli.batch.serve import Setup, WorkerPlan
 from lvspec_cli.errors import PairError
 from lvspec_cli.events import Event, Noted
+from lvspec_cli.workers import start_worker
 from tests.batch.test_moved import PLAN, work
 
 
@@ -31,3 +32,11 @@ def test_work_that_comes_back_too_late_for_the_others_is_an_error():
     crew.worker_ended(at_its_last)
     with pytest.raises(PairError, match="exit code 1"):
         crew.check_done()
+
+
+def test_a_worker_whose_parent_has_gone_ends_without_a_word(capfd: pytest.CaptureFixture[str]):
+    """Killed, say, before it has said what is to be done."""
+    process, connection = start_worker("lvspec_cli.batch.worker")
+    connection.close()
+    assert process.wait(120) == 1
+    assert capfd.readouterr() == ("", "")
