@@ -47,6 +47,8 @@ class ModelSize:
     mlp: int
     key_width: int  # key heads * head size
     vision: VisionSize
+    attention_layers: int | None = None  # that have keys and values; None: all
+    state: int = 0  # bytes of what the other layers keep
 
     @property
     def matrices(self) -> int:
@@ -176,13 +178,14 @@ def weight_bytes(parameters: int, matrices: int, choice: Choice) -> int:
 def need(size: ModelSize, load: Workload, choice: Choice = Choice()) -> Need:
     """The memory that a model needs for a workload."""
     tokens = prompt_tokens(size, load) + load.new_tokens + SPARE_ROWS
-    layer_cache = 2 * size.key_width * tokens * choice.element
+    attention_layers = size.layers if size.attention_layers is None else size.attention_layers
+    cache = attention_layers * 2 * size.key_width * tokens * choice.element + size.state
     return Need(
         weights=weight_bytes(size.parameters, size.matrices, choice),
-        cache=size.layers * layer_cache,
+        cache=cache,
         activations=_activations(size, load, choice),
         layers=size.layers,
-        layer=weight_bytes(size.layer, size.layer_matrices, choice) + layer_cache,
+        layer=weight_bytes(size.layer, size.layer_matrices, choice) + cache // size.layers,
     )
 
 

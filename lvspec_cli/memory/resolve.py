@@ -311,9 +311,11 @@ GAMMA = 8  # assumed for decisions
 
 @dataclass(frozen=True)
 class FitRow:
-    """A pair's plan with both models in the same quantisation."""
+    """A pair's plan with weights in one quantisation, but for models whose files are quantised already."""
 
     quantisation: Quantisation
+    target: Quantisation
+    draft: Quantisation
     plan: Plan
 
 
@@ -352,9 +354,16 @@ def fit_pair(
     """
     target, draft = locate(pair.target), locate(pair.draft)
     sizes = Sizes(_size(pair.target, target), _size(pair.draft, draft))
-    request = _default_request(machine)
+    files = _files_quantisation(pair.target, target), _files_quantisation(pair.draft, draft)
+    request = _default_request(machine, *files)
     decision = decide(machine, sizes, load, request, gamma=GAMMA, width_limit=width_limit)
-    rows = tuple(_row(sizes, load, machine, kind, request.element) for kind in _quantisations_on(machine))
+    possible: dict[tuple[Quantisation, Quantisation], Quantisation] = {}
+    for kind in _quantisations_on(machine):
+        possible.setdefault((files[0] or kind, files[1] or kind), kind)
+    rows = tuple(
+        FitRow(kind, *of_both, _plan_with(sizes, load, machine, *of_both, request.element))
+        for of_both, kind in possible.items()
+    )
     change = None if decision.plan.fits else smallest_change(machine, sizes, load, request)
     return PairFit(
         name=name,
@@ -383,23 +392,43 @@ def _quantisations_on(machine: Machine) -> tuple[Quantisation, ...]:
     return (*CANDIDATES, *gpu_only, Quantisation.TORCHAO_INT4)
 
 
-def _row(sizes: Sizes, load: Workload, machine: Machine, quantisation: Quantisation, element: int) -> FitRow:
-    choice = Choice(quantisation, element)
-    draft = need(sizes.draft, load, choice) if sizes.draft else None
-    return FitRow(quantisation, plan(machine, need(sizes.target, load, choice), draft))
+def _plan_with(
+    sizes: Sizes, load: Workload, machine: Machine, target: Quantisation, draft: Quantisation, element: int
+) -> Plan:
+    draft_need = need(sizes.draft, load, Choice(draft, element)) if sizes.draft else None
+    return plan(machine, need(sizes.target, load, Choice(target, element)), draft_need)
 
 
-def _default_request(machine: Machine) -> PlanRequest:
-    """The request without flags: computed in bfloat16 on GPUs, in float32 on a CPU."""
-    return PlanRequest(element=2 if machine.gpus else 4)
+def _default_request(
+    machine: Machine, target: Quantisation | None = None, draft: Quantisation | None = None
+) -> PlanRequest:
+    """The request without flags: computed in bfloat16 on GPUs, in float32 on a CPU.
+
+    :param target: the quantisation of the target's files, if they are quantised; ``draft`` likewise.
+    """
+    auto = Quantisation.AUTO
+    return PlanRequest(target or auto, draft or auto, element=2 if machine.gpus else 4)
+
+
+def _files_quantisation(source: Source, stored: Stored) -> Quantisation | None:
+    """The quantisation of a model's files by its config; None if they are not quantised."""
+    from lvspec_cli.models.quantise import quantisation_of_files
+
+    values = read_object(config_path(source, stored.folder)).get("quantization_config")
+    return quantisation_of_files(values, source.name)
 
 
 def _size(source: Source, stored: Stored) -> ModelSize:
-    """The size by the model's config, with the parameters of the files' headers if they are here."""
+    """The size by the model's config, with the parameters of the files' headers if they are here.
+
+    Headers of quantised files count packed numbers, several parameters in each.
+    """
     from lvspec_cli.memory.sizes import size_of
 
     size = size_of(config_path(source, stored.folder), source.name)
-    return replace(size, parameters=stored.parameters) if stored.parameters else size
+    if not stored.parameters or _files_quantisation(source, stored) is not None:
+        return size
+    return replace(size, parameters=stored.parameters)
 
 
 def nf4_rows(machine: Machine) -> int | None:

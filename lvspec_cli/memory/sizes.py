@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +35,25 @@ def size_of(config_file: Path, name: str = "") -> ModelSize:
 
 def size_of_model(model: Any, name: str) -> ModelSize:
     """The size of a model on any device."""
-    text = model.config.get_text_config()
-    layer = model.get_decoder().layers[0]
-    matrices = _matrices(layer)
+    text, family = model.config.get_text_config(), family_of(model.config.model_type, name)
+    layers = model.get_decoder().layers
+    matrices = [_matrices(layer) for layer in layers]
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelSize(
         name=name,
         parameters=_count(model),
-        layer=_count(layer),
-        layer_matrices=sum(matrices),
-        largest_matrix=max(matrices),
+        # Layers of different kinds are planned with their mean.
+        layer=ceil(sum(map(_count, layers)) / len(layers)),
+        layer_matrices=sum(map(sum, matrices)) // len(layers),
+        largest_matrix=max(map(max, matrices)),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         mlp=text.intermediate_size,
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
-        vision=family_of(model.config.model_type, name).vision_size(model.config),
+        vision=family.vision_size(model.config),
+        attention_layers=len(family.attention_layers(model.config)),
+        state=family.state_bytes(model.config),
     )
 
 

@@ -367,3 +367,14 @@ def take_states(layers: Any) -> None:
     for layer in layers:
         if hasattr(layer, "linear_attn"):
             layer.linear_attn = GatedDelta(layer.linear_attn)
+
+
+def state_bytes(keys: tuple[int, int], values: tuple[int, int], kernel_size: int) -> int:
+    """Bytes of one layer's state, of the copy at the end of the video, and of the newest rows.
+
+    :param keys: number and size of the key heads; ``values`` likewise.
+    """
+    (key_heads, key_size), (heads, value_size) = keys, values
+    state, newest = heads * key_size * value_size, key_heads * key_size + heads * (value_size + 1)
+    channels = 2 * key_heads * key_size + heads * value_size
+    return 4 * (2 * state + BUFFER * newest + (kernel_size - 1 + BUFFER) * channels)

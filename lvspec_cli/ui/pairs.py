@@ -90,11 +90,8 @@ def machine_line(machine: Machine) -> str:
 
 
 def _cells(fit: PairFit) -> tuple[str, ...]:
-    needs = [
-        size(row.plan.needed) + ("" if row.plan.fits else " -")
-        for row in fit.rows
-        if row.quantisation in HEADINGS
-    ]
+    by_kind = {row.quantisation: size(row.plan.needed) + ("" if row.plan.fits else " -") for row in fit.rows}
+    needs = [by_kind.get(kind, "") for kind in (Quantisation.NONE, Quantisation.INT8, Quantisation.NF4)]
     decision = fit.decision
     if not decision.plan.fits:
         choice, where = "does not fit", f"{size(decision.plan.missing)} short"
@@ -113,7 +110,7 @@ def _detail(row: FitRow) -> tuple[str, ...]:
         else f"{size(row.plan.missing)} short"
     )
     return (
-        row.quantisation,
+        _storage(row.target, row.draft),
         size(target.weights),
         size(draft.weights) if draft else "",
         size(sum(need.cache for need in needs)),

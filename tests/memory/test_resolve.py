@@ -20,6 +20,7 @@ from lvspec_cli.events import Event, Noted
 from lvspec_cli.memory.plan import Decision, Device, Machine, PlanRequest, Sizes, Workload, decide
 from lvspec_cli.memory.resolve import (
     device_kind,
+    fit_pair,
     has_room,
     no_room_for,
     place,
@@ -404,3 +405,42 @@ def test_how_wide_is_fast_is_the_packed_targets_affair(
 
 def test_kinds_of_devices() -> None:
     assert [device_kind(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == ["cpu", "cuda", "cuda", "mps"]
+
+
+def quantised(folder: Path, method: str | None) -> Source:
+    """The demo target's files, said to be quantised."""
+    config = json.loads((TARGET / "config.json").read_text())
+    values = {"quantization_config": {"quant_method": method, "bits": 4}} if method else {}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | values))
+    (folder / "model.safetensors").symlink_to(TARGET / "model.safetensors")
+    return Source(folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("methods", "kinds"),
+    [
+        (
+            (None, None),
+            {("none", "none"), ("int8", "int8"), ("nf4", "nf4"), ("torchao-int4", "torchao-int4")},
+        ),
+        (("awq", None), {("awq", "none"), ("awq", "int8"), ("awq", "nf4"), ("awq", "torchao-int4")}),
+        (("awq", "gptq"), {("awq", "gptq")}),
+    ],
+)
+def test_files_that_are_quantised_stay_so_and_what_is_impossible_has_no_row(
+    choice: PairChoice, tmp_path: Path, methods: tuple[str | None, str | None], kinds: set[tuple[str, str]]
+) -> None:
+    """Their headers count packed numbers: sizes are the config's."""
+    sources = {
+        role: quantised(tmp_path / role, method)
+        for role, method in zip(("target", "draft"), methods, strict=True)
+    }
+    machine = Machine(Device("cpu", 8_000_000_000, 8_000_000_000))
+    fit = fit_pair("mine", choice.pair.model_copy(update=sources), machine, LOAD)
+    assert {(row.target, row.draft) for row in fit.rows} == kinds
+    assert all(row.plan.target_need.weights > 0 for row in fit.rows)
+    if methods[0]:
+        assert fit.decision.target == methods[0]
+        plain = fit_pair("plain", choice.pair, machine, LOAD).rows[0].plan.target_need.weights
+        assert fit.rows[0].plan.target_need.weights < plain

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.memory.plan import ModelSize
+from lvspec_cli.memory.plan import ModelSize, Workload, need
 from lvspec_cli.memory.sizes import size_of
+from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.load import load_model
+from lvspec_cli.models.prompt import build_prompt
 from lvspec_cli.pairs.files import CONFIGS, config_path, known_config
 from lvspec_cli.pairs.registry import PACKAGE, Source, read_models_file, shipped_models
+from tests.tiny_models import make_clip, save_model
+
+LONG = Workload(frames=64, max_pixels=200_704, new_tokens=512)
 
 
 @cache
@@ -104,3 +112,21 @@ def test_the_bundled_pair_is_as_large_as_its_files() -> None:
     for half in ("target", "draft"):
         folder = PACKAGE / "demo/pair" / half
         assert size_of(folder / "config.json").parameters == count_parameters(folder / "model.safetensors")
+
+
+def test_layers_that_keep_a_state_need_no_keys(tmp_path: Path) -> None:
+    """Of tiny Qwen3.5 every fourth layer attends; what the others keep does not grow with the prompt."""
+    folder = save_model(tmp_path / "model", "qwen3_5")
+    size = size_of(folder / "config.json")
+    assert (size.layers, size.attention_layers) == (8, 2)
+    assert size.state > 0
+    every = need(replace(size, attention_layers=None, state=0), LONG)
+    assert need(size, LONG).cache == every.cache // 4 + size.state
+    loaded = load_model(folder, device="cpu", dtype="float32")
+    assert size.parameters == sum(part.numel() for part in loaded.model.parameters())
+    decoder, prompt = Decoder(loaded), build_prompt(loaded, make_clip(3), "What?")
+    with torch.inference_mode():
+        decoder.encode(prompt)
+        decoder.begin(prompt, 8)
+    copies = 6 * 4 * 12 * 8 * 4  # kept for further questions, not counted there
+    assert decoder.cache.states.bytes == size.state - copies

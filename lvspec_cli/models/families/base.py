@@ -70,6 +70,10 @@ class Family:
         patches = (side // patch) ** 2
         return VisionSize(vision.hidden_size, vision.intermediate_size, patch, 1, 1, patches, patches)
 
+    def state_bytes(self, config: Any) -> int:
+        """Bytes of what layers without keys and values keep of one clip."""
+        return 0
+
     # --- prefill ------------------------------------------------------------------------
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec_cli.models.delta import take_states
+from lvspec_cli.models.delta import state_bytes, take_states
 from lvspec_cli.models.families.base import Rotary, VideoFeatures, rotated
 from lvspec_cli.models.families.qwen3_vl import Qwen3VL
 
@@ -26,6 +26,15 @@ class Qwen3_5(Qwen3VL):  # noqa: N801 - the family's own name
     def attention_layers(self, config: Any) -> tuple[int, ...]:
         kinds = config.get_text_config().layer_types
         return tuple(index for index, kind in enumerate(kinds) if kind == "full_attention")
+
+    def state_bytes(self, config: Any) -> int:
+        text = config.get_text_config()
+        layers = text.num_hidden_layers - len(self.attention_layers(config))
+        return layers * state_bytes(
+            (text.linear_num_key_heads, text.linear_key_head_dim),
+            (text.linear_num_value_heads, text.linear_value_head_dim),
+            text.linear_conv_kernel_dim,
+        )
 
     def video_features(self, model: Any, video_inputs: Mapping[str, Tensor], count: int) -> VideoFeatures:
         outputs = model.model.get_video_features(
