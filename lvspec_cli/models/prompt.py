@@ -32,7 +32,7 @@ def build_prompts(
     earlier: PairPrompts | None = None,
     new_tokens: int = 0,
 ) -> PairPrompts:
-    """Build both models' inputs.
+    """Build both models' inputs: the conversation is written by the target's chat template for both.
 
     :param earlier: prompts of another question about the same clip. Their video tensors are reused, so that
         the frames are not processed again.
@@ -42,37 +42,31 @@ def build_prompts(
     limits = [(pair.target, Limit(pair.target.positions, new_tokens))]
     if pair.draft is not None:
         limits.append((pair.draft, Limit(pair.draft.positions, new_tokens, "draft")))
+    text = chat_text(pair.target.processor, question, system, pair.target.name)
     for loaded, limit in limits:
-        _check_without_video(loaded, limit, question, system)
+        _check_without_video(loaded, limit, text, question, system)
     prompts: list[Prompt] = []
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
     for (loaded, limit), earlier_prompt in zip(limits, earlier_prompts, strict=False):
-        prompts.append(build_prompt(loaded, clip, question, system=system, earlier=earlier_prompt))
+        prompts.append(build_prompt(loaded, clip, text, earlier=earlier_prompt))
         limit.check_prompt(prompts[-1].length, prompts[-1].visual_tokens)
     target, *draft = prompts
     return PairPrompts(target, draft[0] if draft else None)
 
 
-def _check_without_video(loaded: LoadedModel, limit: Limit, question: str, system: str | None) -> None:
-    """Checks the text before the frames are processed."""
+def _check_without_video(
+    loaded: LoadedModel, limit: Limit, text: str, question: str, system: str | None
+) -> None:
+    """Checks the text, and the parts that users wrote, before the frames are processed."""
     limit.check_text(question + (system or ""), "the prompt")
-    for text in (question, system or ""):
-        check_text(loaded.processor, text)
-    text = chat_text(loaded.processor, question, system, loaded.name)
+    for part in (question, system or ""):
+        check_text(loaded.processor, part)
     if not limit.may_fit(text):
         limit.check_tokens(len(loaded.tokenizer(text)["input_ids"]), "the prompt")
 
 
-def build_prompt(
-    loaded: LoadedModel,
-    clip: Clip,
-    question: str,
-    *,
-    system: str | None = None,
-    earlier: Prompt | None = None,
-) -> Prompt:
-    """One model's inputs: the chat template with the video and the question, and the real frame times."""
-    text = chat_text(loaded.processor, question, system, loaded.name)
+def build_prompt(loaded: LoadedModel, clip: Clip, text: str, *, earlier: Prompt | None = None) -> Prompt:
+    """One model's inputs: a conversation (``chat_text``) as tokens, and the frames at their real times."""
     ids = _expanded(loaded.processor, text, earlier) if earlier else None
     if ids is None or earlier is None:
         ids, video_inputs = process(loaded.processor, text, clip)

@@ -140,6 +140,7 @@ def chat_text(processor: Any, question: str, system: str | None, name: str = "th
         with quiet():  # SmolVLM2's processor has a template of the library
             return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     values = {**processor.tokenizer.special_tokens_map, "add_generation_prompt": True, "messages": turns}
+    values["enable_thinking"] = False  # the switch of templates of models that may think first
     try:
         return rendered(_template_of(processor, name), json.dumps(values, default=str))
     except _NoEndError:

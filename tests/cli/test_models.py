@@ -134,14 +134,13 @@ def test_verify_finds_a_pair_right(here: Run, tiny_models: Path) -> None:
     ("file", "change", "message"),
     [
         ("tokenizer.json", {"added": "<|vision_pad|>"}, "failed\ttokenizers\t"),
-        ("chat_template.jinja", None, "failed\tchat templates\ttarget and draft write"),
         ("config.json", {"video_token_id": 5}, "failed\tconfigs\tdiffer in video_token_id"),
         ("generation_config.json", {"eos_token_id": [3]}, "failed\tconfigs\tdiffer in eos_token_id"),
         ("config.json", {"layers": 1}, "failed\tdraft: weights\t"),
     ],
 )
 def test_verify_finds_what_is_wrong(
-    here: Run, tiny_models: Path, tmp_path: Path, file: str, change: dict[str, object] | None, message: str
+    here: Run, tiny_models: Path, tmp_path: Path, file: str, change: dict[str, object], message: str
 ) -> None:
     draft = Path(shutil.copytree(tiny_models.parent / "draft", tmp_path / "draft"))
     spoil(draft / file, change)
@@ -155,10 +154,19 @@ def test_verify_finds_what_is_wrong(
     assert "p: 1 check has failed" in done.stderr
 
 
-def spoil(path: Path, change: dict[str, object] | None) -> None:
-    if change is None:
-        path.write_text(path.read_text() + "!")
-        return
+def test_templates_that_differ_are_no_failure(here: Run, tiny_models: Path, tmp_path: Path) -> None:
+    """Only the target's is used."""
+    draft = Path(shutil.copytree(tiny_models.parent / "draft", tmp_path / "draft"))
+    (draft / "chat_template.jinja").write_text((draft / "chat_template.jinja").read_text() + "!")
+    models = tmp_path / "m.yaml"
+    target = tiny_models.parent / "target"
+    models.write_text(f"pairs:\n  p:\n    target: {{folder: {target}}}\n    draft: {{folder: draft}}\n")
+    done = here("models", "verify", "p", "--models", models, "--quiet", "--device", "cpu")
+    assert done.returncode == 0, done.stdout
+    assert "ok\tchat templates\tdiffer: both models read what the target's writes" in done.stdout
+
+
+def spoil(path: Path, change: dict[str, object]) -> None:
     values = json.loads(path.read_text())
     if "added" in change:
         row = next(row for row in values["added_tokens"] if row["content"] == change["added"])

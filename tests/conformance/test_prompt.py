@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.memory.plan import Workload, prompt_tokens
 from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.decoder import Decoder, kept_positions
-from lvspec_cli.models.load import LoadedModel, check_tokenizers
+from lvspec_cli.models.load import LoadedModel, check_tokenizers, load_pair
 from lvspec_cli.models.probe import attention_by_video_token, video_attention
 from lvspec_cli.models.processing import features_of
 from lvspec_cli.models.prompt import build_prompts, visual_token_counter
@@ -87,6 +89,21 @@ def test_placeholders_and_special_tokens_in_the_text_are_refused(subject: Subjec
         for question, system in ((f"what {token} is", None), ("What?", f"stop {token} here")):
             with pytest.raises(UsageError, match=re.escape(token)):
                 build_prompts(subject.pair, CLIPS["odd"], question, system=system)
+
+
+def test_both_models_read_what_the_targets_template_writes(subject: Subject, tmp_path: Path) -> None:
+    """Templates of a pair may differ, as Qwen3.5's of different sizes do where thinking is not switched."""
+    draft = Path(copytree(subject.folders[1], tmp_path / "draft"))
+    file = draft / "chat_template.jinja"
+    switch = "{% if enable_thinking is defined and enable_thinking is false %} quietly{% endif %}"
+    file.write_text((file.read_text() if file.exists() else "") + switch)
+    pair = load_pair(subject.folders[0], draft, device="cpu", dtype="float32")
+    assert pair.draft is not None
+    prompts = build_prompts(pair, CLIPS["odd"], "What moves?")
+    assert prompts.draft is not None
+    assert prompts.draft.text == prompts.target.text == subject.prompts("odd").target.text
+    own = chat_text(pair.draft.processor, "What moves?", None)
+    assert own.endswith(" quietly") == (subject.family != "smolvlm")  # which has the library's own template
 
 
 TIMES = (0.0, 0.5, 61.0, 62.0, 125.3)

@@ -15,6 +15,7 @@ from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import load_model
 from lvspec_cli.models.prompt import build_prompt
+from lvspec_cli.models.read import chat_text
 from lvspec_cli.pairs.files import CONFIGS, config_path, known_config
 from lvspec_cli.pairs.registry import PACKAGE, Source, read_models_file, shipped_models
 from tests.tiny_models import make_clip, save_model
@@ -124,7 +125,8 @@ def test_layers_that_keep_a_state_need_no_keys(tmp_path: Path) -> None:
     assert need(size, LONG).cache == every.cache // 4 + size.state
     loaded = load_model(folder, device="cpu", dtype="float32")
     assert size.parameters == sum(part.numel() for part in loaded.model.parameters())
-    decoder, prompt = Decoder(loaded), build_prompt(loaded, make_clip(3), "What?")
+    text = chat_text(loaded.processor, "What?", None)
+    decoder, prompt = Decoder(loaded), build_prompt(loaded, make_clip(3), text)
     with torch.inference_mode():
         decoder.encode(prompt)
         decoder.begin(prompt, 8)
