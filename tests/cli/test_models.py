@@ -32,7 +32,7 @@ def test_alone_it_lists(here: Run) -> None:
     assert alone == listed
     rows = [line.split("\t") for line in listed.stdout.splitlines()]
     assert [row[0] for row in rows[:2]] == ["pair", "demo"]
-    assert len(rows) == 13
+    assert len(rows) == 18
     assert all(row[4] for row in rows)
     assert sorted({row[3] for row in rows[2:]}) == ["not here"]
 
