@@ -47,7 +47,7 @@ from lvspec_cli.batch.cutting import known_scenes
 from lvspec_cli.batch.cutting import Stretch
 from lvspec_cli.bench import tune
 from lvspec_cli.bench.journal import read_journal
-from lvspec_cli.figures.labels import labels_beside
+from lvspec_cli.figures.labels import read_scene_labels
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.pairs.files import broken_file
 from lvspec_cli.output.exports import own
@@ -61,7 +61,7 @@ def read(name, reader):
     except LvspecError as error:
         found[name] = error.cause
 read("history", lambda: past_runs(folder / "runs.jsonl"))
-read("facts", lambda: labels_beside(folder / "clip.mp4"))
+read("facts", lambda: read_scene_labels(folder / "clip.mp4"))
 read("ledger", lambda: own._read(folder / "ledger"))
 read("model", lambda: str(broken_file(folder / "model")))
 read("journal", lambda: read_journal(folder))

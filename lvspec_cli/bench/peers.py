@@ -71,7 +71,7 @@ def _answer(
     length = int(inputs["input_ids"].shape[1])
     tokens = tuple(output[0, length:].tolist())
     answer = {
-        "text": target.tokenizer.backend_tokenizer.decode(list(tokens), skip_special_tokens=True),
+        "text": target.tokenizer.backend_tokenizer.decode(list(tokens), skip_special_tokens=True).lstrip(" "),
         "finish_reason": "stop" if tokens and tokens[-1] in target.generation.end_ids else "length",
         "output_tokens": len(tokens),
         "video_s": clip.decode_seconds,

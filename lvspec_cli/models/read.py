@@ -170,10 +170,12 @@ def check_template(processor: Any, name: str) -> None:
 
 
 def _template_of(processor: Any, name: str) -> str:
-    template = getattr(processor, "chat_template", None)
+    template = getattr(processor, "chat_template", None) or getattr(
+        processor.tokenizer, "chat_template", None
+    )
     template = template.get("default") if isinstance(template, Mapping) else template
     if not template:
-        raise PairError(f"{name} holds no chat_template.jinja", _REMEDY)
+        raise PairError(f"{name} holds no chat template", _REMEDY)
     return str(template)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,36 +11,62 @@ from lvspec_cli.types import Piece, TokenKind
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of one byte, as SentencePiece writes them
+_INCOMPLETE = "\ufffd"  # what stands for bytes that are no character, or none yet
+
 
 class TextStream:
     """Turns tokens into pieces of text as they arrive. All pieces and the tail together are ``text``.
 
     A token that ends in the middle of a character gives no piece. The token that completes the character
-    gives the whole character.
+    gives the whole character. Bytes that never become a character are U+FFFD, as in the text decoded at once.
+    Spaces at the very beginning are left out: they belong to the end of the chat template.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(index for index, token in added.items() if token.special)
         self._tokens: list[int] = []
-        self._shown = 0
+        # A token's text can depend on the ones before it: those from ``_start`` on are decoded with it.
+        self._start = self._decoded = 0
+        self._shown = 0  # characters
 
     def feed(self, tokens: Sequence[int], kinds: Sequence[TokenKind]) -> tuple[Piece, ...]:
         """The new text: one piece for each token that completes some."""
         pieces = []
         for token, kind in zip(tokens, kinds, strict=True):
             self._tokens.append(token)
-            if text := self._stream.step(self._tokenizer, token):
+            text = self._new_text(token)
+            if not self._shown:
+                text = text.lstrip(" ")
+            if text:
                 pieces.append(Piece(text, kind))
                 self._shown += len(text)
         return tuple(pieces)
 
+    def _new_text(self, token: int) -> str:
+        """What the newest token completes; nothing while the character is incomplete.
+
+        A byte that follows can make a whole run of bytes invalid: they are decoded when the run has ended, and
+        special tokens, which are no text, do not end it.
+        """
+        if token in self._special or _BYTE.fullmatch(self._tokenizer.id_to_token(token) or ""):
+            return ""
+        before = self._decode(self._tokens[self._start : self._decoded])
+        text = self._decode(self._tokens[self._start :])
+        if text.endswith(_INCOMPLETE) or len(text) <= len(before):
+            return ""
+        self._start, self._decoded = self._decoded, len(self._tokens)
+        return text[len(before) :]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
     @property
     def text(self) -> str:
         """The whole text, decoded at once."""
-        return self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        return self._decode(self._tokens).lstrip(" ")
 
     @property
     def tail(self) -> str:

@@ -242,7 +242,7 @@ def test_too_little_memory_is_one_line(folder: Path, monkeypatch: pytest.MonkeyP
         held.append(weakref.ref(weights))
         raise torch.OutOfMemoryError("tried to allocate too much")
 
-    monkeypatch.setattr("lvspec_cli.models.load._weights", full)
+    monkeypatch.setattr("lvspec_cli.models.load._read_weights", full)
     with pytest.raises(NoRoomError, match="does not fit"):
         load_model(folder, device="cpu")
     assert [reference() for reference in held] == [None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lvspec_cli.models.load import load_model
 from tests.tiny_models import save_model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"qwen3_5"}))
 def test_a_models_norms_are_replaced_by_the_same(
     family: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -36,6 +37,11 @@ def test_a_models_norms_are_replaced_by_the_same(
     assert kinds == {nn.RMSNorm}
     assert torch.allclose(found, expected, atol=1e-4)
     assert fuse_norms(language) == 0
+
+
+def test_norms_whose_weights_count_from_one_stay(tmp_path: Path) -> None:
+    loaded = load_model(save_model(tmp_path / "model", "qwen3_5"), device="cpu", dtype="float32")
+    assert fuse_norms(loaded.family.language(loaded.model)) == 0
 
 
 class ShiftedRMSNorm(nn.Module):

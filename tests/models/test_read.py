@@ -132,7 +132,7 @@ def test_a_config_inside_a_config_is_cleared_too(folder: Path) -> None:
         (changed("processor_config.json", "video_processor", patch_size=0), "patch_size is 0"),
         (changed("processor_config.json", "video_processor", "size", shortest_edge=10**12), "shortest_edge"),
         (changed("processor_config.json", "video_processor", "size", height=10**12), "height is 1e+12"),
-        (lambda folder: (folder / "chat_template.jinja").unlink(), "holds no chat_template.jinja"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "holds no chat template"),
         (template("{{ messages[0]['content'] }}"), "no place for a video"),
         (template("{{ ''.__class__.__mro__ }}"), "the chat template of"),
         (template("{% if %}"), "the chat template of"),

@@ -77,7 +77,7 @@ def answered(load_plan: LoadPlan, limit: int, clips: Sequence[BenchClip]) -> lis
 def _block(item: Item, tokens: Sequence[int], target: LoadedModel) -> Block:
     said = Measurement(
         **asdict(REFERENCE),
-        text=target.tokenizer.backend_tokenizer.decode(list(tokens), skip_special_tokens=True),
+        text=target.tokenizer.backend_tokenizer.decode(list(tokens), skip_special_tokens=True).lstrip(" "),
         finish_reason="stop" if tokens and tokens[-1] in target.generation.end_ids else "length",
         output_tokens=len(tokens),
         tokens=tuple(tokens),
