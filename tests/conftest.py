@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -20,6 +20,9 @@ from hypothesis import settings
 from lvspec_cli.pairs.registry import PACKAGE, load_registry
 from lvspec_cli.request import LoadPlan, PairChoice
 from lvspec_cli.types import Loading, Quantisation
+
+if TYPE_CHECKING:
+    from tests.batch.processes import Processes
 
 # A busy machine is no failure.
 settings.register_profile("lvspec", deadline=None)
@@ -123,6 +126,15 @@ class Shell:
         command = [*self.command, *map(str, arguments)]
         common = {"env": self.environment, "capture_output": True, "text": True, "input": ""}
         return subprocess.run(command, **{"timeout": PATIENCE, **common, **options}, check=False)
+
+
+@pytest.fixture(scope="session")
+def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Processes]:
+    """Starts real processes with the tiny pair, each at once."""
+    from tests.batch.processes import processes
+
+    with processes(tmp_path_factory.mktemp("home"), tiny_models) as started:
+        yield started
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import lvspec_cli as lvspec
-from tests.conftest import Shell
+from tests.conftest import Printed, Shell
 
 README = Path(__file__).parents[1] / "README.md"
 CLIP = Path(__file__).parents[1] / "lvspec_cli" / "demo" / "clips" / "clip_0001.mp4"
@@ -33,9 +34,12 @@ def test_all_that_is_promised_is_there_and_nothing_heavy_until_it_is_used() -> N
         _ = lvspec.answer
 
 
-def test_it_says_what_the_commands_say(tiny_models: Path, tiny_shell: Shell, tmp_path: Path) -> None:
-    asked = json.loads(tiny_shell.run("ask", CLIP, QUESTION, "--json", "--quiet").stdout)
-    tiny_shell.run("caption", CLIP, "--out", tmp_path / "rows.jsonl", "--quiet", cwd=tmp_path)
+def test_it_says_what_the_commands_say(
+    here: Callable[..., Printed], tiny_models: Path, tmp_path: Path
+) -> None:
+    own = {"LVSPEC_MODELS": str(tiny_models)}
+    asked = json.loads(here("ask", CLIP, QUESTION, "--json", "--quiet", environment=own).stdout)
+    here("caption", CLIP, "--out", tmp_path / "rows.jsonl", "--quiet", environment=own)
     (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     model = lvspec.load("tiny", models=tiny_models)
     one, (other,) = model.ask(CLIP, QUESTION), model.caption([CLIP])
@@ -67,7 +71,9 @@ def test_what_is_taken_and_how_it_is_decoded_can_be_said(tiny_models: Path) -> N
     assert record.stats.output_tokens == 3
 
 
-def test_the_readmes_example_is_what_the_command_says(shell: Shell, tmp_path: Path) -> None:
+def test_the_readmes_example_is_what_the_command_says(
+    here: Callable[..., Printed], shell: Shell, tmp_path: Path
+) -> None:
     section = README.read_text().partition("## As a library")[2].partition("\n## ")[0]
     example = "\n".join(line[4:] for line in section.splitlines() if re.match("    ", line))
     (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
@@ -77,8 +83,8 @@ def test_the_readmes_example_is_what_the_command_says(shell: Shell, tmp_path: Pa
         [sys.executable, "-c", example],
         env=shell.environment, cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    command = ("ask", "clip.mp4", QUESTION, "--json", "--quiet", "--pair", "demo")
-    asked = json.loads(shell.run(*command, cwd=tmp_path).stdout)
+    command = ("ask", tmp_path / "clip.mp4", QUESTION, "--json", "--quiet", "--pair", "demo")
+    asked = json.loads(here(*command).stdout)
     first, _, captions = done.stdout.partition("\n")
     assert first == f"{asked['text']} {asked['stats']['mean_accepted_length']}"
     assert captions.startswith("one.mp4: ")

@@ -48,8 +48,8 @@ class TextStream:
     def _new_text(self, token: int) -> str:
         """What the newest token completes; nothing while the character is incomplete.
 
-        A byte that follows can make a whole run of bytes invalid: they are decoded when the run has ended, and
-        special tokens, which are no text, do not end it.
+        A byte that follows can make a whole run of bytes invalid: they are decoded when the run has ended.
+        Special tokens, which are no text, do not end it.
         """
         if token in self._special or _BYTE.fullmatch(self._tokenizer.id_to_token(token) or ""):
             return ""

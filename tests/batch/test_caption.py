@@ -21,9 +21,10 @@ from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, lasting, rows
+from tests.batch.processes import Processes, until
 from tests.batch.test_cutting import write_scenes
 from tests.batch.test_resume import work
-from tests.conftest import Shell, demo_plan, write_video
+from tests.conftest import demo_plan, write_video
 from tests.tiny_models import save_pair, spoil_weights
 from tests.video.clips import make_clip
 
@@ -357,14 +358,10 @@ ENDLESS_READ = {  # who reads which file, and what else it wants
 }
 
 
-def few_megabytes() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30,) * 2)
-
-
 @pytest.mark.parametrize("command", ENDLESS_READ)
 @pytest.mark.parametrize("endless", ["device", "sparse"])
 def test_every_command_refuses_a_file_without_end_by_name(
-    tiny_shell: Shell, video_file: Path, tmp_path: Path, command: str, endless: str
+    lvspec: Processes, video_file: Path, tmp_path: Path, command: str, endless: str
 ):
     """In processes of little memory and time: who reads on is ended."""
     file = tmp_path / "large.jsonl"
@@ -375,8 +372,9 @@ def test_every_command_refuses_a_file_without_end_by_name(
             stream.truncate(30 * 2**30)
     places = {"VIDEO": video_file, "FILE": file}
     arguments = [places.get(word, word) for word in ENDLESS_READ[command]]
-    done = tiny_shell.run(*arguments, cwd=tmp_path, timeout=300, preexec_fn=few_megabytes)
-    assert done.returncode in (1, 2, 4), done.stderr
+    done = lvspec.start(tmp_path, *arguments, limits=((resource.RLIMIT_DATA, 3 * 2**30),))
+    assert until(lambda: not done.family(), 300)
+    assert done.wait() in (1, 2, 4), done.stderr
     cause, remedy = done.stderr.splitlines()
     assert cause.startswith(f"error: {file}")
     assert re.search("a device|not a regular file|(larger|longer) than [0-9]+ MiB", cause)
@@ -443,11 +441,11 @@ def test_a_prompt_that_the_model_has_no_positions_for_is_refused_at_the_start(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("relevance", ["similarity", "attention"])
 def test_a_layer_that_the_target_has_not_is_one_error_and_no_row(
-    caption: Caption, clips: Path, tmp_path: Path, workers: int
+    caption: Caption, clips: Path, tmp_path: Path, relevance: str
 ):
-    flags = ("--relevance", "similarity", "--layer", 99, "--workers", workers, "--out", "out.jsonl")
+    flags = ("--relevance", relevance, "--layer", 99, "--out", "out.jsonl")
     printed = caption(clips, *flags)
     assert printed.returncode == 2, printed.stderr
     assert printed.stderr.count("error: ") == 1

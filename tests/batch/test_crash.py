@@ -8,7 +8,6 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,16 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.batch.conftest import rows
-from tests.batch.processes import Processes, Run, processes, until
+from tests.batch.processes import Processes, Run, until
 from tests.conftest import Shell, write_video
 
 COUNT = 30
-
-
-@pytest.fixture(scope="module")
-def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Processes]:
-    with processes(tmp_path_factory.mktemp("home"), tiny_models) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

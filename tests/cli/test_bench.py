@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,19 +52,17 @@ def test_without_the_package_for_charts_nothing_begins(
     ]
 
 
-def test_the_other_commands_do_without_the_package_for_charts(tiny_shell: Shell, clips: Path, tmp_path: Path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
-    path = os.pathsep.join((str(tmp_path), tiny_shell.environment["PYTHONPATH"]))
-    shell = replace(tiny_shell, extra={**tiny_shell.extra, "PYTHONPATH": path})
+def test_the_other_commands_do_without_the_package_for_charts(
+    tiny: Callable[..., Printed], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     out = tmp_path / "captions.jsonl"
-    done = shell.run("caption", clips / "a.mp4", "--audit", "100%", "-o", out, *SHORT)
+    done = tiny("caption", clips / "a.mp4", "--audit", "100%", "-o", out, *SHORT)
     assert (done.returncode, json.loads(out.read_text())["audit"] is not None) == (0, True), done.stderr
     (tmp_path / "results.json").write_text(to_json(made.results(())))
-    assert shell.run("bench-compare", tmp_path, tmp_path).returncode == 0
+    assert tiny("bench-compare", tmp_path, tmp_path).returncode == 0
     (found,) = (
-        row
-        for row in json.loads(shell.run("doctor", "--json").stdout)["findings"]
-        if row["what"] == "matplotlib"
+        row for row in json.loads(tiny("doctor", "--json").stdout)["findings"] if row["what"] == "matplotlib"
     )
     assert (found["state"], "lvspec[bench]" in found["remedy"]) == ("note", True)
 

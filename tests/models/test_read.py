@@ -171,6 +171,15 @@ def test_a_tokenizer_with_more_words_than_the_model_has_rows(folder: Path) -> No
         load_model(folder, device="cpu")
 
 
+def test_a_template_that_only_the_tokenizers_config_holds_is_used(folder: Path) -> None:
+    text = chat_text(read_processor(folder), "Why?", None)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = (folder / "chat_template.jinja").read_text()
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").unlink()
+    assert chat_text(read_processor(folder), "Why?", None) == text
+
+
 def test_a_template_of_a_real_shape_is_rendered() -> None:
     values = json.dumps({"messages": [{"role": "user", "content": []}], "add_generation_prompt": True})
     text = (

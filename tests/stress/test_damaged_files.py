@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.batch.processes import Processes, Run, processes, until
+from tests.batch.processes import Processes, Run, until
 from tests.stress.mutants import mutants
 from tests.video.clips import make_clip
 
@@ -41,12 +40,6 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "a.nut": {"codec": "ffv1", "pixel_format": "yuv420p"},
     "a.3gp": {},
 }
-
-
-@pytest.fixture(scope="module")
-def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Processes]:
-    with processes(tmp_path_factory.mktemp("home"), tiny_models) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

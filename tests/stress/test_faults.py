@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.batch.conftest import rows
-from tests.batch.processes import Processes, processes
+from tests.batch.processes import Processes
 from tests.conftest import write_video
 
 NAMES = [f"{number}.mp4" for number in range(4)]
@@ -37,12 +36,6 @@ def failing(call: str, name: str, begin: int = 1) -> str:
     return FAULT.format(
         call=call, begin=begin, fault=f"raise OSError(errno.{name}, os.strerror(errno.{name}))"
     )
-
-
-@pytest.fixture(scope="module")
-def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Processes]:
-    with processes(tmp_path_factory.mktemp("home"), tiny_models) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,18 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.batch.conftest import rows
-from tests.batch.processes import Processes, Run, processes, until
+from tests.batch.processes import Processes, Run, until
 from tests.conftest import write_video
 
 KILLS = int(os.environ.get("LVSPEC_STRESS_KILLS", "3"))
 WORKERS = (2, 4) if KILLS > 3 else (2,)
 COUNT = 60
-
-
-@pytest.fixture(scope="module")
-def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Processes]:
-    with processes(tmp_path_factory.mktemp("home"), tiny_models) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def full(command: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("around", "further"),
-    [(closed, ()), (closed, ("--quiet", "--workers", 2)), (full, ()), (full, ("--workers", 2))],
+    [(closed, ("--quiet", "--workers", 2)), (full, ())],
 )
 def test_messages_that_cannot_be_written_cost_no_row(
     tiny_shell: Shell,
