@@ -11,12 +11,11 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Shell
+from tests.batch.processes import Processes, until
 
 MEMORY = 3 * 2**30  # bytes, with what torch takes
 SECONDS = 300
@@ -117,12 +116,16 @@ def test_files_of_our_own_are_read_within_bounds(
 
 @pytest.mark.parametrize("spoil", [huge, device, fifo])
 def test_a_batch_is_planned_beside_a_history_that_has_no_end(
-    tiny_shell: Shell, video_file: Path, tmp_path: Path, spoil: Callable[[Path], None]
+    lvspec: Processes, video_file: Path, tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     state = tmp_path / "state" / "lvspec"
     state.mkdir(parents=True)
     spoil(state / "runs.jsonl")
-    run = partial(tiny_shell.run, timeout=SECONDS, preexec_fn=limited)
-    done = run("caption", video_file, "--out", tmp_path / "out.jsonl", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert (done.stderr.count("error"), done.stdout.count("clip.mp4")) == (0, 1)
+    run = lvspec.start(
+        tmp_path, "caption", video_file, "--out", tmp_path / "out.jsonl", "--dry-run",
+        limits=((resource.RLIMIT_DATA, MEMORY),),
+        before=f"os.environ['XDG_STATE_HOME'] = {str(state.parent)!r}",
+    )  # fmt: skip
+    assert until(lambda: not run.family(), SECONDS)
+    assert run.wait() == 0, run.stderr
+    assert (run.stderr.count("error"), (tmp_path / "stdout.txt").read_text().count("clip.mp4")) == (0, 1)

@@ -93,10 +93,11 @@ def attended(
     by_old_keys = _per_head(rows.keys @ newest.keys.transpose(1, 2), state) * old_spans
     by_new_keys = _per_head(rows.keys @ rows.keys.transpose(1, 2), state) * new_spans
     predicted = factors * (_per_head(rows.keys, state) @ state) + by_old_keys @ newest.updates
-    # u of a row needs those of the rows before it: a triangular system with ones on its diagonal.
-    updates = torch.linalg.solve_triangular(
-        by_new_keys.tril(-1) * rates, (rows.values - predicted) * rates, upper=False, unitriangular=True
-    )
+    updates = (rows.values - predicted) * rates
+    if length > 1:  # u of a row needs those of the rows before it: a triangular system, ones on its diagonal
+        updates = torch.linalg.solve_triangular(
+            by_new_keys.tril(-1) * rates, updates, upper=False, unitriangular=True
+        )
     by_old = _per_head(rows.queries @ newest.keys.transpose(1, 2), state) * old_spans
     by_new = _per_head(rows.queries @ rows.keys.transpose(1, 2), state) * new_spans
     outputs = factors * (_per_head(rows.queries, state) @ state) + by_old @ newest.updates + by_new @ updates

@@ -32,7 +32,10 @@ def build_prompts(
     earlier: PairPrompts | None = None,
     new_tokens: int = 0,
 ) -> PairPrompts:
-    """Build both models' inputs: the conversation is written by the target's chat template for both.
+    """Build both models' inputs.
+
+    The target's chat template writes the conversation for both, unless the draft is of a family that writes
+    the place of the video in another way.
 
     :param earlier: prompts of another question about the same clip. Their video tensors are reused, so that
         the frames are not processed again.
@@ -42,12 +45,16 @@ def build_prompts(
     limits = [(pair.target, Limit(pair.target.positions, new_tokens))]
     if pair.draft is not None:
         limits.append((pair.draft, Limit(pair.draft.positions, new_tokens, "draft")))
-    text = chat_text(pair.target.processor, question, system, pair.target.name)
-    for loaded, limit in limits:
+    texts = [chat_text(pair.target.processor, question, system, pair.target.name)]
+    if pair.draft is not None:
+        is_shared = pair.draft.processor.video_token == pair.target.processor.video_token
+        own = texts[0] if is_shared else chat_text(pair.draft.processor, question, system, pair.draft.name)
+        texts.append(own)
+    for (loaded, limit), text in zip(limits, texts, strict=True):
         _check_without_video(loaded, limit, text, question, system)
     prompts: list[Prompt] = []
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
-    for (loaded, limit), earlier_prompt in zip(limits, earlier_prompts, strict=False):
+    for (loaded, limit), text, earlier_prompt in zip(limits, texts, earlier_prompts, strict=False):
         prompts.append(build_prompt(loaded, clip, text, earlier=earlier_prompt))
         limit.check_prompt(prompts[-1].length, prompts[-1].visual_tokens)
     target, *draft = prompts
