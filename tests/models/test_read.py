@@ -253,7 +253,7 @@ def test_a_folder_as_it_is_saved_is_taken(pair_folders: dict[str, tuple[Path, Pa
 
 
 @pytest.mark.parametrize(
-    "file", sorted(Path("lvspec_cli/models/configs").glob("*.json")), ids=lambda file: file.stem
+    "file", sorted(Path("lvspec_cli/pairs/configs").glob("*.json")), ids=lambda file: file.stem
 )
 def test_the_sizes_of_real_models_are_sane(file: Path) -> None:
     check_sizes(json.loads(file.read_text()), file)
