@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,6 +86,22 @@ def test_what_stays_is_what_was_never_taken_back(steps: list[tuple[int, int]]) -
         length -= back
         stays = next(rows.split(count - back)) if count - back else None
         parts += [(stays, channels[: count - back])] if stays else []
+
+
+def test_rows_that_stay_newest_follow_the_settled_state() -> None:
+    """Slow decays: behind 80 newest rows the state still counts."""
+    states, parts = LayerStates(), []
+    state = states.of(0, blank)
+    for seed in range(30):
+        rows, channels = rows_of(seed, 9)
+        rows = replace(rows, decays=rows.decays / 100)
+        states.before(9 * seed, 9)
+        outputs = state.run(rows, channels, 9 * seed - states.settled)
+        states.after(9 * seed + 9, 9)
+        parts.append((rows, channels))
+        right = by_definition(joined(parts))[:, -9:]
+        torch.testing.assert_close(outputs, right, atol=2e-4, rtol=1e-3)
+    assert 0 < states.settled < 270
 
 
 def test_a_marked_length_is_one_to_come_back_to() -> None:
