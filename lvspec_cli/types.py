@@ -244,8 +244,10 @@ class RuleSettings:
     A draft token that differs from the target's is accepted if the target's log probability of it is at
     most ``margin`` below that of its own token. The margin falls from ``filler_margin`` (relevance 0) to
     ``anchor_margin`` (relevance at or above ``anchor_threshold``). At the first token of a sentence, which
-    decides what the sentence tells, the margin is at most ``sentence_margin``, also for shifts. The ranges
-    apply to models.yaml and to the command line.
+    decides what the sentence tells, the margin is at most ``sentence_margin``, also for shifts. A token
+    within its margin is accepted only if the next ``defer`` drafted tokens are the target's own. The gap of
+    any loose token is at most what ``max_loss`` leaves of the answer's budget. The ranges apply to
+    models.yaml and to the command line.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -256,6 +258,9 @@ class RuleSettings:
     filler_margin: Annotated[float, Ge(0)] = 2.0
     sentence_margin: Annotated[float, Ge(0)] = 0.0  # at the first token of a sentence
     shift_window: Annotated[int, Ge(0), Le(16)] = 2  # positions; 0 turns shift off
+    defer: Annotated[int, Ge(0), Le(16)] = 0  # positions; 0 turns the deferred window off
+    defer_sure: bool = True  # positions of the window beyond the proposal count as mismatches
+    max_loss: Annotated[float, Ge(0)] = math.inf  # nats a token that loose tokens may give up
     max_loose_run: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 3  # loose tokens in a row
     # Loose tokens among the last loose_window tokens.
     max_loose_in_window: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 6
@@ -264,6 +269,13 @@ class RuleSettings:
     random_rate: Annotated[float, Ge(0), Le(1)] = 0.5  # relevance random: share of mismatches accepted
     # The target's layers from whose hidden states relevance is computed.
     layers: tuple[Annotated[int, Ge(-1000), Le(999)], ...] = (-1,)
+
+    @property
+    def unused(self) -> set[str]:
+        """Fields of parts that are off. Files leave them out, as those of versions without these parts do."""
+        window = () if self.defer else ("defer", "defer_sure")
+        budget = ("max_loss",) if math.isinf(self.max_loss) else ()
+        return {*window, *budget}
 
 
 @dataclass(frozen=True)
@@ -329,6 +341,7 @@ class Round:
     target: tuple[int, ...] = ()  # the target's own token at each of gamma + 1 positions
     relevance: tuple[float, ...] = ()  # one a drafted token
     gap: tuple[float, ...] = ()  # nats from the target's token down to the drafted one
+    loss: float = 0.0  # nats that the loose tokens gave up: the sum of their gaps
     prefill: bool = False  # true for the token from prefill, which is not a real round
     fallback: bool = False  # by the target alone, because speculation was slower
 
@@ -343,6 +356,7 @@ class DecodeStats:
     accepted_exact: int = 0
     accepted_filler: int = 0
     accepted_shift: int = 0
+    loss: float = 0.0  # nats that the loose tokens gave up: the sum of their gaps
     gamma: int = 0  # with gamma auto: the most tokens that a round has drafted
     fallback: bool = False  # at least a part was decoded by the target alone, because speculation was slower
     prefill_seconds: float = 0.0
@@ -356,6 +370,11 @@ class DecodeStats:
     def acceptance_rate(self) -> float | None:
         accepted = self.accepted_exact + self.accepted_filler + self.accepted_shift
         return accepted / self.drafted if self.drafted else None
+
+    @property
+    def loss_per_token(self) -> float | None:
+        """Nats a token of the answer that its loose tokens gave up."""
+        return self.loss / self.output_tokens if self.output_tokens and math.isfinite(self.loss) else None
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -30,7 +30,12 @@ MARGINS: Mapping[str, Sequence[Any]] = {
     "anchor_margin": (0.0, 0.1, 0.25, 0.5, 1.0, 2.0),
     "filler_margin": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0, inf),
 }
-OTHERS: Mapping[str, Sequence[Any]] = {"sentence_margin": (0.0, 0.3, inf), "shift_window": (0, 2, 3)}
+OTHERS: Mapping[str, Sequence[Any]] = {
+    "sentence_margin": (0.0, 0.3, inf),
+    "shift_window": (0, 2, 3),
+    "defer": (0, 1, 2),
+    "max_loss": (0.04, 0.07, 0.1, inf),
+}
 LIMITS = ((2, 4), (3, 6), (6, 10), (NO_LIMIT, NO_LIMIT))  # loose tokens in a row, and in a window
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -113,7 +118,7 @@ def _canonical(rule: RuleSettings) -> RuleSettings:
         case RelevanceName.PLAUSIBLE:
             return replace(rule, anchor_margin=0.0)
         case RelevanceName.RANDOM:
-            return replace(rule, anchor_margin=0.0, filler_margin=inf, shift_window=0)
+            return replace(rule, anchor_margin=0.0, filler_margin=inf, shift_window=0, defer=0, max_loss=inf)
         case RelevanceName.LEXICON:
             rule = replace(rule, anchor_threshold=0.5)
     return replace(rule, filler_margin=max(rule.filler_margin, rule.anchor_margin))

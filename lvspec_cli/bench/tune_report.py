@@ -22,8 +22,8 @@ MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
 MARK = "# lvspec tune"
 MARKS = {**dict.fromkeys((MODELS, RULES, MARKDOWN), MARK.encode()), CALIBRATION: b'"asked":'}
 HEADINGS = (
-    "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "in a row",
-    "in window", "rate", "clips", "accepted length", "predicted", "kept",
+    "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "defer",
+    "loss", "in a row", "in window", "rate", "clips", "accepted length", "predicted", "kept",
 )  # fmt: skip
 CHOSEN = "*"
 
@@ -90,6 +90,8 @@ def _cells(trial: Trial, chosen: bool) -> tuple[str, ...]:
             for value in (rule.anchor_threshold, rule.anchor_margin, rule.filler_margin, rule.sentence_margin)
         ),
         str(rule.shift_window),
+        str(rule.defer),
+        f"{rule.max_loss:g}",
         *("-" if most >= NO_LIMIT else str(most) for most in (rule.max_loose_run, rule.max_loose_in_window)),
         f"{rule.random_rate:g}" if rule.relevance == "random" else "",
         str(score.clips),

@@ -46,10 +46,13 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
 
     ``no-anchors``: every token has the margin of fillers. ``no-ties``: anchors have no margin.
     ``no-fillers``: every token has the margin of anchors. ``no-sentences``: the first token of a sentence is
-    like any other. ``no-shift``: tokens must be at their positions. ``no-limits``: any number of loose tokens
-    in a row. ``no-list``: no limits, and ends, numerals, negations, contraries and loops are like any other
+    like any other. ``no-shift``: tokens must be at their positions. ``no-window``: a loose token stays,
+    whatever follows it. ``no-budget``: the loss is not limited. ``no-limits``: any number of loose tokens in
+    a row. ``no-list``: no limits, and ends, numerals, negations, contraries and loops are like any other
     token. ``with-anchors``: tokens relevant to the video must match. ``with-sentences``: the first token of a
-    sentence must match. ``with-shift``: a token may be up to two positions early or late.
+    sentence must match. ``with-shift``: a token may be up to two positions early or late. ``with-window``: a
+    loose token stays only if two matching ones follow. ``with-budget``: at most .07 nats a token are given
+    up.
     """
     unlimited = replace(rule, max_loose_run=NO_LIMIT, max_loose_in_window=NO_LIMIT)
     rules = {
@@ -58,6 +61,8 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
         "no-fillers": replace(rule, filler_margin=rule.anchor_margin),
         "no-sentences": replace(rule, sentence_margin=inf),
         "no-shift": replace(rule, shift_window=0),
+        "no-window": replace(rule, defer=0),
+        "no-budget": replace(rule, max_loss=inf),
         "no-limits": unlimited,
         "no-list": replace(unlimited, never_loosely=False),
     }
@@ -67,6 +72,10 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
         rules["with-sentences"] = replace(rule, sentence_margin=0.0)
     if rule.shift_window == 0:
         rules["with-shift"] = replace(rule, shift_window=2)
+    if rule.defer == 0:
+        rules["with-window"] = replace(rule, defer=2)
+    if rule.max_loss == inf:
+        rules["with-budget"] = replace(rule, max_loss=0.07)
     return tuple(NamedRule(name, changed) for name, changed in rules.items() if changed != rule)
 
 
@@ -111,8 +120,7 @@ class _File(RootModel[dict[Name, _ROW]]):
 
 def rule_fields(rule: RuleSettings) -> dict[str, Any]:
     """A rule as JSON values."""
-    values = _RULE.dump_python(rule, mode="json")
-    return {name: "Infinity" if value == float("inf") else value for name, value in values.items()}
+    return {name: "Infinity" if value == float("inf") else value for name, value in as_yaml(rule).items()}
 
 
 _RULE = TypeAdapter(RuleSettings)
@@ -120,13 +128,13 @@ _RULE = TypeAdapter(RuleSettings)
 
 def as_yaml(rule: RuleSettings) -> dict[str, Any]:
     """A rule as YAML values."""
-    return _RULE.dump_python(rule, mode="json")
+    return _RULE.dump_python(rule, mode="json", exclude=rule.unused)
 
 
 def rule_changes(rule: RuleSettings, base: RuleSettings) -> dict[str, Any]:
     """The fields of a rule that differ from ``base``, as YAML values."""
-    base_values = as_yaml(base)
-    return {name: value for name, value in as_yaml(rule).items() if value != base_values[name]}
+    own, other = (_RULE.dump_python(each, mode="json") for each in (rule, base))
+    return {name: value for name, value in own.items() if value != other[name]}
 
 
 def rules_by_name(named: Sequence[NamedRule]) -> Mapping[str, RuleSettings]:

@@ -210,6 +210,18 @@ class Rule(OptionGroup):
     shift_window: Annotated[
         int | None, Option("--shift-window", metavar="N", help="Places a token may shift; 0 for none.")
     ] = None
+    defer: Annotated[
+        int | None,
+        Option("--defer", metavar="N", help="A loose token stays only if the next N match; 0 for any."),
+    ] = None
+    defer_sure: Annotated[
+        bool | None,
+        Option("--defer-sure/--no-defer-sure", help="What the proposal does not show is no match."),
+    ] = None
+    max_loss: Annotated[
+        float | None,
+        Option("--max-loss", metavar="NATS", help="Nats a token that loose tokens may give up; inf for any."),
+    ] = None
     max_loose_run: Annotated[
         int | None, Option("--max-loose-run", metavar="N", help="Loose tokens allowed in a row.")
     ] = None

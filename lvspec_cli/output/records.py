@@ -120,6 +120,7 @@ class Stats(_Part):
     prefill_s: float
     decode_s: float
     tokens_per_s: float | None
+    loss_per_token: float | None = None  # nats that loose tokens gave up / tokens of the answer
 
 
 class Audit(_Part):
@@ -259,7 +260,7 @@ def renamed(record: Record, name: bytes) -> Record:
 
 def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
     """Settings as JSON values, without the mode, which is a field of the record itself."""
-    fields = _SETTINGS.dump_python(settings, mode="json")
+    fields = _SETTINGS.dump_python(settings, mode="json", exclude={"rule": settings.rule.unused})
     if settings.mode is not Mode.LVSPEC:
         del fields["rule"]
     if settings.mode is Mode.AR or settings.gamma != "auto":
@@ -291,6 +292,7 @@ def stats_fields(stats: DecodeStats, decode_video_seconds: float) -> Stats:
         prefill_s=stats.prefill_seconds,
         decode_s=stats.decode_seconds,
         tokens_per_s=stats.tokens_per_second,
+        loss_per_token=stats.loss_per_token,
     )
 
 

@@ -26,6 +26,7 @@ def trace_row(question: int, number: int, done: Round, word: Callable[[int], str
         "target": [_token(token, word) for token in done.target],
         "relevance": [_finite(value) for value in done.relevance],
         "gap": [_finite(value) for value in done.gap],
+        "loss": _finite(done.loss),
         "verdict": verdicts(done),
         "output": [
             {**_token(token, word), "kind": kind.value}

@@ -82,7 +82,7 @@ class Answer:
         logits = self._logits.apply(self._target.logits(passed, 1), self._tensor(()), produced=0)
         token, sound = torch.cat((self._choose(logits), is_sound(logits))).tolist()
         check_sound((sound,))
-        self._take((token,), (TokenKind.TARGET,))
+        self._take(Verdict(0, (token,), (TokenKind.TARGET,), (0.0,)))
         return Round((token,), (TokenKind.TARGET,), target=(token,), prefill=True, fallback=self.fallback)
 
     @property
@@ -130,9 +130,11 @@ class Answer:
             evidence = gather(logits, proposal.tokens, scores)
             verdict = judge(evidence, self._rule, self._words, self._history)
         check_sound(evidence.sound[: verdict.accepted + 1])
-        added = self._take(verdict.tokens, verdict.kinds)
-        self.tally.add(gamma, verdict.kinds[:added])
-        self._policy = self._policy.after(proposal.observed, verdict.accepted, added)
+        added = self._take(verdict)
+        loss = sum(verdict.losses[:added])
+        self.tally.add(gamma, verdict.kinds[:added], loss)
+        exact = verdict.kinds.count(TokenKind.EXACT)
+        self._policy = self._policy.after(proposal.observed, verdict.accepted, exact, added)
         for decoder in (self._target, self._draft):
             if decoder is not None:
                 decoder.rollback(len(self.tokens) - 1)
@@ -143,6 +145,7 @@ class Answer:
             target=evidence.target,
             relevance=evidence.relevance,
             gap=evidence.gap,
+            loss=loss,
             fallback=self.fallback,
         )
 
@@ -174,7 +177,7 @@ class Answer:
         likeliest, sound = numbers[2 + gamma : 3 + 2 * gamma], numbers[3 + 2 * gamma :]
         kinds = (TokenKind.EXACT,) * count
         # Tokens after an accepted end token are cut off later, in _take.
-        verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET))
+        verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET), (0.0,) * (count + 1))
         return Evidence(drafted, tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
 
     def _choose(self, logits: Tensor) -> Tensor:
@@ -183,18 +186,20 @@ class Answer:
             return draw(distribution(logits, temperature), self._generator)
         return logits.argmax(dim=-1)
 
-    def _take(self, tokens: Sequence[int], kinds: Sequence[TokenKind]) -> int:
+    def _take(self, verdict: Verdict) -> int:
         """Add tokens until one of them finishes the answer. Gives how many were added."""
         before = len(self.tokens)
-        for token, kind in zip(tokens, kinds, strict=True):
+        for token, kind in zip(verdict.tokens, verdict.kinds, strict=True):
             self.tokens.append(token)
             self.kinds.append(kind)
             self.finish = self._finish_at(token)
             if self.finish is not None:
                 break
         added = len(self.tokens) - before
-        self._logits.add(self._tensor(tokens[:added]))
-        self._history = self._history.extended(tokens[:added], kinds[:added], self._rule)
+        self._logits.add(self._tensor(verdict.tokens[:added]))
+        self._history = self._history.extended(
+            verdict.tokens[:added], verdict.kinds[:added], verdict.losses[:added], self._rule
+        )
         return added
 
     def _finish_at(self, token: int) -> FinishReason | None:
@@ -215,20 +220,22 @@ class Answer:
 
 
 class Tally:
-    """Counts rounds, drafted tokens, and accepted tokens by kind."""
+    """Counts rounds, drafted tokens, accepted tokens by kind, and what the loose ones gave up."""
 
     def __init__(self) -> None:
         self._rounds = 0
         self._drafted = 0
         self.widest = 0  # most drafted tokens of a round
         self._kinds: Counter[TokenKind] = Counter()
+        self._loss = 0.0  # nats
 
-    def add(self, drafted: int, kinds: Iterable[TokenKind]) -> None:
-        """Count one round: its drafted tokens, and the kinds of the tokens that it added."""
+    def add(self, drafted: int, kinds: Iterable[TokenKind], loss: float) -> None:
+        """Count one round: its drafted tokens, the kinds of the tokens that it added, and their loss."""
         self._rounds += 1
         self.widest = max(self.widest, drafted)
         self._drafted += drafted
         self._kinds.update(kinds)
+        self._loss += loss
 
     def stats(
         self, output_tokens: int, gamma: int, fallback: bool, prefill_seconds: float, decode_seconds: float
@@ -240,6 +247,7 @@ class Tally:
             accepted_exact=self._kinds[TokenKind.EXACT],
             accepted_filler=self._kinds[TokenKind.FILLER],
             accepted_shift=self._kinds[TokenKind.SHIFT],
+            loss=self._loss,
             gamma=gamma,
             fallback=fallback,
             prefill_seconds=prefill_seconds,

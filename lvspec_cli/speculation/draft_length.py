@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from lvspec_cli.speculation.verify import is_exact
+from lvspec_cli.speculation.verify import effective, is_exact
 from lvspec_cli.types import DecodeSettings, RoundCosts, RuleSettings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # What is assumed before anything was counted, and how much that weighs. Measured on the bundled pair.
 EXACT_CALIBRATION, LOOSE_CALIBRATION = 1.0, 0.25  # rejections / expected rejections
+DEFERRED_CALIBRATION = 0.65  # with a deferred window; on a pair of language models (docs/rule.md)
 CALIBRATION_WEIGHT = 2.0  # expected rejections
 RATE = 1.5  # tokens a step of the target
 RATE_WEIGHT = 5.0  # steps of the target
@@ -49,10 +51,11 @@ class DraftLengthPolicy(Protocol[Observed]):
     def should_continue(self, observed: Sequence[Observed], /) -> bool:
         """Whether to draft another token after those that were observed in this round."""
 
-    def after(self, observed: Sequence[Observed], /, accepted: int, added: int) -> Self:
+    def after(self, observed: Sequence[Observed], /, accepted: int, exact: int, added: int) -> Self:
         """The policy after a round.
 
         :param accepted: drafted tokens that were accepted.
+        :param exact: those of them that are the target's own.
         :param added: tokens that the answer grew by, the target's own included.
         """
 
@@ -69,7 +72,7 @@ class FixedLength:
     def should_continue(self, observed: Sequence[None]) -> bool:
         return len(observed) < self.gamma
 
-    def after(self, observed: Sequence[None], accepted: int, added: int) -> FixedLength:
+    def after(self, observed: Sequence[None], accepted: int, exact: int, added: int) -> FixedLength:
         return self
 
 
@@ -84,8 +87,13 @@ class AdaptiveLength:
     costs: RoundCosts
     most: int  # drafted tokens a round
     calibration: float = EXACT_CALIBRATION  # assumed before anything was counted
-    rejections: float = 0.0
-    expected_rejections: float = 0.0  # sum of (1 - draft probability) over the tokens that were verified
+    defer: int = 0  # the last tokens of a proposal, of which none is accepted loosely
+    rejections: float = 0.0  # before these last tokens
+    expected_rejections: float = (
+        0.0  # sum of (1 - draft probability) over the tokens that were verified there
+    )
+    mismatches: float = 0.0  # in the whole proposal, accepted loosely or not
+    expected_mismatches: float = 0.0
     tokens: float = 0.0  # that rounds added
     steps: float = 0.0  # that rounds cost, in steps of the target alone
 
@@ -95,10 +103,11 @@ class AdaptiveLength:
 
     def acceptance(self, draft_prob: float) -> float:
         """Probability that a drafted token is accepted, from the draft's own probability of it."""
-        ratio = (CALIBRATION_WEIGHT * self.calibration + self.rejections) / (
-            CALIBRATION_WEIGHT + self.expected_rejections
-        )
-        return max(0.0, 1.0 - ratio * (1.0 - draft_prob))
+        return _corrected(draft_prob, self.calibration, self.rejections, self.expected_rejections)
+
+    def agreement(self, draft_prob: float) -> float:
+        """Probability that a drafted token is the target's own, from the draft's own probability of it."""
+        return _corrected(draft_prob, EXACT_CALIBRATION, self.mismatches, self.expected_mismatches)
 
     @property
     def rate(self) -> float:
@@ -109,21 +118,44 @@ class AdaptiveLength:
         """Whether to draft another token after tokens with these draft probabilities."""
         if len(draft_probs) >= self.most:
             return False
-        all_accepted = 1.0
-        for draft_prob in draft_probs:
-            all_accepted *= self.acceptance(draft_prob)
-        return all_accepted > self.rate * (self.costs.draft + self.costs.row)
+        return self.gain(draft_probs) > self.rate * (self.costs.draft + self.costs.row)
 
-    def after(self, draft_probs: Sequence[float], accepted: int, added: int) -> AdaptiveLength:
+    def gain(self, draft_probs: Sequence[float]) -> float:
+        """Accepted tokens that one more drafted token adds on average, if it is the target's own.
+
+        It adds itself, if all before it are accepted. And it brings the window of the token ``defer``
+        positions before it into sight, which then may be accepted loosely.
+        """
+        settled = max(0, len(draft_probs) - self.defer)  # with and without it, these may be accepted loosely
+        without = prod(map(self.acceptance, draft_probs[:settled]))  # all up to a token are accepted
+        with_it, gain = without, 0.0
+        for at, draft_prob in enumerate(draft_probs[settled:], settled):
+            in_sight = at + self.defer <= len(draft_probs)
+            with_it *= self.acceptance(draft_prob) if in_sight else self.agreement(draft_prob)
+            without *= self.agreement(draft_prob)
+            gain += with_it - without
+        return gain + with_it
+
+    def after(self, draft_probs: Sequence[float], accepted: int, exact: int, added: int) -> AdaptiveLength:
         """The policy after a round. Tokens behind a rejected one were not verified and do not count."""
-        verified = draft_probs[: accepted + 1]
+        verified = [1.0 - prob for prob in draft_probs[: accepted + 1]]
+        loosely = max(0, len(draft_probs) - self.defer)  # of these any may be accepted loosely
+        rejected = accepted < len(draft_probs)
         return replace(
             self,
-            rejections=DECAY * self.rejections + (1.0 if accepted < len(draft_probs) else 0.0),
-            expected_rejections=DECAY * self.expected_rejections + sum(1.0 - prob for prob in verified),
+            rejections=DECAY * self.rejections + (1.0 if accepted < loosely else 0.0),
+            expected_rejections=DECAY * self.expected_rejections + sum(verified[:loosely]),
+            mismatches=DECAY * self.mismatches + accepted - exact + (1.0 if rejected else 0.0),
+            expected_mismatches=DECAY * self.expected_mismatches + sum(verified),
             tokens=DECAY * self.tokens + added,
             steps=DECAY * self.steps + round_cost(len(draft_probs), self.costs),
         )
+
+
+def _corrected(draft_prob: float, calibration: float, counted: float, expected: float) -> float:
+    """A draft's probability, corrected by how often what it doubted really failed."""
+    ratio = (CALIBRATION_WEIGHT * calibration + counted) / (CALIBRATION_WEIGHT + expected)
+    return max(0.0, 1.0 - ratio * (1.0 - draft_prob))
 
 
 def round_cost(gamma: int, costs: RoundCosts) -> float:
@@ -148,7 +180,15 @@ def policy_for(
         return FixedLength(settings.gamma)
     adaptation = settings.adaptation
     costs = adaptation.costs or costs_of_sizes(_step_bytes(target), _step_bytes(draft))
-    return AdaptiveLength(costs, adaptation.most, EXACT_CALIBRATION if is_exact(rule) else LOOSE_CALIBRATION)
+    if is_exact(rule):
+        return AdaptiveLength(costs, adaptation.most, EXACT_CALIBRATION)
+    loosely = effective(rule)
+    return AdaptiveLength(
+        costs,
+        adaptation.most,
+        DEFERRED_CALIBRATION if loosely.defer else LOOSE_CALIBRATION,
+        loosely.defer if loosely.defer_sure else 0,
+    )
 
 
 def _step_bytes(loaded: LoadedModel) -> float:

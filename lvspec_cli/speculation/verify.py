@@ -20,6 +20,8 @@ from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.repetition import LOOSE_PERIOD, starts_loop
 from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
 
+LOSS_RESERVE = 32  # tokens whose budget is there from the beginning: an early loose token is possible, too
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -38,12 +40,21 @@ class History:
 
     tokens: tuple[int, ...] = ()
     loose: tuple[bool, ...] = ()  # for each token, whether it was accepted and is not the target's own
+    count: int = 0  # tokens of the whole answer so far
+    loss: float = 0.0  # nats that its loose tokens gave up
 
-    def extended(self, tokens: Sequence[int], kinds: Sequence[TokenKind], rule: RuleSettings) -> History:
-        """The history with further tokens, cut to what ``rule`` needs."""
+    def extended(
+        self, tokens: Sequence[int], kinds: Sequence[TokenKind], losses: Sequence[float], rule: RuleSettings
+    ) -> History:
+        """The history with further tokens, cut to what ``rule`` needs. ``losses``: nats, one a token."""
         loose = (*self.loose, *(kind in (TokenKind.FILLER, TokenKind.SHIFT) for kind in kinds))
         reach = max(rule.loose_window, rule.max_loose_run)
-        return History((*self.tokens, *tokens)[-2 * LOOSE_PERIOD :], loose[-reach:] if reach else ())
+        return History(
+            (*self.tokens, *tokens)[-2 * LOOSE_PERIOD :],
+            loose[-reach:] if reach else (),
+            self.count + len(tokens),
+            self.loss + sum(losses),
+        )
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class Verdict:
     accepted: int  # drafted tokens that are accepted
     tokens: tuple[int, ...]
     kinds: tuple[TokenKind, ...]
+    losses: tuple[float, ...]  # nats that each token gave up: the gap of a loose one, 0 for all others
 
 
 def gather(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Evidence:
@@ -98,40 +110,46 @@ def check_sound(sound: Sequence[bool]) -> None:
 def judge(evidence: Evidence, rule: RuleSettings, words: TokenSets, history: History) -> Verdict:
     """Accept the longest prefix of the drafted tokens that the rule allows.
 
-    Whether token i is accepted depends on the proposal up to i + ``shift_window`` at most. A higher relevance
-    never makes the prefix longer. Without margins and shift, only the target's own tokens are accepted. The
-    first token of an answer is not judged: it comes from prefill, and is the target's own.
+    Whether token i is accepted depends on the proposal's length and on its tokens up to
+    i + max(``shift_window``, ``defer``) at most. A higher relevance, a larger ``defer`` and a smaller
+    ``max_loss`` never make the prefix longer. Without margins and shift, only the target's own tokens are
+    accepted. The first token of an answer is not judged: it comes from prefill, and is the target's own.
     """
     rule = effective(rule)
     tokens: list[int] = []
     kinds: list[TokenKind] = []
+    losses: list[float] = []
     for index, (token, own) in enumerate(zip(evidence.drafted, evidence.target, strict=False)):
         if token == own:
             kind: TokenKind | None = TokenKind.EXACT
         else:
-            kind = _loose_kind(index, evidence, rule, words, history.extended(tokens, kinds, rule))
+            before = history.extended(tokens, kinds, losses, rule)
+            kind = _loose_kind(index, evidence, rule, words, before)
         if kind is None:
             break
         tokens.append(token)
         kinds.append(kind)
+        losses.append(0.0 if token == own else evidence.gap[index])
         if token in words.ends:
-            return Verdict(len(tokens), tuple(tokens), tuple(kinds))
+            return Verdict(len(tokens), tuple(tokens), tuple(kinds), tuple(losses))
     own = evidence.target[len(tokens)]
-    return Verdict(len(tokens), (*tokens, own), (*kinds, TokenKind.TARGET))
+    return Verdict(len(tokens), (*tokens, own), (*kinds, TokenKind.TARGET), (*losses, 0.0))
 
 
 def effective(rule: RuleSettings) -> RuleSettings:
     """The rule's settings as its relevance scheme changes them. Only two controls do.
 
     ``none``: all tokens are anchors without margin or shift, which is exact mode. ``random``: fillers are
-    accepted whatever the target says, all other tokens must be the target's own. A rule without margins stays
-    exact.
+    accepted whatever the target says and whatever follows, all other tokens must be the target's own. A rule
+    without margins stays exact.
     """
     if rule.relevance is RelevanceName.NONE:
         return replace(rule, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
     if rule.relevance is RelevanceName.RANDOM:
         spared = math.inf if rule.filler_margin > 0 else 0.0
-        return replace(rule, anchor_margin=0.0, filler_margin=spared, shift_window=0)
+        return replace(
+            rule, anchor_margin=0.0, filler_margin=spared, shift_window=0, defer=0, max_loss=math.inf
+        )
     return rule
 
 
@@ -171,9 +189,12 @@ def _loose_kind(
         if starts_loop(history.tokens, token):
             return None
     gap = evidence.gap[index]
+    if not gap <= loss_left(history, rule):
+        return None
     if words.begins_sentence(history.tokens) and not _is_within(gap, rule.sentence_margin):
         return None
-    if _is_within(gap, margin(evidence.relevance[index] if evidence.relevance else 0.0, rule)):
+    allowed = margin(evidence.relevance[index] if evidence.relevance else 0.0, rule)
+    if _is_within(gap, allowed) and is_agreed_after(index, evidence, rule, words):
         return TokenKind.FILLER
     if is_shifted(index, evidence.drafted, evidence.target, evidence.relevance, rule, words):
         return TokenKind.SHIFT
@@ -183,6 +204,35 @@ def _loose_kind(
 def _is_within(gap: float, allowed: float) -> bool:
     """Whether a gap is within a margin. A margin of 0 accepts nothing, not even a gap of 0."""
     return allowed > 0 and gap <= allowed
+
+
+def loss_left(history: History, rule: RuleSettings) -> float:
+    """The largest gap in nats that the answer's budget leaves for its next token.
+
+    The budget grows by ``max_loss`` with every token, and begins with that of ``LOSS_RESERVE`` tokens. So the
+    margin tightens as it is used up, and the loss of an answer of n tokens is at most
+    ``max_loss * (n + LOSS_RESERVE)``.
+    """
+    if math.isinf(rule.max_loss):
+        return math.inf
+    return rule.max_loss * (history.count + LOSS_RESERVE) - history.loss
+
+
+def is_agreed_after(index: int, evidence: Evidence, rule: RuleSettings, words: TokenSets) -> bool:
+    """Whether the next ``defer`` drafted tokens after ``index`` are the target's own.
+
+    If the two agree again at once, the token changed the wording only; if they part again, the text is on its
+    way to something else (deferred window). Nothing follows an accepted end of the answer. Positions beyond
+    the proposal count as mismatches with ``defer_sure``, else as agreement.
+    """
+    for later in range(index + 1, index + 1 + rule.defer):
+        if later >= len(evidence.drafted):
+            return not rule.defer_sure
+        if evidence.drafted[later] != evidence.target[later]:
+            return False
+        if evidence.drafted[later] in words.ends:
+            return True
+    return True
 
 
 def _is_spent(loose: Sequence[bool], rule: RuleSettings) -> bool:

@@ -30,6 +30,8 @@ def answer_summary(record: Record) -> list[str]:
             f"mean accepted length {stats.mean_accepted_length:.2f}, {stats.acceptance_rate:.0%} accepted"
             f" (exact {stats.accepted_exact}, filler {stats.accepted_filler}, shift {stats.accepted_shift})"
         )
+    if stats.loss_per_token:
+        lines[-1] += f", {stats.loss_per_token:.3f} nats a token given up"
     if stats.fallback and stats.drafted:  # later answers about the clip draft nothing
         lines.append("speculation was slower than the target alone: the rest went without the draft")
     return lines

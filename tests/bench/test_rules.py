@@ -22,7 +22,7 @@ from lvspec_cli.figures.answers import BenchMode, Variant
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
 
-BASE = RuleSettings(anchor_margin=0.5, filler_margin=2.0, shift_window=2)
+BASE = RuleSettings(anchor_margin=0.5, filler_margin=2.0, shift_window=2, defer=1, max_loss=0.1)
 
 
 def test_each_ablation_takes_one_part_away():
@@ -34,6 +34,8 @@ def test_each_ablation_takes_one_part_away():
         "no-fillers": {"filler_margin": 0.5},
         "no-sentences": {"sentence_margin": inf},
         "no-shift": {"shift_window": 0},
+        "no-window": {"defer": 0},
+        "no-budget": {"max_loss": inf},
         "no-limits": unlimited,
         "no-list": {**unlimited, "never_loosely": False},
     }
@@ -44,9 +46,14 @@ def test_each_ablation_takes_one_part_away():
 def test_a_part_that_is_not_there_is_put_in():
     bare = RuleSettings(relevance=RelevanceName.PLAUSIBLE, anchor_margin=0.0, shift_window=0)
     found = {each.name: rule_changes(each.rule, bare) for each in ablations(bare)}
-    assert list(found) == ["no-fillers", "no-sentences", "no-limits", "no-list", "with-anchors", "with-shift"]
+    assert list(found) == [
+        "no-fillers", "no-sentences", "no-limits", "no-list", "with-anchors", "with-shift", "with-window",
+        "with-budget",
+    ]  # fmt: skip
     assert found["with-anchors"] == {"relevance": "attention"}
     assert found["with-shift"] == {"shift_window": 2}
+    assert found["with-window"] == {"defer": 2}
+    assert found["with-budget"] == {"max_loss": 0.07}
     loosened = {each.name: each.rule for each in ablations(replace(bare, sentence_margin=inf))}
     assert "no-sentences" not in loosened
     assert loosened["with-sentences"].sentence_margin == 0

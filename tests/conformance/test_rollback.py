@@ -40,7 +40,7 @@ def check_rounds(pair: LoadedPair, prompts: PairPrompts, rounds: list[Round], ru
     assert prompts.draft is not None
     answer = list(rounds[0].tokens)
     assert answer == scratch(pair.target, prompts.target, [], logits_to_keep=1).logits[0].argmax(-1).tolist()
-    history = History().extended(answer, [TokenKind.TARGET], rule)
+    history = History().extended(answer, [TokenKind.TARGET], [0.0], rule)
     for done in rounds[1:]:
         drafted, rows = list(done.drafted), len(done.drafted)
         if drafted:
@@ -51,7 +51,7 @@ def check_rounds(pair: LoadedPair, prompts: PairPrompts, rounds: list[Round], ru
         verdict = judge(evidence, rule, pair.words, history)
         assert (verdict.tokens, verdict.kinds) == (done.tokens, done.kinds)
         answer += verdict.tokens
-        history = history.extended(verdict.tokens, verdict.kinds, rule)
+        history = history.extended(verdict.tokens, verdict.kinds, verdict.losses, rule)
 
 
 def outcome(done: Round) -> str:

@@ -72,6 +72,7 @@ ASKED = {
     "--max-new-tokens 8": "9ba1ea7f054947d268c4e6026a4e016f",
     "--looseness strict": "3f31599423083dff8c8cdedd2c556b20",
     "--looseness loose": "9ab72d6969b6a7ad9a73caa6db783dbc",
+    "--defer 2 --no-defer-sure --max-loss 0.07": "b1cae2ca1214a4ae93a6eea2e9053e3a",
     RULE_FLAGS: "c4e259f1cbe9659aa597e3a2492174b3",
     VIDEO_FLAGS: "d05ed8937dfd4dc7fee527775aaa2282",
     "--decoder decord": "c6c5582e20a3b65a98b48f4e5c5397a6",
@@ -193,6 +194,13 @@ def test_names_of_what_a_key_is_made_of(lvspec: Run, mode: str) -> None:
         assert list(settings["rule"]) == RULE.split()
     if mode != "ar":
         assert settings["adaptation"] == {"most": 16, "costs": None}
+
+
+def test_parts_of_the_rule_that_are_off_are_in_no_key(lvspec: Run) -> None:
+    off = asked(lvspec, "--defer", "0", "--no-defer-sure", "--max-loss", "inf")
+    assert off["key"] == ASKED[""]
+    rule = asked(lvspec, "--defer", "2", "--max-loss", "0.07")["settings"]["rule"]
+    assert (rule["defer"], rule["defer_sure"], rule["max_loss"]) == (2, True, 0.07)
 
 
 def test_what_does_not_decide_an_answer_is_in_no_key(lvspec: Run) -> None:

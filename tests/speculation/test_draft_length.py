@@ -55,23 +55,66 @@ def test_drafting_goes_on_while_all_are_likely_to_be_kept(likely: tuple[float, .
 
 
 def test_a_round_is_learnt_from() -> None:
-    after = POLICY.after((0.9, 0.6, 0.5), accepted=1, added=2)
+    after = POLICY.after((0.9, 0.6, 0.5), accepted=1, exact=1, added=2)
     # Judged were the first two: a doubt of .5, one refused. The round cost 1.3 steps.
     assert after.rejections == 1
     assert after.expected_rejections == pytest.approx(0.5)
     assert after.acceptance(0.6) == pytest.approx(1 - (2 + 1) / (2 + 0.5) * 0.4)
     assert after.rate == pytest.approx((5 * 1.5 + 2) / (5 + 1.3))
-    later = after.after((0.8,), accepted=1, added=2)
+    later = after.after((0.8,), accepted=1, exact=1, added=2)
     assert later.rejections == pytest.approx(0.9)
     assert later.expected_rejections == pytest.approx(0.9 * 0.5 + 0.2)
     assert later.tokens == pytest.approx(0.9 * 2 + 2)
     assert later.steps == pytest.approx(0.9 * 1.3 + 1.1)
 
 
+def test_what_more_a_token_brings_into_sight() -> None:
+    """With a window of two, the third token is what lets the first be accepted loosely."""
+    policy = replace(POLICY, calibration=0.5, defer=2)
+    loose, exact = (lambda prob: 1 - 0.5 * (1 - prob)), (lambda prob: prob)
+    assert policy.gain(()) == 1
+    assert policy.gain((0.6,)) == pytest.approx(exact(0.6))
+    one, two = 0.6, 0.8
+    before = exact(one) + exact(one) * exact(two)
+    after = loose(one) + loose(one) * exact(two) + loose(one) * exact(two)
+    assert policy.gain((one, two)) == pytest.approx(after - before)
+    before = loose(one) * (1 + exact(two) + exact(two) * exact(0.9))
+    after = loose(one) * (1 + loose(two) + 2 * loose(two) * exact(0.9))
+    assert policy.gain((one, two, 0.9)) == pytest.approx(after - before)
+
+
+def test_tokens_that_nothing_follows_do_not_count_as_rejected_loosely() -> None:
+    policy = replace(POLICY, defer=2)
+    after = policy.after((0.9, 0.6, 0.5), accepted=1, exact=0, added=2)
+    # Of three only the first can be accepted loosely, and was. The second is none of the target's own either.
+    assert (after.rejections, after.mismatches) == (0, 2)
+    assert after.expected_rejections == pytest.approx(0.1)
+    assert after.expected_mismatches == pytest.approx(0.1 + 0.4)
+    refused = policy.after((0.9, 0.6, 0.5), accepted=0, exact=0, added=1)
+    assert (refused.rejections, refused.mismatches) == (1, 1)
+
+
+@given(likely=st.lists(LIKELY, max_size=6), defer=st.integers(0, 4), ratio=LIKELY)
+def test_gain_is_the_difference_of_two_proposals(likely: list[float], defer: int, ratio: float) -> None:
+    policy = replace(POLICY, calibration=ratio, defer=defer)
+
+    def expected(probs: Sequence[float]) -> float:
+        """Accepted tokens of a whole proposal, on average."""
+        total, all_accepted = 0.0, 1.0
+        for at, prob in enumerate(probs):
+            in_sight = at + defer < len(probs)
+            all_accepted *= policy.acceptance(prob) if in_sight else policy.agreement(prob)
+            total += all_accepted
+        return total
+
+    assert policy.gain(likely) == pytest.approx(expected([*likely, 1.0]) - expected(likely), abs=1e-9)
+    assert policy.gain(likely) >= 0
+
+
 def test_doubts_that_never_come_true_do_not_count_for_long() -> None:
     policy = replace(POLICY, most=8)
     for _ in range(30):
-        policy = policy.after((0.6,) * 8, accepted=8, added=9)
+        policy = policy.after((0.6,) * 8, accepted=8, exact=8, added=9)
     assert policy.should_continue((0.6,) * 7)
     assert not replace(POLICY, most=8).should_continue((0.6,) * 7)
 
@@ -83,7 +126,7 @@ def test_a_draft_that_is_sure_and_wrong_drafts_less() -> None:
     policy = replace(POLICY, most=16)
     assert count(policy) == 16
     for _ in range(30):
-        policy = policy.after((0.9,), accepted=0, added=1)
+        policy = policy.after((0.9,), accepted=0, exact=0, added=1)
     assert count(policy) < 6
 
 
@@ -106,7 +149,7 @@ def test_laws(
     policy = AdaptiveLength(RoundCosts(draft=draft), most)
     for drafted, kept in rounds:
         kept = min(kept, len(drafted))
-        policy = policy.after(drafted, kept, kept + 1)
+        policy = policy.after(drafted, kept, kept, kept + 1)
     assert not policy.should_continue([*likely, *[1.0] * most])
     if policy.should_continue(likely):
         # Whoever goes on went on before, and would with a draft that is cheaper or surer.
@@ -141,7 +184,7 @@ def played(policy: AdaptiveLength, fixed: int | None, truth: float) -> float:
             # The target's own token takes the place of the refused one, or of one that was not drafted.
             del ahead[: kept + 1]
             now, said, steps = (
-                now.after(likely, kept, kept + 1),
+                now.after(likely, kept, kept, kept + 1),
                 said + kept + 1,
                 steps + round_cost(len(likely), policy.costs),
             )
@@ -170,6 +213,10 @@ def test_costs_where_none_are_known_are_those_of_reading_the_weights(pairs: dict
     policy = policy_for(DecodeSettings(), RuleSettings(), pair.target, halved)
     assert isinstance(policy, AdaptiveLength)
     assert policy.costs.draft == pytest.approx(1 / 3)
+    loosely = [RuleSettings(defer=2), RuleSettings(defer=2, defer_sure=False), RuleSettings(defer=2)]
+    loosely[2] = replace(loosely[2], anchor_margin=0.0, filler_margin=0.0, shift_window=0)
+    policies = [policy_for(DecodeSettings(), rule, pair.target, pair.draft) for rule in loosely]
+    assert [policy.defer for policy in policies if isinstance(policy, AdaptiveLength)] == [2, 0, 0]
     assert policy_for(DecodeSettings(gamma=3), RuleSettings(), pair.target, pair.draft) == FixedLength(3)
 
 
@@ -296,7 +343,7 @@ class OnDevice:
     def should_continue(self, observed: Sequence[Tensor]) -> bool:
         return len(observed) < self.length
 
-    def after(self, observed: Sequence[Tensor], accepted: int, added: int) -> OnDevice:
+    def after(self, observed: Sequence[Tensor], accepted: int, exact: int, added: int) -> OnDevice:
         return OnDevice(0.9 * self.certainty + 0.1 * torch.stack(list(observed)).mean(), self.length + 1)
 
 

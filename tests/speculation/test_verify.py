@@ -183,9 +183,9 @@ def test_no_more_loose_tokens_in_a_row_or_window_than_allowed() -> None:
 
 def test_history_carries_the_run_over_rounds() -> None:
     free = replace(RULE, filler_margin=math.inf, max_loose_run=2)
-    history = History().extended((10, 11), (EXACT, FILLER), RuleSettings())
+    history = History().extended((10, 11), (EXACT, FILLER), (0.0, 1.0), RuleSettings())
     assert kinds(evidence([12, 13], [22, 23, 24]), free, history) == [FILLER, TARGET]
-    history = history.extended((12, 22), (FILLER, TARGET), RuleSettings())
+    history = history.extended((12, 22), (FILLER, TARGET), (0.5, 0.0), RuleSettings())
     assert kinds(evidence([12, 13], [22, 23, 24]), free, history)[:2] == [FILLER, FILLER]
 
 
@@ -194,6 +194,68 @@ def test_a_loose_token_may_not_start_a_loop() -> None:
     assert kinds(evidence([8], [9, 7]), free, History(tokens=(8,))) == [TARGET]
     assert kinds(evidence([5, 6], [5, 9, 7]), free, History(tokens=(5, 6))) == [EXACT, TARGET]
     assert kinds(evidence([8], [8, 7]), free, History(tokens=(8,))) == [EXACT, TARGET]
+
+
+# --- deferred window and budget ---------------------------------------------------------------
+
+DEFERRED = replace(RULE, defer=2)
+
+
+@pytest.mark.parametrize(
+    ("drafted", "target", "sure", "accepted"),
+    [
+        ([10, 11, 12], [20, 11, 12, 13], True, 3),  # the next two match
+        ([10, 11, 12], [20, 11, 22, 13], True, 0),  # one of them does not
+        ([10, 11], [20, 11, 12], True, 0),  # the second is not in the proposal
+        ([10, 11], [20, 11, 12], False, 2),  # which then does not count against it
+        ([10, 11], [20, 21, 12], False, 0),
+        ([10], [20, 21], False, 1),
+        ([10, END], [20, END, 12], True, 2),  # nothing follows the end of an answer
+        ([5, 10, 11, 12, 13], [5, 20, 11, 12, 23, 14], True, 4),
+        ([10, 30, 11, 12], [20, 31, 11, 12, 13], True, 0),  # two loose ones beside each other
+    ],
+)
+def test_a_loose_token_waits_for_what_follows(
+    drafted: list[int], target: list[int], sure: bool, accepted: int
+) -> None:
+    found = evidence(drafted, target, gap=[1.0] * len(drafted))
+    assert judge(found, replace(DEFERRED, defer_sure=sure), WORDS, History()).accepted == accepted
+
+
+def test_a_shift_waits_for_nothing() -> None:
+    swapped = evidence([THE, 8, 5], [8, 8, 9, 7])
+    assert kinds(swapped, replace(SHIFTING, defer=2)) == [SHIFT, EXACT, TARGET]
+
+
+@pytest.mark.parametrize(
+    ("count", "loss", "gap", "accepted"),
+    [
+        (0, 0.0, 1.6, True),  # the reserve: 32 tokens of .05 nats
+        (0, 0.0, 1.7, False),
+        (20, 0.0, 2.5, True),
+        (20, 2.0, 0.5, True),
+        (20, 2.0, 0.7, False),
+        (20, 3.0, 0.0, False),  # overdrawn by a larger budget before: not even a tie
+    ],
+)
+def test_a_gap_is_at_most_what_the_budget_leaves(count: int, loss: float, gap: float, accepted: bool) -> None:
+    found = evidence([10], [20, 21], gap=[gap])
+    history = History(count=count, loss=loss)
+    assert (kinds(found, replace(RULE, max_loss=0.05), history)[0] is FILLER) is accepted
+
+
+def test_history_carries_the_loss_over_rounds() -> None:
+    rule = replace(RULE, max_loss=0.05)
+    history = History().extended((9,), (TARGET,), (0.0,), rule)
+    verdict = judge(evidence([10, 11, 12], [20, 11, 22, 23], gap=[1.0, 0.0, 0.7]), rule, WORDS, history)
+    assert verdict.kinds == (FILLER, EXACT, FILLER, TARGET)
+    assert verdict.losses == (1.0, 0.0, 0.7, 0.0)
+    after = history.extended(verdict.tokens, verdict.kinds, verdict.losses, rule)
+    assert after.count == 5
+    assert after.loss == pytest.approx(1.7)
+    # .05 nats for each of 37 tokens are 1.85.
+    assert kinds(evidence([13], [24, 25], gap=[0.14]), rule, after)[0] is FILLER
+    assert kinds(evidence([13], [24, 25], gap=[0.16]), rule, after) == [TARGET]
 
 
 # --- shift -----------------------------------------------------------------------------------
@@ -283,9 +345,17 @@ RULES = st.builds(
     max_loose_run=st.integers(1, 4),
     max_loose_in_window=st.integers(1, 6),
     loose_window=st.integers(1, 8),
+    defer=st.integers(0, 3),
+    defer_sure=st.booleans(),
+    max_loss=st.one_of(st.just(math.inf), st.floats(0, 0.2)),
 )
-HISTORIES = st.lists(st.tuples(TOKENS, st.booleans()), max_size=10).map(
-    lambda past: History(tuple(token for token, _ in past), tuple(loose for _, loose in past))
+HISTORIES = st.builds(
+    lambda past, more, loss: History(
+        tuple(token for token, _ in past), tuple(loose for _, loose in past), len(past) + more, loss
+    ),
+    st.lists(st.tuples(TOKENS, st.booleans()), max_size=10),
+    st.integers(0, 200),
+    st.one_of(st.just(0.0), st.floats(0, 20)),
 )
 
 
@@ -345,7 +415,7 @@ def test_a_verdict_reads_no_further_than_the_window(
     first: Evidence, second: Evidence, place: int, rule: RuleSettings, history: History
 ) -> None:
     """Verdicts up to ``place`` are the same whatever stands behind ``place + window``."""
-    cut = place + effective(rule).shift_window + 1
+    cut = place + max(effective(rule).shift_window, effective(rule).defer) + 1
 
     def joined(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (*ours[:cut], *theirs[cut:])
@@ -360,6 +430,47 @@ def test_a_verdict_reads_no_further_than_the_window(
     assert min(one.accepted, place + 1) == min(two.accepted, place + 1)
     kept = min(one.accepted, place + 1)
     assert one.kinds[:kept] == two.kinds[:kept]
+
+
+@given(proposals(), RULES, HISTORIES, st.integers(0, 4))
+def test_a_longer_window_never_accepts_more(
+    found: Evidence, rule: RuleSettings, history: History, more: int
+) -> None:
+    longer = replace(rule, defer=rule.defer + more)
+    assert judge(found, longer, WORDS, history).accepted <= judge(found, rule, WORDS, history).accepted
+    sure = judge(found, replace(longer, defer_sure=True), WORDS, history)
+    assert sure.accepted <= judge(found, longer, WORDS, history).accepted
+
+
+@given(proposals(), RULES, HISTORIES)
+def test_the_last_places_of_a_proposal_take_nothing_loosely(
+    found: Evidence, rule: RuleSettings, history: History
+) -> None:
+    rule = replace(rule, relevance=RelevanceName.PLAUSIBLE, defer_sure=True, shift_window=0)
+    verdict = judge(found, rule, WORDS, history)
+    behind = len(found.drafted) - rule.defer
+    ended = verdict.kinds[-1] is not TARGET
+    assert ended or all(kind is not FILLER for kind in verdict.kinds[max(0, behind) :])
+    for at, kind in enumerate(verdict.kinds):
+        if kind is FILLER and not ended:
+            assert all(after is EXACT for after in verdict.kinds[at + 1 : at + 1 + rule.defer])
+
+
+@given(proposals(), RULES, HISTORIES, st.floats(0, 0.2))
+def test_a_smaller_budget_never_accepts_more_and_is_kept(
+    found: Evidence, rule: RuleSettings, history: History, less: float
+) -> None:
+    rule = replace(rule, relevance=RelevanceName.PLAUSIBLE)
+    bounded = replace(rule, max_loss=min(less, rule.max_loss))
+    verdict = judge(found, bounded, WORDS, history)
+    assert verdict.accepted <= judge(found, rule, WORDS, history).accepted
+    pairs = zip((*found.gap, 0.0), verdict.kinds, strict=False)
+    losses = [gap if kind in (FILLER, SHIFT) else 0.0 for gap, kind in pairs]
+    assert list(verdict.losses) == losses
+    for count in range(1, len(losses) + 1):
+        if losses[count - 1]:
+            loss = history.loss + sum(losses[:count])
+            assert loss <= bounded.max_loss * (history.count + count - 1 + 32) + 1e-9
 
 
 @given(proposals(), RULES, HISTORIES)
