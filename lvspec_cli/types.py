@@ -61,17 +61,20 @@ class RelevanceName(StrEnum):
     SIMILARITY = "similarity"
     LENS = "lens"
     LEXICON = "lexicon"
+    RANK = "rank"
+    PAPER = "paper"
     PLAUSIBLE = "plausible"
     RANDOM = "random"
     NONE = "none"
 
 
 class Looseness(StrEnum):
-    """Presets of the rule: ``balanced`` is the pair's own, ``strict`` is exact mode."""
+    """Presets of the rule: ``balanced`` is the pair's own, ``strict`` exact mode, ``paper`` LVSpec's."""
 
     STRICT = "strict"
     BALANCED = "balanced"
     LOOSE = "loose"
+    PAPER = "paper"
 
 
 class Quantisation(StrEnum):
@@ -266,6 +269,7 @@ class RuleSettings:
     max_loose_in_window: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 6
     loose_window: Annotated[int, Ge(1), Le(MOST_TOKENS)] = 12
     never_loosely: bool = True  # ends, numerals, negations, contraries, loops; false for ablations
+    contraries: bool = True  # words of place, colour, size, ... never replace others that mean something else
     random_rate: Annotated[float, Ge(0), Le(1)] = 0.5  # relevance random: share of mismatches accepted
     # The target's layers from whose hidden states relevance is computed.
     layers: tuple[Annotated[int, Ge(-1000), Le(999)], ...] = (-1,)
@@ -275,7 +279,8 @@ class RuleSettings:
         """Fields of parts that are off. Files leave them out, as those of versions without these parts do."""
         window = () if self.defer else ("defer", "defer_sure")
         budget = ("max_loss",) if math.isinf(self.max_loss) else ()
-        return {*window, *budget}
+        contraries = ("contraries",) if self.contraries else ()
+        return {*window, *budget, *contraries}
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,10 @@ from lvspec_cli.types import (
 
 SCHEMA: Final = "lvspec.relevance.1"
 FILE_NAME: Final = "relevance.json"
-SCHEMES = (*LAYERED, RelevanceName.LEXICON, RelevanceName.RANDOM)
+SCHEMES = (
+    RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.LENS,
+    RelevanceName.RANK, RelevanceName.LEXICON, RelevanceName.RANDOM,
+)  # fmt: skip
 _TIMES = 20  # timings of a score on each clip
 
 
@@ -242,13 +245,14 @@ class _CaptionPass:
         """Every scheme's score of each token but the first, and the milliseconds of its preparation."""
         drafted = self._tokens[1:]
         passed = self._decoder.forward(self._tokens[:-1], range(self._decoder.layer_count + 1))
+        logits = self._decoder.logits(passed, len(drafted))
         scores: dict[Scheme, list[float]] = {}
         prepare_ms: dict[Scheme, float] = {}
         for scheme in self._all_schemes():
             began = now(self._pair.target.device)
             score = self._score_of(scheme)
             prepare_ms[scheme] = 1e3 * (now(self._pair.target.device) - began)
-            scores[scheme] = score(passed, drafted).tolist()
+            scores[scheme] = score(passed, drafted, logits).tolist()
         if RelevanceName.ATTENTION in self._schemes:
             scores |= self._heads(passed, drafted)
         return scores, prepare_ms
@@ -263,13 +267,14 @@ class _CaptionPass:
             self._decoder.forward(self._tokens[: -1 - rows])
         passed = self._decoder.forward(self._tokens[-1 - rows : -1], range(self._decoder.layer_count + 1))
         drafted = self._tokens[-rows:][: max(1, rows - 1)]
+        logits = self._decoder.logits(passed, rows)[: len(drafted)]
         microseconds = {}
         for scheme in self._all_schemes():
             score = self._score_of(scheme)
             times = []
             for _ in range(_TIMES):
                 began = now(device)
-                score(passed, drafted)
+                score(passed, drafted, logits)
                 times.append(1e6 * (now(device) - began))
             microseconds[scheme] = median(times)
         return microseconds
@@ -283,7 +288,7 @@ class _CaptionPass:
             )
         }
 
-    def _score_of(self, scheme: Scheme) -> Callable[[Pass, Tensor], Tensor]:
+    def _score_of(self, scheme: Scheme) -> Callable[[Pass, Tensor, Tensor], Tensor]:
         rule = replace(self._settings.rule, relevance=scheme.relevance)
         if scheme.layer is not None:
             rule = replace(rule, layers=(scheme.layer,))
@@ -292,8 +297,8 @@ class _CaptionPass:
         )
         relevance = relevance_for(rule, self._decoder, self._pair.words, video, self._settings.seed)
 
-        def score(passed: Pass, drafted: Tensor) -> Tensor:
-            scores = relevance.score(passed, drafted)
+        def score(passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
+            scores = relevance.score(passed, drafted, logits)
             assert scores is not None  # all schemes here have scores
             return scores
 
@@ -309,7 +314,7 @@ class _CaptionPass:
                 yield Scheme(name)
 
     def _needs_video(self) -> bool:
-        return any(name in self._schemes for name in (RelevanceName.SIMILARITY, RelevanceName.LENS))
+        return any(name in LAYERED for name in self._schemes if name is not RelevanceName.ATTENTION)
 
     def _watched(self, layers: Sequence[int]) -> list[int]:
         return [layer + 1 for layer in layers] if self._needs_video() else []

@@ -184,7 +184,8 @@ class Rule(OptionGroup):
     section = "The rule of mode lvspec"
 
     looseness: Annotated[
-        Looseness, Option("--looseness", help="strict is exact mode, balanced the pair's own rule.")
+        Looseness,
+        Option("--looseness", help="strict is exact mode, balanced the pair's own rule, paper LVSpec's."),
     ] = Looseness.BALANCED
     relevance: Annotated[
         RelevanceName | None, Option("--relevance", help="What tells visual tokens from the others.")

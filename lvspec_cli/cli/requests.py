@@ -93,7 +93,7 @@ def decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSetting
     _check("--draft-keep", decoding.draft_keep, above=0.0, most=1.0)
     if temperature > 0 and decoding.mode is Mode.LVSPEC:
         raise UsageError("--temperature has no rule in mode lvspec yet", "add --mode exact or --mode ar")
-    defaults = settings_of_pair(pair)
+    defaults = settings_of_pair(pair, rule.looseness)
     return replace(
         defaults,
         mode=decoding.mode,

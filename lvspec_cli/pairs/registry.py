@@ -33,6 +33,7 @@ from lvspec_cli.types import (
     Gamma,
     Looseness,
     Quantisation,
+    RelevanceName,
     RuleSettings,
     read_gamma,
 )
@@ -126,6 +127,21 @@ class Rules(Section):
 
     balanced: RuleSettings = RuleSettings()
     loose: RuleSettings = RuleSettings(filler_margin=inf, max_loose_run=6, max_loose_in_window=9)
+
+
+# As far as LVSpec's paper tells its rule (arXiv 2604.05650): the 70 % of a proposal that are least like the
+# video are accepted, whatever the target says; the others must match, or be shifted. Proposals of 10 tokens.
+PAPER_RULE = RuleSettings(
+    relevance=RelevanceName.PAPER,
+    anchor_threshold=0.7,
+    anchor_margin=0.0,
+    filler_margin=inf,
+    sentence_margin=inf,
+    max_loose_run=MOST_TOKENS,
+    max_loose_in_window=MOST_TOKENS,
+    contraries=False,
+)
+PAPER_GAMMA = 10
 
 
 class Pair(Section):
@@ -250,7 +266,12 @@ def read_yaml(path: Path, model: type[Parsed], what: str, remedy: str) -> Parsed
 
 
 def rule_of(pair: Pair, looseness: Looseness) -> RuleSettings:
-    """The pair's rule for a looseness. Strict has no margin and no shift, which is exact mode."""
+    """The pair's rule for a looseness.
+
+    Strict has no margin and no shift, which is exact mode. Paper is the same rule for every pair.
+    """
+    if looseness is Looseness.PAPER:
+        return PAPER_RULE
     if looseness is Looseness.STRICT:
         return replace(pair.rules.balanced, anchor_margin=0.0, filler_margin=0.0, shift_window=0)
     return pair.rules.loose if looseness is Looseness.LOOSE else pair.rules.balanced
@@ -260,7 +281,7 @@ def settings_of_pair(pair: Pair, looseness: Looseness = Looseness.BALANCED) -> D
     """The pair's default decoding settings."""
     defaults = pair.defaults
     return DecodeSettings(
-        gamma=defaults.gamma,
+        gamma=PAPER_GAMMA if looseness is Looseness.PAPER else defaults.gamma,
         adaptation=defaults.adaptation,
         fallback=defaults.fallback,
         rule=rule_of(pair, looseness),

@@ -126,7 +126,9 @@ class Answer:
         if self._settings.temperature > 0:
             evidence, verdict = self._sample(proposal, logits)
         else:
-            scores = self._relevance.score(passed, proposal.tokens) if self._relevance and gamma else None
+            scores = None
+            if self._relevance and gamma:
+                scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
             evidence = gather(logits, proposal.tokens, scores)
             verdict = judge(evidence, self._rule, self._words, self._history)
         check_sound(evidence.sound[: verdict.accepted + 1])

@@ -7,6 +7,7 @@ its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +22,8 @@ from lvspec_cli.models.words import TokenSets
 from lvspec_cli.types import RelevanceName, RuleSettings
 
 # Schemes that read layers of the target.
-LAYERED = (RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.LENS)
+LAYERED = (RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.PAPER, RelevanceName.LENS)
+NEAREST = 10  # of the video's tokens, in the scheme of LVSpec's paper
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,11 @@ class Relevance(Protocol):
 
     watch: frozenset[int]  # layers whose inputs the verification must keep
 
-    def score(self, passed: Pass, drafted: Tensor) -> Tensor | None:
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor | None:
         """Scores (gamma,) of drafted tokens, long (gamma,). None: no token is an anchor.
 
         :param passed: the verification. Its row i is the position that predicts token i.
+        :param logits: the target's at these positions, (gamma, vocabulary).
         """
 
 
@@ -53,7 +56,7 @@ class Attention:
         self._target = target
         self.watch = frozenset(layers)
 
-    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
         rows = drafted.shape[0]
         shares = [
             video_attention(self._target, passed, layer, rows).amax(dim=0) for layer in sorted(self.watch)
@@ -65,20 +68,60 @@ class Similarity:
     """Highest cosine similarity of the predicting position's hidden state to those of the video's tokens.
 
     A similarity below 0 counts as 0. The mean over the chosen layers.
+
+    :param nearest: the mean of so many of the highest similarities, instead of the highest.
     """
 
-    def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
-        self._target = target
+    def __init__(
+        self, target: Decoder, layers: tuple[int, ...], video: VideoStates, nearest: int = 1
+    ) -> None:
+        self._target, self._nearest = target, nearest
         self._video = {layer: _unit(video.by_layer[layer]) for layer in layers}
         self.watch = frozenset(layer + 1 for layer in layers)
 
-    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
         rows = drafted.shape[0]
         cosines = [
-            (_unit(hidden_states(self._target, passed, layer)[0, :rows]) @ video.T).amax(dim=1)
+            (_unit(hidden_states(self._target, passed, layer)[0, :rows]) @ video.T)
+            .topk(min(self._nearest, video.shape[0]), dim=1)
+            .values.mean(dim=1)
             for layer, video in self._video.items()
         ]
         return torch.stack(cosines).mean(dim=0).float().clamp(0, 1)
+
+
+class Paper:
+    """LVSpec's scheme (arXiv 2604.05650): the order of a proposal's tokens by their similarity to the video.
+
+    The similarity of a token is the mean of its ten highest cosines. Its score is the share of the proposal's
+    tokens that are less similar, so that a threshold of .7 relaxes 70 % of them.
+    """
+
+    def __init__(self, target: Decoder, layers: tuple[int, ...], video: VideoStates) -> None:
+        self._similarity = Similarity(target, layers, video, NEAREST)
+        self.watch = self._similarity.watch
+
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
+        return shares_below(self._similarity.score(passed, drafted, logits))
+
+
+def shares_below(scores: Tensor) -> Tensor:
+    """For each of the scores (n,) the share of them that are lower."""
+    return (scores.unsqueeze(0) < scores.unsqueeze(1)).float().mean(dim=1)
+
+
+class Rank:
+    """How rare the token is: the later a tokenizer's training (BPE) made it, the higher its id.
+
+    Rare words are what a text says, frequent ones how it says it, in any language that the tokenizer knows.
+    The logarithm of the greater id of the drafted token and of the target's own, by that of the largest id.
+    """
+
+    watch: frozenset[int] = frozenset()
+
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
+        greater = torch.maximum(drafted, logits.argmax(dim=-1)).float()
+        return greater.log1p() / math.log(logits.shape[-1])
 
 
 class Lens:
@@ -94,7 +137,7 @@ class Lens:
         read = [lens(target, video.by_layer[layer], normalise=layer != last) for layer in layers]
         self._probs = torch.stack(read).mean(dim=0)
 
-    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
         return self._probs[drafted]
 
 
@@ -107,7 +150,7 @@ class Lexicon:
         self._anchors = torch.ones(vocabulary, device=device)
         self._anchors[torch.tensor(sorted(words.function), dtype=torch.long, device=device)] = 0.0
 
-    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
         return self._anchors[drafted]
 
 
@@ -120,7 +163,7 @@ class Random:
         self._rate = rate
         self._generator = torch.Generator(device).manual_seed(seed)
 
-    def score(self, passed: Pass, drafted: Tensor) -> Tensor:
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
         uniform = torch.rand(drafted.shape[0], generator=self._generator, device=drafted.device)
         return (uniform >= self._rate).float()
 
@@ -130,7 +173,7 @@ class Plausible:
 
     watch: frozenset[int] = frozenset()
 
-    def score(self, passed: Pass, drafted: Tensor) -> None:
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> None:
         return None
 
 
@@ -145,6 +188,10 @@ def relevance_for(
             return Attention(target, layers)
         case RelevanceName.SIMILARITY:
             return Similarity(target, layers, video)
+        case RelevanceName.PAPER:
+            return Paper(target, layers, video)
+        case RelevanceName.RANK:
+            return Rank()
         case RelevanceName.LENS:
             return Lens(target, layers, video)
         case RelevanceName.LEXICON:
@@ -157,7 +204,7 @@ def relevance_for(
 
 def video_layers(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
     """Layers whose hidden states of the video must be kept at prefill for a rule."""
-    if rule.relevance in (RelevanceName.SIMILARITY, RelevanceName.LENS):
+    if rule.relevance in LAYERED and rule.relevance is not RelevanceName.ATTENTION:
         return layers_of(rule, layer_count)
     return ()
 

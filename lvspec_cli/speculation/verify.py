@@ -184,7 +184,7 @@ def _loose_kind(
     if _is_spent(history.loose, rule):
         return None
     if rule.never_loosely:
-        if words.any_protected(token, own) or words.are_contrary(token, own):
+        if words.any_protected(token, own) or (rule.contraries and words.are_contrary(token, own)):
             return None
         if starts_loop(history.tokens, token):
             return None
@@ -269,9 +269,10 @@ def is_shifted(
 
     A token is a filler at a position if it is a function word, or if the relevance of the position is below
     ``anchor_threshold``. If the rule reads no relevance, it is a filler unless it is a word that has a
-    contrary. Ends of answers and of sentences, numerals and negations are never fillers, and neither the
-    draft's nor the target's token at ``index`` may end a sentence. So what anchors say stays: an anchor may
-    come later, but only fillers are inserted, left out or exchanged. Reads nothing after
+    contrary; without ``contraries`` only function words are fillers. Ends of answers and of sentences,
+    numerals and negations are never fillers, and neither the draft's nor the target's token at ``index`` may
+    end a sentence. So what anchors say stays: an anchor may come later, but only fillers are inserted, left
+    out or exchanged. Reads nothing after
     ``index + shift_window``.
     """
 
@@ -283,7 +284,9 @@ def is_shifted(
             return False
         if token in words.function:
             return True
-        return relevance[at] < rule.anchor_threshold if relevance else token not in facts
+        if relevance:
+            return relevance[at] < rule.anchor_threshold
+        return token not in facts and (rule.contraries or not rule.never_loosely)
 
     if drafted[index] in ends or target[index] in ends:
         return False

@@ -73,6 +73,7 @@ def test_every_scheme_scores_every_token_of_the_caption(pair: LoadedPair) -> Non
             for layer in range(layers)
         ),
         "lexicon",
+        "rank",
         "random",
     }
     assert len([scheme for scheme in scored.scores if scheme.head is not None]) == layers * heads

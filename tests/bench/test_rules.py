@@ -61,8 +61,8 @@ def test_a_part_that_is_not_there_is_put_in():
 
 def test_controls_are_every_other_relevance():
     assert [each.name for each in controls(BASE)] == [
-        "lvspec:similarity", "lvspec:lens", "lvspec:lexicon", "lvspec:plausible", "lvspec:random"
-    ]  # fmt: skip
+        f"lvspec:{name}" for name in ["similarity", "lens", "lexicon", "rank", "paper", "plausible", "random"]
+    ]
 
 
 def test_a_file_says_what_is_other_than_in_the_pairs_rule(tmp_path: Path):

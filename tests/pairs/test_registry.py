@@ -15,6 +15,7 @@ from lvspec_cli.pairs.registry import (
     load_registry,
     read_models_file,
     rule_of,
+    settings_of_pair,
     shipped_models,
     user_models,
 )
@@ -126,6 +127,8 @@ NUMBERS = {
     "rules.balanced.filler_margin": ".nan",
     "rules.balanced.sentence_margin": ".nan",
     "rules.balanced.shift_window": "17",
+    "rules.balanced.defer": "17",
+    "rules.balanced.max_loss": ".nan",
     "rules.balanced.max_loose_run": "1000001",
     "rules.balanced.max_loose_in_window": "1000001",
     "rules.balanced.loose_window": "1000001",
@@ -150,7 +153,12 @@ def test_every_number_has_a_greatest_value(tmp_path: Path, key: str, number: str
 
 def test_the_numbers_of_the_table_are_all_there_are():
     named = {key.removesuffix(".0").rpartition(".")[2] for key in NUMBERS}
-    numbers = {field.name for field in fields(RuleSettings)} - {"relevance", "never_loosely"}
+    numbers = {field.name for field in fields(RuleSettings)} - {
+        "relevance",
+        "never_loosely",
+        "contraries",
+        "defer_sure",
+    }
     numbers |= {*Defaults.model_fields} - {"adaptation", "fallback"}
     numbers |= {field.name for field in fields(RoundCosts)} | {"most"}
     assert numbers | {"none"} == named
@@ -187,6 +195,8 @@ def test_rule_under_each_looseness(tmp_path: Path):
     assert (strict.anchor_margin, strict.filler_margin, strict.shift_window) == (0, 0, 0)
     assert rule_of(pair, Looseness.BALANCED) == RuleSettings(relevance=strict.relevance, filler_margin=1.5)
     assert rule_of(pair, Looseness.LOOSE) == RuleSettings(filler_margin=inf)
+    paper = settings_of_pair(pair, Looseness.PAPER)
+    assert (paper.rule.relevance, paper.rule.anchor_threshold, paper.gamma) == ("paper", 0.7, 10)
 
 
 def test_shipped_file_is_the_one_at_the_top_of_the_checkout():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.speculation.relevance import layers_of
+from lvspec_cli.speculation.relevance import layers_of, shares_below
 from lvspec_cli.types import DecodeSettings, PairPrompts, RelevanceName, Round, RuleSettings
 from tests.speculation.conftest import decode, prompts_for
 
@@ -25,6 +27,18 @@ def test_lexicon_knows_function_words(pair: LoadedPair) -> None:
     rounds = rounds_of(pair, prompts, replace(CLOSED, relevance=RelevanceName.LEXICON))
     for done in rounds[1:]:
         assert done.relevance == tuple(float(token not in pair.words.function) for token in done.drafted)
+
+
+def test_rank_is_the_rarer_of_the_two_tokens(pair: LoadedPair) -> None:
+    rounds = rounds_of(pair, prompts_for(pair), replace(CLOSED, relevance=RelevanceName.RANK))
+    for done in rounds[1:]:
+        greater = map(max, done.drafted, done.target)
+        expected = [math.log(1 + token) / math.log(pair.target.vocabulary) for token in greater]
+        assert done.relevance == pytest.approx(expected)
+
+
+def test_shares_below() -> None:
+    assert shares_below(torch.tensor([0.3, 0.9, 0.1, 0.3])).tolist() == [0.25, 0.75, 0.0, 0.25]
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, {1.0}), (1.0, {0.0}), (0.5, {0.0, 1.0})])

@@ -300,6 +300,22 @@ def test_a_sentence_ends_where_the_target_ends_it() -> None:
     assert kinds(evidence([VERY, STOP, 50], [50, 50, 50, 60]), SHIFTING) == [TARGET]
 
 
+def test_contraries_pass_where_the_rule_does_without_them() -> None:
+    free = replace(RULE, contraries=False)
+    assert kinds(evidence([LEFT], [RIGHT, 5], gap=[0.5]), free) == [FILLER, TARGET]
+    assert kinds(evidence([TWO], [RIGHT, 5], gap=[0.5]), free) == [TARGET]
+
+
+def test_without_contraries_and_relevance_only_function_words_are_fillers() -> None:
+    def shifted(word: int, rule: RuleSettings) -> bool:
+        found = replace(evidence([word, 8, 5], [8, 8, 9, 7]), relevance=())
+        return kinds(found, rule)[0] is SHIFT
+
+    free = replace(SHIFTING, contraries=False)
+    assert (shifted(VERY, free), shifted(30, free)) == (True, False)
+    assert (shifted(VERY, SHIFTING), shifted(30, SHIFTING)) == (True, True)
+
+
 def test_without_relevance_a_word_with_a_contrary_is_no_filler() -> None:
     # The target says 50, the draft says red 50: where no relevance is read, the list alone tells
     unread = replace(evidence([RED, 50], [50, 50, 60]), relevance=())
