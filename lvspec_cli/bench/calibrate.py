@@ -15,7 +15,7 @@ from lvspec_cli.bench.relevance import ScoredCaption, score_caption
 from lvspec_cli.bench.search import candidate_thresholds
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.figures.answers import BenchMode, FrozenModel, Item, Profile, Variant
-from lvspec_cli.figures.separation import auc
+from lvspec_cli.figures.statistics import auc
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session

@@ -24,8 +24,7 @@ from lvspec_cli.bench.results import Environment
 from lvspec_cli.demo.scenes import FACT_WORDS
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.answers import Estimate, FrozenModel
-from lvspec_cli.figures.intervals import mean
-from lvspec_cli.figures.separation import Point, auc, best_point, point_at, roc, threshold_counts
+from lvspec_cli.figures.statistics import Point, auc, best_point, mean, point_at, roc, threshold_counts
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.probe import video_attention, video_states

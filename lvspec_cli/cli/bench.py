@@ -19,7 +19,7 @@ from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
 from lvspec_cli.errors import UsageError
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.system import quieten_libraries
 from lvspec_cli.types import KeepBy
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def bench(flags: BenchFlags) -> None:
 def _bench(flags: BenchFlags) -> int:
     """Runs the command and gives its exit code."""
     from lvspec_cli.bench.lines import notes
-    from lvspec_cli.ui.bench import results_text
+    from lvspec_cli.ui.summary import results_text
 
     with resumable(flags.work.out, flags.messages.quiet) as progress:
         job = _read_job(flags, progress)
@@ -392,7 +392,7 @@ def bench_compare(
     with reporting(debug):
         from lvspec_cli.bench.results import Margins, compare_results, differences, read_results
         from lvspec_cli.errors import RegressionError
-        from lvspec_cli.ui.bench import change_table
+        from lvspec_cli.ui.summary import change_table
         from lvspec_cli.ui.tables import for_stdout
 
         first, second = read_results(before), read_results(after)

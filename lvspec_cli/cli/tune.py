@@ -24,7 +24,7 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import UsageError
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.system import quieten_libraries
 from lvspec_cli.types import RelevanceName
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def tune(flags: TuneFlags) -> None:
 
 def _tune(flags: TuneFlags) -> int:
     """Runs the command and gives its exit code."""
-    from lvspec_cli.bench.tune_report import notes
-    from lvspec_cli.ui.bench import tuned_text
+    from lvspec_cli.bench.tune import notes
+    from lvspec_cli.ui.summary import tuned_text
 
     quiet = flags.messages.quiet
     choice = chosen_pair(flags.loading)
@@ -138,8 +138,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | No
     :raises OutputError: files of others have the names of the results.
     """
     from lvspec_cli.bench.run import TUNING_CLIPS
-    from lvspec_cli.bench.tune import TuneJob
-    from lvspec_cli.bench.tune_report import MARKS
+    from lvspec_cli.bench.tune import MARKS, TuneJob
     from lvspec_cli.bench.variants import parse_gammas
     from lvspec_cli.output.files import check_all_ours
     from lvspec_cli.pipeline import prepared
@@ -220,7 +219,7 @@ def _stages(progress: PlainProgress | None) -> Callable[[str], Progress]:
 
 def _lines(job: TuneJob, tuned: Tuned) -> str:
     """The pair's entry for a models.yaml; empty if the search found no settings."""
-    from lvspec_cli.bench.tune_report import models_yaml
+    from lvspec_cli.bench.tune import models_yaml
 
     best, choice = tuned.best, job.load_plan.choice
     if best is None:
@@ -229,7 +228,7 @@ def _lines(job: TuneJob, tuned: Tuned) -> str:
 
 
 def _write(job: TuneJob, tuned: Tuned) -> None:
-    from lvspec_cli.bench.tune_report import MARKDOWN, MODELS, RULES, markdown, rules_yaml
+    from lvspec_cli.bench.tune import MARKDOWN, MODELS, RULES, markdown, rules_yaml
     from lvspec_cli.output.files import replacing
 
     texts = {MARKDOWN: markdown(job, tuned)}

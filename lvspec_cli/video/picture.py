@@ -19,9 +19,20 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from lvspec_cli.video.colour import BT709, BT2020, HDR_NAMES, PEAK, WIDE, Colours, to_sdr
 from lvspec_cli.video.container import scaling_threads
-from lvspec_cli.video.geometry import Frame, Orientation, fitted_inside, shown_size
+from lvspec_cli.video.pixels import (
+    BT709,
+    BT2020,
+    HDR_NAMES,
+    PEAK,
+    WIDE,
+    Colours,
+    Frame,
+    Orientation,
+    fitted_inside,
+    shown_size,
+    to_sdr,
+)
 from lvspec_cli.video.pyav_frames import orientation_of
 from lvspec_cli.video.sample import format_time
 

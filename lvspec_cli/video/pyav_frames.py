@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from lvspec_cli.video.container import SILENT_CODECS, decoder_of, stream_packets
-from lvspec_cli.video.geometry import Orientation, orientation
+from lvspec_cli.video.pixels import Orientation, orientation
 from lvspec_cli.video.scan import INDEXED, SEEKABLE, WITHOUT_HEADER, format_of
 from lvspec_cli.video.timeline import REORDERED, UNKNOWN, KeyFrame, Timeline
 

@@ -17,9 +17,9 @@ from lvspec_cli.system import socket_of
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
 from lvspec_cli.video.container import check_canvas, open_video
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
-from lvspec_cli.video.geometry import Frame, fitted_size
 from lvspec_cli.video.messages import Finished, Job, Opened
 from lvspec_cli.video.picture import Look, Painter, look_of
+from lvspec_cli.video.pixels import Frame, fitted_size
 from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, format_time, stretch
 from lvspec_cli.video.source import container_of, head_of, shown

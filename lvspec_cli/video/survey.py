@@ -19,10 +19,9 @@ from av.video.stream import VideoStream
 from lvspec_cli.errors import DamagedVideoError, UsageError, VideoError, VideoLimitError
 from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video.container import describe, open_video
-from lvspec_cli.video.parts import Part, Slice, parts_of
 from lvspec_cli.video.sample import Times, format_time
 from lvspec_cli.video.scan import Extent, extent_of, scan, scan_stretch
-from lvspec_cli.video.source import shown
+from lvspec_cli.video.source import Part, Slice, parts_of, shown
 from lvspec_cli.video.timeline import Timeline
 
 SMALL = 1 << 20  # bytes; a file up to this size is always scanned completely

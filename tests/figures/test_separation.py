@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.figures.answers import Estimate
-from lvspec_cli.figures.separation import Point, auc, best_point, point_at, roc, threshold_counts
+from lvspec_cli.figures.statistics import Point, auc, best_point, point_at, roc, threshold_counts
 
 SCORES = (0.9, 0.8, 0.8, 0.4, 0.1)
 FACTS = (True, True, False, True, False)
