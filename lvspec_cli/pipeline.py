@@ -46,8 +46,7 @@ from lvspec_cli.output.records import (
     failed_record,
     identify,
 )
-from lvspec_cli.output.text import TextStream
-from lvspec_cli.output.trace import trace_row
+from lvspec_cli.output.text import TextStream, trace_row
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.types import (
     Clip,

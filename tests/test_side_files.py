@@ -49,7 +49,7 @@ from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.figures.labels import read_scene_labels
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.pairs.files import broken_file
-from lvspec_cli.output.exports import own
+from lvspec_cli.output.exports import export
 from lvspec_cli.types import VideoRequest
 
 folder, video = map(Path, sys.argv[1:])
@@ -61,7 +61,7 @@ def read(name, reader):
         found[name] = error.cause
 read("history", lambda: past_runs(folder / "runs.jsonl"))
 read("facts", lambda: read_scene_labels(folder / "clip.mp4"))
-read("ledger", lambda: own._read(folder / "ledger"))
+read("ledger", lambda: export._read(folder / "ledger"))
 read("model", lambda: str(broken_file(folder / "model")))
 read("journal", lambda: read_journal(folder))
 read("calibration", lambda: tune._read(folder / "calibration.json", {}))

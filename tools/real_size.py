@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.bench.own import now
-from lvspec_cli.figures.costs import CostModel
+from lvspec_cli.figures.summary import CostModel
 from lvspec_cli.memory.plan import Choice, ModelSize, Workload, need
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedModel, choose_device

@@ -12,8 +12,8 @@ from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
 from lvspec_cli.errors import OutputError, UsageError
-from lvspec_cli.host import state_folder
 from lvspec_cli.output.files import replacing
+from lvspec_cli.system import state_folder
 from lvspec_cli.text_file import SETTINGS, read_own
 from lvspec_cli.types import VideoInfo, VideoRequest
 
@@ -89,7 +89,7 @@ def forecast(info: VideoInfo, request: VideoRequest) -> Forecast:
     """The frames that ``read_clip`` would sample if the header's frame rate is true and constant."""
     import numpy as np
 
-    from lvspec_cli.video.geometry import fitted_size
+    from lvspec_cli.video.pixels import fitted_size
     from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, stretch
 
     end = info.duration if info.duration is not None else request.end or 1.0

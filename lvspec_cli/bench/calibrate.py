@@ -15,7 +15,7 @@ from lvspec_cli.bench.relevance import ScoredCaption, score_caption
 from lvspec_cli.bench.search import candidate_thresholds
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.figures.answers import BenchMode, FrozenModel, Item, Profile, Variant
-from lvspec_cli.figures.separation import auc
+from lvspec_cli.figures.statistics import auc
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
@@ -105,18 +105,16 @@ def _captions(
         for clip in read_clips
         if clip.item.scene is not None
     )
-    return [caption for caption in scored if caption is not None]
+    return [caption for caption in scored if caption.places]
 
 
 def best_layer(captions: Sequence[ScoredCaption]) -> int | None:
     """The layer whose scores separate facts from fillers best (AUC over all tokens); None without an AUC."""
-    schemes = {scheme for caption in captions for scheme in caption.scores if scheme.head is None}
+    tables = [caption.by_scheme for caption in captions]
+    facts = [fact for caption in captions for fact in caption.facts]
     areas: dict[int, float] = {}
-    for scheme in schemes:
-        area = auc(
-            [score for caption in captions for score in caption.scores[scheme]],
-            [fact for caption in captions for fact in caption.facts],
-        )
+    for scheme in {scheme for table in tables for scheme in table if scheme.head is None}:
+        area = auc([score for table in tables for score in table[scheme].scores], facts)
         if scheme.layer is not None and area is not None:
             areas[scheme.layer] = area
     return max(areas, key=lambda layer: (areas[layer], layer), default=None)

@@ -12,7 +12,7 @@ from pydantic import Field
 from lvspec_cli.batch.inputs import collect
 from lvspec_cli.batch.lists import ClipRow, read_row
 from lvspec_cli.batch.names import Input
-from lvspec_cli.demo.captions import CAPTION_PROMPTS
+from lvspec_cli.demo.texts import CAPTION_PROMPTS
 from lvspec_cli.errors import NoInputError
 from lvspec_cli.figures.answers import Item
 from lvspec_cli.figures.labels import read_scene_labels, with_labels

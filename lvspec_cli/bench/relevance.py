@@ -7,33 +7,35 @@ In the demo world the words that state facts are known. The scores are those of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from lvspec_cli import __version__
+from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.journal import LineFile, digest_of, open_lines
 from lvspec_cli.bench.own import now
-from lvspec_cli.bench.results import Environment
+from lvspec_cli.bench.results import Environment, read_model
 from lvspec_cli.demo.scenes import FACT_WORDS
-from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.figures.answers import Estimate, FrozenModel
-from lvspec_cli.figures.intervals import mean
-from lvspec_cli.figures.separation import Point, auc, best_point, point_at, roc, threshold_counts
+from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.figures.answers import Estimate, FrozenModel, Item
+from lvspec_cli.figures.statistics import Point, auc, best_point, mean, point_at, roc, threshold_counts
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.probe import video_attention, video_states
 from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.output.records import identify
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.relevance import LAYERED, VideoStates, relevance_for, video_layers
-from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import (
     Clip,
     DecodeSettings,
@@ -43,13 +45,14 @@ from lvspec_cli.types import (
     RelevanceName,
     TokenKind,
 )
+from lvspec_cli.video.pool import reading
 
-SCHEMA: Final = "lvspec.relevance.1"
 FILE_NAME: Final = "relevance.json"
 SCHEMES = (
     RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.LENS,
     RelevanceName.RANK, RelevanceName.LEXICON, RelevanceName.RANDOM,
 )  # fmt: skip
+CAPTIONS_NAME: Final = "relevance.jsonl"
 _TIMES = 20  # timings of a score on each clip
 
 
@@ -67,12 +70,21 @@ class Scheme:
         return ", ".join(parts + ([] if self.head is None else [f"head {self.head}"]))
 
 
-class SchemeResult(FrozenModel):
-    """How well one scheme separates facts from fillers. Layers and heads count from 0."""
+class SchemeFields(FrozenModel):
+    """The fields that identify a scheme, in a part of a file that belongs to one."""
 
     relevance: RelevanceName
     layer: int | None = None
     head: int | None = None
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(self.relevance, self.layer, self.head)
+
+
+class SchemeResult(SchemeFields):
+    """How well one scheme separates facts from fillers. Layers and heads count from 0."""
+
     auc: float  # over the tokens of all captions
     auc_by_clip: Estimate | None  # mean over captions of a caption's AUC
     best: Point  # with the highest F1
@@ -81,15 +93,11 @@ class SchemeResult(FrozenModel):
     score_us: float | None = None  # median microseconds a round; not for single heads
     prepare_ms: float | None = None  # median milliseconds a clip; not for single heads
 
-    @property
-    def scheme(self) -> Scheme:
-        return Scheme(self.relevance, self.layer, self.head)
-
 
 class RelevanceResults(FrozenModel):
     """All of ``relevance.json``."""
 
-    schema_: Literal["lvspec.relevance.1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["lvspec.relevance.1"] = Field(default="lvspec.relevance.1", alias="schema")
     version: str = __version__
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     command: str = ""
@@ -116,16 +124,8 @@ def read_relevance(path: Path) -> RelevanceResults:
     :raises NoInputError: there is no such file.
     :raises UsageError: it has another content.
     """
-    try:
-        return RelevanceResults.model_validate_json(read_file(path, LISTS))
-    except OSError as error:
-        raise NoInputError(
-            f"{path}: {error.strerror or error}", "run lvspec bench-relevance first"
-        ) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UsageError(f"{path}: {where}: {first['msg']}", "run lvspec bench-relevance again") from error
+    remedies = ("run lvspec bench-relevance first", "run lvspec bench-relevance again")
+    return read_model(path, RelevanceResults, *remedies)
 
 
 # --- which tokens are facts ----------------------------------------------------------------
@@ -163,18 +163,29 @@ def fact_tokens(pieces: Sequence[str]) -> tuple[bool | None, ...]:
 # --- scores of one caption -----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ScoredCaption:
+class SchemeScores(SchemeFields):
+    """One scheme's scores of a caption's tokens. Single heads have no times."""
+
+    scores: tuple[float, ...]  # one per place
+    score_us: float | None = None
+    prepare_ms: float | None = None
+
+
+class ScoredCaption(FrozenModel):
     """One caption of the target: which of its tokens are facts, and their scores by every scheme.
 
-    Without the caption's first token, which comes from the prefill and is not judged by a rule.
+    Without the caption's first token, which comes from the prefill and is not judged by a rule. Without
+    ``places``, it has no token to score.
     """
 
-    positions: tuple[int, ...]  # in the caption, from 0; tokens without a visible character are left out
-    facts: tuple[bool, ...]  # one per position
-    scores: Mapping[Scheme, tuple[float, ...]]  # one per position
-    score_us: Mapping[Scheme, float]
-    prepare_ms: Mapping[Scheme, float]
+    key: str = ""  # a digest of the clip's content, its stretch and the prompt
+    places: tuple[int, ...] = ()  # positions in the caption, from 0, of the tokens with a visible character
+    facts: tuple[bool, ...] = ()  # one per place
+    schemes: tuple[SchemeScores, ...] = ()
+
+    @property
+    def by_scheme(self) -> dict[Scheme, SchemeScores]:
+        return {row.scheme: row for row in self.schemes}
 
 
 def score_caption(
@@ -185,8 +196,8 @@ def score_caption(
     *,
     system: str | None = None,
     schemes: Sequence[RelevanceName] = SCHEMES,
-) -> ScoredCaption | None:
-    """Captions a clip greedily by the target alone and scores the tokens; None without tokens to score."""
+) -> ScoredCaption:
+    """Captions a clip greedily by the target alone and scores the tokens."""
     target_only = replace(pair, draft=None)
     prompts = build_prompts(target_only, clip, question, system=system)
     greedy = replace(settings, mode=Mode.AR, temperature=0.0)
@@ -194,17 +205,23 @@ def score_caption(
     facts = fact_tokens(_pieces(pair.target, generation))
     positions = tuple(position for position, fact in enumerate(facts) if position and fact is not None)
     if not positions:
-        return None
+        return ScoredCaption()
     with torch.inference_mode():
         caption = _CaptionPass(pair, prompts, generation, settings, schemes)
         scores, prepare_ms = caption.scores()
         score_us = caption.costs()
     return ScoredCaption(
-        positions=positions,
+        places=positions,
         facts=tuple(bool(facts[position]) for position in positions),
-        scores={scheme: tuple(values[p - 1] for p in positions) for scheme, values in scores.items()},
-        score_us=score_us,
-        prepare_ms=prepare_ms,
+        schemes=tuple(
+            SchemeScores(
+                **asdict(scheme),
+                scores=tuple(values[position - 1] for position in positions),
+                score_us=score_us.get(scheme),
+                prepare_ms=prepare_ms.get(scheme),
+            )
+            for scheme, values in scores.items()
+        ),
     )
 
 
@@ -337,12 +354,14 @@ def evaluate_schemes(scored: Sequence[ScoredCaption], threshold: float) -> tuple
             else "they hold facts only",
             "use a pair that describes the demo world's clips",
         )
+    tables = [caption.by_scheme for caption in scored]
     results = []
-    for scheme in scored[0].scores:
-        values = [score for caption in scored for score in caption.scores[scheme]]
+    for scheme in tables[0]:
+        rows = [table[scheme] for table in tables]
+        values = [score for row in rows for score in row.scores]
         whole = auc(values, facts)
         assert whole is not None
-        areas = (auc(caption.scores[scheme], caption.facts) for caption in scored)
+        areas = (auc(row.scores, caption.facts) for row, caption in zip(rows, scored, strict=True))
         counts = threshold_counts(values, facts)
         timed = scheme.head is None
         results.append(
@@ -353,8 +372,8 @@ def evaluate_schemes(scored: Sequence[ScoredCaption], threshold: float) -> tuple
                 best=best_point(counts),
                 at_threshold=point_at(counts, threshold),
                 roc=roc(counts) if timed else (),
-                score_us=median(caption.score_us[scheme] for caption in scored) if timed else None,
-                prepare_ms=median(caption.prepare_ms[scheme] for caption in scored) if timed else None,
+                score_us=median(row.score_us or 0.0 for row in rows) if timed else None,
+                prepare_ms=median(row.prepare_ms or 0.0 for row in rows) if timed else None,
             )
         )
     return tuple(sorted(results, key=lambda result: -result.auc))
@@ -367,3 +386,83 @@ def best_by_relevance(results: RelevanceResults) -> tuple[SchemeResult, ...]:
         if result.head is None:
             best.setdefault(result.relevance, result)
     return tuple(best.values())
+
+
+# --- measuring: each caption is stored in relevance.jsonl as soon as it is scored ------------
+
+
+class Header(FrozenModel):
+    """Scores can be mixed only if this is equal."""
+
+    schema_: Literal["lvspec.relevance-captions.1"] = Field(
+        default="lvspec.relevance-captions.1", alias="schema"
+    )
+    settings: dict[str, Any]  # as JSON holds them
+    environment: Environment
+
+
+@dataclass(frozen=True)
+class MeasuredCaptions:
+    """``unread``: unreadable clips by name, with the cause."""
+
+    scored: tuple[ScoredCaption, ...]
+    unread: dict[str, str]
+
+
+@contextmanager
+def open_captions(folder: Path, header: Header, *, redo: bool = False) -> Iterator[LineFile[ScoredCaption]]:
+    """Opens the folder's file of captions; raises as ``bench.journal.open_journal`` does."""
+    with open_lines(folder / CAPTIONS_NAME, header, ScoredCaption, redo=redo) as lines:
+        yield lines
+
+
+def measure_relevance(
+    pair: LoadedPair,
+    clips: Sequence[BenchClip],
+    settings: DecodeSettings,
+    stored: LineFile[ScoredCaption],
+    *,
+    system: str | None = None,
+    schemes: Sequence[RelevanceName] = SCHEMES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> MeasuredCaptions:
+    """Captions and scores the clips with known scenes that are not stored yet.
+
+    :raises NoInputError: there are none, or none can be read.
+    """
+    wanted = [(clip, item) for clip in clips for item in clip.items if item.scene is not None]
+    if not wanted:
+        raise NoInputError(
+            "no clip has the facts of its scene beside it", "name clips that `lvspec demo` wrote, or none"
+        )
+    captions = {caption.key: caption for caption in stored.stored}
+    results: list[ScoredCaption] = []
+    unread: dict[str, str] = {}
+    with reading() as read:
+        for done, (clip, item) in enumerate(wanted, 1):
+            key = _key(clip, item)
+            if key not in captions:
+                try:
+                    frames = read(clip.video)
+                except LvspecError as error:
+                    unread[item.file_name] = error.cause
+                    warn(f"{item.file_name}: {error.cause}")
+                    continue
+                scored = score_caption(pair, frames, item.prompt, settings, system=system, schemes=schemes)
+                captions[key] = scored.model_copy(update={"key": key})
+                stored.add(captions[key])
+            results += [captions[key]] if captions[key].places else []
+            progress(done, len(wanted))
+    if unread and not results:
+        raise NoInputError(
+            f"nothing could be measured: {next(iter(unread.values()))}", "name videos that can be read"
+        )
+    return MeasuredCaptions(tuple(results), unread)
+
+
+def _key(clip: BenchClip, item: Item) -> str:
+    sample = ""
+    with suppress(OSError):  # reported when the clip is read
+        sample = identify(clip.video.path, b"").sample
+    return digest_of([sample, clip.video.start, clip.video.end, item.model_dump(mode="json")])

@@ -1,11 +1,14 @@
-"""``report.html``: all results of a folder as one page of charts, tables and example texts."""
+"""``report.html``: all results of a folder as one self-contained page of charts, tables and texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from lvspec_cli.bench import charts
 from lvspec_cli.bench.lines import (
@@ -18,11 +21,11 @@ from lvspec_cli.bench.lines import (
     result_table,
     retention,
 )
-from lvspec_cli.bench.page import LEGEND, Example, ExampleText, Piece, Section, chart, render_page
 from lvspec_cli.bench.relevance import FILE_NAME as RELEVANCE_NAME
 from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult, best_by_relevance, read_relevance
 from lvspec_cli.bench.results import FILE_NAME as RESULTS_NAME
 from lvspec_cli.bench.results import BenchSettings, Results, read_results
+from lvspec_cli.escape import visible
 from lvspec_cli.figures.answers import (
     BenchMode,
     Block,
@@ -39,6 +42,74 @@ from lvspec_cli.figures.summary import median_speedup
 from lvspec_cli.output.files import replacing
 from lvspec_cli.table import Table, counted
 from lvspec_cli.types import RelevanceName, TokenKind
+
+LEGEND = (
+    (TokenKind.EXACT.value, "the draft's token is the target's own"),
+    (TokenKind.FILLER.value, "loosely accepted"),
+    (TokenKind.SHIFT.value, "accepted in another place"),
+    (TokenKind.TARGET.value, "the target's own: first, corrected or bonus"),
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+    kind: str  # of token
+
+
+@dataclass(frozen=True)
+class ExampleText:
+    name: str
+    pieces: tuple[Piece, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    title: str
+    prompt: str
+    texts: tuple[ExampleText, ...]
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    text: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    examples: tuple[Example, ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
+    code: str = ""
+
+
+def render_page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page's HTML. All text is escaped, and control characters are made visible."""
+    environment = Environment(
+        loader=PackageLoader("lvspec_cli.bench", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_visible,
+    )
+    return environment.get_template("page.html.jinja").render(title=title, lead=lead, sections=sections)
+
+
+def _visible(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def chart(svg: str | None, caption: str) -> tuple[Chart, ...]:
+    """One chart; none if there is nothing to draw."""
+    # We drew it ourselves: it holds no text from outside.
+    return (Chart(Markup(svg), caption),) if svg else ()  # noqa: S704
+
 
 FILE_NAME = "report.html"
 MARK = b"<title>lvspec bench"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -132,18 +132,27 @@ def read_results(path: Path) -> Results:
     :raises UsageError: it has another content.
     """
     file = path / FILE_NAME if path.is_dir() else path
+    name = "name a results.json of"
+    return read_model(file, Results, f"{name} lvspec bench", f"{name} this version of lvspec bench")
+
+
+M = TypeVar("M", bound=FrozenModel)
+
+
+def read_model(file: Path, model: type[M], if_missing: str, if_other: str) -> M:
+    """The model in a JSON file. The last two parameters are the remedies of the errors.
+
+    :raises NoInputError: the file cannot be read.
+    :raises UsageError: it has another content.
+    """
     try:
-        return Results.model_validate_json(read_file(file, LISTS))
+        return model.model_validate_json(read_file(file, LISTS))
     except OSError as error:
-        raise NoInputError(
-            f"{file}: {error.strerror or error}", "name a results.json of lvspec bench"
-        ) from error
+        raise NoInputError(f"{file}: {error.strerror or error}", if_missing) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise UsageError(
-            f"{file}: {where}: {first['msg']}", "name a results.json of this version of lvspec bench"
-        ) from error
+        raise UsageError(f"{file}: {where}: {first['msg']}", if_other) from error
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``lvspec tune``: finds the fastest setting of the rule that keeps enough quality.
+"""``lvspec tune``: finds the fastest setting of the rule that keeps enough quality, and reports it.
 
 It is chosen on one half of the clips, and reported on the other half.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from lvspec_cli.bench.calibrate import Calibration, calibrate
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Header, Journal, environment_of, open_journal
+from lvspec_cli.bench.lines import contrast_table, number, result_table, retention
 from lvspec_cli.bench.measure import Plan, Progress
 from lvspec_cli.bench.remote import Measure, measurer
 from lvspec_cli.bench.results import Results, differing_fields
@@ -29,7 +31,7 @@ from lvspec_cli.bench.search import (
     rungs,
     split_halves,
 )
-from lvspec_cli.bench.variants import NamedRule, rules_by_name
+from lvspec_cli.bench.variants import NO_LIMIT, NamedRule, as_yaml, rules_by_name
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.answers import BenchMode, FrozenModel, Variant, lower_bound, retention_lower_bound
 from lvspec_cli.figures.fidelity import (
@@ -44,8 +46,11 @@ from lvspec_cli.memory.plan import Workload
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.output.files import replacing
+from lvspec_cli.pairs.registry import Pair
 from lvspec_cli.request import AskRequest, LoadPlan
+from lvspec_cli.speculation.relevance import LAYERED
 from lvspec_cli.speculation.verify import is_exact
+from lvspec_cli.table import Style, Table, markdown_lines
 from lvspec_cli.text_file import LISTS, read_own
 from lvspec_cli.types import DecodeSettings, Gamma, RelevanceName, RoundCosts, VideoRequest
 
@@ -297,11 +302,11 @@ class _Search:
         plan = rungs(max(map(len, self._by_relevance.values())), len(self._clips))
         names, done = list(self._rules), 0
         scores: list[Score] = []
-        for number, (count, clips) in enumerate(plan):
-            if number:
+        for rung, (count, clips) in enumerate(plan):
+            if rung:
                 names = self._promoted(scores, count, done / len(self._clips))
             items = sum(len(clip.items) for clip in self._clips[done:clips])
-            rung_progress = _SearchProgress(progress, plan, number, items)
+            rung_progress = _SearchProgress(progress, plan, rung, items)
             # If no clip of an early rung can be read, the search goes on.
             with suppress(*(() if clips == len(self._clips) else (NoInputError,))):
                 run(self._clips[done:clips], self._plan(names), journal, progress=rung_progress, warn=warn)
@@ -407,3 +412,123 @@ def _report(
     others = (Variant(BenchMode.EXACT, gamma), Variant(BenchMode.LVSPEC, gamma))
     bench = _bench_job(job, clips, named, chosen_settings, job.out / REPORT, others)
     return run_loaded(loaded, bench, progress=progress, warn=warn)
+
+
+# --- the outcome as text: an entry for models.yaml, rules for the bench, tables -----------
+
+MODELS, RULES, MARKDOWN = "models.yaml", "variants.yaml", "tuning.md"
+MARK = "# lvspec tune"
+MARKS = {**dict.fromkeys((MODELS, RULES, MARKDOWN), MARK.encode()), CALIBRATION: b'"asked":'}
+HEADINGS = (
+    "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "defer",
+    "loss", "in a row", "in window", "rate", "clips", "accepted length", "predicted", "kept",
+)  # fmt: skip
+CHOSEN = "*"
+
+
+def models_yaml(name: str, pair: Pair, best: Trial, costs: RoundCosts) -> str:
+    """The pair's complete entry of a models.yaml, with the chosen setting and the measured costs."""
+    adaptation = replace(pair.defaults.adaptation, costs=costs)
+    defaults = pair.defaults.model_dump(mode="json", exclude_defaults=True, exclude={"adaptation"})
+    entry = pair.model_dump(mode="json", exclude_defaults=True, exclude={"defaults", "rules"})
+    entry |= {half: _source(getattr(pair, half)) for half in ("target", "draft")}
+    entry["defaults"] = {**defaults, "gamma": best.rule.gamma, "adaptation": asdict(adaptation)}
+    entry["rules"] = {"balanced": as_yaml(best.rule.rule)}
+    if "rules" in pair.model_fields_set and "loose" in pair.rules.model_fields_set:
+        entry["rules"]["loose"] = as_yaml(pair.rules.loose)
+    return _dump({"pairs": {name: entry}})
+
+
+def _source(source: Any) -> dict[str, Any]:
+    fields = source.model_dump(mode="json", exclude_none=True)
+    if source.folder is not None:
+        fields["folder"] = str(Path(source.folder).resolve())
+    return fields
+
+
+def rules_yaml(tuned: Tuned) -> str:
+    """The best setting of each relevance, in the format of ``lvspec bench --variants``."""
+    return _dump(
+        {
+            relevance.value: {**as_yaml(trial.rule.rule), "gamma": trial.rule.gamma}
+            for relevance, trial in tuned.chosen.items()
+        }
+    )
+
+
+def _dump(value: Any) -> str:
+    return f"{MARK}\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def trial_table(tuned: Tuned) -> Table:
+    """A row for each setting, sorted by clips (most first), then by speed (fastest first)."""
+    chosen = {trial.score.name for trial in tuned.chosen.values()}
+    ordered = sorted(tuned.trials, key=lambda trial: (-trial.score.clips, -trial.score.speedup))
+    is_chosen = [trial.score.name in chosen for trial in ordered]
+    styles: dict[int, Style] = {row: "best" for row, best in enumerate(is_chosen) if best}
+    return Table(HEADINGS, list(map(_cells, ordered, is_chosen)), styles=styles)
+
+
+def finalist_table(tuned: Tuned) -> Table:
+    """The table of the settings that were measured on all clips or chosen."""
+    clips = max((trial.score.clips for trial in tuned.trials), default=0)
+    chosen = tuple(tuned.chosen.values())
+    finalists = tuple(trial for trial in tuned.trials if trial.score.clips == clips or trial in chosen)
+    return trial_table(replace(tuned, trials=finalists))
+
+
+def _cells(trial: Trial, chosen: bool) -> tuple[str, ...]:
+    rule, score = trial.rule.rule, trial.score
+    return (
+        score.name + (f" {CHOSEN}" if chosen else ""),
+        str(trial.rule.gamma),
+        ",".join(map(str, rule.layers)) if rule.relevance in LAYERED else "",
+        *(
+            f"{value:g}"
+            for value in (rule.anchor_threshold, rule.anchor_margin, rule.filler_margin, rule.sentence_margin)
+        ),
+        str(rule.shift_window),
+        str(rule.defer),
+        f"{rule.max_loss:g}",
+        *("-" if most >= NO_LIMIT else str(most) for most in (rule.max_loose_run, rule.max_loose_in_window)),
+        f"{rule.random_rate:g}" if rule.relevance == "random" else "",
+        str(score.clips),
+        number(score.accepted_length, 2),
+        number(score.speedup, 2),
+        retention(score.quality, 2),
+    )
+
+
+def notes(job: TuneJob, tuned: Tuned) -> Iterator[str]:
+    """Remarks needed to read the tables, one sentence each."""
+    share = f"{100 * job.min_fidelity:g} %"
+    for relevance in job.relevances:
+        if relevance not in tuned.chosen:
+            yield f"no setting of {relevance} is shown to keep {share}: take more clips, or ask for less"
+    if tuned.best is not None and is_exact(tuned.best.rule.rule):
+        yield f"nothing loose is shown to keep {share}: this is exact mode. Take more clips, or ask for less"
+    own = job.settings.rule.relevance
+    if tuned.best is not None and tuned.best.rule.rule.relevance is not own:
+        yield f"{tuned.best.rule.rule.relevance} is faster than {own}: it is the rule in the lines"
+    yield (
+        f"{CHOSEN} of each relevance the fastest setting whose lower end keeps {share} of {tuned.judged_by},"
+        f" on {tuned.clips} clips"
+    )
+    for relevance, costs in tuned.costs.items():
+        yield (
+            f"{relevance}: in steps of ar a draft step costs {costs.draft:.3f}, a verification"
+            f" {costs.verification:.3f} and {costs.row:.3f} a row, all else of a round {costs.overhead:.3f}"
+        )
+    if tuned.results is not None:
+        names = {item.file_name for item in tuned.results.items if item.error is None}
+        yield f"the report: {len(names)} other clips, on which nothing was tuned; lvspec is what was found"
+
+
+def markdown(job: TuneJob, tuned: Tuned) -> str:
+    """``tuning.md``: all settings that were tried, and the tables of the report."""
+    lines = [MARK, "", *markdown_lines(trial_table(tuned))]
+    if tuned.results is not None:
+        lines += markdown_lines(replace(result_table(tuned.results), title="On the other clips"))
+        lines += markdown_lines(contrast_table(tuned.results))
+    lines += [f"- {note}" for note in notes(job, tuned)]
+    return "\n".join([*lines, "", "Found with:", "", f"    {job.command}", ""])

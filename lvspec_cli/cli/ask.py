@@ -21,7 +21,7 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.system import quieten_libraries
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace
@@ -110,7 +110,7 @@ def _tracing(file: Path | None, video: Path) -> Iterator[Trace | None]:
         yield None
         return
     from lvspec_cli.output.files import check_ours
-    from lvspec_cli.output.trace import MARK, trace_line
+    from lvspec_cli.output.text import MARK, trace_line
 
     def explained(error: OSError) -> OutputError:
         return OutputError(f"{file}: {error.strerror or error}", "name a file that can be written")

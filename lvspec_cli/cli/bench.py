@@ -19,12 +19,11 @@ from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
 from lvspec_cli.errors import UsageError
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.system import quieten_libraries
 from lvspec_cli.types import KeepBy
 
 if TYPE_CHECKING:
     from lvspec_cli.bench.items import BenchClip
-    from lvspec_cli.bench.results import Results
     from lvspec_cli.bench.run import BenchJob
     from lvspec_cli.bench.variants import NamedRule
     from lvspec_cli.figures.answers import Variant
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 QUESTIONS, QUICK_QUESTIONS = 2, 1  # about each clip that has some
 QUICK_TOKENS = 64
-
-MEASURING = "measuring"
 
 
 @dataclass(frozen=True)
@@ -181,11 +178,12 @@ def bench(flags: BenchFlags) -> None:
 def _bench(flags: BenchFlags) -> int:
     """Runs the command and gives its exit code."""
     from lvspec_cli.bench.lines import notes
-    from lvspec_cli.ui.bench import results_text
+    from lvspec_cli.bench.run import run_bench
+    from lvspec_cli.ui.summary import results_text
 
     with resumable(flags.work.out, flags.messages.quiet) as progress:
         job = _read_job(flags, progress)
-        results = _run(job, progress)
+        results = run_bench(job, listen=progress.listen, progress=progress.staged("measuring"), warn=warn)
     write_out(results_text(results))
     if not flags.messages.quiet:
         for note in notes(results):
@@ -195,24 +193,22 @@ def _bench(flags: BenchFlags) -> int:
 
 
 @contextmanager
-def resumable(out: Path, quiet: bool, done: str = "measured") -> Iterator[PlainProgress | None]:
+def resumable(out: Path, quiet: bool, done: str = "measured") -> Iterator[PlainProgress]:
     """Progress on stderr, unless quiet. After an interruption, prints that ``out`` has the results so far."""
     from lvspec_cli.ui.progress import PlainProgress
 
-    progress = None if quiet else PlainProgress(sys.stderr)
+    progress = PlainProgress(None if quiet else sys.stderr)
     try:
         yield progress
     except KeyboardInterrupt:
-        if progress:
-            progress.close()
+        progress.close()
         say(f"what is {done} stands in {out}: the same command goes on from there")
         raise
     finally:
-        if progress:
-            progress.close()
+        progress.close()
 
 
-def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
+def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     """Reads and checks all flags, and draws clips of the demo world if none are named.
 
     :raises UsageError: flags are wrong or exclude each other.
@@ -250,7 +246,7 @@ def _read_job(flags: BenchFlags, progress: PlainProgress | None) -> BenchJob:
     variants = variants_of(modes, gammas)
     plain = all(variant.mode.is_plain for variant in variants)  # no draft is needed
     unresolved = AskRequest(video, (), replace(settings, mode=Mode.AR if plain else Mode.LVSPEC), system)
-    load_plan, request = prepared(choice, unresolved, progress.listen if progress else lambda event: None)
+    load_plan, request = prepared(choice, unresolved, progress.listen)
     return BenchJob(
         load_plan=load_plan,
         video=video,
@@ -294,7 +290,7 @@ def chosen_clips(
     clips: Clips,
     out: Path,
     video: VideoRequest,
-    progress: PlainProgress | None,
+    progress: PlainProgress,
     *,
     quick: bool = False,
     drawn: int | None = None,
@@ -321,39 +317,13 @@ def chosen_clips(
     return clips_of(sources, video, prompts=prompts, questions=per_clip, limit=limit)
 
 
-def drawn_clips(
-    folder: Path, count: int, progress: PlainProgress | None, seed: int | None = None
-) -> list[Path]:
+def drawn_clips(folder: Path, count: int, progress: PlainProgress, seed: int | None = None) -> list[Path]:
     """Drawn clips of the demo world, by default those on which the bundled pair was not trained."""
     from lvspec_cli.bench.run import demo_clips
     from lvspec_cli.demo.write import HELD_OUT_SEED
 
-    seed = HELD_OUT_SEED if seed is None else seed
-    if progress is None:
-        return demo_clips(folder, count, seed=seed)
-    label = "drawing clips"
-    progress.begin(label)
-    try:
-        return demo_clips(folder, count, lambda done, total: progress.advance(label, done, total), seed=seed)
-    finally:
-        progress.close()
-
-
-def _run(job: BenchJob, progress: PlainProgress | None) -> Results:
-    from lvspec_cli.bench.run import run_bench
-
-    if progress is None:
-        return run_bench(job, warn=warn)
-    begun = False
-
-    def advance(done: int, total: int) -> None:
-        nonlocal begun
-        if not begun:
-            begun = True
-            progress.begin(MEASURING)
-        progress.advance(MEASURING, done, total)
-
-    return run_bench(job, listen=progress.listen, progress=advance, warn=warn)
+    with progress.counting("drawing clips") as advance:
+        return demo_clips(folder, count, advance, seed=HELD_OUT_SEED if seed is None else seed)
 
 
 def warn(message: str) -> None:
@@ -392,7 +362,7 @@ def bench_compare(
     with reporting(debug):
         from lvspec_cli.bench.results import Margins, compare_results, differences, read_results
         from lvspec_cli.errors import RegressionError
-        from lvspec_cli.ui.bench import change_table
+        from lvspec_cli.ui.summary import change_table
         from lvspec_cli.ui.tables import for_stdout
 
         first, second = read_results(before), read_results(after)

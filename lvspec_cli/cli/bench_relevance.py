@@ -24,19 +24,16 @@ from lvspec_cli.cli.requests import (
     made_folder,
     video_request,
 )
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.system import quieten_libraries
 from lvspec_cli.types import Mode, RelevanceName
 
 if TYPE_CHECKING:
     from lvspec_cli.bench.items import BenchClip
     from lvspec_cli.bench.relevance import RelevanceResults
-    from lvspec_cli.events import Listener
     from lvspec_cli.pairs.registry import Pair
     from lvspec_cli.request import AskRequest, PairChoice
     from lvspec_cli.types import VideoRequest
     from lvspec_cli.ui.progress import PlainProgress
-
-SCORING = "captioning and scoring"
 
 
 class SchemeName(StrEnum):
@@ -124,28 +121,35 @@ def _bench_relevance(flags: RelevanceFlags) -> int:
     return 1 if results.unread else 0
 
 
-def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> RelevanceResults:
+def _measured(flags: RelevanceFlags, progress: PlainProgress) -> RelevanceResults:
     from lvspec_cli.bench.journal import environment_of
-    from lvspec_cli.bench.relevance import SCHEMES, RelevanceResults, evaluate_schemes
-    from lvspec_cli.bench.relevance_measure import Header, measure_relevance, open_captions
+    from lvspec_cli.bench.relevance import (
+        SCHEMES,
+        Header,
+        RelevanceResults,
+        evaluate_schemes,
+        measure_relevance,
+        open_captions,
+    )
     from lvspec_cli.memory.resolve import workload_of
     from lvspec_cli.pipeline import load, memory_errors, prepared
 
     scoring = flags.scoring
     _check_files(scoring.out)
-    listen: Listener = progress.listen if progress else lambda event: None
     choice = chosen_pair(flags.loading)
-    plan, request = prepared(choice, _request(flags, choice.pair), listen)
+    plan, request = prepared(choice, _request(flags, choice.pair), progress.listen)
     clips = _clips(scoring, request.video, progress)
     workload = workload_of(request)
-    loaded = load(plan, workload, listen)
-    if progress:
-        progress.begin(SCORING)
+    loaded = load(plan, workload, progress.listen)
     settings = request.settings
     schemes = [RelevanceName(name) for name in scoring.relevance or SCHEMES]
     environment = environment_of(loaded)
     header = Header(settings=_facts(plan.choice, request, schemes), environment=environment)
-    with memory_errors(plan, workload), open_captions(scoring.out, header, redo=scoring.redo) as captions:
+    with (
+        memory_errors(plan, workload),
+        open_captions(scoring.out, header, redo=scoring.redo) as captions,
+        progress.counting("captioning and scoring") as advance,
+    ):
         measured = measure_relevance(
             loaded,
             clips,
@@ -153,7 +157,7 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress | None) -> Relevanc
             captions,
             system=request.system,
             schemes=schemes,
-            progress=lambda done, total: progress.advance(SCORING, done, total) if progress else None,
+            progress=advance,
             warn=warn,
         )
     scored = measured.scored
@@ -186,13 +190,13 @@ def _request(flags: RelevanceFlags, pair: Pair) -> AskRequest:
 
 def _check_files(out: Path) -> None:
     """:raises OutputError: files that lvspec did not write have the names of the results."""
-    from lvspec_cli.bench import journal, relevance, relevance_measure, report
+    from lvspec_cli.bench import journal, relevance, report
     from lvspec_cli.output.files import check_all_ours
 
     marks = {
         relevance.FILE_NAME: b'"schema": "lvspec.relevance.',
         report.FILE_NAME: report.MARK,
-        relevance_measure.FILE_NAME: journal.MARK,
+        relevance.CAPTIONS_NAME: journal.MARK,
     }
     check_all_ours(out, marks)
 
@@ -216,7 +220,7 @@ def _facts(choice: PairChoice, request: AskRequest, schemes: Sequence[RelevanceN
     }
 
 
-def _clips(scoring: Scoring, video: VideoRequest, progress: PlainProgress | None) -> tuple[BenchClip, ...]:
+def _clips(scoring: Scoring, video: VideoRequest, progress: PlainProgress) -> tuple[BenchClip, ...]:
     from lvspec_cli.bench.items import clips_of
     from lvspec_cli.bench.run import RELEVANCE_CLIPS
 

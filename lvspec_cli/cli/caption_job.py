@@ -31,10 +31,10 @@ from lvspec_cli.cli.requests import (
 )
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
-from lvspec_cli.host import state_folder, usable_cores
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, prepared
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
+from lvspec_cli.system import state_folder, usable_cores
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
 
@@ -226,26 +226,24 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
     from lvspec_cli.ui.progress import PlainProgress
     from lvspec_cli.video.pool import DecodePool
 
-    progress, label = PlainProgress(sys.stderr), "looking at the videos"
+    progress = PlainProgress(None if quiet else sys.stderr)
     folder = state_folder()
     if folder is not None:  # temporary files of killed runs
         sweep(folder)
         sweep(folder / "scenes")
-    if not quiet:
-        progress.begin(label)
-    try:
-        with DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool:
-            works = lay_out(
-                job.collected.inputs,
-                job.load_plan,
-                job.base,
-                job.cutting,
-                probes=partial(pool.probes, timeout=job.base.video.timeout),
-                scenes=lambda video: known_scenes(video, folder and folder / "scenes", scene_segments),
-                progress=lambda done, total: progress.advance(label, done, total),
-            )
-    finally:
-        progress.close()
+    with (
+        progress.counting("looking at the videos") as advance,
+        DecodePool(job.plans[0].decode_workers, job.plans[0].decode_bytes) as pool,
+    ):
+        works = lay_out(
+            job.collected.inputs,
+            job.load_plan,
+            job.base,
+            job.cutting,
+            probes=partial(pool.probes, timeout=job.base.video.timeout),
+            scenes=lambda video: known_scenes(video, folder and folder / "scenes", scene_segments),
+            progress=advance,
+        )
     broken = [
         replace(
             make_work(job.load_plan, request_for(job.base, Input(problem.path, problem.name))),

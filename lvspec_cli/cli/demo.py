@@ -13,7 +13,6 @@ from lvspec_cli.cli.options import GREATEST_SEED
 from lvspec_cli.cli.reporting import reporting, write_out
 from lvspec_cli.errors import OutputError
 
-LABEL = "writing clips"
 Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write.")]
 Count = Annotated[int, typer.Option("--count", min=1, max=9999, metavar="N", help="How many clips.")]
 Force = Annotated[
@@ -38,21 +37,11 @@ def demo(
         from lvspec_cli.escape import visible_line
         from lvspec_cli.ui.progress import PlainProgress
 
-        progress = PlainProgress(sys.stderr)
-        if not quiet:
-            progress.begin(LABEL)
         try:
-            paths = write_clips(
-                directory,
-                count,
-                seed,
-                lambda done, total: progress.advance(LABEL, done, total),
-                force=force,
-            )
+            with PlainProgress(None if quiet else sys.stderr).counting("writing clips") as advance:
+                paths = write_clips(directory, count, seed, advance, force=force)
         except OSError as error:
             raise OutputError(
                 f"{directory}: {error.strerror or error}", "name a folder that can be written"
             ) from error
-        finally:
-            progress.close()
         write_out("".join(visible_line(str(path)) + "\n" for path in paths))

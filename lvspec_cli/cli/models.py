@@ -14,7 +14,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.errors import LvspecError, PairError, UsageError
 from lvspec_cli.escape import visible_line
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.system import quieten_libraries
 from lvspec_cli.table import counted, gigabytes
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ def _list(models_file: Path | None, debug: bool) -> None:
 
 @app.command()
 def pull(
-    pair: Annotated[
-        str, typer.Argument(metavar="PAIR", autocompletion=options.complete_pair, help="A pair's name.")
-    ],
+    pair: PairArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however large it is.")] = False,
     models_file: options.ModelsPath = None,
     quiet: options.Quiet = False,
@@ -157,16 +155,9 @@ def _fetch(missing: Missing, quiet: bool) -> None:
     from lvspec_cli.pairs.hub import fetch
     from lvspec_cli.ui.progress import PlainProgress, byte_counter
 
-    if not missing.files:
-        return
-    label = missing.source.name
-    progress = PlainProgress(sys.stderr)
-    if not quiet:
-        progress.begin(label)
-    try:
-        fetch(missing, byte_counter, lambda done, total: progress.advance(label, done, total, "B"))
-    finally:
-        progress.close()
+    if missing.files:
+        with PlainProgress(None if quiet else sys.stderr).counting(missing.source.name, "B") as advance:
+            fetch(missing, byte_counter, advance)
 
 
 @app.command()
@@ -213,9 +204,7 @@ def fit(
 
 @app.command()
 def verify(
-    pair: Annotated[
-        str, typer.Argument(metavar="PAIR", autocompletion=options.complete_pair, help="A pair's name.")
-    ],
+    pair: PairArgument,
     self_test: Annotated[
         bool, typer.Option("--self-test/--no-self-test", help="Load the pair and compare exact mode with ar.")
     ] = True,

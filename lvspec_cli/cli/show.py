@@ -35,11 +35,10 @@ def showing(choice: PairChoice, request: AskRequest, *, as_json: bool, quiet: bo
     text = _StreamedText(choice, request, quiet)
     show = _records if as_json else text.listen
     silent = as_json or not sys.stdout.isatty()
-    progress = None if quiet else PlainProgress(sys.stderr, answering=silent)
+    progress = PlainProgress(None if quiet else sys.stderr, answering=silent)
 
     def listen_all(event: Event) -> None:
-        if progress:
-            progress.listen(event)
+        progress.listen(event)
         if isinstance(event, ClipReady) and not quiet:
             _warn(event)
         show(event)
@@ -48,8 +47,7 @@ def showing(choice: PairChoice, request: AskRequest, *, as_json: bool, quiet: bo
         yield listen_all
     finally:
         text.close()
-        if progress:
-            progress.close()
+        progress.close()
 
 
 def _records(event: Event) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,11 +23,10 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import UsageError
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.system import quieten_libraries
 from lvspec_cli.types import RelevanceName
 
 if TYPE_CHECKING:
-    from lvspec_cli.bench.measure import Progress
     from lvspec_cli.bench.tune import Tuned, TuneJob
     from lvspec_cli.request import PairChoice
     from lvspec_cli.ui.progress import PlainProgress
@@ -112,8 +110,8 @@ def tune(flags: TuneFlags) -> None:
 
 def _tune(flags: TuneFlags) -> int:
     """Runs the command and gives its exit code."""
-    from lvspec_cli.bench.tune_report import notes
-    from lvspec_cli.ui.bench import tuned_text
+    from lvspec_cli.bench.tune import notes
+    from lvspec_cli.ui.summary import tuned_text
 
     quiet = flags.messages.quiet
     choice = chosen_pair(flags.loading)
@@ -130,7 +128,7 @@ def _tune(flags: TuneFlags) -> int:
     return 1 if tuned.failed or any(item.error for item in reported) else 0
 
 
-def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | None) -> TuneJob:
+def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> TuneJob:
     """Reads and checks all flags, and draws clips of the demo world if none are named.
 
     :raises UsageError: flags are wrong or exclude each other.
@@ -138,8 +136,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | No
     :raises OutputError: files of others have the names of the results.
     """
     from lvspec_cli.bench.run import TUNING_CLIPS
-    from lvspec_cli.bench.tune import TuneJob
-    from lvspec_cli.bench.tune_report import MARKS
+    from lvspec_cli.bench.tune import MARKS, TuneJob
     from lvspec_cli.bench.variants import parse_gammas
     from lvspec_cli.output.files import check_all_ours
     from lvspec_cli.pipeline import prepared
@@ -160,7 +157,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | No
     rule, system = options.Rule(layers=search.layers), checked_system(flags.clips.system)
     video = video_request(flags.sampling, choice.pair)
     unresolved = AskRequest(video, (), decode_settings(decoding, rule, choice.pair), system)
-    load_plan, request = prepared(choice, unresolved, progress.listen if progress else lambda event: None)
+    load_plan, request = prepared(choice, unresolved, progress.listen)
     made_folder(work.out)
     return TuneJob(
         load_plan=load_plan,
@@ -182,45 +179,20 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress | No
     )
 
 
-def _run(job: TuneJob, progress: PlainProgress | None) -> Tuned:
+def _run(job: TuneJob, progress: PlainProgress) -> Tuned:
     from lvspec_cli.bench.tune import tune as tune_rule
     from lvspec_cli.pipeline import load, memory_errors
 
-    loaded = load(job.load_plan, job.workload, progress.listen if progress else lambda event: None)
+    loaded = load(job.load_plan, job.workload, progress.listen)
     with memory_errors(job.load_plan, job.workload):
         return tune_rule(
-            loaded,
-            job,
-            progress=_stages(progress),
-            warn=warn,
-            on_chosen=lambda tuned: _write(job, tuned),
+            loaded, job, progress=progress.staged, warn=warn, on_chosen=lambda tuned: _write(job, tuned)
         )
-
-
-def _stages(progress: PlainProgress | None) -> Callable[[str], Progress]:
-    """Shows one stage after the other. Each starts with its first progress."""
-
-    def stage(label: str) -> Progress:
-        begun = False
-
-        def advance(done: int, total: int) -> None:
-            nonlocal begun
-            if progress is None:
-                return
-            if not begun:
-                begun = True
-                progress.close()
-                progress.begin(label)
-            progress.advance(label, done, total)
-
-        return advance
-
-    return stage
 
 
 def _lines(job: TuneJob, tuned: Tuned) -> str:
     """The pair's entry for a models.yaml; empty if the search found no settings."""
-    from lvspec_cli.bench.tune_report import models_yaml
+    from lvspec_cli.bench.tune import models_yaml
 
     best, choice = tuned.best, job.load_plan.choice
     if best is None:
@@ -229,7 +201,7 @@ def _lines(job: TuneJob, tuned: Tuned) -> str:
 
 
 def _write(job: TuneJob, tuned: Tuned) -> None:
-    from lvspec_cli.bench.tune_report import MARKDOWN, MODELS, RULES, markdown, rules_yaml
+    from lvspec_cli.bench.tune import MARKDOWN, MODELS, RULES, markdown, rules_yaml
     from lvspec_cli.output.files import replacing
 
     texts = {MARKDOWN: markdown(job, tuned)}

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from lvspec_cli.demo.facts import FACT_KINDS
-from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.scenes import scene_from_dict
+from lvspec_cli.demo.texts import Question
 from lvspec_cli.figures.answers import (
     Block,
     Estimate,
@@ -23,7 +23,6 @@ from lvspec_cli.figures.answers import (
     Variant,
     lowest_retention,
 )
-from lvspec_cli.figures.intervals import interval_of_sums, ratio_of_sums
 from lvspec_cli.figures.labels import (
     Judgement,
     Label,
@@ -35,6 +34,7 @@ from lvspec_cli.figures.labels import (
     same_answer,
     words,
 )
+from lvspec_cli.figures.statistics import interval_of_sums, ratio_of_sums
 
 SHORT_WORDS = 5  # the most words of a short answer
 

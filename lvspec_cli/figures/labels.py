@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lvspec_cli.demo.facts import FactScore, read_facts, scene_facts, score_facts
-from lvspec_cli.demo.questions import Question, is_right
 from lvspec_cli.demo.scenes import Scene, scene_from_dict
+from lvspec_cli.demo.texts import Question, is_right
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Item
 from lvspec_cli.text_file import PROMPTS, read_own

@@ -21,13 +21,14 @@ from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.output.files import (
     check_replaceable,
     check_still,
+    locked,
+    open_locked,
     real_path,
     replacing,
     sync_folder,
     sync_open,
     unwritable,
 )
-from lvspec_cli.output.lock import locked, open_locked
 from lvspec_cli.output.records import ODD, SCHEMA, Record, raw_name, read_record, to_line
 
 _HEAD: Final = f'{{"schema": "{SCHEMA}", "key": "'.encode()

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lvspec_cli.errors import LvspecError, OutputError
-from lvspec_cli.output.files import real_path, replacing
+from lvspec_cli.output.files import locked, locked_existing, real_path, replacing
 from lvspec_cli.output.jsonl import prevails, rows_of
-from lvspec_cli.output.lock import locked, locked_existing
 from lvspec_cli.output.records import raw_name
 
 

@@ -6,7 +6,8 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -16,22 +17,27 @@ from lvspec_cli.events import Event, Noted, RoundDone, Stage, StageAdvanced, Sta
 
 INTERVAL = 5.0  # seconds between two lines of the same stage
 
+Advance = Callable[[float, float], None]  # called with what is done, and the total
+
 
 class PlainProgress:
-    """Shows the progress of stages. Work without stages calls ``begin``, ``advance`` and ``close``.
+    """Shows the progress of stages: of the pipeline's events, or of other work by ``counting`` or ``staged``.
 
+    :param stream: None shows nothing.
     :param answering: also count an answer's tokens, where nothing else shows its progress.
     """
 
-    def __init__(self, stream: TextIO, *, answering: bool = False) -> None:
+    def __init__(self, stream: TextIO | None, *, answering: bool = False) -> None:
         self._stream = stream
-        self._moving = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._moving = stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._skipped = () if answering and self._moving else (Stage.ANSWERING,)
         self._running = False
         self._bar: tqdm[Any] | None = None
         self._started = self._shown = time.monotonic()
 
     def listen(self, event: Event) -> None:
+        if self._stream is None:
+            return
         match event:
             case Noted(text):
                 print(visible_line(text), file=self._stream, flush=True)
@@ -45,8 +51,33 @@ class PlainProgress:
                 self._bar.bar_format = "{desc} {n} tokens {elapsed}"
                 self._bar.update(len(done.tokens))
 
+    @contextmanager
+    def counting(self, label: str, unit: str = "") -> Iterator[Advance]:
+        """Shows one stage until the block ends. Yields what has to be called with the done and the total."""
+        self.begin(label)
+        try:
+            yield lambda done, total: self.advance(label, done, total, unit)
+        finally:
+            self.close()
+
+    def staged(self, label: str) -> Advance:
+        """Shows one stage, from the first call on, in place of the one before."""
+        begun = False
+
+        def advance(done: float, total: float) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                self.close()
+                self.begin(label)
+            self.advance(label, done, total)
+
+        return advance
+
     def begin(self, label: str) -> None:
         """Starts the clock of a stage."""
+        if self._stream is None:
+            return
         self._running = True
         self._started = self._shown = time.monotonic()
         if self._moving:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvspec_cli.video.colour import BT709
-from lvspec_cli.video.geometry import Orientation
 from lvspec_cli.video.picture import Look
+from lvspec_cli.video.pixels import BT709, Orientation
 from lvspec_cli.video.timeline import Timeline
 
 # Containers whose frames decord gives right. It loses the first frames of MPEG-TS, and reads no GIF.

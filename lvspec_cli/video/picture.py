@@ -1,4 +1,8 @@
-"""From a decoded frame to the picture that models see: one moment, opaque, SDR, upright, of one size."""
+"""Converts decoded frames to the RGB pictures that models see.
+
+Each picture shows one moment (no interlacing), is opaque, in standard dynamic range (SDR), upright, and all
+pictures of a clip have one size.
+"""
 
 from __future__ import annotations
 
@@ -15,39 +19,50 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from lvspec_cli.video.colour import BT709, BT2020, HDR_NAMES, PEAK, WIDE, Colours, to_sdr
 from lvspec_cli.video.container import scaling_threads
-from lvspec_cli.video.geometry import Frame, Orientation, fitted_inside, shown_size
+from lvspec_cli.video.pixels import (
+    BT709,
+    BT2020,
+    HDR_NAMES,
+    PEAK,
+    WIDE,
+    Colours,
+    Frame,
+    Orientation,
+    fitted_inside,
+    shown_size,
+    to_sdr,
+)
 from lvspec_cli.video.pyav_frames import orientation_of
 from lvspec_cli.video.sample import format_time
 
 RGB = tuple[int, int, int]
-_ROWS_AT_ONCE = 32  # a whole frame's numbers in 16 bits would be four times the frame
-_FULL_RANGE, _LIMITED_RANGE = 2, 1  # of the libraries' enumeration
-# ITU-T H.273's matrix coefficients and the number by which swscale knows them.
+_ROWS_AT_ONCE = 32  # rows; 16-bit intermediates of a whole frame would need four times its memory
+_FULL_RANGE, _LIMITED_RANGE = 2, 1  # FFmpeg's AVColorRange
+# Matrix coefficients of ITU-T H.273 -> swscale's number for them.
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _BT709_MATRIX, _BT601_MATRIX, _BT2020_MATRIX = 1, 5, 9
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a frame is stored, and what its numbers mean."""
+    """How a frame is stored, and how its sample values are to be interpreted."""
 
     shape: tuple[float, float]  # width and height as shown, upright, in square pixels
     upright: Orientation
-    matrix: int | None  # swscale's number; None where there is nothing to choose: RGB, gray
-    is_tagged: bool  # the file tells the matrix
+    matrix: int | None  # swscale's number of the YUV matrix; None for RGB and gray
+    is_tagged: bool  # the file states the matrix
     full_range: bool
-    colours: Colours | None  # None: SDR of a usual gamut
-    white: int  # code of signal 1 in RGB of 16 bits
+    colours: Colours | None  # None: SDR with a standard gamut, no conversion needed
+    white: int  # value of full signal in 16-bit RGB
     has_alpha: bool
     interlaced: bool
 
     @property
     def conversion(self) -> dict[str, Any]:
-        """Arguments of a VideoReformatter that converts to RGB.
+        """Arguments with which a VideoReformatter converts to RGB.
 
-        All are given: earlier versions of PyAV go by the frame's tags only where source and target differ.
+        All are given: older versions of PyAV use the frame's tags only if source and target differ.
         """
         if self.matrix is None:
             return {}
@@ -61,16 +76,17 @@ class Look:
 
 
 class _Fields:
-    """The upper fields of interlaced frames: every other line, which show one moment.
+    """Extracts the upper field of interlaced frames: every other line, all from one moment.
 
-    The lower field shows another, half a frame before or after. The lines between are for the scaler to make.
+    The lower field shows another moment, half a frame period before or after. The scaler interpolates the
+    missing lines.
     """
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, Graph] = {}
 
     def upper(self, frame: VideoFrame) -> VideoFrame:
-        """LocalModel as high as ``frame``, and as wide."""
+        """The upper field of ``frame``: the same width, half the height."""
         key = (frame.width, frame.height, frame.format.name)
         if key not in self._graphs:
             self._graphs = {key: _field_filter(frame)}
@@ -81,17 +97,17 @@ class _Fields:
 
 @dataclass
 class Painter:
-    """Turns the frames of one clip into pictures of ``size``, width and height.
+    """Converts the frames of one clip into pictures of ``size`` (width, height).
 
-    One for all of them: setting up a scaler takes time.
+    One instance serves the whole clip, because setting up a scaler takes time.
     """
 
     size: tuple[int, int]
-    pixel_aspect: Fraction | None  # by the file's header
+    pixel_aspect: Fraction | None  # from the file's header
     background: RGB
     threads: int | None = None
     _notes: dict[str, str] = field(default_factory=dict)  # by kind
-    _coded_aspect: Fraction | None = None  # by the first frame
+    _coded_aspect: Fraction | None = None  # from the stream, at the first frame
     _looks: dict[Hashable, Look] = field(default_factory=dict)
     _shape: tuple[float, float] | None = None  # of the first frame
     _scaler: VideoReformatter = field(default_factory=VideoReformatter)
@@ -100,11 +116,11 @@ class Painter:
 
     @property
     def notes(self) -> list[str]:
-        """What was done to the pictures that a user should know."""
+        """Changes to the pictures that the user should know about."""
         return list(self._notes.values())
 
     def paint(self, frame: VideoFrame, codec: VideoCodecContext, seconds: float) -> Frame:
-        """RGB (height, width, 3), upright. ``codec`` decoded ``frame``, ``seconds`` are its time."""
+        """RGB (height, width, 3), upright. ``codec`` decoded ``frame``, whose time is ``seconds``."""
         look = self._look(frame, codec)
         self._shape = self._shape or look.shape
         size = self.size if look.shape == self._shape else fitted_inside(look.shape, self.size)
@@ -117,7 +133,7 @@ class Painter:
         return framed(look.upright.apply(pixels), self.size, self.background)
 
     def _take_note(self, look: Look, size: tuple[int, int], seconds: float) -> None:
-        """Each kind is noted once."""
+        """Add notes on this picture; each kind of note is made once per clip."""
         notes = {}
         if look.colours and (name := HDR_NAMES.get(look.colours.transfer)):
             notes["HDR"] = f"HDR ({name}) was tone-mapped to SDR"
@@ -127,7 +143,7 @@ class Painter:
         self._notes = notes | self._notes
 
     def _look(self, frame: VideoFrame, codec: VideoCodecContext) -> Look:
-        """Read once for all frames alike: one whose side data was read lives on until the next collection."""
+        """Computed once per set of tags: reading side data keeps a frame alive until garbage collection."""
         tags = (frame.colorspace, frame.color_range, *_light_tags(frame, codec), frame.interlaced_frame)
         aspect = self._aspect(codec)
         key = (frame.width, frame.height, frame.format.name, frame.rotation, aspect, *tags)
@@ -136,9 +152,10 @@ class Painter:
         return self._looks[key]
 
     def _aspect(self, codec: VideoCodecContext) -> Fraction | None:
-        """The header's, until the stream has another one than at first: frames do not show theirs.
+        """The header's pixel aspect ratio, until the stream's differs from that of its first frame.
 
-        The decoder is ahead by the frames it reorders, so that one or two get the new shape too early.
+        Frames do not carry their own. The decoder is ahead by the frames it reorders, so one or two frames
+        get a new aspect too early.
         """
         if not self._looks:
             self._coded_aspect = codec.sample_aspect_ratio
@@ -146,7 +163,7 @@ class Painter:
         return self.pixel_aspect if now == self._coded_aspect else now
 
     def _opaque(self, frame: VideoFrame, look: Look) -> tuple[VideoFrame, Look]:
-        """``frame`` on the background, before it is made smaller: else hidden colours show at the edges."""
+        """``frame`` over the background. Done before scaling, or hidden colours would show at edges."""
         whole = self._whole.reformat(frame, format="rgba", **look.conversion, **scaling_threads(self.threads))
         pixels = np.asarray(whole.to_ndarray(), np.uint8)
         if pixels[..., 3].min() == 255:
@@ -160,7 +177,7 @@ class Painter:
     def _pixels(
         self, scaler: VideoReformatter, frame: VideoFrame, look: Look, size: tuple[int, int]
     ) -> Frame:
-        """RGB (height, width, 3), as stored: not turned."""
+        """RGB (height, width, 3) in the stored orientation."""
         is_smaller = size[0] * size[1] < frame.width * frame.height
         small = scaler.reformat(
             frame,
@@ -181,7 +198,7 @@ class Painter:
 
 
 def look_of(frame: VideoFrame, codec: VideoCodecContext, pixel_aspect: Fraction | None) -> Look:
-    """What the tags and the side data of ``frame`` say, and what players take where they are silent."""
+    """Interprets the tags and side data of ``frame``; where they are missing, as players do."""
     upright = orientation_of(frame)
     wide, high = shown_size(frame.width, frame.height, pixel_aspect)
     parts = frame.format.components
@@ -201,10 +218,9 @@ def look_of(frame: VideoFrame, codec: VideoCodecContext, pixel_aspect: Fraction 
 
 
 def matrix_of(tag: int, width: int, height: int, colours: Colours | None) -> int:
-    """swscale's number of the YUV matrix with H.273's number ``tag``, a guess where it tells none.
+    """swscale's number of the YUV matrix that H.273 numbers ``tag``; guessed if ``tag`` names none.
 
-    Players guess by the size as stored: BT.709 for HD, from 720 lines on, or from 1280 columns where bars
-    were cut off; BT.601 below.
+    The guess is that of players, by the stored size: BT.709 from 720 lines or 1280 columns on, else BT.601.
     """
     if tag in _MATRICES:
         return _MATRICES[tag]
@@ -214,18 +230,18 @@ def matrix_of(tag: int, width: int, height: int, colours: Colours | None) -> int
 
 
 def white_of(bits: int) -> int:
-    """The code of signal 1 in swscale's RGB of 16 bits, made from RGB of ``bits`` or, as if of 8, from YUV.
+    """The value of full signal in swscale's 16-bit RGB, converted from ``bits`` per sample (8 for YUV).
 
-    It moves the bits up and leaves the lower ones empty.
+    swscale shifts the bits up and leaves the lower ones 0.
     """
     return ((1 << bits) - 1) << (16 - bits) if bits <= 16 else (1 << 16) - 1
 
 
 def brightest_of(light_level: bytes | None, mastering: bytes | None) -> float:
-    """The brightest highlights in cd/m2, from FFmpeg's AVContentLightMetadata or AVMasteringDisplayMetadata.
+    """Peak luminance in cd/m2, from FFmpeg's AVContentLightMetadata or else AVMasteringDisplayMetadata.
 
-    The first begins with MaxCLL (uint32); the second holds the display's maximum as a rational of two int32
-    after 9 others, and says in its last int32 whether it is known.
+    The first begins with MaxCLL (uint32). The second holds nine rationals (two int32 each), then the
+    display's maximum as a rational; its last int32 tells whether that is known. PEAK if neither is known.
     """
     brightest = 0.0
     if light_level is not None and len(light_level) >= 4:
@@ -237,7 +253,7 @@ def brightest_of(light_level: bytes | None, mastering: bytes | None) -> float:
 
 
 def on_background(pixels: Frame, alpha: Frame, background: RGB) -> Frame:
-    """``pixels`` (height, width, 3) with straight ``alpha`` (height, width, 1) on one colour."""
+    """``pixels`` (height, width, 3) with straight ``alpha`` (height, width, 1) composed over one colour."""
     composed = np.empty_like(pixels)
     for top in range(0, len(pixels), _ROWS_AT_ONCE):
         part = slice(top, top + _ROWS_AT_ONCE)
@@ -248,7 +264,7 @@ def on_background(pixels: Frame, alpha: Frame, background: RGB) -> Frame:
 
 
 def framed(pixels: Frame, size: tuple[int, int], background: RGB) -> Frame:
-    """``pixels`` in the middle of a frame of ``size``, width and height, with bars where it is larger."""
+    """``pixels`` centred in a picture of ``size`` (width, height), with bars where it does not fill it."""
     height, width = pixels.shape[:2]
     if (width, height) == size:
         return pixels
@@ -260,7 +276,7 @@ def framed(pixels: Frame, size: tuple[int, int], background: RGB) -> Frame:
 
 
 def _light_tags(frame: VideoFrame, codec: VideoCodecContext) -> tuple[int, int]:
-    """H.273's numbers of transfer and primaries: the codec's where PyAV's frames, before 18, show none."""
+    """H.273's numbers of transfer and primaries; frames lack them before PyAV 18, then the codec's."""
     tags = (getattr(frame, name, getattr(codec, name)) for name in ("color_trc", "color_primaries"))
     transfer, primaries = (int(tag) for tag in tags)
     return transfer, primaries

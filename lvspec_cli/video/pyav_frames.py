@@ -1,4 +1,4 @@
-"""Chosen frames of a stream by PyAV."""
+"""Decodes chosen frames of a stream with PyAV, seeking to key frames where that saves time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from lvspec_cli.video.container import SILENT_CODECS, decoder_of, stream_packets
-from lvspec_cli.video.geometry import Orientation, orientation
+from lvspec_cli.video.pixels import Orientation, orientation
 from lvspec_cli.video.scan import INDEXED, SEEKABLE, WITHOUT_HEADER, format_of
 from lvspec_cli.video.timeline import REORDERED, UNKNOWN, KeyFrame, Timeline
 
-_WORTH_A_SEEK = 32  # frames: a seek empties FFmpeg's threads, which takes about as long as they
-_EARLIER = (0, 1, 3, 7)  # key frames before the one that should do, where it does not
-_SECONDS_BACK = (0, 1, 4, 16, 64)  # before a key frame, at which reading may have to begin to meet it
+_WORTH_A_SEEK = 32  # frames; a seek flushes FFmpeg's threads, which costs about as much as decoding these
+_EARLIER = (0, 1, 3, 7)  # how many key frames earlier to start if the first try fails, in this order
+_SECONDS_BACK = (0, 1, 4, 16, 64)  # before a key frame: where to seek so that reading meets it, in order
 _BYTES_BACK = (0, 1 << 16, 1 << 20, 1 << 23)
 
 
 @dataclass
 class PyavReader:
-    """Reads frames of one freshly opened stream; ``damaged`` counts what could not be decoded."""
+    """Reads frames of one freshly opened stream; ``damaged`` counts decoding errors."""
 
     container: InputContainer
     stream: VideoStream
@@ -42,10 +42,10 @@ class PyavReader:
         self.decoder = decoder_of(self.stream)
 
     def frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The frames at the ascending ordinals ``wanted`` with their ticks.
+        """The frames with the ascending indices ``wanted``, and their ticks.
 
-        A frame that never comes is replaced by the next one that does, once. Damage costs frames, and
-        raises nothing.
+        A frame that cannot be decoded is replaced by the next one that can; no frame comes twice. Damage
+        raises no error: there are fewer frames.
         """
         last = None
         can_seek = format_of(self.container) in (WITHOUT_HEADER if self._by_bytes else SEEKABLE)
@@ -57,9 +57,9 @@ class PyavReader:
                     last = tick
 
     def _run(self, key: int | None, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The frames at the ticks ``wanted``, from the key frame ``key`` on.
+        """The frames at the ticks ``wanted``, decoded from key frame number ``key`` on.
 
-        What arrives decides: where the first one is missing or broken, reading begins a group earlier.
+        If the first one does not arrive, or arrives broken, decoding starts again from an earlier key frame.
         """
         faults = self.damaged
         for earlier in _EARLIER:
@@ -82,7 +82,7 @@ class PyavReader:
                 return
 
     def _decoded(self, key: int | None) -> Iterator[tuple[int, VideoFrame]]:
-        """Frames with their ticks in order of presentation, from the key frame ``key`` on."""
+        """Frames and their ticks in order of presentation, decoded from key frame number ``key`` on."""
         timeline = self.timeline
         counted = _Counted(timeline) if timeline.by_count else None
         last = None
@@ -94,7 +94,7 @@ class PyavReader:
                     yield tick, frame
 
     def _packets(self, key: KeyFrame | None) -> Iterator[Packet[Any] | None]:
-        """Packets from ``key`` on, stamped if need be; None at the end, for what the decoder still holds."""
+        """Packets from ``key`` on, with new time stamps if needed; a final None flushes the decoder."""
         stamps = self.timeline.stamps
         try:
             for index, packet in self._numbered(key):
@@ -107,7 +107,7 @@ class PyavReader:
         yield None
 
     def _numbered(self, key: KeyFrame | None) -> Iterator[tuple[int, Packet[Any]]]:
-        """Packets from ``key`` on with their indices in the timeline, found by what arrives."""
+        """Packets from ``key`` on and their indices in the timeline. ``key`` is searched by its metadata."""
         packets = stream_packets(self.container, self.stream)
         if key is None:
             yield from self._from_beginning(packets)
@@ -126,7 +126,7 @@ class PyavReader:
         yield from self._from_beginning(stream_packets(self.container, self.stream))
 
     def _seek(self, landing: int) -> None:
-        """To a tick, or a byte."""
+        """Seek to a tick, or to a byte position where times are ambiguous."""
         self.container.seek(landing, stream=self.stream, unsupported_byte_offset=self._by_bytes)
         self.decoder.flush_buffers()
 
@@ -135,11 +135,11 @@ class PyavReader:
 
     @property
     def _by_bytes(self) -> bool:
-        """Whether a time may be met more than once in the file, so that only a place in it is sure."""
+        """Whether one time may occur more than once in the file, so that seeks have to use byte positions."""
         return self.timeline.pieces > 1
 
     def _landings(self, key: KeyFrame) -> Iterator[int]:
-        """Where to seek for ``key``, in turn: ticks or bytes."""
+        """Where to seek to find ``key``, in the order to try: ticks or byte positions."""
         if self._by_bytes:
             yield from (max(0, key.position - back) for back in _BYTES_BACK if key.position != UNKNOWN)
             return
@@ -159,7 +159,7 @@ class PyavReader:
             self.damaged += 1
         if packet is None or self.decoder.name not in SILENT_CODECS:
             return []
-        try:  # such frames stand alone: what can be made of this one is better than none
+        try:  # these codecs have only key frames: a new decoder may salvage this one
             frames = cast(VideoCodecContext, CodecContext.create(self.decoder.name, "r")).decode(packet)
         except FFmpegError:
             return []
@@ -169,16 +169,16 @@ class PyavReader:
 
 
 class _Counted:
-    """Ticks of frames that are told apart by the index of their packet alone.
+    """Finds the tick of each decoded frame by counting, where packets have no presentation times.
 
-    All frames of earlier groups are shown before a key frame, and so are those that are decoded after it but
-    come out before it. Between key frames each frame is the next one.
+    A key frame's position in the count is known: all frames of earlier groups are shown before it, and so are
+    those that are decoded after it but returned before it. Every other frame is the one after the last.
     """
 
     def __init__(self, timeline: Timeline) -> None:
         self._ticks = timeline.ticks
         self._keys = {key.index for key in timeline.key_frames}
-        self._since: list[int] = []  # indices of what came out since the last key frame
+        self._since: list[int] = []  # packet indices of the frames returned since the last key frame
         self._ordinal = -1
 
     def tick(self, index: int) -> int:
@@ -198,13 +198,14 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
 
 def runs(wanted: list[int], timeline: Timeline) -> list[tuple[int | None, list[int]]]:
-    """``wanted`` cut where skipping to a key frame pays, with the number of that key frame.
+    """``wanted`` split into runs, each with the number of the key frame to seek to.
 
-    The first run may begin where reading is: None. Where frames are counted a run begins a group early, as
-    only the next key frame shows where counting stands.
+    A new run starts where a seek is faster than decoding on. The first run may need no seek: None. If frames
+    are identified by counting, a run starts one group early, because the count is certain only at the next
+    key frame.
     """
     if timeline.by_count:
-        ordinals = np.asarray([key.index for key in timeline.key_frames])  # each at least: see REORDERED
+        ordinals = np.asarray([key.index for key in timeline.key_frames])  # lower bounds: see REORDERED
     else:
         ordinals = np.searchsorted(timeline.ticks, [key.tick for key in timeline.key_frames])
     result: list[tuple[int | None, list[int]]] = []
@@ -230,7 +231,7 @@ def _counted_from(index: int, packets: Iterator[Packet[Any]]) -> Iterator[tuple[
 
 
 def _is(packet: Packet[Any], key: KeyFrame) -> bool:
-    """Whether ``packet`` is the one that was scanned as ``key``: a time may be lacking after a seek."""
+    """Whether ``packet`` is the scan's key frame ``key``. After a seek, one of its times may be missing."""
     if not packet.is_keyframe or packet.size != key.size:
         return False
     times = [(packet.pts, key.pts), (packet.dts, key.dts)]

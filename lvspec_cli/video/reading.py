@@ -1,4 +1,4 @@
-"""One video read in the child process: survey, choose, decode, send."""
+"""Reads one video in the child process: survey the file, choose frames, decode them, send them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lvspec_cli.system import socket_of
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
 from lvspec_cli.video.container import check_canvas, open_video
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
-from lvspec_cli.video.geometry import Frame, fitted_size
 from lvspec_cli.video.messages import Finished, Job, Opened
 from lvspec_cli.video.picture import Look, Painter, look_of
+from lvspec_cli.video.pixels import Frame, fitted_size
 from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, format_time, stretch
 from lvspec_cli.video.source import container_of, head_of, shown
@@ -28,21 +28,21 @@ from lvspec_cli.video.survey import Survey, Surveyor, opened, starts_too_late
 
 @dataclass(frozen=True)
 class Plan:
-    """What the survey and the request come to."""
+    """Which frames of a surveyed file are decoded for a request."""
 
     survey: Survey
-    wanted: list[int]  # ordinals of the frames taken, among all that were surveyed
+    wanted: list[int]  # indices of the chosen frames among all surveyed frames, ascending
     frame_rate: float | None
 
 
 def probe_file(descriptor: int, request: VideoRequest, surveyor: Surveyor) -> VideoInfo:
-    """What there is to read in the file behind ``descriptor``."""
+    """Size, duration, codec and streams of the file open as ``descriptor``."""
     with _opened(descriptor) as file:
         return surveyor.info(file, request)
 
 
 def read_file(descriptor: int, job: Job, connection: Connection, surveyor: Surveyor) -> None:
-    """Decode what ``job`` asks of the file behind ``descriptor`` and send it."""
+    """Decode the frames that ``job`` requests from the file open as ``descriptor``, and send them."""
     request = job.request
     with _opened(descriptor) as file, socket_of(connection) as pixels:
         plan = make_plan(surveyor.look(file, request), request)
@@ -70,14 +70,19 @@ def _undecodable(plan: Plan, request: VideoRequest) -> VideoError:
     info = plan.survey.header.info
     if info.width * info.height:
         return DamagedVideoError(f"no frame can be decoded: {name}", "copy or download it again")
-    return VideoLimitError(  # FFmpeg forgets the size that it refuses
+    return VideoLimitError(  # FFmpeg does not report a size that it refuses
         f"the picture's size cannot be read, or is over the limit of {limit} pixels: {name}",
         "scale the video down, or copy or download it again",
     )
 
 
 def make_plan(survey: Survey, request: VideoRequest) -> Plan:
-    """Decide which frames are taken. Raises the tree's errors."""
+    """Choose the frames to decode.
+
+    :raises DamagedVideoError: the file is damaged before the requested start.
+    :raises UsageError: the file ends before the requested start.
+    :raises VideoLimitError: more frames would be taken than the limit allows.
+    """
     path, limits, start = request.path, request.limits, request.start or 0.0
     if start > 0 and start >= survey.duration:
         raise starts_too_late(start, survey.duration, survey.header.info.duration, shown(path))
@@ -95,7 +100,7 @@ def make_plan(survey: Survey, request: VideoRequest) -> Plan:
 
 
 def notes(plan: Plan, request: VideoRequest) -> list[str]:
-    """Where what is taken is less than what was asked, or its times are not the file's own."""
+    """Warnings: less is read than was requested, or the times differ from those in the file."""
     lines, survey = [], plan.survey
     if request.end is not None and request.end > survey.duration + 0.1:
         ends = format_time(survey.duration)
@@ -111,7 +116,7 @@ def notes(plan: Plan, request: VideoRequest) -> list[str]:
 
 
 def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
-    """One line on what damage cost, None without damage."""
+    """One line about the frames lost to damage; None if the file is not damaged."""
     survey, lost = plan.survey, len(plan.wanted) - sent
     doubtful = survey.doubtful(plan.wanted)
     if not (survey.is_short or lost or errors or doubtful):
@@ -126,10 +131,10 @@ def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
 
 @dataclass
 class _Sender:
-    """Sends pictures; the first frame sets the size of all."""
+    """Sends pictures to the parent process. All have the size computed from the first frame."""
 
     connection: Connection
-    pixels: socket  # of the connection
+    pixels: socket  # the same connection, for raw bytes
     job: Job
     plan: Plan
     sent: int = 0
@@ -152,7 +157,7 @@ class _Sender:
         self.sent += 1
 
     def open(self, frame: VideoFrame, look: Look) -> Painter:
-        """Says what is coming; the first ``frame`` seen decides."""
+        """Announce the number and size of the pictures, from the first ``frame`` and its ``look``."""
         size = self._open(frame, look)
         request = self.job.request
         self.painter = Painter(
@@ -178,7 +183,7 @@ class _Sender:
 
 
 def _send_by_pyav(file: io.FileIO, job: Job, plan: Plan, sender: _Sender) -> int:
-    """Send the frames that are not sent yet; the number of decoding errors."""
+    """Decode and send the frames not sent yet. Returns the number of decoding errors."""
     request, errors = job.request, 0
     for track, wanted in plan.survey.by_track(plan.wanted[sender.sent :]):
         file_of_track = opened(file, track.part)

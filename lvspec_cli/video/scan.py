@@ -1,4 +1,4 @@
-"""Reads a stream's packets without decoding: all of them, or only those of a stretch."""
+"""Reads a stream's packets without decoding them: all of them, or only those of a time range."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from lvspec_cli.video.timeline import (
 )
 
 INDEXED = frozenset({"mov", "matroska"})
-WITHOUT_HEADER = frozenset({"mpegts", "mpeg"})  # formats in which reading can begin at any byte
-SEEKABLE = INDEXED | WITHOUT_HEADER | {"avi"}  # in which any time is found at once
+WITHOUT_HEADER = frozenset({"mpegts", "mpeg"})  # reading can start at any byte
+SEEKABLE = INDEXED | WITHOUT_HEADER | {"avi"}  # formats in which a seek to any time is fast
 _SPLICED = WITHOUT_HEADER | {"flv"}
 _FIELD_CODECS = frozenset({"h264", "hevc"})
-_FALLBACK_RATE = Fraction(25)  # frames per second where neither packets nor header tell
-_BACK = (0, 2, 4, 8, 32, 128)  # seconds before a stretch at which a key frame is looked for, in turn
-_FAR = 10**7  # seconds: after the end of any video
-_TAIL = 2  # seconds: longer than frames are decoded before they are shown
+_FALLBACK_RATE = Fraction(25)  # frames per second if neither packets nor header give a rate
+_BACK = (0, 2, 4, 8, 32, 128)  # seconds before the range at which a key frame is searched, in this order
+_FAR = 10**7  # seconds; later than the end of any video
+_TAIL = 2  # seconds; no frame is decoded longer than this before it is shown
 _MOST_TICKS = 1 << 56
-_HEAD_PACKETS = 64  # that show when the first frame is shown
-_SAMPLES = 24  # places in a stream without an index whose times are compared
+_HEAD_PACKETS = 64  # enough to determine when the first frame is shown
+_SAMPLES = 24  # positions at which the times of a stream without an index are compared
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The beginning and the end of a stream, by its first and last packets. In ticks of ``time_base``."""
+    """Begin and end of a stream, determined from its first and last packets. In ticks of ``time_base``."""
 
-    origin: int  # when the file's clock begins
-    first: int  # when the first frame is shown
-    end: Fraction  # when the last frame's time is over
-    time_base: Fraction  # seconds a tick
+    origin: int  # start of the file's clock
+    first: int  # the first frame's time
+    end: Fraction  # end of the last frame
+    time_base: Fraction  # seconds per tick
 
     @property
     def begins(self) -> float:
-        """Seconds of the file's clock at which the picture begins."""
+        """Seconds on the file's clock at which the first frame is shown."""
         return seconds_between(self.origin, self.first, self.time_base)
 
     @property
     def duration(self) -> float:
-        """Seconds of the file's clock to the end of the last frame."""
+        """Seconds on the file's clock at which the last frame ends."""
         return seconds_between(self.origin, self.end, self.time_base)
 
 
@@ -80,10 +80,10 @@ def clock_of(container: InputContainer, stream: VideoStream) -> StreamClock:
 
 
 def scan(container: InputContainer, stream: VideoStream, path: Path) -> Timeline:
-    """The timeline of all of ``stream``, of a freshly opened file.
+    """The timeline of the complete ``stream`` of a freshly opened file.
 
-    :raises DamagedVideoError: there is not a single packet.
-    :raises EncryptedVideoError: its packets are encrypted.
+    :raises DamagedVideoError: no packet can be read, or the times are impossible.
+    :raises EncryptedVideoError: the packets are encrypted.
     """
     collector, error = _Collector(), None
     try:
@@ -104,9 +104,9 @@ def scan(container: InputContainer, stream: VideoStream, path: Path) -> Timeline
 def scan_stretch(
     container: InputContainer, stream: VideoStream, extent: Extent, start: float, end: float
 ) -> Timeline | None:
-    """The timeline from the key frame before ``start`` to at least ``end``, in seconds of the file's clock.
+    """The timeline from the key frame before ``start`` to ``end`` or later, in seconds on the file's clock.
 
-    None if a scan of the whole stream is necessary.
+    None if the whole stream has to be scanned instead.
     """
     clock = clock_of(container, stream)
     begin = max(extent.first, extent.origin + int(start / clock.time_base))
@@ -135,9 +135,9 @@ def scan_stretch(
 
 
 def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
-    """The extent of the stream of a freshly opened file, from packets at its two ends.
+    """The extent of the stream of a freshly opened file, from the packets at its begin and end.
 
-    None if it is not certain that times grow evenly between them.
+    None if it is not certain that the times grow evenly in between.
     """
     if format_of(container) not in SEEKABLE:
         return None
@@ -146,7 +146,7 @@ def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
         head = _taken(islice(stream_packets(container, stream), _HEAD_PACKETS))
         container.seek(int(_FAR / clock.time_base), stream=stream)
         tail = _taken(stream_packets(container, stream))
-        if not clock.indexed and clock.stamped and tail.dts:  # it may have begun behind what is shown last
+        if not clock.indexed and clock.stamped and tail.dts:  # the packet shown last may lie before these
             container.seek(max(tail.dts) - int(_TAIL / clock.time_base), stream=stream)
             tail = _taken(stream_packets(container, stream))
         grows = clock.indexed or not clock.stamped or grows_evenly(_samples(container, stream))
@@ -154,7 +154,7 @@ def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
         return None
     if not (head.pts and tail.pts and grows):
         return None
-    if clock.spliced and not head.keys:  # a recording that began late: where its picture begins comes later
+    if clock.spliced and not head.keys:  # no key frame yet: the first decodable frame comes later
         return None
     first, last = timeline_of(head.packets(), clock), timeline_of(tail.packets(), clock, at_start=False)
     if first.pieces > 1 or last.pieces > 1 or first.ticks[0] > last.ticks[0]:
@@ -163,7 +163,7 @@ def extent_of(container: InputContainer, stream: VideoStream) -> Extent | None:
 
 
 def grows_evenly(times: list[float]) -> bool:
-    """Whether ``times``, in seconds, at evenly spread places of a file look like those of one recording."""
+    """Whether ``times`` (seconds, at evenly spaced positions of a file) look like those of one recording."""
     steps = np.diff(times)
     if not len(steps):
         return False
@@ -171,7 +171,7 @@ def grows_evenly(times: list[float]) -> bool:
 
 
 def _samples(container: InputContainer, stream: VideoStream) -> list[float]:
-    """Decoding times at evenly spread places of the file."""
+    """Decoding times in seconds at evenly spaced positions of the file."""
     times = []
     for number in range(_SAMPLES):
         container.seek(number * container.size // _SAMPLES, unsupported_byte_offset=True, stream=stream)
@@ -185,10 +185,10 @@ def _samples(container: InputContainer, stream: VideoStream) -> list[float]:
 def _collected(
     packets: Iterable[Packet[VideoStream]], begin: int, after: int, clock: StreamClock, from_first: bool
 ) -> _Collector | None:
-    """Packets from the last key frame shown at ``begin`` or before, until all shown up to ``after`` are read.
+    """The packets from the last key frame shown at or before ``begin`` to all that are shown by ``after``.
 
-    Where frames are counted, from the key frame before that one, or ``from_first``: from the stream's first
-    packet. None where reading began too late.
+    If frames are identified by counting, reading starts one key frame earlier, or (``from_first``) at the
+    stream's first packet. None if ``packets`` start too late for ``begin``.
     """
     collector, keys, late = _Collector(), list[int](), 0
     for packet in packets:
@@ -199,27 +199,27 @@ def _collected(
             shown_at = packet.pts if packet.pts is not None or clock.stamped else time
             if not (collector.pts or from_first):
                 if shown_at is None:
-                    continue  # only a key frame with a time of its own tells when the ones after it are shown
+                    continue  # a start needs a key frame with a known time
                 if shown_at > begin:
                     return None
             keys += [] if shown_at is None else [shown_at]
         collector.take(packet)
         if time is not None and time > after:
             late += 1
-            # AVI gives the order of decoding alone, and a frame may be decoded later than it is shown.
+            # AVI stores only decoding times, and a frame may be decoded later than its neighbours are shown.
             if late > (0 if clock.stamped and packet.dts is not None else REORDERED):
                 break
     else:
         collector.to_end = True
     if clock.indexed or UNKNOWN not in collector.pts:
         return collector if keys else None
-    # The second one shows where counting stands, once it is shown itself.
+    # The second key frame, once it is shown, gives the count of the frames before it.
     counted = begin - int(REORDERED * clock.step)
     return collector if from_first or sum(key <= counted for key in keys) > 1 else None
 
 
 def _settled(timeline: Timeline, collector: _Collector) -> Ticks:
-    """The ticks up to the last packet's decoding: of what is shown later some frames may not be read yet."""
+    """The ticks up to the last packet's decoding time: among later ones, frames may still be missing."""
     last = collector.dts[-1]
     if timeline.by_count or collector.to_end or last == UNKNOWN:
         return timeline.ticks
@@ -234,7 +234,7 @@ def _taken(packets: Iterable[Packet[VideoStream]]) -> _Collector:
 
 
 def _stamp(tick: int | None) -> int:
-    """The tick, or UNKNOWN if it is missing or impossible."""
+    """``tick``, or UNKNOWN if it is missing or impossibly large."""
     return tick if tick is not None and abs(tick) < _MOST_TICKS else UNKNOWN
 
 
@@ -249,7 +249,7 @@ class _Collector:
     keys: array[int] = field(default_factory=lambda: array("q"))
     corrupt: array[int] = field(default_factory=lambda: array("q"))
     duration: int = 0
-    to_end: bool = False  # reading ended with the file
+    to_end: bool = False  # the end of the file was reached
 
     def take(self, packet: Packet[VideoStream]) -> None:
         if packet.is_discard:

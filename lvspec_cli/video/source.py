@@ -1,11 +1,21 @@
-"""The one local file that is opened, and how it is named to people."""
+"""The one local file that is opened: how it is named to people, its container, and the videos joined in it.
+
+FFmpeg reads only the first of several videos in a file (``cat a.mkv b.mkv``), or mixes up their frames. Files
+in formats without a header (MPEG-TS, MPEG-PS) are one part: there only the times show where a second video
+begins.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
+import re
 import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from lvspec_cli.errors import DamagedVideoError, NoInputError, NotAVideoError, VideoError, check_machine
@@ -96,3 +106,152 @@ def _unreadable(error: OSError, name: str) -> VideoError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return VideoError(f"no permission to read: {name}", "change the file's permissions (chmod u+r)")
     return VideoError(f"cannot be read ({error.strerror}): {name}", "check the path and the disk")
+
+
+# --- the parts of a file ------------------------------------------------------------------
+
+_EBML = b"\x1aE\xdf\xa3"
+_SEGMENT = b"\x18S\x80g"
+_FLV_HEADER = re.compile(rb"FLV\x01[\x00-\x05]\x00\x00\x00\x09\x00\x00\x00\x00")
+_MOST_BOXES = 1_000_000  # in a file, as a limit for broken headers
+
+
+@dataclass(frozen=True)
+class Part:
+    """A byte range of a file, ``begin <= offset < end``, that is a complete video file."""
+
+    begin: int
+    end: int
+
+
+class Slice(io.RawIOBase):
+    """The bytes of one part of ``file``, as a file of their own."""
+
+    def __init__(self, file: io.FileIO, part: Part) -> None:
+        self._file = file
+        self._part = part
+        self._position = 0
+        self.name = ""  # PyAV needs one
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._part.end - self._part.begin}
+        self._position = max(0, base[whence] + offset)
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        remaining = max(0, self._part.end - self._part.begin - self._position)
+        self._file.seek(self._part.begin + self._position)
+        data = self._file.read(remaining if size < 0 else min(size, remaining)) or b""
+        self._position += len(data)
+        return data
+
+
+def parts_of(file: io.FileIO) -> tuple[Part, ...]:
+    """The videos in ``file``, one after the other; nearly always one. The file is left at its start."""
+    size = file.seek(0, io.SEEK_END)
+    begins = _BEGINS.get(container_of(head_of(file)) or "")
+    try:
+        starts = sorted({0, *(offset for offset in begins(file, size) if offset < size)}) if begins else [0]
+    finally:
+        file.seek(0)
+    return tuple(Part(*bounds) for bounds in pairwise([*starts, size]))
+
+
+def _mov_begins(file: io.FileIO, size: int) -> Iterator[int]:
+    """A second ``ftyp`` after a movie's header begins another file."""
+    has_movie = False
+    for offset, kind in _boxes(file, size):
+        if kind == b"ftyp" and has_movie:
+            yield offset
+            has_movie = False
+        has_movie |= kind == b"moov"
+
+
+def _boxes(file: io.FileIO, size: int) -> Iterator[tuple[int, bytes]]:
+    """Offsets and types of the boxes of ISO/IEC 14496-12, up to the first with an impossible size."""
+    offset = 0
+    for _ in range(_MOST_BOXES):
+        head = _at(file, offset, 16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:  # a size of 64 bits follows
+            length = int.from_bytes(head[8:16], "big")
+        if len(head) < 8 or length < 8 or offset + length > size:
+            if len(head) >= 8:
+                yield offset, head[4:8]
+            return
+        yield offset, head[4:8]
+        offset += length
+
+
+def _avi_begins(file: io.FileIO, size: int) -> Iterator[int]:
+    """Each RIFF of type ``AVI``. Those of type ``AVIX`` continue the file before."""
+    offset = 0
+    for _ in range(_MOST_BOXES):
+        head = _at(file, offset, 12)
+        if len(head) < 12 or head[:4] != b"RIFF":
+            return
+        if head[8:] == b"AVI ":
+            yield offset
+        length = int.from_bytes(head[4:8], "little")
+        offset += 8 + length + length % 2
+
+
+def _matroska_begins(file: io.FileIO, size: int) -> Iterator[int]:
+    """Each EBML header. A segment of unknown length (a live recording) is searched for the next header."""
+    offset = 0
+    while _at(file, offset, 4) == _EBML:
+        yield offset
+        segment = _ebml_end(file, offset)
+        if segment is None or segment > size or _at(file, segment, 4) != _SEGMENT:
+            return
+        end = _ebml_end(file, segment)
+        if end is not None and end > size:
+            return
+        if end is None:
+            yield from _matches(
+                file, size, re.compile(re.escape(_EBML) + rb".{5,64}?(?:matroska|webm)", re.DOTALL)
+            )
+            return
+        offset = end
+
+
+def _ebml_end(file: io.FileIO, offset: int) -> int | None:
+    """The end of the element at ``offset``, whose ID has four bytes; None if its length is unknown."""
+    length = _at(file, offset + 4, 8)
+    if not length or not length[0]:
+        return None
+    width = 9 - length[0].bit_length()
+    value = int.from_bytes(length[:width], "big") & ((1 << 7 * width) - 1)
+    is_unknown = value == (1 << 7 * width) - 1
+    return None if is_unknown else offset + 4 + width + value
+
+
+def _flv_begins(file: io.FileIO, size: int) -> Iterator[int]:
+    return _matches(file, size, _FLV_HEADER)
+
+
+def _matches(file: io.FileIO, size: int, pattern: re.Pattern[bytes]) -> Iterator[int]:
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
+        yield from [match.start() for match in pattern.finditer(content)]
+
+
+def _at(file: io.FileIO, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    return file.read(count) or b""
+
+
+_BEGINS: dict[str, Callable[[io.FileIO, int], Iterator[int]]] = {
+    "mov": _mov_begins,
+    "avi": _avi_begins,
+    "matroska": _matroska_begins,
+    "flv": _flv_begins,
+}

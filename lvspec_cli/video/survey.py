@@ -1,6 +1,6 @@
-"""Surveys a file: its videos, and the times of their frames.
+"""Surveys a file without decoding it: which videos it holds, and when each of their frames is shown.
 
-Headers are trusted only as far as packets confirm them.
+The times come from the packets. What the header says is used only where the packets confirm it.
 """
 
 from __future__ import annotations
@@ -19,31 +19,30 @@ from av.video.stream import VideoStream
 from lvspec_cli.errors import DamagedVideoError, UsageError, VideoError, VideoLimitError
 from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video.container import describe, open_video
-from lvspec_cli.video.parts import Part, Slice, parts_of
 from lvspec_cli.video.sample import Times, format_time
 from lvspec_cli.video.scan import Extent, extent_of, scan, scan_stretch
-from lvspec_cli.video.source import shown
+from lvspec_cli.video.source import Part, Slice, parts_of, shown
 from lvspec_cli.video.timeline import Timeline
 
-SMALL = 1 << 20  # bytes of a file that is always scanned from end to end
+SMALL = 1 << 20  # bytes; a file up to this size is always scanned completely
 
 
 @dataclass(frozen=True)
 class Track:
-    """One of the videos in a file, nearly always the only one."""
+    """One of the videos in a file. Nearly every file holds exactly one."""
 
     part: Part
     timeline: Timeline
-    shift: float = 0.0  # seconds on the file's clock at which its own begins
+    shift: float = 0.0  # seconds on the file's clock at which this video's own clock begins
 
     def time(self, tick: int) -> float:
-        """Seconds on the file's clock."""
+        """The time of ``tick`` in seconds on the file's clock."""
         return self.shift + float((tick - self.timeline.origin) * self.timeline.time_base)
 
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a file's first video."""
+    """What a file's header says about its first video."""
 
     info: VideoInfo
     average_rate: float | None
@@ -53,13 +52,13 @@ class Header:
 
 @dataclass(frozen=True)
 class Survey:
-    """A file's videos as a single one. Times are in seconds of the file's clock."""
+    """All videos of a file, presented as one. Times are in seconds on the file's clock."""
 
     tracks: tuple[Track, ...]
     header: Header
-    begins: float  # when the picture begins: the sound may begin earlier
-    duration: float  # to the end of the last frame
-    unread: int = 0  # videos behind the first that cannot be read
+    begins: float  # time of the first frame; the sound may begin earlier
+    duration: float  # end of the last frame
+    unread: int = 0  # number of videos after the first one that cannot be read
 
     @property
     def times(self) -> Times:
@@ -67,20 +66,20 @@ class Survey:
 
     @property
     def is_short(self) -> bool:
-        """Less can be read than the header promises, beyond its usual carelessness."""
+        """Whether clearly less can be read than the header states (headers are often a little wrong)."""
         first = self.tracks[0].timeline
         if any(track.timeline.error is not None for track in self.tracks):
             return True
         if len(self.tracks) > 1 or first.pieces > 1:
-            return False  # the header speaks of one of several
+            return False  # the header describes only one of several videos
         seconds = first.duration if first.whole else self.duration
-        # Some containers count from the clock's beginning, others from 0.
+        # Some containers measure the duration from the first time stamp, others from 0.
         absolute = seconds + float(first.origin * first.time_base)
         missing = (self.header.info.duration or 0.0) - max(seconds, absolute)
         return missing > max(0.25, 0.03 * seconds)
 
     def doubtful(self, wanted: list[int]) -> int:
-        """How many of the frames at the ordinals ``wanted`` may look wrong, as data is missing."""
+        """How many of the frames numbered ``wanted`` may look wrong because data is missing."""
         count = 0
         for track, inside in self.by_track(wanted):
             ticks = track.timeline.ticks[inside]
@@ -89,7 +88,7 @@ class Survey:
         return count
 
     def by_track(self, wanted: list[int]) -> list[tuple[Track, list[int]]]:
-        """Ordinals among all frames as those of each track."""
+        """The frames numbered ``wanted`` for each track that has some, numbered within that track."""
         counts = [len(track.timeline.ticks) for track in self.tracks]
         tracks = []
         for track, after, count in zip(self.tracks, accumulate(counts), counts, strict=True):
@@ -107,24 +106,24 @@ class _Memory:
     parts: tuple[Part, ...]
     ends: Extent | None = None
     whole: Survey | None = None
-    grows: bool = True  # false once its times are known to be uneven
+    grows: bool = True  # False once the times are known not to grow evenly through the file
 
 
 class Surveyor:
-    """Surveys files and caches the last one, because segments of a long video are requested one by one."""
+    """Surveys files. The last one is cached: segments of a long video are requested one after another."""
 
     def __init__(self) -> None:
         self._memory: _Memory | None = None
 
     def look(self, file: io.FileIO, request: VideoRequest) -> Survey:
-        """The survey for ``request``. For a stretch of a long file only the stretch is read.
+        """The survey for ``request``. If it asks for a time range of a long file, only that range is read.
 
-        :raises VideoError: the file cannot be read, or is over a limit.
-        :raises UsageError: it ends before the stretch begins.
+        :raises VideoError: the file cannot be read, or exceeds a limit.
+        :raises UsageError: the file ends before the range begins.
         """
         memory = self._recall(file)
         is_stretch = request.start is not None or request.end is not None
-        # decord counts all of a file's frames, so their number has to be known.
+        # decord addresses frames by their number in the whole file, so all of them have to be counted.
         if is_stretch and request.decoder != "decord":
             survey = self._stretch(file, memory, request)
             if survey is not None:
@@ -132,7 +131,7 @@ class Surveyor:
         return self._whole(file, memory, request)
 
     def info(self, file: io.FileIO, request: VideoRequest) -> VideoInfo:
-        """What the file's header says, but with the times that its packets have."""
+        """What the file's header says, with begin and duration taken from the packets."""
         memory = self._recall(file)
         if _may_skip(memory):
             with open_video(file, request.path, request.limits) as (container, stream):
@@ -151,7 +150,7 @@ class Surveyor:
         return self._memory
 
     def _stretch(self, file: io.FileIO, memory: _Memory, request: VideoRequest) -> Survey | None:
-        """The survey of the stretch only; None if the whole file has to be read."""
+        """The survey of the requested time range only; None if the whole file has to be read."""
         if not _may_skip(memory):
             return None
         with open_video(file, request.path, request.limits) as (container, stream):
@@ -176,14 +175,14 @@ class Surveyor:
 
 
 def opened(file: io.FileIO, part: Part) -> io.RawIOBase:
-    """The part as a file: ``file`` itself where it is all of it."""
+    """``part`` as a file of its own; ``file`` itself if the part is the whole file."""
     return file if part == Part(0, os.fstat(file.fileno()).st_size) else Slice(file, part)
 
 
 def starts_too_late(
     start: float, readable: float, declared: float | None, name: str
 ) -> DamagedVideoError | UsageError:
-    """Why there is nothing to read from ``start`` on. Times in seconds."""
+    """The error for a ``start`` (seconds) after the last frame: the file is damaged, or just shorter."""
     if declared and start < declared:
         return DamagedVideoError(
             f"damaged after {format_time(readable)}, before --start {format_time(start)}: {name}",
@@ -196,7 +195,7 @@ def starts_too_late(
 
 
 def _may_skip(memory: _Memory) -> bool:
-    """Whether reading only a part of the file is worthwhile and possible."""
+    """Whether a part of the file can be read alone, and whether that saves time."""
     is_long = memory.parts[-1].end > SMALL
     return is_long and len(memory.parts) == 1 and memory.whole is None and memory.grows
 
@@ -204,7 +203,7 @@ def _may_skip(memory: _Memory) -> bool:
 def _ends(
     memory: _Memory, container: InputContainer, stream: VideoStream, request: VideoRequest
 ) -> Extent | None:
-    """The extent of a freshly opened stream; None if its two ends do not decide about the times between."""
+    """Begin and end of a freshly opened stream; None if they do not determine the times in between."""
     if memory.ends is None:
         memory.ends = extent_of(container, stream)
         memory.grows = memory.ends is not None
@@ -222,7 +221,7 @@ def too_long(duration: float, request: VideoRequest) -> VideoLimitError:
 
 
 def _all(file: io.FileIO, parts: tuple[Part, ...], request: VideoRequest) -> Survey:
-    """All videos of the file, scanned from end to end. What follows the first one may be no video at all."""
+    """All videos of the file, scanned completely. Unreadable ones after the first are counted."""
     tracks: list[Track] = []
     header: Header | None = None
     end, unread = 0.0, 0

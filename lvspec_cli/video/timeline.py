@@ -1,7 +1,7 @@
-"""When each frame of a stream is shown: decisions on what its packets say, without decoding them.
+"""Computes when each frame of a stream is shown, from the metadata of its packets, without decoding.
 
-The file's clock begins where the first of its streams does, sound or picture, as players have it. Times of
-joined or spliced streams go back or jump; here they become one clock that only grows.
+The file's clock starts at 0 where its first stream starts, sound or picture, as in players. In files that
+were joined or spliced, time stamps go back or jump; here they are mapped to one clock that only increases.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from lvspec_cli.video.sample import Times
 Ticks = NDArray[np.int64]
 
 _LAST = np.iinfo(np.int64).max
-UNKNOWN = np.iinfo(np.int64).min  # in place of a tick or a position that the container does not give
-REORDERED = 16  # packets after a frame's own that may be shown before it, at most: what encoders allow
-_BACK = Fraction(1, 4)  # seconds that stamps may go back: demuxers guess those of MPEG-PS
-_AHEAD = Fraction(10)  # seconds that stamps may jump ahead in a stream that can be spliced
-_NEAR = 4  # packets: so near to where two streams were joined an incomplete one is no damage
-_JITTER = Fraction(1, 4)  # seconds by which guessed stamps may miss an even rate
+UNKNOWN = np.iinfo(np.int64).min  # stands for a tick or a byte position that the container does not give
+REORDERED = 16  # at most so many packets after a frame's own are shown before it (the encoders' limit)
+_BACK = Fraction(1, 4)  # seconds that time stamps may go back: demuxers estimate those of MPEG-PS
+_AHEAD = Fraction(10)  # seconds that time stamps may jump ahead where streams can be spliced
+_NEAR = 4  # packets; an incomplete packet this close to a join of two streams is not damage
+_JITTER = Fraction(1, 4)  # seconds by which estimated time stamps may differ from a constant rate
 
 
 @dataclass(frozen=True)
@@ -33,37 +33,37 @@ class Packets:
     pts: Ticks
     dts: Ticks
     sizes: Ticks  # bytes
-    positions: Ticks  # of the last packet whose place in the file is known, up to this one
-    keys: Ticks  # which packets begin a group
-    corrupt: Ticks  # which the container knows to be incomplete
-    duration: int  # ticks for which the last frame is shown, 0 when unknown
+    positions: Ticks  # byte position of the packet, or of the last one before it whose position is known
+    keys: Ticks  # indices of the packets that begin a group of pictures
+    corrupt: Ticks  # indices of the packets that the container marks as incomplete
+    duration: int  # ticks for which the last frame is shown, 0 if unknown
 
 
 @dataclass(frozen=True)
 class StreamClock:
-    """How the times of a stream in its container have to be interpreted."""
+    """How the time stamps of a stream have to be interpreted, given its container."""
 
-    time_base: Fraction  # seconds a tick
+    time_base: Fraction  # seconds per tick
     rate: Fraction  # frames per second
-    begins: int | None  # tick at which the first stream of the file begins
-    stamped: bool = True  # the container stores presentation times, if not of each packet
-    indexed: bool = False  # its times come from an index: those of decoding may be guesses
-    spliced: bool = False  # a recording may have been cut from several
-    fields: bool = False  # a packet may hold one field of two, the second without a time
+    begins: int | None  # tick at which the first stream of the file begins, None if unknown
+    stamped: bool = True  # the container stores presentation times, for some packets at least
+    indexed: bool = False  # times come from an index; decoding times may be estimates
+    spliced: bool = False  # the format allows a recording to be spliced from several
+    fields: bool = False  # a packet may hold one field of a frame; the second field then has no time
 
     @property
     def step(self) -> Fraction:
-        """Ticks a frame."""
+        """Ticks per frame."""
         return self.time_base.denominator / (self.rate * self.time_base.numerator)
 
 
 @dataclass(frozen=True)
 class KeyFrame:
-    """A packet at which reading can begin: all frames shown from ``tick`` on can then be decoded."""
+    """A packet at which decoding can start: all frames shown at ``tick`` or later are then decodable."""
 
-    index: int  # among the packets, in decoding order
+    index: int  # of the packet, in decoding order
     tick: int
-    pts: int  # as the container has it, or UNKNOWN
+    pts: int  # as stored in the container, or UNKNOWN
     dts: int
     size: int  # bytes
     position: int  # bytes into the file, or UNKNOWN
@@ -71,42 +71,42 @@ class KeyFrame:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Presentation times of a stream's frames, or of a stretch of them.
+    """Presentation times of a stream's frames, or of those in a time range.
 
-    With ``by_count`` packets do not say when their frames are shown: ``stamps`` are their indices, and the
-    n-th frame that comes out of the decoder is shown at the n-th tick.
+    If ``by_count``, the packets do not say when their frames are shown. ``stamps`` then holds packet indices,
+    and the n-th frame that the decoder returns is shown at the n-th tick.
     """
 
     ticks: Ticks  # (frames,) ascending, in units of the time base
-    stamps: Ticks  # (packets,) what identifies a packet's frame, in decoding order
-    time_base: Fraction  # seconds a tick
+    stamps: Ticks  # (packets,) identifies the frame of each packet, in decoding order
+    time_base: Fraction  # seconds per tick
     origin: int  # tick at which the file's clock begins
     by_count: bool
-    restamped: bool  # packets have to be given their stamp before they are decoded
+    restamped: bool  # each packet needs its stamp as pts before it is decoded
     key_frames: tuple[KeyFrame, ...]  # ascending
-    random_access: bool  # all groups are closed: no frame needs one before its group
+    random_access: bool  # all groups are closed: no frame needs data from an earlier group
     step: Fraction  # ticks for which the last frame is shown
-    pieces: int = 1  # stretches without a break in the container's times
-    error: str | None = None  # what stopped the scan, None at the end of the file or of the stretch
-    whole: bool = True  # false for a stretch
-    from_first: bool = True  # its first packet is the stream's first
-    skipped: int = 0  # packets before the first one, which cannot be decoded: a recording that began late
-    broken: tuple[tuple[int, int], ...] = ()  # ticks from and until which incomplete packets may show
+    pieces: int = 1  # sections in which the container's times are continuous
+    error: str | None = None  # what stopped the scan; None if it reached its end
+    whole: bool = True  # False for a time range
+    from_first: bool = True  # starts with the stream's first packet
+    skipped: int = 0  # undecodable packets before the first key frame: the recording began inside a group
+    broken: tuple[tuple[int, int], ...] = ()  # [begin, end) in ticks where frames may look wrong
 
     @property
     def times(self) -> Times:
-        """Seconds on the file's clock, ascending."""
+        """(frames,) seconds on the file's clock, ascending."""
         since = (self.ticks - self.origin).astype(np.float64)
         return since * self.time_base.numerator / self.time_base.denominator
 
     @property
     def begins(self) -> float:
-        """Seconds at which the first frame is shown."""
+        """Seconds on the file's clock at which the first frame is shown."""
         return seconds_between(self.origin, int(self.ticks[0]), self.time_base)
 
     @property
     def duration(self) -> float:
-        """Seconds from the clock's beginning to the end of the last frame."""
+        """Seconds on the file's clock at which the last frame ends."""
         return seconds_between(self.origin, int(self.ticks[-1]) + self.step, self.time_base)
 
     @property
@@ -116,12 +116,12 @@ class Timeline:
 
 
 def seconds_between(begin: int, end: int | Fraction, time_base: Fraction) -> float:
-    """Seconds between two ticks, to the microsecond: the same however much of the stream was scanned."""
+    """Seconds between two ticks, rounded to microseconds, so that scans of different ranges agree."""
     return round(float((end - begin) * time_base), 6)
 
 
 def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) -> Timeline:
-    """The timeline that ``packets`` come to: one at least. ``at_start``: the first is the stream's first."""
+    """The timeline of ``packets``, at least one. ``at_start``: they start with the stream's first packet."""
     skipped = int(packets.keys[0]) if clock.spliced and at_start and len(packets.keys) else 0
     packets = _without(packets, skipped)
     step = clock.step
@@ -139,7 +139,7 @@ def timeline_of(packets: Packets, clock: StreamClock, *, at_start: bool = True) 
         ticks = np.unique(shown[known])
     keys = _key_frames(packets, shown)
     if skipped and not by_count:
-        ticks = ticks[ticks >= keys[0].tick]  # those before it need what was skipped
+        ticks = ticks[ticks >= keys[0].tick]  # frames before it need the skipped packets
     closed = 0 if by_count else len(closed_key_frames(stamps, packets.keys.tolist()))
     return Timeline(
         ticks=ticks,
@@ -173,9 +173,9 @@ def _without(packets: Packets, count: int) -> Packets:
 
 
 def _broken(packets: Packets, shown: Ticks, joints: Ticks) -> tuple[tuple[int, int], ...]:
-    """The ranges from incomplete packets to the next key frame, in which frames may look wrong.
+    """Tick ranges from each incomplete packet to the next key frame: frames in them may look wrong.
 
-    Where two streams were joined, packets only seem to be missing.
+    At a join of two streams packets only appear to be missing, so those are left out.
     """
     ranges = []
     for index in packets.corrupt.tolist():
@@ -187,7 +187,7 @@ def _broken(packets: Packets, shown: Ticks, joints: Ticks) -> tuple[tuple[int, i
 
 
 def _tells_times(packets: Packets, known: NDArray[np.bool_], joints: Ticks, clock: StreamClock) -> bool:
-    """Whether packets say when their frames are shown."""
+    """Whether the packets' time stamps tell when their frames are shown."""
     if clock.fields and known.any():
         return True
     shares = clock.stamped and not clock.indexed and len(np.unique(packets.pts)) < len(packets.pts)
@@ -195,10 +195,10 @@ def _tells_times(packets: Packets, known: NDArray[np.bool_], joints: Ticks, cloc
 
 
 def closed_key_frames(pts: Ticks, key_frames: list[int]) -> list[int]:
-    """Those of the indices ``key_frames`` whose group is closed, as far as times show it.
+    """The indices in ``key_frames`` whose group of pictures is closed, judged by presentation times.
 
-    Frames that are decoded before such a key frame are shown before it, and those decoded later are shown
-    later. ``pts`` are those of all frames, in decoding order.
+    A group is closed if every frame decoded before its key frame is shown before it, and every frame decoded
+    after it is shown after it. ``pts``: (frames,) presentation times in decoding order.
     """
     keys = np.asarray(key_frames, dtype=np.int64)
     smallest_after = np.minimum.accumulate(pts[::-1])[::-1]
@@ -208,7 +208,7 @@ def closed_key_frames(pts: Ticks, key_frames: list[int]) -> list[int]:
 
 
 def _decoding_times(packets: Packets, step: Fraction) -> Ticks:
-    """Decoding times, estimated where the container gives none."""
+    """(packets,) decoding times; interpolated where the container gives none."""
     known = packets.dts != UNKNOWN
     index = np.arange(len(known))
     if not known.any():
@@ -221,8 +221,8 @@ def _decoding_times(packets: Packets, step: Fraction) -> Ticks:
 
 
 def _joints(packets: Packets, decoding: Ticks, clock: StreamClock) -> Ticks:
-    """The packets that begin a piece: times go back there, or jump in a stream that may be spliced."""
-    if clock.indexed or (packets.dts == UNKNOWN).all():  # only key frames are shown in the order of decoding
+    """Indices of packets where the times go back, or jump ahead in a stream that may be spliced."""
+    if clock.indexed or (packets.dts == UNKNOWN).all():  # only key frames are in order of decoding
         shown = packets.pts[packets.keys]
         return packets.keys[1:][np.diff(shown) < 0] if (shown != UNKNOWN).all() else packets.keys[:0]
     steps = np.diff(decoding)
@@ -233,7 +233,7 @@ def _joints(packets: Packets, decoding: Ticks, clock: StreamClock) -> Ticks:
 
 
 def _offsets(times: Ticks, joints: Ticks, step: Fraction) -> Ticks:
-    """The offset of each packet's time with which its piece follows the previous piece."""
+    """(packets,) what to add to each time so that every section directly follows the one before."""
     offsets = np.zeros(len(times), dtype=np.int64)
     end = 0
     for begin, after in pairwise([0, *joints.tolist(), len(times)]):
@@ -244,7 +244,7 @@ def _offsets(times: Ticks, joints: Ticks, step: Fraction) -> Ticks:
 
 
 def _even(times: Ticks, step: Fraction, time_base: Fraction) -> tuple[Ticks, Fraction]:
-    """Estimated times, made even by the stream's rate or the mean rate if one fits; and ticks a frame."""
+    """Estimated times, on a constant grid if the stream's or the mean rate fits; and ticks per frame."""
     index = np.arange(len(times))
     mean = Fraction(int(times[-1] - times[0]), max(1, len(times) - 1))
     for pace in (step, mean):
@@ -252,11 +252,11 @@ def _even(times: Ticks, step: Fraction, time_base: Fraction) -> tuple[Ticks, Fra
         middle = np.median(off)
         if pace > 0 and np.abs(off - middle).max() <= float(_JITTER / time_base):
             return np.round(middle + index * float(pace)).astype(np.int64), pace
-    return np.maximum.accumulate(times - index) + index, mean  # each at least a tick after the last
+    return np.maximum.accumulate(times - index) + index, mean  # each at least one tick after the one before
 
 
 def _delay(packets: Packets, decoding: Ticks, clock: StreamClock) -> int:
-    """Ticks from decoding to showing a frame, where the container stores when the first one is shown."""
+    """Ticks between decoding and showing a frame; 0 unless the container stores the first frame's time."""
     first = int(packets.pts[0])
     if not clock.stamped or first == UNKNOWN:
         return 0

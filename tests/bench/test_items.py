@@ -10,8 +10,7 @@ import pytest
 
 from lvspec_cli.bench.items import clips_of, clips_of_questions, with_choices
 from lvspec_cli.bench.run import demo_clips
-from lvspec_cli.demo.captions import CAPTION_PROMPTS
-from lvspec_cli.demo.questions import Question
+from lvspec_cli.demo.texts import CAPTION_PROMPTS, Question
 from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.figures.fidelity import label_of

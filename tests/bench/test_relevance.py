@@ -10,16 +10,14 @@ import torch
 
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.relevance import (
+    CAPTIONS_NAME,
+    Header,
     Scheme,
     fact_tokens,
-    read_relevance,
-    score_caption,
-)
-from lvspec_cli.bench.relevance_measure import (
-    FILE_NAME,
-    Header,
     measure_relevance,
     open_captions,
+    read_relevance,
+    score_caption,
 )
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.models.decoder import Decoder
@@ -64,9 +62,9 @@ def test_every_scheme_scores_every_token_of_the_caption(pair: LoadedPair) -> Non
     settings = DecodeSettings(gamma=3, max_new_tokens=12)
     clip = make_clip(4)
     scored = score_caption(pair, clip, "What moves?", settings)
-    assert scored is not None
+    rows = scored.by_scheme
     layers, heads = 3, 4
-    assert {str(scheme) for scheme in scored.scores if scheme.head is None} == {
+    assert {str(scheme) for scheme in rows if scheme.head is None} == {
         *(
             f"{name}, layer {layer}"
             for name in ("attention", "similarity", "lens")
@@ -76,16 +74,18 @@ def test_every_scheme_scores_every_token_of_the_caption(pair: LoadedPair) -> Non
         "rank",
         "random",
     }
-    assert len([scheme for scheme in scored.scores if scheme.head is not None]) == layers * heads
-    for scheme, scores in scored.scores.items():
-        assert len(scores) == len(scored.facts) <= 11
-        assert all(-1e-6 <= score <= 1 + 1e-6 for score in scores)
+    assert len([scheme for scheme in rows if scheme.head is not None]) == layers * heads
+    for scheme, row in rows.items():
+        assert len(row.scores) == len(scored.facts) <= 11
+        assert all(-1e-6 <= score <= 1 + 1e-6 for score in row.scores)
         if scheme.head is None:
-            assert scored.score_us[scheme] > 0
-            assert scored.prepare_ms[scheme] >= 0
+            assert row.score_us is not None
+            assert row.score_us > 0
+            assert row.prepare_ms is not None
+            assert row.prepare_ms >= 0
     for layer in range(layers):
-        of_heads = [scored.scores[Scheme(RelevanceName.ATTENTION, layer, head)] for head in range(heads)]
-        largest = scored.scores[Scheme(RelevanceName.ATTENTION, layer)]
+        of_heads = [rows[Scheme(RelevanceName.ATTENTION, layer, head)].scores for head in range(heads)]
+        largest = rows[Scheme(RelevanceName.ATTENTION, layer)].scores
         assert largest == pytest.approx([max(scores) for scores in zip(*of_heads, strict=True)])
 
 
@@ -102,8 +102,8 @@ def test_the_scores_are_those_of_a_verification(pair: LoadedPair) -> None:
         passed = decoder.forward(torch.tensor(tokens[4:8]), [1])
         shares = video_attention(decoder, passed, 1, 3).amax(dim=0)
     scored = score_caption(pair, make_clip(4), "What moves?", settings)
-    assert scored is not None
-    scores = dict(zip(scored.positions, scored.scores[Scheme(RelevanceName.ATTENTION, 1)], strict=True))
+    row = scored.by_scheme[Scheme(RelevanceName.ATTENTION, 1)]
+    scores = dict(zip(scored.places, row.scores, strict=True))
     verified = {place: score for place, score in scores.items() if place in (5, 6, 7)}
     assert verified
     for place, score in verified.items():
@@ -143,7 +143,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_very_same_scores(
     assert list(whole.unread) == ["clip_0002.mp4"]
     assert [line.partition(":")[0] for line in said] == ["clip_0002.mp4"]
     # Once more from the file alone: nothing is scored, and no number has changed.
-    monkeypatch.setattr("lvspec_cli.bench.relevance_measure.score_caption", None)
+    monkeypatch.setattr("lvspec_cli.bench.relevance.score_caption", None)
     with open_captions(out, header) as kept:
         assert measure_relevance(pair, clips, settings, kept, schemes=schemes) == whole
     with (
@@ -200,13 +200,13 @@ def test_the_command_writes_its_files(here: Callable[..., Printed], endless: Pat
     page = (out / "report.html").read_text()
     assert "attention, layer" in page
     assert "fact tokens found" in page
-    kept = (out / FILE_NAME).read_bytes()
+    kept = (out / CAPTIONS_NAME).read_bytes()
     (tmp_path / "clip_0003.mp4").write_text("no video")
     shutil.copy(CLIPS / "clip_0003.json", tmp_path)
     more = run()
     assert more.returncode == 1
     assert "not measured: clip_0003.mp4: " in more.stderr
-    assert (out / FILE_NAME).read_bytes() == kept
+    assert (out / CAPTIONS_NAME).read_bytes() == kept
     again = read_relevance(out / "relevance.json")
     assert list(again.unread) == ["clip_0003.mp4"]
     assert again.schemes == results.schemes

@@ -25,7 +25,7 @@ from lvspec_cli.figures.answers import (
     Spread,
     Variant,
 )
-from lvspec_cli.figures.separation import Point
+from lvspec_cli.figures.statistics import Point
 from lvspec_cli.types import RelevanceName, TokenKind
 from tests.bench import made
 

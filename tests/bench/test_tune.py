@@ -14,8 +14,18 @@ import yaml
 
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.search import Score
-from lvspec_cli.bench.tune import CALIBRATION, REPORT, SEARCH, Trial, Tuned, TuneJob, tune
-from lvspec_cli.bench.tune_report import models_yaml, notes, rules_yaml
+from lvspec_cli.bench.tune import (
+    CALIBRATION,
+    REPORT,
+    SEARCH,
+    Trial,
+    Tuned,
+    TuneJob,
+    models_yaml,
+    notes,
+    rules_yaml,
+    tune,
+)
 from lvspec_cli.bench.variants import NamedRule, read_rules
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Estimate

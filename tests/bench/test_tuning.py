@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from itertools import pairwise
 from math import inf
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.bench.calibrate import best_layer, fit_round_costs
-from lvspec_cli.bench.relevance import Scheme, ScoredCaption
+from lvspec_cli.bench.relevance import Scheme, SchemeScores, ScoredCaption
 from lvspec_cli.bench.search import (
     FEWEST_CLIPS,
     FINALISTS,
@@ -186,7 +187,8 @@ def test_the_layer_is_taken_that_tells_facts_best():
     def scored(facts: tuple[bool, ...], **layers: tuple[float, ...]) -> ScoredCaption:
         scores = {Scheme(RelevanceName.LENS, int(name[1:])): values for name, values in layers.items()}
         scores[Scheme(RelevanceName.LENS, 9, head=0)] = tuple(map(float, facts))  # a head alone is no layer
-        return ScoredCaption(tuple(range(len(facts))), facts, scores, {}, {})
+        rows = tuple(SchemeScores(**asdict(scheme), scores=values) for scheme, values in scores.items())
+        return ScoredCaption(places=tuple(range(len(facts))), facts=facts, schemes=rows)
 
     first = scored((True, False), _0=(0.9, 0.1), _3=(0.9, 0.1), _5=(0.1, 0.9))
     second = scored((True, False), _0=(0.2, 0.3), _3=(0.8, 0.2), _5=(0.1, 0.9))

@@ -72,7 +72,7 @@ def test_the_other_commands_do_without_the_package_for_charts(
     [
         ("bench", "lvspec_cli.bench.run.measurer"),
         ("tune", "lvspec_cli.bench.tune.tune"),
-        ("bench-relevance", "lvspec_cli.bench.relevance_measure.measure_relevance"),
+        ("bench-relevance", "lvspec_cli.bench.relevance.measure_relevance"),
     ],
 )
 def test_too_little_memory_says_what_would_fit(

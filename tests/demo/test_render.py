@@ -9,7 +9,6 @@ import av
 import numpy as np
 import pytest
 
-from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -21,7 +20,7 @@ from lvspec_cli.demo.scenes import (
     sample_scene,
     scene_from_dict,
 )
-from lvspec_cli.demo.write import encode_scene, write_clips
+from lvspec_cli.demo.write import encode_scene, render_frames, write_clips
 
 
 def _still(shape: str, **changes: object) -> Scene:

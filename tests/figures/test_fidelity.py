@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.demo.captions import caption
 from lvspec_cli.demo.facts import scene_facts
-from lvspec_cli.demo.questions import Question
 from lvspec_cli.demo.scenes import COLOURS
+from lvspec_cli.demo.texts import Question, caption
 from lvspec_cli.demo.write import scene_of
 from lvspec_cli.figures.answers import (
     BenchMode,

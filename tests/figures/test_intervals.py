@@ -12,8 +12,8 @@ from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from lvspec_cli.figures import intervals
-from lvspec_cli.figures.intervals import interval_of_sums, mean, median_spread, ratio_of_sums
+from lvspec_cli.figures import statistics
+from lvspec_cli.figures.statistics import interval_of_sums, mean, median_spread, ratio_of_sums
 from tests.bench.made import known
 
 FEW = (499, 499)
@@ -58,7 +58,7 @@ def test_the_interval_of_a_ratio_is_that_of_the_delta_method():
     ids=["mean", "median"],
 )
 def test_about_95_of_100_intervals_hold_the_truth(monkeypatch: pytest.MonkeyPatch, truth, figure):
-    monkeypatch.setattr(intervals, "RESAMPLES", FEW)
+    monkeypatch.setattr(statistics, "RESAMPLES", FEW)
     rows = np.random.default_rng(4).exponential(1.0, (200, 60))
     found = [figure(row.tolist()) for row in rows]
     assert 0.89 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.99

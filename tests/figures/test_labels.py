@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.demo.captions import caption
-from lvspec_cli.demo.questions import Question
+from lvspec_cli.demo.texts import Question, caption
 from lvspec_cli.demo.write import describe, scene_of
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.labels import Judgement, Reference, judge_text, parse_choice, read_scene_labels

@@ -1,11 +1,12 @@
 import itertools
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.figures.answers import Estimate
-from lvspec_cli.figures.separation import Point, auc, best_point, point_at, roc, threshold_counts
+from lvspec_cli.figures.statistics import Point, auc, best_point, point_at, roc, threshold_counts
 
 SCORES = (0.9, 0.8, 0.8, 0.4, 0.1)
 FACTS = (True, True, False, True, False)
@@ -53,7 +54,7 @@ def test_the_area_is_that_under_the_curve(rows: list[tuple[int, bool]]) -> None:
 
 
 def test_schemes_are_ranked_over_all_captions() -> None:
-    from lvspec_cli.bench.relevance import Scheme, ScoredCaption, evaluate_schemes
+    from lvspec_cli.bench.relevance import Scheme, SchemeScores, ScoredCaption, evaluate_schemes
     from lvspec_cli.types import RelevanceName
 
     good, poor = Scheme(RelevanceName.ATTENTION, 1), Scheme(RelevanceName.RANDOM)
@@ -61,14 +62,12 @@ def test_schemes_are_ranked_over_all_captions() -> None:
 
     def scored(facts: tuple[bool, ...], microseconds: float) -> ScoredCaption:
         sure = tuple(0.9 if fact else 0.1 for fact in facts)
-        timed = {good: microseconds, poor: 1.0}
-        return ScoredCaption(
-            tuple(range(len(facts))),
-            facts,
-            {poor: (1.0,) * len(facts), good: sure, head: sure},
-            timed,
-            {good: 2.0, poor: 0.0},
+        rows = (
+            SchemeScores(**asdict(poor), scores=(1.0,) * len(facts), score_us=1.0, prepare_ms=0.0),
+            SchemeScores(**asdict(good), scores=sure, score_us=microseconds, prepare_ms=2.0),
+            SchemeScores(**asdict(head), scores=sure),
         )
+        return ScoredCaption(places=tuple(range(len(facts))), facts=facts, schemes=rows)
 
     found = evaluate_schemes(
         [scored((True, False), 10), scored((True, True), 30), scored((False, True), 20)], 0.5

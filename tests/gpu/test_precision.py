@@ -13,8 +13,8 @@ import torch
 
 import lvspec_cli
 from lvspec_cli.checks.verify import check_answers
-from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import sample_scene
+from lvspec_cli.demo.write import render_frames
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_models
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.quantise import verification_width_limit

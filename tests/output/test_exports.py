@@ -18,8 +18,7 @@ import pytest
 
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.exports.captions import gather
-from lvspec_cli.output.exports.export import check_places, export_records
-from lvspec_cli.output.exports.own import LEDGER
+from lvspec_cli.output.exports.export import LEDGER, check_places, export_records
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
 from lvspec_cli.output.records import Requested, Sampling
 from tests.output.rows import caption, failure, part, room_for

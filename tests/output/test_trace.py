@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 
-from lvspec_cli.output.trace import trace_line, trace_row, verdicts
+from lvspec_cli.output.text import trace_line, trace_row, verdicts
 from lvspec_cli.types import Round, TokenKind
 
 EXACT, FILLER, TARGET = TokenKind.EXACT, TokenKind.FILLER, TokenKind.TARGET

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from lvspec_cli.bench.results import read_results
-from lvspec_cli.demo.captions import caption
 from lvspec_cli.demo.facts import scene_facts
+from lvspec_cli.demo.texts import caption
 from lvspec_cli.demo.write import scene_of
 from lvspec_cli.figures.answers import (
     BenchMode,

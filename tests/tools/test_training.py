@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from lvspec_cli.demo.captions import Span, caption, caption_spans
 from lvspec_cli.demo.scenes import sample_scene
+from lvspec_cli.demo.texts import Span, caption, caption_spans
 from tools.train_demo.dataset import (
     Batch,
     SceneDataset,

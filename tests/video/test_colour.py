@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lvspec_cli.video.colour import (
+from lvspec_cli.video.pixels import (
     BT709,
     BT2020,
     DISPLAY_P3,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.video.geometry import Orientation, fitted_inside, fitted_size, orientation
+from lvspec_cli.video.pixels import Orientation, fitted_inside, fitted_size, orientation
 
 sizes = st.integers(1, 9000)
 

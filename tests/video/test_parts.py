@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.video.parts import Part, Slice, parts_of
+from lvspec_cli.video.source import Part, Slice, parts_of
 from tests.video.clips import make_clip
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -16,9 +16,9 @@ from av.filter import Graph
 
 from lvspec_cli.errors import VideoError
 from lvspec_cli.types import VideoLimits, VideoRequest
-from lvspec_cli.video.colour import PEAK, Colours
 from lvspec_cli.video.decode import read_clip
 from lvspec_cli.video.picture import brightest_of, framed, matrix_of, on_background
+from lvspec_cli.video.pixels import PEAK, Colours
 from tests.video.clips import make_clip, numbers, picture
 
 PQ, HLG = 16, 18

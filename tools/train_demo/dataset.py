@@ -17,9 +17,6 @@ from torch.utils.data import Dataset
 from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
-from lvspec_cli.demo.captions import CAPTION_PROMPTS, Span, caption_spans
-from lvspec_cli.demo.questions import questions, yes_no_questions
-from lvspec_cli.demo.render import render_frames
 from lvspec_cli.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -34,6 +31,8 @@ from lvspec_cli.demo.scenes import (
     position,
     sample_scene,
 )
+from lvspec_cli.demo.texts import CAPTION_PROMPTS, Span, caption_spans, questions, yes_no_questions
+from lvspec_cli.demo.write import render_frames
 from tools.train_demo.guides import (
     IGNORED,
     empty_labels,

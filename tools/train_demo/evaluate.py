@@ -18,10 +18,9 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from lvspec_cli.demo.captions import CAPTION_PROMPTS
 from lvspec_cli.demo.facts import FACT_KINDS, FactScore, add_scores, read_facts, scene_facts, score_facts
-from lvspec_cli.demo.questions import Question, is_right, questions
 from lvspec_cli.demo.scenes import Scene
+from lvspec_cli.demo.texts import CAPTION_PROMPTS, Question, is_right, questions
 from lvspec_cli.demo.write import HELD_OUT_SEED, encode_scene, scene_of
 from lvspec_cli.models.load import LoadedModel, load_model
 from lvspec_cli.models.processing import video_metadata

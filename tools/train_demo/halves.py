@@ -21,9 +21,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from lvspec_cli.demo.captions import CAPTION_PROMPTS, caption
-from lvspec_cli.demo.questions import questions
 from lvspec_cli.demo.scenes import sample_scene
+from lvspec_cli.demo.texts import CAPTION_PROMPTS, caption, questions
 
 HalfName = Literal["target", "draft"]
 FRAME_PIXELS = 24_000  # what the processor makes of a frame: 4 to 7 tokens a side
