@@ -190,13 +190,24 @@ def markdown(results: Results) -> str:
 def fidelity_table(results: Results) -> Table:
     """Quality relative to ar, for the modes with a comparison."""
     return Table(
-        ("mode", "facts F1", "questions", "log probability", "chrF", "ROUGE-L", "identical", "same answer"),
+        (
+            "mode",
+            "facts F1",
+            "questions",
+            "log probability",
+            "content",
+            "chrF",
+            "ROUGE-L",
+            "identical",
+            "same answer",
+        ),
         [
             (
                 str(result.variant),
                 number(fidelity.facts.mode, 3) if fidelity.facts else "",
                 number(fidelity.questions.mode, 3) if fidelity.questions else "",
                 number(fidelity.log_probability.value, 3) if fidelity.log_probability else "",
+                percent(fidelity.content_kept.value, 1) if fidelity.content_kept else "",
                 number(fidelity.chrf.value, 1) if fidelity.chrf else "",
                 number(fidelity.rouge_l.value, 1) if fidelity.rouge_l else "",
                 percent(fidelity.identical.value, 0) if fidelity.identical else "",

@@ -274,6 +274,7 @@ def _unlabelled(rows: FidelityRows) -> Table:
         (
             str(result.variant),
             _signed(fidelity.log_probability_change),
+            percent(fidelity.content_kept.value, 1) if fidelity.content_kept else "",
             estimate(fidelity.chrf, 1),
             estimate(fidelity.rouge_l, 1),
             percent(fidelity.identical.value, 1) if fidelity.identical else "",
@@ -285,7 +286,7 @@ def _unlabelled(rows: FidelityRows) -> Table:
     ]
     return Table(
         (
-            "mode", "log probability against ar, nats a token", "chrF", "ROUGE-L", "identical texts",
+            "mode", "log probability against ar, nats a token", "content words kept", "chrF", "ROUGE-L", "identical texts",
             "same short answers", "repeated 4-grams", "tokens an answer",
         ),
         body,

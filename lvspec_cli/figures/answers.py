@@ -270,6 +270,7 @@ class Fidelity(FrozenModel):
     log_probability: Estimate | None = None
     ar_log_probability: Estimate | None = None
     log_probability_change: Estimate | None = None  # mode - ar
+    content_kept: Estimate | None = None  # share of the content words of ar's texts
     chrf: Estimate | None = None  # 0 to 100, to ar's text
     rouge_l: Estimate | None = None  # 0 to 100, to ar's text
     identical: Estimate | None = None  # share of texts

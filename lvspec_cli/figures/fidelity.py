@@ -28,6 +28,7 @@ from lvspec_cli.figures.labels import (
     Label,
     Reference,
     chrf,
+    content_kept,
     judge_text,
     repetition,
     rouge_l,
@@ -151,6 +152,7 @@ def fidelity_of(comparisons: Sequence[Comparison], *, seed: int = 0) -> Fidelity
         log_probability=mean(scored, lambda comparison: comparison.mode.log_probability),
         ar_log_probability=mean(scored, lambda comparison: comparison.ar.log_probability),
         log_probability_change=mean(scored, lambda comparison: comparison.log_probability_change),
+        content_kept=_content_kept(comparisons, seed),
         chrf=mean(comparisons, lambda comparison: chrf(*comparison.texts)),
         rouge_l=mean(comparisons, lambda comparison: rouge_l(*comparison.texts)),
         identical=mean(comparisons, lambda comparison: comparison.mode.text == comparison.ar.text),
@@ -188,6 +190,12 @@ def combined_quality(comparisons: Sequence[Comparison], *, seed: int = 0) -> Rel
         for comparison in labelled
     )
     return _relative_quality(_by_clip(labelled, counts), expected, seed)
+
+
+def _content_kept(comparisons: Sequence[Comparison], seed: int) -> Estimate | None:
+    """The share of the content words of ``ar``'s texts that the mode's texts have, too."""
+    rows = _by_clip(comparisons, lambda comparison: content_kept(*comparison.texts))
+    return ratio_of_sums(*rows, seed=seed) if rows and sum(rows[1]) else None
 
 
 def likelihood_ratio(comparisons: Sequence[Comparison], *, seed: int = 0) -> Estimate | None:

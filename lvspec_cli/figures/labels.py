@@ -176,6 +176,18 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word for word in _WORD.findall(text.casefold()) if word not in _ARTICLES)
 
 
+def content_kept(text: str, reference: str) -> tuple[int, int]:
+    """How many different content words of a reference a text has, too, and how many the reference has.
+
+    Content words are all words but English function words (``models.words``). Their share needs no labels,
+    and orders rules as the true recall of facts does (docs/rule.md).
+    """
+    from lvspec_cli.models.words import FUNCTION_WORDS
+
+    content = set(words(reference)) - FUNCTION_WORDS
+    return len(content & set(words(text))), len(content)
+
+
 def same_answer(text: str, other: str) -> bool:
     """Whether two short answers consist of the same words."""
     return words(text) == words(other)

@@ -129,6 +129,8 @@ def test_without_labels_the_texts_are_compared() -> None:
     assert found.ar_log_probability == Estimate(value=-0.5, low=None, high=None)
     assert found.rouge_l is not None
     assert found.rouge_l.value == pytest.approx(100 * 2 * 3 / (12 + 6))  # the cat the
+    assert found.content_kept is not None
+    assert 0 < found.content_kept.value < 1
     assert found.chrf is not None
     assert 0 < found.chrf.value < 100
     assert found.repetition == pytest.approx(4 / 5)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.figures.labels import chrf, repetition, rouge_l, same_answer, words
+from lvspec_cli.figures.labels import chrf, content_kept, repetition, rouge_l, same_answer, words
 
 TEXTS = st.text(max_size=40)
 
@@ -16,6 +16,12 @@ def test_words_know_no_case_articles_or_punctuation() -> None:
 def test_short_answers_agree_in_their_words() -> None:
     assert same_answer("A red ball.", "red  Ball")
     assert not same_answer("red ball", "ball red")
+
+
+def test_content_kept_counts_words_that_say_something() -> None:
+    assert content_kept("A red ball is there. The red ball!", "The red ball and a dog") == (2, 3)
+    assert content_kept("", "a the of") == (0, 0)
+    assert content_kept("狗 跑", "狗 睡") == (1, 2)
 
 
 def test_chrf_by_hand() -> None:
