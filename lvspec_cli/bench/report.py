@@ -286,8 +286,8 @@ def _unlabelled(rows: FidelityRows) -> Table:
     ]
     return Table(
         (
-            "mode", "log probability against ar, nats a token", "content words kept", "chrF", "ROUGE-L", "identical texts",
-            "same short answers", "repeated 4-grams", "tokens an answer",
+            "mode", "log probability against ar, nats a token", "content words kept", "chrF", "ROUGE-L",
+            "identical texts", "same short answers", "repeated 4-grams", "tokens an answer",
         ),
         body,
         "Against the texts of ar",
