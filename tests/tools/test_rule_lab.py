@@ -261,7 +261,7 @@ def test_what_the_lab_cannot_compute_is_refused():
 
 def caption(scene: int, rule: str, text: str, **values: object) -> Caption:
     losses = (0.0, 0.0, 0.5, 0.0, 0.0)
-    made = Caption(scene, rule, text, (1, 2, 3, 4, 5), "tefet", losses, rounds=2, cost=3.2, finish="stop")
+    made: Any = Caption(scene, rule, text, (1, 2, 3, 4, 5), "tefet", losses, 2, 3.2, "stop")
     return replace(made, **values)
 
 

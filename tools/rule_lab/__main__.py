@@ -33,6 +33,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from lvspec_cli.bench.variants import read_rules
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
@@ -41,7 +43,7 @@ from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Mode, RoundCosts
 from tools.rule_lab.decode import Caption, Lab, Vary, watched_layers
 from tools.rule_lab.report import counts_by_rule, differences, figures
 from tools.rule_lab.scenes import make_scene
-from tools.rule_lab.trie import Reader, load_model, load_tokenizer, unpack
+from tools.rule_lab.trie import Reader, load_model, unpack
 
 _RULES = Path(__file__).with_name("rules.yaml")
 _PART = re.compile(r"part_?(\d+)", re.IGNORECASE)
@@ -79,7 +81,7 @@ def run(given: argparse.Namespace) -> None:
     done = {(caption.scene, caption.rule) for caption in read_captions([given.out])}
     todo = [seed for seed in given.scenes if any((seed, name) not in done for name in rules)]
     rules = {name: rule for name, rule in rules.items() if any((seed, name) not in done for seed in todo)}
-    tokenizer = load_tokenizer(given.target)
+    tokenizer = AutoTokenizer.from_pretrained(given.target)
     target, draft = load_model(given.target), load_model(given.draft)
     vocabulary = min(
         len(tokenizer), *(model.config.get_text_config().vocab_size for model in (target, draft))

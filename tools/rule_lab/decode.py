@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from lvspec_cli.types import (
     PairPrompts,
     Prompt,
     RelevanceName,
-    RoundCosts,
     TokenKind,
 )
 from tools.rule_lab.scenes import Scene, doubts
@@ -78,15 +77,8 @@ class _MissingError(Exception):
         self.nodes, self.draft = nodes, draft
 
 
-@dataclass(frozen=True)
-class _Passed:
-    """What a walker's pass gives: the nodes that it came to."""
-
-    nodes: tuple[Node, ...]
-
-
 class _Walker:
-    """Walks over the trie, as a decoder decodes: what :class:`Answer` uses of it."""
+    """Walks over the trie, as a decoder decodes: what :class:`Answer` uses of it. A pass is its nodes."""
 
     def __init__(self, root: Node, loaded: Any, layer_count: int, *, draft: bool) -> None:
         self.loaded, self.layer_count = loaded, layer_count
@@ -97,21 +89,21 @@ class _Walker:
     def answered(self) -> int:
         return len(self._path) - 1
 
-    def begin(self, prompt: Prompt, room: int, watch: object = ()) -> _Passed:
+    def begin(self, prompt: Prompt, room: int, watch: object = ()) -> tuple[Node, ...]:
         del self._path[1:]
-        return _Passed((self._path[0],))
+        return (self._path[0],)
 
-    def forward(self, tokens: Tensor, watch: object = ()) -> _Passed:
+    def forward(self, tokens: Tensor, watch: object = ()) -> tuple[Node, ...]:
         start = len(self._path)
         for token in tokens.tolist():
             self._path.append(self._path[-1].child(token))
         unread = [node for node in self._path if self._reading(node) is None]
         if unread:
             raise _MissingError(unread, draft=self._draft)
-        return _Passed(tuple(self._path[start:]))
+        return tuple(self._path[start:])
 
-    def logits(self, passed: _Passed, last: int) -> Tensor:
-        readings = (self._reading(node) for node in passed.nodes[-last:])
+    def logits(self, passed: tuple[Node, ...], last: int) -> Tensor:
+        readings = (self._reading(node) for node in passed[-last:])
         return torch.stack([reading.row(self.loaded.vocabulary) for reading in readings if reading])
 
     def rollback(self, answered: int) -> None:
@@ -130,7 +122,7 @@ class _NoteAttention:
         self._layers = layers
 
     def score(self, passed: Any, drafted: Tensor) -> Tensor:
-        readings = [node.target for node in passed.nodes[: len(drafted)]]
+        readings = [node.target for node in passed[: len(drafted)]]
         shares = [torch.stack([said.shares[layer] for layer in self._layers]) for said in readings]
         return torch.stack(shares).amax(-1).mean(-1)
 
@@ -175,7 +167,7 @@ class Lab:
             views = ((), ()) if sure else doubts(scene)
             asked.append((ask(self.tokenizer, scene, views[0]), ask(self.tokenizer, scene, views[1])))
         roots = self.trie.begin(asked)
-        answers: dict[tuple[int, str], _Answering] = {
+        answers: dict[tuple[int, str], _Ruled | _Varied] = {
             (index, name): _Varied(self, root, settings, scene.seed)
             if isinstance(settings, Vary)
             else _Ruled(self, root, settings)
@@ -189,58 +181,33 @@ class Lab:
         ]
 
 
-class _Answering(Protocol):
-    """An answer that is decoded. ``advance`` ends when it is over, or raises for nodes."""
-
-    rounds: int
-    cost: float
-
-    @property
-    def tokens(self) -> Sequence[int]: ...
-    @property
-    def kinds(self) -> Sequence[TokenKind]: ...
-    @property
-    def finish(self) -> FinishReason | None: ...
-    def advance(self) -> None: ...
-
-
-class _Ruled:
+class _Ruled(Answer):
     """An answer by the product's own rounds."""
 
     def __init__(self, lab: Lab, root: Node, settings: DecodeSettings) -> None:
         layers = lab.trie.target.layers
         self._walkers = [_Walker(root, lab.loaded, layers, draft=draft) for draft in (False, True)]
         target, draft = (cast(Decoder, walker) for walker in self._walkers)
-        relevance = _relevance(settings, target, lab.words)
-        self._answer = Answer(target, draft, lab.words, settings, relevance)
-        self._costs = settings.adaptation.costs or RoundCosts(draft=1.0)
-        self._ar = settings.mode == Mode.AR
+        super().__init__(target, draft, lab.words, settings, _relevance(settings, target, lab.words))
         self.rounds, self.cost = 0, 0.0
 
-    @property
-    def tokens(self) -> Sequence[int]:
-        return self._answer.tokens
-
-    @property
-    def kinds(self) -> Sequence[TokenKind]:
-        return self._answer.kinds
-
-    @property
-    def finish(self) -> FinishReason | None:
-        return self._answer.finish
-
     def advance(self) -> None:
+        """Decode to the end.
+
+        :raises _MissingError: nodes have to be read first; then call it again.
+        """
         if not self.tokens:
-            self._answer.begin(PairPrompts(_PROMPT, _PROMPT))
+            self.begin(PairPrompts(_PROMPT, _PROMPT))
         while self.finish is None:
             try:
-                done = self._answer.round()
+                done = self.round()
             except _MissingError:
                 for walker in self._walkers:
                     walker.rollback(len(self.tokens) - 1)
                 raise
+            costs = self._settings.adaptation.costs
             self.rounds += 1
-            self.cost += 1.0 if self._ar else round_cost(len(done.drafted), self._costs)
+            self.cost += round_cost(len(done.drafted), costs) if costs and self.speculates else 1.0
 
 
 class _Varied:
@@ -255,6 +222,7 @@ class _Varied:
         self.rounds, self.cost = 0, 0.0
 
     def advance(self) -> None:
+        """As for :class:`_Ruled`."""
         while self.finish is None:
             said = self._node.target
             if said is None:
@@ -288,9 +256,9 @@ def _relevance(settings: DecodeSettings, target: Decoder, words: TokenSets) -> R
     return relevance_for(rule, target, words, VideoStates({}), settings.seed)
 
 
-def _finish(trie: Trie, answers: Sequence[_Answering]) -> None:
+def _finish(trie: Trie, answers: Sequence[_Ruled | _Varied]) -> None:
     """Advance all answers to their ends. Drafts go first, so that the target's passes have many rows."""
-    running, waiting = list(answers), list[tuple[_Answering, _MissingError]]()
+    running, waiting = list(answers), list[tuple[_Ruled | _Varied, _MissingError]]()
     while running or waiting:
         for answer in running:
             try:
@@ -303,10 +271,10 @@ def _finish(trie: Trie, answers: Sequence[_Answering]) -> None:
         if nodes:
             trie.read(nodes, draft_only=bool(drafting))
         running = [answer for answer, _ in chosen]
-        waiting = [entry for entry in waiting if entry[1].draft is False] if drafting else []
+        waiting = [entry for entry in waiting if entry not in chosen]
 
 
-def _caption(scene: int, rule: str, answer: _Answering, root: Node, tokenizer: Any) -> Caption:
+def _caption(scene: int, rule: str, answer: _Ruled | _Varied, root: Node, tokenizer: Any) -> Caption:
     losses, node = list[float](), root
     for token in answer.tokens:
         said = node.target

@@ -299,10 +299,6 @@ def load_model(path: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     return model.eval()
 
 
-def load_tokenizer(path: Path) -> Any:
-    return AutoTokenizer.from_pretrained(path)
-
-
 def unpack(file: Path, folder: Path) -> None:
     """Write a GGUF file as a folder in transformers' layout, in bfloat16. Needs the package gguf, and
     minutes."""
