@@ -21,7 +21,7 @@ from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.words import TokenSets, token_sets
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.draft_length import round_cost
-from lvspec_cli.speculation.relevance import Relevance, VideoStates, layers_of, relevance_for
+from lvspec_cli.speculation.relevance import LAYERED, Relevance, VideoStates, layers_of, relevance_for
 from lvspec_cli.speculation.repetition import is_looping, starts_loop
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import (
@@ -121,7 +121,7 @@ class _NoteAttention:
     def __init__(self, layers: Sequence[int]) -> None:
         self._layers = layers
 
-    def score(self, passed: Any, drafted: Tensor) -> Tensor:
+    def score(self, passed: Any, drafted: Tensor, logits: Tensor) -> Tensor:
         readings = [node.target for node in passed[: len(drafted)]]
         shares = [torch.stack([said.shares[layer] for layer in self._layers]) for said in readings]
         return torch.stack(shares).amax(-1).mean(-1)
@@ -136,7 +136,7 @@ def watched_layers(rules: Mapping[str, DecodeSettings | Vary], layer_count: int)
     for name, settings in rules.items():
         if isinstance(settings, Vary) or settings.mode != Mode.LVSPEC:
             continue
-        if settings.rule.relevance in (RelevanceName.SIMILARITY, RelevanceName.LENS):
+        if settings.rule.relevance in LAYERED and settings.rule.relevance is not RelevanceName.ATTENTION:
             raise UsageError(
                 f"{name}: the lab has no relevance {settings.rule.relevance}", "choose another one"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lvspec_cli.figures.answers import Estimate
-from lvspec_cli.figures.intervals import interval_of_sums
+from lvspec_cli.figures.statistics import interval_of_sums
 from lvspec_cli.table import Table
 from tools.rule_lab.decode import Caption
 from tools.rule_lab.facts import Facts, content
