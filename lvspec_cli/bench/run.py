@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -36,7 +36,7 @@ from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.output.files import replacing, sweep
-from lvspec_cli.output.records import identify, settings_fields
+from lvspec_cli.output.records import settings_fields
 from lvspec_cli.pipeline import load, memory_errors
 from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import Adaptation, Gamma, VideoRequest
@@ -290,11 +290,13 @@ def words_digest(words: TokenSets) -> str:
 
 def inputs_digest(clips: Sequence[BenchClip]) -> str:
     """A digest of the clips and questions, the files' content included."""
-    facts = []
-    for clip in clips:
-        sample = ""
-        with suppress(OSError):  # it will appear in the results as unreadable
-            sample = identify(clip.video.path, b"").sample
-        stretch = [clip.video.start, clip.video.end]
-        facts.append([sample, stretch, [item.model_dump(mode="json") for item in clip.items]])
-    return digest_of(facts)
+    return digest_of(
+        [
+            [
+                clip.sample,
+                [clip.video.start, clip.video.end],
+                [item.model_dump(mode="json") for item in clip.items],
+            ]
+            for clip in clips
+        ]
+    )

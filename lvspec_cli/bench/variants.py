@@ -123,12 +123,6 @@ def as_yaml(rule: RuleSettings) -> dict[str, Any]:
     return _RULE.dump_python(rule, mode="json")
 
 
-def rule_changes(rule: RuleSettings, base: RuleSettings) -> dict[str, Any]:
-    """The fields of a rule that differ from ``base``, as YAML values."""
-    base_values = as_yaml(base)
-    return {name: value for name, value in as_yaml(rule).items() if value != base_values[name]}
-
-
 def rules_by_name(named: Sequence[NamedRule]) -> Mapping[str, RuleSettings]:
     """The rules by name.
 

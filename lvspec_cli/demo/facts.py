@@ -110,15 +110,6 @@ def score_facts(stated: Counter[Fact], expected: Counter[Fact]) -> dict[str, Fac
     return scores
 
 
-def add_scores(parts: Iterable[Mapping[str, FactScore]]) -> dict[str, FactScore]:
-    """Micro-averaged scores over many captions."""
-    total = {kind: FactScore() for kind in (*FACT_KINDS, "all")}
-    for part in parts:
-        for kind, score in part.items():
-            total[kind] += score
-    return total
-
-
 # --- reading -------------------------------------------------------------------------------
 
 

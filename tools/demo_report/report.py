@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lvspec_cli.bench.charts import speedup_bars, standalone_svg
+from lvspec_cli.bench.charts import speedup_bars
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.lines import machine
@@ -433,3 +433,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def standalone_svg(inline: str) -> str:
+    """A chart as an SVG file, in a grey that is readable on light and dark pages."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return inline.replace("<svg", f'<svg {spaces} color="#808080"', 1) + "\n"
