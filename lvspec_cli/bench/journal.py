@@ -22,13 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli import __version__
 from lvspec_cli.bench.results import BenchSettings, Environment, differing_fields
-from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.output.files import (
     check_all_ours,
     check_still,
     locked,
+    make_folder,
     open_locked,
     sync_folder,
     sync_open,
@@ -160,12 +161,7 @@ def open_lines(path: Path, header: H, line: type[L], *, redo: bool = False) -> I
     :param line: the model of its lines.
     """
     folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: {error.strerror or error}", "name a folder that can be written"
-        ) from error
+    make_folder(folder)
     with locked(path):
         check_all_ours(folder, {path.name: MARK})
         whole, stored = _stored_lines(path, header, line, redo)

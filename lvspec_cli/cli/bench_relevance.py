@@ -21,7 +21,6 @@ from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
     decode_settings,
-    made_folder,
     video_request,
 )
 from lvspec_cli.system import quieten_libraries
@@ -223,8 +222,9 @@ def _facts(choice: PairChoice, request: AskRequest, schemes: Sequence[RelevanceN
 def _clips(scoring: Scoring, video: VideoRequest, progress: PlainProgress) -> tuple[BenchClip, ...]:
     from lvspec_cli.bench.items import clips_of
     from lvspec_cli.bench.run import RELEVANCE_CLIPS
+    from lvspec_cli.output.files import make_folder
 
-    made_folder(scoring.out)
+    make_folder(scoring.out)
     sources = [Path(text) for text in scoring.clips or ()]
     sources = sources or drawn_clips(scoring.out / "clips", scoring.limit or RELEVANCE_CLIPS, progress)
     return clips_of(sources, video, limit=scoring.limit)

@@ -65,16 +65,12 @@ def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: opti
 
 def _list(models_file: Path | None, debug: bool) -> None:
     with reporting(debug):
-        from lvspec_cli.pairs.files import locate
+        from lvspec_cli.memory.choose import stored_pairs
         from lvspec_cli.pairs.registry import load_registry
-        from lvspec_cli.ui.tables import PairRow, for_stdout, pair_table
+        from lvspec_cli.ui.tables import for_stdout, pair_table
 
         registry = load_registry(models_file)
-        rows = [
-            PairRow(name, name == registry.default, pair, locate(pair.target), locate(pair.draft))
-            for name, pair in registry.pairs.items()
-        ]
-        write_out(for_stdout(pair_table(rows)))
+        write_out(for_stdout(pair_table(stored_pairs(registry.pairs), registry.default)))
 
 
 @app.command()
@@ -104,7 +100,9 @@ def pull(
         if not quiet:
             incomplete = [model for model in missing if model.files]
             for model in incomplete:
-                say(_download_line(model))
+                pinned = "" if model.source.revision else " of main, no commit is pinned"
+                files = f"{len(model.files)} files{pinned}"
+                say(f"{model.source.name}: {files}, {gigabytes(model.size)} to download")
             if not incomplete:
                 say(f"{name}: all of it is here")
             if chosen.licence:
@@ -127,12 +125,6 @@ def _folder(source: Source) -> str:
     from lvspec_cli.pairs.files import require
 
     return str(require(source))
-
-
-def _download_line(missing: Missing) -> str:
-    revision = "" if missing.source.revision else " of main, no commit is pinned"
-    files, size = f"{len(missing.files)} files{revision}", gigabytes(missing.size)
-    return f"{missing.source.name}: {files}, {size} to download"
 
 
 def _confirm(name: str, size: int, yes: bool) -> None:

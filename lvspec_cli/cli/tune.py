@@ -19,7 +19,6 @@ from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
     decode_settings,
-    made_folder,
     video_request,
 )
 from lvspec_cli.errors import UsageError
@@ -138,7 +137,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> 
     from lvspec_cli.bench.run import TUNING_CLIPS
     from lvspec_cli.bench.tune import MARKS, TuneJob
     from lvspec_cli.bench.variants import parse_gammas
-    from lvspec_cli.output.files import check_all_ours
+    from lvspec_cli.output.files import check_all_ours, make_folder
     from lvspec_cli.pipeline import prepared
     from lvspec_cli.request import AskRequest
 
@@ -158,7 +157,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> 
     video = video_request(flags.sampling, choice.pair)
     unresolved = AskRequest(video, (), decode_settings(decoding, rule, choice.pair), system)
     load_plan, request = prepared(choice, unresolved, progress.listen)
-    made_folder(work.out)
+    make_folder(work.out)
     return TuneJob(
         load_plan=load_plan,
         video=video,

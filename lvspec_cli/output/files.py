@@ -31,6 +31,18 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: {error.strerror or error}", remedy)
 
 
+def make_folder(folder: Path) -> None:
+    """Creates a folder for results if it does not exist.
+
+    :raises OutputError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "name a folder that can be written"
+        raise OutputError(f"{folder}: {error.strerror or error}", remedy) from error
+
+
 def lacks_room(error: OutputError) -> bool:
     """Whether the disk or the quota is full, so that further files cannot be written either."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM
