@@ -26,7 +26,6 @@ from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.bench.run import (
     BenchJob,
-    demo_clips,
     header_of,
     measured_of,
     results_of,
@@ -47,6 +46,7 @@ from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.system import usable_cores
 from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 from tools.demo_report.batched import BATCH, REFERENCE, batched_of
+from tools.demo_report.drawing import draw_clips
 from tools.demo_report.earlier import asked_of, is_still_said, lines_kept, with_earlier, without
 from tools.demo_report.further import joined, with_further
 from tools.demo_report.page import page
@@ -162,7 +162,8 @@ class _Runs:
 
     def clips(self, first: int, count: int) -> list[Path]:
         report, told = self.report, _Told("drawing clips", self.say)
-        return demo_clips(report.out / "clips", count, told, first=first, processes=report.processes)
+        numbers = range(first, first + count)
+        return draw_clips(report.out / "clips", numbers, told, processes=report.processes)
 
     def job(
         self,
