@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Argument
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.bench import check_extra, drawn_clips, resumable, warn
-from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
     checked_system,
@@ -58,16 +58,10 @@ class Scoring(OptionGroup):
             help="Clips that lvspec demo wrote, or folders of them; none draws new ones.",
         ),
     ] = None
-    out: Annotated[
-        Path, Option("--out", "-o", metavar="DIR", help="Where the results go.")
-    ] = Path("lvspec-bench")  # fmt: skip
-    limit: Annotated[
-        int | None, Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
-    ] = None
-    relevance: Annotated[
-        list[SchemeName] | None, Option("--relevance", help="Only this scheme; repeat for more.")
-    ] = None
-    redo: Annotated[bool, Option("--redo", help="Score all captions again.")] = False
+    out: Path = flag(Path("lvspec-bench"), "Where the results go.", "-o", metavar="DIR")
+    limit: int | None = flag(None, "Take N clips at most.", min=1, max=9999, metavar="N")
+    relevance: list[SchemeName] | None = flag(None, "Only this scheme; repeat for more.")
+    redo: bool = flag(False, "Score all captions again.", "--redo")
     gamma: options.Gamma = None
     system: options.System = None
     max_new_tokens: options.MaxNewTokens = None
