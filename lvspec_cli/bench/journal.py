@@ -11,7 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +32,8 @@ from lvspec_cli.output.files import (
     make_folder,
     open_locked,
     sync_folder,
-    sync_open,
     unwritable,
+    write_all,
 )
 from lvspec_cli.system import usable_cores
 from lvspec_cli.text_file import RECORDS, read_own
@@ -224,10 +224,8 @@ def _difference(earlier: BaseModel, header: BaseModel) -> str:
 
 
 def _append(descriptor: int, line: BaseModel, *, exclude_defaults: bool = True) -> None:
-    data = line.model_dump_json(by_alias=True, exclude_defaults=exclude_defaults).encode() + b"\n"
-    while data:
-        data = data[os.write(descriptor, data) :]
-    sync_open(descriptor)
+    text = line.model_dump_json(by_alias=True, exclude_defaults=exclude_defaults)
+    write_all(descriptor, text.encode() + b"\n")
 
 
 # Packages that affect speed: with scikit-learn, generate() chooses the proposal length differently.
@@ -247,7 +245,7 @@ def environment_of(pair: LoadedPair) -> Environment:
         versions["cuda"] = torch.version.cuda
     return Environment(
         device=str(device),
-        device_name=_device_name(device),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         cores=usable_cores(),
         threads=torch.get_num_threads(),
         target_dtype=_dtype(pair.target),
@@ -264,18 +262,10 @@ def _dtype(loaded: LoadedModel) -> str:
     return name if storage in (Quantisation.NONE, Quantisation.BF16) else f"{name} ({storage})"
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return _processor() or platform.machine()
-
-
 def _processor() -> str:
     """The processor's name: from /proc/cpuinfo on Linux, elsewhere from ``platform``."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
+            if line.startswith("model name") and (name := line.partition(":")[2].strip()):
+                return name
+    return platform.processor() or platform.machine()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -403,11 +403,11 @@ class MeasuredCaptions:
     unread: dict[str, str]
 
 
-@contextmanager
-def open_captions(folder: Path, header: Header, *, redo: bool = False) -> Iterator[LineFile[ScoredCaption]]:
+def open_captions(
+    folder: Path, header: Header, *, redo: bool = False
+) -> AbstractContextManager[LineFile[ScoredCaption]]:
     """Opens the folder's file of captions; raises as ``bench.journal.open_journal`` does."""
-    with open_lines(folder / CAPTIONS_NAME, header, ScoredCaption, redo=redo) as lines:
-        yield lines
+    return open_lines(folder / CAPTIONS_NAME, header, ScoredCaption, redo=redo)
 
 
 def measure_relevance(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +20,7 @@ from lvspec_cli.table import counted, gigabytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lvspec_cli.checks.verify import Check, LocalModel, Progress
+    from lvspec_cli.checks.verify import Check, LocalModel
     from lvspec_cli.pairs.hub import Missing
     from lvspec_cli.pairs.registry import Pair, Source
 ASK_ABOVE = 10 * 10**9  # bytes
@@ -247,6 +247,7 @@ def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, qui
 def _files(model: LocalModel, quiet: bool) -> Iterator[Check]:
     from lvspec_cli.checks.verify import check_files
     from lvspec_cli.pairs.hub import hashes_of
+    from lvspec_cli.ui.progress import PlainProgress
 
     known: dict[str, str] = {}
     if model.source.repo:
@@ -255,28 +256,10 @@ def _files(model: LocalModel, quiet: bool) -> Iterator[Check]:
         except LvspecError as error:
             if not quiet:
                 say(f"{error.cause}; the cache's own hashes are taken")
-    yield check_files(model, known, _file_progress(quiet))
-
-
-def _file_progress(quiet: bool) -> Progress:
-    """Shows the progress of reading each file on a terminal."""
-    if quiet or not sys.stderr.isatty():
-        return lambda name, done, total: None
-    from lvspec_cli.ui.progress import PlainProgress
-
-    progress, label = PlainProgress(sys.stderr), ""
-
-    def advance(name: str, done: int, total: int) -> None:
-        nonlocal label
-        if label != name:
-            progress.begin(name)
-            label = name
-        progress.advance(name, done, total, "B")
-        if done >= total:
-            progress.close()
-            label = ""
-
-    return advance
+    progress = PlainProgress(None if quiet or not sys.stderr.isatty() else sys.stderr)
+    stage = cache(partial(progress.staged, unit="B"))  # of each file
+    yield check_files(model, known, lambda name, done, total: stage(name)(done, total))
+    progress.close()
 
 
 def _self_test(name: str, pair: Pair, device: str, dtype: str) -> Iterator[Check]:
