@@ -122,7 +122,7 @@ def compare_blocks(
 def fidelity_of(comparisons: Sequence[Comparison], *, seed: int = 0) -> Fidelity | None:
     """All quality figures of one mode; None where nothing was compared.
 
-    Intervals are over clips (``figures.intervals``): a resample takes all answers of a clip, the mode's and
+    Intervals are over clips (``figures.statistics``): a resample takes all answers of a clip, the mode's and
     those of ``ar``, or none of them.
     """
     if not comparisons:
