@@ -496,8 +496,11 @@ def smallest_change(machine: Machine, sizes: Sizes, load: Workload, request: Pla
 
 
 def _changes(load: Workload, request: PlanRequest) -> list[tuple[str, Workload, PlanRequest]]:
-    """Flags to try, with what they change, mildest first: a shorter prompt; half the frames, half the pixels,
-    a quarter of each; a draft in 4 bits, both models in 4 bits; both in 4 bits with a quarter of the frames."""
+    """Flags to try and what they change, mildest first.
+
+    A shorter prompt; half the frames, half the pixels, a quarter of each; a draft in 4 bits, both models in
+    4 bits; both in 4 bits with a quarter of the frames.
+    """
     changes = []
     if load.text_tokens > TEXT_TOKENS:
         changes.append(("a shorter prompt", replace(load, text_tokens=TEXT_TOKENS), request))
