@@ -24,6 +24,7 @@ from lvspec_cli import __version__
 from lvspec_cli.bench.results import BenchSettings, Environment, differing_fields
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Block, Item
+from lvspec_cli.host import usable_cores
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.output.files import (
     check_all_ours,
@@ -35,7 +36,6 @@ from lvspec_cli.output.files import (
     unwritable,
     write_all,
 )
-from lvspec_cli.system import usable_cores
 from lvspec_cli.text_file import RECORDS, read_own
 from lvspec_cli.types import Quantisation
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lvspec_cli import __version__
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.system import usable_cores
+from lvspec_cli.host import usable_cores
 from lvspec_cli.table import counted, gigabytes
 
 State = Literal["ok", "note", "bad"]

@@ -21,7 +21,7 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace

@@ -19,7 +19,7 @@ from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
 from lvspec_cli.errors import UsageError
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.types import KeepBy
 
 if TYPE_CHECKING:

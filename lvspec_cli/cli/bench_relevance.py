@@ -23,7 +23,7 @@ from lvspec_cli.cli.requests import (
     decode_settings,
     video_request,
 )
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.types import Mode, RelevanceName
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.errors import LvspecError, PairError, UsageError
 from lvspec_cli.escape import visible_line
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.table import counted, gigabytes
 
 if TYPE_CHECKING:

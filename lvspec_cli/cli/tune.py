@@ -21,7 +21,7 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import UsageError
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.types import RelevanceName
 
 if TYPE_CHECKING:

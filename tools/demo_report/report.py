@@ -36,6 +36,7 @@ from lvspec_cli.bench.variants import NamedRule, ablations, controls, read_rules
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.figures.summary import Measured
+from lvspec_cli.host import usable_cores
 from lvspec_cli.memory.choose import choose_pair
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
@@ -43,7 +44,6 @@ from lvspec_cli.output.files import replacing
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
 from lvspec_cli.pipeline import load, prepared
 from lvspec_cli.request import AskRequest, LoadPlan
-from lvspec_cli.system import usable_cores
 from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 from tools.demo_report.batched import BATCH, REFERENCE, batched_of
 from tools.demo_report.drawing import draw_clips
