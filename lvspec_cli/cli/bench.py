@@ -303,40 +303,37 @@ First = Annotated[
     Path, typer.Argument(metavar="A", help="A results.json, or the folder that lvspec bench wrote it to.")
 ]
 Second = Annotated[Path, typer.Argument(metavar="B", help="The later one.")]
-Margin = Annotated[
-    float,
-    typer.Option(
-        "--margin", min=0, max=1, metavar="X",
-        help="The share by which a speedup, an accepted length or the likelihood of the texts may fall.",
-    ),
-]  # fmt: skip
-RetentionMargin = Annotated[
-    float,
-    typer.Option(
-        "--retention-margin", min=0, max=1, metavar="X", help="By how much the retention may fall, of 1."
-    ),
-]
 
 
-def bench_compare(
-    before: First,
-    after: Second,
-    margin: Margin = 0.05,
-    retention_margin: RetentionMargin = 0.002,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+@dataclass(frozen=True)
+class CompareFlags(OptionGroup):
+    """How much worse a figure may become, and messages."""
+
+    margin: float = flag(
+        0.05,
+        "The share by which a speedup, an accepted length or the likelihood of the texts may fall.",
+        min=0, max=1, metavar="X",
+    )  # fmt: skip
+    retention_margin: float = flag(
+        0.002, "By how much the retention may fall, of 1.", min=0, max=1, metavar="X"
+    )
+    quiet: options.Quiet = False
+    debug: options.Debug = False
+
+
+@with_groups
+def bench_compare(before: First, after: Second, flags: CompareFlags) -> None:
     """Show what changed from A to B. Exit code 6 when a figure of A got worse beyond the margin."""
-    with reporting(debug):
+    with reporting(flags.debug):
         from lvspec_cli.bench.results import Margins, compare_results, differences, read_results
         from lvspec_cli.errors import RegressionError
         from lvspec_cli.ui.summary import change_table
         from lvspec_cli.ui.tables import for_stdout
 
         first, second = read_results(before), read_results(after)
-        changes = compare_results(first, second, Margins(margin, retention_margin))
+        changes = compare_results(first, second, Margins(flags.margin, flags.retention_margin))
         write_out(for_stdout(change_table(changes)))
-        if not quiet:
+        if not flags.quiet:
             for line in differences(first, second):
                 say(f"not the same: {line}")
         worse = [change for change in changes if change.regression]
