@@ -76,7 +76,7 @@ def ask(
 ) -> list[Record]:
     """Answers all questions in order. The video is decoded and encoded once.
 
-    :param trace: called with each round (``output.trace``).
+    :param trace: called with each round (``output.text``).
     :param interrupted: checked once a round; if true, the answer ends with the text so far, and no other
         starts.
     :raises LvspecError: if the video cannot be read, or not by this pair, ``listen`` also gets an error

@@ -1,5 +1,5 @@
 """A table of text, and figures as people read them: bytes, times, counts. For a pipe and for Markdown a table
-is written here, for a terminal in ``ui.tables``, as HTML by ``bench.page``."""
+is written here, for a terminal in ``ui.tables``, as HTML by ``bench.report``."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import lvspec_cli
 ROOT = Path(lvspec_cli.__file__).parent
 # From the ground up. Packages on one floor know nothing of each other.
 FLOORS = (
-    {"errors", "escape", "system"},
+    {"errors", "escape", "host", "system"},
     {"table", "text_file", "workers"},
     {"types"},
     {"pairs"},

@@ -24,12 +24,12 @@ from lvspec_cli.batch.serve import WorkerPlan, serving
 from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.write import scene_of
+from lvspec_cli.host import usable_cores
 from lvspec_cli.memory.choose import choose_pair
 from lvspec_cli.output.records import Record
 from lvspec_cli.pairs.registry import BUNDLED, load_registry, settings_of_pair
 from lvspec_cli.pipeline import prepared
 from lvspec_cli.request import AskRequest, LoadPlan
-from lvspec_cli.system import usable_cores
 from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
 
 _SEED = 3

@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 
 from lvspec_cli import __version__
-from lvspec_cli.system import usable_cores
+from lvspec_cli.host import usable_cores
 from lvspec_cli.table import Table, markdown_lines
 from lvspec_cli.video.sample import Sampling, choose
 from tools.hours import KINDS, RATE, SECONDS, long_file, short_clip

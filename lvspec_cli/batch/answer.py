@@ -169,24 +169,14 @@ def gated(record: Record, gates: Collection[Gate]) -> Record:
     """The record. If it meets one of the gates, it becomes an error that keeps its text."""
     if record.status != "ok":
         return record
-    met = next((gate for gate in Gate if gate in gates and _meets(record, gate)), None)
-    if met is None:
-        return record
-    failure = Failure(kind=met.value, message=_message(record, met))
-    return record.model_copy(update={"status": "error", "error": failure})
-
-
-def _meets(record: Record, gate: Gate) -> bool:
-    if gate is Gate.LENGTH:
-        return record.finish_reason is FinishReason.LENGTH
-    if gate is Gate.REPETITION:
-        return record.finish_reason is FinishReason.REPETITION
-    return (record.sampling.decoded or 0) < (record.sampling.frames_expected or 0)
-
-
-def _message(record: Record, gate: Gate) -> str:
-    if gate is Gate.LENGTH:
-        return "the answer was cut at --max-new-tokens"
-    if gate is Gate.REPETITION:
-        return "the answer began to repeat itself"
-    return f"{record.sampling.decoded} of {record.sampling.frames_expected} frames could be read"
+    decoded, expected, reason = record.sampling.decoded, record.sampling.frames_expected, record.finish_reason
+    messages = {
+        Gate.LENGTH: (reason is FinishReason.LENGTH, "the answer was cut at --max-new-tokens"),
+        Gate.REPETITION: (reason is FinishReason.REPETITION, "the answer began to repeat itself"),
+        Gate.PARTIAL: ((decoded or 0) < (expected or 0), f"{decoded} of {expected} frames could be read"),
+    }
+    for gate, (is_met, message) in messages.items():
+        if is_met and gate in gates:
+            failure = Failure(kind=gate.value, message=message)
+            return record.model_copy(update={"status": "error", "error": failure})
+    return record

@@ -233,7 +233,8 @@ def known_scenes(
     facts = {"start": request.start, "end": request.end, "by": by}
     file = folder / f"{key_of(identity, facts)}.json"
     with suppress(OSError, ValueError, UsageError):
-        if _are_valid(cached := _SCENES.validate_json(read_own(file, PROMPTS))):
+        cached = _SCENES.validate_json(read_own(file, PROMPTS))
+        if cached and all(0 <= scene.start < scene.end < inf for scene in cached):
             return cached
     scenes = find(request)
     with suppress(OSError, OutputError):
@@ -241,7 +242,3 @@ def known_scenes(
         with replacing(file, sync=False) as stream:
             stream.write(_SCENES.dump_json(scenes))
     return scenes
-
-
-def _are_valid(scenes: Scenes) -> bool:
-    return bool(scenes) and all(0 <= scene.start < scene.end < inf for scene in scenes)

@@ -12,8 +12,8 @@ from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
 from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.host import state_folder
 from lvspec_cli.output.files import replacing
-from lvspec_cli.system import state_folder
 from lvspec_cli.text_file import SETTINGS, read_own
 from lvspec_cli.types import VideoInfo, VideoRequest
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from lvspec_cli.batch.lists import is_jobs_file, read_jobs
 from lvspec_cli.batch.names import (
     VIDEO_SUFFIXES,
+    Collected,
+    Input,
     Location,
+    Problem,
     Selects,
     absolute,
     location_in,
@@ -20,9 +23,6 @@ from lvspec_cli.batch.names import (
     selection_by,
     walk,
 )
-from lvspec_cli.batch.names import Collected as Collected
-from lvspec_cli.batch.names import Input as Input
-from lvspec_cli.batch.names import Problem as Problem
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.video.source import shown
 

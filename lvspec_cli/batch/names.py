@@ -178,9 +178,11 @@ class _Walk:
                     elif entry.is_file(follow_symlinks=False):
                         self._add(child, entry.path)
         except OSError as error:
-            path = os.fsdecode(os.path.join(self.root, relative) if relative else self.root)
-            check_machine(error, f"the folder cannot be read: {shown(Path(path))}")
-            self.entries[real] = WalkEntry(relative, real, _unreadable(Path(path), error))
+            name = shown(Path(os.fsdecode(os.path.join(self.root, relative) if relative else self.root)))
+            check_machine(error, f"the folder cannot be read: {name}")
+            cause = f"the folder cannot be read ({error.strerror}): {name}"
+            unreadable = VideoError(cause, "change its permissions (chmod u+rx), or leave it out")
+            self.entries[real] = WalkEntry(relative, real, unreadable)
         return folders if self.recursive else []
 
     def _follow(self, relative: bytes) -> None:
@@ -200,10 +202,3 @@ class _Walk:
     def _add(self, relative: bytes, real: bytes, error: LvspecError | None = None) -> None:
         if self.selects(relative):
             self.entries.setdefault(real, WalkEntry(relative, real, error))
-
-
-def _unreadable(folder: Path, error: OSError) -> VideoError:
-    return VideoError(
-        f"the folder cannot be read ({error.strerror}): {shown(folder)}",
-        "change its permissions (chmod u+rx), or leave it out",
-    )

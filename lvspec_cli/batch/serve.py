@@ -63,8 +63,7 @@ def serving(
     from lvspec_cli.video.pool import DecodePool
 
     pair = load(plan.load_plan, workload_of(plan.base), listen)
-    _check_prompts(pair, plan.base)
-    _check_layers(pair, plan.base)
+    _check(pair, plan.base)
     answering = Answering(pair, plan.load_plan, read_clip, plan.on_out_of_memory, listen, interrupted)
     with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
 
@@ -102,20 +101,17 @@ def _decoded(
             yield ahead.popleft(), decoded
 
 
-def _check_layers(pair: LoadedPair, base: AskRequest) -> None:
+def _check(pair: LoadedPair, base: AskRequest) -> None:
+    """Checks the prompts and the rule's layers, before any clip is answered."""
+    from lvspec_cli.models.prompt import check_text
     from lvspec_cli.speculation.relevance import LAYERED, layers_of
 
+    for text in (*base.questions, base.system or ""):
+        check_text(pair.target.processor, text)
     rule, target = base.settings.rule, pair.target
     if base.settings.mode is Mode.LVSPEC and rule.relevance in LAYERED:
         count = len(target.family.layers(target.model))
         layers_of(rule, count, target.family.attention_layers(target.model.config))
-
-
-def _check_prompts(pair: LoadedPair, base: AskRequest) -> None:
-    from lvspec_cli.models.prompt import check_text
-
-    for text in (*base.questions, base.system or ""):
-        check_text(pair.target.processor, text)
 
 
 @dataclass(frozen=True)

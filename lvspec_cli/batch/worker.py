@@ -20,7 +20,8 @@ from lvspec_cli.batch.serve import EventSent, Message, Ready, Row, Setup, WantsW
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.events import Event, Noted
-from lvspec_cli.system import parent_of, steady_streams
+from lvspec_cli.host import steady_streams
+from lvspec_cli.system import parent_of
 
 
 def main(argument: str) -> None:

@@ -17,24 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which are safe for colour-blind readers; each has its own marker, too.
-COLOURS = {
-    BenchMode.AR: "#666666",
-    BenchMode.HF_AR: "#999999",
-    BenchMode.EXACT: "#0072b2",
-    BenchMode.EXACT_PRUNED: "#56b4e9",
-    BenchMode.LVSPEC: "#d55e00",
-    BenchMode.LVSPEC_PRUNED: "#e69f00",
-    BenchMode.HF_ASSISTED: "#009e73",
+_LOOKS = {
+    BenchMode.AR: ("#666666", "s"),
+    BenchMode.HF_AR: ("#999999", "D"),
+    BenchMode.EXACT: ("#0072b2", "o"),
+    BenchMode.EXACT_PRUNED: ("#56b4e9", "v"),
+    BenchMode.LVSPEC: ("#d55e00", "^"),
+    BenchMode.LVSPEC_PRUNED: ("#e69f00", "P"),
+    BenchMode.HF_ASSISTED: ("#009e73", "X"),
 }
-MARKERS = {
-    BenchMode.AR: "s",
-    BenchMode.HF_AR: "D",
-    BenchMode.EXACT: "o",
-    BenchMode.EXACT_PRUNED: "v",
-    BenchMode.LVSPEC: "^",
-    BenchMode.LVSPEC_PRUNED: "P",
-    BenchMode.HF_ASSISTED: "X",
-}
+COLOURS = {mode: colour for mode, (colour, _) in _LOOKS.items()}
 KIND_COLOURS = {"exact": "#009e73", "filler": "#e69f00", "shift": "#cc79a7", "target": "#999999"}
 LINES = ("-", "--", ":", "-.")  # for the relevance schemes of one mode
 ANNOTATED_COLUMNS = 14  # most columns of a heat map whose cells show their numbers
@@ -84,12 +76,6 @@ def svg(name: str, height: float, draw: Draw, *, width: float = _WIDTH) -> str:
     text = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", text)  # implied in HTML
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     return text.replace("<svg", '<svg role="img"', 1)
-
-
-def standalone_svg(inline: str) -> str:
-    """A chart as an SVG file, in a grey that is readable on light and dark pages."""
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return inline.replace("<svg", f'<svg {spaces} color="#808080"', 1) + "\n"
 
 
 # --- modes and gammas ----------------------------------------------------------------------
@@ -159,7 +145,7 @@ def lines_by_gamma(results: Sequence[ModeResult]) -> str | None:
         plot(left, lambda result: _spread_range(result.speedup_vs_ar))
         left.axhline(1.0, color=_INK, linewidth=1)
         left.set_ylabel("decode speedup")
-        plot(right, _length_range)
+        plot(right, lambda result: _estimate_range(result.mean_accepted_length_interval))
         right.set_ylabel("mean accepted length")
         for axes in (left, right):
             axes.set_ylim(bottom=0.0)
@@ -188,10 +174,6 @@ def _range(value: float, low: float | None, high: float | None) -> _Range:
     return value, value if low is None else low, value if high is None else high
 
 
-def _length_range(result: ModeResult) -> _Range | None:
-    return _estimate_range(result.mean_accepted_length_interval)
-
-
 def _line(axes: Axes, name: str, result: ModeResult, points: Sequence[tuple[float, _Range]]) -> None:
     if not points:
         return
@@ -207,7 +189,7 @@ def _style_of(name: str, mode: BenchMode) -> tuple[str, str, str]:
     """Colour and marker of the mode; a line style for its relevance or named rule."""
     suffix = name.removeprefix(mode)
     style = LINES[1 + zlib.crc32(suffix.encode()) % (len(LINES) - 1)] if suffix else LINES[0]
-    return COLOURS[mode], MARKERS[mode], style
+    return *_LOOKS[mode], style
 
 
 # --- fidelity ------------------------------------------------------------------------------

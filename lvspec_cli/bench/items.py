@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lvspec_cli.demo.texts import CAPTION_PROMPTS
 from lvspec_cli.errors import NoInputError
 from lvspec_cli.figures.answers import Item
 from lvspec_cli.figures.labels import read_scene_labels, with_labels
-from lvspec_cli.output.records import encode_name
+from lvspec_cli.output.records import encode_name, identify
 from lvspec_cli.text_file import LISTS, lines_of, read_file, text_of
 from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
 from lvspec_cli.video.source import shown
@@ -28,6 +29,13 @@ class BenchClip:
 
     video: VideoRequest
     items: tuple[Item, ...]
+
+    @property
+    def sample(self) -> str:
+        """A digest of the file's content; empty if it cannot be read, which decoding will report."""
+        with suppress(OSError):
+            return identify(self.video.path, b"").sample
+        return ""
 
 
 def clips_of(

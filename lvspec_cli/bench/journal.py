@@ -11,7 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,19 +22,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvspec_cli import __version__
 from lvspec_cli.bench.results import BenchSettings, Environment, differing_fields
-from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Block, Item
+from lvspec_cli.host import usable_cores
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.output.files import (
     check_all_ours,
     check_still,
     locked,
+    make_folder,
     open_locked,
     sync_folder,
-    sync_open,
     unwritable,
+    write_all,
 )
-from lvspec_cli.system import usable_cores
 from lvspec_cli.text_file import RECORDS, read_own
 from lvspec_cli.types import Quantisation
 
@@ -160,12 +161,7 @@ def open_lines(path: Path, header: H, line: type[L], *, redo: bool = False) -> I
     :param line: the model of its lines.
     """
     folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: {error.strerror or error}", "name a folder that can be written"
-        ) from error
+    make_folder(folder)
     with locked(path):
         check_all_ours(folder, {path.name: MARK})
         whole, stored = _stored_lines(path, header, line, redo)
@@ -228,10 +224,8 @@ def _difference(earlier: BaseModel, header: BaseModel) -> str:
 
 
 def _append(descriptor: int, line: BaseModel, *, exclude_defaults: bool = True) -> None:
-    data = line.model_dump_json(by_alias=True, exclude_defaults=exclude_defaults).encode() + b"\n"
-    while data:
-        data = data[os.write(descriptor, data) :]
-    sync_open(descriptor)
+    text = line.model_dump_json(by_alias=True, exclude_defaults=exclude_defaults)
+    write_all(descriptor, text.encode() + b"\n")
 
 
 # Packages that affect speed: with scikit-learn, generate() chooses the proposal length differently.
@@ -251,7 +245,7 @@ def environment_of(pair: LoadedPair) -> Environment:
         versions["cuda"] = torch.version.cuda
     return Environment(
         device=str(device),
-        device_name=_device_name(device),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         cores=usable_cores(),
         threads=torch.get_num_threads(),
         target_dtype=_dtype(pair.target),
@@ -268,18 +262,10 @@ def _dtype(loaded: LoadedModel) -> str:
     return name if storage in (Quantisation.NONE, Quantisation.BF16) else f"{name} ({storage})"
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return _processor() or platform.machine()
-
-
 def _processor() -> str:
     """The processor's name: from /proc/cpuinfo on Linux, elsewhere from ``platform``."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
+            if line.startswith("model name") and (name := line.partition(":")[2].strip()):
+                return name
+    return platform.processor() or platform.machine()

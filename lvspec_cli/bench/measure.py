@@ -200,8 +200,9 @@ class ClipRunner:
 
     def _untimed_block(self, texts: TextRunner, frames: Clip, item: Item, repeat: int) -> Block:
         plan = self._plan
+        no_times = dict.fromkeys(("video_s", "prompt_s", "prefill_s", "decode_s"), 0.0)
         measurements = (
-            _without_times(self._measure_one(frames, item, variant, plan))
+            self._measure_one(frames, item, variant, plan).model_copy(update=no_times)
             if variant.mode.is_peer
             else texts.answer(item, variant, plan.settings_of(variant))
             for variant in plan.variants
@@ -231,10 +232,6 @@ def _with_scores(texts: TextRunner, item: Item, block: Block) -> Block:
         for measurement, score in zip(block.measurements, scores, strict=True)
     )
     return block.model_copy(update={"measurements": measurements})
-
-
-def _without_times(measured: Measurement) -> Measurement:
-    return measured.model_copy(update=dict.fromkeys(("video_s", "prompt_s", "prefill_s", "decode_s"), 0.0))
 
 
 def _without_details(block: Block, *, with_pieces: bool) -> Block:

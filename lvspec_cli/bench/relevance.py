@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,13 +26,12 @@ from lvspec_cli.bench.own import now
 from lvspec_cli.bench.results import Environment, read_model
 from lvspec_cli.demo.scenes import FACT_WORDS
 from lvspec_cli.errors import LvspecError, NoInputError
-from lvspec_cli.figures.answers import Estimate, FrozenModel, Item
+from lvspec_cli.figures.answers import Estimate, FrozenModel
 from lvspec_cli.figures.statistics import Point, auc, best_point, mean, point_at, roc, threshold_counts
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.probe import video_attention, video_states
 from lvspec_cli.models.prompt import build_prompts
-from lvspec_cli.output.records import identify
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.relevance import LAYERED, VideoStates, relevance_for, video_layers
@@ -409,11 +408,11 @@ class MeasuredCaptions:
     unread: dict[str, str]
 
 
-@contextmanager
-def open_captions(folder: Path, header: Header, *, redo: bool = False) -> Iterator[LineFile[ScoredCaption]]:
+def open_captions(
+    folder: Path, header: Header, *, redo: bool = False
+) -> AbstractContextManager[LineFile[ScoredCaption]]:
     """Opens the folder's file of captions; raises as ``bench.journal.open_journal`` does."""
-    with open_lines(folder / CAPTIONS_NAME, header, ScoredCaption, redo=redo) as lines:
-        yield lines
+    return open_lines(folder / CAPTIONS_NAME, header, ScoredCaption, redo=redo)
 
 
 def measure_relevance(
@@ -441,7 +440,7 @@ def measure_relevance(
     unread: dict[str, str] = {}
     with reading() as read:
         for done, (clip, item) in enumerate(wanted, 1):
-            key = _key(clip, item)
+            key = digest_of([clip.sample, clip.video.start, clip.video.end, item.model_dump(mode="json")])
             if key not in captions:
                 try:
                     frames = read(clip.video)
@@ -459,10 +458,3 @@ def measure_relevance(
             f"nothing could be measured: {next(iter(unread.values()))}", "name videos that can be read"
         )
     return MeasuredCaptions(tuple(results), unread)
-
-
-def _key(clip: BenchClip, item: Item) -> str:
-    sample = ""
-    with suppress(OSError):  # reported when the clip is read
-        sample = identify(clip.video.path, b"").sample
-    return digest_of([sample, clip.video.start, clip.video.end, item.model_dump(mode="json")])

@@ -24,7 +24,7 @@ from lvspec_cli.bench.lines import (
 from lvspec_cli.bench.relevance import FILE_NAME as RELEVANCE_NAME
 from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult, best_by_relevance, read_relevance
 from lvspec_cli.bench.results import FILE_NAME as RESULTS_NAME
-from lvspec_cli.bench.results import BenchSettings, Results, read_results
+from lvspec_cli.bench.results import Results, read_results
 from lvspec_cli.escape import visible
 from lvspec_cli.figures.answers import (
     BenchMode,
@@ -125,7 +125,8 @@ def report(results: Results | None, relevance: RelevanceResults | None = None) -
     ]
     sections: list[Section | None] = [relevance_section(relevance)] if relevance is not None else []
     if results is not None:
-        lead.insert(0, _models(results.settings))
+        target, draft = results.settings.target, results.settings.draft
+        lead.insert(0, f"{target} with {draft}" if draft else target)
         figures = [_speed(results), _rounds(results), _fidelity(results), _examples(results)]
         sections = [*figures, *sections, _setting(results)]
     pair = results.settings.pair if results else relevance.pair if relevance else ""
@@ -147,10 +148,6 @@ def write_report(folder: Path, results: Results | None = None) -> Path:
     with replacing(folder / FILE_NAME) as stream:
         stream.write(text.encode())
     return folder / FILE_NAME
-
-
-def _models(settings: BenchSettings) -> str:
-    return f"{settings.target} with {settings.draft}" if settings.draft else settings.target
 
 
 # --- speed ---------------------------------------------------------------------------------

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +31,7 @@ from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.output.files import replacing, sweep
-from lvspec_cli.output.records import identify, settings_fields
+from lvspec_cli.output.records import settings_fields
 from lvspec_cli.pipeline import load, memory_errors
 from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import Adaptation, Gamma, VideoRequest
@@ -84,17 +79,13 @@ def demo_clips(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     seed: int = HELD_OUT_SEED,
-    first: int = 1,
-    processes: int = 1,
 ) -> list[Path]:
     """Demo clips that were not used in training, with their scene files; existing ones are not written again.
 
     :param seed: another seed gives other clips.
-    :param first: the number of the first clip, from 1.
-    :param processes: processes that draw clips.
     :raises OutputError: the folder cannot be written.
     """
-    paths = {number: clip_path(folder, number) for number in range(first, first + count)}
+    paths = {number: clip_path(folder, number) for number in range(1, count + 1)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -104,33 +95,14 @@ def demo_clips(
             if not (path.is_file() and path.with_suffix(".json").is_file())
         ]
         progress(count - len(missing), count)
-        with parallel_map(min(processes, len(missing))) as run_all:
-            drawn = run_all(partial(write_clip, folder, seed), missing)
-            for done, _ in enumerate(drawn, count - len(missing) + 1):
-                progress(done, count)
+        for done, number in enumerate(missing, count - len(missing) + 1):
+            write_clip(folder, seed, number)
+            progress(done, count)
         return list(paths.values())
-    except BrokenProcessPool as error:
-        raise OutputError(
-            f"{folder}: a process that drew clips was ended from outside",
-            "give the command again, it goes on where it was; fewer --processes need less memory",
-        ) from error
     except OSError as error:
         raise OutputError(
             f"{folder}: {error.strerror or error}", "name a folder that can be written with --out"
         ) from error
-
-
-@contextmanager
-def parallel_map(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yields a ``map`` that runs here or in other processes; at the end, calls not begun are cancelled."""
-    if processes < 2:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        try:
-            yield pool.map
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def run_bench(
@@ -290,11 +262,13 @@ def words_digest(words: TokenSets) -> str:
 
 def inputs_digest(clips: Sequence[BenchClip]) -> str:
     """A digest of the clips and questions, the files' content included."""
-    facts = []
-    for clip in clips:
-        sample = ""
-        with suppress(OSError):  # it will appear in the results as unreadable
-            sample = identify(clip.video.path, b"").sample
-        stretch = [clip.video.start, clip.video.end]
-        facts.append([sample, stretch, [item.model_dump(mode="json") for item in clip.items]])
-    return digest_of(facts)
+    return digest_of(
+        [
+            [
+                clip.sample,
+                [clip.video.start, clip.video.end],
+                [item.model_dump(mode="json") for item in clip.items],
+            ]
+            for clip in clips
+        ]
+    )

@@ -131,12 +131,6 @@ def as_yaml(rule: RuleSettings) -> dict[str, Any]:
     return _RULE.dump_python(rule, mode="json", exclude=rule.unused)
 
 
-def rule_changes(rule: RuleSettings, base: RuleSettings) -> dict[str, Any]:
-    """The fields of a rule that differ from ``base``, as YAML values."""
-    own, other = (_RULE.dump_python(each, mode="json") for each in (rule, base))
-    return {name: value for name, value in own.items() if value != other[name]}
-
-
 def rules_by_name(named: Sequence[NamedRule]) -> Mapping[str, RuleSettings]:
     """The rules by name.
 

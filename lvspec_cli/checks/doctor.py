@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lvspec_cli import __version__
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.system import usable_cores
+from lvspec_cli.host import usable_cores
 from lvspec_cli.table import counted, gigabytes
 
 State = Literal["ok", "note", "bad"]
@@ -194,12 +194,12 @@ def _matplotlib() -> Iterator[Finding]:
 def _cache() -> Iterator[Finding]:
     from huggingface_hub import constants
 
-    folder = existing = Path(constants.HF_HUB_CACHE)
-    if folder.parts[:1] == ("~",):
+    from lvspec_cli.pairs.hub import cache_disk
+
+    folder, existing = Path(constants.HF_HUB_CACHE), cache_disk()
+    if existing is None:
         yield Finding("cache", "bad", "this user has no home folder", "set HF_HOME to a folder of your own")
         return
-    while not existing.is_dir():
-        existing = existing.parent
     free = shutil.disk_usage(existing).free
     offline = bool(constants.HF_HUB_OFFLINE)
     facts = {"cache": str(folder), "free": free, "offline": offline, "endpoint": constants.ENDPOINT}

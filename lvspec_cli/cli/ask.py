@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import (
     checked_system,
@@ -21,7 +21,7 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace
@@ -33,13 +33,8 @@ class Questions(OptionGroup):
 
     section = "Questions"
 
-    more: Annotated[
-        list[str] | None,
-        typer.Option("--question", metavar="TEXT", help="A further question; repeat for more."),
-    ] = None
-    file: Annotated[
-        Path | None, typer.Option("--questions", metavar="FILE", help="Questions, one a line; - reads stdin.")
-    ] = None
+    more: list[str] | None = flag(None, "A further question; repeat for more.", "--question", metavar="TEXT")
+    file: Path | None = flag(None, "Questions, one a line; - reads stdin.", "--questions", metavar="FILE")
     system: options.System = None
 
 
@@ -49,11 +44,8 @@ class Output(OptionGroup):
 
     section = "Output"
 
-    as_json: Annotated[bool, typer.Option("--json", help="Print one record a line.")] = False
-    trace: Annotated[
-        Path | None,
-        typer.Option("--trace", metavar="FILE", help="Write what each round drafted, wanted and kept."),
-    ] = None
+    as_json: bool = flag(False, "Print one record a line.", "--json")
+    trace: Path | None = flag(None, "Write what each round drafted, wanted and kept.", metavar="FILE")
 
 
 @with_groups

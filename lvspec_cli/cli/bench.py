@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Argument
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
 from lvspec_cli.errors import UsageError
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.types import KeepBy
 
 if TYPE_CHECKING:
@@ -44,28 +44,18 @@ class Clips(OptionGroup):
         list[str] | None,
         Argument(metavar="[CLIPS]...", help="Videos or folders of videos; none draws clips of its own."),
     ] = None
-    limit: Annotated[
-        int | None, Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
-    ] = None
-    prompt: Annotated[
-        list[str] | None,
-        Option("--prompt", metavar="TEXT", help="What to ask of each clip; repeat for more."),
-    ] = None
-    questions: Annotated[
-        Path | None,
-        Option(
-            "--questions", metavar="FILE",
-            help="A JSONL file in place of CLIPS: path, question, and if you like answer, choices, start, "
-            "end.",
-        ),
-    ] = None  # fmt: skip
-    questions_per_clip: Annotated[
-        int | None,
-        Option(
-            "--questions-per-clip", min=0, max=9999, metavar="N",
-            help="Questions about each clip that has its own beside it, as lvspec demo writes them.",
-        ),
-    ] = None  # fmt: skip
+    limit: int | None = flag(None, "Take N clips at most.", min=1, max=9999, metavar="N")
+    prompt: list[str] | None = flag(None, "What to ask of each clip; repeat for more.", metavar="TEXT")
+    questions: Path | None = flag(
+        None,
+        "A JSONL file in place of CLIPS: path, question, and if you like answer, choices, start, end.",
+        metavar="FILE",
+    )
+    questions_per_clip: int | None = flag(
+        None,
+        "Questions about each clip that has its own beside it, as lvspec demo writes them.",
+        min=0, max=9999, metavar="N",
+    )  # fmt: skip
     system: options.System = None
 
 
@@ -75,50 +65,32 @@ class Measuring(OptionGroup):
 
     section = "Measurements"
 
-    quick: Annotated[bool, Option("--quick", help="A minute's look: two clips, short answers.")] = False
-    modes: Annotated[
-        str | None,
-        Option(
-            "--modes", metavar="LIST",
-            help="Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted; lvspec:random is the rule "
-            "with another relevance. Left out, the first seven.",
-        ),
-    ] = None  # fmt: skip
-    gamma: Annotated[
-        str | None,
-        Option("--gamma", metavar="LIST", help="Tokens the draft proposes a round: auto,3,5,8,12."),
-    ] = None
-    variants: Annotated[
-        Path | None,
-        Option(
-            "--variants", metavar="FILE",
-            help="A YAML file of rules to run too: names, each with what it changes (and gamma, mode).",
-        ),
-    ] = None  # fmt: skip
-    ablate: Annotated[
-        bool,
-        Option(
-            "--ablate",
-            help="Run the rule also without each of its parts (anchors, shift, ...), or with one it lacks.",
-        ),
-    ] = False
-    controls: Annotated[
-        bool, Option("--controls", help="Run every other relevance too, with the same thresholds.")
-    ] = False
-    texts_only: Annotated[
-        bool,
-        Option("--texts-only", help="Fidelity alone, of many clips: nothing is timed, all goes quicker."),
-    ] = False
-    repeat: Annotated[
-        int, Option("--repeat", min=1, max=9999, metavar="N", help="Measure everything N times.")
-    ] = 1
-    draft_keep: Annotated[
-        float,
-        Option(
-            "--draft-keep", metavar="X",
-            help="Share of the video's tokens that the draft sees in pruned modes.",
-        ),
-    ] = 0.1  # fmt: skip
+    quick: bool = flag(False, "A minute's look: two clips, short answers.", "--quick")
+    modes: str | None = flag(
+        None,
+        "Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted; lvspec:random is the rule with "
+        "another relevance. Left out, the first seven.",
+        metavar="LIST",
+    )
+    gamma: str | None = flag(None, "Tokens the draft proposes a round: auto,3,5,8,12.", metavar="LIST")
+    variants: Path | None = flag(
+        None,
+        "A YAML file of rules to run too: names, each with what it changes (and gamma, mode).",
+        metavar="FILE",
+    )
+    ablate: bool = flag(
+        False,
+        "Run the rule also without each of its parts (anchors, shift, ...), or with one it lacks.",
+        "--ablate",
+    )
+    controls: bool = flag(False, "Run every other relevance too, with the same thresholds.", "--controls")
+    texts_only: bool = flag(
+        False, "Fidelity alone, of many clips: nothing is timed, all goes quicker.", "--texts-only"
+    )
+    repeat: int = flag(1, "Measure everything N times.", min=1, max=9999, metavar="N")
+    draft_keep: float = flag(
+        0.1, "Share of the video's tokens that the draft sees in pruned modes.", metavar="X"
+    )
     draft_keep_by: options.DraftKeepBy = KeepBy.ATTENTION
     max_new_tokens: options.MaxNewTokens = None
     seed: options.Seed = 0
@@ -130,17 +102,13 @@ class Work(OptionGroup):
 
     section = "Results"
 
-    out: Annotated[
-        Path, Option("--out", "-o", metavar="DIR", help="Where the results go.")
-    ] = Path("lvspec-bench")  # fmt: skip
-    redo: Annotated[bool, Option("--redo", help="Measure all of it again.")] = False
-    processes: Annotated[
-        int,
-        Option(
-            "--processes", min=1, max=256, metavar="N",
-            help="Ask for texts that are not timed in N processes, a thread and a copy of the pair each.",
-        ),
-    ] = 1  # fmt: skip
+    out: Path = flag(Path("lvspec-bench"), "Where the results go.", "-o", metavar="DIR")
+    redo: bool = flag(False, "Measure all of it again.", "--redo")
+    processes: int = flag(
+        1,
+        "Ask for texts that are not timed in N processes, a thread and a copy of the pair each.",
+        min=1, max=256, metavar="N",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -335,40 +303,37 @@ First = Annotated[
     Path, typer.Argument(metavar="A", help="A results.json, or the folder that lvspec bench wrote it to.")
 ]
 Second = Annotated[Path, typer.Argument(metavar="B", help="The later one.")]
-Margin = Annotated[
-    float,
-    typer.Option(
-        "--margin", min=0, max=1, metavar="X",
-        help="The share by which a speedup, an accepted length or the likelihood of the texts may fall.",
-    ),
-]  # fmt: skip
-RetentionMargin = Annotated[
-    float,
-    typer.Option(
-        "--retention-margin", min=0, max=1, metavar="X", help="By how much the retention may fall, of 1."
-    ),
-]
 
 
-def bench_compare(
-    before: First,
-    after: Second,
-    margin: Margin = 0.05,
-    retention_margin: RetentionMargin = 0.002,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+@dataclass(frozen=True)
+class CompareFlags(OptionGroup):
+    """How much worse a figure may become, and messages."""
+
+    margin: float = flag(
+        0.05,
+        "The share by which a speedup, an accepted length or the likelihood of the texts may fall.",
+        min=0, max=1, metavar="X",
+    )  # fmt: skip
+    retention_margin: float = flag(
+        0.002, "By how much the retention may fall, of 1.", min=0, max=1, metavar="X"
+    )
+    quiet: options.Quiet = False
+    debug: options.Debug = False
+
+
+@with_groups
+def bench_compare(before: First, after: Second, flags: CompareFlags) -> None:
     """Show what changed from A to B. Exit code 6 when a figure of A got worse beyond the margin."""
-    with reporting(debug):
+    with reporting(flags.debug):
         from lvspec_cli.bench.results import Margins, compare_results, differences, read_results
         from lvspec_cli.errors import RegressionError
         from lvspec_cli.ui.summary import change_table
         from lvspec_cli.ui.tables import for_stdout
 
         first, second = read_results(before), read_results(after)
-        changes = compare_results(first, second, Margins(margin, retention_margin))
+        changes = compare_results(first, second, Margins(flags.margin, flags.retention_margin))
         write_out(for_stdout(change_table(changes)))
-        if not quiet:
+        if not flags.quiet:
             for line in differences(first, second):
                 say(f"not the same: {line}")
         worse = [change for change in changes if change.regression]

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Argument
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.bench import check_extra, drawn_clips, resumable, warn
-from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
     decode_settings,
-    made_folder,
     video_request,
 )
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.types import Mode, RelevanceName
 
 if TYPE_CHECKING:
@@ -59,16 +58,10 @@ class Scoring(OptionGroup):
             help="Clips that lvspec demo wrote, or folders of them; none draws new ones.",
         ),
     ] = None
-    out: Annotated[
-        Path, Option("--out", "-o", metavar="DIR", help="Where the results go.")
-    ] = Path("lvspec-bench")  # fmt: skip
-    limit: Annotated[
-        int | None, Option("--limit", min=1, max=9999, metavar="N", help="Take N clips at most.")
-    ] = None
-    relevance: Annotated[
-        list[SchemeName] | None, Option("--relevance", help="Only this scheme; repeat for more.")
-    ] = None
-    redo: Annotated[bool, Option("--redo", help="Score all captions again.")] = False
+    out: Path = flag(Path("lvspec-bench"), "Where the results go.", "-o", metavar="DIR")
+    limit: int | None = flag(None, "Take N clips at most.", min=1, max=9999, metavar="N")
+    relevance: list[SchemeName] | None = flag(None, "Only this scheme; repeat for more.")
+    redo: bool = flag(False, "Score all captions again.", "--redo")
     gamma: options.Gamma = None
     system: options.System = None
     max_new_tokens: options.MaxNewTokens = None
@@ -223,8 +216,9 @@ def _facts(choice: PairChoice, request: AskRequest, schemes: Sequence[RelevanceN
 def _clips(scoring: Scoring, video: VideoRequest, progress: PlainProgress) -> tuple[BenchClip, ...]:
     from lvspec_cli.bench.items import clips_of
     from lvspec_cli.bench.run import RELEVANCE_CLIPS
+    from lvspec_cli.output.files import make_folder
 
-    made_folder(scoring.out)
+    make_folder(scoring.out)
     sources = [Path(text) for text in scoring.clips or ()]
     sources = sources or drawn_clips(scoring.out / "clips", scoring.limit or RELEVANCE_CLIPS, progress)
     return clips_of(sources, video, limit=scoring.limit)

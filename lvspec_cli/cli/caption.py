@@ -7,7 +7,7 @@ import typer
 from lvspec_cli.cli.caption_options import CaptionFlags
 from lvspec_cli.cli.groups import with_groups
 from lvspec_cli.cli.reporting import reporting
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 
 
 @with_groups

@@ -31,10 +31,10 @@ from lvspec_cli.cli.requests import (
 )
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
+from lvspec_cli.host import state_folder, usable_cores
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, prepared
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
-from lvspec_cli.system import state_folder, usable_cores
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument, Option
+from typer import Argument
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.groups import OptionGroup
+from lvspec_cli.cli.groups import OptionGroup, flag
 from lvspec_cli.output.exports.types import ExportFormat
 
 
@@ -31,28 +31,14 @@ class Inputs(OptionGroup):
             help="Videos, folders of videos, CSV, TSV or JSONL files of jobs; - reads paths from stdin.",
         ),
     ] = None
-    from_list: Annotated[
-        Path | None, Option("--from-list", metavar="FILE", help="A file of paths, one a line.")
-    ] = None
-    null: Annotated[
-        bool, Option("--null", "-0", help="Paths in a list end with NUL, not a line feed.")
-    ] = False  # fmt: skip
-    recursive: Annotated[
-        bool, Option("--recursive/--no-recursive", help="Also look into the folders of a folder.")
-    ] = True
-    glob: Annotated[
-        str | None, Option("--glob", metavar="PATTERN", help="Take these files of a folder: '*.mp4'.")
-    ] = None
-    shard: Annotated[
-        str | None, Option("--shard", metavar="K/N", help="Do share K of N only, chosen by the paths.")
-    ] = None
-    segment: Annotated[
-        float | None, Option("--segment", metavar="SECONDS", help="Cut videos into clips of this length.")
-    ] = None
-    overlap: Annotated[
-        float, Option("--overlap", metavar="SECONDS", help="How far such clips reach into the next.")
-    ] = 0.0
-    scenes: Annotated[bool, Option("--scenes", help="Cut videos where the scene changes.")] = False
+    from_list: Path | None = flag(None, "A file of paths, one a line.", metavar="FILE")
+    null: bool = flag(False, "Paths in a list end with NUL, not a line feed.", "--null", "-0")
+    recursive: bool = flag(True, "Also look into the folders of a folder.", "--recursive/--no-recursive")
+    glob: str | None = flag(None, "Take these files of a folder: '*.mp4'.", metavar="PATTERN")
+    shard: str | None = flag(None, "Do share K of N only, chosen by the paths.", metavar="K/N")
+    segment: float | None = flag(None, "Cut videos into clips of this length.", metavar="SECONDS")
+    overlap: float = flag(0.0, "How far such clips reach into the next.", metavar="SECONDS")
+    scenes: bool = flag(False, "Cut videos where the scene changes.", "--scenes")
 
 
 @dataclass(frozen=True)
@@ -61,16 +47,12 @@ class Prompts(OptionGroup):
 
     section = "Prompts"
 
-    prompt: Annotated[
-        list[str] | None,
-        Option(
-            "--prompt", metavar="TEXT",
-            help="What to ask of each clip; repeat for more. {name} and {duration} are filled in.",
-        ),
-    ] = None  # fmt: skip
-    prompt_file: Annotated[
-        Path | None, Option("--prompt-file", metavar="FILE", help="The prompt is this file's text.")
-    ] = None
+    prompt: list[str] | None = flag(
+        None,
+        "What to ask of each clip; repeat for more. {name} and {duration} are filled in.",
+        metavar="TEXT",
+    )
+    prompt_file: Path | None = flag(None, "The prompt is this file's text.", metavar="FILE")
     system: options.System = None
 
 
@@ -80,34 +62,25 @@ class Records(OptionGroup):
 
     section = "Records"
 
-    out: Annotated[
-        str,
-        Option(
-            "--out", "-o", metavar="FILE", callback=_records_to,
-            help="Where the records go, a line each; - is stdout.",
-        ),
-    ] = "captions.jsonl"  # fmt: skip
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="Show what would be done, and load no weights.")
-    ] = False  # fmt: skip
-    retry_errors: Annotated[bool, Option("--retry-errors", help="Do again what failed before.")] = False
-    redo: Annotated[bool, Option("--redo", help="Do all of it again.")] = False
-    fail_on: Annotated[
-        list[str] | None,
-        Option("--fail-on", metavar="LIST", help="Count such captions as failed: length,repetition,partial."),
-    ] = None
-    audit: Annotated[
-        str | None,
-        Option(
-            "--audit", metavar="SHARE",
-            help="Answer this share of the captions in mode ar as well, and say what is kept of it and how "
-            "much faster --mode is: 5% or 0.05. Chosen by key, of what is captioned now.",
-        ),
-    ] = None  # fmt: skip
-    on_oom: Annotated[
-        Literal["shrink", "fail"],
-        Option("--on-oom", help="Where memory is short: try with fewer pixels, then frames, or fail."),
-    ] = "shrink"
+    out: str = flag(
+        "captions.jsonl", "Where the records go, a line each; - is stdout.", "-o",
+        metavar="FILE", callback=_records_to,
+    )  # fmt: skip
+    dry_run: bool = flag(False, "Show what would be done, and load no weights.", "--dry-run")
+    retry_errors: bool = flag(False, "Do again what failed before.", "--retry-errors")
+    redo: bool = flag(False, "Do all of it again.", "--redo")
+    fail_on: list[str] | None = flag(
+        None, "Count such captions as failed: length,repetition,partial.", metavar="LIST"
+    )
+    audit: str | None = flag(
+        None,
+        "Answer this share of the captions in mode ar as well, and say what is kept of it and how much "
+        "faster --mode is: 5% or 0.05. Chosen by key, of what is captioned now.",
+        metavar="SHARE",
+    )
+    on_oom: Literal["shrink", "fail"] = flag(
+        "shrink", "Where memory is short: try with fewer pixels, then frames, or fail."
+    )
 
 
 @dataclass(frozen=True)
@@ -116,16 +89,13 @@ class Export(OptionGroup):
 
     section = "Export"
 
-    to: Annotated[
-        list[ExportFormat] | None,
-        Option("--to", help="Write this, too, at the end; `lvspec export` says more. Repeat for several."),
-    ] = None
-    out_dir: Annotated[
-        Path | None, Option("--out-dir", metavar="DIR", help="Where --to writes, if not beside the clips.")
-    ] = None
-    prefix: Annotated[str, Option("--prefix", metavar="TEXT", help="Put before each text by --to.")] = ""
-    suffix: Annotated[str, Option("--suffix", metavar="TEXT", help="Put after each text by --to.")] = ""
-    force: Annotated[bool, Option("--force", help="Let --to overwrite files that are not its own.")] = False
+    to: list[ExportFormat] | None = flag(
+        None, "Write this, too, at the end; `lvspec export` says more. Repeat for several."
+    )
+    out_dir: Path | None = flag(None, "Where --to writes, if not beside the clips.", metavar="DIR")
+    prefix: str = flag("", "Put before each text by --to.", metavar="TEXT")
+    suffix: str = flag("", "Put after each text by --to.", metavar="TEXT")
+    force: bool = flag(False, "Let --to overwrite files that are not its own.", "--force")
 
 
 @dataclass(frozen=True)
@@ -134,37 +104,24 @@ class Workers(OptionGroup):
 
     section = "Workers"
 
-    workers: Annotated[
-        int,
-        Option(
-            "--workers", min=1, max=64, metavar="N",
-            help="Pairs side by side, each with its share of the memory.",
-        ),
-    ] = 1  # fmt: skip
-    devices: Annotated[
-        str | None, Option("--devices", metavar="LIST", help="One pair on each: cuda:0,cuda:1.")
-    ] = None
-    decode_workers: Annotated[
-        int | None,
-        Option("--decode-workers", min=1, max=64, metavar="N", help="Videos decoded ahead at a time."),
-    ] = None
-    decode_memory: Annotated[
-        int, Option("--decode-memory", min=16, max=2**24, metavar="MB", help="Frames decoded ahead, at most.")
-    ] = 512
+    workers: int = flag(
+        1, "Pairs side by side, each with its share of the memory.", min=1, max=64, metavar="N"
+    )
+    devices: str | None = flag(None, "One pair on each: cuda:0,cuda:1.", metavar="LIST")
+    decode_workers: int | None = flag(None, "Videos decoded ahead at a time.", min=1, max=64, metavar="N")
+    decode_memory: int = flag(512, "Frames decoded ahead, at most.", min=16, max=2**24, metavar="MB")
 
 
 @dataclass(frozen=True)
 class CaptionDecoding(options.Decoding):
     """Without fallback by default, so that a batch always gives the same rows."""
 
-    fallback: Annotated[
-        bool,
-        Option(
-            "--fallback/--no-fallback",
-            help="Go on without the draft for the rest of a clip where that is measured to be faster. Rows "
-            "then depend on the clock: without it the same run gives the same rows.",
-        ),
-    ] = False
+    fallback: bool = flag(
+        False,
+        "Go on without the draft for the rest of a clip where that is measured to be faster. Rows then "
+        "depend on the clock: without it the same run gives the same rows.",
+        "--fallback/--no-fallback",
+    )
 
 
 @dataclass(frozen=True)

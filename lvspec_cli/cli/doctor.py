@@ -11,7 +11,7 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, write_json, write_out
 from lvspec_cli.escape import visible_line
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 
 
 def doctor(

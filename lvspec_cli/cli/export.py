@@ -15,7 +15,6 @@ from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport
 
 if TYPE_CHECKING:
-    from lvspec_cli.output.merging import Merged
     from lvspec_cli.output.records import Record
 
 NAMED = 10  # skipped captions that are named; the others are counted
@@ -131,17 +130,13 @@ def merge(
         from lvspec_cli.output.merging import merge_records
 
         merged = merge_records(shards, out, force=force, warn=lambda message: say(f"warning: {message}"))
-        _say_merged(merged, out)
+        for shard in merged.shards:
+            say(f"{shard.path}: {shard.rows} rows, {shard.doubles} doubles dropped, {shard.errors} failed")
+        say(f"{out}: {merged.rows} rows, {merged.errors} failed")
         missing = _missing(inputs, merged.names, recursive, glob) if inputs else {}
         if missing:
             _say_missing(missing, merged.names)
         raise typer.Exit(1 if missing or merged.errors else 0)
-
-
-def _say_merged(merged: Merged, out: Path) -> None:
-    for shard in merged.shards:
-        say(f"{shard.path}: {shard.rows} rows, {shard.doubles} doubles dropped, {shard.errors} failed")
-    say(f"{out}: {merged.rows} rows, {merged.errors} failed")
 
 
 def _say_missing(missing: Mapping[bytes, Path], names: frozenset[bytes]) -> None:

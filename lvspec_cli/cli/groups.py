@@ -10,16 +10,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import MISSING, dataclass, fields
-from functools import cache, wraps
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
+from typer import Option
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
+T = TypeVar("T")
 HelpRow = tuple[str, str]  # an option in its notation, and its help
 ARGUMENTS, OPTIONS = "Arguments", "Options"  # sections of parameters without a group
 
@@ -29,6 +31,32 @@ class OptionGroup:
     """The base class of groups: frozen dataclasses whose fields are options, arguments, or other groups."""
 
     section: ClassVar[str] = OPTIONS
+
+
+def flag(
+    default: T,
+    help: str,
+    *names: str,
+    metavar: str | None = None,
+    min: float | None = None,
+    max: float | None = None,
+    envvar: str | None = None,
+    callback: Callable[[Any], Any] | None = None,
+    autocompletion: Callable[[str], list[str]] | None = None,
+) -> T:
+    """A field of a group that is an option, as in ``frames: int = flag(8, "Take N frames.", metavar="N")``.
+
+    :param help: as ``--help`` says it; the other parameters are those of Typer's ``Option``.
+    :param names: its names. If none of them is long, its first name is that of the field: ``--frames``.
+    """
+    option = partial(
+        Option, metavar=metavar, help=help, min=min, max=max, envvar=envvar, callback=callback,
+        autocompletion=autocompletion,
+    )  # fmt: skip
+    return field(default=default, metadata={_OPTION: option, _NAMES: names})
+
+
+_OPTION, _NAMES = "option", "names"  # keys of a field's metadata
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,9 +85,9 @@ def _flat(name: str, hint: Any, default: Any, section: str) -> Iterator[inspect.
     """One parameter for an option; for a group, the parameters of all its fields."""
     if _is_group(hint):
         hints = _hints(hint)
-        for field in fields(hint):
-            value = inspect.Parameter.empty if field.default is MISSING else field.default
-            yield from _flat(field.name, hints[field.name], value, hint.section)
+        for part in fields(hint):
+            value = inspect.Parameter.empty if part.default is MISSING else part.default
+            yield from _flat(part.name, hints[part.name], value, hint.section)
     else:
         annotation = _in_section(hint, section)
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -82,7 +110,7 @@ def _grouped(name: str, hint: Any, values: dict[str, Any]) -> Any:
     if not _is_group(hint):
         return values[name]
     hints = _hints(hint)
-    return hint(**{field: _grouped(field, hints[field], values) for field in hints})
+    return hint(**{part: _grouped(part, hints[part], values) for part in hints})
 
 
 def _is_group(hint: Any) -> bool:
@@ -91,9 +119,18 @@ def _is_group(hint: Any) -> bool:
 
 @cache  # several commands take the same groups, and --help has to be fast
 def _hints(group: type[Any]) -> dict[str, Any]:
-    """The annotations of a group's fields."""
+    """The annotations of a group's fields, each with its option."""
     hints = get_type_hints(group, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(group)}
+    return {part.name: _with_option(part, hints[part.name]) for part in fields(group)}
+
+
+def _with_option(part: Field[Any], hint: Any) -> Any:
+    if _OPTION not in part.metadata:
+        return hint
+    names = part.metadata[_NAMES]
+    if not any(name.startswith("--") for name in names):
+        names = (f"--{part.name.replace('_', '-')}", *names)
+    return Annotated[hint, part.metadata[_OPTION](*names)]
 
 
 class SectionedCommand(TyperCommand):

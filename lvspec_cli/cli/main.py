@@ -14,7 +14,7 @@ from lvspec_cli.cli import ask, bench, bench_relevance, caption, demo, doctor, e
 from lvspec_cli.cli.groups import SectionedCommand
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
-from lvspec_cli.system import steady_streams
+from lvspec_cli.host import steady_streams
 
 app = typer.Typer(
     name="lvspec",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,13 +14,13 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.errors import LvspecError, PairError, UsageError
 from lvspec_cli.escape import visible_line
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.table import counted, gigabytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lvspec_cli.checks.verify import Check, LocalModel, Progress
+    from lvspec_cli.checks.verify import Check, LocalModel
     from lvspec_cli.pairs.hub import Missing
     from lvspec_cli.pairs.registry import Pair, Source
 ASK_ABOVE = 10 * 10**9  # bytes
@@ -65,16 +65,12 @@ def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: opti
 
 def _list(models_file: Path | None, debug: bool) -> None:
     with reporting(debug):
-        from lvspec_cli.pairs.files import locate
+        from lvspec_cli.memory.choose import stored_pairs
         from lvspec_cli.pairs.registry import load_registry
-        from lvspec_cli.ui.tables import PairRow, for_stdout, pair_table
+        from lvspec_cli.ui.tables import for_stdout, pair_table
 
         registry = load_registry(models_file)
-        rows = [
-            PairRow(name, name == registry.default, pair, locate(pair.target), locate(pair.draft))
-            for name, pair in registry.pairs.items()
-        ]
-        write_out(for_stdout(pair_table(rows)))
+        write_out(for_stdout(pair_table(stored_pairs(registry.pairs), registry.default)))
 
 
 @app.command()
@@ -104,7 +100,9 @@ def pull(
         if not quiet:
             incomplete = [model for model in missing if model.files]
             for model in incomplete:
-                say(_download_line(model))
+                pinned = "" if model.source.revision else " of main, no commit is pinned"
+                files = f"{len(model.files)} files{pinned}"
+                say(f"{model.source.name}: {files}, {gigabytes(model.size)} to download")
             if not incomplete:
                 say(f"{name}: all of it is here")
             if chosen.licence:
@@ -127,12 +125,6 @@ def _folder(source: Source) -> str:
     from lvspec_cli.pairs.files import require
 
     return str(require(source))
-
-
-def _download_line(missing: Missing) -> str:
-    revision = "" if missing.source.revision else " of main, no commit is pinned"
-    files, size = f"{len(missing.files)} files{revision}", gigabytes(missing.size)
-    return f"{missing.source.name}: {files}, {size} to download"
 
 
 def _confirm(name: str, size: int, yes: bool) -> None:
@@ -255,6 +247,7 @@ def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, qui
 def _files(model: LocalModel, quiet: bool) -> Iterator[Check]:
     from lvspec_cli.checks.verify import check_files
     from lvspec_cli.pairs.hub import hashes_of
+    from lvspec_cli.ui.progress import PlainProgress
 
     known: dict[str, str] = {}
     if model.source.repo:
@@ -263,28 +256,10 @@ def _files(model: LocalModel, quiet: bool) -> Iterator[Check]:
         except LvspecError as error:
             if not quiet:
                 say(f"{error.cause}; the cache's own hashes are taken")
-    yield check_files(model, known, _file_progress(quiet))
-
-
-def _file_progress(quiet: bool) -> Progress:
-    """Shows the progress of reading each file on a terminal."""
-    if quiet or not sys.stderr.isatty():
-        return lambda name, done, total: None
-    from lvspec_cli.ui.progress import PlainProgress
-
-    progress, label = PlainProgress(sys.stderr), ""
-
-    def advance(name: str, done: int, total: int) -> None:
-        nonlocal label
-        if label != name:
-            progress.begin(name)
-            label = name
-        progress.advance(name, done, total, "B")
-        if done >= total:
-            progress.close()
-            label = ""
-
-    return advance
+    progress = PlainProgress(None if quiet or not sys.stderr.isatty() else sys.stderr)
+    stage = cache(partial(progress.staged, unit="B"))  # of each file
+    yield check_files(model, known, lambda name, done, total: stage(name)(done, total))
+    progress.close()
 
 
 def _self_test(name: str, pair: Pair, device: str, dtype: str) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Option
 
-from lvspec_cli.cli.groups import OptionGroup
+from lvspec_cli.cli.groups import OptionGroup, flag
 from lvspec_cli.types import (
     MOST_PIXELS,
     MOST_TOKENS,
@@ -97,51 +97,38 @@ class Loading(OptionGroup):
 
     section = "Models"
 
-    pair: Annotated[
-        str | None,
-        Option(
-            "--pair", envvar="LVSPEC_PAIR", autocompletion=complete_pair, metavar="NAME",
-            help="The target and its draft, of `lvspec models`; auto is the best that is here and fits.",
-        ),
-    ] = None  # fmt: skip
+    pair: str | None = flag(
+        None,
+        "The target and its draft, of `lvspec models`; auto is the best that is here and fits.",
+        envvar="LVSPEC_PAIR", autocompletion=complete_pair, metavar="NAME",
+    )  # fmt: skip
     models: ModelsPath = None
     device: Device = "auto"
     dtype: DataType = "auto"
-    draft_device: Annotated[
-        str | None,
-        Option(
-            "--draft-device", metavar="NAME",
-            help="Where the draft goes; left out, where there is room for it.",
-        ),
-    ] = None  # fmt: skip
-    cuda_graphs: Annotated[
-        bool,
-        Option(
-            "--cuda-graphs/--no-cuda-graphs",
-            help="Capture an answer's passes as CUDA graphs, where a model is whole on one GPU and in none, "
-            "bf16, nf4 or torchao-int4: a step then costs the host one launch.",
-        ),
-    ] = True
-    quant_target: Annotated[
-        Quantisation,
-        Option(
-            "--quant-target",
-            help="What the target's weights are kept in. auto: as the files are where that fits, else packed "
-            "by what is fast on this device (`lvspec models fit` explains). fp8 wants a GPU, the others run "
-            "on CPUs, too; awq and gptq take files made so. On a GPU mode exact may differ from ar in "
-            "all but none, bf16 and nf4.",
-        ),
-    ] = Quantisation.AUTO
-    quant_draft: Annotated[
-        Quantisation, Option("--quant-draft", help="The same for the draft; auto goes by what reads least.")
-    ] = Quantisation.AUTO
-    threads: Annotated[
-        int | None,
-        Option(
-            "--threads", min=1, max=MOST_THREADS, metavar="N",
-            help="CPU threads of torch; fewer can be faster on a busy machine. Left out, torch decides.",
-        ),
-    ] = None  # fmt: skip
+    draft_device: str | None = flag(
+        None, "Where the draft goes; left out, where there is room for it.", metavar="NAME"
+    )
+    cuda_graphs: bool = flag(
+        True,
+        "Capture an answer's passes as CUDA graphs, where a model is whole on one GPU and in none, bf16, nf4 "
+        "or torchao-int4: a step then costs the host one launch.",
+        "--cuda-graphs/--no-cuda-graphs",
+    )
+    quant_target: Quantisation = flag(
+        Quantisation.AUTO,
+        "What the target's weights are kept in. auto: as the files are where that fits, else packed by what "
+        "is fast on this device (`lvspec models fit` explains). fp8 wants a GPU, the others run on CPUs, "
+        "too; awq and gptq take files made so. On a GPU mode exact may differ from ar in all but none, bf16 "
+        "and nf4.",
+    )
+    quant_draft: Quantisation = flag(
+        Quantisation.AUTO, "The same for the draft; auto goes by what reads least."
+    )
+    threads: int | None = flag(
+        None,
+        "CPU threads of torch; fewer can be faster on a busy machine. Left out, torch decides.",
+        min=1, max=MOST_THREADS, metavar="N",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,30 +137,21 @@ class Decoding(OptionGroup):
 
     section = "Decoding"
 
-    mode: Annotated[
-        Mode,
-        Option(
-            "--mode",
-            help="lvspec: loose speculative decoding; exact: the target's very tokens; ar: the target alone.",
-        ),
-    ] = Mode.LVSPEC
+    mode: Mode = flag(
+        Mode.LVSPEC,
+        "lvspec: loose speculative decoding; exact: the target's very tokens; ar: the target alone.",
+    )
     gamma: Gamma = None
-    fallback: Annotated[
-        bool | None,
-        Option(
-            "--fallback/--no-fallback",
-            help="Go on without the draft for the rest of a clip where that is measured to be faster. "
-            "--no-fallback: nothing depends on the clock.",
-        ),
-    ] = None
-    draft_keep: Annotated[
-        float, Option("--draft-keep", metavar="X", help="Share of the video's tokens that the draft sees.")
-    ] = 1.0
+    fallback: bool | None = flag(
+        None,
+        "Go on without the draft for the rest of a clip where that is measured to be faster. --no-fallback: "
+        "nothing depends on the clock.",
+        "--fallback/--no-fallback",
+    )
+    draft_keep: float = flag(1.0, "Share of the video's tokens that the draft sees.", metavar="X")
     draft_keep_by: DraftKeepBy = KeepBy.ATTENTION
     max_new_tokens: MaxNewTokens = None
-    temperature: Annotated[
-        float, Option("--temperature", metavar="T", help="0 is greedy; above it in modes exact and ar only.")
-    ] = 0.0
+    temperature: float = flag(0.0, "0 is greedy; above it in modes exact and ar only.", metavar="T")
     seed: Seed = 0
 
 
@@ -183,58 +161,31 @@ class Rule(OptionGroup):
 
     section = "The rule of mode lvspec"
 
-    looseness: Annotated[
-        Looseness,
-        Option("--looseness", help="strict is exact mode, balanced the pair's own rule, paper LVSpec's."),
-    ] = Looseness.BALANCED
-    relevance: Annotated[
-        RelevanceName | None, Option("--relevance", help="What tells visual tokens from the others.")
-    ] = None
-    anchor_threshold: Annotated[
-        float | None,
-        Option("--anchor-threshold", metavar="X", help="Relevance from which a token is an anchor."),
-    ] = None
-    anchor_margin: Annotated[
-        float | None, Option("--anchor-margin", metavar="NATS", help="Margin at an anchor.")
-    ] = None
-    filler_margin: Annotated[
-        float | None, Option("--filler-margin", metavar="NATS", help="Margin at a filler; inf for none.")
-    ] = None
-    sentence_margin: Annotated[
-        float | None,
-        Option(
-            "--sentence-margin", metavar="NATS",
-            help="The most that the first token of a sentence may lie below the target's own, which decides "
-            "what will be told: 0 for its very token, inf for the margin of any other.",
-        ),
-    ] = None  # fmt: skip
-    shift_window: Annotated[
-        int | None, Option("--shift-window", metavar="N", help="Places a token may shift; 0 for none.")
-    ] = None
-    defer: Annotated[
-        int | None,
-        Option("--defer", metavar="N", help="A loose token stays only if the next N match; 0 for any."),
-    ] = None
-    defer_sure: Annotated[
-        bool | None,
-        Option("--defer-sure/--no-defer-sure", help="What the proposal does not show is no match."),
-    ] = None
-    max_loss: Annotated[
-        float | None,
-        Option("--max-loss", metavar="NATS", help="Nats a token that loose tokens may give up; inf for any."),
-    ] = None
-    max_loose_run: Annotated[
-        int | None, Option("--max-loose-run", metavar="N", help="Loose tokens allowed in a row.")
-    ] = None
-    max_loose_in_window: Annotated[
-        int | None, Option("--max-loose-in-window", metavar="N", help="Loose tokens allowed in the window.")
-    ] = None
-    loose_window: Annotated[
-        int | None, Option("--loose-window", metavar="N", help="Length of that window in tokens.")
-    ] = None
-    random_rate: Annotated[
-        float | None, Option("--random-rate", metavar="X", help="Share accepted by relevance random.")
-    ] = None
+    looseness: Looseness = flag(
+        Looseness.BALANCED, "strict is exact mode, balanced the pair's own rule, paper LVSpec's."
+    )
+    relevance: RelevanceName | None = flag(None, "What tells visual tokens from the others.")
+    anchor_threshold: float | None = flag(None, "Relevance from which a token is an anchor.", metavar="X")
+    anchor_margin: float | None = flag(None, "Margin at an anchor.", metavar="NATS")
+    filler_margin: float | None = flag(None, "Margin at a filler; inf for none.", metavar="NATS")
+    sentence_margin: float | None = flag(
+        None,
+        "The most that the first token of a sentence may lie below the target's own, which decides what will "
+        "be told: 0 for its very token, inf for the margin of any other.",
+        metavar="NATS",
+    )
+    shift_window: int | None = flag(None, "Places a token may shift; 0 for none.", metavar="N")
+    defer: int | None = flag(None, "A loose token stays only if the next N match; 0 for any.", metavar="N")
+    defer_sure: bool | None = flag(
+        None, "What the proposal does not show is no match.", "--defer-sure/--no-defer-sure"
+    )
+    max_loss: float | None = flag(
+        None, "Nats a token that loose tokens may give up; inf for any.", metavar="NATS"
+    )
+    max_loose_run: int | None = flag(None, "Loose tokens allowed in a row.", metavar="N")
+    max_loose_in_window: int | None = flag(None, "Loose tokens allowed in the window.", metavar="N")
+    loose_window: int | None = flag(None, "Length of that window in tokens.", metavar="N")
+    random_rate: float | None = flag(None, "Share accepted by relevance random.", metavar="X")
     layers: Layers = None
 
 
@@ -245,32 +196,24 @@ class Sampling(OptionGroup):
     section = "Frames"
 
     frames: FrameCap = None
-    fps: Annotated[
-        float | None, Option("--fps", max=240, metavar="F", help="Take F frames a second of video.")
-    ] = None
-    start: Annotated[
-        str | None, Option("--start", metavar="TIME", help="Begin here: 90, 1:30 or 0:01:30.5.")
-    ] = None
-    end: Annotated[str | None, Option("--end", metavar="TIME", help="End here.")] = None
+    fps: float | None = flag(None, "Take F frames a second of video.", max=240, metavar="F")
+    start: str | None = flag(None, "Begin here: 90, 1:30 or 0:01:30.5.", metavar="TIME")
+    end: str | None = flag(None, "End here.", metavar="TIME")
     max_pixels: MaxPixels = None
-    decoder: Annotated[DecoderName, Option("--decoder", help="What reads the video.")] = "pyav"
-    decode_timeout: Annotated[
-        float, Option("--decode-timeout", metavar="SECONDS", help="End decoding after so long.")
-    ] = 120.0
+    decoder: DecoderName = flag("pyav", "What reads the video.")
+    decode_timeout: float = flag(120.0, "End decoding after so long.", metavar="SECONDS")
 
 
 @dataclass(frozen=True)
 class FullSampling(Sampling):
     """As ``Sampling``, with the colour for transparency and bars."""
 
-    background: Annotated[
-        str,
-        Option(
-            "--background", metavar="COLOUR",
-            help="The colour behind what is transparent, and of the bars where the picture's shape changes: "
-            "a name or #rrggbb.",
-        ),
-    ] = "black"  # fmt: skip
+    background: str = flag(
+        "black",
+        "The colour behind what is transparent, and of the bars where the picture's shape changes: a name or "
+        "#rrggbb.",
+        metavar="COLOUR",
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvspec_cli.cli.options import Decoding, FullSampling, Loading, Rule, Sampling
-from lvspec_cli.errors import NoInputError, OutputError, UsageError
+from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
 from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest, read_gamma
 
@@ -205,15 +205,3 @@ def read_text(file: Path) -> str:
         return text_of(read_file(file, PROMPTS), str(file))
     except OSError as error:
         raise NoInputError(f"{file}: {error.strerror}", "name a text file that can be read") from error
-
-
-def made_folder(folder: Path) -> None:
-    """Creates a folder for results if it does not exist.
-
-    :raises OutputError: it cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        remedy = "name a folder that can be written"
-        raise OutputError(f"{folder}: {error.strerror or error}", remedy) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lvspec_cli.cli.reporting import say, write_json, write_out
@@ -95,18 +95,15 @@ def _live(choice: PairChoice, request: AskRequest) -> Iterator[Listener]:
     settings = request.settings
     view = View(choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma)
     try:
-        with live_view(view) as listen:
-            yield _both(listen, events.append)
+        with live_view(view) as show:
+
+            def listen(event: Event) -> None:
+                show(event)
+                events.append(event)
+
+            yield listen
     finally:
         _print_answers(choice, request, events)
-
-
-def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Listener:
-    def listen(event: Event) -> None:
-        first(event)
-        second(event)
-
-    return listen
 
 
 def _print_answers(choice: PairChoice, request: AskRequest, events: list[Event]) -> None:

@@ -6,24 +6,22 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
-from typer import Option
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.bench import Clips, Work, check_extra, chosen_clips, resumable, warn
-from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
     decode_settings,
-    made_folder,
     video_request,
 )
 from lvspec_cli.errors import UsageError
-from lvspec_cli.system import quieten_libraries
+from lvspec_cli.host import quieten_libraries
 from lvspec_cli.types import RelevanceName
 
 if TYPE_CHECKING:
@@ -40,49 +38,32 @@ class Search(OptionGroup):
 
     section = "The search"
 
-    relevance: Annotated[
-        list[RelevanceName] | None,
-        Option("--relevance", help="Tune this scheme, not the pair's own; repeat to tune controls too."),
-    ] = None
-    budget: Annotated[
-        int, Option("--budget", min=1, max=999, metavar="N", help="Try N settings of each relevance.")
-    ] = 48
-    min_fidelity: Annotated[
-        float,
-        Option(
-            "--min-fidelity", metavar="PERCENT",
-            help="Quality to keep of ar's, as the lower end of its interval: of facts and answers where "
-            "right ones are known, else of how likely the target finds the text, a token.",
-        ),
-    ] = 99.8  # fmt: skip
-    gamma: Annotated[
-        str, Option("--gamma", metavar="LIST", help="What to try for gamma: auto,4,8,12,16.")
-    ] = "auto,4,8,12,16"
+    relevance: list[RelevanceName] | None = flag(
+        None, "Tune this scheme, not the pair's own; repeat to tune controls too."
+    )
+    budget: int = flag(48, "Try N settings of each relevance.", min=1, max=999, metavar="N")
+    min_fidelity: float = flag(
+        99.8,
+        "Quality to keep of ar's, as the lower end of its interval: of facts and answers where right ones "
+        "are known, else of how likely the target finds the text, a token.",
+        metavar="PERCENT",
+    )
+    gamma: str = flag("auto,4,8,12,16", "What to try for gamma: auto,4,8,12,16.", metavar="LIST")
     layers: options.Layers = None
     max_new_tokens: options.MaxNewTokens = None
-    seed: Annotated[
-        int,
-        Option(
-            "--seed", min=0, max=options.GREATEST_SEED, metavar="N",
-            help="Another seed, other halves and other settings.",
-        ),
-    ] = 0  # fmt: skip
-    report: Annotated[
-        int | None,
-        Option(
-            "--report", min=1, max=9999, metavar="N",
-            help="Report on N clips of the other half only: they are timed.",
-        ),
-    ] = None  # fmt: skip
+    seed: int = flag(
+        0, "Another seed, other halves and other settings.", min=0, max=options.GREATEST_SEED, metavar="N"
+    )
+    report: int | None = flag(
+        None, "Report on N clips of the other half only: they are timed.", min=1, max=9999, metavar="N"
+    )
 
 
 @dataclass(frozen=True)
 class TuneWork(Work):
     """Where the search writes, and how it is done."""
 
-    out: Annotated[
-        Path, Option("--out", "-o", metavar="DIR", help="Where measurements and results go.")
-    ] = Path("lvspec-tune")  # fmt: skip
+    out: Path = flag(Path("lvspec-tune"), "Where measurements and results go.", "-o", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -138,7 +119,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> 
     from lvspec_cli.bench.run import TUNING_CLIPS
     from lvspec_cli.bench.tune import MARKS, TuneJob
     from lvspec_cli.bench.variants import parse_gammas
-    from lvspec_cli.output.files import check_all_ours
+    from lvspec_cli.output.files import check_all_ours, make_folder
     from lvspec_cli.pipeline import prepared
     from lvspec_cli.request import AskRequest
 
@@ -158,7 +139,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> 
     video = video_request(flags.sampling, choice.pair)
     unresolved = AskRequest(video, (), decode_settings(decoding, rule, choice.pair), system)
     load_plan, request = prepared(choice, unresolved, progress.listen)
-    made_folder(work.out)
+    make_folder(work.out)
     return TuneJob(
         load_plan=load_plan,
         video=video,

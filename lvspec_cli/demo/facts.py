@@ -110,15 +110,6 @@ def score_facts(stated: Counter[Fact], expected: Counter[Fact]) -> dict[str, Fac
     return scores
 
 
-def add_scores(parts: Iterable[Mapping[str, FactScore]]) -> dict[str, FactScore]:
-    """Micro-averaged scores over many captions."""
-    total = {kind: FactScore() for kind in (*FACT_KINDS, "all")}
-    for part in parts:
-        for kind, score in part.items():
-            total[kind] += score
-    return total
-
-
 # --- reading -------------------------------------------------------------------------------
 
 
@@ -134,7 +125,6 @@ _SHAPE_OF, _SIZE_OF, _ROW_OF = _canonical(SHAPES), _canonical(SIZES), _canonical
 _MOTION_OF = _canonical(MOTIONS)
 _SHAPE = re.compile(rf"\b({_choice(_SHAPE_OF)})\b")
 _COLOUR = re.compile(rf"\b({_choice(COLOURS)})\b")
-_COLOURED_SHAPE = re.compile(rf"\b(?:({_choice(COLOURS)}) )?({_choice(_SHAPE_OF)})\b")
 _SIZE = re.compile(rf"\b({_choice(_SIZE_OF)})\b")
 _PLACE = re.compile(rf"\b({_choice(_ROW_OF)}) ({_choice(COLUMNS)})\b|\b[Ii]n the (centre)\b")
 _MOTION = re.compile(rf"\b({_choice(_MOTION_OF)})\b")

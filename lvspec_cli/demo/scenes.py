@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 # The words of the world: every fact's values and the synonyms that a text may use for them.
 COLOURS = {
@@ -125,12 +127,10 @@ class Scene:
 
 def scene_from_dict(data: dict[str, Any]) -> Scene:
     """The scene that ``Scene.as_dict`` (after a trip through JSON) describes."""
-    objects = tuple(
-        SceneObject(**{**item, "start": tuple(item["start"]), "end": tuple(item["end"])})
-        for item in data["objects"]
-    )
-    events = tuple(Event(**item) for item in data["events"])
-    return Scene(**{**data, "objects": objects, "events": events})
+    return _SCENE.validate_python(data)
+
+
+_SCENE = TypeAdapter(Scene)
 
 
 def position(item: SceneObject, time: float, duration: float) -> tuple[float, float]:
@@ -162,7 +162,7 @@ def sample_scene(rng: random.Random) -> Scene:
     colours = rng.sample(list(COLOURS), count + 2)
     named = sorted(colours[:count], key=list(COLOURS).index)
     rng.shuffle(objects)
-    objects = [_replace(item, colour=colour) for item, colour in zip(objects, named, strict=True)]
+    objects = [replace(item, colour=colour) for item, colour in zip(objects, named, strict=True)]
     timed, events = _sample_events(rng, objects, colours[count:], duration)
     return Scene(
         objects=tuple(timed),
@@ -261,10 +261,6 @@ def _sample_events(
             "disappears": {"visible_to": time},
             "changes colour": {"new_colour": colour, "recoloured_at": time},
         }
-        objects[index] = _replace(objects[index], **fields[kind])
+        objects[index] = replace(objects[index], **fields[kind])
         events.append(Event(kind, index, time))
     return objects, tuple(events)
-
-
-def _replace(item: SceneObject, **changes: Any) -> SceneObject:
-    return SceneObject(**{**asdict(item), **changes})

@@ -9,6 +9,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -137,13 +138,7 @@ def describe(scene: Scene, rng: random.Random) -> dict[str, Any]:
         "scene": scene.as_dict(),
         "caption": caption(scene, rng),
         "questions": [
-            {
-                "kind": item.kind,
-                "question": item.question,
-                "answer": item.answer,
-                "any_of": list(item.any_of),
-                "none_of": list(item.none_of),
-            }
+            {name: value for name, value in asdict(item).items() if name != "about"}
             for item in questions(scene, rng)
         ],
     }

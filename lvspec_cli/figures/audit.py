@@ -17,7 +17,7 @@ from lvspec_cli.figures.labels import chrf, read_scene_labels, repetition, rouge
 from lvspec_cli.figures.summary import speedup_over_clips
 from lvspec_cli.output.records import Audit, Failure, Record
 from lvspec_cli.output.text import TextStream
-from lvspec_cli.types import DecodeSettings, DecodeStats, FinishReason, Generation, Mode, PairPrompts
+from lvspec_cli.types import DecodeSettings, FinishReason, Generation, Mode, PairPrompts
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
@@ -54,13 +54,14 @@ def audit_answer(
     )
     assert score  # an answer has at least one token
     assert ar_score
+    rate, ar_rate = generation.stats.tokens_per_second, ar.stats.tokens_per_second
     return Audit(
         text=stream.text,
         finish_reason=ar.finish_reason,
         output_tokens=ar.stats.output_tokens,
         prefill_s=ar.stats.prefill_seconds,
         decode_s=ar.stats.decode_seconds,
-        speedup=_speedup(generation.stats, ar.stats),
+        speedup=rate / ar_rate if rate and ar_rate else None,
         identical=stream.text == text,
         chrf=chrf(text, stream.text),
         rouge_l=rouge_l(text, stream.text),
@@ -69,11 +70,6 @@ def audit_answer(
         repetition=repetition(words(text)),
         ar_repetition=repetition(words(stream.text)),
     )
-
-
-def _speedup(mode: DecodeStats, ar: DecodeStats) -> float | None:
-    rate, ar_rate = mode.tokens_per_second, ar.tokens_per_second
-    return rate / ar_rate if rate and ar_rate else None
 
 
 @dataclass(frozen=True)

@@ -120,10 +120,10 @@ def compare_blocks(
     return list(comparisons.values())
 
 
-def fidelity_of(comparisons: Sequence[Comparison], *, seed: int = 0) -> Fidelity | None:
+def fidelity_of(comparisons: Sequence[Comparison]) -> Fidelity | None:
     """All quality figures of one mode; None where nothing was compared.
 
-    Intervals are over clips (``figures.intervals``): a resample takes all answers of a clip, the mode's and
+    Intervals are over clips (``figures.statistics``): a resample takes all answers of a clip, the mode's and
     those of ``ar``, or none of them.
     """
     if not comparisons:
@@ -135,24 +135,24 @@ def fidelity_of(comparisons: Sequence[Comparison], *, seed: int = 0) -> Fidelity
 
     def mean(chosen: Sequence[Comparison], value: Callable[[Comparison], float | None]) -> Estimate | None:
         rows = _by_clip(chosen, lambda comparison: (value(comparison) or 0.0, 1))
-        return ratio_of_sums(*rows, seed=seed) if rows else None
+        return ratio_of_sums(*rows) if rows else None
 
     def quality_of_kind(kind: str) -> RelativeQuality | None:
-        return answer_quality([question for question in questions if question.item.kind == kind], seed=seed)
+        return answer_quality([question for question in questions if question.item.kind == kind])
 
     return Fidelity(
         answers=len(comparisons),
         clips=len({comparison.item.file_name for comparison in comparisons}),
-        facts=fact_quality(captions, "all", seed=seed),
-        facts_by_kind=_by_kind(FACT_KINDS, lambda kind: fact_quality(captions, kind, seed=seed)),
-        questions=answer_quality(questions, seed=seed),
+        facts=fact_quality(captions, "all"),
+        facts_by_kind=_by_kind(FACT_KINDS, lambda kind: fact_quality(captions, kind)),
+        questions=answer_quality(questions),
         questions_by_kind=_by_kind(
             sorted({question.item.kind for question in questions if question.item.kind}), quality_of_kind
         ),
         log_probability=mean(scored, lambda comparison: comparison.mode.log_probability),
         ar_log_probability=mean(scored, lambda comparison: comparison.ar.log_probability),
         log_probability_change=mean(scored, lambda comparison: comparison.log_probability_change),
-        content_kept=_content_kept(comparisons, seed),
+        content_kept=_content_kept(comparisons),
         chrf=mean(comparisons, lambda comparison: chrf(*comparison.texts)),
         rouge_l=mean(comparisons, lambda comparison: rouge_l(*comparison.texts)),
         identical=mean(comparisons, lambda comparison: comparison.mode.text == comparison.ar.text),
@@ -165,14 +165,14 @@ def fidelity_of(comparisons: Sequence[Comparison], *, seed: int = 0) -> Fidelity
     )
 
 
-def retention_of(comparisons: Sequence[Comparison], *, seed: int = 0) -> Estimate | None:
+def retention_of(comparisons: Sequence[Comparison]) -> Estimate | None:
     """``Fidelity.retention``, without computing the other figures."""
     captions = [comparison for comparison in comparisons if comparison.has_facts]
     questions = [comparison for comparison in comparisons if comparison.is_question]
-    return lowest_retention(fact_quality(captions, "all", seed=seed), answer_quality(questions, seed=seed))
+    return lowest_retention(fact_quality(captions, "all"), answer_quality(questions))
 
 
-def combined_quality(comparisons: Sequence[Comparison], *, seed: int = 0) -> RelativeQuality | None:
+def combined_quality(comparisons: Sequence[Comparison]) -> RelativeQuality | None:
     """Facts and answers in one F1: a question counts as one more fact to state.
 
     With few clips the two together have a narrower interval than either alone.
@@ -189,16 +189,16 @@ def combined_quality(comparisons: Sequence[Comparison], *, seed: int = 0) -> Rel
         1 if comparison.is_question else comparison.judgements[1].facts["all"].expected
         for comparison in labelled
     )
-    return _relative_quality(_by_clip(labelled, counts), expected, seed)
+    return _relative_quality(_by_clip(labelled, counts), expected)
 
 
-def _content_kept(comparisons: Sequence[Comparison], seed: int) -> Estimate | None:
+def _content_kept(comparisons: Sequence[Comparison]) -> Estimate | None:
     """The share of the content words of ``ar``'s texts that the mode's texts have, too."""
     rows = _by_clip(comparisons, lambda comparison: content_kept(*comparison.texts))
-    return ratio_of_sums(*rows, seed=seed) if rows and sum(rows[1]) else None
+    return ratio_of_sums(*rows) if rows and sum(rows[1]) else None
 
 
-def likelihood_ratio(comparisons: Sequence[Comparison], *, seed: int = 0) -> Estimate | None:
+def likelihood_ratio(comparisons: Sequence[Comparison]) -> Estimate | None:
     """How probable the target finds a token of the mode's texts, relative to a token of ``ar``'s.
 
     exp(mean change of the log probability in nats a token). It needs no label. None where the texts were not
@@ -206,11 +206,11 @@ def likelihood_ratio(comparisons: Sequence[Comparison], *, seed: int = 0) -> Est
     """
     scored = [comparison for comparison in comparisons if comparison.is_scored]
     rows = _by_clip(scored, lambda comparison: (comparison.log_probability_change, 1))
-    change = ratio_of_sums(*rows, seed=seed) if rows else None
+    change = ratio_of_sums(*rows) if rows else None
     return None if change is None else change.exp()
 
 
-def fact_quality(captions: Sequence[Comparison], kind: str, *, seed: int = 0) -> RelativeQuality | None:
+def fact_quality(captions: Sequence[Comparison], kind: str) -> RelativeQuality | None:
     """F1 of one kind of fact (``all``: of every kind), micro-averaged: 2 right / (stated + expected).
 
     :param captions: answers with facts to find only.
@@ -218,7 +218,7 @@ def fact_quality(captions: Sequence[Comparison], kind: str, *, seed: int = 0) ->
     """
     expected = sum(caption.judgements[1].facts[kind].expected for caption in captions)
     rows = _by_clip(captions, lambda caption: _fact_counts(caption, kind))
-    return _relative_quality(rows, expected, seed)
+    return _relative_quality(rows, expected)
 
 
 def _fact_counts(caption: Comparison, kind: str) -> tuple[float, ...]:
@@ -226,17 +226,17 @@ def _fact_counts(caption: Comparison, kind: str) -> tuple[float, ...]:
     return 2 * mode.found_right, mode.found + mode.expected, 2 * ar.found_right, ar.found + ar.expected
 
 
-def answer_quality(questions: Sequence[Comparison], *, seed: int = 0) -> RelativeQuality | None:
+def answer_quality(questions: Sequence[Comparison]) -> RelativeQuality | None:
     """Accuracy: the share of questions answered right, of those whose right answer is known."""
 
     def counts(question: Comparison) -> tuple[float, ...]:
         mode, ar = (bool(judgement.right) for judgement in question.judgements)
         return mode, 1, ar, 1
 
-    return _relative_quality(_by_clip(questions, counts), len(questions), seed)
+    return _relative_quality(_by_clip(questions, counts), len(questions))
 
 
-def _relative_quality(rows: list[list[float]], count: int, seed: int) -> RelativeQuality | None:
+def _relative_quality(rows: list[list[float]], count: int) -> RelativeQuality | None:
     """A ratio of sums over clips for the mode and for ar, and the ratio of the two.
 
     :param rows: (4, clips): numerators and denominators of the mode, then of ar.
@@ -250,7 +250,7 @@ def _relative_quality(rows: list[list[float]], count: int, seed: int) -> Relativ
     if rows[:2] == rows[2:]:  # exact modes: nothing varies
         low, high = (1.0, 1.0) if len(rows[0]) > 1 else (None, None)
     else:
-        low, high = interval_of_sums(_retention, rows, seed=seed)
+        low, high = interval_of_sums(_retention, rows)
     retention = Estimate(value=mode / ar, low=low, high=high)
     return RelativeQuality(mode=mode, ar=ar, count=count, retention=retention)
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from lvspec_cli.demo.facts import FactScore, read_facts, scene_facts, score_facts
-from lvspec_cli.demo.scenes import Scene, scene_from_dict
+from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.texts import Question, is_right
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Item
@@ -97,6 +99,9 @@ class SceneLabels:
     questions: tuple[Question, ...]
 
 
+_LABELS = TypeAdapter(SceneLabels)
+
+
 def read_scene_labels(clip: Path) -> SceneLabels | None:
     """The facts of a clip of the demo world: ``clip_0001.json`` for ``clip_0001.mp4``.
 
@@ -114,16 +119,11 @@ def read_scene_labels(clip: Path) -> SceneLabels | None:
     if not isinstance(data, dict) or not {"scene", "questions"} <= data.keys():
         return None
     try:
-        questions = tuple(
-            Question(
-                item["kind"], item["question"], item["answer"], tuple(item["any_of"]), tuple(item["none_of"])
-            )
-            for item in data["questions"]
-        )
-        return SceneLabels(scene_from_dict(data["scene"]), questions)
-    except (KeyError, TypeError, ValueError) as error:
+        return _LABELS.validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
         raise UsageError(
-            f"{path}: not the facts of a scene ({type(error).__name__}: {error})",
+            f"{path}: not the facts of a scene ({'.'.join(map(str, first['loc']))}: {first['msg']})",
             "write it again with `lvspec demo`, or take it away",
         ) from error
 

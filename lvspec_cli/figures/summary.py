@@ -293,13 +293,12 @@ def _tokens_a_second(measured: Measured, variant: Variant) -> float | None:
 def _acceptance(measured: Measured, variant: Variant, answers: Sequence[Measurement]) -> dict[str, object]:
     if variant.mode.is_plain:
         return {}
-    drafted, accepted = sum(answer.drafted or 0 for answer in answers), sum(map(_accepted, answers))
-    kinds = Kinds(
-        exact=sum(answer.accepted_exact for answer in answers),
-        filler=sum(answer.accepted_filler for answer in answers),
-        shift=sum(answer.accepted_shift for answer in answers),
-        target=sum(answer.output_tokens for answer in answers) - accepted,
-    )
+    drafted = sum(answer.drafted or 0 for answer in answers)
+    exact = sum(answer.accepted_exact for answer in answers)
+    filler = sum(answer.accepted_filler for answer in answers)
+    shift = sum(answer.accepted_shift for answer in answers)
+    accepted, output = exact + filler + shift, sum(answer.output_tokens for answer in answers)
+    kinds = Kinds(exact=exact, filler=filler, shift=shift, target=output - accepted)
     lengths = Counter(length for answer in answers for length in answer.accepted_lengths)
     length = _mean_accepted_length(measured, variant)
     return {
@@ -318,10 +317,6 @@ def _mean_accepted_length(measured: Measured, variant: Variant) -> Estimate | No
         if counts:
             sums.append([float(sum(column)) for column in zip(*counts, strict=True)])
     return ratio_of_sums(*zip(*sums, strict=True)) if sums else None
-
-
-def _accepted(answer: Measurement) -> int:
-    return answer.accepted_exact + answer.accepted_filler + answer.accepted_shift
 
 
 def _predicted(measured: Measured, variant: Variant, reference: Variant) -> dict[str, object]:

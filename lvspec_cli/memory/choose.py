@@ -15,8 +15,8 @@ LAPTOP = "smolvlm2-2.2b-256m"  # a pair that most machines can run
 
 
 @dataclass(frozen=True)
-class LocalPair:
-    """A pair with all files of both models on this machine."""
+class StoredPair:
+    """A pair, and what is on this machine of its two models."""
 
     name: str
     pair: Pair
@@ -37,20 +37,19 @@ def choose_pair(registry: Registry, name: str | None, device: str = "auto") -> P
     return replace(choice, device=device)
 
 
-def local_pairs(registry: Registry) -> list[LocalPair]:
+def local_pairs(registry: Registry) -> list[StoredPair]:
     """The pairs with all files on this machine, without the bundled one."""
-    pairs = []
-    for name, pair in registry.pairs.items():
-        if pair.target.bundled is None:
-            target = locate(pair.target)
-            draft = locate(pair.draft) if target.folder else target
-            if draft.folder is not None:
-                pairs.append(LocalPair(name, pair, target, draft))
-    return pairs
+    others = {name: pair for name, pair in registry.pairs.items() if pair.target.bundled is None}
+    return [pair for pair in stored_pairs(others) if pair.target.folder and pair.draft.folder]
+
+
+def stored_pairs(pairs: Mapping[str, Pair]) -> list[StoredPair]:
+    """What is on this machine of each pair."""
+    return [StoredPair(name, pair, locate(pair.target), locate(pair.draft)) for name, pair in pairs.items()]
 
 
 def best(
-    pairs: Mapping[str, Pair], local: list[LocalPair], is_fitting: Callable[[LocalPair], bool]
+    pairs: Mapping[str, Pair], local: list[StoredPair], is_fitting: Callable[[StoredPair], bool]
 ) -> PairChoice:
     """The fitting pair with the largest target, then the largest draft; the bundled one if none fits."""
     ranked = sorted(local, key=lambda pair: (-(pair.target.parameters or 0), -(pair.draft.parameters or 0)))
@@ -71,7 +70,7 @@ def best(
     return PairChoice(BUNDLED, pairs[BUNDLED], f"{named}: {why}; {remedy}")
 
 
-def fits(pair: LocalPair, device: str) -> bool:
+def fits(pair: StoredPair, device: str) -> bool:
     """Whether this machine can run the pair on a clip with the pair's defaults, quantised if necessary."""
     from lvspec_cli.memory.resolve import local_fit
 

@@ -336,7 +336,7 @@ def decide(
     this device, 0 for none; a round then drafts no more tokens than fit into such a pass.
     """
     options = [
-        Decision(target, draft, _planned(machine, sizes, load, request, target, draft), "")
+        Decision(target, draft, planned(machine, sizes, load, request, target, draft), "")
         for target, draft in product(
             _options(request.target), _options(request.draft) if sizes.draft else (None,)
         )
@@ -398,7 +398,7 @@ def _options(request: Quantisation) -> tuple[Quantisation, ...]:
     return CANDIDATES if request is Quantisation.AUTO else (request,)
 
 
-def _planned(
+def planned(
     machine: Machine,
     sizes: Sizes,
     load: Workload,
@@ -406,11 +406,18 @@ def _planned(
     target: Quantisation,
     draft: Quantisation | None,
 ) -> Plan:
+    """The plan with these quantisations; everything else is as requested."""
+    return plan_on(machine, *_needs(sizes, load, request, target, draft), request.draft_device)
+
+
+def _needs(
+    sizes: Sizes, load: Workload, request: PlanRequest, target: Quantisation, draft: Quantisation | None
+) -> tuple[Need, Need | None]:
     element, draft_element = request.elements
     target_need, draft_need = need(sizes.target, load, Choice(target, element)), None
     if draft is not None and sizes.draft is not None:
         draft_need = need(sizes.draft, load, Choice(draft, draft_element))
-    return plan_on(machine, target_need, draft_need, request.draft_device)
+    return target_need, draft_need
 
 
 def plan_on(machine: Machine, target: Need, draft: Need | None, draft_device: str | None) -> Plan:
@@ -474,52 +481,44 @@ def _why(best: Decision, request: PlanRequest, options: Sequence[Decision], widt
     return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class Change:
-    """Flags that lower the memory that is needed, and what they change."""
-
-    flags: str
-    load: Workload
-    request: PlanRequest
-
-
 def non_weight_bytes(sizes: Sizes, load: Workload, request: PlanRequest) -> int:
     """Bytes that a loaded pair needs for a clip besides its weights, both models on one device."""
-    element, draft_element = request.elements
-    target = need(sizes.target, load, Choice(request.target, element))
-    draft = need(sizes.draft, load, Choice(request.draft, draft_element)) if sizes.draft else None
+    target, draft = _needs(sizes, load, request, request.target, request.draft)
     return together(target, draft) - target.weights - (draft.weights if draft else 0)
 
 
 def smallest_change(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest) -> str | None:
     """The flags of the first change in the list with which the pair fits, or None."""
-    for change in _changes(load, request):
-        if decide(machine, sizes, change.load, change.request, gamma=1, width_limit=None).plan.fits:
-            return change.flags
+    for flags, changed_load, changed_request in _changes(load, request):
+        if decide(machine, sizes, changed_load, changed_request, gamma=1, width_limit=None).plan.fits:
+            return flags
     return None
 
 
-def _changes(load: Workload, request: PlanRequest) -> list[Change]:
-    """Changes to try, mildest first: a shorter prompt; half the frames, half the pixels, a quarter of each;
-    a draft in 4 bits, both models in 4 bits; both in 4 bits with a quarter of the frames."""
+def _changes(load: Workload, request: PlanRequest) -> list[tuple[str, Workload, PlanRequest]]:
+    """Flags to try and what they change, mildest first.
+
+    A shorter prompt; half the frames, half the pixels, a quarter of each; a draft in 4 bits, both models in
+    4 bits; both in 4 bits with a quarter of the frames.
+    """
     changes = []
     if load.text_tokens > TEXT_TOKENS:
-        changes.append(Change("a shorter prompt", replace(load, text_tokens=TEXT_TOKENS), request))
+        changes.append(("a shorter prompt", replace(load, text_tokens=TEXT_TOKENS), request))
     for divisor in (2, 4):
         if load.frames // divisor >= 2:
             fewer = replace(load, frames=load.frames // divisor)
-            changes.append(Change(f"--frames {fewer.frames}", fewer, request))
+            changes.append((f"--frames {fewer.frames}", fewer, request))
         smaller = replace(load, max_pixels=load.max_pixels // divisor)
-        changes.append(Change(f"--max-pixels {smaller.max_pixels}", smaller, request))
+        changes.append((f"--max-pixels {smaller.max_pixels}", smaller, request))
     draft_nf4 = replace(request, draft=Quantisation.NF4)
     both_nf4 = replace(draft_nf4, target=Quantisation.NF4)
     flags = "--quant-target nf4 --quant-draft nf4"
     fewest = replace(load, frames=max(2, load.frames // 4))
     return [
         *changes,
-        Change("--quant-draft nf4", load, draft_nf4),
-        Change(flags, load, both_nf4),
-        Change(f"{flags} --frames {fewest.frames}", fewest, both_nf4),
+        ("--quant-draft nf4", load, draft_nf4),
+        (flags, load, both_nf4),
+        (f"{flags} --frames {fewest.frames}", fewest, both_nf4),
     ]
 
 

@@ -17,7 +17,6 @@ from lvspec_cli.memory.plan import (
     CANDIDATES,
     SLACK,
     TEXT_TOKENS,
-    Choice,
     Decision,
     Machine,
     ModelSize,
@@ -26,9 +25,8 @@ from lvspec_cli.memory.plan import (
     Sizes,
     Workload,
     decide,
-    need,
     non_weight_bytes,
-    plan,
+    planned,
     shortage,
     smallest_change,
 )
@@ -361,7 +359,7 @@ def fit_pair(
     for kind in _quantisations_on(machine):
         possible.setdefault((files[0] or kind, files[1] or kind), kind)
     rows = tuple(
-        FitRow(kind, *of_both, _plan_with(sizes, load, machine, *of_both, request.element))
+        FitRow(kind, *of_both, planned(machine, sizes, load, request, *of_both))
         for of_both, kind in possible.items()
     )
     change = None if decision.plan.fits else smallest_change(machine, sizes, load, request)
@@ -390,13 +388,6 @@ def _quantisations_on(machine: Machine) -> tuple[Quantisation, ...]:
     """The quantisations that the machine can apply to ordinary weights while it loads them."""
     gpu_only = (Quantisation.FP8,) if machine.gpus else ()
     return (*CANDIDATES, *gpu_only, Quantisation.TORCHAO_INT4)
-
-
-def _plan_with(
-    sizes: Sizes, load: Workload, machine: Machine, target: Quantisation, draft: Quantisation, element: int
-) -> Plan:
-    draft_need = need(sizes.draft, load, Choice(draft, element)) if sizes.draft else None
-    return plan(machine, need(sizes.target, load, Choice(target, element)), draft_need)
 
 
 def _default_request(

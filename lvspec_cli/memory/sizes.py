@@ -37,7 +37,10 @@ def size_of_model(model: Any, name: str) -> ModelSize:
     """The size of a model on any device."""
     text, family = model.config.get_text_config(), family_of(model.config.model_type, name)
     layers = model.get_decoder().layers
-    matrices = [_matrices(layer) for layer in layers]
+    matrices = [
+        [part.weight.numel() for part in layer.modules() if isinstance(part, torch.nn.Linear)]
+        for layer in layers
+    ]
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelSize(
@@ -59,7 +62,3 @@ def size_of_model(model: Any, name: str) -> ModelSize:
 
 def _count(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _matrices(module: Any) -> list[int]:
-    return [part.weight.numel() for part in module.modules() if isinstance(part, torch.nn.Linear)]

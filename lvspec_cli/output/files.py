@@ -31,6 +31,18 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: {error.strerror or error}", remedy)
 
 
+def make_folder(folder: Path) -> None:
+    """Creates a folder for results if it does not exist.
+
+    :raises OutputError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "name a folder that can be written"
+        raise OutputError(f"{folder}: {error.strerror or error}", remedy) from error
+
+
 def lacks_room(error: OutputError) -> bool:
     """Whether the disk or the quota is full, so that further files cannot be written either."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM
@@ -177,6 +189,13 @@ def sync_open(descriptor: int) -> None:
             raise
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes to an open file, and makes it safe against a power cut."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+    sync_open(descriptor)
+
+
 _HEAD: Final = 4096  # bytes at the beginning of a file that are searched for its mark
 
 
@@ -258,7 +277,8 @@ def open_locked(path: Path) -> int:
     :raises OSError: it cannot be opened.
     :raises OutputError: another process has the lock, or it cannot be locked.
     """
-    return _open_and_lock(path, _open_output, path, _unknown_holder)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    return _open_and_lock(path, lambda file: open_file(file, flags), path, _unknown_holder)
 
 
 @contextmanager
@@ -301,10 +321,6 @@ def _open_and_lock(
                 f"{file} cannot be locked: {error.strerror}", "write to a disk that can lock files"
             ) from error
         os.close(descriptor)
-
-
-def _open_output(path: Path) -> int:
-    return open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def _open_existing(path: Path) -> int:

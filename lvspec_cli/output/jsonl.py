@@ -26,8 +26,8 @@ from lvspec_cli.output.files import (
     real_path,
     replacing,
     sync_folder,
-    sync_open,
     unwritable,
+    write_all,
 )
 from lvspec_cli.output.records import ODD, SCHEMA, Record, raw_name, read_record, to_line
 
@@ -157,7 +157,7 @@ class RecordFile:
             try:
                 self._cut()
                 self._torn_at = os.fstat(self._descriptor).st_size
-                self._write(to_line(record).encode() + b"\n")
+                write_all(self._descriptor, to_line(record).encode() + b"\n")
             except OSError:
                 with suppress(OSError):
                     self._cut()
@@ -211,17 +211,12 @@ class RecordFile:
                     last, end = row.raw, row.start + len(row.raw)
         if end < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, end)
-        self._write(b"" if last.endswith(b"\n") else b"\n")
+        write_all(self._descriptor, b"" if last.endswith(b"\n") else b"\n")
 
     def _add(self, record: Record) -> None:
         old = self.existing.get(record.key)
         if old is None or prevails(record.status, old.status):
             self.existing[record.key] = RowInfo.of(record)
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        sync_open(self._descriptor)
 
     def _cut(self) -> None:
         if self._torn_at is not None:

@@ -50,19 +50,25 @@ def check_room(missing: list[Missing]) -> None:
     """
     :raises PairError: the cache's disk has too little free space for all of it.
     """
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE)
-    if folder.parts[:1] == ("~",):
+    folder = cache_disk()
+    if folder is None:
         raise PairError("this user has no home folder to download to", "set HF_HOME to a folder of your own")
-    while not folder.is_dir():
-        folder = folder.parent
     needed, free = sum(model.size for model in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise PairError(
             f"{gigabytes(needed)} are to be downloaded, and {folder} has {gigabytes(free)} free",
             "make room, or set HF_HOME to a folder on another disk",
         )
+
+
+def cache_disk() -> Path | None:
+    """The cache's folder, or the first existing one above it; None for a user without a home folder."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    if folder.parts[:1] == ("~",):
+        return None
+    return next(parent for parent in (folder, *folder.parents) if parent.is_dir())
 
 
 def fetch(missing: Missing, bar: Bar, progress: Progress) -> Path:

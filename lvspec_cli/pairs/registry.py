@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.system import config_folder
+from lvspec_cli.host import config_folder
 from lvspec_cli.text_file import SETTINGS, read_file
 from lvspec_cli.types import (
     MOST_PIXELS,

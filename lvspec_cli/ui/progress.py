@@ -60,7 +60,7 @@ class PlainProgress:
         finally:
             self.close()
 
-    def staged(self, label: str) -> Advance:
+    def staged(self, label: str, unit: str = "") -> Advance:
         """Shows one stage, from the first call on, in place of the one before."""
         begun = False
 
@@ -70,7 +70,7 @@ class PlainProgress:
                 begun = True
                 self.close()
                 self.begin(label)
-            self.advance(label, done, total)
+            self.advance(label, done, total, unit)
 
         return advance
 

@@ -169,7 +169,8 @@ def rates(view: BatchView, seconds: float) -> str:
     """Rows and tokens a second, the mean accepted length and the remaining time, if known."""
     parts = []
     if view.done and seconds > 0:
-        parts.append(f"{_per_second(view.done / seconds)} captions/s")
+        rate = view.done / seconds
+        parts.append(f"{rate:.{1 if rate >= 1 else 2}f} captions/s")
         if view.tokens:
             parts.append(f"{view.tokens / seconds:.0f} tokens/s")
     if view.mean_accepted_length is not None:
@@ -187,7 +188,3 @@ def counts(view: BatchView) -> str:
     if view.skipped:
         parts.append(f"{view.skipped} skipped")
     return ", ".join(parts)
-
-
-def _per_second(value: float) -> str:
-    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"

@@ -14,8 +14,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from lvspec_cli.escape import visible_line
+from lvspec_cli.memory.choose import StoredPair
 from lvspec_cli.pairs.files import Stored
-from lvspec_cli.pairs.registry import Pair, Source
+from lvspec_cli.pairs.registry import Source
 from lvspec_cli.table import Table, plain, size
 
 _STYLES = {"best": "bold", "worse": "red"}
@@ -50,24 +51,13 @@ def _interval_below(cell: str) -> str:
     return f"{figure}\n{interval[:-1]}" if interval else figure
 
 
-@dataclass(frozen=True)
-class PairRow:
-    """One pair and its two stored models."""
-
-    name: str
-    default: bool
-    pair: Pair
-    target: Stored
-    draft: Stored
-
-
-def pair_table(rows: Sequence[PairRow]) -> Table:
+def pair_table(pairs: Sequence[StoredPair], default: str) -> Table:
     """A row for each pair; the default pair is highlighted."""
     return Table(
         ("pair", "target", "draft", "here", "licence", "about"),
-        list(map(_cells, rows)),
+        [_cells(pair, is_default=pair.name == default) for pair in pairs],
         wide="about",
-        styles={index: "best" for index, row in enumerate(rows) if row.default},
+        styles={index: "best" for index, pair in enumerate(pairs) if pair.name == default},
     )
 
 
@@ -116,15 +106,13 @@ def _what(row: ForecastRow) -> str:
     return known[0][1] if len(known) == 1 else ", ".join(f"{count} {word}" for count, word in known)
 
 
-def _cells(row: PairRow) -> tuple[str, ...]:
-    here = (
-        row.target.place if row.target.place == row.draft.place else f"{row.target.place}/{row.draft.place}"
-    )
+def _cells(row: StoredPair, *, is_default: bool) -> tuple[str, ...]:
+    places = dict.fromkeys((row.target.place, row.draft.place))
     return (
-        row.name + (" (default)" if row.default else ""),
+        row.name + (" (default)" if is_default else ""),
         model_size(row.pair.target, row.target),
         model_size(row.pair.draft, row.draft),
-        here,
+        "/".join(places),
         row.pair.licence or "",
         row.pair.about,
     )

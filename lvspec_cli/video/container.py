@@ -19,7 +19,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from lvspec_cli.errors import EncryptedVideoError, NoVideoStreamError, VideoError, VideoLimitError
-from lvspec_cli.system import usable_cores
+from lvspec_cli.host import usable_cores
 from lvspec_cli.types import VideoInfo, VideoLimits
 from lvspec_cli.video.source import head_of, shown, unopenable
 

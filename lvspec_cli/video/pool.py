@@ -16,7 +16,7 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from lvspec_cli.errors import LvspecError, MachineError, VideoError
-from lvspec_cli.system import usable_cores
+from lvspec_cli.host import usable_cores
 from lvspec_cli.types import Clip, VideoInfo, VideoRequest
 from lvspec_cli.video.decode import TIMEOUT, Child, decoding_child, probe_job, receive_clip
 from lvspec_cli.video.messages import Job

@@ -263,7 +263,7 @@ class _Collector:
         self.dts.append(_stamp(packet.dts))
         self.sizes.append(packet.size)
         if position is None or position < 0:
-            position = self._last_position()
+            position = self.positions[-1] if self.positions else UNKNOWN
         self.positions.append(position)
         self.duration = packet.duration or self.duration
 
@@ -277,6 +277,3 @@ class _Collector:
             corrupt=np.array(self.corrupt),
             duration=self.duration,
         )
-
-    def _last_position(self) -> int:
-        return self.positions[-1] if self.positions else UNKNOWN

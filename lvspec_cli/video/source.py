@@ -235,10 +235,6 @@ def _ebml_end(file: io.FileIO, offset: int) -> int | None:
     return None if is_unknown else offset + 4 + width + value
 
 
-def _flv_begins(file: io.FileIO, size: int) -> Iterator[int]:
-    return _matches(file, size, _FLV_HEADER)
-
-
 def _matches(file: io.FileIO, size: int, pattern: re.Pattern[bytes]) -> Iterator[int]:
     with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
         yield from [match.start() for match in pattern.finditer(content)]
@@ -253,5 +249,5 @@ _BEGINS: dict[str, Callable[[io.FileIO, int], Iterator[int]]] = {
     "mov": _mov_begins,
     "avi": _avi_begins,
     "matroska": _matroska_begins,
-    "flv": _flv_begins,
+    "flv": lambda file, size: _matches(file, size, _FLV_HEADER),
 }

@@ -260,26 +260,20 @@ def _delay(packets: Packets, decoding: Ticks, clock: StreamClock) -> int:
     first = int(packets.pts[0])
     if not clock.stamped or first == UNKNOWN:
         return 0
-    known = packets.pts[: len(packets.keys) and _second_key(packets)]
+    second_key = int(packets.keys[1]) if len(packets.keys) > 1 else len(packets.pts)
+    known = packets.pts[: len(packets.keys) and second_key]
     return int(known[known != UNKNOWN].min() - decoding[0])
 
 
-def _second_key(packets: Packets) -> int:
-    return int(packets.keys[1]) if len(packets.keys) > 1 else len(packets.pts)
-
-
 def _key_frames(packets: Packets, shown: Ticks) -> tuple[KeyFrame, ...]:
-    return tuple(
-        KeyFrame(
-            index=index,
-            tick=int(shown[index]),
-            pts=int(packets.pts[index]),
-            dts=int(packets.dts[index]),
-            size=int(packets.sizes[index]),
-            position=int(packets.positions[index]),
-        )
-        for index in packets.keys.tolist()
+    columns = (
+        packets.keys,
+        *(
+            values[packets.keys]
+            for values in (shown, packets.pts, packets.dts, packets.sizes, packets.positions)
+        ),
     )
+    return tuple(KeyFrame(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _last_step(packets: Packets, ticks: Ticks, step: Fraction, by_count: bool) -> Fraction:

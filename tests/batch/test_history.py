@@ -14,7 +14,7 @@ import pytest
 
 from lvspec_cli.batch.cutting import Stretch, known_scenes
 from lvspec_cli.batch.history import PastRun, past_runs, remember
-from lvspec_cli.system import config_folder, state_folder
+from lvspec_cli.host import config_folder, state_folder
 from lvspec_cli.types import VideoRequest
 from tests.batch.conftest import Caption, rows
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -172,29 +171,6 @@ def test_only_clips_that_are_missing_are_drawn(tmp_path: Path):
 
 def test_a_clip_of_somebody_else_is_not_drawn_over(tmp_path: Path):
     (tmp_path / "clip_0002.mp4").write_bytes(b"mine")
-    for processes in (1, 2):
-        with pytest.raises(OutputError, match=r"clip_0002\.mp4 was not written by lvspec"):
-            demo_clips(tmp_path, 3, seed=5, processes=processes)
+    with pytest.raises(OutputError, match=r"clip_0002\.mp4 was not written by lvspec"):
+        demo_clips(tmp_path, 3, seed=5)
     assert (tmp_path / "clip_0002.mp4").read_bytes() == b"mine"
-
-
-def test_clips_behind_others_are_drawn_side_by_side(tmp_path: Path):
-    first = demo_clips(tmp_path / "one", 3, seed=5)
-    told: list[tuple[int, int]] = []
-    found = demo_clips(
-        tmp_path / "two", 2, lambda *done: told.append(done), seed=5, first=2, processes=2
-    )  # fmt: skip
-    assert [path.name for path in found] == [path.name for path in first[1:]]
-    assert [path.read_bytes() for path in found] == [path.read_bytes() for path in first[1:]]
-    assert told == [(0, 2), (1, 2), (2, 2)]
-
-
-def end_at_once(folder: Path, seed: int, number: int) -> None:
-    os._exit(9)
-
-
-def test_a_process_that_is_ended_from_outside_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lvspec_cli.bench.run.write_clip", end_at_once)
-    with pytest.raises(OutputError, match="a process that drew clips was ended") as caught:
-        demo_clips(tmp_path / "clips", 2, seed=5, processes=2)
-    assert "goes on where it was" in caught.value.remedy

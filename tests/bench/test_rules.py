@@ -10,9 +10,9 @@ import pytest
 
 from lvspec_cli.bench.variants import (
     ablations,
+    as_yaml,
     controls,
     read_rules,
-    rule_changes,
     rules_by_name,
     settings_of,
     variants_of,
@@ -23,6 +23,12 @@ from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
 
 BASE = RuleSettings(anchor_margin=0.5, filler_margin=2.0, shift_window=2, defer=1, max_loss=0.1)
+
+
+def rule_changes(rule: RuleSettings, base: RuleSettings) -> dict[str, object]:
+    """The fields of a rule that differ from ``base``, as YAML values."""
+    base_values = as_yaml(base)
+    return {name: value for name, value in as_yaml(rule).items() if value != base_values[name]}
 
 
 def test_each_ablation_takes_one_part_away():

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from lvspec_cli.demo.facts import Fact, FactScore, add_scores, read_facts, scene_facts, score_facts
+from lvspec_cli.demo.facts import Fact, FactScore, read_facts, scene_facts, score_facts
 from lvspec_cli.demo.scenes import sample_scene
 from lvspec_cli.demo.texts import Question, caption, is_right, questions
-from tools.train_demo.evaluate import PAIR_FOLDER
+from tools.train_demo.evaluate import PAIR_FOLDER, add_scores
 
 seeds = st.integers(0, 2**31)
 

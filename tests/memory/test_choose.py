@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.memory.choose import LAPTOP, LocalPair, best, choose_pair, local_pairs
+from lvspec_cli.memory.choose import LAPTOP, StoredPair, best, choose_pair, local_pairs
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import load_registry, read_models_file, shipped_models
 
@@ -17,8 +17,8 @@ PAIRS = read_models_file(shipped_models()).pairs
 NOWHERE = {"XDG_CONFIG_HOME": "/nowhere"}
 
 
-def here(name: str, target: int, draft: int) -> LocalPair:
-    return LocalPair(name, PAIRS[name], *(Stored("cached", Path("x"), 2 * n, n) for n in (target, draft)))
+def here(name: str, target: int, draft: int) -> StoredPair:
+    return StoredPair(name, PAIRS[name], *(Stored("cached", Path("x"), 2 * n, n) for n in (target, draft)))
 
 
 LARGE, MIDDLE, SMALL = (
@@ -35,9 +35,9 @@ def test_the_largest_that_fits() -> None:
         "pair qwen2.5-vl-32b-7b (auto): the largest that is on this machine and fits"
     )
     assert best(PAIRS, [LARGE, SMALL, MIDDLE], lambda each: each is not LARGE).name == "qwen2.5-vl-32b-3b"
-    asked: list[LocalPair] = []
+    asked: list[StoredPair] = []
 
-    def is_fitting(each: LocalPair) -> bool:
+    def is_fitting(each: StoredPair) -> bool:
         asked.append(each)
         return True
 

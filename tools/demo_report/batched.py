@@ -13,7 +13,7 @@ from functools import partial
 from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import open_journal
 from lvspec_cli.bench.measure import Progress, check_measured
-from lvspec_cli.bench.run import BenchJob, header_of, parallel_map
+from lvspec_cli.bench.run import BenchJob, header_of
 from lvspec_cli.figures.answers import BenchMode, Block, Item, Measurement, Variant
 from lvspec_cli.figures.summary import Measured
 from lvspec_cli.memory.resolve import workload_of_pair
@@ -22,6 +22,7 @@ from lvspec_cli.models.processing import quiet
 from lvspec_cli.pipeline import load, memory_errors
 from lvspec_cli.request import LoadPlan
 from lvspec_cli.video.pool import reading
+from tools.demo_report.drawing import parallel_map
 from tools.train_demo.evaluate import batch_tokens
 
 REFERENCE = Variant(BenchMode.HF_AR)

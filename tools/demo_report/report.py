@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lvspec_cli.bench.charts import speedup_bars, standalone_svg
+from lvspec_cli.bench.charts import speedup_bars
 from lvspec_cli.bench.items import clips_of
 from lvspec_cli.bench.journal import read_journal
 from lvspec_cli.bench.lines import machine
@@ -26,7 +26,6 @@ from lvspec_cli.bench.measure import Plan
 from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.bench.run import (
     BenchJob,
-    demo_clips,
     header_of,
     measured_of,
     results_of,
@@ -37,6 +36,7 @@ from lvspec_cli.bench.variants import NamedRule, ablations, controls, read_rules
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
 from lvspec_cli.figures.summary import Measured
+from lvspec_cli.host import usable_cores
 from lvspec_cli.memory.choose import choose_pair
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
@@ -44,9 +44,9 @@ from lvspec_cli.output.files import replacing
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
 from lvspec_cli.pipeline import load, prepared
 from lvspec_cli.request import AskRequest, LoadPlan
-from lvspec_cli.system import usable_cores
 from lvspec_cli.types import Gamma, RuleSettings, VideoRequest
 from tools.demo_report.batched import BATCH, REFERENCE, batched_of
+from tools.demo_report.drawing import draw_clips
 from tools.demo_report.earlier import asked_of, is_still_said, lines_kept, with_earlier, without
 from tools.demo_report.further import joined, with_further
 from tools.demo_report.page import page
@@ -162,7 +162,8 @@ class _Runs:
 
     def clips(self, first: int, count: int) -> list[Path]:
         report, told = self.report, _Told("drawing clips", self.say)
-        return demo_clips(report.out / "clips", count, told, first=first, processes=report.processes)
+        numbers = range(first, first + count)
+        return draw_clips(report.out / "clips", numbers, told, processes=report.processes)
 
     def job(
         self,
@@ -433,3 +434,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def standalone_svg(inline: str) -> str:
+    """A chart as an SVG file, in a grey that is readable on light and dark pages."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return inline.replace("<svg", f'<svg {spaces} color="#808080"', 1) + "\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from lvspec_cli.demo.facts import FACT_KINDS, FactScore, add_scores, read_facts, scene_facts, score_facts
+from lvspec_cli.demo.facts import FACT_KINDS, FactScore, read_facts, scene_facts, score_facts
 from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.texts import CAPTION_PROMPTS, Question, is_right, questions
 from lvspec_cli.demo.write import HELD_OUT_SEED, encode_scene, scene_of
@@ -166,6 +166,15 @@ def main() -> None:
         reports[name] = evaluate(loaded, held_out)
     print(f"{given.scenes} held-out scenes, greedy, float32, {date.today()}\n")
     print("\n".join(report_lines(reports)))
+
+
+def add_scores(parts: Iterable[Mapping[str, FactScore]]) -> dict[str, FactScore]:
+    """Micro-averaged scores over many captions."""
+    total = {kind: FactScore() for kind in (*FACT_KINDS, "all")}
+    for part in parts:
+        for kind, score in part.items():
+            total[kind] += score
+    return total
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import TypeVar
@@ -90,6 +90,12 @@ class Spot:
     end: float | None
     number: int  # of the prompt, from 1, among those about the stretch
     caption: Caption | None  # None: it failed
+    name: bytes = b""  # of the video, raw
+    prompt: str = ""
+
+    @property
+    def status(self) -> str:
+        return "ok" if self.caption else "error"
 
 
 Videos = Mapping[bytes, tuple[Spot, ...]]  # by raw name; sorted by time, then by prompt
@@ -105,39 +111,20 @@ class Captions:
     superseded: int  # rows whose spot belongs to a later row
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    status: str
-    name: bytes
-    start: float
-    end: float | None
-    prompt: str
-    number: int
-    caption: Caption | None
-
-
 def gather(records: Iterable[Record], prefix: str = "", suffix: str = "") -> Captions:
     """Captions of records, with ``prefix`` and ``suffix`` around their texts.
 
     Of two records with the same key, or the same clip, stretch and prompt, ok wins over error, and then the
     later record wins.
     """
-    by_key: dict[str, _Entry] = {}
+    by_key: dict[str, Spot] = {}
     for record in records:
         text = f"{prefix}{record.text or ''}{suffix}"
         caption = Caption.of(record, text) if record.status == "ok" else None
         segment = record.segment
-        entry = _Entry(
-            status=record.status,
-            name=raw_name(record),
-            start=segment.start,
-            end=segment.end,
-            prompt=record.prompt,
-            number=_number(record),
-            caption=caption,
-        )
-        _put(by_key, record.key, entry)
-    spots: dict[tuple[bytes, float, float | None, str], _Entry] = {}
+        spot = Spot(segment.start, segment.end, _number(record), caption, raw_name(record), record.prompt)
+        _put(by_key, record.key, spot)
+    spots: dict[tuple[bytes, float, float | None, str], Spot] = {}
     for entry in by_key.values():
         _put(spots, (entry.name, entry.start, entry.end, entry.prompt), entry)
     rows = tuple(entry.caption for entry in by_key.values() if entry.caption)
@@ -145,7 +132,7 @@ def gather(records: Iterable[Record], prefix: str = "", suffix: str = "") -> Cap
     return Captions(rows, _by_video(spots.values()), failed, len(rows) - (len(spots) - failed))
 
 
-def _put(entries: dict[Key, _Entry], key: Key, entry: _Entry) -> None:
+def _put(entries: dict[Key, Spot], key: Key, entry: Spot) -> None:
     old = entries.get(key)
     if old is None or prevails(entry.status, old.status):
         entries[key] = entry
@@ -157,21 +144,21 @@ def _number(record: Record) -> int:
     return int(match[1]) if match else 0
 
 
-def _by_video(entries: Iterable[_Entry]) -> Videos:
+def _by_video(entries: Iterable[Spot]) -> Videos:
     videos = defaultdict(list)
     for entry in entries:
         videos[entry.name].append(entry)
     return {name: tuple(_spots(videos[name])) for name in videos}
 
 
-def _spots(entries: list[_Entry]) -> Iterator[Spot]:
-    def stretch(entry: _Entry) -> tuple[float, float]:
+def _spots(entries: list[Spot]) -> Iterator[Spot]:
+    def stretch(entry: Spot) -> tuple[float, float]:
         return entry.start, math.inf if entry.end is None else entry.end
 
     entries.sort(key=lambda entry: (stretch(entry), entry.number, entry.prompt))
     for _, about in groupby(entries, stretch):
         for number, entry in enumerate(about, start=1):
-            yield Spot(entry.start, entry.end, number, entry.caption)
+            yield replace(entry, number=number)
 
 
 def numbers(spots: Sequence[Spot]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -80,7 +81,7 @@ def srt(captions: Sequence[Caption]) -> str:
 def vtt(captions: Sequence[Caption]) -> str:
     """WebVTT of captions in order of time. Markup characters are escaped."""
     cues = [
-        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(text)}\n"
+        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{html.escape(text, quote=False)}\n"
         for start, end, text in _cues(captions)
     ]
     return "\n".join(["WEBVTT\n", *cues])
@@ -112,10 +113,6 @@ def _without_arrows(text: str) -> str:
 
 def _lines(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.strip())
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _clock(seconds: float, point: str) -> str:

@@ -1,0 +1,40 @@
+"""Clips that several processes draw: the same as one draws, and none of somebody else's."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lvspec_cli.bench.run import demo_clips
+from lvspec_cli.errors import OutputError
+from tools.demo_report.drawing import draw_clips
+
+
+def test_a_clip_of_somebody_else_is_not_drawn_over(tmp_path: Path):
+    (tmp_path / "clip_0002.mp4").write_bytes(b"mine")
+    for processes in (1, 2):
+        with pytest.raises(OutputError, match=r"clip_0002\.mp4 was not written by lvspec"):
+            draw_clips(tmp_path, range(1, 4), seed=5, processes=processes)
+    assert (tmp_path / "clip_0002.mp4").read_bytes() == b"mine"
+
+
+def test_clips_behind_others_are_drawn_side_by_side(tmp_path: Path):
+    first = demo_clips(tmp_path / "one", 3, seed=5)
+    told: list[tuple[int, int]] = []
+    found = draw_clips(
+        tmp_path / "two", range(2, 4), lambda *done: told.append(done), seed=5, processes=2
+    )  # fmt: skip
+    assert [path.name for path in found] == [path.name for path in first[1:]]
+    assert [path.read_bytes() for path in found] == [path.read_bytes() for path in first[1:]]
+    assert told == [(0, 2), (1, 2), (2, 2)]
+
+
+def end_at_once(folder: Path, seed: int, number: int) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_is_ended_from_outside_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tools.demo_report.drawing.write_clip", end_at_once)
+    with pytest.raises(OutputError, match="a process that drew clips was ended") as caught:
+        draw_clips(tmp_path / "clips", range(1, 3), seed=5, processes=2)
+    assert "goes on where it was" in caught.value.remedy
