@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 
@@ -10,7 +10,6 @@ import pytest
 
 from lvspec_cli.bench.variants import (
     ablations,
-    as_yaml,
     controls,
     read_rules,
     rules_by_name,
@@ -26,9 +25,9 @@ BASE = RuleSettings(anchor_margin=0.5, filler_margin=2.0, shift_window=2, defer=
 
 
 def rule_changes(rule: RuleSettings, base: RuleSettings) -> dict[str, object]:
-    """The fields of a rule that differ from ``base``, as YAML values."""
-    base_values = as_yaml(base)
-    return {name: value for name, value in as_yaml(rule).items() if value != base_values[name]}
+    """The fields of a rule that differ from ``base``."""
+    other = asdict(base)
+    return {name: value for name, value in asdict(rule).items() if value != other[name]}
 
 
 def test_each_ablation_takes_one_part_away():
