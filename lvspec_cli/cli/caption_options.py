@@ -72,6 +72,7 @@ class Prompts(OptionGroup):
         Path | None, Option("--prompt-file", metavar="FILE", help="The prompt is this file's text.")
     ] = None
     system: options.System = None
+    think: options.Think = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from lvspec_cli.memory.plan import (
     Sizes,
     Workload,
     decide,
+    frames_in_context,
     need,
     non_weight_bytes,
     plan,
@@ -327,6 +328,7 @@ class PairFit:
     here: bool  # all files of both models are on this machine
     load: Workload
     visual_tokens: int  # of the target
+    frames_in_context: int | None  # how many of the frames the contexts have room for; None: for none
     rows: tuple[FitRow, ...]
     decision: Decision
     change: str | None  # flags with which it would fit, if it does not
@@ -370,6 +372,7 @@ def fit_pair(
         here=target.folder is not None and draft.folder is not None,
         load=load,
         visual_tokens=sizes.target.vision.tokens(load.frames, load.max_pixels),
+        frames_in_context=frames_in_context(sizes, load),
         rows=rows,
         decision=decision,
         change=change,

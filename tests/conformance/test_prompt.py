@@ -19,7 +19,7 @@ from lvspec_cli.models.decoder import Decoder, kept_positions
 from lvspec_cli.models.load import LoadedModel, check_tokenizers, load_pair
 from lvspec_cli.models.probe import attention_by_video_token, video_attention
 from lvspec_cli.models.processing import features_of
-from lvspec_cli.models.prompt import build_prompts, visual_token_counter
+from lvspec_cli.models.prompt import PromptSizes, build_prompts
 from lvspec_cli.models.read import chat_text
 from tests.conformance.conftest import CLIPS, Subject
 from tests.tiny_families import TINY
@@ -33,8 +33,9 @@ def test_tokens_are_the_processors_own(subject: Subject, clip: str) -> None:
     features = features_of(subject.processor, text, CLIPS[clip])
     assert torch.equal(prompt.input_ids, features["input_ids"])
     assert set(prompt.video_inputs) <= set(features)
-    count = visual_token_counter(subject.folders[0])
-    assert prompt.visual_tokens == count(CLIPS[clip].timestamps, CLIPS[clip].width, CLIPS[clip].height) > 0
+    sizes = PromptSizes(subject.folders[0])
+    frames = (CLIPS[clip].timestamps, CLIPS[clip].width, CLIPS[clip].height)
+    assert prompt.visual_tokens == sizes.visual_tokens(*frames) > 0
     assert prompt.position_ids.shape[-2:] == (1, prompt.length)
     assert prompt.next_position == int(prompt.position_ids[..., -1].max()) + 1
 
