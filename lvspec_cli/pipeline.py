@@ -94,6 +94,7 @@ def ask(
     try:
         clip = _decode(request.video, listen)
         check_unchanged(request, identity)
+        check_context(plan, request, clip)
         workload = clip_workload(request, clip)
         loaded = load(plan, workload, listen)
         with memory_errors(plan, workload):
@@ -165,6 +166,22 @@ def check_prompts(plan: LoadPlan, request: AskRequest, texts: Mapping[str, str])
     if plan.draft is not None:
         folders["draft"] = plan.draft
     check_texts(folders, texts, request.system, request.settings.max_new_tokens)
+
+
+def check_context(plan: LoadPlan, request: AskRequest, clip: Clip) -> None:
+    """
+    :raises ContextError: the clip, its longest question and the answer are longer than a model's context.
+    """
+    from lvspec_cli.models.prompt import check_clip
+
+    check_clip(
+        [folder for folder in (plan.target, plan.draft) if folder is not None],
+        clip,
+        max(request.questions, key=len),
+        system=request.system,
+        new_tokens=request.settings.max_new_tokens,
+        think=request.think,
+    )
 
 
 def check_thinking(plan: LoadPlan, request: AskRequest) -> None:

@@ -20,7 +20,7 @@ from lvspec_cli.errors import UsageError
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import process
-from lvspec_cli.models.prompt_length import Limit, frames_within, positions_of
+from lvspec_cli.models.prompt_length import TEMPLATE, Limit, Role, frames_within, positions_of
 from lvspec_cli.models.read import chat_text, read_config, read_processor
 from lvspec_cli.types import Clip, PairPrompts, Prompt
 
@@ -46,41 +46,112 @@ def build_prompts(
     :raises UsageError: the text contains a special token.
     :raises ContextError: a model has too few positions for the prompt and an answer of ``new_tokens``.
     """
-
-    def text_of(loaded: LoadedModel) -> str:
-        return chat_text(loaded.processor, question, system, loaded.name, think=think)
-
-    parts = [_Part(pair.target, Limit(pair.target.positions, new_tokens), text_of(pair.target))]
-    if pair.draft is not None:
-        is_shared = pair.draft.processor.video_token == pair.target.processor.video_token
-        text = parts[0].text if is_shared else text_of(pair.draft)
-        parts.append(_Part(pair.draft, Limit(pair.draft.positions, new_tokens, "draft"), text))
-    for part in parts:
-        _check_without_video(part, question, system)
+    models = [pair.target] if pair.draft is None else [pair.target, pair.draft]
+    parts = _parts(
+        [
+            _Reader(loaded.processor, loaded.family.video_token(loaded.model), loaded.positions, loaded.name)
+            for loaded in models
+        ],
+        question,
+        system,
+        new_tokens,
+        think=think,
+    )
     prompts: list[Prompt] = []
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
-    for part, earlier_prompt in zip(parts, earlier_prompts, strict=False):
-        prompt = build_prompt(part.loaded, clip, part.text, earlier=earlier_prompt)
+    for loaded, part, earlier_prompt in zip(models, parts, earlier_prompts, strict=False):
+        prompt = build_prompt(loaded, clip, part.text, earlier=earlier_prompt)
         part.limit.check_prompt(prompt.length, prompt.visual_tokens, lambda: _frames_that_fit(parts, clip))
         prompts.append(prompt)
     target, *draft = prompts
     return PairPrompts(target, draft[0] if draft else None)
 
 
+def check_clip(
+    folders: Sequence[Path],
+    clip: Clip,
+    question: str,
+    *,
+    system: str | None = None,
+    new_tokens: int = 0,
+    think: bool = False,
+) -> None:
+    """The checks of ``build_prompts`` before the models are loaded, unless the clip is short by the configs.
+
+    :param folders: of the target and of the draft, if there is one.
+    """
+    configs = [read_config(folder) for folder in folders]
+    text_bytes = len((question + (system or "")).encode())
+    if all(_is_short(config, clip, text_bytes + new_tokens) for config in configs):
+        return
+    readers = [
+        _Reader(
+            read_processor(folder),
+            family_of(config.model_type, str(folder)).video_token(SimpleNamespace(config=config)),
+            positions_of(config.get_text_config()),
+            str(folder),
+        )
+        for folder, config in zip(folders, configs, strict=True)
+    ]
+    parts = _parts(readers, question, system, new_tokens, think=think)
+    for part in parts:
+        part.limit.check_prompt(*part.size(clip, len(clip.timestamps)), lambda: _frames_that_fit(parts, clip))
+
+
+def _is_short(config: Any, clip: Clip, other_tokens: int) -> bool:
+    """Whether a prompt certainly fits: processors round the sizes of frames, by far less than half."""
+    vision, frames = family_of(config.model_type, "").vision_size(config), len(clip.timestamps)
+    planned = vision.tokens(frames, clip.width * clip.height) + frames * vision.text_a_frame
+    return 2 * (planned + TEMPLATE) + other_tokens <= positions_of(config.get_text_config())
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What a prompt's length depends on of one model."""
+
+    processor: Any
+    video_token: int
+    positions: int
+    name: str
+
+
 @dataclass(frozen=True)
 class _Part:
     """One model's part of a pair's prompts: its conversation, and how long that may be."""
 
-    loaded: LoadedModel
+    reader: _Reader
     limit: Limit
     text: str
 
-    def tokens(self, clip: Clip, frames: int) -> int:
-        """The tokens of the prompt with so many of the clip's frames, evenly spread."""
+    def size(self, clip: Clip, frames: int) -> tuple[int, int]:
+        """Tokens of the prompt with so many of the clip's frames, evenly spread, and those of the video."""
         chosen = _spread(len(clip.timestamps), frames)
         times = tuple(clip.timestamps[index] for index in chosen)
         fewer = replace(clip, frames=clip.frames[chosen], timestamps=times)
-        return process(self.loaded.processor, self.text, fewer)[0].shape[1]
+        ids = process(self.reader.processor, self.text, fewer)[0][0]
+        return len(ids), int((ids == self.reader.video_token).sum())
+
+    def length(self, clip: Clip, frames: int) -> int:
+        return self.size(clip, frames)[0]
+
+
+def _parts(
+    readers: Sequence[_Reader], question: str, system: str | None, new_tokens: int, *, think: bool
+) -> list[_Part]:
+    """The parts of the target and of the draft, if there is one. Their texts are checked."""
+    roles: tuple[Role, ...] = ("target", "draft")
+    parts: list[_Part] = []
+    for role, reader in zip(roles, readers, strict=False):
+        is_shared = parts and reader.processor.video_token == parts[0].reader.processor.video_token
+        text = (
+            parts[0].text
+            if is_shared
+            else chat_text(reader.processor, question, system, reader.name, think=think)
+        )
+        parts.append(_Part(reader, Limit(reader.positions, new_tokens, role), text))
+    for part in parts:
+        _check_without_video(part, question, system)
+    return parts
 
 
 def _spread(count: int, chosen: int) -> list[int]:
@@ -93,17 +164,18 @@ def _frames_that_fit(parts: Sequence[_Part], clip: Clip) -> int | None:
     frames: int | None = len(clip.timestamps)
     for part in parts:
         if frames is not None:
-            frames = frames_within(partial(part.tokens, clip), frames, part.limit.room)
+            frames = frames_within(partial(part.length, clip), frames, part.limit.room)
     return frames
 
 
 def _check_without_video(part: _Part, question: str, system: str | None) -> None:
     """Checks the text, and what users wrote of it, before the frames are processed."""
+    processor = part.reader.processor
     part.limit.check_text(question + (system or ""), "the prompt")
     for written in (question, system or ""):
-        check_text(part.loaded.processor, written)
+        check_text(processor, written)
     if not part.limit.may_fit(part.text):
-        part.limit.check_tokens(len(part.loaded.tokenizer(part.text)["input_ids"]), "the prompt")
+        part.limit.check_tokens(len(processor.tokenizer(part.text)["input_ids"]), "the prompt")
 
 
 def build_prompt(loaded: LoadedModel, clip: Clip, text: str, *, earlier: Prompt | None = None) -> Prompt:

@@ -13,7 +13,7 @@ CHARACTERS = 16  # upper bound for a token: a text with more characters a positi
 Role = Literal["target", "draft"]
 LEAST_FRAMES = 2  # of a video that is shortened: with fewer it is a picture
 _BYTES = 4  # upper bound for a character; a token has at least one byte
-_TEMPLATE = 256  # upper bound for the tokens that a chat template adds to a text
+TEMPLATE = 256  # upper bound for the tokens that a chat template adds to a text
 _ALWAYS_FITS = 2048  # tokens for which every model has room in addition to a video
 
 
@@ -80,8 +80,7 @@ def frames_within(tokens: Callable[[int], int], frames: int, room: int) -> int |
     """The most frames with which a prompt has ``room`` tokens at most; None if LEAST_FRAMES are too many.
 
     Tokens are counted for a few numbers of frames only: each next one is where a straight line, from the
-    fewest frames to a number that is too large, reaches ``room``. So where frames have different numbers of
-    tokens (times as text) it may be a little less than the most.
+    fewest frames to a number that is too large, reaches ``room``.
 
     :param tokens: the tokens of a prompt with so many frames: from 1 to ``frames``, never falling.
     """
@@ -93,8 +92,11 @@ def frames_within(tokens: Callable[[int], int], frames: int, room: int) -> int |
     if fewest > room:
         return None
     while count > room:
+        too_many = frames
         frames = least + (frames - least) * (room - fewest) // (count - fewest)
         count = tokens(frames)
+    while frames + 1 < too_many and tokens(frames + 1) <= room:  # times as text have different lengths
+        frames += 1
     return frames
 
 
@@ -118,7 +120,7 @@ def check_texts(
     """
     system = system or ""
     longest = max((len((system + text).encode()) for text in texts), default=0)
-    if longest + new_tokens + _TEMPLATE <= _ALWAYS_FITS:
+    if longest + new_tokens + TEMPLATE <= _ALWAYS_FITS:
         return  # before the slow imports
     from lvspec_cli.models.read import read_config, read_tokenizer
 
