@@ -2,6 +2,7 @@
 
 LvspecError
 ├── UsageError             2    wrong flags, settings or files of settings
+│   └── ContextError            a prompt and its answer are longer than a model's context
 ├── PairError              3    the pair cannot be had, loaded or does not fit
 │   ├── NoRoomError             it does not fit into memory
 │   └── NotFiniteError          it computes NaN or infinity in place of numbers
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class LvspecError(Exception):
@@ -37,7 +38,7 @@ class LvspecError(Exception):
         self.cause = cause
         self.remedy = remedy
 
-    def __reduce__(self) -> tuple[type[LvspecError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[LvspecError], tuple[Any, ...]]:
         # The default would lose the remedy when an error is pickled for another process.
         return type(self), (self.cause, self.remedy)
 
@@ -45,6 +46,19 @@ class LvspecError(Exception):
 class UsageError(LvspecError):
     exit_code = 2
     kind = "usage"
+
+
+class ContextError(UsageError):
+    """``frames``: the most frames with which the prompt would fit; None if none are known to help."""
+
+    kind = "context"
+
+    def __init__(self, cause: str, remedy: str = "", frames: int | None = None) -> None:
+        super().__init__(cause, remedy)
+        self.frames = frames
+
+    def __reduce__(self) -> tuple[type[ContextError], tuple[Any, ...]]:
+        return type(self), (self.cause, self.remedy, self.frames)
 
 
 class PairError(LvspecError):

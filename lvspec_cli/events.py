@@ -70,12 +70,16 @@ class QuestionStarted:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """One complete round. ``seconds`` since the answer's first token."""
+    """One complete round. ``seconds`` since the answer's first token.
+
+    ``thinking``: the tokens so far are thoughts, which are in no pieces.
+    """
 
     number: int
     round: Round
     pieces: tuple[Piece, ...]
     seconds: float
+    thinking: bool = False
 
 
 @dataclass(frozen=True)

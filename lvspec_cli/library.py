@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lvspec_cli.errors import LvspecError
+from lvspec_cli.errors import ContextError, LvspecError, VideoError
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.pairs.registry import Defaults, load_registry, settings_of_pair
@@ -27,6 +27,7 @@ from lvspec_cli.pipeline import (
     identify_video,
     memory_errors,
     prepared,
+    shortened,
 )
 from lvspec_cli.pipeline import load as load_models
 from lvspec_cli.request import AskRequest, LoadPlan
@@ -74,14 +75,16 @@ class VideoModel:
         *,
         sampling: Sampling = Sampling(),
         system: str | None = None,
+        think: bool = False,
     ) -> Record:
         """The record of one answer, its text in ``text``.
 
-        :raises LvspecError: the video cannot be read, or the question is too long.
+        :param think: the target thinks first, and its thoughts are in ``thoughts``.
+        :raises LvspecError: the video cannot be read, the question is too long, or the target cannot think.
         """
         from lvspec_cli.video.decode import read_clip
 
-        request = self._request(video, question, sampling, system)
+        request = self._request(video, question, sampling, system, think)
         check_prompts(self.plan, request, {question: "the question"})
         (record,) = self._answered(request, read_clip(request.video))
         return record
@@ -93,19 +96,23 @@ class VideoModel:
         *,
         sampling: Sampling = Sampling(),
         system: str | None = None,
+        think: bool = False,
     ) -> Iterator[Record]:
         """A record for each video, in order. The next videos are decoded at the same time.
 
-        A video that cannot be read gives a record with status ``error``, and the others continue. Results do
-        not depend on the clock: no answer falls back to the target alone.
+        A video that cannot be read gives a record with status ``error``, and the others continue. One with
+        more frames than a model's context has room for is taken with fewer, and its record warns of that.
+        Results do not depend on the clock: no answer falls back to the target alone.
 
-        :raises LvspecError: the prompt is too long.
+        :param think: as ``ask`` has it.
+        :raises LvspecError: the prompt is too long, or the target cannot think.
         """
         from lvspec_cli.video.pool import DecodePool
 
         timeless = self.with_settings(replace(self.settings, fallback=False))
         requests = [
-            replace(timeless._request(video, prompt, sampling, system), task="caption") for video in videos
+            replace(timeless._request(video, prompt, sampling, system, think), task="caption")
+            for video in videos
         ]
         for request in requests[:1]:
             check_prompts(self.plan, request, {prompt: "the prompt"})
@@ -115,16 +122,35 @@ class VideoModel:
         ):
             for request, decoded in zip(requests, clips, strict=False):
                 if decoded.clip is not None:
-                    yield from timeless._answered(request, decoded.clip)
+                    yield from timeless._captioned(request, decoded.clip)
                 else:
                     error = decoded.error or LvspecError(f"{request.video.path}: nothing was decoded")
                     yield failed_record(self.plan, request, identify_video(request), 1, error)
 
     def _request(
-        self, video: str | Path, question: str, sampling: Sampling, system: str | None
+        self, video: str | Path, question: str, sampling: Sampling, system: str | None, think: bool
     ) -> AskRequest:
         request = _video_request(Path(video), sampling, self.plan.choice.pair.defaults)
-        return AskRequest(request, (question,), self.settings, system)
+        return AskRequest(request, (question,), self.settings, system, think)
+
+    def _captioned(self, request: AskRequest, clip: Clip) -> Iterator[Record]:
+        from lvspec_cli.video.decode import read_clip
+
+        expected = clip.frames_expected
+        while True:
+            try:
+                yield from self._answered(request, clip)
+                return
+            except ContextError as error:
+                too_long = error
+            try:
+                if too_long.frames is None:
+                    raise too_long
+                fewer = replace(request.video, max_frames=too_long.frames)
+                clip = shortened(read_clip(fewer), expected, too_long)
+            except (ContextError, VideoError) as error:
+                yield failed_record(self.plan, request, identify_video(request), 1, error)
+                return
 
     def _answered(self, request: AskRequest, clip: Clip) -> Iterator[Record]:
         with memory_errors(self.plan, clip_workload(request, clip)):
@@ -185,13 +211,14 @@ def ask(
     pair: str | VideoModel = "auto",
     sampling: Sampling = Sampling(),
     system: str | None = None,
+    think: bool = False,
 ) -> Record:
     """One answer, as ``lvspec ask`` gives it. For more than one, ``load`` the pair and ask it.
 
     :raises LvspecError: as ``load`` and ``VideoModel.ask``.
     """
     model = load(pair) if isinstance(pair, str) else pair
-    return model.ask(video, question, sampling=sampling, system=system)
+    return model.ask(video, question, sampling=sampling, system=system, think=think)
 
 
 def caption(
@@ -201,10 +228,11 @@ def caption(
     pair: str | VideoModel = "auto",
     sampling: Sampling = Sampling(),
     system: str | None = None,
+    think: bool = False,
 ) -> Iterator[Record]:
     """A record for each video, as ``lvspec caption`` writes them: see ``VideoModel.caption``.
 
     :raises LvspecError: as ``load`` and ``VideoModel.caption``.
     """
     model = load(pair) if isinstance(pair, str) else pair
-    yield from model.caption(videos, prompt, sampling=sampling, system=system)
+    yield from model.caption(videos, prompt, sampling=sampling, system=system, think=think)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.errors import (
     ChangedVideoError,
+    ContextError,
     LvspecError,
     NoRoomError,
     UsageError,
@@ -46,7 +47,7 @@ from lvspec_cli.output.records import (
     failed_record,
     identify,
 )
-from lvspec_cli.output.text import TextStream, trace_row
+from lvspec_cli.output.text import AnswerStream, trace_row
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.types import (
     Clip,
@@ -55,6 +56,7 @@ from lvspec_cli.types import (
     Mode,
     PairPrompts,
     Placement,
+    Thinking,
     VideoRequest,
 )
 
@@ -85,11 +87,13 @@ def ask(
     if not request.questions:
         raise UsageError("there is no question", "ask one")
     plan, request = prepared(choice, request, listen, _duration(request.video))
+    check_thinking(plan, request)
     check_prompts(plan, request, {text: f"question {n}" for n, text in enumerate(request.questions, start=1)})
     identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
         check_unchanged(request, identity)
+        check_context(plan, request, clip)
         workload = clip_workload(request, clip)
         loaded = load(plan, workload, listen)
         with memory_errors(plan, workload):
@@ -163,6 +167,32 @@ def check_prompts(plan: LoadPlan, request: AskRequest, texts: Mapping[str, str])
     check_texts(folders, texts, request.system, request.settings.max_new_tokens)
 
 
+def check_context(plan: LoadPlan, request: AskRequest, clip: Clip) -> None:
+    """
+    :raises ContextError: the clip, its longest question and the answer are longer than a model's context.
+    """
+    from lvspec_cli.models.prompt import check_clip
+
+    check_clip(
+        [folder for folder in (plan.target, plan.draft) if folder is not None],
+        clip,
+        max(request.questions, key=len),
+        system=request.system,
+        new_tokens=request.settings.max_new_tokens,
+        think=request.think,
+    )
+
+
+def check_thinking(plan: LoadPlan, request: AskRequest) -> None:
+    """
+    :raises UsageError: the target is to think, and its chat template has no switch for that.
+    """
+    if request.think:
+        from lvspec_cli.models.read import read_processor, thinking_of
+
+        thinking_of(read_processor(plan.target), plan.choice.pair.target.name)
+
+
 def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: None) -> LoadedPair:
     """Loads the models of the plan.
 
@@ -220,10 +250,19 @@ def answers(
 
     :param numbers: the questions to answer, counted from 1; all by default.
     :param oom_retries: how often the clip was made smaller, for the records.
+    :raises UsageError: the target is to think and cannot, or a prompt is too long.
     """
     chosen = range(1, len(request.questions) + 1) if numbers is None else numbers
-    run = _Run(plan, request, identity, clip, loaded, listen, trace, oom_retries)
+    run = _Run(plan, request, identity, clip, loaded, listen, trace, oom_retries, _thinking(loaded, request))
     yield from run.answers(chosen, interrupted)
+
+
+def _thinking(loaded: LoadedPair, request: AskRequest) -> Thinking | None:
+    if not request.think:
+        return None
+    from lvspec_cli.models.read import thinking_of
+
+    return thinking_of(loaded.target.processor, loaded.target.name)
 
 
 @dataclass(frozen=True)
@@ -238,6 +277,7 @@ class _Run:
     listen: Listener
     trace: Trace | None
     oom_retries: int
+    thinking: Thinking | None
 
     def answers(self, numbers: Sequence[int], interrupted: Callable[[], bool]) -> Iterator[Record]:
         from lvspec_cli.speculation.engine import Session
@@ -269,6 +309,7 @@ class _Run:
                 system=request.system,
                 earlier=earlier,
                 new_tokens=request.settings.max_new_tokens,
+                think=request.think,
             )
             session.encode(prompts, request.settings)
         return prompts
@@ -288,20 +329,22 @@ class _Run:
     def _answer(
         self, session: Session, prompts: PairPrompts, number: int, interrupted: Callable[[], bool]
     ) -> Record:
-        text = TextStream(self.pair.target.tokenizer.backend_tokenizer)
+        stream = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
         with _stage(Stage.ANSWERING, self.listen):
-            generation = self._rounds(session, prompts, number, text, interrupted)
+            generation = self._rounds(session, prompts, number, stream, interrupted)
         facts = Facts(
             self.clip,
             prompts.target.visual_tokens,
             full_precision=self.pair.target.full_precision,
             oom_retries=self.oom_retries,
         )
-        record = answered_record(self.plan, self.request, self.identity, number, facts, generation, text.text)
+        record = answered_record(
+            self.plan, self.request, self.identity, number, facts, generation, stream.parts
+        )
         if record.status == "ok" and is_audited(record.key, self.request.audit):
-            audit = self._audit(session, prompts, generation, text.text, interrupted)
+            audit = self._audit(session, prompts, generation, stream, interrupted)
             record = record.model_copy(update={"audit": audit})
-        self.listen(Answered(record, text.tail))
+        self.listen(Answered(record, stream.tail))
         return record
 
     def _audit(
@@ -309,15 +352,16 @@ class _Run:
         session: Session,
         prompts: PairPrompts,
         generation: Generation,
-        text: str,
+        stream: AnswerStream,
         interrupted: Callable[[], bool],
     ) -> Audit | Failure | None:
         from lvspec_cli.figures.audit import audit_answer
 
         with _stage(Stage.AUDITING, self.listen):
             try:
+                ar = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
                 return audit_answer(
-                    session, self.pair, prompts, self.request.settings, generation, text, interrupted
+                    session, prompts, self.request.settings, generation, stream, ar, interrupted
                 )
             except Exception as error:  # the answer itself is complete, and is kept
                 if not is_out_of_memory(error):
@@ -329,7 +373,7 @@ class _Run:
         session: Session,
         prompts: PairPrompts,
         number: int,
-        text: TextStream,
+        stream: AnswerStream,
         interrupted: Callable[[], bool],
     ) -> Generation:
         rounds = session.answer(prompts, self.request.settings, interrupted=interrupted)
@@ -338,7 +382,8 @@ class _Run:
             now = time.perf_counter()
             first = now if first is None else first
             index += not done.prefill
-            self.listen(RoundDone(index, done, text.feed(done.tokens, done.kinds), now - first))
+            pieces = stream.feed(done.tokens, done.kinds)
+            self.listen(RoundDone(index, done, pieces, now - first, thinking=not stream.is_answer))
             if self.trace is not None:
                 self.trace(trace_row(number, index, done, self._word))
         return rounds.generation
@@ -376,6 +421,16 @@ def clip_workload(request: AskRequest, clip: Clip) -> Workload:
 
     video = replace(request.video, max_frames=len(clip.frames), max_pixels=clip.width * clip.height)
     return workload_of(replace(request, video=video))
+
+
+def shortened(clip: Clip, expected: int, error: ContextError) -> Clip:
+    """A clip with fewer frames than ``expected``, with a warning that says why. It counts as partial.
+
+    :param clip: as it was read again, with the frames that fit.
+    :param error: of the prompt with all frames.
+    """
+    note = f"{len(clip.timestamps)} of {expected} frames fit the context ({error.cause})"
+    return replace(clip, frames_expected=expected, warnings=(*clip.warnings, note))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -59,6 +59,7 @@ class LoadPlan:
 class AskRequest:
     """Questions about one clip, and how they are answered.
 
+    ``think``: the target thinks before it answers, if its chat template has a switch for that.
     ``name`` and ``id``: the video's name and id in records, if they are not the file's name.
     ``audit``: the share of the answers that are also given in mode ar, for comparison (``figures.audit``).
     """
@@ -67,6 +68,7 @@ class AskRequest:
     questions: tuple[str, ...]
     settings: DecodeSettings
     system: str | None = None
+    think: bool = False
     task: TaskName = "ask"
     name: bytes | None = None
     id: str | None = None

@@ -103,7 +103,7 @@ class Gate(StrEnum):
 
     LENGTH = "length"  # cut at --max-new-tokens
     REPETITION = "repetition"  # stopped by the repetition guard
-    PARTIAL = "partial"  # fewer frames could be read than expected
+    PARTIAL = "partial"  # fewer frames could be taken than expected
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,18 @@ class Prompt:
     @property
     def visual_tokens(self) -> int:
         return int(self.video_mask.sum())
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How thoughts stand before an answer, by the target's chat template."""
+
+    end: str  # the tag that ends them: </think>
+    opened: bool  # whether the prompt itself opens them, so that an answer begins inside
+
+    @property
+    def start(self) -> str:
+        return self.end.replace("/", "", 1)
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,14 @@ def save_pair(
     generation: dict[str, Any] | None = None,
     draft_padding: int = 24,
     seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> tuple[Path, Path]:
     """A target and a draft that often agrees with it, so that rounds of every length occur."""
-    target = save_model(folder / "target", family, generation=generation, seed=seed)
+    target = save_model(folder / "target", family, generation=generation, seed=seed, tokenizer=tokenizer)
     shape = TinyShape(extra_vocabulary=draft_padding)
-    draft = save_model(folder / "draft", family, shape=shape, noise=(target, noise), seed=seed)
+    draft = save_model(
+        folder / "draft", family, shape=shape, noise=(target, noise), seed=seed, tokenizer=tokenizer
+    )
     return target, draft
 
 

@@ -1,4 +1,4 @@
-"""Answers one work. Failures become records; if memory is short, the clip is made smaller.
+"""Answers one work. Failures become records; if memory or the context is short, the clip is made smaller.
 
 Gates (``--fail-on``) make answers count as failed although they have a text.
 """
@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lvspec_cli.batch.work import Work
-from lvspec_cli.errors import LvspecError, NotFiniteError, PairError, VideoError
+from lvspec_cli.errors import ContextError, LvspecError, NotFiniteError, PairError, VideoError
 from lvspec_cli.events import Answered, Listener
 from lvspec_cli.memory.resolve import no_room_for
+from lvspec_cli.models.prompt_length import LEAST_FRAMES
 from lvspec_cli.output.records import Failure, Record, failed_record
-from lvspec_cli.pipeline import answers, clip_ready, clip_workload, is_out_of_memory
+from lvspec_cli.pipeline import answers, clip_ready, clip_workload, is_out_of_memory, shortened
 from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import Clip, FinishReason, Gate, VideoRequest
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 OnOutOfMemory = Literal["shrink", "fail"]
 LEAST_PIXELS = 112 * 112  # the smallest frame that is still useful
-LEAST_FRAMES = 2
 
 
 class OutOfMemoryError(LvspecError):
@@ -60,6 +60,7 @@ class Answering:
         """
         self.listen(clip_ready(clip))
         pending, retries = list(work.numbers), 0
+        video, expected, too_long = work.request.video, clip.frames_expected, None
         while pending:
             try:
                 for record in self._records(work, clip, pending, retries):
@@ -74,22 +75,40 @@ class Answering:
                 failure = explained(error)
             if self.interrupted():
                 return  # a library turned the signal into an error: the clip has not failed
-            if failure is not None:
-                yield from self.failed(work, failure, pending)
-                check_devices()
-                return
-            self.pair.release()
-            _release_memory()
-            smaller = smaller_request(work.request.video, clip) if self.on_out_of_memory == "shrink" else None
-            if smaller is None:
-                yield from self.failed(work, too_large(self.plan, work.request, clip), pending)
-                return
-            retries += 1
             try:
-                clip = self.read(smaller)
+                video = self._smaller(work, video, clip, failure)
+            except LvspecError as final:
+                yield from self.failed(work, final, pending)
+                if failure is not None:
+                    check_devices()
+                return
+            retries += failure is None
+            too_long = failure if isinstance(failure, ContextError) else too_long
+            try:
+                clip = self.read(video)
             except VideoError as unreadable:
                 yield from self.failed(work, unreadable, pending)
                 return
+            clip = shortened(clip, expected, too_long) if too_long else clip
+
+    def _smaller(
+        self, work: Work, video: VideoRequest, clip: Clip, failure: LvspecError | None
+    ) -> VideoRequest:
+        """The next request for a clip that was too large.
+
+        :param failure: None if memory was short.
+        :raises LvspecError: for the records, if there is no such request.
+        """
+        if isinstance(failure, ContextError) and failure.frames is not None:
+            return replace(video, max_frames=failure.frames)
+        if failure is not None:
+            raise failure
+        self.pair.release()
+        _release_memory()
+        smaller = smaller_request(video, clip) if self.on_out_of_memory == "shrink" else None
+        if smaller is None:
+            raise too_large(self.plan, work.request, clip)
+        return smaller
 
     def failed(self, work: Work, error: LvspecError, numbers: list[int] | None = None) -> Iterator[Record]:
         """An error record for each of the given prompts, by default for all of the work."""
@@ -173,10 +192,15 @@ def gated(record: Record, gates: Collection[Gate]) -> Record:
     messages = {
         Gate.LENGTH: (reason is FinishReason.LENGTH, "the answer was cut at --max-new-tokens"),
         Gate.REPETITION: (reason is FinishReason.REPETITION, "the answer began to repeat itself"),
-        Gate.PARTIAL: ((decoded or 0) < (expected or 0), f"{decoded} of {expected} frames could be read"),
+        Gate.PARTIAL: (is_partial(record), f"{decoded} of {expected} frames could be taken"),
     }
     for gate, (is_met, message) in messages.items():
         if is_met and gate in gates:
             failure = Failure(kind=gate.value, message=message)
             return record.model_copy(update={"status": "error", "error": failure})
     return record
+
+
+def is_partial(record: Record) -> bool:
+    """Whether a clip has fewer frames than the request should have given."""
+    return (record.sampling.decoded or 0) < (record.sampling.frames_expected or 0)

@@ -32,6 +32,7 @@ class PastRun:
     rows: Annotated[int, Ge(0)]
     seconds: Annotated[float, Ge(0), Le(1e9)]  # neither infinite nor not-a-number
     audit: float = 0.0  # share of the rows that were answered twice
+    think: bool = False
 
 
 _RUN = TypeAdapter(PastRun)

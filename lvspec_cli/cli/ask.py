@@ -36,6 +36,7 @@ class Questions(OptionGroup):
     more: list[str] | None = flag(None, "A further question; repeat for more.", "--question", metavar="TEXT")
     file: Path | None = flag(None, "Questions, one a line; - reads stdin.", "--questions", metavar="FILE")
     system: options.System = None
+    think: options.Think = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def ask(
             collect_questions(question, questions.more or (), questions.file),
             decode_settings(decoding, rule, choice.pair),
             checked_system(questions.system),
+            questions.think,
         )
         with (
             _tracing(output.trace, Path(video)) as write_row,
@@ -90,9 +92,11 @@ def ask(
                 stop.listen(event)
                 show(event)
 
-            pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
+            records = pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
         if stop.asked():
             raise KeyboardInterrupt
+        if any(record.error is not None for record in records):  # it thought, and gave no answer
+            raise typer.Exit(1)
 
 
 @contextmanager

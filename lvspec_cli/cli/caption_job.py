@@ -33,7 +33,7 @@ from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.host import state_folder, usable_cores
 from lvspec_cli.output.files import sweep
-from lvspec_cli.pipeline import check_prompts, prepared
+from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
@@ -68,6 +68,7 @@ def read_job(flags: CaptionFlags) -> Job:
         tuple(prompts),
         decode_settings(flags.decoding, flags.rule, choice.pair),
         flags.prompts.system,
+        flags.prompts.think,
         task="caption",
         audit=_audit(records.audit, flags.decoding),
     )
@@ -76,6 +77,7 @@ def read_job(flags: CaptionFlags) -> Job:
         request,
         listen=lambda event: None if flags.messages.quiet else say_note(event),
     )
+    check_thinking(load_plan, base)
     collected = _collected(inputs)
     check_prompts(load_plan, base, prompts | _origins(collected))
     return Job(
@@ -274,4 +276,5 @@ def past_run(job: Job, rows: int, seconds: float) -> PastRun:
         rows=rows,
         seconds=round(seconds, 3),
         audit=base.audit,
+        think=base.think,
     )

@@ -54,6 +54,7 @@ class Prompts(OptionGroup):
     )
     prompt_file: Path | None = flag(None, "The prompt is this file's text.", metavar="FILE")
     system: options.System = None
+    think: options.Think = False
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lvspec_cli.batch.answer import gated
-from lvspec_cli.batch.history import forecast, history_file, past_runs, remember, seconds_a_row
+from lvspec_cli.batch.answer import gated, is_partial
+from lvspec_cli.batch.history import (
+    Forecast,
+    forecast,
+    history_file,
+    past_runs,
+    remember,
+    seconds_a_row,
+)
 from lvspec_cli.batch.names import Collected, absolute
 from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.work import Moved, Outstanding, Work, outstanding
@@ -26,11 +33,15 @@ from lvspec_cli.output.exports.export import check_places, export_records, repor
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import RecordFile, RowInfo, read_records
 from lvspec_cli.output.records import Record, encode_name, failed_record, renamed, to_line
+from lvspec_cli.request import AskRequest
 from lvspec_cli.table import clock
 from lvspec_cli.types import Mode, VideoInfo
 from lvspec_cli.ui.state import BatchView, View
 from lvspec_cli.ui.summary import world_note
 from lvspec_cli.ui.tables import ForecastRow, for_stdout, forecast_table
+
+if TYPE_CHECKING:
+    from lvspec_cli.models.prompt import PromptSizes
 
 NAMED_FAILURES = 10  # in the summary
 NAMED_EXPORTS = 10  # captions left out of an export that are named; the others are counted
@@ -61,6 +72,7 @@ class Outcome:
     ok: int = 0
     failures: list[str] = field(default_factory=list)
     fallbacks: int = 0
+    partial: int = 0  # captions of fewer frames than were asked for
     seconds: float = 0.0
     printed: list[Record] = field(default_factory=list)  # for the audit, if there is no file
 
@@ -112,6 +124,7 @@ def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outc
                 if record.error is None:
                     outcome.ok += 1
                     outcome.fallbacks += record.stats is not None and record.stats.fallback
+                    outcome.partial += is_partial(record)
                 else:
                     outcome.failures.append(f"{record.id}: {record.error.message}")
                 if job.base.audit and job.out is None:
@@ -167,6 +180,8 @@ def _summarise(job: Job, remaining: Outstanding, outcome: Outcome) -> None:
         say(
             f"speculation was slower than the target alone in {outcome.fallbacks}: their rest went without it"
         )
+    if outcome.partial:
+        say(f"{outcome.partial} of fewer frames than were asked for: the warnings of their records say why")
     for line in failures[:NAMED_FAILURES]:
         say(f"failed: {line}")
     if len(failures) > NAMED_FAILURES:
@@ -257,7 +272,7 @@ def _videos_folder(collected: Collected) -> Path | None:
 
 
 def dry_run(job: Job, quiet: bool) -> int:
-    """Prints a row for each stretch. The exit code is 1 if one of them cannot be read."""
+    """Prints a row for each stretch. The exit code is 1 if one of them cannot be read, or does not fit."""
     from lvspec_cli.video.pool import DecodePool
 
     works = lay_out_job(job, quiet)
@@ -273,7 +288,7 @@ def dry_run(job: Job, quiet: bool) -> int:
     if not quiet:
         for line in _totals(job, remaining, rows):
             say(line)
-    return 1 if any(row.problem for row in rows) else 0
+    return 1 if any(row.problem or not row.fits for row in rows) else 0
 
 
 def _existing(out: Path | None) -> Mapping[str, RowInfo]:
@@ -292,9 +307,10 @@ def _rows(
     existing: Mapping[str, RowInfo],
     infos: Mapping[int, VideoInfo | LvspecError],
 ) -> Iterator[ForecastRow]:
-    from lvspec_cli.models.prompt import visual_token_counter
+    from lvspec_cli.models.prompt import PromptSizes
 
-    count = visual_token_counter(job.load_plan.target)
+    folders = [folder for folder in (job.load_plan.target, job.load_plan.draft) if folder is not None]
+    models = [PromptSizes(folder, job.base.settings.max_new_tokens) for folder in folders]
     failures = {key for key, row in existing.items() if row.status == "error"}
     failures |= {key for key, moved in remaining.moved.items() if moved.row in failures}
     to_do = {key for work in remaining.works for key in (work.keys[n - 1] for n in work.numbers)}
@@ -309,7 +325,9 @@ def _rows(
             continue
         sampled = forecast(info, work.request.video)
         try:
-            visual_tokens = count(sampled.timestamps, sampled.width, sampled.height)
+            fitting = _fitting(models, work.request, sampled)
+            taken = replace(sampled, timestamps=sampled.timestamps[:fitting])
+            visual_tokens = models[0].visual_tokens(taken.timestamps, taken.width, taken.height)
         except VideoError as error:
             yield ForecastRow(name, problem=error.cause)
             continue
@@ -318,7 +336,9 @@ def _rows(
             start=work.request.video.start,
             end=work.request.video.end,
             duration=info.duration,
-            frames=len(sampled.timestamps),
+            frames=len(taken.timestamps),
+            frames_expected=len(sampled.timestamps),
+            fits=fitting is not None,
             width=sampled.width,
             height=sampled.height,
             visual_tokens=visual_tokens,
@@ -328,11 +348,23 @@ def _rows(
         )
 
 
+def _fitting(models: Sequence[PromptSizes], request: AskRequest, sampled: Forecast) -> int | None:
+    """The most of the frames that both models' contexts have room for; None if there is room for none."""
+    text = max(request.questions, key=len) + (request.system or "")
+    frames: int | None = len(sampled.timestamps)
+    for model in models:
+        if frames is not None:
+            frames = model.frames_that_fit(text, sampled.timestamps, sampled.width, sampled.height, frames)
+    return frames
+
+
 def _totals(job: Job, remaining: Outstanding, rows: Sequence[ForecastRow]) -> Iterator[str]:
     unreadable = sum(bool(row.problem) for row in rows)
     to_do, done, failed = remaining.count, remaining.done, remaining.failed
     yield f"{to_do} captions to do, {done} done, {failed} failed, {unreadable} unreadable"
     yield from moved_lines(remaining)
+    if fewer := sum(row.frames < row.frames_expected for row in rows):
+        yield f"{fewer} with fewer frames than asked for, because the models' context has no room for more"
     seconds = seconds_a_row(past_runs(history_file()), past_run(job, rows=1, seconds=0.0))
     if seconds is None:
         yield "no estimate of the time: no run like this one has been made on this machine yet"

@@ -173,7 +173,7 @@ def fit(
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
         from lvspec_cli.memory.machine import this_machine
         from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload_of_pair
-        from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line
+        from lvspec_cli.ui.pairs import context_note, fit_details, fit_table, machine_line
         from lvspec_cli.ui.tables import for_stdout
 
         machine = this_machine(device)
@@ -187,6 +187,8 @@ def fit(
                 if pair:
                     raise
                 say(f"{name}: {error.cause}")
+        for note in filter(None, map(context_note, fits)):
+            say(note)
         say(machine_line(machine))
         if pair:
             write_out(fit_details(fits[0], machine))

@@ -87,6 +87,14 @@ Layers = Annotated[
     Option("--layer", metavar="N", help="Target layer that relevance reads; repeat for several."),
 ]
 System = Annotated[str | None, Option("--system", metavar="TEXT", help="A system prompt, before the video.")]
+Think = Annotated[
+    bool,
+    Option(
+        "--think",
+        help="Let the target think before it answers, where its chat template has a switch for that; give it "
+        "room (--max-new-tokens 4096). Thoughts are no part of the answer: a record has them in `thoughts`.",
+    ),
+]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors only.")]
 Debug = Annotated[bool, Option("--debug", help="Show where an error came from.")]
 

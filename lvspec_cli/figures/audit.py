@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,61 +15,72 @@ from lvspec_cli.figures.answers import Fidelity, Item, Spread, TimedText
 from lvspec_cli.figures.fidelity import Comparison, fidelity_of
 from lvspec_cli.figures.labels import chrf, read_scene_labels, repetition, rouge_l, with_labels, words
 from lvspec_cli.figures.summary import speedup_over_clips
-from lvspec_cli.output.records import Audit, Failure, Record
-from lvspec_cli.output.text import TextStream
+from lvspec_cli.output.records import THINKING, Audit, Failure, Record
+from lvspec_cli.output.text import AnswerStream
 from lvspec_cli.types import DecodeSettings, FinishReason, Generation, Mode, PairPrompts
 
 if TYPE_CHECKING:
-    from lvspec_cli.models.load import LoadedPair
     from lvspec_cli.speculation.engine import Session
 
 
 def audit_answer(
     session: Session,
-    pair: LoadedPair,
     prompts: PairPrompts,
     settings: DecodeSettings,
     generation: Generation,
-    text: str,
+    stream: AnswerStream,
+    ar_stream: AnswerStream,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Audit | None:
+) -> Audit | Failure | None:
     """Answers the same prompt in mode ar and compares; None if that was interrupted.
 
-    The session must have encoded the clip already.
+    The session must have encoded the clip already. Thoughts are not compared.
 
     :param settings: of the answer to audit.
     :param generation: the answer's tokens.
-    :param text: the answer's text.
+    :param stream: has read them.
+    :param ar_stream: will read those of mode ar.
     """
-    from lvspec_cli.models.probe import score_text
-
     plain = replace(settings, mode=Mode.AR)
     ar = session.answer(prompts, plain, interrupted=interrupted).run()
     if ar.finish_reason is FinishReason.INTERRUPTED:
         return None
-    stream = TextStream(pair.target.tokenizer.backend_tokenizer)
-    stream.feed(ar.tokens, ar.kinds)
-    score, ar_score = (
-        score_text(session.target, prompts.target, tokens) for tokens in (generation.tokens, ar.tokens)
-    )
-    assert score  # an answer has at least one token
-    assert ar_score
+    ar_stream.feed(ar.tokens, ar.kinds)
+    text, ar_text = stream.parts.answer, ar_stream.parts.answer
+    score = _mean_score(session, prompts, generation.tokens, stream.thought_tokens)
+    ar_score = _mean_score(session, prompts, ar.tokens, ar_stream.thought_tokens)
+    if score is None or ar_score is None:
+        return Failure(kind=THINKING, message="mode ar thought, and gave no answer to compare")
     rate, ar_rate = generation.stats.tokens_per_second, ar.stats.tokens_per_second
     return Audit(
-        text=stream.text,
+        text=ar_text,
         finish_reason=ar.finish_reason,
         output_tokens=ar.stats.output_tokens,
         prefill_s=ar.stats.prefill_seconds,
         decode_s=ar.stats.decode_seconds,
         speedup=rate / ar_rate if rate and ar_rate else None,
-        identical=stream.text == text,
-        chrf=chrf(text, stream.text),
-        rouge_l=rouge_l(text, stream.text),
-        log_probability=score.mean,
-        ar_log_probability=ar_score.mean,
+        identical=ar_text == text,
+        chrf=chrf(text, ar_text),
+        rouge_l=rouge_l(text, ar_text),
+        log_probability=score,
+        ar_log_probability=ar_score,
         repetition=repetition(words(text)),
-        ar_repetition=repetition(words(stream.text)),
+        ar_repetition=repetition(words(ar_text)),
     )
+
+
+def _mean_score(
+    session: Session, prompts: PairPrompts, tokens: Sequence[int], thought_tokens: int
+) -> float | None:
+    """Nats a token of an answer that has so many tokens of thoughts before it; None if there is no answer."""
+    from lvspec_cli.models.probe import score_text
+
+    whole = score_text(session.target, prompts.target, tokens)
+    thoughts = score_text(session.target, prompts.target, tokens[:thought_tokens])
+    if whole is None or thoughts is None:
+        return None if whole is None else whole.mean
+    count = whole.tokens - thoughts.tokens
+    return (whole.log_probability - thoughts.log_probability) / count if count else None
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.models.prompt_length import frames_within
 from lvspec_cli.table import gigabytes
 from lvspec_cli.types import Quantisation, Share, VisionSize
 
@@ -49,6 +51,7 @@ class ModelSize:
     vision: VisionSize
     attention_layers: int | None = None  # that have keys and values; None: all
     state: int = 0  # bytes of what the other layers keep
+    positions: int | None = None  # the most tokens of a prompt and its answer; None: not known
 
     @property
     def matrices(self) -> int:
@@ -193,6 +196,21 @@ def prompt_tokens(size: ModelSize, load: Workload) -> int:
     """The most tokens that a prompt with its video can have."""
     frame_text = load.frames * size.vision.text_a_frame
     return size.vision.tokens(load.frames, load.max_pixels) + frame_text + load.text_tokens
+
+
+def frames_in_context(sizes: Sizes, load: Workload) -> int | None:
+    """The most frames, of those of the workload, that both models' contexts have room for beside its text and
+    answer; None if there is room for none."""
+    frames: int | None = load.frames
+    for size in (sizes.target, sizes.draft):
+        if size is not None and size.positions is not None and frames is not None:
+            tokens = partial(_prompt_tokens_of, size, load)
+            frames = frames_within(tokens, frames, size.positions - load.new_tokens)
+    return frames
+
+
+def _prompt_tokens_of(size: ModelSize, load: Workload, frames: int) -> int:
+    return prompt_tokens(size, replace(load, frames=frames))
 
 
 def _activations(size: ModelSize, load: Workload, choice: Choice) -> int:

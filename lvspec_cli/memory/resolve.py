@@ -25,6 +25,7 @@ from lvspec_cli.memory.plan import (
     Sizes,
     Workload,
     decide,
+    frames_in_context,
     non_weight_bytes,
     planned,
     shortage,
@@ -325,6 +326,7 @@ class PairFit:
     here: bool  # all files of both models are on this machine
     load: Workload
     visual_tokens: int  # of the target
+    frames_in_context: int | None  # how many of the frames the contexts have room for; None: for none
     rows: tuple[FitRow, ...]
     decision: Decision
     change: str | None  # flags with which it would fit, if it does not
@@ -368,6 +370,7 @@ def fit_pair(
         here=target.folder is not None and draft.folder is not None,
         load=load,
         visual_tokens=sizes.target.vision.tokens(load.frames, load.max_pixels),
+        frames_in_context=frames_in_context(sizes, load),
         rows=rows,
         decision=decision,
         change=change,

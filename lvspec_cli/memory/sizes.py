@@ -14,6 +14,7 @@ from lvspec_cli.errors import PairError
 from lvspec_cli.memory.plan import ModelSize
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.prompt_length import positions_of
 from lvspec_cli.models.read import read_config
 
 
@@ -57,6 +58,7 @@ def size_of_model(model: Any, name: str) -> ModelSize:
         vision=family.vision_size(model.config),
         attention_layers=len(family.attention_layers(model.config)),
         state=family.state_bytes(model.config),
+        positions=positions_of(text),
     )
 
 

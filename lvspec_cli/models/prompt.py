@@ -5,7 +5,9 @@ The processor alone tells the number of a video's tokens, before any weights are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from lvspec_cli.errors import UsageError
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import process
-from lvspec_cli.models.prompt_length import Limit
+from lvspec_cli.models.prompt_length import TEMPLATE, Limit, Role, frames_within, positions_of
 from lvspec_cli.models.read import chat_text, read_config, read_processor
 from lvspec_cli.types import Clip, PairPrompts, Prompt
 
@@ -31,6 +33,7 @@ def build_prompts(
     system: str | None = None,
     earlier: PairPrompts | None = None,
     new_tokens: int = 0,
+    think: bool = False,
 ) -> PairPrompts:
     """Build both models' inputs.
 
@@ -39,37 +42,140 @@ def build_prompts(
 
     :param earlier: prompts of another question about the same clip. Their video tensors are reused, so that
         the frames are not processed again.
-    :raises UsageError: the text contains a special token, or a model has too few positions for the prompt and
-        an answer of ``new_tokens``.
+    :param think: whether the target is to think before it answers (``thinking_of``).
+    :raises UsageError: the text contains a special token.
+    :raises ContextError: a model has too few positions for the prompt and an answer of ``new_tokens``.
     """
-    limits = [(pair.target, Limit(pair.target.positions, new_tokens))]
-    if pair.draft is not None:
-        limits.append((pair.draft, Limit(pair.draft.positions, new_tokens, "draft")))
-    texts = [chat_text(pair.target.processor, question, system, pair.target.name)]
-    if pair.draft is not None:
-        is_shared = pair.draft.processor.video_token == pair.target.processor.video_token
-        own = texts[0] if is_shared else chat_text(pair.draft.processor, question, system, pair.draft.name)
-        texts.append(own)
-    for (loaded, limit), text in zip(limits, texts, strict=True):
-        _check_without_video(loaded, limit, text, question, system)
+    models = [pair.target] if pair.draft is None else [pair.target, pair.draft]
+    parts = _parts(
+        [
+            _Reader(loaded.processor, loaded.family.video_token(loaded.model), loaded.positions, loaded.name)
+            for loaded in models
+        ],
+        question,
+        system,
+        new_tokens,
+        think=think,
+    )
     prompts: list[Prompt] = []
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
-    for (loaded, limit), text, earlier_prompt in zip(limits, texts, earlier_prompts, strict=False):
-        prompts.append(build_prompt(loaded, clip, text, earlier=earlier_prompt))
-        limit.check_prompt(prompts[-1].length, prompts[-1].visual_tokens)
+    for loaded, part, earlier_prompt in zip(models, parts, earlier_prompts, strict=False):
+        prompt = build_prompt(loaded, clip, part.text, earlier=earlier_prompt)
+        part.limit.check_prompt(prompt.length, prompt.visual_tokens, lambda: _frames_that_fit(parts, clip))
+        prompts.append(prompt)
     target, *draft = prompts
     return PairPrompts(target, draft[0] if draft else None)
 
 
-def _check_without_video(
-    loaded: LoadedModel, limit: Limit, text: str, question: str, system: str | None
+def check_clip(
+    folders: Sequence[Path],
+    clip: Clip,
+    question: str,
+    *,
+    system: str | None = None,
+    new_tokens: int = 0,
+    think: bool = False,
 ) -> None:
-    """Checks the text, and the parts that users wrote, before the frames are processed."""
-    limit.check_text(question + (system or ""), "the prompt")
-    for part in (question, system or ""):
-        check_text(loaded.processor, part)
-    if not limit.may_fit(text):
-        limit.check_tokens(len(loaded.tokenizer(text)["input_ids"]), "the prompt")
+    """The checks of ``build_prompts`` before the models are loaded, unless the clip is short by the configs.
+
+    :param folders: of the target and of the draft, if there is one.
+    """
+    configs = [read_config(folder) for folder in folders]
+    text_bytes = len((question + (system or "")).encode())
+    if all(_is_short(config, clip, text_bytes + new_tokens) for config in configs):
+        return
+    readers = [
+        _Reader(
+            read_processor(folder),
+            family_of(config.model_type, str(folder)).video_token(SimpleNamespace(config=config)),
+            positions_of(config.get_text_config()),
+            str(folder),
+        )
+        for folder, config in zip(folders, configs, strict=True)
+    ]
+    parts = _parts(readers, question, system, new_tokens, think=think)
+    for part in parts:
+        part.limit.check_prompt(*part.size(clip, len(clip.timestamps)), lambda: _frames_that_fit(parts, clip))
+
+
+def _is_short(config: Any, clip: Clip, other_tokens: int) -> bool:
+    """Whether a prompt certainly fits: processors round the sizes of frames, by far less than half."""
+    vision, frames = family_of(config.model_type, "").vision_size(config), len(clip.timestamps)
+    planned = vision.tokens(frames, clip.width * clip.height) + frames * vision.text_a_frame
+    return 2 * (planned + TEMPLATE) + other_tokens <= positions_of(config.get_text_config())
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What a prompt's length depends on of one model."""
+
+    processor: Any
+    video_token: int
+    positions: int
+    name: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One model's part of a pair's prompts: its conversation, and how long that may be."""
+
+    reader: _Reader
+    limit: Limit
+    text: str
+
+    def size(self, clip: Clip, frames: int) -> tuple[int, int]:
+        """Tokens of the prompt with so many of the clip's frames, evenly spread, and those of the video."""
+        chosen = _spread(len(clip.timestamps), frames)
+        times = tuple(clip.timestamps[index] for index in chosen)
+        fewer = replace(clip, frames=clip.frames[chosen], timestamps=times)
+        ids = process(self.reader.processor, self.text, fewer)[0][0]
+        return len(ids), int((ids == self.reader.video_token).sum())
+
+    def length(self, clip: Clip, frames: int) -> int:
+        return self.size(clip, frames)[0]
+
+
+def _parts(
+    readers: Sequence[_Reader], question: str, system: str | None, new_tokens: int, *, think: bool
+) -> list[_Part]:
+    """The parts of the target and of the draft, if there is one. Their texts are checked."""
+    roles: tuple[Role, ...] = ("target", "draft")
+    parts: list[_Part] = []
+    for role, reader in zip(roles, readers, strict=False):
+        is_shared = parts and reader.processor.video_token == parts[0].reader.processor.video_token
+        text = (
+            parts[0].text
+            if is_shared
+            else chat_text(reader.processor, question, system, reader.name, think=think)
+        )
+        parts.append(_Part(reader, Limit(reader.positions, new_tokens, role), text))
+    for part in parts:
+        _check_without_video(part, question, system)
+    return parts
+
+
+def _spread(count: int, chosen: int) -> list[int]:
+    """Indices of so many of ``count`` items, evenly spread."""
+    return [int(place) for place in np.linspace(0, count - 1, chosen).round()]
+
+
+def _frames_that_fit(parts: Sequence[_Part], clip: Clip) -> int | None:
+    """The most frames of a clip with which both models' prompts fit; None if none do."""
+    frames: int | None = len(clip.timestamps)
+    for part in parts:
+        if frames is not None:
+            frames = frames_within(partial(part.length, clip), frames, part.limit.room)
+    return frames
+
+
+def _check_without_video(part: _Part, question: str, system: str | None) -> None:
+    """Checks the text, and what users wrote of it, before the frames are processed."""
+    processor = part.reader.processor
+    part.limit.check_text(question + (system or ""), "the prompt")
+    for written in (question, system or ""):
+        check_text(processor, written)
+    if not part.limit.may_fit(part.text):
+        part.limit.check_tokens(len(processor.tokenizer(part.text)["input_ids"]), "the prompt")
 
 
 def build_prompt(loaded: LoadedModel, clip: Clip, text: str, *, earlier: Prompt | None = None) -> Prompt:
@@ -121,24 +227,44 @@ def check_text(processor: Any, text: str) -> None:
             raise UsageError(f"the text holds {token!r}, which the model reads as a command", "leave it out")
 
 
-Counter = Callable[[tuple[float, ...], int, int], int]
+class PromptSizes:
+    """The sizes of one model's prompts by its processor and config alone. They are cached.
 
+    Frames are given by their times (seconds), and their width and height (pixels).
+    """
 
-def visual_token_counter(folder: Path) -> Counter:
-    """A function of frame times (seconds), width and height (pixels). It caches its results."""
-    config, processor = read_config(folder), read_processor(folder)
-    token = family_of(config.model_type, str(folder)).video_token(SimpleNamespace(config=config))
-    text = chat_text(processor, "", None)
-    counts: dict[tuple[int, int, int], int] = {}
+    def __init__(self, folder: Path, new_tokens: int = 0) -> None:
+        config, self._processor = read_config(folder), read_processor(folder)
+        self._token = family_of(config.model_type, str(folder)).video_token(SimpleNamespace(config=config))
+        self._room = Limit(positions_of(config.get_text_config()), new_tokens).room
+        self._text = chat_text(self._processor, "", None)
+        self._sizes: dict[tuple[int, int, int], tuple[int, int]] = {}
 
-    def count(timestamps: tuple[float, ...], width: int, height: int) -> int:
-        size = (len(timestamps), width, height)
-        if size not in counts:
-            ids, _ = process(processor, text, _grey_clip(timestamps, width, height))
-            counts[size] = int((ids[0] == token).sum())
-        return counts[size]
+    def visual_tokens(self, times: Sequence[float], width: int, height: int) -> int:
+        return self._size(times, width, height)[0]
 
-    return count
+    def frames_that_fit(
+        self, text: str, times: Sequence[float], width: int, height: int, frames: int
+    ) -> int | None:
+        """The most of the frames, and at most ``frames``, that fit with a text and the answer; None if none.
+
+        :param text: the question and the system prompt.
+        """
+        words = len(self._processor.tokenizer(text)["input_ids"])
+
+        def tokens(count: int) -> int:
+            fewer = [times[index] for index in _spread(len(times), count)]
+            return words + self._size(fewer, width, height)[1]
+
+        return frames_within(tokens, frames, self._room)
+
+    def _size(self, times: Sequence[float], width: int, height: int) -> tuple[int, int]:
+        """The tokens of the video, and of a whole prompt without a question."""
+        key = (len(times), width, height)
+        if key not in self._sizes:
+            ids, _ = process(self._processor, self._text, _grey_clip(tuple(times), width, height))
+            self._sizes[key] = int((ids[0] == self._token).sum()), ids.shape[1]
+        return self._sizes[key]
 
 
 def _grey_clip(timestamps: tuple[float, ...], width: int, height: int) -> Clip:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lvspec_cli.errors import UsageError
+from lvspec_cli.errors import ContextError
 
 CHARACTERS = 16  # upper bound for a token: a text with more characters a position cannot fit
 Role = Literal["target", "draft"]
+LEAST_FRAMES = 2  # of a video that is shortened: with fewer it is a picture
 _BYTES = 4  # upper bound for a character; a token has at least one byte
-_TEMPLATE = 256  # upper bound for the tokens that a chat template adds to a text
+TEMPLATE = 256  # upper bound for the tokens that a chat template adds to a text
 _ALWAYS_FITS = 2048  # tokens for which every model has room in addition to a video
 
 
@@ -24,42 +25,79 @@ class Limit:
     new_tokens: int = 0
     role: Role = "target"
 
+    @property
+    def room(self) -> int:
+        """The most tokens of a prompt."""
+        return self.positions - self.new_tokens
+
     def check_text(self, text: str, where: str) -> None:
         """Checks a text by its number of characters, without a tokenizer.
 
         :param where: the origin of the text for messages: a flag, or a file and a line.
-        :raises UsageError: the text cannot fit.
+        :raises ContextError: the text cannot fit.
         """
         if len(text) > CHARACTERS * self.positions:
             raise self._too_long(f"{where}: {len(text)} characters")
 
     def check_tokens(self, count: int, where: str) -> None:
         """
-        :raises UsageError: a prompt of ``count`` tokens and the answer together do not fit.
+        :raises ContextError: a prompt of ``count`` tokens and the answer together do not fit.
         """
-        if count + self.new_tokens > self.positions:
+        if count > self.room:
             raise self._too_long(f"{where}: {count} tokens")
 
-    def check_prompt(self, count: int, visual: int) -> None:
-        """As ``check_tokens``, for a whole prompt with ``visual`` tokens for the video."""
-        if count + self.new_tokens > self.positions:
-            raise self._too_long(
-                f"the prompt: {count} tokens, {visual} of them of the video", visual > count / 2
-            )
+    def check_prompt(
+        self, count: int, visual: int, frames_that_fit: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """As ``check_tokens``, for a whole prompt with ``visual`` tokens for the video.
+
+        :param frames_that_fit: called if it is too long: the most frames with which it would not be.
+        """
+        if count > self.room:
+            what = f"the prompt: {count} tokens, {visual} of them of the video"
+            frames = frames_that_fit()
+            if frames is not None:
+                raise self._too_long(what, f"take --frames {frames}", frames)
+            raise self._too_long(what, "take a smaller --max-pixels" if visual > count / 2 else "shorten it")
 
     def may_fit(self, text: str) -> bool:
         """Whether the text certainly fits, whatever its tokens are."""
         return _BYTES * len(text) + self.new_tokens <= self.positions
 
-    def _too_long(self, what: str, by_video: bool = False) -> UsageError:
+    def _too_long(self, what: str, remedy: str = "shorten it", frames: int | None = None) -> ContextError:
         answer = f", {self.new_tokens} of them for the answer" if self.new_tokens else ""
-        remedies = ["take fewer --frames or --max-pixels" if by_video else "shorten it"]
+        remedies = [remedy]
         remedies += ["lower --max-new-tokens"] if self.new_tokens else []
         remedies += ["take --mode ar, which needs no draft"] if self.role == "draft" else []
-        return UsageError(
+        return ContextError(
             f"{what}, and the {self.role} has {self.positions} positions{answer}",
             ", or ".join(remedies),
+            frames,
         )
+
+
+def frames_within(tokens: Callable[[int], int], frames: int, room: int) -> int | None:
+    """The most frames with which a prompt has ``room`` tokens at most; None if LEAST_FRAMES are too many.
+
+    Tokens are counted for a few numbers of frames only: each next one is where a straight line, from the
+    fewest frames to a number that is too large, reaches ``room``.
+
+    :param tokens: the tokens of a prompt with so many frames: from 1 to ``frames``, never falling.
+    """
+    count = tokens(frames)
+    least = min(LEAST_FRAMES, frames)
+    if count <= room:
+        return frames
+    fewest = tokens(least)
+    if fewest > room:
+        return None
+    while count > room:
+        too_many = frames
+        frames = least + (frames - least) * (room - fewest) // (count - fewest)
+        count = tokens(frames)
+    while frames + 1 < too_many and tokens(frames + 1) <= room:  # times as text have different lengths
+        frames += 1
+    return frames
 
 
 def positions_of(text_config: Any) -> int:
@@ -78,11 +116,11 @@ def check_texts(
 
     :param folders: folders of the models that will read the texts.
     :param texts: each text and its origin, the ``where`` of ``Limit.check_text``.
-    :raises UsageError: one of the texts does not fit together with the answer.
+    :raises ContextError: one of the texts does not fit together with the answer.
     """
     system = system or ""
     longest = max((len((system + text).encode()) for text in texts), default=0)
-    if longest + new_tokens + _TEMPLATE <= _ALWAYS_FITS:
+    if longest + new_tokens + TEMPLATE <= _ALWAYS_FITS:
         return  # before the slow imports
     from lvspec_cli.models.read import read_config, read_tokenizer
 

@@ -10,18 +10,21 @@ import atexit
 import contextlib
 import functools
 import json
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig, ProcessorMixin
 
-from lvspec_cli.errors import LvspecError, PairError, check_machine
+from lvspec_cli.errors import LvspecError, PairError, UsageError, check_machine
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.pairs.files import broken_file, read_object
+from lvspec_cli.types import Thinking
 
 LOCAL: Final[Mapping[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
 LAYERS, WIDTH, WORDS, SIDE, AREA = 1000, 2**20, 2**21, 2**14, 2**31  # upper bounds for any model
@@ -129,10 +132,13 @@ def unreadable(name: str, folder: Path, error: Exception) -> PairError:
 _REMEDY = "copy or download the folder again"
 
 
-def chat_text(processor: Any, question: str, system: str | None, name: str = "the model") -> str:
+def chat_text(
+    processor: Any, question: str, system: str | None, name: str = "the model", *, think: bool = False
+) -> str:
     """The conversation as text, with one placeholder for the video, up to the start of the assistant's turn.
 
     :param name: the model's name in messages.
+    :param think: the position of the template's switch, if it has one.
     :raises PairError: its template fails, takes too long or makes too much text.
     """
     turns = turns_of(question, system)
@@ -140,7 +146,7 @@ def chat_text(processor: Any, question: str, system: str | None, name: str = "th
         with quiet():  # SmolVLM2's processor has a template of the library
             return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     values = {**processor.tokenizer.special_tokens_map, "add_generation_prompt": True, "messages": turns}
-    values["enable_thinking"] = False  # the switch of templates of models that may think first
+    values["enable_thinking"] = think  # the switch of templates of models that may think first
     try:
         return rendered(_template_of(processor, name), json.dumps(values, default=str))
     except _NoEndError:
@@ -149,6 +155,31 @@ def chat_text(processor: Any, question: str, system: str | None, name: str = "th
         ) from None
     except ValueError as error:
         raise PairError(f"the chat template of {name} fails: {error}", _REMEDY) from None
+
+
+def thinking_of(processor: Any, name: str) -> Thinking:
+    """How thoughts stand before an answer.
+
+    :param name: the model's name in messages.
+    :raises UsageError: its chat template has no switch for thinking.
+    """
+    off, on = (chat_text(processor, "What?", None, name, think=think) for think in (False, True))
+    if off == on:
+        raise UsageError(
+            f"the chat template of {name} has no switch for thinking",
+            "leave out --think, or take a pair whose target has one, such as Qwen3.5",
+        )
+    return thinking_between(off, on)
+
+
+def thinking_between(off: str, on: str) -> Thinking:
+    """
+    :param off: a conversation with the switch off. Usual templates write empty thoughts in it.
+    :param on: the same with the switch on.
+    """
+    ends = [tag for tag in re.findall(r"</[^<>\s]+>", off) if off.count(tag) > on.count(tag)]
+    thinking = Thinking(ends[-1] if ends else "</think>", opened=False)
+    return replace(thinking, opened=on.rstrip().endswith(thinking.start))
 
 
 def turns_of(question: str, system: str | None) -> list[dict[str, Any]]:

@@ -31,11 +31,13 @@ from lvspec_cli.types import (
 )
 
 if TYPE_CHECKING:
+    from lvspec_cli.output.text import Parts
     from lvspec_cli.request import AskRequest, LoadPlan
 
 SCHEMA: Final = "lvspec.record.1"
 SAMPLE_BYTES = 64 * 1024
 ODD: Final = "odd"  # error type of impossible values
+THINKING: Final = "thinking"  # error kind of an answer that has only thoughts
 
 
 class _Part(BaseModel):
@@ -163,6 +165,7 @@ class Record(_Part):
     system: str | None
     prompt: str
     text: str | None
+    thoughts: str | None = None  # before the text; null if the target was not to think, or did not
     error: Failure | None
     finish_reason: FinishReason
     pair: str
@@ -313,16 +316,16 @@ def answered_record(
     number: int,
     facts: Facts,
     generation: Generation,
-    text: str,
+    parts: Parts,
 ) -> Record:
-    """The record of an answer. An interrupted answer is an error that keeps its text."""
-    clip = facts.clip
-    interrupted = generation.finish_reason is FinishReason.INTERRUPTED
+    """The record of an answer. One that was interrupted, or is thoughts alone, is an error with its text."""
+    clip, error = facts.clip, _incomplete(generation.finish_reason, parts)
     return Record(
         **_common(plan, request, identity, number),
-        status="error" if interrupted else "ok",
-        text=text,
-        error=Failure(kind="interrupted", message="stopped before the answer ended") if interrupted else None,
+        status="error" if error else "ok",
+        text=parts.answer,
+        thoughts=parts.thoughts,
+        error=error,
         finish_reason=generation.finish_reason,
         lossless=facts.full_precision and request.settings.mode is not Mode.LVSPEC,
         sampling=Sampling(
@@ -340,6 +343,21 @@ def answered_record(
         ),
         stats=stats_fields(generation.stats, clip.decode_seconds),
     )
+
+
+_UNFINISHED = {
+    FinishReason.LENGTH: "it was still thinking at --max-new-tokens: raise it",
+    FinishReason.REPETITION: "it began to repeat itself while it was thinking",
+}
+
+
+def _incomplete(reason: FinishReason, parts: Parts) -> Failure | None:
+    """Why this is no whole answer, if it is none."""
+    if reason is FinishReason.INTERRUPTED:
+        return Failure(kind="interrupted", message="stopped before the answer ended")
+    if parts.thoughts is not None and not parts.answer:
+        return Failure(kind=THINKING, message=_UNFINISHED.get(reason, "it thought, and gave no answer"))
+    return None
 
 
 def failed_record(
@@ -377,7 +395,11 @@ def _common(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number:
         "target": pair.target.name,
         "draft": pair.draft.name if with_draft else None,
         "mode": request.settings.mode,
-        "settings": {**settings_fields(request.settings), "loading": asdict(plan.loading)},
+        "settings": {
+            **settings_fields(request.settings),
+            "loading": asdict(plan.loading),
+            **({"think": True} if request.think else {}),  # keys of other records stay valid
+        },
     }
     facts = {
         **fields,

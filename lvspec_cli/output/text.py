@@ -1,4 +1,5 @@
-"""An answer's tokens as text: in pieces without incomplete characters, and as a trace of its rounds.
+"""An answer's tokens as text: in pieces without incomplete characters, apart from thoughts before it, and as
+a trace of its rounds.
 
 The trace has one JSON object a round, with the reason why each draft token was accepted or not.
 """
@@ -9,9 +10,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from lvspec_cli.types import Piece, Round, TokenKind
+from lvspec_cli.types import Piece, Round, Thinking, TokenKind
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,12 +29,14 @@ class TextStream:
     A token that ends in the middle of a character gives no piece. The token that completes the character
     gives the whole character. Bytes that never become a character are U+FFFD, as in the text decoded at once.
     Spaces at the very beginning are left out: they belong to the end of the chat template.
+
+    :param kept: special tokens that are text all the same. Others are left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, kept: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(index for index, token in added.items() if token.special)
+        added = tokenizer.get_added_tokens_decoder().items()
+        self._special = frozenset(index for index, token in added if token.special and str(token) not in kept)
         self._tokens: list[int] = []
         # A token's text can depend on the ones before it: those from ``_start`` on are decoded with it.
         self._start = self._decoded = 0
@@ -67,7 +71,8 @@ class TextStream:
         return text[len(before) :]
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        texts = [token for token in tokens if token not in self._special]
+        return self._tokenizer.decode(texts, skip_special_tokens=False)
 
     @property
     def text(self) -> str:
@@ -78,6 +83,86 @@ class TextStream:
     def tail(self) -> str:
         """Text that ``feed`` has not returned yet."""
         return self.text[self._shown :]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a text that may begin with thoughts."""
+
+    thoughts: str | None  # without their tags; None if it does not begin with any
+    answer: str  # without space before it, if there are thoughts
+    is_answer: bool  # whether the answer has begun
+
+
+def split_thoughts(text: str, thinking: Thinking, *, complete: bool) -> Parts:
+    """Separates the thoughts at the beginning of a text from the answer.
+
+    There are none if neither the prompt nor the text itself opens them. While a text grows, its answer only
+    grows as well.
+
+    :param complete: whether the text is over. If not, its end may be the first part of a tag.
+    """
+    inside = text.lstrip()
+    if not thinking.opened and not inside.startswith(thinking.start):
+        may_open = not complete and thinking.start.startswith(inside)
+        return Parts(None, "" if may_open else text, is_answer=not may_open)
+    thoughts, end, answer = inside.removeprefix(thinking.start).partition(thinking.end)
+    return Parts(thoughts.strip(), answer.lstrip(), is_answer=bool(end))
+
+
+class AnswerStream:
+    """A TextStream of the answer alone, for a target that may think first. The thoughts are kept apart.
+
+    :param thinking: None if the target is not to think.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, thinking: Thinking | None = None) -> None:
+        self._thinking = thinking
+        self._stream = TextStream(tokenizer, (thinking.start, thinking.end) if thinking else ())
+        self._seen = ""  # the text so far, until a part of the answer has been returned
+        self._shown = 0  # characters of the answer
+        self._before = 0  # tokens before the answer has begun
+        self.is_answer = thinking is None  # whether the answer has begun
+
+    def feed(self, tokens: Sequence[int], kinds: Sequence[TokenKind]) -> tuple[Piece, ...]:
+        """The new text of the answer: one piece for each token that completes some."""
+        pieces = []
+        for token, kind in zip(tokens, kinds, strict=True):
+            self._before += not self.is_answer
+            for piece in self._stream.feed((token,), (kind,)):
+                if text := self._answer_in(piece.text):
+                    pieces.append(Piece(text, kind))
+                    self._shown += len(text)
+        return tuple(pieces)
+
+    def _answer_in(self, new: str) -> str:
+        """What the newest text adds to the answer."""
+        if self._thinking is None or self._shown:
+            return new
+        self._seen += new
+        parts = split_thoughts(self._seen, self._thinking, complete=False)
+        self.is_answer = parts.is_answer
+        return parts.answer
+
+    @property
+    def parts(self) -> Parts:
+        """The whole text, decoded at once."""
+        text = self._stream.text
+        return (
+            split_thoughts(text, self._thinking, complete=True)
+            if self._thinking
+            else Parts(None, text, is_answer=True)
+        )
+
+    @property
+    def thought_tokens(self) -> int:
+        """How many tokens the thoughts have, with the tag that ends them."""
+        return 0 if self.parts.thoughts is None else self._before
+
+    @property
+    def tail(self) -> str:
+        """Text of the answer that ``feed`` has not returned yet."""
+        return self.parts.answer[self._shown :]
 
 
 MARK: Final = b'{"question": 1, "round": '  # first bytes of a trace

@@ -20,7 +20,7 @@ from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.output.records import Record
 from lvspec_cli.ui.progress import PlainProgress
-from lvspec_cli.ui.render import answer_text, clip_line, last_pieces, stages_line
+from lvspec_cli.ui.render import clip_line, current_text, stages_line
 from lvspec_cli.ui.state import RECENT, BatchView, add_event, add_row, counts, rates
 
 ANSWER_LINES = 4
@@ -38,8 +38,8 @@ class BatchPicture:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, plain = options.max_width, options.ascii_only
         height = options.max_height - 1  # the cursor's own line
-        body = last_pieces(self.view.current.pieces, ANSWER_LINES * width)
-        answer = answer_text(body).wrap(console, width)[-ANSWER_LINES:]
+        text = current_text(self.view.current, ANSWER_LINES * width)
+        answer = text.wrap(console, width)[-ANSWER_LINES:]
         answer += [Text()] * (ANSWER_LINES - len(answer))
         recent = [result_line(record) for record in self.view.recent]
         recent += [Text()] * (RECENT - len(recent))

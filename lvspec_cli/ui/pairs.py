@@ -78,6 +78,14 @@ def fit_details(fit: PairFit, machine: Machine) -> str:
     return f"{visible(lead)}\n{table}{visible(f'auto: {_auto_choice(fit)}')}\n"
 
 
+def context_note(fit: PairFit) -> str:
+    """A note if the models' contexts have no room for all frames, whatever memory there is; else empty."""
+    if fit.frames_in_context == fit.load.frames:
+        return ""
+    room = "for none" if fit.frames_in_context is None else f"for about {fit.frames_in_context}"
+    return f"{fit.name}: the context has room {room} of the {fit.load.frames} frames"
+
+
 def machine_line(machine: Machine) -> str:
     """The memory of each device."""
     devices = [*machine.gpus, machine.cpu]

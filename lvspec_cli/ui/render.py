@@ -58,7 +58,7 @@ class Picture:
             head = [clip_line(self.view), *head, Text(), question_line(self.view)]
             foot = [Text(), legend_line(self.view), *panel_lines(self.view, width, plain)]
         room = max(1, height - len(head) - len(foot))
-        body = answer_text(last_pieces(self.view.pieces, room * width)).wrap(console, width)[-room:]
+        body = current_text(self.view, room * width).wrap(console, width)[-room:]
         blank = [Text()] * (room - len(body)) if self.fill else []
         lines = [*head, *body, *blank, *foot][:height]
         for index, line in enumerate(lines):
@@ -66,6 +66,13 @@ class Picture:
             if index:
                 yield Segment.line()
             yield from line.render(console)
+
+
+def current_text(view: View, characters: int) -> Text:
+    """The end of the answer, at least ``characters`` of it, or a note that the target still thinks."""
+    if view.thinking:
+        return Text(f"thinking, {counted(view.tokens, 'token')} so far", "dim")
+    return answer_text(last_pieces(view.pieces, characters))
 
 
 def answer_text(pieces: Iterable[Piece]) -> Text:

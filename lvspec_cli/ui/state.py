@@ -50,6 +50,7 @@ class View:
     drafted: int = 0
     widest: int = 0  # most tokens drafted in a round
     fallback: bool = False  # it continues without the draft, because speculation was slower
+    thinking: bool = False  # the answer has not begun, because the target thinks first
     seconds: float = 0.0  # since the answer's first token
 
     @property
@@ -110,6 +111,7 @@ def _round(view: View, event: RoundDone) -> View:
         drafted=view.drafted + len(round_.drafted),
         widest=max(view.widest, len(round_.drafted)),
         fallback=view.fallback or round_.fallback,
+        thinking=event.thinking,
         seconds=event.seconds,
     )
 

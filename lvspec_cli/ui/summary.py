@@ -20,7 +20,7 @@ from lvspec_cli.bench.lines import (
 from lvspec_cli.bench.results import Change, Results
 from lvspec_cli.figures.answers import Fidelity
 from lvspec_cli.figures.audit import AuditSummary
-from lvspec_cli.output.records import Record
+from lvspec_cli.output.records import THINKING, Record
 from lvspec_cli.table import Style, Table, plain
 from lvspec_cli.types import FinishReason
 from lvspec_cli.ui.tables import terminal
@@ -92,7 +92,10 @@ def answer_summary(record: Record) -> list[str]:
     if stats is None:
         return []
     speed = f", {stats.tokens_per_s:.1f} tokens/s" if stats.tokens_per_s is not None else ""
-    ending = f", {ENDINGS[record.finish_reason]}" if record.finish_reason in ENDINGS else ""
+    ending = ENDINGS.get(record.finish_reason, "")
+    if record.error is not None and record.error.kind == THINKING:
+        ending = f"no answer: {record.error.message}"
+    ending = ending and f", {ending}"
     lines = [f"{stats.output_tokens} tokens in {stats.decode_s:.1f} s{speed}{ending}"]
     if stats.mean_accepted_length is not None and stats.acceptance_rate is not None:
         lines.append(

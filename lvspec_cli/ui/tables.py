@@ -69,7 +69,9 @@ class ForecastRow:
     start: float | None = None
     end: float | None = None
     duration: float | None = None
-    frames: int = 0
+    frames: int = 0  # that would be taken
+    frames_expected: int = 0  # that the request asks for: the context may have no room for all
+    fits: bool = True  # whether the context has room for any
     width: int = 0
     height: int = 0
     visual_tokens: int = 0
@@ -103,7 +105,12 @@ def _what(row: ForecastRow) -> str:
     done = row.prompts - row.to_do - row.failed
     parts = [(row.to_do, "to do"), (row.failed, "failed before"), (done, "done")]
     known = [(count, word) for count, word in parts if count]
-    return known[0][1] if len(known) == 1 else ", ".join(f"{count} {word}" for count, word in known)
+    text = known[0][1] if len(known) == 1 else ", ".join(f"{count} {word}" for count, word in known)
+    if not row.fits:
+        return f"{text}, and too long for the context with any frames"
+    if row.frames < row.frames_expected:
+        return f"{text}, with {row.frames} of {row.frames_expected} frames: the context has room for no more"
+    return text
 
 
 def _cells(row: StoredPair, *, is_default: bool) -> tuple[str, ...]:

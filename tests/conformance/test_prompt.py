@@ -12,14 +12,14 @@ from shutil import copytree
 import pytest
 import torch
 
-from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.errors import ContextError, PairError, UsageError
 from lvspec_cli.memory.plan import Workload, prompt_tokens
 from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.decoder import Decoder, kept_positions
 from lvspec_cli.models.load import LoadedModel, check_tokenizers, load_pair
 from lvspec_cli.models.probe import attention_by_video_token, video_attention
 from lvspec_cli.models.processing import features_of
-from lvspec_cli.models.prompt import build_prompts, visual_token_counter
+from lvspec_cli.models.prompt import PromptSizes, build_prompts
 from lvspec_cli.models.read import chat_text
 from tests.conformance.conftest import CLIPS, Subject
 from tests.tiny_families import TINY
@@ -33,8 +33,9 @@ def test_tokens_are_the_processors_own(subject: Subject, clip: str) -> None:
     features = features_of(subject.processor, text, CLIPS[clip])
     assert torch.equal(prompt.input_ids, features["input_ids"])
     assert set(prompt.video_inputs) <= set(features)
-    count = visual_token_counter(subject.folders[0])
-    assert prompt.visual_tokens == count(CLIPS[clip].timestamps, CLIPS[clip].width, CLIPS[clip].height) > 0
+    sizes = PromptSizes(subject.folders[0])
+    frames = (CLIPS[clip].timestamps, CLIPS[clip].width, CLIPS[clip].height)
+    assert prompt.visual_tokens == sizes.visual_tokens(*frames) > 0
     assert prompt.position_ids.shape[-2:] == (1, prompt.length)
     assert prompt.next_position == int(prompt.position_ids[..., -1].max()) + 1
 
@@ -107,6 +108,28 @@ def test_both_models_read_what_the_targets_template_writes(subject: Subject, tmp
 
 
 TIMES = (0.0, 0.5, 61.0, 62.0, 125.3)
+
+
+def test_frames_that_a_short_context_has_room_for(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is run: so many frames fit, to the last token, and a frame more does not."""
+    pair, answer = subject.pair, 10
+    lengths = [build_prompts(pair, make_clip(count), "What moves?").target.length for count in (6, 7)]
+    room = lengths[0] if lengths[1] > lengths[0] else lengths[0] - 1
+    config = pair.target.model.config.get_text_config()
+    monkeypatch.setattr(config, "max_position_embeddings", room + answer)
+    with pytest.raises(ContextError, match=f"the target has {room + answer} positions") as caught:
+        build_prompts(pair, make_clip(9), "What moves?", new_tokens=answer)
+    fitting = caught.value.frames
+    assert fitting in (5, 6)
+    assert fitting is not None
+    build_prompts(pair, make_clip(fitting), "What moves?", new_tokens=answer)
+    with pytest.raises(ContextError):
+        build_prompts(pair, make_clip(fitting + 1), "What moves?", new_tokens=answer)
+    sizes, clip = PromptSizes(subject.folders[0]), make_clip(9)
+    planned = sizes.frames_that_fit("What moves?", clip.timestamps, clip.width, clip.height, 9)
+    assert planned == 9, "its own context is long enough"
+
+
 EXPECTED_TIMES = {
     # Pairs of frames: the mean of each, an odd last frame with itself.
     "qwen3_vl": ["<0.2 seconds>", "<61.5 seconds>", "<125.3 seconds>"],

@@ -31,10 +31,11 @@ from lvspec_cli.memory.resolve import (
 )
 from lvspec_cli.models.load import ModelRequest
 from lvspec_cli.output.records import FileIdentity, record_key
-from lvspec_cli.pairs.registry import Defaults, Source
+from lvspec_cli.pairs.registry import Defaults, Source, load_registry
 from lvspec_cli.pipeline import ask, load, narrowed, prepared
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
+from lvspec_cli.ui.pairs import context_note
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 from tests.conftest import demo_plan
 
@@ -444,3 +445,19 @@ def test_files_that_are_quantised_stay_so_and_what_is_impossible_has_no_row(
         assert fit.decision.target == methods[0]
         plain = fit_pair("plain", choice.pair, machine, LOAD).rows[0].plan.target_need.weights
         assert fit.rows[0].plan.target_need.weights < plain
+
+
+def test_frames_that_a_context_has_no_room_for_are_not_promised() -> None:
+    """SmolVLM2 takes 8,192 positions: 81 tokens a frame, and a line with its time."""
+    machine = Machine(Device("cpu", 8_000_000_000, 8_000_000_000))
+    name, pair = load_registry(environment={}).pair("smolvlm2-2.2b-256m")
+    fit = fit_pair(name, pair, machine, workload_of_pair(pair))
+    assert fit.frames_in_context == fit.load.frames
+    assert context_note(fit) == ""
+    many = fit_pair(name, pair, machine, workload_of_pair(pair, frames=200))
+    assert many.frames_in_context is not None
+    assert 70 <= many.frames_in_context <= 101
+    said = f"{name}: the context has room for about {many.frames_in_context} of the 200 frames"
+    assert context_note(many) == said
+    none = fit_pair(name, pair, machine, replace(workload_of_pair(pair), new_tokens=8000))
+    assert context_note(none) == f"{name}: the context has room for none of the {none.load.frames} frames"

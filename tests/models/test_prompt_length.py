@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lvspec_cli.errors import UsageError
+from lvspec_cli.errors import ContextError, UsageError
 from lvspec_cli.models import decoder
 from lvspec_cli.models import prompt as prompt_module
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.prompt import build_prompts
-from lvspec_cli.models.prompt_length import Limit, check_texts, positions_of
+from lvspec_cli.models.prompt_length import Limit, check_texts, frames_within, positions_of
 from lvspec_cli.types import DecodeSettings, Mode
 from tests.conftest import Printed
 from tests.speculation.conftest import decode, prompts_for
@@ -52,12 +55,67 @@ def test_a_text_fits_with_its_answer_to_the_last_token() -> None:
 def test_what_takes_most_of_the_tokens_is_what_is_to_be_less() -> None:
     limit = Limit(positions=100)
     limit.check_prompt(100, 90)
-    with pytest.raises(UsageError, match="101 tokens, 90 of them of the video") as caught:
-        limit.check_prompt(101, 90)
-    assert "--frames" in caught.value.remedy
-    with pytest.raises(UsageError) as caught:
-        limit.check_prompt(101, 20)
-    assert caught.value.remedy == "shorten it"
+    for visual, frames, remedy in (
+        (90, None, "take a smaller --max-pixels"),
+        (20, None, "shorten it"),
+        (90, 7, "take --frames 7"),
+        (20, 7, "take --frames 7"),
+    ):
+        with pytest.raises(ContextError, match=f"101 tokens, {visual} of them of the video") as caught:
+            limit.check_prompt(101, visual, lambda: frames)  # noqa: B023 - called at once
+        assert (caught.value.remedy, caught.value.frames) == (remedy, frames)
+
+
+def test_an_error_keeps_its_frames_on_its_way_to_another_process() -> None:
+    sent = pickle.loads(pickle.dumps(ContextError("too long", "take less", 7)))
+    assert (sent.cause, sent.remedy, sent.frames) == ("too long", "take less", 7)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "room", "found"),
+    [
+        (lambda frames: 20 + 4 * frames, 100, 20),
+        (lambda frames: 20 + 4 * frames, 99, 19),
+        (lambda frames: 20 + 4 * frames, 200, 40),  # all
+        (lambda frames: 20 + 4 * frames, 28, 2),
+        (lambda frames: 20 + 4 * frames, 27, None),
+        (lambda frames: 20 + 8 * -(-frames // 2), 100, 20),  # pairs of frames
+        (lambda frames: 20 + 8 * -(-frames // 2), 99, 18),
+        (lambda frames: 20 + 4 * frames + frames**2 // 30, 100, 17),  # later frames have longer times
+        (lambda frames: 20 + min(4 * frames, 90), 100, 20),  # smaller frames where they are many
+        (lambda frames: 20 + 81 * frames, 2000, 24),
+    ],
+)
+def test_the_most_frames_that_fit(tokens: Callable[[int], int], room: int, found: int | None) -> None:
+    assert frames_within(tokens, 40, room) == found
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 200), st.integers(0, 3000), st.integers(1, 8), st.integers(0, 60_000)
+)
+def test_frames_that_fit_are_counted_a_few_times_only(
+    frames: int, a_group: int, text: int, group: int, room: int
+) -> None:
+    """Whatever group of frames shares its tokens: with one frame more there would be too many."""
+    counted = []
+
+    def tokens(count: int) -> int:
+        assert 1 <= count <= frames
+        counted.append(count)
+        return text + a_group * -(-count // group)
+
+    found = frames_within(tokens, frames, room)
+    assert len(counted) <= 6 + group
+    if found is None:
+        assert tokens(min(2, frames)) > room
+    else:
+        assert tokens(found) <= room
+        assert found == frames or tokens(found + 1) > room
+
+
+def test_a_single_frame_that_does_not_fit() -> None:
+    assert frames_within(lambda frames: 50, 1, 49) is None
+    assert frames_within(lambda frames: 50, 1, 50) == 1
 
 
 @pytest.mark.parametrize("words", [5000, 100_000])
@@ -73,8 +131,17 @@ def test_a_video_of_too_many_tokens_is_refused(pair: LoadedPair) -> None:
     needed = prompts_for(pair).target
     most = pair.target.positions - needed.length
     build_prompts(pair, make_clip(4), "What moves?", new_tokens=most)
-    with pytest.raises(UsageError, match=f"{needed.length} tokens, {needed.visual_tokens} of them"):
+    with pytest.raises(ContextError, match=f"{needed.length} tokens, {needed.visual_tokens} of") as caught:
         build_prompts(pair, make_clip(4), "What moves?", new_tokens=most + 1)
+    fewer = 2 if pair.target.family.model_type == "qwen2_5_vl" else 3  # two frames share their tokens
+    assert caught.value.frames == fewer
+    assert caught.value.remedy == f"take --frames {fewer}, or lower --max-new-tokens"
+    least = pair.target.positions - build_prompts(pair, make_clip(2), "What moves?").target.length
+    build_prompts(pair, make_clip(2), "What moves?", new_tokens=least)
+    with pytest.raises(ContextError, match=f"tokens, {needed.visual_tokens} of them") as caught:
+        build_prompts(pair, make_clip(4), "What moves?", new_tokens=least + 1)
+    assert caught.value.frames is None
+    assert caught.value.remedy == "shorten it, or lower --max-new-tokens"
 
 
 def test_a_video_of_too_many_tokens_for_the_draft_alone_is_refused(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from lvspec_cli.errors import PairError
+from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.load import load_model
 from lvspec_cli.models.read import (
@@ -26,9 +26,12 @@ from lvspec_cli.models.read import (
     read_config,
     read_processor,
     rendered,
+    thinking_between,
+    thinking_of,
     turns_of,
 )
 from lvspec_cli.pairs.files import INDEX, missing_files
+from lvspec_cli.types import Thinking
 from tests.conftest import Shell
 from tests.tiny_models import FAMILIES
 
@@ -274,3 +277,33 @@ def test_links_of_the_hubs_cache_are_files_of_the_folder(folder: Path) -> None:
     (folder / "1.safetensors").symlink_to(Path("../blobs/a"))
     index({"a": "1.safetensors"})(folder)
     assert missing_files(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("off", "on", "end", "opened"),
+    [
+        # Qwen3.5: the larger ones think unless they are told not to, the smaller ones the other way round.
+        ("assistant\n<think>\n\n</think>\n\n", "assistant\n<think>\n", "</think>", True),
+        # Qwen3: the model opens its thoughts itself.
+        ("assistant\n<think>\n\n</think>\n\n", "assistant\n", "</think>", False),
+        # GLM-4.6V: a word in the user's turn, too.
+        ("What?/nothink<|assistant|><think></think>\n", "What?<|assistant|>\n", "</think>", False),
+        ("</s>assistant</seed:think>", "</s>assistant<seed:think>", "</seed:think>", True),
+        ("Do not think. assistant", "assistant", "</think>", False),
+    ],
+)
+def test_how_a_template_frames_thoughts(off: str, on: str, end: str, opened: bool) -> None:
+    assert thinking_between(off, on) == Thinking(end, opened)
+
+
+def test_the_switch_for_thinking(folder: Path) -> None:
+    with pytest.raises(UsageError, match="the chat template of a target has no switch") as caught:
+        thinking_of(read_processor(folder), "a target")
+    assert "leave out --think" in caught.value.remedy
+    file = folder / "chat_template.jinja"
+    plain = chat_text(read_processor(folder), "Why?", None)
+    file.write_text(file.read_text() + "<think>\n{% if enable_thinking is false %}\n</think>\n\n{% endif %}")
+    processor = read_processor(folder)
+    assert thinking_of(processor, "a target") == Thinking("</think>", opened=True)
+    assert chat_text(processor, "Why?", None) == plain + "<think>\n</think>\n\n"
+    assert chat_text(processor, "Why?", None, think=True) == plain + "<think>\n"

@@ -21,7 +21,7 @@ from lvspec_cli.events import (
     StageStarted,
 )
 from lvspec_cli.types import Piece, Round, TokenKind
-from lvspec_cli.ui.render import STEP, STYLES, Picture, answer_text, bars, last_pieces
+from lvspec_cli.ui.render import STEP, STYLES, Picture, answer_text, bars, current_text, last_pieces
 from lvspec_cli.ui.state import View, fold
 from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND, SHORT
 
@@ -162,3 +162,9 @@ def test_rounds_of_one_answer_only():
         FULL, RoundDone(3, Round((6, 7), (TokenKind.SHIFT, TokenKind.TARGET), drafted=(6,)), (), 1.0)
     )
     assert later.lengths == (3, 1, 2)
+
+
+def test_of_thoughts_only_their_length_is_shown() -> None:
+    view = replace(FULL, thinking=True)
+    assert current_text(view, 100).plain == f"thinking, {view.tokens} tokens so far"
+    assert current_text(FULL, 10**6).plain == answer_text(FULL.pieces).plain

@@ -87,3 +87,9 @@ def test_another_question_starts_afresh_and_keeps_the_clip():
     assert view.stages[Stage.LOADING].seconds == 2.0
     assert (view.tokens, view.lengths, view.pieces, view.drafted) == (0, (), (), 0)
     assert view.question == QuestionStarted(2, 2, "Why?")
+
+
+def test_a_target_that_thinks_is_seen_to() -> None:
+    thinking = fold(EMPTY, replace(PREFILL, pieces=(), thinking=True))
+    assert (thinking.thinking, thinking.tokens, thinking.pieces) == (True, 1, ())
+    assert not fold(thinking, ROUND).thinking
