@@ -6,6 +6,7 @@ The processor alone tells the number of a video's tokens, before any weights are
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,11 +38,17 @@ def build_prompts(
     The target's chat template writes the conversation for both, unless the draft is of a family that writes
     the place of the video in another way.
 
+    A prediction layer reads the target's prompt.
+
     :param earlier: prompts of another question about the same clip. Their video tensors are reused, so that
         the frames are not processed again.
     :raises UsageError: the text contains a special token, or a model has too few positions for the prompt and
         an answer of ``new_tokens``.
     """
+    if pair.draft is not None and pair.draft.is_prediction_layer:
+        alone = replace(pair, draft=None)
+        only = build_prompts(alone, clip, question, system=system, earlier=earlier, new_tokens=new_tokens)
+        return PairPrompts(only.target, only.target)
     limits = [(pair.target, Limit(pair.target.positions, new_tokens))]
     if pair.draft is not None:
         limits.append((pair.draft, Limit(pair.draft.positions, new_tokens, "draft")))
