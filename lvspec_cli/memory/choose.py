@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.pairs.files import Stored, locate
+from lvspec_cli.pairs.files import Stored, locate, locate_draft
 from lvspec_cli.pairs.registry import AUTO, BUNDLED, Pair, Registry
 from lvspec_cli.request import PairChoice
 
@@ -43,7 +43,7 @@ def local_pairs(registry: Registry) -> list[LocalPair]:
     for name, pair in registry.pairs.items():
         if pair.target.bundled is None:
             target = locate(pair.target)
-            draft = locate(pair.draft) if target.folder else target
+            draft = locate_draft(pair) if target.folder else target
             if draft.folder is not None:
                 pairs.append(LocalPair(name, pair, target, draft))
     return pairs

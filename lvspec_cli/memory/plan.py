@@ -49,6 +49,7 @@ class ModelSize:
     vision: VisionSize
     attention_layers: int | None = None  # that have keys and values; None: all
     state: int = 0  # bytes of what the other layers keep
+    in_target: bool = False  # a prediction layer, which goes where its target's embeddings and head are
 
     @property
     def matrices(self) -> int:
@@ -83,6 +84,7 @@ class Need:
     activations: int  # at prefill, in addition to weights and cache
     layers: int
     layer: int  # one decoder layer's weights, keys and values
+    in_target: bool = False  # goes to the target's first device
 
     @property
     def resident(self) -> int:
@@ -186,6 +188,7 @@ def need(size: ModelSize, load: Workload, choice: Choice = Choice()) -> Need:
         activations=_activations(size, load, choice),
         layers=size.layers,
         layer=weight_bytes(size.layer, size.layer_matrices, choice) + cache // size.layers,
+        in_target=size.in_target,
     )
 
 
@@ -228,7 +231,8 @@ def plan(machine: Machine, target: Need, draft: Need | None) -> Plan:
     """The placement on the GPUs, or on the CPU if there is none.
 
     First choice: both models on one GPU. Second: each on a GPU of its own. Last: the target split over
-    several GPUs, and the draft on the GPU with which the plan fits, the one with least memory first.
+    several GPUs, and the draft on the GPU with which the plan fits, the one with least memory first. A
+    prediction layer stays on the target's first GPU.
     """
     empty = Plan(target, draft)
     if not machine.gpus:
@@ -237,11 +241,12 @@ def plan(machine: Machine, target: Need, draft: Need | None) -> Plan:
     gpus = sorted(machine.gpus, key=lambda device: -device.usable)
     if together(target, draft) <= gpus[0].usable:
         return _unsplit(empty, gpus[0].name, gpus[0].name)
-    if draft is not None and target.total <= gpus[0].usable:
+    if draft is not None and not draft.in_target and target.total <= gpus[0].usable:
         second = next((device for device in gpus[1:] if draft.total <= device.usable), None)
         if second is not None:
             return _unsplit(empty, gpus[0].name, second.name)
-    splits = [_split(empty, gpus, draft_gpu.name) for draft_gpu in reversed(gpus)]
+    with_first = draft is not None and draft.in_target
+    splits = [_split(empty, gpus, gpu.name) for gpu in (gpus[:1] if with_first else reversed(gpus))]
     return min(splits, key=lambda split: split.missing)
 
 

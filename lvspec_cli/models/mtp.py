@@ -1,19 +1,19 @@
-"""A target's own prediction layer as its draft: multi-token prediction (MTP), as Qwen3.5 checkpoints carry it.
+"""A target's own prediction layer as its draft: multi-token prediction (MTP), which Qwen3.5's files carry.
 
 One decoder layer with attention, between a matrix and a normalisation of its own; embeddings and head are the
 target's. From the target's normalised state h_i of position i and the token at i + 1 it predicts the token at
-i + 2 (DeepSeek-V3, arXiv 2412.19437, section 2.2, where it serves training):
+i + 2 (DeepSeek-V3, arXiv 2412.19437, section 2.2):
 
-    m_i = norm(layer(fc([norm_e(embedding of token i + 1), norm_h(h_i)])))    at position i,    logits = head(m_i)
+    m_i = norm(layer(fc([norm_e(embedding of token i + 1), norm_h(h_i)]))),    logits = head(m_i)
 
-To draft further, m_i takes the place of h_{i + 1}. The names of the tensors, the order of the two parts, the
-position, and that h and m are taken behind the last normalisation are as vLLM and SGLang run these files
-(``qwen3_5_mtp.py`` of both); the weights of the normalisations are counted from one, as in all of Qwen3.5.
+To draft further, m_i takes the place of h_{i + 1}. The names of the tensors, the order of the two parts, that
+row i has position i, and that h and m are taken behind the last normalisation, are as vLLM and SGLang run it
+(``qwen3_5_mtp.py`` in both). As everywhere in Qwen3.5, weights of normalisations are counted from one.
 
-The layer's keys and values are always of the target's own states: those of the prompt, the video included, are
-computed after the target's prefill; those of drafted tokens, which come from the layer's own states, are
-forgotten after each verification, and the accepted tokens are run again together in the next round, in the pass
-that drafts its first token. So what the cache holds never depends on what was drafted.
+The cache holds rows of the target's own states only. Those of the prompt, its video included, are computed
+after the target's prefill. Those of drafted tokens are made with the layer's own states: they are forgotten
+after the verification, and the accepted tokens are run again by the pass that drafts the next round's first
+token. So nothing depends on what was drafted before.
 """
 
 from __future__ import annotations
@@ -33,25 +33,22 @@ from lvspec_cli.models.decoder import QUESTION_ROWS, Decoder, Pass
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.pairs.files import MTP_PREFIX, mtp_tensors, read_header
+from lvspec_cli.request import NO_PRUNING
 from lvspec_cli.types import Prompt, Quantisation
 
-
-NO_PRUNING = (  # cause and remedy
-    "--draft mtp reads what the target has made of the whole video: --draft-keep cannot make that less",
-    "leave out one of the two",
-)
+_DTYPES = ("BF16", "F16", "F32")  # of weights, as files name them
 
 
 class PredictionLayer(nn.Module):
-    """The layer, with the hub's names, as a model of its own to its family: ``model.language_model`` is itself.
+    """The layer, with the files' names. To its family it is a model: ``model.language_model`` is itself.
 
     Only its own weights are its parameters. Embeddings, rotary embedding and head are the target's.
     """
 
-    def __init__(self, family: Family, config: Any, target: Any) -> None:
+    def __init__(self, family: Family, config: Any, target: Any = None) -> None:
         """
         :param config: the target's.
-        :param target: the target's model, None for the weights alone.
+        :param target: the target's model; None where only the weights matter.
         :raises PairError: the family has no such layers.
         """
         super().__init__()
@@ -111,8 +108,8 @@ def with_prediction_layer(pair: LoadedPair, folder: Path) -> LoadedPair:
     target = pair.target
     with torch.device("meta"):
         layer = PredictionLayer(target.family, target.model.config, target.model)
-    weights = _read_weights(layer, folder, target)
-    layer.load_state_dict(weights, assign=True)
+    check_weights(layer, folder)
+    layer.load_state_dict(_read_weights(folder, target), assign=True)
     draft = replace(
         target,
         name=f"{target.name} ({MTP_PREFIX.rstrip('.')})",
@@ -124,18 +121,27 @@ def with_prediction_layer(pair: LoadedPair, folder: Path) -> LoadedPair:
     return replace(pair, draft=draft)
 
 
-def _read_weights(layer: PredictionLayer, folder: Path, target: LoadedModel) -> dict[str, Tensor]:
-    """The layer's weights by their names in the module, in the target's dtype on its device."""
+def check_weights(layer: PredictionLayer, folder: Path) -> None:
+    """
+    :raises PairError: a folder's files do not have the layer's weights as they are in the module.
+    """
     expected = {name: tuple(weight.shape) for name, weight in layer.state_dict().items()}
     stored = {name.removeprefix(MTP_PREFIX): entry for name, entry in mtp_tensors(folder).items()}
     for name in sorted(expected.keys() | stored.keys()):
-        shape = tuple(stored[name]["shape"]) if name in stored else None
-        if shape != expected.get(name) or stored[name]["dtype"] not in ("F32", "BF16", "F16"):
-            raise PairError(
-                f"{folder}: the prediction layer is incomplete, packed, or not a single one: {MTP_PREFIX}{name}"
-                f" is {_described(stored.get(name))}, and should be {list(expected[name]) if name in expected else 'absent'}",
-                "leave out --draft mtp, or take files in which the layer is not quantised",
-            )
+        found = stored.get(name)
+        if found and tuple(found["shape"]) == expected.get(name) and found["dtype"] in _DTYPES:
+            continue
+        is_found = f"{found['shape']} of {found['dtype']}" if found else "missing"
+        wanted = list(expected[name]) if name in expected else "not part of such a layer"
+        raise PairError(
+            f"{folder}: the prediction layer cannot be used: {MTP_PREFIX}{name} is {is_found}, it should be"
+            f" {wanted} of {' or '.join(_DTYPES)}",
+            "leave out --draft mtp, or take files whose prediction layer is whole and not quantised",
+        )
+
+
+def _read_weights(folder: Path, target: LoadedModel) -> dict[str, Tensor]:
+    """The layer's weights by their names in the module, in the target's dtype on its device."""
     weights = {}
     for file in sorted(folder.glob("*.safetensors")):
         names = [name for name in read_header(file) if name.startswith(MTP_PREFIX)]
@@ -144,10 +150,6 @@ def _read_weights(layer: PredictionLayer, folder: Path, target: LoadedModel) -> 
                 for name in names:
                     weights[name.removeprefix(MTP_PREFIX)] = tensors.get_tensor(name).to(target.dtype)
     return weights
-
-
-def _described(entry: Any) -> str:
-    return "missing" if entry is None else f"{entry['shape']} in {entry['dtype']}"
 
 
 class MtpDecoder(Decoder):
@@ -162,7 +164,9 @@ class MtpDecoder(Decoder):
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
         nothing = torch.empty(0, loaded.model.config.hidden_size, device=loaded.device, dtype=loaded.dtype)
-        self._inputs: Tensor | None = None  # embeddings of the prefix, (1, prefix, width), until it is encoded
+        self._inputs: Tensor | None = (
+            None  # embeddings of the prefix, (1, prefix, width), until it is encoded
+        )
         self._states, self._first = nothing, 0  # of the target, not run yet, and the position of the first
         self._last_of_prefix = nothing
         self._own: Tensor | None = None  # the layer's own state of its last row, (1, width)
@@ -203,9 +207,7 @@ class MtpDecoder(Decoder):
         positions = prompt.position_ids[..., : length - 1].to(self.loaded.device)
         return self._run(inputs, family.rotary(model, inputs, positions))
 
-    def begin(
-        self, prompt: Prompt, room: int, watch: Collection[int] = (), on_pass: Any = None
-    ) -> Pass:
+    def begin(self, prompt: Prompt, room: int, watch: Collection[int] = (), on_pass: Any = None) -> Pass:
         """Run the question, after :meth:`follow` of the target's passes over it."""
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length

@@ -97,7 +97,9 @@ class Source(Section):
     @model_validator(mode="after")
     def _exactly_one_location(self) -> Self:
         if [self.repo, self.folder, self.bundled, self.mtp or None].count(None) != 3:
-            raise ValueError("needs exactly one of repo, folder and bundled; a draft may have mtp: true instead")
+            raise ValueError(
+                "needs exactly one of repo, folder and bundled; a draft may have mtp: true instead"
+            )
         if self.revision is not None and self.repo is None:
             raise ValueError("revision goes with repo only")
         return self

@@ -10,9 +10,10 @@ import torch
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.models.mtp import NO_PRUNING, MtpDecoder
+from lvspec_cli.models.mtp import MtpDecoder
 from lvspec_cli.models.probe import video_states
 from lvspec_cli.models.words import TokenSets
+from lvspec_cli.request import NO_PRUNING
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.fallback import Fallback
 from lvspec_cli.speculation.relevance import Relevance, VideoStates, relevance_for, video_layers

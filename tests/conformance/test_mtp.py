@@ -15,19 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 
-from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.models.families import FAMILIES
 from lvspec_cli.models.load import LoadedPair, load_pair
-from lvspec_cli.models.mtp import MtpDecoder, PredictionLayer, with_prediction_layer
+from lvspec_cli.models.mtp import MtpDecoder, with_prediction_layer
 from lvspec_cli.models.prompt import build_prompts
-from lvspec_cli.models.read import read_config
-from lvspec_cli.pairs.files import known_config
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import DecodeSettings, Mode, Prompt, RelevanceName, Round, RuleSettings, TokenKind
+from lvspec_cli.types import Mode, Prompt, RelevanceName, Round, RuleSettings, TokenKind
 from tests.conformance.conftest import CLIPS, Subject
 from tests.conformance.test_exact import CASES, WANTED, Case, check
 from tests.conformance.test_rollback import outcome
-from tests.speculation.conftest import decode, scratch, stock_model, with_generation
+from tests.speculation.conftest import decode, scratch, stock_model
 from tests.tiny_models import add_prediction_layer, save_model, write_prediction_layer
 from tests.tiny_tokenizers import WORDS
 
@@ -52,9 +48,9 @@ def teach(subject: Subject, steps: int = 60) -> None:
     target, reference = subject.pair.target, Reference(subject.folders[0])
     examples = []
     for clip in LEARNT:
-        prompt, answer = subject.prompts(clip).target, subject.generate(clip, max_new_tokens=24)
-        states, inputs, positions = (part.clone() for part in reference.read(target, prompt, answer, 0))
-        examples.append((states, inputs, positions, torch.tensor(answer[1:])))
+        prompt, tokens = subject.prompts(clip).target, subject.generate(clip, max_new_tokens=24)
+        states, inputs, positions = (part.clone() for part in reference.read(target, prompt, tokens, 0))
+        examples.append((states, inputs, positions, torch.tensor(tokens[1:])))
     assert subject.pair.draft is not None
     layer = copy.deepcopy(subject.pair.draft.model).train().requires_grad_(True)
     optimiser = torch.optim.Adam(layer.parameters(), lr=6e-3)
@@ -164,7 +160,7 @@ def test_exact_is_generate_at_any_setting(subject: Subject, case: Case) -> None:
 
 
 def check_rounds(subject: Subject, prompt: Prompt, rounds: list[Round]) -> None:
-    """Every drafted token is what the layer says behind all tokens before it, whatever came of earlier ones."""
+    """Every drafted token is what the layer says behind all tokens before it, whatever was drafted before."""
     reference, answer = Reference(subject.folders[0]), list(rounds[0].tokens)
     for done in rounds[1:]:
         drafted = list(done.drafted)
