@@ -498,15 +498,18 @@ def non_weight_bytes(sizes: Sizes, load: Workload, request: PlanRequest) -> int:
 
 def smallest_change(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest) -> str | None:
     """The flags of the first change in the list with which the pair fits, or None."""
-    for change in _changes(load, request):
+    for change in _changes(load, request, in_target=sizes.draft is not None and sizes.draft.in_target):
         if decide(machine, sizes, change.load, change.request, gamma=1, width_limit=None).plan.fits:
             return change.flags
     return None
 
 
-def _changes(load: Workload, request: PlanRequest) -> list[Change]:
+def _changes(load: Workload, request: PlanRequest, *, in_target: bool) -> list[Change]:
     """Changes to try, mildest first: a shorter prompt; half the frames, half the pixels, a quarter of each;
-    a draft in 4 bits, both models in 4 bits; both in 4 bits with a quarter of the frames."""
+    a draft in 4 bits, both models in 4 bits; both in 4 bits with a quarter of the frames.
+
+    :param in_target: the draft is a prediction layer, which is never packed.
+    """
     changes = []
     if load.text_tokens > TEXT_TOKENS:
         changes.append(Change("a shorter prompt", replace(load, text_tokens=TEXT_TOKENS), request))
@@ -516,13 +519,13 @@ def _changes(load: Workload, request: PlanRequest) -> list[Change]:
             changes.append(Change(f"--frames {fewer.frames}", fewer, request))
         smaller = replace(load, max_pixels=load.max_pixels // divisor)
         changes.append(Change(f"--max-pixels {smaller.max_pixels}", smaller, request))
-    draft_nf4 = replace(request, draft=Quantisation.NF4)
+    draft_nf4 = request if in_target else replace(request, draft=Quantisation.NF4)
     both_nf4 = replace(draft_nf4, target=Quantisation.NF4)
-    flags = "--quant-target nf4 --quant-draft nf4"
+    flags = "--quant-target nf4" + ("" if in_target else " --quant-draft nf4")
     fewest = replace(load, frames=max(2, load.frames // 4))
     return [
         *changes,
-        Change("--quant-draft nf4", load, draft_nf4),
+        *([] if in_target else [Change("--quant-draft nf4", load, draft_nf4)]),
         Change(flags, load, both_nf4),
         Change(f"{flags} --frames {fewest.frames}", fewest, both_nf4),
     ]

@@ -153,8 +153,14 @@ class Pair(Section):
         return target
 
     def with_mtp(self) -> Pair:
-        """The pair with the target's own prediction layer as its draft."""
-        return self.model_copy(update={"draft": Source(mtp=True)})
+        """The pair with the target's own prediction layer as its draft. Costs measured with another draft do
+        not hold for it."""
+        if self.draft.mtp:
+            return self
+        defaults = self.defaults.model_copy(
+            update={"adaptation": replace(self.defaults.adaptation, costs=None)}
+        )
+        return self.model_copy(update={"draft": Source(mtp=True), "defaults": defaults})
 
 
 class ModelsFile(Section):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,21 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 
-from lvspec_cli.models.load import LoadedPair, load_pair
-from lvspec_cli.models.mtp import MtpDecoder, with_prediction_layer
+from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.memory.plan import Workload, need
+from lvspec_cli.memory.sizes import size_of, size_of_mtp
+from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.load import LoadedPair, ModelRequest, load_models, load_pair
+from lvspec_cli.models.mtp import MtpDecoder, PredictionLayer, with_prediction_layer
 from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.models.read import read_config
+from lvspec_cli.models.steps import Replay, StepOutputs, Workspace
+from lvspec_cli.pairs.files import known_config, locate, locate_mtp
+from lvspec_cli.pairs.registry import Source
+from lvspec_cli.speculation.answer import EXACT_RULE, Answer
+from lvspec_cli.speculation.draft_length import AdaptiveLength, policy_for
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import Mode, Prompt, RelevanceName, Round, RuleSettings, TokenKind
+from lvspec_cli.types import KeepBy, Mode, Prompt, Quantisation, RelevanceName, Round, RuleSettings, TokenKind
 from tests.conformance.conftest import CLIPS, Subject
 from tests.conformance.test_exact import CASES, WANTED, Case, check
 from tests.conformance.test_rollback import outcome
@@ -169,6 +181,7 @@ def check_rounds(subject: Subject, prompt: Prompt, rounds: list[Round]) -> None:
         answer += done.tokens
 
 
+LOAD = Workload(frames=8, max_pixels=112 * 112, new_tokens=64)
 LOOSE = RuleSettings(relevance=RelevanceName.PLAUSIBLE, filler_margin=inf, anchor_margin=inf)
 
 
@@ -258,3 +271,161 @@ def test_sampling_takes_its_probabilities(subject: Subject) -> None:
     again, _ = decode(subject.pair, subject.prompts("odd"), wanted)
     assert found.tokens == again.tokens
     assert found.stats.drafted
+
+
+@dataclass
+class OneMemory:
+    """Captures as CUDA graphs are: all outputs share memory, and hold until the next replay."""
+
+    outputs: list[StepOutputs] = field(default_factory=list)
+    replayed: int = 0
+
+    def __call__(self, run: Callable[[], StepOutputs]) -> Replay:
+        own = run()
+        self.outputs.append(own)
+
+        def replay() -> StepOutputs:
+            self.replayed += 1
+            new = run()
+            for each in self.outputs:
+                each.hidden.fill_(torch.nan)
+                each.logits.fill_(torch.nan)
+            own.hidden.copy_(new.hidden)
+            own.logits.copy_(new.logits)
+            return own
+
+        return replay
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_timed_steps_of_the_target_change_nothing(subject: Subject, captured: bool) -> None:
+    """They are not followed; what the layer took of a captured pass before them was a copy."""
+    memory, pair, prompts = OneMemory(), subject.pair, subject.prompts("wide")
+    if captured:
+        pair = replace(pair, target=replace(pair.target, workspace=Workspace(memory)))
+    session = Session.of(pair)
+    session.encode(prompts, WANTED)
+    answer = Answer(session.target, session.draft, pair.words, WANTED, None)
+    rounds = [answer.begin(prompts)]
+    while answer.finish is None:
+        rounds.append(answer.round())
+        if answer.finish is None:
+            answer.time_step()
+    assert answer.tokens == subject.generate("wide", max_new_tokens=24)
+    assert bool(memory.replayed) is captured
+    check_rounds(subject, prompts.target, rounds)
+
+
+def test_gamma_auto_knows_that_the_head_is_the_most_of_it(subject: Subject) -> None:
+    """A step reads the layer, its matrix and norms, and the head; the target's its layers and the head."""
+    target, draft = subject.pair.target, subject.pair.draft
+    assert draft is not None
+    policy = policy_for(replace(WANTED, gamma="auto"), EXACT_RULE, target, draft)
+    assert isinstance(policy, AdaptiveLength)
+    head = target.vocabulary * 64
+    layers = sum(part.numel() for part in target.family.layers(target.model).parameters())
+    assert policy.costs.draft == pytest.approx((49_504 + head) / (layers + head))
+
+
+def test_what_comes_in_the_wrong_order_is_named(subject: Subject) -> None:
+    assert subject.pair.draft is not None
+    draft, prompt = MtpDecoder(subject.pair.draft), subject.prompts("odd").target
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match="over the prefix comes first"):
+            draft.encode(prompt)
+        with pytest.raises(RuntimeError, match=r"begin\(\) comes before forward"):
+            draft.forward(torch.tensor([1]))
+        target = Session.of(subject.pair).target
+        draft.follow(target.encode(prompt, [0]))
+        draft.encode(prompt)
+        with pytest.raises(RuntimeError, match="over the question come first"):
+            draft.begin(prompt, 8)
+        target.begin(prompt, 8, on_pass=draft.follow)
+        draft.begin(prompt, 8)
+        with pytest.raises(RuntimeError, match="follow\\(\\) comes before"):
+            draft.forward(torch.tensor([1, 2]))
+
+
+def test_the_names_and_shapes_are_those_of_the_hub(subject: Subject) -> None:
+    """As the index of Qwen3.5-27B has them; every family without such layers says so."""
+    path = known_config("Qwen/Qwen3.5-27B")
+    assert path is not None
+    with torch.device("meta"):
+        layer = PredictionLayer(FAMILIES["qwen3_5"], read_config(path))
+    attention, width = "layers.0.self_attn", 5120
+    assert {name: tuple(weight.shape) for name, weight in layer.state_dict().items()} == {
+        "fc.weight": (width, 2 * width),
+        "pre_fc_norm_embedding.weight": (width,),
+        "pre_fc_norm_hidden.weight": (width,),
+        "norm.weight": (width,),
+        "layers.0.input_layernorm.weight": (width,),
+        "layers.0.post_attention_layernorm.weight": (width,),
+        f"{attention}.q_proj.weight": (2 * 24 * 256, width),  # each head's gate behind its query
+        f"{attention}.k_proj.weight": (4 * 256, width),
+        f"{attention}.v_proj.weight": (4 * 256, width),
+        f"{attention}.o_proj.weight": (width, 24 * 256),
+        f"{attention}.q_norm.weight": (256,),
+        f"{attention}.k_norm.weight": (256,),
+        "layers.0.mlp.gate_proj.weight": (17408, width),
+        "layers.0.mlp.up_proj.weight": (17408, width),
+        "layers.0.mlp.down_proj.weight": (width, 17408),
+    }
+    for name, family in FAMILIES.items():
+        if name != "qwen3_5":
+            with pytest.raises(PairError, match="have no prediction layer"):
+                PredictionLayer(family, subject.pair.target.model.config)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("fc.weight", None, "mtp.fc.weight is missing, it should be [64, 128] of BF16 or F16 or F32"),
+        ("norm.weight", torch.zeros(32), "mtp.norm.weight is [32] of F32, it should be [64]"),
+        ("norm.weight", torch.zeros(64).to(torch.float8_e4m3fn), "mtp.norm.weight is [64] of F8_E4M3"),
+        ("layers.1.mlp.up_proj.weight", torch.zeros(2, 2), "it should be not part of such a layer"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_named(
+    subject: Subject, tmp_path: Path, name: str, changed: torch.Tensor | None, message: str
+) -> None:
+    folder = Path(shutil.copytree(subject.folders[0], tmp_path / "model"))
+    assert subject.pair.draft is not None
+    weights = {**subject.pair.draft.model.state_dict(), name: changed}
+    write_prediction_layer(folder, {key: weight for key, weight in weights.items() if weight is not None})
+    with pytest.raises(PairError) as caught:
+        loaded(folder)
+    assert message in caught.value.cause
+    assert caught.value.cause.startswith(f"{folder}: the prediction layer cannot be used: ")
+
+
+def test_it_stays_unpacked_beside_a_packed_target(subject: Subject) -> None:
+    request = ModelRequest(subject.folders[0], device="cpu", quantisation=Quantisation.NF4)
+    pair = with_prediction_layer(load_models(request, None), subject.folders[0])
+    assert pair.draft is not None
+    assert (pair.target.quantisation, pair.draft.quantisation) == (Quantisation.NF4, Quantisation.NONE)
+    found, _ = decode(pair, subject.prompts("odd"), replace(WANTED, max_new_tokens=8))
+    plain, _ = decode(pair, subject.prompts("odd"), replace(WANTED, max_new_tokens=8, mode=Mode.AR))
+    assert found.tokens == plain.tokens
+    assert found.stats.drafted
+
+
+def test_a_draft_that_sees_less_of_the_video_is_refused(subject: Subject) -> None:
+    for by in KeepBy:
+        with pytest.raises(UsageError, match="--draft-keep cannot make that less"):
+            decode(subject.pair, subject.prompts("odd"), replace(WANTED, draft_keep=0.5, draft_keep_by=by))
+
+
+def test_files_are_counted_without_it(subject: Subject, tmp_path: Path) -> None:
+    """Its tensors are in the target's files, and no part of the model that the config describes."""
+    folder = subject.folders[0]
+    stored, layer = locate(Source(folder=folder)), locate_mtp(Source(folder=folder))
+    size = size_of(folder / "config.json")
+    assert stored.parameters == size.parameters
+    assert (layer.place, layer.folder, layer.parameters) == ("folder", folder, 49_504)
+    assert layer.size == 4 * 49_504
+    planned = size_of_mtp(folder / "config.json", size)
+    assert (planned.parameters, planned.layers, planned.in_target) == (49_504, 1, True)
+    assert need(planned, LOAD).cache * 2 == need(replace(size, state=0), LOAD).cache
+    bare = save_model(tmp_path / "bare", "qwen3_5")
+    assert locate_mtp(Source(folder=bare)).place == "not here"
+    assert locate_mtp(Source(repo="no/where")).place == "not here"
