@@ -389,13 +389,15 @@ def fit_pair(
 ) -> PairFit:
     """The memory that the pair needs, and its placement on that machine.
 
-    :raises PairError: the size of a model is not known.
+    :raises PairError: the size of a model is not known, or its prediction layer is to draft, and it has none.
     """
     from lvspec_cli.memory.sizes import size_of_mtp
 
     target, draft = locate(pair.target), locate_draft(pair)
     size = _size(pair.target, target)
     if pair.draft.mtp:
+        if target.folder is not None:
+            require_mtp(pair.target, target.folder)
         draft_size = size_of_mtp(config_path(pair.target, target.folder), size)
     else:
         draft_size = _size(pair.draft, draft)

@@ -98,6 +98,9 @@ def test_what_is_said_of_it(lvspec: Callable[..., Printed]) -> None:
     assert "auto: none on cpu: the target fits as it is\n" in fit.stdout
     rows = {line.split("\t")[0]: line.split("\t") for line in fit.stdout.splitlines()}
     assert rows["none"][2] == rows["int8, draft none"][2] == "0.2 MB"
+    for pair, missing in (("plain", "no tensor mtp.*"), ("smolvlm2-2.2b-256m", "smolvlm models have no")):
+        bare = lvspec("models", "fit", pair, "--draft", "mtp")
+        assert (bare.returncode, missing in bare.stderr) == (3, True)
     verified = lvspec("models", "verify", "tiny", "--draft", "mtp", "--device", "cpu", "--quiet")
     assert verified.returncode == 0, verified.stdout
     assert "ok\tprediction layer\t49504 parameters, in the target's files" in verified.stdout
