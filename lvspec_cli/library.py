@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lvspec_cli.errors import ContextError, LvspecError, VideoError
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record, failed_record
-from lvspec_cli.pairs.registry import Defaults, load_registry, settings_of_pair
+from lvspec_cli.pairs.registry import MTP, Defaults, load_registry, settings_of_pair
 from lvspec_cli.pipeline import (
     answers,
     check_prompts,
@@ -162,6 +162,7 @@ def load(
     *,
     mode: Mode | str = Mode.LVSPEC,
     models: Path | None = None,
+    draft: Literal["pair", "mtp"] = "pair",
     device: str = "auto",
     dtype: str = "auto",
     quant_target: Quantisation | str = Quantisation.AUTO,
@@ -173,13 +174,15 @@ def load(
 
     :param mode: ``lvspec``, ``exact`` or ``ar``, which loads no draft.
     :param models: a models.yaml of your own.
+    :param draft: ``mtp``: the prediction layer in the target's files, in place of the pair's second model.
     :param threads: CPU threads of torch, for the whole process; None does not change them.
     :raises PairError: the pair is not on this machine, cannot be read, or does not fit.
     """
     from lvspec_cli.memory.choose import choose_pair
 
+    registry = load_registry(models)
     choice = replace(
-        choose_pair(load_registry(models), pair, device),
+        choose_pair(registry.with_mtp() if draft == MTP else registry, pair, device),
         dtype=dtype,
         quant_target=Quantisation(quant_target),
         quant_draft=Quantisation(quant_draft),

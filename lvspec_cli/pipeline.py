@@ -162,7 +162,7 @@ def check_prompts(plan: LoadPlan, request: AskRequest, texts: Mapping[str, str])
     from lvspec_cli.models.prompt_length import Role, check_texts
 
     folders: dict[Role, Path] = {"target": plan.target}
-    if plan.draft is not None:
+    if plan.draft is not None and not plan.choice.pair.draft.mtp:
         folders["draft"] = plan.draft
     check_texts(folders, texts, request.system, request.settings.max_new_tokens)
 
@@ -205,6 +205,7 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
 
         from lvspec_cli.memory.resolve import place
         from lvspec_cli.models.load import ModelRequest, load_models
+        from lvspec_cli.models.mtp import with_prediction_layer
 
         choice, loading = plan.choice, plan.loading
         if choice.threads is not None:
@@ -218,8 +219,8 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
             shares=placement.target,
             captured=choice.cuda_graphs,
         )
-        draft = None
-        if plan.draft is not None and loading.draft is not None:
+        draft, mtp = None, choice.pair.draft.mtp
+        if plan.draft is not None and loading.draft is not None and not mtp:
             draft = replace(
                 target,
                 source=plan.draft,
@@ -228,9 +229,10 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
                 shares=placement.draft,
             )
         with memory_errors(plan, workload):
-            return load_models(
+            pair = load_models(
                 target, draft, progress=lambda done, total: listen(StageAdvanced(Stage.LOADING, done, total))
             )
+            return with_prediction_layer(pair, plan.target) if mtp and plan.draft is not None else pair
 
 
 def answers(

@@ -8,6 +8,12 @@ from pathlib import Path
 from lvspec_cli.pairs.registry import Pair
 from lvspec_cli.types import DecodeSettings, Loading, Placement, Quantisation, TaskName, VideoRequest
 
+# Cause and remedy.
+NO_PRUNING = (
+    "--draft mtp reads what the target has made of the whole video: --draft-keep cannot make that less",
+    "leave out one of the two",
+)
+
 
 @dataclass(frozen=True)
 class PairChoice:
@@ -40,7 +46,8 @@ class LoadPlan:
     """How a pair is loaded on this machine, decided before any weights are read.
 
     ``choice``: with the revisions that are on this machine.
-    ``target``, ``draft``: the models' folders; no draft if the mode needs none.
+    ``target``, ``draft``: the models' folders; no draft if the mode needs none. That of a prediction layer is
+    the target's.
     ``placement``: the devices of decoder layers; None if that is decided when the models are loaded.
     ``width_limit``: rows of a verification that the target's kernels handle at once; None: there is no limit.
     ``notes``: lines about the decisions, for the user.

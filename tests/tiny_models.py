@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
 
+from lvspec_cli.models.families import FAMILIES as FAMILY_TABLE
+from lvspec_cli.models.mtp import PredictionLayer
 from lvspec_cli.types import Clip
 from tests.tiny_families import TINY, TinyShape
 
@@ -69,6 +72,23 @@ def save_model(
     model.save_pretrained(folder)
     tiny.processor(tokenizer, shape).save_pretrained(folder)
     return folder
+
+
+def add_prediction_layer(folder: Path, seed: int = 3) -> Path:
+    """Put random weights of a prediction layer into a saved qwen3_5 model, with the hub's names."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    layer = PredictionLayer(FAMILY_TABLE["qwen3_5"], model.config, model)
+    randomise(layer, TinyShape(), seed)
+    write_prediction_layer(folder, layer.state_dict())
+    return folder
+
+
+def write_prediction_layer(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Add these weights, named as in the layer, to the file of a saved model, or replace those there."""
+    file = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("mtp.")}
+    tensors |= {f"mtp.{name}": weight.detach().clone() for name, weight in weights.items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def save_pair(

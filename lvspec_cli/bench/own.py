@@ -13,6 +13,7 @@ from torch import Tensor
 from lvspec_cli.figures.answers import Item, Measurement, Profile, Variant
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.mtp import MtpDecoder
 from lvspec_cli.models.probe import TextScore, score_text
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
@@ -126,7 +127,9 @@ def profile_own(
     device = pair.target.device
     drafting, verifying = Stopwatch(device), Stopwatch(device)
     target = _TimedDecoder(pair.target, verifying)
-    draft = _TimedDecoder(pair.draft, drafting) if pair.draft else None
+    draft: _TimedDecoder | None = None
+    if pair.draft is not None:
+        draft = (_TimedMtpDecoder if pair.draft.is_prediction_layer else _TimedDecoder)(pair.draft, drafting)
     decoding = Session(target, draft, pair.words).answer(prompts, settings)
     next(decoding)
     for decoder in (target, draft):
@@ -168,6 +171,10 @@ class _TimedDecoder(Decoder):
             return super().logits(passed, last)
         with self._clock.running():
             return super().logits(passed, last)
+
+
+class _TimedMtpDecoder(_TimedDecoder, MtpDecoder):
+    """The same for a prediction layer."""
 
 
 def synchronise(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ def measure_peer(
     Decoding starts after the target's first pass. With an assistant, that pass already verifies a first
     proposal: its time belongs to the prefill, and ``first_tokens`` counts the tokens that it gave.
     """
+    if pair.draft is not None and pair.draft.is_prediction_layer:
+        pair = replace(pair, draft=None)  # the library knows no such drafts
     try:
         with quiet(), _stock_attention(pair):
             answer = _answer(pair, clip, item, variant, max_new_tokens, system)

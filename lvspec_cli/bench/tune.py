@@ -440,7 +440,7 @@ def models_yaml(name: str, pair: Pair, best: Trial, costs: RoundCosts) -> str:
 
 
 def _source(source: Any) -> dict[str, Any]:
-    fields = source.model_dump(mode="json", exclude_none=True)
+    fields = source.model_dump(mode="json", exclude_defaults=True)
     if source.folder is not None:
         fields["folder"] = str(Path(source.folder).resolve())
     return fields

@@ -87,6 +87,11 @@ def controls(rule: RuleSettings) -> tuple[Variant, ...]:
     return tuple(Variant(BenchMode.LVSPEC, relevance=relevance) for relevance in others)
 
 
+def needs_draft_model(variant: Variant) -> bool:
+    """Whether a variant's draft has to be a model, and cannot be the target's prediction layer."""
+    return variant.mode.is_pruned or variant.mode is BenchMode.HF_ASSISTED
+
+
 def read_rules(path: Path, rule: RuleSettings) -> tuple[NamedRule, ...]:
     """Reads a YAML file of named rules: each lists what differs from ``rule``, optionally gamma and mode.
 

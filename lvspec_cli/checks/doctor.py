@@ -215,7 +215,7 @@ def _cache() -> Iterator[Finding]:
 
 
 def _pairs(models: Path | None) -> Iterator[Finding]:
-    from lvspec_cli.pairs.files import locate
+    from lvspec_cli.pairs.files import locate, locate_draft
     from lvspec_cli.pairs.registry import load_registry
 
     try:
@@ -226,7 +226,7 @@ def _pairs(models: Path | None) -> Iterator[Finding]:
     local = [
         name
         for name, pair in registry.pairs.items()
-        if all(locate(source).folder is not None for source in (pair.target, pair.draft))
+        if all(stored.folder is not None for stored in (locate(pair.target), locate_draft(pair)))
     ]
     text = f"{len(local)} of {len(registry.pairs)} are here: {', '.join(local)}; default {registry.default}"
     default_pair = os.environ.get("LVSPEC_PAIR")

@@ -13,7 +13,9 @@ from transformers import GenerationConfig
 
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.memory.sizes import size_of
+from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import first_difference
+from lvspec_cli.models.mtp import PredictionLayer, check_weights
 from lvspec_cli.models.read import read_config, read_processor
 from lvspec_cli.pairs.files import count_parameters
 from lvspec_cli.pairs.registry import Source
@@ -123,12 +125,22 @@ def check_configs(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
         yield Check("configs", "failed", f"differ in {', '.join(different)}")
     else:
         yield Check("configs", "ok", f"both {target_config.model_type}")
-    for model in (target, draft):
-        stored = sum(count_parameters(file) for file in model.folder.glob("*.safetensors"))
-        yield _check_weights(model, stored)
+    yield from map(_check_weights, (target, draft))
 
 
-def _check_weights(model: LocalModel, stored: int) -> Check:
+def check_mtp(target: LocalModel) -> Iterator[Check]:
+    """Checks that the target's files have a prediction layer, whole and not packed, and all other weights."""
+    config = _config(target)
+    with torch.device("meta"):
+        layer = PredictionLayer(family_of(config.model_type, target.source.name), config)
+    check_weights(layer, target.folder)
+    count = sum(weight.numel() for weight in layer.parameters())
+    yield Check("prediction layer", "ok", f"{count} parameters, in the target's files")
+    yield _check_weights(target)
+
+
+def _check_weights(model: LocalModel) -> Check:
+    stored = sum(count_parameters(file) for file in model.folder.glob("*.safetensors"))
     what = f"{model.role}: weights"
     config = _config(model)
     if getattr(config, "quantization_config", None):

@@ -209,11 +209,12 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     if measuring.quick and measuring.max_new_tokens is None:
         settings = replace(settings, max_new_tokens=min(QUICK_TOKENS, settings.max_new_tokens))
     named = _named_rules(measuring, settings.rule)
-    modes = _modes(measuring, settings.rule, named)
+    modes = _modes(measuring, settings.rule, named, mtp=choice.pair.draft.mtp)
     gammas = parse_gammas(measuring.gamma) if measuring.gamma else (settings.gamma,)
     variants = variants_of(modes, gammas)
     plain = all(variant.mode.is_plain for variant in variants)  # no draft is needed
-    unresolved = AskRequest(video, (), replace(settings, mode=Mode.AR if plain else Mode.LVSPEC), system)
+    mode, keep = Mode.AR if plain else Mode.LVSPEC, 1.0 if choice.pair.draft.mtp else settings.draft_keep
+    unresolved = AskRequest(video, (), replace(settings, mode=mode, draft_keep=keep), system)
     load_plan, request = prepared(choice, unresolved, progress.listen)
     return BenchJob(
         load_plan=load_plan,
@@ -223,7 +224,7 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
         gammas=gammas,
         plan=Plan(
             variants=variants,
-            settings=replace(request.settings, mode=settings.mode),
+            settings=replace(request.settings, mode=settings.mode, draft_keep=settings.draft_keep),
             draft_keep=measuring.draft_keep,
             repeat=measuring.repeat,
             system=system,
@@ -245,13 +246,28 @@ def _named_rules(measuring: Measuring, rule: RuleSettings) -> tuple[NamedRule, .
     return (*own, *(ablations(rule) if measuring.ablate else ()))
 
 
-def _modes(measuring: Measuring, rule: RuleSettings, named: Sequence[NamedRule]) -> tuple[Variant, ...]:
-    """The modes of ``--modes``, the rule with every other relevance if requested, and the named rules."""
-    from lvspec_cli.bench.variants import ALL_MODES, controls, parse_modes
+def _modes(
+    measuring: Measuring, rule: RuleSettings, named: Sequence[NamedRule], *, mtp: bool
+) -> tuple[Variant, ...]:
+    """The modes of ``--modes``, the rule with every other relevance if requested, and the named rules.
+
+    :param mtp: the draft is a prediction layer, for which there are fewer.
+    :raises UsageError: one of those that were named is not among them.
+    """
+    from lvspec_cli.bench.variants import ALL_MODES, controls, needs_draft_model, parse_modes
 
     others = controls(rule) if measuring.controls else ()
     modes = parse_modes(measuring.modes or ",".join(ALL_MODES))
-    return (*dict.fromkeys((*modes, *others)), *(rule.variant for rule in named))
+    chosen = (*dict.fromkeys((*modes, *others)), *(rule.variant for rule in named))
+    if not mtp:
+        return chosen
+    impossible = [variant.name for variant in chosen if needs_draft_model(variant)]
+    if impossible and (measuring.modes or any(needs_draft_model(rule.variant) for rule in named)):
+        raise UsageError(
+            f"--draft mtp cannot be measured in {', '.join(impossible)}",
+            "modes whose names end in -pruned, and hf-assisted, are for a second model: leave them out",
+        )
+    return tuple(variant for variant in chosen if not needs_draft_model(variant))
 
 
 def chosen_clips(

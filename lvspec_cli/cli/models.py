@@ -55,12 +55,13 @@ def list_pairs(models_file: options.ModelsPath = None, debug: options.Debug = Fa
 def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: options.Debug = False) -> None:
     """Show one pair: where its models are, licence, memory, defaults and rule."""
     with reporting(debug):
-        from lvspec_cli.pairs.files import locate
+        from lvspec_cli.pairs.files import locate, locate_draft, locate_mtp
         from lvspec_cli.pairs.registry import load_registry
         from lvspec_cli.ui.pairs import pair_facts
 
         name, chosen = load_registry(models_file).pair(pair)
-        write_out(pair_facts(name, chosen, locate(chosen.target), locate(chosen.draft)))
+        models = locate(chosen.target), locate_draft(chosen)
+        write_out(pair_facts(name, chosen, *models, locate_mtp(chosen.target)))
 
 
 def _list(models_file: Path | None, debug: bool) -> None:
@@ -77,22 +78,24 @@ def _list(models_file: Path | None, debug: bool) -> None:
 def pull(
     pair: PairArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however large it is.")] = False,
+    draft: options.Draft = "pair",
     models_file: options.ModelsPath = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Download a pair into the hub's cache, safetensors only.
+    """Download a pair into the hub's cache, safetensors only; with --draft mtp the target alone.
 
     A connection that breaks is taken up where it broke. After a stop run it again: whole files stay, one that
     was cut short begins anew.
     """
     with reporting(debug):
         from lvspec_cli.pairs.hub import check_room, missing_of
-        from lvspec_cli.pairs.registry import load_registry
+        from lvspec_cli.pairs.registry import MTP, load_registry
         from lvspec_cli.ui.progress import byte_counter
 
         name, chosen = load_registry(models_file).pair(pair)
-        sources = {source.name: source for source in (chosen.target, chosen.draft)}.values()
+        chosen = chosen.with_mtp() if draft == MTP else chosen
+        sources = {source.name: source for source in (chosen.target, chosen.draft) if not source.mtp}.values()
         for source in sources:
             if source.repo is None:
                 _folder(source)  # cannot be downloaded: an error if it is missing
@@ -160,6 +163,7 @@ def fit(
     ] = None,
     frames: options.FrameCap = None,
     max_pixels: options.MaxPixels = None,
+    draft: options.Draft = "pair",
     device: options.Device = "auto",
     models_file: options.ModelsPath = None,
     debug: options.Debug = False,
@@ -167,9 +171,10 @@ def fit(
     """Say what pairs need of memory and where they would go on this machine. No weights are loaded."""
     with reporting(debug):
         quieten_libraries()
-        from lvspec_cli.pairs.registry import load_registry
+        from lvspec_cli.pairs.registry import MTP, load_registry
 
         registry = load_registry(models_file)
+        registry = registry.with_mtp() if draft == MTP else registry
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
         from lvspec_cli.memory.machine import this_machine
         from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload_of_pair
@@ -203,6 +208,7 @@ def verify(
         bool, typer.Option("--self-test/--no-self-test", help="Load the pair and compare exact mode with ar.")
     ] = True,
     models_file: options.ModelsPath = None,
+    draft: options.Draft = "pair",
     device: options.Device = "auto",
     dtype: options.DataType = "auto",
     quiet: options.Quiet = False,
@@ -211,9 +217,10 @@ def verify(
     """Check a pair: its files' hashes, tokenizers, chat templates and configs, and that exact equals ar."""
     with reporting(debug):
         quieten_libraries()
-        from lvspec_cli.pairs.registry import load_registry
+        from lvspec_cli.pairs.registry import MTP, load_registry
 
         name, chosen = load_registry(models_file).pair(pair)
+        chosen = chosen.with_mtp() if draft == MTP else chosen
         failed = 0
         for check in _checks(name, chosen, self_test, device, dtype, quiet):
             write_out(f"{check.state}\t{check.what}\t{visible_line(check.detail)}\n")
@@ -228,15 +235,20 @@ def verify(
 def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, quiet: bool) -> Iterator[Check]:
     from lvspec_cli.pairs.files import require
 
-    folders = require(pair.target, name), require(pair.draft, name)
-    from lvspec_cli.checks.verify import Check, LocalModel, check_configs, check_texts, guarded
+    sources = (
+        [("target", pair.target)] if pair.draft.mtp else [("target", pair.target), ("draft", pair.draft)]
+    )
+    folders = [require(source, name) for _, source in sources]
+    from lvspec_cli.checks.verify import Check, LocalModel, check_configs, check_mtp, check_texts, guarded
 
-    target = LocalModel("target", pair.target, folders[0])
-    draft = LocalModel("draft", pair.draft, folders[1])
-    for model in (target, draft):
+    models = [LocalModel(*named, folder) for named, folder in zip(sources, folders, strict=True)]
+    for model in models:
         yield from guarded(f"{model.role}: files", partial(_files, model, quiet))
-    checks = guarded("tokenizers", partial(check_texts, target, draft))
-    checks += guarded("configs", partial(check_configs, target, draft))
+    if pair.draft.mtp:
+        checks = guarded("prediction layer", partial(check_mtp, *models))
+    else:
+        checks = guarded("tokenizers", partial(check_texts, *models))
+        checks += guarded("configs", partial(check_configs, *models))
     yield from checks
     if not self_test:
         yield Check("self-test", "not checked", "left out by --no-self-test")

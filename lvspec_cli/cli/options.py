@@ -40,6 +40,15 @@ def complete_pair(incomplete: str) -> list[str]:
 ModelsPath = Annotated[
     Path | None, Option("--models", envvar="LVSPEC_MODELS", metavar="FILE", help="A models.yaml of your own.")
 ]
+DraftName = Literal["pair", "mtp"]
+Draft = Annotated[
+    DraftName,
+    Option(
+        "--draft",
+        help="What drafts: the pair's second model; or, with mtp and without a second model, the layer for "
+        "multi-token prediction that the target's files carry, as those of Qwen3.5, 3.6 and 3.8 do.",
+    ),
+]
 Device = Annotated[str, Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DataType = Annotated[DataTypeName, Option("--dtype", help="What the models compute in.")]
@@ -111,6 +120,7 @@ class Loading(OptionGroup):
         envvar="LVSPEC_PAIR", autocompletion=complete_pair, metavar="NAME",
     )  # fmt: skip
     models: ModelsPath = None
+    draft: Draft = "pair"
     device: Device = "auto"
     dtype: DataType = "auto"
     draft_device: str | None = flag(

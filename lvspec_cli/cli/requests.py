@@ -25,10 +25,11 @@ LEAST_TEMPERATURE = 1e-3  # with a lower one, logits would overflow half precisi
 def chosen_pair(loading: Loading) -> PairChoice:
     """The pair of the flags, with the options for loading it."""
     from lvspec_cli.memory.choose import choose_pair
-    from lvspec_cli.pairs.registry import load_registry
+    from lvspec_cli.pairs.registry import MTP, load_registry
 
+    registry = load_registry(loading.models)
     return replace(
-        choose_pair(load_registry(loading.models), loading.pair, loading.device),
+        choose_pair(registry.with_mtp() if loading.draft == MTP else registry, loading.pair, loading.device),
         dtype=loading.dtype,
         quant_target=loading.quant_target,
         quant_draft=loading.quant_draft,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvspec_cli.errors import PairError
-from lvspec_cli.pairs.files import Stored, locate
+from lvspec_cli.pairs.files import Stored, locate, locate_draft
 from lvspec_cli.pairs.registry import AUTO, BUNDLED, Pair, Registry
 from lvspec_cli.request import PairChoice
 
@@ -45,7 +45,7 @@ def local_pairs(registry: Registry) -> list[StoredPair]:
 
 def stored_pairs(pairs: Mapping[str, Pair]) -> list[StoredPair]:
     """What is on this machine of each pair."""
-    return [StoredPair(name, pair, locate(pair.target), locate(pair.draft)) for name, pair in pairs.items()]
+    return [StoredPair(name, pair, locate(pair.target), locate_draft(pair)) for name, pair in pairs.items()]
 
 
 def best(

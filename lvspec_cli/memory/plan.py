@@ -52,6 +52,7 @@ class ModelSize:
     attention_layers: int | None = None  # that have keys and values; None: all
     state: int = 0  # bytes of what the other layers keep
     positions: int | None = None  # the most tokens of a prompt and its answer; None: not known
+    in_target: bool = False  # a prediction layer, which goes where its target's embeddings and head are
 
     @property
     def matrices(self) -> int:
@@ -86,6 +87,7 @@ class Need:
     activations: int  # at prefill, in addition to weights and cache
     layers: int
     layer: int  # one decoder layer's weights, keys and values
+    in_target: bool = False  # goes to the target's first device
 
     @property
     def resident(self) -> int:
@@ -189,6 +191,7 @@ def need(size: ModelSize, load: Workload, choice: Choice = Choice()) -> Need:
         activations=_activations(size, load, choice),
         layers=size.layers,
         layer=weight_bytes(size.layer, size.layer_matrices, choice) + cache // size.layers,
+        in_target=size.in_target,
     )
 
 
@@ -246,7 +249,8 @@ def plan(machine: Machine, target: Need, draft: Need | None) -> Plan:
     """The placement on the GPUs, or on the CPU if there is none.
 
     First choice: both models on one GPU. Second: each on a GPU of its own. Last: the target split over
-    several GPUs, and the draft on the GPU with which the plan fits, the one with least memory first.
+    several GPUs, and the draft on the GPU with which the plan fits, the one with least memory first. A
+    prediction layer stays on the target's first GPU.
     """
     empty = Plan(target, draft)
     if not machine.gpus:
@@ -255,11 +259,12 @@ def plan(machine: Machine, target: Need, draft: Need | None) -> Plan:
     gpus = sorted(machine.gpus, key=lambda device: -device.usable)
     if together(target, draft) <= gpus[0].usable:
         return _unsplit(empty, gpus[0].name, gpus[0].name)
-    if draft is not None and target.total <= gpus[0].usable:
+    if draft is not None and not draft.in_target and target.total <= gpus[0].usable:
         second = next((device for device in gpus[1:] if draft.total <= device.usable), None)
         if second is not None:
             return _unsplit(empty, gpus[0].name, second.name)
-    splits = [_split(empty, gpus, draft_gpu.name) for draft_gpu in reversed(gpus)]
+    with_first = draft is not None and draft.in_target
+    splits = [_split(empty, gpus, gpu.name) for gpu in (gpus[:1] if with_first else reversed(gpus))]
     return min(splits, key=lambda split: split.missing)
 
 
@@ -507,17 +512,22 @@ def non_weight_bytes(sizes: Sizes, load: Workload, request: PlanRequest) -> int:
 
 def smallest_change(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest) -> str | None:
     """The flags of the first change in the list with which the pair fits, or None."""
-    for flags, changed_load, changed_request in _changes(load, request):
+    changes = _changes(load, request, in_target=sizes.draft is not None and sizes.draft.in_target)
+    for flags, changed_load, changed_request in changes:
         if decide(machine, sizes, changed_load, changed_request, gamma=1, width_limit=None).plan.fits:
             return flags
     return None
 
 
-def _changes(load: Workload, request: PlanRequest) -> list[tuple[str, Workload, PlanRequest]]:
+def _changes(
+    load: Workload, request: PlanRequest, *, in_target: bool
+) -> list[tuple[str, Workload, PlanRequest]]:
     """Flags to try and what they change, mildest first.
 
     A shorter prompt; half the frames, half the pixels, a quarter of each; a draft in 4 bits, both models in
     4 bits; both in 4 bits with a quarter of the frames.
+
+    :param in_target: the draft is a prediction layer, which is never packed.
     """
     changes = []
     if load.text_tokens > TEXT_TOKENS:
@@ -528,13 +538,13 @@ def _changes(load: Workload, request: PlanRequest) -> list[tuple[str, Workload, 
             changes.append((f"--frames {fewer.frames}", fewer, request))
         smaller = replace(load, max_pixels=load.max_pixels // divisor)
         changes.append((f"--max-pixels {smaller.max_pixels}", smaller, request))
-    draft_nf4 = replace(request, draft=Quantisation.NF4)
+    draft_nf4 = request if in_target else replace(request, draft=Quantisation.NF4)
     both_nf4 = replace(draft_nf4, target=Quantisation.NF4)
-    flags = "--quant-target nf4 --quant-draft nf4"
+    flags = "--quant-target nf4" + ("" if in_target else " --quant-draft nf4")
     fewest = replace(load, frames=max(2, load.frames // 4))
     return [
         *changes,
-        ("--quant-draft nf4", load, draft_nf4),
+        *([] if in_target else [("--quant-draft nf4", load, draft_nf4)]),
         (flags, load, both_nf4),
         (f"{flags} --frames {fewest.frames}", fewest, both_nf4),
     ]

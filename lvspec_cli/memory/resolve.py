@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lvspec_cli.errors import NoRoomError
+from lvspec_cli.errors import NoRoomError, UsageError
 from lvspec_cli.memory.plan import (
     CANDIDATES,
     SLACK,
@@ -31,9 +31,18 @@ from lvspec_cli.memory.plan import (
     shortage,
     smallest_change,
 )
-from lvspec_cli.pairs.files import Stored, config_path, locate, pinned, read_object, require
+from lvspec_cli.pairs.files import (
+    Stored,
+    config_path,
+    locate,
+    locate_draft,
+    pinned,
+    read_object,
+    require,
+    require_mtp,
+)
 from lvspec_cli.pairs.registry import Pair, Source
-from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
+from lvspec_cli.request import NO_PRUNING, AskRequest, LoadPlan, PairChoice
 from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 
@@ -56,7 +65,12 @@ def resolve(choice: PairChoice, settings: DecodeSettings, load: Workload) -> Loa
     """
     pair, with_draft = choice.pair, settings.mode is not Mode.AR
     target = require(pair.target, choice.name)
-    draft = require(pair.draft, choice.name) if with_draft else None
+    draft = None
+    if with_draft and pair.draft.mtp:
+        _check_mtp(choice, settings, target)
+        draft, choice = target, replace(choice, quant_draft=Quantisation.NONE)
+    elif with_draft:
+        draft = require(pair.draft, choice.name)
     read = {"target": pinned(pair.target, target)} | ({"draft": pinned(pair.draft, draft)} if draft else {})
     choice = replace(choice, pair=pair.model_copy(update=read))
     kind = device_kind(choice.device)
@@ -66,6 +80,24 @@ def resolve(choice: PairChoice, settings: DecodeSettings, load: Workload) -> Loa
         none, dtype = Quantisation.NONE, "float32" if choice.dtype == "auto" else choice.dtype
         return LoadPlan(choice, target, draft, Loading(none, none if draft else None, dtype, kind))
     return _decided(choice, target, draft, kind, settings.greatest_gamma, load)
+
+
+def _check_mtp(choice: PairChoice, settings: DecodeSettings, target: Path) -> None:
+    """Checks flags that go with ``--draft mtp``, and that the target's files have a prediction layer.
+
+    :raises UsageError: one of the flags makes no sense for it.
+    :raises PairError: there is no such layer.
+    """
+    own = "--draft mtp is a part of the target"
+    if choice.draft_device is not None:
+        raise UsageError(
+            f"{own} and stays on its device, not on {choice.draft_device}", "leave out --draft-device"
+        )
+    if choice.quant_draft not in (Quantisation.AUTO, Quantisation.NONE):
+        raise UsageError(f"{own} and is small: it is never packed", "leave out --quant-draft")
+    if settings.draft_keep < 1:
+        raise UsageError(*NO_PRUNING)
+    require_mtp(choice.pair.target, target)
 
 
 def device_kind(name: str) -> str:
@@ -111,14 +143,16 @@ def _decided(
 
     device = choose_device(choice.device)
     draft_device = choose_device(choice.draft_device) if choice.draft_device else device
-    requested, dtypes = [], []
+    requested: list[Quantisation] = []
+    dtypes = []
     for folder, quantisation, model_device in (
         (target, choice.quant_target, device),
         (draft, choice.quant_draft, draft_device),
     ):
         if folder is None:
             continue
-        files = quantisation_of_files(_quantised(folder), str(folder))
+        mtp = bool(requested) and choice.pair.draft.mtp  # unpacked, also beside a packed target
+        files = None if mtp else quantisation_of_files(_quantised(folder), str(folder))
         if quantisation is not Quantisation.AUTO or files is not None:
             quantisation = effective_quantisation(quantisation, files, str(folder))
         requested.append(in_memory_quantisation(quantisation, files, model_device.type))
@@ -135,7 +169,7 @@ def _decided(
         element = dtypes[1].itemsize if draft else None
         decision = decide(
             _machine(choice),
-            _sizes(target, draft),
+            _sizes(target, draft, mtp=choice.pair.draft.mtp),
             load,
             PlanRequest(requested[0], requested[-1], dtype.itemsize, choice.draft_device, element),
             gamma=gamma,
@@ -224,15 +258,19 @@ def has_room(plan: LoadPlan, load: Workload, frame_bytes: int, tokens_of_two: Ca
 
 def sizes_of(plan: LoadPlan) -> Sizes:
     """The sizes of the plan's models, from their configs."""
-    return _sizes(plan.target, plan.draft)
+    return _sizes(plan.target, plan.draft, mtp=plan.choice.pair.draft.mtp)
 
 
-def _sizes(target: Path, draft: Path | None) -> Sizes:
-    from lvspec_cli.memory.sizes import size_of
+def _sizes(target: Path, draft: Path | None, *, mtp: bool) -> Sizes:
+    """:param mtp: the draft is the target's prediction layer."""
+    from lvspec_cli.memory.sizes import size_of, size_of_mtp
 
+    size = size_of(target / "config.json", str(target))
+    if draft is None:
+        return Sizes(size, None)
     return Sizes(
-        size_of(target / "config.json", str(target)),
-        None if draft is None else size_of(draft / "config.json", str(draft)),
+        size,
+        size_of_mtp(target / "config.json", size) if mtp else size_of(draft / "config.json", str(draft)),
     )
 
 
@@ -340,8 +378,9 @@ def local_fit(pair: Pair, target: Path, draft: Path, device: str) -> Decision:
     from lvspec_cli.memory.machine import this_machine
 
     machine = this_machine(device)
-    sizes = _sizes(target, draft)
-    load, request = workload_of_pair(pair), _default_request(machine)
+    sizes = _sizes(target, draft, mtp=pair.draft.mtp)
+    packed = Quantisation.NONE if pair.draft.mtp else None
+    load, request = workload_of_pair(pair), _default_request(machine, draft=packed)
     return decide(machine, sizes, load, request, gamma=GAMMA, width_limit=None)
 
 
@@ -350,11 +389,21 @@ def fit_pair(
 ) -> PairFit:
     """The memory that the pair needs, and its placement on that machine.
 
-    :raises PairError: the size of a model is not known.
+    :raises PairError: the size of a model is not known, or its prediction layer is to draft, and it has none.
     """
-    target, draft = locate(pair.target), locate(pair.draft)
-    sizes = Sizes(_size(pair.target, target), _size(pair.draft, draft))
-    files = _files_quantisation(pair.target, target), _files_quantisation(pair.draft, draft)
+    from lvspec_cli.memory.sizes import size_of_mtp
+
+    target, draft = locate(pair.target), locate_draft(pair)
+    size = _size(pair.target, target)
+    if pair.draft.mtp:
+        if target.folder is not None:
+            require_mtp(pair.target, target.folder)
+        draft_size = size_of_mtp(config_path(pair.target, target.folder), size)
+    else:
+        draft_size = _size(pair.draft, draft)
+    sizes = Sizes(size, draft_size)
+    packed = Quantisation.NONE if pair.draft.mtp else _files_quantisation(pair.draft, draft)
+    files = _files_quantisation(pair.target, target), packed
     request = _default_request(machine, *files)
     decision = decide(machine, sizes, load, request, gamma=GAMMA, width_limit=width_limit)
     possible: dict[tuple[Quantisation, Quantisation], Quantisation] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from transformers import AutoModelForImageTextToText
 from lvspec_cli.errors import PairError
 from lvspec_cli.memory.plan import ModelSize
 from lvspec_cli.models.families import family_of
+from lvspec_cli.models.mtp import PredictionLayer
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.prompt_length import positions_of
 from lvspec_cli.models.read import read_config
+from lvspec_cli.pairs.registry import MTP
 
 
 def size_of(config_file: Path, name: str = "") -> ModelSize:
@@ -38,10 +41,7 @@ def size_of_model(model: Any, name: str) -> ModelSize:
     """The size of a model on any device."""
     text, family = model.config.get_text_config(), family_of(model.config.model_type, name)
     layers = model.get_decoder().layers
-    matrices = [
-        [part.weight.numel() for part in layer.modules() if isinstance(part, torch.nn.Linear)]
-        for layer in layers
-    ]
+    matrices = [_matrices(layer) for layer in layers]
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelSize(
@@ -62,5 +62,32 @@ def size_of_model(model: Any, name: str) -> ModelSize:
     )
 
 
+def size_of_mtp(config_file: Path, target: ModelSize) -> ModelSize:
+    """The size of the prediction layer of a target with this config.json, without the shared embeddings.
+
+    :raises PairError: the target's family has none.
+    """
+    config = read_config(config_file)
+    with quiet(), torch.device("meta"):
+        layer = PredictionLayer(family_of(config.model_type, str(config_file)), config)
+    matrices = _matrices(layer.layers)
+    return replace(
+        target,
+        name=f"{target.name} ({MTP})",
+        parameters=_count(layer),
+        layer=_count(layer.layers),
+        layer_matrices=sum(matrices),
+        largest_matrix=max(matrices),
+        layers=1,
+        attention_layers=None,
+        state=0,
+        in_target=True,
+    )
+
+
 def _count(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _matrices(module: Any) -> list[int]:
+    return [part.weight.numel() for part in module.modules() if isinstance(part, torch.nn.Linear)]

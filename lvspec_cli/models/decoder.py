@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -43,6 +43,8 @@ class Decoder:
     devices: hidden states are moved between them, and results are on the model's own device. Every method
     expects :func:`torch.inference_mode`.
     """
+
+    reads_target = False  # whether, as a draft, it has to follow the target's passes
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
@@ -116,7 +118,16 @@ class Decoder:
         self._prefix_length = embeddings.shape[1]
         return self._run(embeddings, rotary, watch, deeper)
 
-    def begin(self, prompt: Prompt, room: int, watch: Collection[int] = ()) -> Pass:
+    def follow(self, passed: Pass) -> None:
+        """As a draft, take what it reads of the target's pass: here nothing, ``models.mtp`` reads states."""
+
+    def begin(
+        self,
+        prompt: Prompt,
+        room: int,
+        watch: Collection[int] = (),
+        on_pass: Callable[[Pass], None] | None = None,
+    ) -> Pass:
         """Roll back to the prefix and run the remaining prompt, which is the question.
 
         A long question is run in pieces, because its mask grows with the square of its length. Returns the
@@ -124,6 +135,7 @@ class Decoder:
 
         :param room: the most tokens that :meth:`forward` will add after the prompt, drafted ones included.
         :param watch: as for :meth:`encode`.
+        :param on_pass: called with the pass over each piece, in order.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
@@ -138,6 +150,8 @@ class Decoder:
         for first in range(0, embeddings.shape[1], QUESTION_ROWS):
             piece = slice(first, first + QUESTION_ROWS)
             passed = self._run(embeddings[:, piece], (cosines[:, piece], sines[:, piece]), watch)
+            if on_pass is not None:
+                on_pass(passed)
         self._prompt_length = self.cache.length
         positions = family.answer_positions(prompt.next_position, room, device)
         self._rotary = family.rotary(model, embeddings, positions)

@@ -62,6 +62,7 @@ class LoadedModel:
     vocabulary: int  # rows of the output head, padding included
     quantisation: Quantisation = Quantisation.NONE
     workspace: Workspace | None = None  # memory of captured passes; without it every pass runs eagerly
+    is_prediction_layer: bool = False  # of the target, see ``models.mtp``; all else here is the target's
 
     @property
     def positions(self) -> int:

@@ -40,12 +40,20 @@ def build_prompts(
     The target's chat template writes the conversation for both, unless the draft is of a family that writes
     the place of the video in another way.
 
+    A prediction layer reads the target's prompt.
+
     :param earlier: prompts of another question about the same clip. Their video tensors are reused, so that
         the frames are not processed again.
     :param think: whether the target is to think before it answers (``thinking_of``).
     :raises UsageError: the text contains a special token.
     :raises ContextError: a model has too few positions for the prompt and an answer of ``new_tokens``.
     """
+    if pair.draft is not None and pair.draft.is_prediction_layer:
+        alone = replace(pair, draft=None)
+        only = build_prompts(
+            alone, clip, question, system=system, earlier=earlier, new_tokens=new_tokens, think=think
+        )
+        return PairPrompts(only.target, only.target)
     models = [pair.target] if pair.draft is None else [pair.target, pair.draft]
     parts = _parts(
         [

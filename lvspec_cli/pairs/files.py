@@ -10,19 +10,20 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.pairs.registry import Source
+from lvspec_cli.pairs.registry import Pair, Source
 from lvspec_cli.text_file import LISTS, MIB, read_file, read_own
 
 Location = Literal["bundled", "folder", "cached", "not here"]
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+MTP_PREFIX = "mtp."  # of the names of a prediction layer's tensors
 # Files that are downloaded from a repository: no pickles, no code, nothing in its subfolders.
 ALLOWED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 IGNORED_FILES = ("*/*", "consolidated*")
@@ -53,6 +54,46 @@ def locate(source: Source) -> Stored:
         sum(file.stat().st_size for file in files),
         sum(count_parameters(file) for file in files),
     )
+
+
+def locate_draft(pair: Pair) -> Stored:
+    """As ``locate``, for a pair's draft. A prediction layer is where its target is, if that carries one."""
+    return locate_mtp(pair.target) if pair.draft.mtp else locate(pair.draft)
+
+
+def locate_mtp(target: Source) -> Stored:
+    """The prediction layer in a target's files: not here if they have none."""
+    stored = locate(target)
+    shapes = {} if stored.folder is None else mtp_tensors(stored.folder)
+    if not shapes:
+        return Stored("not here", None)
+    parameters = sum(math.prod(entry["shape"]) for entry in shapes.values())
+    size = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in shapes.values())
+    return replace(stored, size=size, parameters=parameters)
+
+
+def mtp_tensors(folder: Path) -> dict[str, Any]:
+    """The prediction layer's tensors in a folder's safetensors files: name -> its entry in the header.
+
+    Only headers are read. A file with a broken header counts as one without such tensors.
+    """
+    found: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= {name: entry for name, entry in read_header(file).items() if name.startswith(MTP_PREFIX)}
+    return found
+
+
+def require_mtp(target: Source, folder: Path) -> None:
+    """
+    :param folder: of the target's files.
+    :raises PairError: they have no prediction layer.
+    """
+    if not mtp_tensors(folder):
+        tensor_sizes(folder, target.name)  # a broken file is an error of its own
+        raise PairError(
+            f"{target.name} has no prediction layer: no tensor {MTP_PREFIX}* in the files in {folder}",
+            "leave out --draft mtp, or choose a Qwen3.5 pair; copies that were quantised often lack it",
+        )
 
 
 def require(source: Source, pair: str | None = None) -> Path:
@@ -132,15 +173,27 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def count_parameters(file: Path) -> int:
-    """Number of elements of all tensors in a safetensors file, by its header (0 if the header is broken)."""
+    """Number of elements of a model's tensors in a safetensors file, by its header (0 if that is broken).
+
+    A prediction layer does not count: transformers does not load it, nor does its config tell of it.
+    """
+    header = read_header(file)
+    return sum(math.prod(header[name]["shape"]) for name in header if not name.startswith(MTP_PREFIX))
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Shape and place of every tensor in a safetensors file, by its header; empty if the header is broken."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, 100_000_000)))
-        tensors = (entry for name, entry in header.items() if name != "__metadata__")
-        return sum(math.prod(entry["shape"]) for entry in tensors)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        for entry in tensors.values():
+            math.prod(entry["shape"])
+            _, _ = entry["data_offsets"]
+        return tensors
     except (OSError, ValueError, struct.error, RecursionError, AttributeError, TypeError, KeyError):
-        return 0
+        return {}
 
 
 def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:

@@ -40,6 +40,7 @@ from lvspec_cli.types import (
 
 PACKAGE = Path(__file__).parents[1]
 Parsed = TypeVar("Parsed", bound=BaseModel)
+MTP = "mtp"  # multi-token prediction: in place of a draft's name
 AUTO = "auto"  # in place of a pair's name: the best pair on this machine that fits
 BUNDLED = "demo"
 _DEPTH, _NODES = 32, 100_000  # limits of a YAML file
@@ -53,15 +54,17 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """The location of one model: exactly one of ``repo``, ``folder`` and ``bundled``.
+    """The location of one model: exactly one of ``repo``, ``folder``, ``bundled`` and ``mtp``.
 
     A ``repo`` in the form of a path (``/…``, ``./…``, ``../…``, ``~…``) is taken as a folder.
+    ``mtp`` is for a draft only: the prediction layer in the target's own files (``models.mtp``).
     """
 
     repo: str | None = None
     revision: str | None = None
     folder: Path | None = None
     bundled: Path | None = None
+    mtp: bool = False
     parameters: str | None = None  # text for the list of pairs, such as 7.6B
     size: str | None = None  # of the weight files, such as 15.2 GB
 
@@ -94,19 +97,21 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _exactly_one_location(self) -> Self:
-        if [self.repo, self.folder, self.bundled].count(None) != 2:
-            raise ValueError("needs exactly one of repo, folder and bundled")
+        if [self.repo, self.folder, self.bundled, self.mtp or None].count(None) != 3:
+            raise ValueError(
+                "needs exactly one of repo, folder and bundled; a draft may have mtp: true instead"
+            )
         if self.revision is not None and self.repo is None:
             raise ValueError("revision goes with repo only")
         return self
 
     @property
     def name(self) -> str:
-        return self.repo or str(self.folder or self.bundled)
+        return MTP if self.mtp else self.repo or str(self.folder or self.bundled)
 
     @property
     def path(self) -> Path | None:
-        """The local folder; None for a repository on the hub."""
+        """The local folder; None for a repository on the hub and for a part of the target."""
         return PACKAGE / self.bundled if self.bundled else self.folder
 
 
@@ -156,6 +161,23 @@ class Pair(Section):
     defaults: Defaults = Defaults()
     rules: Rules = Rules()
 
+    @field_validator("target")
+    @classmethod
+    def _target_is_a_model(cls, target: Source) -> Source:
+        if target.mtp:
+            raise ValueError("mtp is for a draft: the target needs repo or folder")
+        return target
+
+    def with_mtp(self) -> Pair:
+        """The pair with the target's own prediction layer as its draft. Costs measured with another draft do
+        not hold for it."""
+        if self.draft.mtp:
+            return self
+        defaults = self.defaults.model_copy(
+            update={"adaptation": replace(self.defaults.adaptation, costs=None)}
+        )
+        return self.model_copy(update={"draft": Source(mtp=True), "defaults": defaults})
+
 
 class ModelsFile(Section):
     """A whole models.yaml."""
@@ -177,6 +199,10 @@ class Registry:
 
     pairs: Mapping[str, Pair]
     default: str
+
+    def with_mtp(self) -> Registry:
+        """The same pairs, each with its target's own prediction layer as its draft."""
+        return replace(self, pairs={name: pair.with_mtp() for name, pair in self.pairs.items()})
 
     def pair(self, name: str | None) -> tuple[str, Pair]:
         """The pair with that name, or the default one. For ``auto``: the bundled pair.

@@ -72,7 +72,9 @@ class Answer:
         """Run the question, and take the target's first token."""
         room = self._settings.max_new_tokens + self._settings.greatest_gamma + 1
         guided = self._draft is not None and self._settings.draft_is_guided
-        passed = self._target.begin(prompts.target, room, self._target.attention_layers if guided else ())
+        watch = self._target.attention_layers if guided else ()
+        follow = self._draft.follow if self._draft is not None else None
+        passed = self._target.begin(prompts.target, room, watch, follow)
         if self._draft is not None and prompts.draft is not None:
             if guided:
                 scores = attention_by_video_token(self._target, passed)
@@ -121,6 +123,8 @@ class Answer:
         gamma = proposal.tokens.shape[0]
         watch = self._relevance.watch if self._relevance and gamma else ()
         passed = self._target.forward(torch.cat((self._pending(self._target), proposal.tokens)), watch)
+        if self._draft is not None:
+            self._draft.follow(passed)
         logits = self._target.logits(passed, gamma + 1)
         logits = self._logits.apply(logits, proposal.tokens, produced=len(self.tokens))
         if self._settings.temperature > 0:

@@ -179,7 +179,9 @@ def policy_for(
     if settings.gamma != "auto":
         return FixedLength(settings.gamma)
     adaptation = settings.adaptation
-    costs = adaptation.costs or costs_of_sizes(_step_bytes(target), _step_bytes(draft))
+    # A prediction layer is small beside the head, unlike other drafts, whose heads are left out of both.
+    head = draft.is_prediction_layer
+    costs = adaptation.costs or costs_of_sizes(_step_bytes(target, head=head), _step_bytes(draft, head=head))
     if is_exact(rule):
         return AdaptiveLength(costs, adaptation.most, EXACT_CALIBRATION)
     loosely = effective(rule)
@@ -191,10 +193,15 @@ def policy_for(
     )
 
 
-def _step_bytes(loaded: LoadedModel) -> float:
-    """Bytes that the device could read in the time of one step: the layers' weights, and their other work."""
+def _step_bytes(loaded: LoadedModel, *, head: bool) -> float:
+    """Bytes that the device could read in the time of one step: the layers' weights, and their other work.
+
+    :param head: with the weights of the head.
+    """
     layers = loaded.family.layers(loaded.model)
-    weights = sum(weight.numel() * weight.element_size() for layer in layers for weight in layer.parameters())
+    parts = [loaded.model] if loaded.is_prediction_layer else list(layers)
+    parts += [loaded.model.get_output_embeddings()] if head else []
+    weights = sum(weight.numel() * weight.element_size() for part in parts for weight in part.parameters())
     captured = loaded.workspace is not None
     return weights + len(layers) * non_weight_bytes(loaded.device.type, captured=captured)
 

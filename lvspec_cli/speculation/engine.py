@@ -10,8 +10,10 @@ import torch
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.mtp import MtpDecoder
 from lvspec_cli.models.probe import video_states
 from lvspec_cli.models.words import TokenSets
+from lvspec_cli.request import NO_PRUNING
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.fallback import Fallback
 from lvspec_cli.speculation.relevance import Relevance, VideoStates, relevance_for, video_layers
@@ -48,7 +50,10 @@ class Session:
     @classmethod
     def of(cls, pair: LoadedPair) -> Session:
         """A session with new decoders of a pair's models."""
-        return cls(Decoder(pair.target), Decoder(pair.draft) if pair.draft else None, pair.words)
+        draft = None
+        if pair.draft is not None:
+            draft = (MtpDecoder if pair.draft.is_prediction_layer else Decoder)(pair.draft)
+        return cls(Decoder(pair.target), draft, pair.words)
 
     def encode(self, prompts: PairPrompts, settings: DecodeSettings | None = None) -> None:
         """Encode the prefix of the prompts, which contains the video and is the same for all questions.
@@ -64,9 +69,12 @@ class Session:
         guided = settings is not None and settings.draft_is_guided  # then the answer encodes the draft's
         draft = self.draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
+        follow = draft and self.draft is not None and self.draft.reads_target
         kept = self._prefix == prefix and self.target.holds_clip
+        if follow and self._draft_keep is None:
+            kept = False  # the target's states, which the draft reads, were not kept
         if not kept:
-            self._encode_target(prompts, layers)
+            self._encode_target(prompts, layers, follow=follow)
         elif not set(layers) <= set(self._video.by_layer):
             self._encode_target(prompts, sorted({*layers, *self._video.by_layer}))
         keep = settings.draft_keep if settings else 1.0
@@ -89,7 +97,7 @@ class Session:
         :param interrupted: asked before each round; when true, the answer ends with what there is.
         :raises UsageError: settings that exclude each other.
         """
-        _check(settings, has_draft=self.draft is not None)
+        _check(settings, self.draft)
         self.encode(prompts, settings)
         began = time.perf_counter()
         answer = Answer(self.target, self.draft, self._words, settings, self._relevance(settings))
@@ -116,9 +124,11 @@ class Session:
         return video_layers(settings.rule, self.target.layer_count)
 
     @torch.inference_mode()
-    def _encode_target(self, prompts: PairPrompts, layers: Sequence[int]) -> None:
+    def _encode_target(self, prompts: PairPrompts, layers: Sequence[int], *, follow: bool = False) -> None:
         self._prefix = None
-        passed = self.target.encode(prompts.target, [layer + 1 for layer in layers])
+        passed = self.target.encode(prompts.target, [*([0] if follow else []), *(at + 1 for at in layers)])
+        if follow and self.draft is not None:
+            self.draft.follow(passed)
         self._video = VideoStates({layer: video_states(self.target, passed, layer) for layer in layers})
 
     @torch.inference_mode()
@@ -203,17 +213,19 @@ class Rounds(Iterator[Round]):
         return self.generation
 
 
-def _check(settings: DecodeSettings, *, has_draft: bool) -> None:
+def _check(settings: DecodeSettings, draft: Decoder | None) -> None:
     if settings.max_new_tokens < 1:
         raise UsageError(f"max-new-tokens is {settings.max_new_tokens}", "use 1 or more")
     if settings.temperature < 0:
         raise UsageError(f"temperature is {settings.temperature}", "use 0 (greedy) or more")
     if settings.mode == Mode.AR:
         return
-    if not has_draft:
+    if draft is None:
         raise UsageError(f"mode {settings.mode} needs a draft, and none is loaded", "use --mode ar or a pair")
     if not 0 < settings.draft_keep <= 1:
         raise UsageError(f"draft-keep is {settings.draft_keep:g}", "use more than 0, and 1 at most")
+    if draft.reads_target and settings.draft_keep < 1:
+        raise UsageError(*NO_PRUNING)
     if settings.greatest_gamma < 1:
         raise UsageError(f"gamma is {settings.gamma}", "use 1 or more, or --mode ar to go without a draft")
     if settings.mode == Mode.LVSPEC and settings.temperature > 0:

@@ -17,10 +17,12 @@ from lvspec_cli.types import Quantisation, RuleSettings
 from lvspec_cli.ui.tables import model_size
 
 
-def pair_facts(name: str, pair: Pair, target: Stored, draft: Stored) -> str:
-    """One fact per line, with its name."""
+def pair_facts(name: str, pair: Pair, target: Stored, draft: Stored, mtp: Stored) -> str:
+    """One fact per line, with its name. ``mtp``: the prediction layer in the target's files."""
     rows = [("pair", name), ("about", pair.about), ("licence", pair.licence or "not said")]
     rows += [*_model("target", pair.target, target), *_model("draft", pair.draft, draft)]
+    if mtp.folder is not None and not pair.draft.mtp:
+        rows.append(("", f"{model_size(pair.target, mtp)}, for --draft mtp: in the target's files"))
     if pair.memory:
         least = ", ".join(f"{kind} {number:g}" for kind, number in pair.memory.items())
         rows.append(("memory", f"{least} GB on one device, with a clip of the defaults"))

@@ -313,6 +313,21 @@ def test_the_smallest_change() -> None:
     assert smallest_change(gpus(6), pair, LOAD, as_it_is) is None
 
 
+def test_a_prediction_layer_stays_with_its_target() -> None:
+    """Also where another GPU would have more room, and where the target is split."""
+    layer = replace(LARGE, name="mtp", parameters=500_000_000, layers=1, in_target=True)
+    as_it_is = PlanRequest(NONE, NONE)
+    for machine, split in ((gpus(80, 80), False), (gpus(48, 48), True), (gpus(24, 24, 48), True)):
+        found = decide(machine, Sizes(LARGE, layer), LOAD, as_it_is, gamma=4, width_limit=None).plan
+        assert found.fits
+        assert (len(found.target) > 1) is split
+        assert found.draft == (Share(found.target[0].device, 1),)
+    beside = decide(gpus(70, 24), Sizes(LARGE, layer), LOAD, as_it_is, gamma=4, width_limit=None).plan
+    assert beside.draft == (Share("cuda:0", 1),)
+    pair = Sizes(LARGE, layer)
+    assert smallest_change(gpus(40), pair, LOAD, as_it_is) == "--quant-target nf4"
+
+
 def test_what_is_said_of_too_little_memory() -> None:
     machine = gpus(24)
     plan = decide(machine, Sizes(MIDDLE, SMALL), LOAD, PlanRequest(NONE, NONE), gamma=8, width_limit=5).plan

@@ -65,6 +65,20 @@ def test_unknown_pair_names_the_known_ones():
     assert "demo" in caught.value.remedy
 
 
+def test_a_prediction_layer_in_place_of_the_draft(tmp_path: Path):
+    """Costs that were measured with the pair's own draft are not its, those of its own pair are."""
+    costs = "    defaults: {gamma: 3, adaptation: {most: 5, costs: {draft: 0.2}}}\n"
+    text = (
+        f"pairs:\n  a:\n    {PAIR}{costs}  b:\n    target: {{folder: x}}\n    draft: {{mtp: true}}\n{costs}"
+    )
+    pairs = load_registry(write(tmp_path / "m.yaml", text), {}).with_mtp().pairs
+    for name in ("a", "b"):
+        assert (pairs[name].draft, pairs[name].draft.name) == (Source(mtp=True), "mtp")
+        assert (pairs[name].defaults.gamma, pairs[name].defaults.adaptation.most) == (3, 5)
+    assert pairs["a"].defaults.adaptation.costs is None
+    assert pairs["b"].defaults.adaptation.costs == RoundCosts(draft=0.2)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -84,6 +98,14 @@ def test_unknown_pair_names_the_known_ones():
         (
             "pairs:\n  a:\n    target: {folder: x, repo: b/c}\n    draft: {folder: y}\n",
             "line 3: pairs.a.target: needs exactly one of",
+        ),
+        (
+            "pairs:\n  a:\n    target: {mtp: true}\n    draft: {folder: y}\n",
+            "line 3: pairs.a.target: mtp is for a draft: the target needs repo or folder",
+        ),
+        (
+            "pairs:\n  a:\n    target: {folder: x}\n    draft: {mtp: true, folder: y}\n",
+            "line 4: pairs.a.draft: needs exactly one of",
         ),
         (
             "pairs:\n  a:\n    target: {folder: x}\n    draft: {repo: models/small/7b}\n",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvspec_cli.types import VisionSize
 
@@ -41,6 +41,14 @@ class Family:
     def attention_layers(self, config: Any) -> tuple[int, ...]:
         """Indices of the language model's layers that have keys and values, ascending."""
         return tuple(range(config.get_text_config().num_hidden_layers))
+
+    def prediction_parts(self, text: Any) -> tuple[nn.Module, Callable[[], nn.Module]] | None:
+        """The decoder layer of a checkpoint's prediction layer (``models.mtp``), and what makes one of its
+        normalisations, with weights that mean nothing yet; None: checkpoints carry none.
+
+        :param text: the text config, with a single layer, which attends.
+        """
+        return None
 
     # --- prompt -------------------------------------------------------------------------
 

@@ -5,11 +5,12 @@ The video enters as in Qwen3-VL, times as text before every pair of frames, but 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvspec_cli.models.delta import state_bytes, take_states
 from lvspec_cli.models.families.base import Rotary, VideoFeatures, rotated
@@ -22,6 +23,11 @@ class Qwen3_5(Qwen3VL):  # noqa: N801 - the family's own name
 
     def prepare(self, model: Any) -> None:
         take_states(self.layers(model))
+
+    def prediction_parts(self, text: Any) -> tuple[nn.Module, Callable[[], nn.Module]]:
+        from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
+
+        return Qwen3_5DecoderLayer(text, 0), partial(Qwen3_5RMSNorm, text.hidden_size, text.rms_norm_eps)
 
     def attention_layers(self, config: Any) -> tuple[int, ...]:
         kinds = config.get_text_config().layer_types
