@@ -4,6 +4,7 @@ import json
 import sys
 import zipfile
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -65,11 +66,11 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lab(folders):
     tokenizer = build_tokenizer()
-    readers = [
+    target, draft = (
         Reader(load_model(folders / name, torch.float32), len(tokenizer), watch)
         for name, watch in (("target", (1, 2)), ("draft", ()))
-    ]
-    return Lab(*readers, tokenizer, (tokenizer.eos_token_id,))
+    )
+    return Lab(target, draft, tokenizer, (tokenizer.eos_token_id,))
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +246,9 @@ def test_attention_is_that_of_the_model_itself(lab, folders):
 def test_nodes_are_read_once_however_many_rules_come_by(lab):
     exact, rows = replace(OWN, mode=Mode.EXACT), []
     for rules in ({"exact": exact}, {"exact": exact, "again": exact, "ar": replace(OWN, mode=Mode.AR)}):
-        before = lab.trie.rows["target"]
+        before = lab.trie.nodes
         lab.captions([SCENE], rules)
-        rows.append(lab.trie.rows["target"] - before)
+        rows.append(lab.trie.nodes - before)
     assert rows[0] == rows[1] >= LENGTH - 1
 
 
@@ -338,7 +339,7 @@ def test_it_runs_continues_and_reports(folders, tmp_path, command):
     rules.write_text("wide: {relevance: plausible, filler_margin: 4, sentence_margin: 4, gamma: 3}\n")
     pair = (folders / "target", folders / "draft", "--rules", rules, "--out", out, "--max-new-tokens", 20)
     assert command("run", *pair, "--scenes", "0:2").startswith("2 scenes, 5 rules")
-    assert command("run", *pair, "--scenes", "0:3").startswith("1 scenes, 5 rules")
+    assert command("run", *pair, "--scenes", "0:3").startswith("1 scene, 5 rules")
     assert command("run", *pair, "--scenes", "0:3") == ""
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert len(rows) == 3 * 5 and {row["rule"] for row in rows} == {"ar", "exact", "vary", "default", "wide"}

@@ -97,7 +97,7 @@ class _Walker:
         start = len(self._path)
         for token in tokens.tolist():
             self._path.append(self._path[-1].child(token))
-        unread = [node for node in self._path if self._reading(node) is None]
+        unread = [node for node in self._path[start:] if self._reading(node) is None]
         if unread:
             raise _MissingError(unread, draft=self._draft)
         return tuple(self._path[start:])
@@ -137,9 +137,7 @@ def watched_layers(rules: Mapping[str, DecodeSettings | Vary], layer_count: int)
         if isinstance(settings, Vary) or settings.mode != Mode.LVSPEC:
             continue
         if settings.rule.relevance in (RelevanceName.SIMILARITY, RelevanceName.LENS):
-            raise UsageError(
-                f"{name}: the lab has no relevance {settings.rule.relevance}", "choose another one"
-            )
+            raise UsageError(f"{name}: the lab has no {settings.rule.relevance}", "choose another relevance")
         if settings.rule.relevance is RelevanceName.ATTENTION:
             layers |= set(layers_of(settings.rule, layer_count))
     return layers
@@ -162,10 +160,11 @@ class Lab:
         self, scenes: Sequence[Scene], rules: Mapping[str, DecodeSettings | Vary], *, sure: bool = False
     ) -> list[Caption]:
         """The captions of all scenes by all rules. ``sure``: neither model doubts what it sees."""
-        asked = []
-        for scene in scenes:
-            views = ((), ()) if sure else doubts(scene)
-            asked.append((ask(self.tokenizer, scene, views[0]), ask(self.tokenizer, scene, views[1])))
+        views = [((), ()) if sure else doubts(scene) for scene in scenes]
+        asked = [
+            (ask(self.tokenizer, scene, target), ask(self.tokenizer, scene, draft))
+            for scene, (target, draft) in zip(scenes, views, strict=True)
+        ]
         roots = self.trie.begin(asked)
         answers: dict[tuple[int, str], _Ruled | _Varied] = {
             (index, name): _Varied(self, root, settings, scene.seed)
@@ -266,12 +265,12 @@ def _finish(trie: Trie, answers: Sequence[_Ruled | _Varied]) -> None:
             except _MissingError as missing:
                 waiting.append((answer, missing))
         drafting = [entry for entry in waiting if entry[1].draft]
-        chosen = drafting or waiting
-        nodes = list(dict.fromkeys(node for _, missing in chosen for node in missing.nodes))
-        if nodes:
-            trie.read(nodes, draft_only=bool(drafting))
+        chosen, waiting = (
+            (drafting, [entry for entry in waiting if not entry[1].draft]) if drafting else (waiting, [])
+        )
+        if nodes := dict.fromkeys(node for _, missing in chosen for node in missing.nodes):
+            trie.read(list(nodes), draft_only=bool(drafting))
         running = [answer for answer, _ in chosen]
-        waiting = [entry for entry in waiting if entry not in chosen]
 
 
 def _caption(scene: int, rule: str, answer: _Ruled | _Varied, root: Node, tokenizer: Any) -> Caption:
