@@ -37,6 +37,7 @@ class Reading:
     second: int  # most likely but one
     log_probs: Mapping[int, float]  # nats; of these two and, in the target's, of the draft's token
     shares: Mapping[int, Tensor]  # by watched layer: attention to the notes, (heads,), 0 to 1
+    hidden: Tensor  # last hidden state, (width,)
 
     def row(self, vocabulary: int) -> Tensor:
         """Logits (vocabulary,) that hold ``log_probs``; all other tokens share what is left equally."""
@@ -139,6 +140,7 @@ class Reader:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.layers: int = config.num_hidden_layers
         self._shape = (config.num_hidden_layers, config.num_key_value_heads, width)
+        self.notes: list[Tensor] = []  # last hidden states of each scene's notes, (tokens, width)
         self._memories: list[_Memory] = []
         self._slots: dict[Node, int] = {}
         self._pass: list[tuple[_Memory, slice, range]] = []  # scenes of the current pass: rows, slots
@@ -148,7 +150,7 @@ class Reader:
     def begin(self, questions: Sequence[Question], others: Sequence[tuple[int, ...]]) -> list[Reading]:
         """Forget all scenes and read new ones: what the model says after each prompt. ``others``: see
         :meth:`read`."""
-        self._slots, embeddings = {}, self.model.get_input_embeddings()
+        self._slots, self.notes, embeddings = {}, [], self.model.get_input_embeddings()
         self._memories = [_Memory(*self._shape, question, self.model.dtype) for question in questions]
         common, readings = _common(questions), list[Reading]()
         for scene, (question, memory) in enumerate(zip(questions, self._memories, strict=True)):
@@ -161,6 +163,7 @@ class Reader:
             memory.values[:, :, :start] = self._memories[0].values[:, :, :start]
             slots = range(start, len(embedded))
             hidden = self._run(embedded[start:], slots, [(memory, slice(0, len(slots)), slots)])
+            self.notes.append(hidden[memory.notes[start:]])
             shares = {layer: share[:, -1:] for layer, share in self._shares.items()}
             readings += self._say(hidden[-1:], shares, [others[scene]])
         return readings
@@ -233,7 +236,7 @@ class Reader:
                 first, second = sorted(tokens, key=lambda token: -log_probs[token])[:2]
                 known = {token: log_probs[token] for token in (*others[start + row], second, first)}
                 own = {layer: share[:, start + row] for layer, share in shares.items()}
-                said.append(Reading(first, second, known, own))
+                said.append(Reading(first, second, known, own, rows[row]))
         return said
 
 
