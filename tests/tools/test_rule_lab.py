@@ -352,6 +352,9 @@ def test_it_runs_continues_and_reports(folders, tmp_path, command):
     page = command("report", out, "--against", "exact")
     assert page.startswith("3 scenes, 95 % intervals") and "Paired differences from exact:" in page
     assert sum(line.startswith("| wide |") for line in page.splitlines()) == 2
+    build_tokenizer("other words").save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="different tokenizers"):
+        command("run", folders / "target", tmp_path / "other", "--out", out, "--scenes", "3:4")
 
 
 def test_parts_in_wheels_are_joined_in_the_order_of_their_numbers(tmp_path, monkeypatch, command):

@@ -36,7 +36,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from lvspec_cli.bench.variants import read_rules
-from lvspec_cli.errors import LvspecError
+from lvspec_cli.errors import LvspecError, UsageError
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
 from lvspec_cli.table import counted, markdown_lines
 from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Mode, RoundCosts, read_gamma
@@ -81,7 +81,9 @@ def run(given: argparse.Namespace) -> None:
     done = {(caption.scene, caption.rule) for caption in read_captions([given.out])}
     todo = [seed for seed in given.scenes if any((seed, name) not in done for name in rules)]
     rules = {name: rule for name, rule in rules.items() if any((seed, name) not in done for seed in todo)}
-    tokenizer = AutoTokenizer.from_pretrained(given.target)
+    tokenizer, drafts = (AutoTokenizer.from_pretrained(path) for path in (given.target, given.draft))
+    if tokenizer.get_vocab() != drafts.get_vocab():
+        raise UsageError("the two models have different tokenizers", "choose models of one family")
     target, draft = load_model(given.target), load_model(given.draft)
     vocabulary = min(
         len(tokenizer), *(model.config.get_text_config().vocab_size for model in (target, draft))
