@@ -4,6 +4,7 @@ import json
 import sys
 import zipfile
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tools.rule_lab.report import counts_by_rule, differences, figures
 from tools.rule_lab.scenes import Doubt, Scene, doubts, kind_of, make_scene
 from tools.rule_lab.trie import Reader, ask, load_model
 
+HIDDEN = (RelevanceName.SIMILARITY, RelevanceName.LENS)
 LENGTH = 24  # tokens of a caption
 LOOSE = RuleSettings(
     relevance=RelevanceName.PLAUSIBLE,
@@ -65,26 +67,28 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lab(folders):
     tokenizer = build_tokenizer()
-    readers = [
+    target, draft = (
         Reader(load_model(folders / name, torch.float32), len(tokenizer), watch)
         for name, watch in (("target", (1, 2)), ("draft", ()))
-    ]
-    return Lab(*readers, tokenizer, (tokenizer.eos_token_id,))
+    )
+    return Lab(target, draft, tokenizer, (tokenizer.eos_token_id,))
 
 
 @pytest.fixture(scope="module")
 def captions(lab):
     """Of three scenes by all kinds of rules, by scene and rule."""
     attention = replace(LOOSE, relevance=RelevanceName.ATTENTION, anchor_margin=0.0, layers=(1, 2))
-    rules = {
+    rules: dict[str, DecodeSettings | Vary] = {
         "ar": replace(OWN, mode=Mode.AR),
         "exact": replace(OWN, mode=Mode.EXACT),
         "exact-auto": replace(OWN, mode=Mode.EXACT, gamma="auto"),
         "vary": Vary(1.0, LENGTH),
         "loose": OWN,
         "attention": replace(OWN, rule=attention),
+        **{name: replace(OWN, rule=replace(attention, relevance=name, layers=(-1,))) for name in HIDDEN},
         "no-margin": replace(OWN, rule=replace(LOOSE, anchor_margin=0.0, filler_margin=0.0, shift_window=0)),
     }
+    assert watched_layers(rules, 3) == {1, 2}
     done = lab.captions([SCENE, make_scene(1), make_scene(2)], rules)
     return {(caption.scene, caption.rule): caption for caption in done}
 
@@ -203,7 +207,7 @@ def test_rules_differ_where_they_may(captions):
         assert set(ar.kinds) == {"t"} and sum(ar.losses) == 0
         for rule in ("exact", "exact-auto", "no-margin"):
             assert captions[scene, rule].tokens == ar.tokens
-        for rule in ("loose", "attention", "vary"):
+        for rule in ("loose", "attention", "vary", *HIDDEN):
             loose = captions[scene, rule]
             for kind, loss in zip(loose.kinds, loose.losses, strict=True):
                 assert loss == 0 if kind in "et" else loss > 0
@@ -226,18 +230,21 @@ def test_losses_are_those_of_a_plain_pass_over_blended_embeddings(lab, captions,
     torch.testing.assert_close(torch.tensor(loose.losses), gaps, atol=1e-3, rtol=0)
 
 
-def test_attention_is_that_of_the_model_itself(lab, folders):
+def test_attention_and_hidden_states_are_those_of_the_model_itself(lab, folders):
     question = ask(lab.tokenizer, SCENE)
     root = lab.trie.begin([(question, question)])[0]
     node = root.child(root.target.token)
     lab.trie.read([node], draft_only=False)
-    model = Qwen2ForCausalLM.from_pretrained(
-        folders / "target", dtype=torch.float32, attn_implementation="eager"
-    )
-    passed = model(torch.tensor([[*question.ids, node.token]]), output_attentions=True)
+    eager = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = Qwen2ForCausalLM.from_pretrained(folders / "target", **eager)
+    ids = torch.tensor([[*question.ids, node.token]])
+    passed = model(ids, output_attentions=True, output_hidden_states=True)
     notes = torch.tensor([*question.notes, False])
-    for layer in (1, 2):
-        for at, reading in ((-2, root.target), (-1, node.target)):
+    last = passed.hidden_states[-1][0]
+    torch.testing.assert_close(lab.trie.target.notes[0], last[notes], atol=1e-4, rtol=0)
+    for at, reading in ((-2, root.target), (-1, node.target)):
+        torch.testing.assert_close(reading.hidden, last[at], atol=1e-4, rtol=0)
+        for layer in (1, 2):
             share = passed.attentions[layer][0, :, at, notes].sum(-1)
             torch.testing.assert_close(reading.shares[layer], share, atol=1e-5, rtol=0)
 
@@ -245,15 +252,15 @@ def test_attention_is_that_of_the_model_itself(lab, folders):
 def test_nodes_are_read_once_however_many_rules_come_by(lab):
     exact, rows = replace(OWN, mode=Mode.EXACT), []
     for rules in ({"exact": exact}, {"exact": exact, "again": exact, "ar": replace(OWN, mode=Mode.AR)}):
-        before = lab.trie.rows["target"]
+        before = lab.trie.nodes
         lab.captions([SCENE], rules)
-        rows.append(lab.trie.rows["target"] - before)
+        rows.append(lab.trie.nodes - before)
     assert rows[0] == rows[1] >= LENGTH - 1
 
 
 def test_what_the_lab_cannot_compute_is_refused():
-    similar = replace(OWN, rule=replace(LOOSE, relevance=RelevanceName.SIMILARITY))
-    with pytest.raises(UsageError, match="similarity"):
+    similar = replace(OWN, rule=replace(LOOSE, relevance=RelevanceName.SIMILARITY, layers=(-1, 1)))
+    with pytest.raises(UsageError, match="similar: the lab keeps hidden states of the last layer only"):
         watched_layers({"similar": similar}, 3)
     attention = replace(OWN, rule=replace(LOOSE, relevance=RelevanceName.ATTENTION, layers=(-1, 0)))
     assert watched_layers({"a": attention, "b": OWN, "c": Vary(1.0, 9)}, 3) == {0, 2}
@@ -338,13 +345,16 @@ def test_it_runs_continues_and_reports(folders, tmp_path, command):
     rules.write_text("wide: {relevance: plausible, filler_margin: 4, sentence_margin: 4, gamma: 3}\n")
     pair = (folders / "target", folders / "draft", "--rules", rules, "--out", out, "--max-new-tokens", 20)
     assert command("run", *pair, "--scenes", "0:2").startswith("2 scenes, 5 rules")
-    assert command("run", *pair, "--scenes", "0:3").startswith("1 scenes, 5 rules")
+    assert command("run", *pair, "--scenes", "0:3").startswith("1 scene, 5 rules")
     assert command("run", *pair, "--scenes", "0:3") == ""
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert len(rows) == 3 * 5 and {row["rule"] for row in rows} == {"ar", "exact", "vary", "default", "wide"}
     page = command("report", out, "--against", "exact")
     assert page.startswith("3 scenes, 95 % intervals") and "Paired differences from exact:" in page
     assert sum(line.startswith("| wide |") for line in page.splitlines()) == 2
+    build_tokenizer("other words").save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="different tokenizers"):
+        command("run", folders / "target", tmp_path / "other", "--out", out, "--scenes", "3:4")
 
 
 def test_parts_in_wheels_are_joined_in_the_order_of_their_numbers(tmp_path, monkeypatch, command):

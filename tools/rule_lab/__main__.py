@@ -36,9 +36,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from lvspec_cli.bench.variants import read_rules
-from lvspec_cli.errors import LvspecError
+from lvspec_cli.errors import LvspecError, UsageError
 from lvspec_cli.pairs.registry import load_registry, settings_of_pair
-from lvspec_cli.table import markdown_lines
+from lvspec_cli.table import counted, markdown_lines
 from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Mode, RoundCosts, read_gamma
 from tools.rule_lab.decode import Caption, Lab, Vary, watched_layers
 from tools.rule_lab.report import counts_by_rule, differences, figures
@@ -81,7 +81,9 @@ def run(given: argparse.Namespace) -> None:
     done = {(caption.scene, caption.rule) for caption in read_captions([given.out])}
     todo = [seed for seed in given.scenes if any((seed, name) not in done for name in rules)]
     rules = {name: rule for name, rule in rules.items() if any((seed, name) not in done for seed in todo)}
-    tokenizer = AutoTokenizer.from_pretrained(given.target)
+    tokenizer, drafts = (AutoTokenizer.from_pretrained(path) for path in (given.target, given.draft))
+    if tokenizer.get_vocab() != drafts.get_vocab():
+        raise UsageError("the two models have different tokenizers", "choose models of one family")
     target, draft = load_model(given.target), load_model(given.draft)
     vocabulary = min(
         len(tokenizer), *(model.config.get_text_config().vocab_size for model in (target, draft))
@@ -89,14 +91,15 @@ def run(given: argparse.Namespace) -> None:
     layers = watched_layers(rules, target.config.get_text_config().num_hidden_layers)
     lab = Lab(Reader(target, vocabulary, sorted(layers)), Reader(draft, vocabulary), tokenizer, _ends(target))
     for start in range(0, len(todo), given.group):
-        seeds, began = todo[start : start + given.group], time.perf_counter()
+        seeds, began, busy = todo[start : start + given.group], time.perf_counter(), time.process_time()
         captions = lab.captions([make_scene(seed) for seed in seeds], rules, sure=given.sure)
         with given.out.open("a", encoding="utf-8") as out:
             for caption in captions:
                 if (caption.scene, caption.rule) not in done:
                     out.write(json.dumps(asdict(caption), ensure_ascii=False) + "\n")
-        minutes = (time.perf_counter() - began) / 60
-        print(f"{len(seeds)} scenes, {len(rules)} rules: {minutes:.1f} min, {lab.trie.rows}", flush=True)
+        took, cpu = (time.perf_counter() - began) / 60, (time.process_time() - busy) / 60
+        done_so_far = f"{counted(len(seeds), 'scene')}, {counted(len(rules), 'rule')}: {took:.1f} min"
+        print(f"{done_so_far}, {cpu:.1f} min of CPU, {lab.trie.nodes} nodes in all", flush=True)
 
 
 def report(given: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.words import TokenSets, token_sets
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.draft_length import round_cost
-from lvspec_cli.speculation.relevance import LAYERED, Relevance, VideoStates, layers_of, relevance_for
+from lvspec_cli.speculation.relevance import Relevance, VideoStates, layers_of, relevance_for, video_layers
 from lvspec_cli.speculation.repetition import is_looping, starts_loop
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import (
@@ -77,8 +77,20 @@ class _MissingError(Exception):
         self.nodes, self.draft = nodes, draft
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A walker's pass: the readings of the nodes that it came to."""
+
+    readings: tuple[Reading, ...]
+
+    @property
+    def hidden(self) -> Tensor:
+        """(1, rows, width), after the last normalisation."""
+        return torch.stack([reading.hidden for reading in self.readings])[None]
+
+
 class _Walker:
-    """Walks over the trie, as a decoder decodes: what :class:`Answer` uses of it. A pass is its nodes."""
+    """Walks over the trie, as a decoder decodes: what :class:`Answer` uses of it."""
 
     def __init__(self, root: Node, loaded: Any, layer_count: int, *, draft: bool) -> None:
         self.loaded, self.layer_count = loaded, layer_count
@@ -89,28 +101,29 @@ class _Walker:
     def answered(self) -> int:
         return len(self._path) - 1
 
-    def begin(self, prompt: Prompt, room: int, watch: object = ()) -> tuple[Node, ...]:
+    def begin(self, prompt: Prompt, room: int, watch: object = ()) -> _Pass:
         del self._path[1:]
-        return (self._path[0],)
+        return self._pass(0)
 
-    def forward(self, tokens: Tensor, watch: object = ()) -> tuple[Node, ...]:
+    def forward(self, tokens: Tensor, watch: object = ()) -> _Pass:
         start = len(self._path)
         for token in tokens.tolist():
             self._path.append(self._path[-1].child(token))
-        unread = [node for node in self._path if self._reading(node) is None]
-        if unread:
-            raise _MissingError(unread, draft=self._draft)
-        return tuple(self._path[start:])
+        return self._pass(start)
 
-    def logits(self, passed: tuple[Node, ...], last: int) -> Tensor:
-        readings = (self._reading(node) for node in passed[-last:])
-        return torch.stack([reading.row(self.loaded.vocabulary) for reading in readings if reading])
+    def logits(self, passed: _Pass, last: int) -> Tensor:
+        return torch.stack([reading.row(self.loaded.vocabulary) for reading in passed.readings[-last:]])
 
     def rollback(self, answered: int) -> None:
         del self._path[answered + 1 :]
 
-    def _reading(self, node: Node) -> Reading | None:
-        return node.draft if self._draft else node.target
+    def _pass(self, start: int) -> _Pass:
+        nodes = self._path[start:]
+        readings = [node.draft if self._draft else node.target for node in nodes]
+        unread = [node for node, reading in zip(nodes, readings, strict=True) if reading is None]
+        if unread:
+            raise _MissingError(unread, draft=self._draft)
+        return _Pass(tuple(reading for reading in readings if reading))
 
 
 class _NoteAttention:
@@ -122,7 +135,7 @@ class _NoteAttention:
         self._layers = layers
 
     def score(self, passed: Any, drafted: Tensor, logits: Tensor) -> Tensor:
-        readings = [node.target for node in passed[: len(drafted)]]
+        readings = passed.readings[: len(drafted)]
         shares = [torch.stack([said.shares[layer] for layer in self._layers]) for said in readings]
         return torch.stack(shares).amax(-1).mean(-1)
 
@@ -130,15 +143,15 @@ class _NoteAttention:
 def watched_layers(rules: Mapping[str, DecodeSettings | Vary], layer_count: int) -> set[int]:
     """Layers whose attention the rules read.
 
-    :raises UsageError: a rule has a relevance that the lab cannot compute, or a layer that is not there.
+    :raises UsageError: a rule reads a layer that is not there, or hidden states of any but the last.
     """
     layers: set[int] = set()
     for name, settings in rules.items():
         if isinstance(settings, Vary) or settings.mode != Mode.LVSPEC:
             continue
-        if settings.rule.relevance in LAYERED and settings.rule.relevance is not RelevanceName.ATTENTION:
+        if video_layers(settings.rule, layer_count) not in ((), (layer_count - 1,)):
             raise UsageError(
-                f"{name}: the lab has no relevance {settings.rule.relevance}", "choose another one"
+                f"{name}: the lab keeps hidden states of the last layer only", "use layers: [-1]"
             )
         if settings.rule.relevance is RelevanceName.ATTENTION:
             layers |= set(layers_of(settings.rule, layer_count))
@@ -156,16 +169,20 @@ class Lab:
             vocabulary=target.vocabulary,
             tokenizer=tokenizer,
             device=torch.device("cpu"),
+            family=SimpleNamespace(head=lambda model, states: model.get_output_embeddings()(states)),
+            model=target.model,
         )
 
+    @torch.inference_mode()
     def captions(
         self, scenes: Sequence[Scene], rules: Mapping[str, DecodeSettings | Vary], *, sure: bool = False
     ) -> list[Caption]:
         """The captions of all scenes by all rules. ``sure``: neither model doubts what it sees."""
-        asked = []
-        for scene in scenes:
-            views = ((), ()) if sure else doubts(scene)
-            asked.append((ask(self.tokenizer, scene, views[0]), ask(self.tokenizer, scene, views[1])))
+        views = [((), ()) if sure else doubts(scene) for scene in scenes]
+        asked = [
+            (ask(self.tokenizer, scene, target), ask(self.tokenizer, scene, draft))
+            for scene, (target, draft) in zip(scenes, views, strict=True)
+        ]
         roots = self.trie.begin(asked)
         answers: dict[tuple[int, str], _Ruled | _Varied] = {
             (index, name): _Varied(self, root, settings, scene.seed)
@@ -188,7 +205,8 @@ class _Ruled(Answer):
         layers = lab.trie.target.layers
         self._walkers = [_Walker(root, lab.loaded, layers, draft=draft) for draft in (False, True)]
         target, draft = (cast(Decoder, walker) for walker in self._walkers)
-        super().__init__(target, draft, lab.words, settings, _relevance(settings, target, lab.words))
+        notes = VideoStates({layers - 1: lab.trie.target.notes[root.scene]})
+        super().__init__(target, draft, lab.words, settings, _relevance(settings, target, lab.words, notes))
         self.rounds, self.cost = 0, 0.0
 
     def advance(self) -> None:
@@ -247,13 +265,15 @@ class _Varied:
         return not self._words.begins_sentence(self.tokens) and not starts_loop(self.tokens, said.second)
 
 
-def _relevance(settings: DecodeSettings, target: Decoder, words: TokenSets) -> Relevance | None:
+def _relevance(
+    settings: DecodeSettings, target: Decoder, words: TokenSets, notes: VideoStates
+) -> Relevance | None:
     rule = settings.rule
     if settings.mode != Mode.LVSPEC or is_exact(rule):
         return None
     if rule.relevance is RelevanceName.ATTENTION:
         return _NoteAttention(layers_of(rule, target.layer_count))
-    return relevance_for(rule, target, words, VideoStates({}), settings.seed)
+    return relevance_for(rule, target, words, notes, settings.seed)
 
 
 def _finish(trie: Trie, answers: Sequence[_Ruled | _Varied]) -> None:
@@ -266,12 +286,12 @@ def _finish(trie: Trie, answers: Sequence[_Ruled | _Varied]) -> None:
             except _MissingError as missing:
                 waiting.append((answer, missing))
         drafting = [entry for entry in waiting if entry[1].draft]
-        chosen = drafting or waiting
-        nodes = list(dict.fromkeys(node for _, missing in chosen for node in missing.nodes))
-        if nodes:
-            trie.read(nodes, draft_only=bool(drafting))
+        chosen, waiting = (
+            (drafting, [entry for entry in waiting if not entry[1].draft]) if drafting else (waiting, [])
+        )
+        if nodes := dict.fromkeys(node for _, missing in chosen for node in missing.nodes):
+            trie.read(list(nodes), draft_only=bool(drafting))
         running = [answer for answer, _ in chosen]
-        waiting = [entry for entry in waiting if entry not in chosen]
 
 
 def _caption(scene: int, rule: str, answer: _Ruled | _Varied, root: Node, tokenizer: Any) -> Caption:

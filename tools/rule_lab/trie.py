@@ -25,6 +25,7 @@ from tools.rule_lab.scenes import INSTRUCTION, Doubt, Scene
 
 _ATTENTION = "rule_lab"
 _ROWS = 128  # rows of logits over the vocabulary at a time
+_LIKELY = 8  # tokens among which the two likeliest are
 _MORE = 256  # slots by which a scene's memory grows
 
 
@@ -36,6 +37,7 @@ class Reading:
     second: int  # most likely but one
     log_probs: Mapping[int, float]  # nats; of these two and, in the target's, of the draft's token
     shares: Mapping[int, Tensor]  # by watched layer: attention to the notes, (heads,), 0 to 1
+    hidden: Tensor  # last hidden state, (width,)
 
     def row(self, vocabulary: int) -> Tensor:
         """Logits (vocabulary,) that hold ``log_probs``; all other tokens share what is left equally."""
@@ -104,9 +106,7 @@ class _Memory:
         self.used = 0
         self.keys = torch.empty(layers, heads, 0, width, dtype=dtype)
         self.values = torch.empty(layers, heads, 0, width, dtype=dtype)
-        self.sees = torch.zeros(
-            0, 0, dtype=torch.bool
-        )  # slots that a slot attends to: itself and those before it
+        self.sees = torch.zeros(0, 0, dtype=torch.bool)  # row: slots that a slot attends to, its own too
         self.notes = torch.tensor(question.notes)
         self.last = len(question.ids) - 1  # slot of the root
 
@@ -140,6 +140,7 @@ class Reader:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.layers: int = config.num_hidden_layers
         self._shape = (config.num_hidden_layers, config.num_key_value_heads, width)
+        self.notes: list[Tensor] = []  # last hidden states of each scene's notes, (tokens, width)
         self._memories: list[_Memory] = []
         self._slots: dict[Node, int] = {}
         self._pass: list[tuple[_Memory, slice, range]] = []  # scenes of the current pass: rows, slots
@@ -149,7 +150,7 @@ class Reader:
     def begin(self, questions: Sequence[Question], others: Sequence[tuple[int, ...]]) -> list[Reading]:
         """Forget all scenes and read new ones: what the model says after each prompt. ``others``: see
         :meth:`read`."""
-        self._slots, embeddings = {}, self.model.get_input_embeddings()
+        self._slots, self.notes, embeddings = {}, [], self.model.get_input_embeddings()
         self._memories = [_Memory(*self._shape, question, self.model.dtype) for question in questions]
         common, readings = _common(questions), list[Reading]()
         for scene, (question, memory) in enumerate(zip(questions, self._memories, strict=True)):
@@ -162,34 +163,29 @@ class Reader:
             memory.values[:, :, :start] = self._memories[0].values[:, :, :start]
             slots = range(start, len(embedded))
             hidden = self._run(embedded[start:], slots, [(memory, slice(0, len(slots)), slots)])
+            self.notes.append(hidden[memory.notes[start:]])
             shares = {layer: share[:, -1:] for layer, share in self._shares.items()}
             readings += self._say(hidden[-1:], shares, [others[scene]])
         return readings
 
     @torch.inference_mode()
     def read(self, nodes: Sequence[Node], others: Sequence[tuple[int, ...]]) -> list[Reading]:
-        """What the model says after each node. Parents come before their children, or were read before.
+        """What the model says after each node.
 
+        :param nodes: ordered by scene, parents before their children unless they were read before.
         :param others: tokens of each node whose log probability is wanted, too.
         """
-        order = sorted(range(len(nodes)), key=lambda index: (nodes[index].scene, nodes[index].depth))
-        ordered = [nodes[index] for index in order]
         passes, start = [], 0
-        for scene, group in groupby(ordered, key=lambda node: node.scene):
+        for scene, group in groupby(nodes, key=lambda node: node.scene):
             memory, members = self._memories[scene], list(group)
             self._slots |= {node: memory.used + index for index, node in enumerate(members)}
-            slots = memory.take(
-                [self._slots[up] if up.depth else memory.last for node in members if (up := node.parent)]
-            )
+            parents = [node.parent for node in members if node.parent]
+            slots = memory.take([self._slots[node] if node.depth else memory.last for node in parents])
             passes.append((memory, slice(start, start + len(members)), slots))
             start += len(members)
-        embedded = self.model.get_input_embeddings()(torch.tensor([node.token for node in ordered]))
-        positions = [self._memories[node.scene].last + node.depth for node in ordered]
-        said = self._say(
-            self._run(embedded, positions, passes), self._shares, [others[index] for index in order]
-        )
-        readings = dict(zip(order, said, strict=True))
-        return [readings[index] for index in range(len(nodes))]
+        embedded = self.model.get_input_embeddings()(torch.tensor([node.token for node in nodes]))
+        positions = [self._memories[node.scene].last + node.depth for node in nodes]
+        return self._say(self._run(embedded, positions, passes), self._shares, others)
 
     def _run(
         self, embedded: Tensor, positions: Sequence[int], passes: list[tuple[_Memory, slice, range]]
@@ -226,19 +222,21 @@ class Reader:
     def _say(
         self, hidden: Tensor, shares: Mapping[int, Tensor], others: Sequence[tuple[int, ...]]
     ) -> list[Reading]:
-        said: list[Reading] = []
+        """Readings of last hidden states. The logits of the likeliest tokens are computed again in float32:
+        in bfloat16 they have steps of an eighth of a nat, and ties."""
+        head, said = self.model.get_output_embeddings(), list[Reading]()
         for start in range(0, len(hidden), _ROWS):
-            logits = self.model.get_output_embeddings()(hidden[start : start + _ROWS])[
-                :, : self.vocabulary
-            ].float()
-            totals = logits.logsumexp(-1).tolist()
-            values, tokens = (part.tolist() for part in logits.topk(2))
-            for row, total in enumerate(totals):
-                wanted = {token: float(logits[row, token]) for token in others[start + row]}
-                known = wanted | dict(zip(tokens[row], values[row], strict=True))
+            rows = hidden[start : start + _ROWS]
+            logits = head(rows)[:, : self.vocabulary].float()
+            totals, likely = logits.logsumexp(-1).tolist(), logits.topk(_LIKELY).indices.tolist()
+            for row, (total, tokens) in enumerate(zip(totals, likely, strict=True)):
+                wanted = tuple(dict.fromkeys((*tokens, *others[start + row])))
+                exact = (head.weight[list(wanted)].float() @ rows[row].float() - total).tolist()
+                log_probs = dict(zip(wanted, exact, strict=True))
+                first, second = sorted(tokens, key=lambda token: -log_probs[token])[:2]
+                known = {token: log_probs[token] for token in (*others[start + row], second, first)}
                 own = {layer: share[:, start + row] for layer, share in shares.items()}
-                log_probs = {token: value - total for token, value in known.items()}
-                said.append(Reading(tokens[row][0], tokens[row][1], log_probs, own))
+                said.append(Reading(first, second, known, own, rows[row]))
         return said
 
 
@@ -265,7 +263,7 @@ class Trie:
 
     def __init__(self, target: Reader, draft: Reader) -> None:
         self.target, self.draft = target, draft
-        self.rows = {"target": 0, "draft": 0}  # nodes that were read
+        self.nodes = 0  # that the target has read
 
     def begin(self, questions: Sequence[tuple[Question, Question]]) -> list[Node]:
         """The roots of new scenes, read. ``questions``: each scene's, for target and draft."""
@@ -279,12 +277,12 @@ class Trie:
     def read(self, nodes: Sequence[Node], *, draft_only: bool) -> None:
         """Let the draft read nodes and, unless ``draft_only``, the target. The target always reads after the
         draft, because it is asked for the draft's token, too."""
+        nodes = sorted(nodes, key=lambda node: (node.scene, node.depth))
         fresh = [node for node in nodes if node.draft is None]
-        self.rows["draft"] += len(fresh)
         for node, said in zip(fresh, self.draft.read(fresh, [()] * len(fresh)) if fresh else (), strict=True):
             node.draft = said
         if not draft_only:
-            self.rows["target"] += len(nodes)
+            self.nodes += len(nodes)
             drafted = [(node.draft.token,) for node in nodes if node.draft]
             for node, said in zip(nodes, self.target.read(nodes, drafted), strict=True):
                 node.target = said
