@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import json
 from importlib import resources
 from typing import Literal
@@ -101,7 +100,6 @@ Release = Literal["qwen", "qwen3_6"]  # Qwen1 to Qwen3 have one vocabulary, Qwen
 _PATTERNS: dict[Release, str] = {"qwen": PAT_STR, "qwen3_6": QWEN3_5_PAT_STR}
 
 
-@functools.cache
 def qwen_vocabulary(release: Release, size: int | None = None) -> Tokenizer:
     """Qwen's own tokens and the way it cuts text, without its special tokens.
 

@@ -1,8 +1,8 @@
 """Sorts the tokens of a vocabulary: numerals, negations, function words, contraries, tokens without text.
 
 The word lists are English. Digits of any script count if the vocabulary has them as characters. A tokenizer
-may cut a number or a word of a list in pieces, which are sorted as the whole is. The sets are computed once for
-each pair, from the vocabulary alone.
+may cut a number or a word of a list in pieces, which are sorted as the whole is. The sets are computed once
+for each pair, from the vocabulary alone.
 """
 
 from __future__ import annotations
@@ -190,9 +190,11 @@ def _text(token: str, in_bytes: bool) -> str | None:
     ``in_bytes``: the tokenizer writes every byte as a letter, as GPT-2's does. Other tokenizers write text,
     with ``▁`` for a space, and single bytes as ``<0xE4>``.
     """
+    if not in_bytes and _BYTE.fullmatch(token):
+        code = int(token[3:5], 16)
+        return chr(code) if code < 0x80 else None
     if not in_bytes:
-        partial = _BYTE.fullmatch(token) and int(token[3:5], 16) >= 0x80
-        return None if partial else token.replace("▁", " ")
+        return token.replace("▁", " ")
     codes = [_BYTES.get(letter) for letter in token]
     if None in codes:  # an added token is written as plain text
         return token

@@ -132,12 +132,17 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def count_parameters(file: Path) -> int:
-    """Number of elements of all tensors in a safetensors file, by its header (0 if the header is broken)."""
+    """Number of elements of a model's tensors in a safetensors file, by its header (0 if that is broken).
+
+    Qwen3.5's layer that predicts further tokens does not count: it is not loaded, and its config does not
+    tell of it.
+    """
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, 100_000_000)))
-        tensors = (entry for name, entry in header.items() if name != "__metadata__")
+        others = ("__metadata__", "mtp.")
+        tensors = (entry for name, entry in header.items() if not name.startswith(others))
         return sum(math.prod(entry["shape"]) for entry in tensors)
     except (OSError, ValueError, struct.error, RecursionError, AttributeError, TypeError, KeyError):
         return 0

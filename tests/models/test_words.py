@@ -145,6 +145,15 @@ def test_stops_of_a_large_vocabulary() -> None:
     assert [token for token in known if vocabulary[token] in stops] == known[:9]
 
 
+def test_bytes_of_sentencepiece() -> None:
+    tokenizer = build_piece_tokenizer(" ".join(WORDS.split()))
+    sets = token_sets(tokenizer, ())
+    line, letter, torn, digit = tokenizer.convert_tokens_to_ids(["<0x0A>", "<0x3B>", "<0xC3>", "<0x31>"])
+    assert line in sets.stops
+    assert letter in sets.function
+    assert [sets.any_protected(token) for token in (line, letter, torn, digit)] == [False, False, True, True]
+
+
 def test_an_answers_first_token_is_nobodys_to_judge() -> None:
     assert not TokenSets(stops=frozenset({1})).begins_sentence([])
 
