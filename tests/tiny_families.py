@@ -63,6 +63,7 @@ class TinyShape:
     extra_vocabulary: int = 8  # rows of padding above the tokenizer's size
     scale: float = 0.35  # standard deviation of the weights: large enough that answers do not collapse
     merge: int = 2  # SmolVLM2: patches a side that become one visual token
+    tied: bool = False  # the output head has the embeddings' weights
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def save_model(
     shape, tiny = shape or TinyShape(), TINY[family]
     tokenizer = tokenizer or tiny.tokenizer()
     config = tiny.config(tokenizer, shape)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = shape.tied
     # Some values, LLaVA's newline among them, are the library's own draw: the same in any order of tests.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -52,7 +53,8 @@ def save_model(
     randomise(model, shape, seed)
     with torch.no_grad():
         # No answer holds a place for an image or video: a pass over all of it would look for one more.
-        model.lm_head.weight[tokenizer.convert_tokens_to_ids(list(tiny.unanswered))] = 0.0
+        unanswered = tokenizer.convert_tokens_to_ids(list(tiny.unanswered))
+        model.lm_head.weight[[token for token in unanswered if token is not None]] = 0.0
     if noise is not None:
         source = AutoModelForImageTextToText.from_pretrained(noise[0])
         generator = torch.Generator().manual_seed(seed + 1)

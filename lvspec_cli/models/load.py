@@ -143,11 +143,13 @@ def load_models(
         tokenizer.
     """
     report = progress or _ignore
-    sizes = [_bytes_of(request) for request in (target, draft) if request is not None]
+    requests = [request for request in (target, draft) if request is not None]
+    sizes = [_bytes_of(request) for request in requests]
     total = sum(sizes)
-    loaded_target, loaded_draft = load_model(target, progress=lambda done, _: report(done, total)), None
+    files = [_read_files(request) for request in requests]  # both, before weights are read for minutes
+    loaded_target, loaded_draft = _load(files[0], lambda done, _: report(done, total)), None
     if draft is not None:
-        loaded_draft = load_model(draft, progress=lambda done, _: report(sizes[0] + done, total))
+        loaded_draft = _load(files[1], lambda done, _: report(sizes[0] + done, total))
         check_tokenizers(loaded_target, loaded_draft)
     words = token_sets(loaded_target.tokenizer, loaded_target.generation.end_ids)
     return LoadedPair(loaded_target, loaded_draft, words)
@@ -166,21 +168,45 @@ def load_model(
     """
     if not isinstance(request, ModelRequest):
         request = ModelRequest(request, **options)
-    name = str(request.source)
-    devices = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
-    folder = folder_of(request.source, request.revision)
+    return _load(_read_files(request), progress or _ignore)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What is read of a model before its weights."""
+
+    request: ModelRequest
+    name: str
+    folder: Path
+    config: Any
+    family: Family
+    processor: Any
+
+
+def _read_files(request: ModelRequest) -> _Files:
+    """Reads a model's config, processor, tokenizer and template; raises as ``load_model`` does."""
+    name, folder = str(request.source), folder_of(request.source, request.revision)
     with _as_pair_error(name, folder):
         config = read_config(folder)
         family = family_of(getattr(config, "model_type", ""), name)
         _check_attention(config, family, name)
+        processor = read_processor(folder)
+        check_vocabulary(processor.tokenizer, config.get_text_config().vocab_size, name)
+    return _Files(request, name, folder, config, family, processor)
+
+
+def _load(read: _Files, progress: Progress) -> LoadedModel:
+    """Loads the model of these files."""
+    request, name, folder = read.request, read.name, read.folder
+    config, family, processor = read.config, read.family, read.processor
+    devices = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
+    with _as_pair_error(name, folder):
         values = getattr(config, "quantization_config", None)
         files = quantisation_of_files(values, name)
         quantisation = effective_quantisation(request.quantisation, files, name)
         quantisation = in_memory_quantisation(quantisation, files, devices[0].type)
         check_usable(quantisation, devices[0], files)
         dtype = choose_dtype(request.dtype, devices[0], quantisation, float16_is_safe=family.float16_is_safe)
-        processor = read_processor(folder)
-        check_vocabulary(processor.tokenizer, config.get_text_config().vocab_size, name)
         options = _loading_options(
             config, family, request.shares, devices, dtype, Quantisation.NONE if files else quantisation
         )
@@ -189,7 +215,7 @@ def load_model(
             blocks = _language_blocks(config, family)
             config.quantization_config, override = config_of_files(files, values, devices[0].type, *blocks)
             options |= {"quantization_config": override} if override else {}
-        with _reporting_progress(tensor_sizes(folder, name), progress or _ignore):
+        with _reporting_progress(tensor_sizes(folder, name), progress):
             model = _read_weights(folder, name, config, dtype, options)
         if files is Quantisation.FP8 and quantisation is Quantisation.NONE:
             model = model.to(dtype)  # dequantised weights have the dtype of their scales

@@ -1,13 +1,15 @@
 """Sorts the tokens of a vocabulary: numerals, negations, function words, contraries, tokens without text.
 
-The word lists are English. Digits of any script count if the vocabulary has them as characters. The sets are
-computed once for each pair, from the vocabulary alone.
+The word lists are English. Digits of any script count if the vocabulary has them as characters. A tokenizer
+may cut a number or a word of a list in pieces, which are sorted as the whole is. The sets are computed once
+for each pair, from the vocabulary alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +61,8 @@ CONTRARIES = tuple(
         "man men, woman women, boy boys, girl girls",
     )
 )
-_MEANINGS = {
+Meaning = tuple[int, int]  # line and place in CONTRARIES
+_MEANINGS: Mapping[str, Meaning] = {
     word: (line, meaning)
     for line, meanings in enumerate(CONTRARIES)
     for meaning, words in enumerate(meanings)
@@ -67,6 +70,7 @@ _MEANINGS = {
 }
 _BYTES = {letter: code for code, letter in bytes_to_unicode().items()}
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
+_SIGNS = frozenset("$€£¥₹+±−~≈#№")  # begin numbers
 _PUNCTUATION = frozenset(".,;:!?-–—()[]\"'…")
 _STOPS = tuple(".!?…。！？")
 _CLOSING = " \t)]}\"'”’»*_"  # characters that may follow a full stop in its token
@@ -79,7 +83,7 @@ class TokenSets:
     ends: frozenset[int] = frozenset()  # end tokens of an answer
     protected: frozenset[int] = frozenset()  # numerals, negations, tokens without text: no loose acceptance
     function: frozenset[int] = frozenset()  # function words and punctuation: always fillers
-    meanings: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # line and meaning in CONTRARIES
+    meanings: Mapping[int, frozenset[Meaning]] = field(default_factory=dict)  # of words that have contraries
     stops: frozenset[int] = frozenset()  # end a sentence: a full stop, for example, or a new line
 
     def any_protected(self, *tokens: int) -> bool:
@@ -92,8 +96,12 @@ class TokenSets:
 
         Synonyms do not, and neither do words of different lines.
         """
-        a, b = self.meanings.get(first), self.meanings.get(second)
-        return a is not None and b is not None and a[0] == b[0] and a != b
+        others = self.meanings.get(second, ())
+        return any(
+            line == other_line and meaning != other
+            for line, meaning in self.meanings.get(first, ())
+            for other_line, other in others
+        )
 
     def begins_sentence(self, before: Sequence[int]) -> bool:
         """Whether the token after these tokens of an answer is the first of another sentence."""
@@ -103,37 +111,77 @@ class TokenSets:
 def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     """Sort a tokenizer's vocabulary. A leading space and upper case make no difference.
 
-    If the tokenizer splits a numeral or a negation, its first piece is protected, unless that is a single
-    letter or a function word. Special tokens and parts of a character's bytes are protected too, because
-    replacing one of them breaks the text.
+    If the tokenizer cuts a number, a numeral or a negation, all of its pieces are protected: of `` 12`` the
+    space, too. Only a first piece that is a function word is not, because it seldom begins one (``can`` of
+    ``can't``). The pieces of a word that has a contrary have its meaning. Special tokens and parts of a
+    character's bytes are protected because replacing one of them breaks the text.
     """
-    protected_words = NUMERALS | NEGATIONS
     protected = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     function: set[int] = set()
-    meanings: dict[int, tuple[int, int]] = {}
     stops: set[int] = set()
     vocabulary: dict[str, int] = tokenizer.get_vocab()
+    meanings = _meanings_of_pieces(tokenizer)
     in_bytes = "Ġ" in vocabulary
     for token, index in vocabulary.items():
         text = _text(token, in_bytes)
         word = (text or "").strip().lower()
         if text and ("\n" in text or text.rstrip(_CLOSING).endswith(_STOPS)):
             stops.add(index)
-        if text is None or word in protected_words or any(letter.isnumeric() for letter in word):
+        of_number = any(letter.isnumeric() for letter in word) or (word and _SIGNS.issuperset(word))
+        if text is None or word in NUMERALS or word in NEGATIONS or of_number:
             protected.add(index)
         elif word in FUNCTION_WORDS or (word and _PUNCTUATION.issuperset(word)):
             function.add(index)
         if word in _MEANINGS:
-            meanings[index] = _MEANINGS[word]
-    for word in protected_words:
-        for form in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"):
-            pieces = tokenizer.encode(form, add_special_tokens=False)
-            letters = tokenizer.decode(pieces[:1]).strip()
-            if len(pieces) > 1 and len(letters) > 1 and pieces[0] not in function:
-                protected.add(pieces[0])
+            meanings[index].add(_MEANINGS[word])
+    for form in (*_forms(NUMERALS | NEGATIONS), *(f" {digit}" for digit in range(10))):
+        pieces = _pieces(tokenizer, form)
+        if len(pieces) > 1:
+            protected.update(pieces[1:] if pieces[0] in function else pieces)
     return TokenSets(
-        frozenset(end_ids), frozenset(protected), frozenset(function - protected), meanings, frozenset(stops)
+        frozenset(end_ids),
+        frozenset(protected),
+        frozenset(function - protected),
+        {index: frozenset(said) for index, said in meanings.items()},
+        frozenset(stops),
     )
+
+
+def _meanings_of_pieces(tokenizer: Any) -> defaultdict[int, set[Meaning]]:
+    """The meanings of the words in CONTRARIES by the piece that tells a word from its contraries.
+
+    This is its first piece, and any later one up to which it is cut like one of them: ``gr|ey``, ``gr|een``.
+    """
+    cut = {_pieces(tokenizer, form): _MEANINGS[form.strip().lower()] for form in _forms(_MEANINGS)}
+    begun = defaultdict(set)
+    for pieces, meaning in cut.items():
+        for length in range(len(pieces)):
+            begun[pieces[:length]].add(meaning)
+    meanings = defaultdict(set)
+    for pieces, meaning in cut.items():
+        for length, piece in enumerate(pieces):
+            line = {place for number, place in begun[pieces[:length]] if number == meaning[0]}
+            if length == 0 or len(line) > 1:
+                meanings[piece].add(meaning)
+    return meanings
+
+
+def _forms(words: Iterable[str]) -> Iterator[str]:
+    """Each word as it stands in a text: after another word or at the start of a line, capitalised or not."""
+    for word in words:
+        yield from (f" {word}", f" {word.capitalize()}", word, word.capitalize())
+
+
+def _pieces(tokenizer: Any, form: str) -> tuple[int, ...]:
+    """The tokens of a word or a number inside a text, where some tokenizers cut it in another way than alone.
+
+    It stands after a letter if it begins with a space, else at the start of a line.
+    """
+    before = "a" if form.startswith(" ") else "\n"
+    start, whole = (tokenizer.encode(text, add_special_tokens=False) for text in (before, before + form))
+    if whole[: len(start)] != start:
+        return tuple(tokenizer.encode(form, add_special_tokens=False))
+    return tuple(whole[len(start) :])
 
 
 def _text(token: str, in_bytes: bool) -> str | None:
@@ -142,9 +190,11 @@ def _text(token: str, in_bytes: bool) -> str | None:
     ``in_bytes``: the tokenizer writes every byte as a letter, as GPT-2's does. Other tokenizers write text,
     with ``▁`` for a space, and single bytes as ``<0xE4>``.
     """
+    if not in_bytes and _BYTE.fullmatch(token):
+        code = int(token[3:5], 16)
+        return chr(code) if code < 0x80 else None
     if not in_bytes:
-        partial = _BYTE.fullmatch(token) and int(token[3:5], 16) >= 0x80
-        return None if partial else token.replace("▁", " ")
+        return token.replace("▁", " ")
     codes = [_BYTES.get(letter) for letter in token]
     if None in codes:  # an added token is written as plain text
         return token

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import string
+from collections.abc import Iterable
+from itertools import combinations, product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from lvspec_cli.models.words import (
     CONTRARIES,
@@ -14,7 +20,7 @@ from lvspec_cli.models.words import (
     TokenSets,
     token_sets,
 )
-from tests.tiny_tokenizers import WORDS, build_tokenizer
+from tests.tiny_tokenizers import WORDS, build_piece_tokenizer, build_tokenizer, qwen_vocabulary
 
 KINDS = "left Left Right top upper lower centre middle down bottom after before red blue small big large"
 TOKENIZER = build_tokenizer(f"{WORDS} {KINDS} {KINDS} 12 2nd isn't don't never Never grün grün")
@@ -139,6 +145,15 @@ def test_stops_of_a_large_vocabulary() -> None:
     assert [token for token in known if vocabulary[token] in stops] == known[:9]
 
 
+def test_bytes_of_sentencepiece() -> None:
+    tokenizer = build_piece_tokenizer(" ".join(WORDS.split()))
+    sets = token_sets(tokenizer, ())
+    line, letter, torn, digit = tokenizer.convert_tokens_to_ids(["<0x0A>", "<0x3B>", "<0xC3>", "<0x31>"])
+    assert line in sets.stops
+    assert letter in sets.function
+    assert [sets.any_protected(token) for token in (line, letter, torn, digit)] == [False, False, True, True]
+
+
 def test_an_answers_first_token_is_nobodys_to_judge() -> None:
     assert not TokenSets(stops=frozenset({1})).begins_sentence([])
 
@@ -148,3 +163,132 @@ def test_ends_and_fixed_tokens_are_protected() -> None:
     assert [sets.any_protected(token) for token in range(4)] == [False, True, True, False]
     assert sets.any_protected(3, 2)
     assert not sets.any_protected(3, 0)
+
+
+def cutting(*pieces: str) -> SimpleNamespace:
+    """A tokenizer with these pieces and single letters, which takes the longest piece each time."""
+    letters = [chr(code) for code in range(33, 127)] + list("ĠĊ€−")
+    vocabulary = {piece: index for index, piece in enumerate([*letters, *pieces])}
+
+    def encode(text: str, **_: object) -> list[int]:
+        rest, tokens = text.replace(" ", "Ġ").replace("\n", "Ċ"), []
+        while rest:
+            piece = max(filter(rest.startswith, vocabulary), key=len)
+            tokens.append(vocabulary[piece])
+            rest = rest.removeprefix(piece)
+        return tokens
+
+    return SimpleNamespace(
+        all_special_ids=[], added_tokens_decoder={}, get_vocab=lambda: vocabulary, encode=encode
+    )
+
+
+def protected(tokenizer: SimpleNamespace, text: str) -> dict[str, bool]:
+    """The pieces of a text, and whether each is protected."""
+    sets, pieces = token_sets(tokenizer, ()), {index: piece for piece, index in tokenizer.get_vocab().items()}
+    return {pieces[token]: sets.any_protected(token) for token in tokenizer.encode(text)}
+
+
+def test_a_space_that_is_cut_from_digits_begins_a_number() -> None:
+    words = [f"Ġ{letter}" for letter in f"{string.ascii_letters}'"]
+    assert protected(cutting(*words), "( 12 a") == {"(": False, "Ġ": True, "1": True, "2": True, "Ġa": False}
+    together = cutting(*words, *(f"Ġ{digit}" for digit in string.digits))
+    assert protected(together, "( 12  a") == {"(": False, "Ġ1": True, "2": True, "Ġ": False, "Ġa": False}
+
+
+@pytest.mark.parametrize("sign", ["$", "Ġ$", "€", "Ġ+", "−", "~", "#"])
+def test_signs_begin_numbers(sign: str) -> None:
+    assert protected(cutting("Ġ$", "Ġ+"), f"{sign}5".replace("Ġ", " ")) == {sign: True, "5": True}
+
+
+def test_pieces_of_numerals_and_negations() -> None:
+    tokenizer = cutting("Ġtw", "enty", "elve", "Ġcan", "'t", "Ġred", "Ġfour", "teen")
+    assert protected(tokenizer, " twenty twelve fourteen red") == {
+        "Ġtw": True, "enty": True, "elve": True, "Ġfour": True, "teen": True, "Ġred": False,
+    }  # fmt: skip
+    # A function word seldom begins a negation, and may be exchanged for another.
+    assert protected(tokenizer, " can't") == {"Ġcan": False, "'t": True}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "contrary"),
+    [
+        ("Ġcheck", "Ġplain", True),  # checkered
+        ("Ġcheck", "Ġred", False),
+        ("Ġcheck", "ered", False),  # the same word
+        ("Ġvan", "Ġappears", True),
+        ("Ġvan", "Ġdisappears", False),  # vanishes
+        ("Ġgr", "Ġred", True),  # green or grey
+        ("een", "ey", True),
+        ("ishes", "ished", False),  # vanishes, vanished
+        ("ishes", "ishing", False),
+    ],
+)
+def test_pieces_of_words_that_have_contraries(one: str, other: str, contrary: bool) -> None:
+    tokenizer = cutting(
+        *("Ġcheck", "ered", "Ġplain", "Ġred", "Ġvan", "ishes", "ished", "ishing", "Ġappears", "Ġdisappears"),
+        *("Ġgr", "een", "ey"),
+    )
+    sets, vocabulary = token_sets(tokenizer, ()), tokenizer.get_vocab()
+    assert sets.are_contrary(vocabulary[one], vocabulary[other]) is contrary
+    assert sets.are_contrary(vocabulary[other], vocabulary[one]) is contrary
+
+
+VOCABULARIES = {
+    "tiny": lambda: TOKENIZER.backend_tokenizer,
+    "tiny pieces": lambda: build_piece_tokenizer(" ".join(WORDS.split())).backend_tokenizer,
+    "demo": lambda: Tokenizer.from_file("lvspec_cli/demo/pair/target/tokenizer.json"),
+    "Qwen": lambda: qwen_vocabulary("qwen"),
+    "Qwen3.6, its first": lambda: qwen_vocabulary("qwen3_6", 30_000),
+}
+
+
+@pytest.fixture(scope="module", params=VOCABULARIES)
+def core(request: pytest.FixtureRequest) -> Tokenizer:
+    return VOCABULARIES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def sets(core: Tokenizer) -> TokenSets:
+    return token_sets(PreTrainedTokenizerFast(tokenizer_object=core), ())
+
+
+class TestLaws:
+    """Where a word is cut, the piece from which on an answer would say something else is never loose."""
+
+    @staticmethod
+    def said(core: Tokenizer, before: str, words: Iterable[str]) -> list[list[int]]:
+        texts = [before + word for word in words]
+        return [text.ids for text in core.encode_batch(texts, add_special_tokens=False)]
+
+    @staticmethod
+    def difference(one: list[int], other: list[int]) -> int:
+        return next(at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+
+    @pytest.mark.parametrize("before", ["There are ", "So:\n"])
+    def test_numbers(self, core: Tokenizer, sets: TokenSets, before: str) -> None:
+        (words,) = self.said(core, before, ["several balls"])
+        for number in self.said(core, before, (f"{number} balls" for number in range(10_000))):
+            place = self.difference(number, words)
+            assert sets.any_protected(number[place]), core.decode(number)
+
+    @pytest.mark.parametrize("before", ["There are ", "So:\n"])
+    @pytest.mark.parametrize("form", [str, str.capitalize])
+    def test_numerals_and_negations(self, core: Tokenizer, sets: TokenSets, before: str, form: Any) -> None:
+        words = sorted(map(form, NUMERALS | NEGATIONS))
+        (start,) = self.said(core, before.rstrip(" "), [""])
+        for word, whole in zip(words, self.said(core, before, words), strict=True):
+            first, *others = whole[len(start) :]
+            begins = first in sets.function and others
+            assert begins or sets.any_protected(first), word
+            assert all(map(sets.any_protected, others)), word
+
+    @pytest.mark.parametrize("before", ["It ", "So:\n"])
+    @pytest.mark.parametrize("form", [str, str.capitalize])
+    def test_contraries(self, core: Tokenizer, sets: TokenSets, before: str, form: Any) -> None:
+        for line in CONTRARIES:
+            meanings = [self.said(core, before, map(form, sorted(words))) for words in line]
+            for ours, theirs in combinations(meanings, 2):
+                for one, other in product(ours, theirs):
+                    place = self.difference(one, other)
+                    assert sets.are_contrary(one[place], other[place]), (core.decode(one), core.decode(other))

@@ -19,11 +19,12 @@ EXACT, FILLER, SHIFT, TARGET = TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIF
 END, TWO, NOT, THE, VERY = 0, 1, 2, 3, 4
 LEFT, RIGHT, LEFTWARD, RED = 61, 62, 63, 64
 STOP = 71
+MEANINGS = {LEFT: (0, 0), LEFTWARD: (0, 0), RIGHT: (0, 1), RED: (1, 0)}
 WORDS = TokenSets(
     ends=frozenset({END}),
     protected=frozenset({TWO, NOT}),
     function=frozenset({THE, VERY}),
-    meanings={LEFT: (0, 0), LEFTWARD: (0, 0), RIGHT: (0, 1), RED: (1, 0)},
+    meanings={token: frozenset({meaning}) for token, meaning in MEANINGS.items()},
     stops=frozenset({STOP}),
 )
 RULE = RuleSettings(

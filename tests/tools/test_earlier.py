@@ -89,13 +89,12 @@ def test_words_are_told_apart_by_what_they_are():
         TokenSets(protected=frozenset({1})),
         TokenSets(function=frozenset({1})),
         TokenSets(stops=frozenset({1})),
-        TokenSets(meanings={1: (0, 0)}),
-        TokenSets(meanings={1: (0, 1)}),
+        TokenSets(meanings={1: frozenset({(0, 0)})}),
+        TokenSets(meanings={1: frozenset({(0, 1)})}),
     ]
     assert len({words_digest(each) for each in sets}) == len(sets)
-    one, other = (
-        TokenSets(meanings=dict(each)) for each in ([(1, (0, 0)), (2, (0, 1))], [(2, (0, 1)), (1, (0, 0))])
-    )
+    left, right = (1, frozenset({(0, 0), (2, 3)})), (2, frozenset({(0, 1)}))
+    one, other = (TokenSets(meanings=dict(each)) for each in ([left, right], [right, left]))
     assert words_digest(one) == words_digest(other)
 
 
