@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -20,15 +20,13 @@ from hypothesis import settings
 from lvspec_cli.pairs.registry import PACKAGE, load_registry
 from lvspec_cli.request import LoadPlan, PairChoice
 from lvspec_cli.types import Loading, Quantisation
-
-if TYPE_CHECKING:
-    from tests.batch.processes import Processes
+from tests.batch.processes import Processes
+from tests.warm import LEAN_PATH, cold_starts, entry_after, warm_starts
 
 # A busy machine is no failure.
 settings.register_profile("lvspec", deadline=None)
 settings.load_profile("lvspec")
 PATIENCE = 600.0  # seconds until a process counts as hung
-LEAN_PATH = os.pathsep.join((str(Path(__file__).with_name("lean")), str(Path(__file__).parents[1])))
 
 
 def write_video(path: Path, seconds: float = 2.0, size: int = 64, rate: int = 8) -> Path:
@@ -51,6 +49,20 @@ def demo_plan() -> LoadPlan:
     models = PACKAGE / "demo" / "pair"
     choice = PairChoice(*load_registry(environment={}).pair("demo"), device="cpu")
     return LoadPlan(choice, models / "target", models / "draft", plain)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm() -> Iterator[None]:
+    """Processes that tests start are forked from one that has imported torch and the rest."""
+    with warm_starts():
+        yield
+
+
+@pytest.fixture
+def cold() -> Iterator[None]:
+    """Processes start as they do for users."""
+    with cold_starts():
+        yield
 
 
 @pytest.fixture
@@ -121,20 +133,22 @@ class Shell:
     def command(self) -> list[str]:
         return [sys.executable, "-m", "lvspec_cli"]
 
-    def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Both streams are captured, stdin is empty, and a process that hangs is ended."""
-        command = [*self.command, *map(str, arguments)]
+    def run(self, *arguments: object, first: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+        """Both streams are captured, stdin is empty, and a process that hangs is ended.
+
+        ``first``: Python that the process runs before the command line.
+        """
+        command = [*(entry_after(first) if first else self.command), *map(str, arguments)]
         common = {"env": self.environment, "capture_output": True, "text": True, "input": ""}
         return subprocess.run(command, **{"timeout": PATIENCE, **common, **options}, check=False)
 
 
 @pytest.fixture(scope="session")
 def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Processes]:
-    """Starts real processes with the tiny pair, each at once."""
-    from tests.batch.processes import processes
-
-    with processes(tmp_path_factory.mktemp("home"), tiny_models) as started:
-        yield started
+    """Starts real processes with the tiny pair."""
+    started = Processes(tmp_path_factory.mktemp("home"), tiny_models)
+    yield started
+    started.kill_all()
 
 
 @pytest.fixture

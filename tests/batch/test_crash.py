@@ -8,7 +8,6 @@ import random
 import resource
 import signal
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -217,11 +216,8 @@ def test_a_worker_that_dies_costs_its_clip_and_is_started_again(
     out = tmp_path / "out.jsonl"
     run = lvspec.start(tmp_path, "caption", many, "--out", out, "--workers", 2)
     assert until(lambda: whole_rows(out) >= 5)
-    workers = [
-        pid for pid in run.family() if b"lvspec_cli.batch.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
     # The other one may be loading yet, on a busy machine: that one's end would be the run's.
-    os.kill(max(workers, key=processor_seconds), signal.SIGKILL)
+    os.kill(max(workers_of(run), key=processor_seconds), signal.SIGKILL)
     assert run.wait() == 1
     kinds = {row["file_name"]: row["error"]["kind"] for row in rows(out) if row["status"] == "error"}
     died = [name for name, kind in kinds.items() if kind == "worker_died"]
@@ -233,12 +229,7 @@ def test_a_worker_that_dies_costs_its_clip_and_is_started_again(
 
 
 def workers_of(run: Run) -> list[int]:
-    found = []
-    for pid in run.family():
-        with suppress(OSError):
-            if b"lvspec_cli.batch.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+    return run.running("batch.worker")
 
 
 def test_workers_that_die_while_they_load_leave_the_work_to_the_others(
@@ -298,8 +289,8 @@ def test_hardly_any_open_files_are_said_to_be_too_few_whatever_could_not_be_open
     tiny_shell: Shell, video_file: Path, tmp_path: Path, files: int
 ) -> None:
     """The output, a model's folder, a decoder: no remedy speaks of a folder or of another file."""
-    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files))
-    done = tiny_shell.run("caption", video_file, "--out", tmp_path / "out.jsonl", preexec_fn=limit)
+    limit = f"resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))"
+    done = tiny_shell.run("caption", video_file, "--out", tmp_path / "out.jsonl", first=limit)
     assert done.returncode == 3, done.stderr
     cause, remedy = done.stderr.splitlines()[-2:]
     assert cause.startswith("error: ")

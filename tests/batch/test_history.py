@@ -17,6 +17,7 @@ from lvspec_cli.batch.history import PastRun, past_runs, remember
 from lvspec_cli.host import config_folder, state_folder
 from lvspec_cli.types import VideoRequest
 from tests.batch.conftest import Caption, rows
+from tests.warm import LEAN_PATH
 
 RUN = PastRun("tiny", "lvspec", "auto", 1, 4, 3, 2.5)
 BROKEN = [
@@ -120,7 +121,7 @@ def test_a_user_without_a_home_folder_can_do_everything(
     """A real process of a user whom the system does not know, as containers start them."""
     users = ("LVSPEC", "XDG", "HF_", "HOME")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(users)}
-    kept |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    kept |= {"PYTHONPATH": LEAN_PATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def run(*arguments: object, **environment: str) -> str:
         command = [*STRANGER, sys.executable, "-m", "lvspec_cli", *map(str, arguments)]

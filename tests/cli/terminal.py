@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import termios
 import time
 from collections.abc import Callable
 
 import pexpect
 import pyte
+from pexpect.fdpexpect import fdspawn
 
 from tests.conftest import PATIENCE, Shell
 
@@ -49,20 +53,25 @@ class Terminal:
         self.screen = SecondScreen(columns, rows, history=2000)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
-        self.child = pexpect.spawn(
-            shell.command[0],
-            [*shell.command[1:], *map(str, arguments)],
-            env={**shell.environment, "TERM": term},
-            dimensions=(rows, columns),
-            timeout=PATIENCE,
+        ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, (rows, columns))
+        environment = {**shell.environment, "TERM": term}
+        command = [*shell.command, *map(str, arguments)]
+        self._process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdin=theirs, stdout=theirs, stderr=theirs
         )
+        os.close(theirs)
+        self._child = fdspawn(ours, timeout=PATIENCE)
+
+    def type(self, keys: str) -> None:
+        self._child.send(keys)
 
     def read(self, until: Callable[[str], bool] | None = None, seconds: float = PATIENCE) -> bool:
         """Feeds the screen until the program ends, or until the screen is as wanted."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
-                chunk = self.child.read_nonblocking(4096, timeout=0.1)
+                chunk = self._child.read_nonblocking(4096, timeout=0.1)
             except pexpect.TIMEOUT:
                 continue
             except pexpect.EOF:
@@ -74,14 +83,14 @@ class Terminal:
         raise AssertionError(f"nothing came of it in {seconds} s:\n{self.text}")
 
     def resize(self, columns: int, rows: int) -> None:
-        self.child.setwinsize(rows, columns)
+        termios.tcsetwinsize(self._child.fileno(), (rows, columns))
         self.screen.resize(rows, columns)
 
     def finish(self) -> int:
-        """The exit code, as a shell would give it."""
+        """The exit code; minus the signal where one ended it."""
         self.read()
-        self.child.close()
-        return 128 + self.child.signalstatus if self.child.signalstatus else self.child.exitstatus
+        self._child.close()
+        return self._process.wait(PATIENCE)
 
     @property
     def text(self) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import Shell
 
+pytestmark = pytest.mark.usefixtures("cold")
 HEAVY = {"torch", "transformers", "av", "decord", "rich", "numpy", "tqdm", "huggingface_hub", "yaml"}
 HEAVY |= {"pyarrow", "scenedetect"}
 COMMANDS = (

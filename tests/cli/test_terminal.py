@@ -95,7 +95,7 @@ def test_control_c_leaves_the_view_and_prints_what_there_is(
     shell = Shell(tmp_path, {"LVSPEC_MODELS": str(endless_models)})
     terminal = Terminal(shell, "ask", video_file, "What?", "--trace", rows)
     terminal.read(lambda _: rows.is_file() and rows.read_text().count("\n") >= 3)
-    terminal.child.sendintr()
+    terminal.type("\x03")
     assert terminal.finish() == 130
     assert terminal.screen.saved is None
     assert "tokens in" in terminal.text

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +52,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, connect)
     monkeypatch.setattr(socket, "getaddrinfo", connect)
-
-
-def limit_memory(most: int) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def change(folder: Path, file: str, *keys: str, **values: Any) -> None:
@@ -230,7 +224,8 @@ def test_a_template_that_bursts_at_the_real_question_is_one_error(
     read_processor(file.parent)
     if burst == BURSTS["one huge text"]:  # of each the message is the same
         shell = Shell(tmp_path, {"LVSPEC_MODELS": str(models)})
-        done = shell.run("ask", video_file, "Why?", "--quiet", preexec_fn=partial(limit_memory, 6 * 2**30))
+        limit = f"resource.setrlimit(resource.RLIMIT_DATA, ({6 * 2**30},) * 2)"
+        done = shell.run("ask", video_file, "Why?", "--quiet", first=limit)
         assert done.returncode == 3, done.stderr
         said = f"error: the chat template of {file.parent} does not end, or makes too much text"
         assert done.stderr.splitlines()[0] == said

@@ -122,7 +122,7 @@ def test_more_than_ten_gigabytes_are_asked_about(online: Shell, hub: Hub) -> Non
     ]
     terminal = Terminal(online, "models", "pull", "made-up")
     assert terminal.read(lambda text: "Go on? [y/N]" in text)
-    terminal.child.sendline("n")
+    terminal.type("n\n")
     assert terminal.finish() == 2
     assert "was not downloaded" in terminal.text
     assert hub.given == []

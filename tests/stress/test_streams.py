@@ -16,6 +16,7 @@ import pytest
 
 from tests.batch.processes import until
 from tests.conftest import Printed, Shell, write_video
+from tests.warm import entry_after
 
 FEW = ("--max-new-tokens", 4)
 ENCODINGS = ("ascii", "latin-1", "cp1252", "utf-8", "utf-16", "shift_jis")
@@ -37,29 +38,17 @@ def rows(file: Path) -> list[str]:
     return [json.loads(line)["status"] for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def closed(command: list[str]) -> list[str]:
-    return ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+CLOSED = "os.close(2)\nimport sys\nsys.stderr = sys.__stderr__ = None"  # what Python itself makes of it
+FULL = "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)"
 
 
-def full(command: list[str]) -> list[str]:
-    return ["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command]
-
-
-@pytest.mark.parametrize(
-    ("around", "further"),
-    [(closed, ("--quiet", "--workers", 2)), (full, ())],
-)
+@pytest.mark.parametrize(("first", "further"), [(CLOSED, ("--quiet", "--workers", 2)), (FULL, ())])
 def test_messages_that_cannot_be_written_cost_no_row(
-    tiny_shell: Shell,
-    clips: Path,
-    tmp_path: Path,
-    around: Callable[[list[str]], list[str]],
-    further: tuple[object, ...],
+    tiny_shell: Shell, clips: Path, tmp_path: Path, first: str, further: tuple[object, ...]
 ) -> None:
     out = tmp_path / "out.jsonl"
-    command = [*tiny_shell.command, *map(str, ("caption", clips, "--out", out, *FEW, *further))]
-    done = subprocess.run(around(command), env=tiny_shell.environment, capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    done = tiny_shell.run("caption", clips, "--out", out, *FEW, *further, first=first)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
     assert sorted(rows(out)) == ["error", "ok", "ok"]
 
 
@@ -78,11 +67,11 @@ def test_a_reader_of_messages_that_leaves_costs_no_row(
 
 def test_a_terminal_that_is_gone_costs_no_row(tiny_shell: Shell, clips: Path, tmp_path: Path) -> None:
     out, (ours, theirs) = tmp_path / "out.jsonl", os.openpty()
-    command = [*tiny_shell.command, *map(str, ("caption", clips, "--out", out, *FEW))]
-    ignoring = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command]
+    ignoring = entry_after("import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    command = [*ignoring, *map(str, ("caption", clips, "--out", out, *FEW))]
     environment = {**tiny_shell.environment, "TERM": "xterm"}
     running = subprocess.Popen(
-        ignoring, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
     os.close(theirs)
     assert os.read(ours, 100)  # it has begun to talk

@@ -150,6 +150,7 @@ assert not {"torch", "transformers", "rich", "typer", "decord"} & set(sys.module
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.usefixtures("cold")
 def test_modules_of_the_current_folder_are_not_the_childs(clip, tmp_path, monkeypatch):
     (tmp_path / "av.py").write_text("raise SystemExit('taken over')")
     monkeypatch.chdir(tmp_path)

@@ -215,6 +215,7 @@ def test_where_the_machine_has_room_for_one_process_it_reads_all(clips, monkeypa
         assert [info.begins for info in infos] == [0.0] * len(clips)
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_child_that_ends_before_it_has_the_file_is_no_error_of_the_clip(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     (tmp_path / "av.py").write_text("raise OSError(24, 'Too many open files')")
