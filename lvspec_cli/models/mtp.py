@@ -19,7 +19,7 @@ token. So nothing depends on what was drafted before.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,9 +164,7 @@ class MtpDecoder(Decoder):
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
         nothing = torch.empty(0, loaded.model.config.hidden_size, device=loaded.device, dtype=loaded.dtype)
-        self._inputs: Tensor | None = (
-            None  # embeddings of the prefix, (1, prefix, width), until it is encoded
-        )
+        self._inputs: Tensor | None = None  # embeddings of the prefix, (1, prefix, width), until it is run
         self._states, self._first = nothing, 0  # of the target, not run yet, and the position of the first
         self._last_of_prefix = nothing
         self._own: Tensor | None = None  # the layer's own state of its last row, (1, width)
@@ -207,7 +205,13 @@ class MtpDecoder(Decoder):
         positions = prompt.position_ids[..., : length - 1].to(self.loaded.device)
         return self._run(inputs, family.rotary(model, inputs, positions))
 
-    def begin(self, prompt: Prompt, room: int, watch: Collection[int] = (), on_pass: Any = None) -> Pass:
+    def begin(
+        self,
+        prompt: Prompt,
+        room: int,
+        watch: Collection[int] = (),
+        on_pass: Callable[[Pass], None] | None = None,
+    ) -> Pass:
         """Run the question, after :meth:`follow` of the target's passes over it."""
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length

@@ -245,6 +245,16 @@ def test_a_batch_of_questions_over_one_prefix(subject: Subject) -> None:
         check_rounds(subject, prompts.target, rounds)
 
 
+def test_relevance_may_need_the_video_again(subject: Subject) -> None:
+    """The target then encodes it again, for states of other layers; the prediction layer keeps its rows."""
+    session, prompts = Session.of(subject.pair), subject.prompts("odd")
+    rule = replace(LOOSE, relevance=RelevanceName.SIMILARITY, anchor_margin=0.5, layers=(1,))
+    for wanted in (WANTED, replace(WANTED, mode=Mode.LVSPEC, rule=rule)):
+        _, rounds = decode(subject.pair, prompts, wanted, session)
+        check_rounds(subject, prompts.target, rounds)
+    assert any(done.relevance for done in rounds)
+
+
 def test_the_first_answer_may_do_without_it(subject: Subject) -> None:
     """Then the target encodes the video again for the layer, which reads its states."""
     session, prompts = Session.of(subject.pair), subject.prompts("odd")
