@@ -190,7 +190,7 @@ def fit(
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
         from lvspec_cli.memory.machine import this_machine
         from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload_of_pair
-        from lvspec_cli.ui.pairs import fit_details, fit_table, machine_line
+        from lvspec_cli.ui.pairs import first_choice, fit_details, fit_table, machine_line
         from lvspec_cli.ui.tables import for_stdout
 
         machine = this_machine(device)
@@ -208,6 +208,7 @@ def fit(
         if pair:
             write_out(fit_details(fits[0], machine))
         else:
+            say(first_choice(fits))
             write_out(for_stdout(fit_table(fits)))
 
 

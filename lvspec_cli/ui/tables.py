@@ -126,7 +126,7 @@ def _cells(row: PairRow) -> tuple[str, ...]:
         model_size(row.pair.draft, row.draft),
         here,
         row.pair.licence or "",
-        row.pair.about,
+        "; ".join(filter(None, (row.pair.about, row.pair.no_gain and "gains nothing"))),
     )
 
 
