@@ -87,7 +87,7 @@ def test_tokens_of_a_video() -> None:
 
 
 def test_vocabularies_of_llava_onevision() -> None:
-    """Qwen2's rows and two marks, up to the next 64, as the public script pads them that converted the files."""
+    """Qwen2's rows and two marks, up to the next 64: padded by the public script that converts."""
     rows = {"0.5b": 151_936, "7b": 152_064, "72b": 152_064}
     for name, words in rows.items():
         config = read_object(CONFIGS / f"llava-hf--llava-onevision-qwen2-{name}-ov-hf.json")
