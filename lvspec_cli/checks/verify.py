@@ -14,9 +14,10 @@ from transformers import GenerationConfig
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.generation import first_difference
-from lvspec_cli.models.read import read_config, read_processor
+from lvspec_cli.models.read import chat_text, read_config, read_processor
 from lvspec_cli.pairs.files import count_parameters
 from lvspec_cli.pairs.registry import Source
+from lvspec_cli.types import DEFAULT_PROMPT
 
 State = Literal["ok", "failed", "not checked"]
 Progress = Callable[[str, int, int], None]  # a file's name, bytes read, bytes in total
@@ -93,7 +94,10 @@ def git_or_sha256(file: Path, length: int, progress: Progress) -> str:
 
 
 def check_texts(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
-    """Checks that the two tokenizers agree on all shared ids, and compares the chat templates."""
+    """Checks that the two tokenizers agree on all shared ids, and compares the chat templates.
+
+    What they write about a video is compared: files may hold other templates beside the one that is used.
+    """
     target_processor, draft_processor = read_processor(target.folder), read_processor(draft.folder)
     target_words, draft_words = target_processor.tokenizer.get_vocab(), draft_processor.tokenizer.get_vocab()
     difference = first_difference(target_words, draft_words)
@@ -104,8 +108,12 @@ def check_texts(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
         index, token, draft_token = difference
         detail = f"{index} is {token!r} in the target and {draft_token!r} in the draft"
         yield Check("tokenizers", "failed", detail)
-    if _template(target_processor) == _template(draft_processor):
-        yield Check("chat templates", "ok", "equal")
+    written, draft_written = (
+        chat_text(processor, DEFAULT_PROMPT, None, model.source.name)
+        for processor, model in ((target_processor, target), (draft_processor, draft))
+    )
+    if written == draft_written:
+        yield Check("chat templates", "ok", "write the same about a video")
     else:
         yield Check("chat templates", "ok", "differ: both models read what the target's writes")
 
@@ -187,12 +195,6 @@ def _ends(model: LocalModel) -> list[int]:
     except OSError:
         return []
     return [] if ends is None else [ends] if isinstance(ends, int) else sorted(ends)
-
-
-def _template(processor: Any) -> str | None:
-    template = getattr(processor, "chat_template", None)
-    template = template or getattr(processor.tokenizer, "chat_template", None)
-    return template.strip() if isinstance(template, str) else template
 
 
 def guarded(what: str, checks: Callable[[], Iterator[Check]]) -> list[Check]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -93,16 +93,16 @@ def pull(
     was cut short begins anew.
     """
     with reporting(debug):
-        from lvspec_cli.pairs.hub import check_room, missing_of
+        from lvspec_cli.pairs.hub import check_room
         from lvspec_cli.pairs.registry import load_registry
-        from lvspec_cli.ui.progress import byte_counter
 
         name, chosen = load_registry(models_file).pair(pair)
         sources = {source.name: source for source in (chosen.target, chosen.draft)}.values()
         for source in sources:
             if source.repo is None:
                 _folder(source)  # cannot be downloaded: an error if it is missing
-        missing = [missing_of(source, byte_counter) for source in sources if _needs_hub(source)]
+        asked = [_missing(source) for source in sources if _needs_hub(source)]
+        missing = [model for model in asked if model is not None]
         if not quiet:
             incomplete = [model for model in missing if model.files]
             for model in incomplete:
@@ -123,6 +123,21 @@ def _needs_hub(source: Source) -> bool:
     from lvspec_cli.pairs.files import locate
 
     return source.repo is not None and (source.revision is None or locate(source).folder is None)
+
+
+def _missing(source: Source) -> Missing | None:
+    """What the hub has and the cache lacks; None if the hub is out of reach, and the files here are whole."""
+    from lvspec_cli.pairs.files import locate
+    from lvspec_cli.pairs.hub import HubUnreachableError, missing_of
+    from lvspec_cli.ui.progress import byte_counter
+
+    try:
+        return missing_of(source, byte_counter)
+    except HubUnreachableError as error:
+        if locate(source).folder is None:
+            raise
+        say(f"{error.cause}; the files that are here are taken")
+        return None
 
 
 def _folder(source: Source) -> str:
@@ -251,8 +266,8 @@ def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, qui
 
     target = LocalModel("target", pair.target, folders[0])
     draft = LocalModel("draft", pair.draft, folders[1])
-    for model in (target, draft):
-        yield from guarded(f"{model.role}: files", partial(_files, model, quiet))
+    for model, known in zip((target, draft), _known_hashes((target, draft), quiet), strict=True):
+        yield from guarded(f"{model.role}: files", partial(_files, model, known, quiet))
     checks = guarded("tokenizers", partial(check_texts, target, draft))
     checks += guarded("configs", partial(check_configs, target, draft))
     yield from checks
@@ -264,17 +279,29 @@ def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, qui
         yield from guarded("self-test", partial(_self_test, name, pair, device, dtype))
 
 
-def _files(model: LocalModel, quiet: bool) -> Iterator[Check]:
-    from lvspec_cli.checks.verify import check_files
-    from lvspec_cli.pairs.hub import hashes_of
+def _known_hashes(models: Sequence[LocalModel], quiet: bool) -> Iterator[dict[str, str]]:
+    """The hub's hashes of each model's files; none where it cannot be asked, which is said once."""
+    from lvspec_cli.pairs.hub import HubUnreachableError, check_reachable, hashes_of
 
-    known: dict[str, str] = {}
-    if model.source.repo:
+    answers: bool | None = None
+    for model in models:
+        known: dict[str, str] = {}
         try:
-            known = hashes_of(model.source, model.folder.name)
+            if model.source.repo and answers is not False:
+                if answers is None:
+                    check_reachable()
+                answers = True
+                known = hashes_of(model.source, model.folder.name)
         except LvspecError as error:
+            answers = not isinstance(error, HubUnreachableError)
             if not quiet:
                 say(f"{error.cause}; the cache's own hashes are taken")
+        yield known
+
+
+def _files(model: LocalModel, known: dict[str, str], quiet: bool) -> Iterator[Check]:
+    from lvspec_cli.checks.verify import check_files
+
     yield check_files(model, known, _file_progress(quiet))
 
 

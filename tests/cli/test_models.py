@@ -20,6 +20,7 @@ from lvspec_cli.pairs.registry import load_registry, shipped_models
 from lvspec_cli.types import Quantisation
 from tests.conftest import Printed
 from tests.memory.test_sizes import size
+from tests.tiny_models import save_pair
 
 Run = Callable[..., Printed]
 README = Path(__file__).parents[2] / "README.md"
@@ -197,6 +198,16 @@ def test_verify_finds_what_is_wrong(
     assert message in done.stdout
     assert "not checked\tself-test\tthe pair has to be right first" in done.stdout
     assert "p: 1 check has failed" in done.stderr
+
+
+def test_of_smolvlm_the_template_for_videos_is_compared(here: Run, tmp_path: Path) -> None:
+    """Its files' own template is for pictures; about a video the library's is used, of both models."""
+    _, draft = save_pair(tmp_path, "smolvlm")
+    (draft / "chat_template.jinja").write_text("{{ messages }}, as nobody writes them")
+    models = tmp_path / "m.yaml"
+    models.write_text("pairs:\n  tiny:\n    target: {folder: target}\n    draft: {folder: draft}\n")
+    done = here("models", "verify", "tiny", "--models", models, "--no-self-test", "--device", "cpu")
+    assert (done.returncode, "ok\tchat templates\twrite the same about a video\n" in done.stdout) == (0, True)
 
 
 def test_templates_that_differ_are_no_failure(here: Run, tiny_models: Path, tmp_path: Path) -> None:
