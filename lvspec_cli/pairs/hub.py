@@ -176,7 +176,7 @@ def _as_pair_error(source: Source) -> Iterator[None]:
 
 
 def _is_clients(error: Exception) -> bool:
-    """Whether the hub's client raises it. Its releases use different HTTP libraries: none is imported here."""
+    """Whether the hub's client raises it. Releases use different HTTP libraries: none is imported here."""
     return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
 
 
