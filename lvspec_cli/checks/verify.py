@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.memory.sizes import size_of
+from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import first_difference
 from lvspec_cli.models.read import chat_text, read_config, read_processor
 from lvspec_cli.pairs.files import count_parameters
@@ -121,7 +122,7 @@ def check_texts(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
 def check_configs(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
     """Checks that both models are of one family, have the same special ids, and the size in their config."""
     target_config, draft_config = _config(target), _config(draft)
-    names = ("model_type", *_IDS)
+    names = _IDS if _are_siblings(target_config, draft_config) else ("model_type", *_IDS)
     values = [(name, getattr(target_config, name, None), getattr(draft_config, name, None)) for name in names]
     values.append(("eos_token_id", _ends(target), _ends(draft)))
     different = [
@@ -130,10 +131,17 @@ def check_configs(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
     if different:
         yield Check("configs", "failed", f"differ in {', '.join(different)}")
     else:
-        yield Check("configs", "ok", f"both {target_config.model_type}")
+        kinds = dict.fromkeys((target_config.model_type, draft_config.model_type))
+        yield Check("configs", "ok", " and ".join(kinds) if len(kinds) > 1 else f"both {kinds.popitem()[0]}")
     for model in (target, draft):
         stored = sum(count_parameters(file) for file in model.folder.glob("*.safetensors"))
         yield _check_weights(model, stored)
+
+
+def _are_siblings(target_config: Any, draft_config: Any) -> bool:
+    """Whether the families are one, or one of them is a variant of the other, such as with experts."""
+    target, draft = (family_of(config.model_type, "the pair") for config in (target_config, draft_config))
+    return isinstance(target, type(draft)) or isinstance(draft, type(target))
 
 
 def _check_weights(model: LocalModel, stored: int) -> Check:

@@ -20,7 +20,7 @@ from lvspec_cli.pairs.registry import load_registry, shipped_models
 from lvspec_cli.types import Quantisation
 from tests.conftest import Printed
 from tests.memory.test_sizes import size
-from tests.tiny_models import save_pair
+from tests.tiny_models import save_model, save_pair
 
 Run = Callable[..., Printed]
 README = Path(__file__).parents[2] / "README.md"
@@ -198,6 +198,20 @@ def test_verify_finds_what_is_wrong(
     assert message in done.stdout
     assert "not checked\tself-test\tthe pair has to be right first" in done.stdout
     assert "p: 1 check has failed" in done.stderr
+
+
+def test_a_target_with_experts_and_a_draft_without(here: Run, tmp_path: Path) -> None:
+    """As Qwen3.5-35B-A3B with the 0.8B: of one family but for the experts."""
+    save_model(tmp_path / "target", "qwen3_5_moe")
+    save_model(tmp_path / "draft", "qwen3_5")
+    models = tmp_path / "m.yaml"
+    models.write_text("pairs:\n  experts:\n    target: {folder: target}\n    draft: {folder: draft}\n")
+    done = here("models", "verify", "experts", "--models", models, "--device", "cpu", "--quiet")
+    assert done.returncode == 0, done.stdout
+    assert "ok\tconfigs\tqwen3_5_moe and qwen3_5\n" in done.stdout
+    assert "ok\tself-test\texact mode gives the target's " in done.stdout
+    fitting = here("models", "fit", "experts", "--models", models, "--device", "cpu")
+    assert (fitting.returncode, "auto: none on cpu" in fitting.stdout) == (0, True)
 
 
 def test_of_smolvlm_the_template_for_videos_is_compared(here: Run, tmp_path: Path) -> None:

@@ -152,6 +152,15 @@ def test_the_bundled_pair_is_as_large_as_its_files() -> None:
         assert size_of(folder / "config.json").parameters == count_parameters(folder / "model.safetensors")
 
 
+def test_experts_are_planned_as_they_are_kept(tmp_path: Path) -> None:
+    """All in memory, unpacked; at prefill a row takes two of eight, the shared one, and copies of itself."""
+    size = size_of(save_model(tmp_path / "model", "qwen3_5_moe") / "config.json")
+    experts = 8 * 3 * 64 * 16
+    assert size.layer > experts
+    assert size.layer_matrices < size.layer - experts
+    assert size.mlp == 2 * 16 + 32 + 2 * 2 * 64 // 3
+
+
 def test_layers_that_keep_a_state_need_no_keys(tmp_path: Path) -> None:
     """Of tiny Qwen3.5 every fourth layer attends; what the others keep does not grow with the prompt."""
     folder = save_model(tmp_path / "model", "qwen3_5")
