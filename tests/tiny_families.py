@@ -26,6 +26,7 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
     Qwen3_5Config,
+    Qwen3_5MoeConfig,
     Qwen3VLConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -175,6 +176,20 @@ def qwen3_5_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> Qwen
     return Qwen3_5Config(text_config=text, **values)
 
 
+def qwen3_5_moe_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> Qwen3_5MoeConfig:
+    dense = qwen3_5_config(tokenizer, shape).to_dict()
+    own = ("model_type", "dtype", "transformers_version", "architectures")
+    text, vision = (
+        {name: value for name, value in dense[part].items() if name not in own}
+        for part in ("text_config", "vision_config")
+    )
+    del text["intermediate_size"]
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    text |= {**experts, "shared_expert_intermediate_size": 32}
+    values = {**qwen_values(tokenizer, shape), "vision_config": vision}
+    return Qwen3_5MoeConfig(text_config=text, **values)
+
+
 def llava_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> LlavaOnevisionConfig:
     ids = tokenizer.convert_tokens_to_ids
     return LlavaOnevisionConfig(
@@ -223,6 +238,20 @@ def intern_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> Inter
         text_config={**text_values(tokenizer, shape), "model_type": "qwen2"},
         vision_config={**vision_values(), "image_size": [56, 56], "patch_size": [14, 14]},
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+
+
+def intern3_5_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> InternVLConfig:
+    """InternVL3.5: Qwen3 inside, and a tower that normalises queries and keys, as that of the 38B."""
+    config = intern_config(tokenizer, shape)
+    tower = {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False}
+    text = {"model_type": "qwen3", "head_dim": 2 * shape.width // shape.heads}
+    return InternVLConfig(
+        text_config={**text_values(tokenizer, shape), **text},
+        vision_config={**vision_values(), "image_size": [56, 56], "patch_size": [14, 14], **tower},
+        image_token_id=config.image_token_id,
         image_seq_length=4,
         tie_word_embeddings=False,
     )
@@ -315,6 +344,7 @@ TINY = {
     "qwen2_5_vl": _qwen(qwen2_5_config, qwen2_5_processor),
     "qwen3_vl": _qwen(qwen3_config, qwen3_processor),
     "qwen3_5": _qwen(qwen3_5_config, qwen3_processor),
+    "qwen3_5_moe": _qwen(qwen3_5_moe_config, qwen3_processor),
     "llava_onevision": _qwen(llava_config, llava_processor),
     "llava_next_video": TinyFamily(
         build_piece_tokenizer,
@@ -327,4 +357,5 @@ TINY = {
         smol_tokenizer, ("<end_of_utterance>", "<|im_end|>"), SMOL[4:], smol_config, smol_processor
     ),
     "internvl": TinyFamily(intern_tokenizer, _CHAT, INTERN[3:], intern_config, intern_processor),
+    "internvl3_5": TinyFamily(intern_tokenizer, _CHAT, INTERN[3:], intern3_5_config, intern_processor),
 }

@@ -56,6 +56,8 @@ def fabricate(
     dtype = choose_dtype("auto", device, quantisation, float16_is_safe=family.float16_is_safe)
     few = deepcopy(config)
     few.get_text_config().num_hidden_layers = 1
+    if kinds := getattr(few.get_text_config(), "layer_types", None):
+        few.get_text_config().layer_types = kinds[:1]
     with quiet(), torch.device(device):
         model = AutoModelForImageTextToText.from_config(few, dtype=dtype, attn_implementation=_ATTENTION)
     layers = family.layers(model)
@@ -75,6 +77,7 @@ def fabricate(
         else:
             layers[0] = layer
     model.config = config
+    family.prepare(model)
     workspace = workspace_for([device], quantisation) if captured else None
     install_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
     return LoadedModel(

@@ -16,9 +16,10 @@ from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import first_difference
 from lvspec_cli.models.mtp import PredictionLayer, check_weights
-from lvspec_cli.models.read import read_config, read_processor
+from lvspec_cli.models.read import chat_text, read_config, read_processor
 from lvspec_cli.pairs.files import count_parameters
 from lvspec_cli.pairs.registry import Source
+from lvspec_cli.types import DEFAULT_PROMPT
 
 State = Literal["ok", "failed", "not checked"]
 Progress = Callable[[str, int, int], None]  # a file's name, bytes read, bytes in total
@@ -95,7 +96,10 @@ def git_or_sha256(file: Path, length: int, progress: Progress) -> str:
 
 
 def check_texts(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
-    """Checks that the two tokenizers agree on all shared ids, and compares the chat templates."""
+    """Checks that the two tokenizers agree on all shared ids, and compares the chat templates.
+
+    What they write about a video is compared: files may hold other templates beside the one that is used.
+    """
     target_processor, draft_processor = read_processor(target.folder), read_processor(draft.folder)
     target_words, draft_words = target_processor.tokenizer.get_vocab(), draft_processor.tokenizer.get_vocab()
     difference = first_difference(target_words, draft_words)
@@ -106,8 +110,12 @@ def check_texts(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
         index, token, draft_token = difference
         detail = f"{index} is {token!r} in the target and {draft_token!r} in the draft"
         yield Check("tokenizers", "failed", detail)
-    if _template(target_processor) == _template(draft_processor):
-        yield Check("chat templates", "ok", "equal")
+    written, draft_written = (
+        chat_text(processor, DEFAULT_PROMPT, None, model.source.name)
+        for processor, model in ((target_processor, target), (draft_processor, draft))
+    )
+    if written == draft_written:
+        yield Check("chat templates", "ok", "write the same about a video")
     else:
         yield Check("chat templates", "ok", "differ: both models read what the target's writes")
 
@@ -115,7 +123,7 @@ def check_texts(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
 def check_configs(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
     """Checks that both models are of one family, have the same special ids, and the size in their config."""
     target_config, draft_config = _config(target), _config(draft)
-    names = ("model_type", *_IDS)
+    names = _IDS if _are_siblings(target_config, draft_config) else ("model_type", *_IDS)
     values = [(name, getattr(target_config, name, None), getattr(draft_config, name, None)) for name in names]
     values.append(("eos_token_id", _ends(target), _ends(draft)))
     different = [
@@ -124,8 +132,15 @@ def check_configs(target: LocalModel, draft: LocalModel) -> Iterator[Check]:
     if different:
         yield Check("configs", "failed", f"differ in {', '.join(different)}")
     else:
-        yield Check("configs", "ok", f"both {target_config.model_type}")
+        kinds = dict.fromkeys((target_config.model_type, draft_config.model_type))
+        yield Check("configs", "ok", " and ".join(kinds) if len(kinds) > 1 else f"both {kinds.popitem()[0]}")
     yield from map(_check_weights, (target, draft))
+
+
+def _are_siblings(target_config: Any, draft_config: Any) -> bool:
+    """Whether the families are one, or one of them is a variant of the other, such as with experts."""
+    target, draft = (family_of(config.model_type, "the pair") for config in (target_config, draft_config))
+    return isinstance(target, type(draft)) or isinstance(draft, type(target))
 
 
 def check_mtp(target: LocalModel) -> Iterator[Check]:
@@ -199,12 +214,6 @@ def _ends(model: LocalModel) -> list[int]:
     except OSError:
         return []
     return [] if ends is None else [ends] if isinstance(ends, int) else sorted(ends)
-
-
-def _template(processor: Any) -> str | None:
-    template = getattr(processor, "chat_template", None)
-    template = template or getattr(processor.tokenizer, "chat_template", None)
-    return template.strip() if isinstance(template, str) else template
 
 
 def guarded(what: str, checks: Callable[[], Iterator[Check]]) -> list[Check]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated
@@ -89,9 +89,8 @@ def pull(
     was cut short begins anew.
     """
     with reporting(debug):
-        from lvspec_cli.pairs.hub import check_room, missing_of
+        from lvspec_cli.pairs.hub import check_room
         from lvspec_cli.pairs.registry import MTP, load_registry
-        from lvspec_cli.ui.progress import byte_counter
 
         name, chosen = load_registry(models_file).pair(pair)
         chosen = chosen.with_mtp() if draft == MTP else chosen
@@ -99,7 +98,8 @@ def pull(
         for source in sources:
             if source.repo is None:
                 _folder(source)  # cannot be downloaded: an error if it is missing
-        missing = [missing_of(source, byte_counter) for source in sources if _needs_hub(source)]
+        asked = [_missing(source) for source in sources if _needs_hub(source)]
+        missing = [model for model in asked if model is not None]
         if not quiet:
             incomplete = [model for model in missing if model.files]
             for model in incomplete:
@@ -122,6 +122,21 @@ def _needs_hub(source: Source) -> bool:
     from lvspec_cli.pairs.files import locate
 
     return source.repo is not None and (source.revision is None or locate(source).folder is None)
+
+
+def _missing(source: Source) -> Missing | None:
+    """What the hub has and the cache lacks; None if the hub is out of reach, and the files here are whole."""
+    from lvspec_cli.pairs.files import locate
+    from lvspec_cli.pairs.hub import HubUnreachableError, missing_of
+    from lvspec_cli.ui.progress import byte_counter
+
+    try:
+        return missing_of(source, byte_counter)
+    except HubUnreachableError as error:
+        if locate(source).folder is None:
+            raise
+        say(f"{error.cause}; the files that are here are taken")
+        return None
 
 
 def _folder(source: Source) -> str:
@@ -178,7 +193,7 @@ def fit(
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
         from lvspec_cli.memory.machine import this_machine
         from lvspec_cli.memory.resolve import fit_pair, nf4_rows, workload_of_pair
-        from lvspec_cli.ui.pairs import context_note, fit_details, fit_table, machine_line
+        from lvspec_cli.ui.pairs import context_note, first_choice, fit_details, fit_table, machine_line
         from lvspec_cli.ui.tables import for_stdout
 
         machine = this_machine(device)
@@ -198,6 +213,7 @@ def fit(
         if pair:
             write_out(fit_details(fits[0], machine))
         else:
+            say(first_choice(fits))
             write_out(for_stdout(fit_table(fits)))
 
 
@@ -242,8 +258,8 @@ def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, qui
     from lvspec_cli.checks.verify import Check, LocalModel, check_configs, check_mtp, check_texts, guarded
 
     models = [LocalModel(*named, folder) for named, folder in zip(sources, folders, strict=True)]
-    for model in models:
-        yield from guarded(f"{model.role}: files", partial(_files, model, quiet))
+    for model, known in zip(models, _known_hashes(models, quiet), strict=True):
+        yield from guarded(f"{model.role}: files", partial(_files, model, known, quiet))
     if pair.draft.mtp:
         checks = guarded("prediction layer", partial(check_mtp, *models))
     else:
@@ -258,18 +274,30 @@ def _checks(name: str, pair: Pair, self_test: bool, device: str, dtype: str, qui
         yield from guarded("self-test", partial(_self_test, name, pair, device, dtype))
 
 
-def _files(model: LocalModel, quiet: bool) -> Iterator[Check]:
-    from lvspec_cli.checks.verify import check_files
-    from lvspec_cli.pairs.hub import hashes_of
-    from lvspec_cli.ui.progress import PlainProgress
+def _known_hashes(models: Sequence[LocalModel], quiet: bool) -> Iterator[dict[str, str]]:
+    """The hub's hashes of each model's files; none where it cannot be asked, which is said once."""
+    from lvspec_cli.pairs.hub import HubUnreachableError, check_reachable, hashes_of
 
-    known: dict[str, str] = {}
-    if model.source.repo:
+    answers: bool | None = None
+    for model in models:
+        known: dict[str, str] = {}
         try:
-            known = hashes_of(model.source, model.folder.name)
+            if model.source.repo and answers is not False:
+                if answers is None:
+                    check_reachable()
+                answers = True
+                known = hashes_of(model.source, model.folder.name)
         except LvspecError as error:
+            answers = not isinstance(error, HubUnreachableError)
             if not quiet:
                 say(f"{error.cause}; the cache's own hashes are taken")
+        yield known
+
+
+def _files(model: LocalModel, known: dict[str, str], quiet: bool) -> Iterator[Check]:
+    from lvspec_cli.checks.verify import check_files
+    from lvspec_cli.ui.progress import PlainProgress
+
     progress = PlainProgress(None if quiet or not sys.stderr.isatty() else sys.stderr)
     stage = cache(partial(progress.staged, unit="B"))  # of each file
     yield check_files(model, known, lambda name, done, total: stage(name)(done, total))

@@ -1,4 +1,4 @@
-"""The default pair: the best one that is on this machine and fits, or the bundled one."""
+"""The default pair: the first of models.yaml that is on this machine and fits, or the bundled one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StoredPair:
 
 
 def choose_pair(registry: Registry, name: str | None, device: str = "auto") -> PairChoice:
-    """The pair of that name. For ``auto``: the best pair on this machine that fits.
+    """The pair of that name. For ``auto``: the first pair on this machine that fits.
 
     torch is imported only if there are more pairs to choose from than the bundled one.
 
@@ -38,7 +38,7 @@ def choose_pair(registry: Registry, name: str | None, device: str = "auto") -> P
 
 
 def local_pairs(registry: Registry) -> list[StoredPair]:
-    """The pairs with all files on this machine, without the bundled one."""
+    """The pairs with all files on this machine, in the order of preference, without the bundled one."""
     others = {name: pair for name, pair in registry.pairs.items() if pair.target.bundled is None}
     return [pair for pair in stored_pairs(others) if pair.target.folder and pair.draft.folder]
 
@@ -51,16 +51,21 @@ def stored_pairs(pairs: Mapping[str, Pair]) -> list[StoredPair]:
 def best(
     pairs: Mapping[str, Pair], local: list[StoredPair], is_fitting: Callable[[StoredPair], bool]
 ) -> PairChoice:
-    """The fitting pair with the largest target, then the largest draft; the bundled one if none fits."""
-    ranked = sorted(local, key=lambda pair: (-(pair.target.parameters or 0), -(pair.draft.parameters or 0)))
-    for pair in ranked:
+    """The first local pair that fits and gains, in the order of models.yaml; the bundled one if none does."""
+    gaining = [pair for pair in local if pair.pair.no_gain is None]
+    for pair in gaining:
         if is_fitting(pair):
-            note = f"pair {pair.name} (auto): the largest that is on this machine and fits it"
+            note = f"pair {pair.name} (auto): the first of models.yaml that is on this machine and fits it"
             return PairChoice(pair.name, pair.pair, f"{note}; `lvspec models fit` shows what else would")
-    if ranked:
-        names = ", ".join(pair.name for pair in ranked)
-        why = f"{names} {'is' if len(ranked) == 1 else 'are'} here, and too large"
-        remedy = "`lvspec models fit` shows by how much"
+    if local:
+        names = ", ".join(pair.name for pair in gaining or local)
+        verb = "is" if len(gaining or local) == 1 else "are"
+        why = f"{names} {verb} here, and {'too large' if gaining else 'no faster than the target alone'}"
+        remedy = (
+            "`lvspec models fit` shows by how much"
+            if gaining
+            else f"`--pair {local[0].name}` takes it anyway"
+        )
     else:
         why = "no other is on this machine"
         pull = f"`lvspec models pull {LAPTOP}` for real videos, or a larger one: " if LAPTOP in pairs else ""

@@ -15,6 +15,7 @@ from typing import Any
 from lvspec_cli.errors import NoRoomError, UsageError
 from lvspec_cli.memory.plan import (
     CANDIDATES,
+    GIGABYTE,
     SLACK,
     TEXT_TOKENS,
     Decision,
@@ -331,16 +332,16 @@ def no_room_for(plan: LoadPlan, load: Workload) -> NoRoomError:
 def no_room(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest) -> NoRoomError:
     """The error with the needed memory, the free memory, and the smallest change that would fit."""
     plan = decide(machine, sizes, load, request, gamma=1, width_limit=None).plan
-    change = smallest_change(machine, sizes, load, request) or _smaller_pair(machine)
+    change = smallest_change(machine, sizes, load, request) or _other_pair(machine)
     return NoRoomError(shortage(plan, machine, load), change)
 
 
-def _smaller_pair(machine: Machine) -> str:
-    """The remedy that names the largest shipped pair that fits."""
+def _other_pair(machine: Machine) -> str:
+    """The remedy that names the first shipped pair that fits."""
     from lvspec_cli.pairs.registry import read_models_file, shipped_models
 
-    name = largest_that_fits(read_models_file(shipped_models()).pairs, machine)
-    return f"--pair {name}, a smaller one" if name else "choose a smaller pair with --pair"
+    fit = first_that_fits(read_models_file(shipped_models()).pairs, machine)
+    return f"--pair {fit.name}, which fits with its defaults" if fit else "choose a smaller pair with --pair"
 
 
 GAMMA = 8  # assumed for decisions
@@ -368,6 +369,7 @@ class PairFit:
     rows: tuple[FitRow, ...]
     decision: Decision
     change: str | None  # flags with which it would fit, if it does not
+    no_gain: str | None = None  # why it is no faster than its target alone
 
 
 def local_fit(pair: Pair, target: Path, draft: Path, device: str) -> Decision:
@@ -423,16 +425,19 @@ def fit_pair(
         rows=rows,
         decision=decision,
         change=change,
+        no_gain=pair.no_gain,
     )
 
 
-def largest_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> str | None:
-    """The largest pair that fits with its defaults, among those with known memory needs."""
-    room = sum(device.usable for device in machine.devices)
-    known = [name for name, pair in pairs.items() if pair.memory and min(pair.memory.values()) * 1e9 <= room]
-    for name in sorted(known, key=lambda name: -max(pairs[name].memory.values())):
-        if fit_pair(name, pairs[name], machine, workload_of_pair(pairs[name])).decision.plan.fits:
-            return name
+def first_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> PairFit | None:
+    """The first pair that fits with its defaults and gains, among those with known memory needs."""
+    room = sum(device.total for device in machine.devices)
+    for name, pair in pairs.items():
+        # Without the second condition every model would be built.
+        if pair.no_gain is None and pair.memory and min(pair.memory.values()) * GIGABYTE <= room:
+            fit = fit_pair(name, pair, machine, workload_of_pair(pair))
+            if fit.decision.plan.fits:
+                return fit
     return None
 
 

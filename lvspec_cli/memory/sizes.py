@@ -53,7 +53,7 @@ def size_of_model(model: Any, name: str) -> ModelSize:
         largest_matrix=max(map(max, matrices)),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
-        mlp=text.intermediate_size,
+        mlp=family.mlp_width(model.config),
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vision=family.vision_size(model.config),
         attention_layers=len(family.attention_layers(model.config)),

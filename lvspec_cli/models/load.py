@@ -221,7 +221,8 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
             model = model.to(dtype)  # dequantised weights have the dtype of their scales
         if devices[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
-        workspace = workspace_for(devices, quantisation) if request.captured else None
+        can_capture = request.captured and not family.waits_for_host
+        workspace = workspace_for(devices, quantisation) if can_capture else None
         family.prepare(model)
         install_kernels(family.language(model), devices, quantisation, captured=workspace is not None)
         generation = read_generation(model.generation_config, name)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 from lvspec_cli.errors import PairError
 from lvspec_cli.pairs.files import ALLOWED_FILES, IGNORED_FILES
@@ -16,6 +19,14 @@ from lvspec_cli.table import gigabytes
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
 Bar = Callable[[Progress], type[Any]]  # makes a class for the progress bars of the hub's client
+Result = TypeVar("Result")
+# Seconds until the hub counts as out of reach: for any answer at all, and for a list of a repository's files.
+# The client has no limit for some calls, and repeats others for half a minute.
+ANSWER_S, LIST_S = 5.0, 10.0
+
+
+class HubUnreachableError(PairError):
+    """The hub does not answer, or HF_HUB_OFFLINE keeps it from being asked."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +41,12 @@ class Missing:
 def missing_of(source: Source, bar: Bar) -> Missing:
     """Compares a repository on the hub with the local cache.
 
+    :raises HubUnreachableError: the hub does not answer.
     :raises PairError: the hub cannot be reached or denies access, or the repository has no safetensors.
     """
     from huggingface_hub import snapshot_download
 
+    check_reachable(_name(source))
     with _as_pair_error(source):
         files = snapshot_download(**_arguments(source), dry_run=True, tqdm_class=bar(lambda *_: None))
     if not any(file.filename.endswith(".safetensors") for file in files):
@@ -92,10 +105,53 @@ def hashes_of(source: Source, commit: str) -> dict[str, str]:
     """
     from huggingface_hub import HfApi, RepoFile
 
+    def listed() -> list[Any]:
+        return list(HfApi().list_repo_tree(source.repo or "", revision=commit, recursive=True))
+
     with _as_pair_error(source):
-        entries = HfApi().list_repo_tree(source.repo or "", revision=commit, recursive=True)
-        files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        files = [entry for entry in _within(LIST_S, listed) if isinstance(entry, RepoFile)]
     return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+
+
+def check_reachable(wanted: str = "") -> None:
+    """Asks the hub for anything at all, by the client's own connection with its proxies and certificates.
+
+    :param wanted: what it is asked for, for the message.
+    :raises HubUnreachableError: no answer within a few seconds.
+    """
+    from huggingface_hub import constants, get_session
+
+    try:
+        _within(ANSWER_S, lambda: get_session().head(constants.ENDPOINT, timeout=ANSWER_S))
+    except Exception as error:
+        if not _is_clients(error):
+            raise
+        raise _unreachable(wanted) from error
+
+
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """The call's result.
+
+    It runs in a thread of its own, which nobody waits for at exit: looking up a name has no limit of time.
+
+    :raises TimeoutError: it takes longer.
+    """
+    results: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((call(), None))
+        except BaseException as error:  # raised below, by the thread that waits
+            results.put((None, error))
+
+    Thread(target=run, daemon=True).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
 
 
 def _arguments(source: Source) -> dict[str, Any]:
@@ -110,23 +166,34 @@ def _arguments(source: Source) -> dict[str, Any]:
 
 @contextmanager
 def _as_pair_error(source: Source) -> Iterator[None]:
-    """Turns what the hub's client raises into a PairError."""
+    """Turns what the hub's client raises into a PairError, and keeps the client from printing its retries."""
+    from huggingface_hub.utils import logging
+
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
     try:
         yield
     except PairError:
         raise
     except Exception as error:
-        # Releases of the client use different HTTP libraries, so that httpx cannot be imported here.
-        known = isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
-        if not known:
+        if not _is_clients(error):
             raise
         raise _pair_error(source, error) from error
+
+
+def _is_clients(error: Exception) -> bool:
+    """Whether the hub's client raises it. Releases use different HTTP libraries: none is imported here."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
+
+
+def _name(source: Source) -> str:
+    return f"{source.repo} at {source.revision}" if source.revision else str(source.repo)
 
 
 def _pair_error(source: Source, error: BaseException) -> PairError:
     from huggingface_hub import errors
 
-    name = f"{source.repo} at {source.revision}" if source.revision else str(source.repo)
+    name = _name(source)
     cause = " ".join(str(error).split())[:160]
     match error:
         case errors.GatedRepoError():
@@ -147,12 +214,14 @@ def _pair_error(source: Source, error: BaseException) -> PairError:
     return _unreachable(name)
 
 
-def _unreachable(name: str) -> PairError:
+def _unreachable(name: str) -> HubUnreachableError:
+    """:param name: what was wanted; empty for nothing special."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return PairError(f"HF_HUB_OFFLINE keeps {name} from being downloaded", "unset it")
-    return PairError(
-        f"the hub, {constants.ENDPOINT}, cannot be reached for {name}",
+        what = f"HF_HUB_OFFLINE keeps {name} from being downloaded" if name else "HF_HUB_OFFLINE is set"
+        return HubUnreachableError(what, "unset it")
+    return HubUnreachableError(
+        f"the hub, {constants.ENDPOINT}, cannot be reached" + (f" for {name}" if name else ""),
         "see to the connection, or set HF_ENDPOINT to a mirror",
     )

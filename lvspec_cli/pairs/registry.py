@@ -155,6 +155,7 @@ class Pair(Section):
     about: str = ""
     world: str | None = None  # the only kind of videos that the pair knows, if it is limited
     licence: str | None = None
+    no_gain: str | None = None  # why it is not faster than its target alone; auto never takes such a pair
     target: Source
     draft: Source
     memory: dict[Quantisation, Annotated[float, Gt(0), Le(1e6)]] = {}  # GB for both models on one device
@@ -195,7 +196,9 @@ class ModelsFile(Section):
 
 @dataclass(frozen=True)
 class Registry:
-    """All known pairs, and the name of the default one, which may be ``auto`` (``memory.choose``)."""
+    """All known pairs, and the name of the default one, which may be ``auto`` (``memory.choose``): then the
+    order of the pairs is that of preference.
+    """
 
     pairs: Mapping[str, Pair]
     default: str
@@ -220,7 +223,7 @@ class Registry:
 
 
 def load_registry(models: Path | None = None, environment: Mapping[str, str] = os.environ) -> Registry:
-    """The shipped pairs and the user's: from ``models``, else LVSPEC_MODELS, else the user's own file.
+    """The user's pairs, from ``models``, else LVSPEC_MODELS, else the user's own file; then the shipped ones.
 
     :raises UsageError: a named file is missing, or a file is not valid.
     """
@@ -229,7 +232,8 @@ def load_registry(models: Path | None = None, environment: Mapping[str, str] = o
     own = user_models(environment)
     read = named or (own if own and own.is_file() else None)
     users = read_models_file(read) if read else ModelsFile()
-    registry = Registry({**shipped.pairs, **users.pairs}, users.default or shipped.default or AUTO)
+    others = {name: pair for name, pair in shipped.pairs.items() if name not in users.pairs}
+    registry = Registry({**users.pairs, **others}, users.default or shipped.default or AUTO)
     if registry.default not in (AUTO, *registry.pairs):
         raise UsageError(
             f"{read or shipped_models()}: default: there is no pair named {registry.default!r}",

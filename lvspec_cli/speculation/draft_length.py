@@ -33,6 +33,7 @@ RATE_WEIGHT = 5.0  # steps of the target
 # On an H100, which reads 3.0 TB/s: 0.13 ms of small kernels a layer, 0.65 ms of the host (docs/real-size.md).
 CAPTURED_LAYER, EAGER_LAYER = 0.4e9, 2.0e9  # bytes
 DECAY = 0.9  # factor on all counts, once a round
+EXPERTS = ".experts."  # in the names of weights of which a row reads only some
 
 Observed = TypeVar("Observed")
 
@@ -164,9 +165,13 @@ def round_cost(gamma: int, costs: RoundCosts) -> float:
     return gamma * costs.draft + costs.verification + costs.row * (gamma + 1) + costs.overhead
 
 
-def costs_of_sizes(target_bytes: float, draft_bytes: float) -> RoundCosts:
-    """Costs where nothing was measured: a step takes as long as the device needs to read so many bytes."""
-    return RoundCosts(draft=draft_bytes / target_bytes)
+def costs_of_sizes(target_bytes: float, draft_bytes: float, row_bytes: float = 0.0) -> RoundCosts:
+    """Costs where nothing was measured: a step takes as long as the device needs to read so many bytes.
+
+    :param row_bytes: those of the target's that each row of a verification reads anew: its own experts.
+    """
+    costs, row = RoundCosts(draft=draft_bytes / target_bytes), row_bytes / target_bytes
+    return replace(costs, verification=costs.verification - row, row=costs.row + row)
 
 
 def policy_for(
@@ -181,7 +186,9 @@ def policy_for(
     adaptation = settings.adaptation
     # A prediction layer is small beside the head, unlike other drafts, whose heads are left out of both.
     head = draft.is_prediction_layer
-    costs = adaptation.costs or costs_of_sizes(_step_bytes(target, head=head), _step_bytes(draft, head=head))
+    costs = adaptation.costs or costs_of_sizes(
+        _step_bytes(target, head=head), _step_bytes(draft, head=head), _expert_bytes(target)
+    )
     if is_exact(rule):
         return AdaptiveLength(costs, adaptation.most, EXACT_CALIBRATION)
     loosely = effective(rule)
@@ -199,11 +206,24 @@ def _step_bytes(loaded: LoadedModel, *, head: bool) -> float:
     :param head: with the weights of the head.
     """
     layers = loaded.family.layers(loaded.model)
-    parts = [loaded.model] if loaded.is_prediction_layer else list(layers)
-    parts += [loaded.model.get_output_embeddings()] if head else []
-    weights = sum(weight.numel() * weight.element_size() for part in parts for weight in part.parameters())
     captured = loaded.workspace is not None
-    return weights + len(layers) * non_weight_bytes(loaded.device.type, captured=captured)
+    others = len(layers) * non_weight_bytes(loaded.device.type, captured=captured)
+    weights = _weight_bytes(loaded, experts=False) + _expert_bytes(loaded)
+    if head:
+        weights += sum(weight.nbytes for weight in loaded.model.get_output_embeddings().parameters())
+    return weights + others
+
+
+def _expert_bytes(loaded: LoadedModel) -> float:
+    """Bytes of the experts that one row reads in all layers."""
+    return loaded.family.active_experts(loaded.model.config) * _weight_bytes(loaded, experts=True)
+
+
+def _weight_bytes(loaded: LoadedModel, *, experts: bool) -> int:
+    """Bytes of the weights of all layers' experts, or of all others."""
+    parts = [loaded.model] if loaded.is_prediction_layer else loaded.family.layers(loaded.model)
+    weights = (named for part in parts for named in part.named_parameters())
+    return sum(weight.nbytes for name, weight in weights if (EXPERTS in name) == experts)
 
 
 def non_weight_bytes(device: str, *, captured: bool) -> float:

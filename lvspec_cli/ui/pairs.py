@@ -11,7 +11,7 @@ from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.memory.plan import Machine
 from lvspec_cli.memory.resolve import FitRow, PairFit, placement_text
 from lvspec_cli.pairs.files import Stored
-from lvspec_cli.pairs.registry import Pair, Source
+from lvspec_cli.pairs.registry import BUNDLED, Pair, Source
 from lvspec_cli.table import Table, plain, size
 from lvspec_cli.types import Quantisation, RuleSettings
 from lvspec_cli.ui.tables import model_size
@@ -20,6 +20,8 @@ from lvspec_cli.ui.tables import model_size
 def pair_facts(name: str, pair: Pair, target: Stored, draft: Stored, mtp: Stored) -> str:
     """One fact per line, with its name. ``mtp``: the prediction layer in the target's files."""
     rows = [("pair", name), ("about", pair.about), ("licence", pair.licence or "not said")]
+    if pair.no_gain:
+        rows.append(("gain", f"none: {pair.no_gain}; auto does not take it"))
     rows += [*_model("target", pair.target, target), *_model("draft", pair.draft, draft)]
     if mtp.folder is not None and not pair.draft.mtp:
         rows.append(("", f"{model_size(pair.target, mtp)}, for --draft mtp: in the target's files"))
@@ -77,7 +79,17 @@ def fit_details(fit: PairFit, machine: Machine) -> str:
         f" tokens), an answer of {load.new_tokens} tokens, computed in {element}"
     )
     table = plain(Table(DETAILS, list(map(_detail, fit.rows))))
-    return f"{visible(lead)}\n{table}{visible(f'auto: {_auto_choice(fit)}')}\n"
+    gain = f"gain: none: {fit.no_gain}\n" if fit.no_gain else ""
+    return f"{visible(lead)}\n{table}{visible(f'auto: {_auto_choice(fit)}')}\n{visible(gain)}"
+
+
+def first_choice(fits: Sequence[PairFit]) -> str:
+    """The pair that ``auto`` would take if all of them were on this machine, and in what."""
+    for fit in fits:
+        if fit.decision.plan.fits and fit.no_gain is None and fit.name != BUNDLED:
+            storage = _storage(fit.decision.target, fit.decision.draft)
+            return f"first choice for this machine: {fit.name}, weights kept in {storage}"
+    return "nothing but the bundled pair fits this machine"
 
 
 def context_note(fit: PairFit) -> str:
@@ -108,6 +120,7 @@ def _cells(fit: PairFit) -> tuple[str, ...]:
     else:
         choice = _storage(decision.target, decision.draft)
         where = placement_text(decision.plan.target, decision.plan.draft)
+    where += "; gains nothing" if fit.no_gain else ""
     return (fit.name, "yes" if fit.here else "no", *needs, choice, where)
 
 

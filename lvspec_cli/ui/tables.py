@@ -121,7 +121,7 @@ def _cells(row: StoredPair, *, is_default: bool) -> tuple[str, ...]:
         model_size(row.pair.draft, row.draft),
         "/".join(places),
         row.pair.licence or "",
-        row.pair.about,
+        "; ".join(filter(None, (row.pair.about, row.pair.no_gain and "gains nothing"))),
     )
 
 

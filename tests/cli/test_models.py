@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +15,12 @@ import pytest
 
 from lvspec_cli.memory.plan import CONTEXT, GIGABYTE, SLACK, Device, Machine, need, together
 from lvspec_cli.memory.plan import Choice as Kept
-from lvspec_cli.pairs.registry import load_registry
+from lvspec_cli.memory.resolve import first_that_fits
+from lvspec_cli.pairs.registry import load_registry, shipped_models
 from lvspec_cli.types import Quantisation
 from tests.conftest import Printed
 from tests.memory.test_sizes import size
+from tests.tiny_models import save_model, save_pair
 
 Run = Callable[..., Printed]
 README = Path(__file__).parents[2] / "README.md"
@@ -32,7 +36,8 @@ def test_alone_it_lists(here: Run) -> None:
     assert alone == listed
     rows = [line.split("\t") for line in listed.stdout.splitlines()]
     assert [row[0] for row in rows[:2]] == ["pair", "demo"]
-    assert len(rows) == 18
+    assert len(rows) == 20
+    assert [row[0] for row in rows if row[5].endswith("; gains nothing")] == ["qwen2.5-vl-7b-3b"]
     assert all(row[4] for row in rows)
     assert sorted({row[3] for row in rows[2:]}) == ["not here"]
 
@@ -42,10 +47,11 @@ def test_show(here: Run, tiny_models: Path) -> None:
     assert "Qwen/Qwen2.5-VL-3B-Instruct at 66285546d2b821cf421d4f5eb2576359d3770cd3" in shown
     assert "Qwen Research (non-commercial)" in shown
     assert "frames 64, fps 2, max-pixels 200704" in shown
-    assert (
-        "SmolVLM2-2.2B-Instruct at main, no commit is pinned"
-        in here("models", "show", "smolvlm2-2.2b-256m").stdout
-    )
+    assert "Qwen3.6-27B at main, no commit is pinned" in here("models", "show", "qwen3.6-27b-0.8b").stdout
+    assert "gain           none: a step of the draft takes 0.76 of its target's" in shown
+    intern = here("models", "show", "internvl3.5-38b-1b").stdout
+    assert "InternVL3_5-1B-HF at 9191dbccf312b537016f041b25d61c72e7c5c9f3" in intern
+    assert "38.4B, 76.8 GB, not here" in intern
     mine = here("models", "show", "tiny", "--models", tiny_models).stdout
     assert f"folder: {tiny_models.parent / 'target'}" in mine
     assert here("models", "show", "nope").returncode == 3
@@ -71,6 +77,46 @@ def test_fit_of_large_pairs_on_cards(here: Run, monkeypatch: pytest.MonkeyPatch)
     assert "auto: does not fit, " in short
     fewer = here("models", "fit", "qwen2.5-vl-7b-3b", "--frames", "16").stdout
     assert "16 frames of 200704 pixels at most (2048 visual tokens)" in fewer
+    assert "\ngain: none: a step of the draft takes 0.76 of its target's" in fewer
+    internvl = here("models", "fit", "internvl3.5-8b-1b").stdout
+    assert internvl.startswith("internvl3.5-8b-1b: 32 frames of 200704 pixels at most (8192 visual tokens)")
+
+
+def advice(text: str, row: str) -> list[tuple[int, str, str]]:
+    """GB, pair and quantisation of the lines that match."""
+    return [(int(found[1]), found[2], found[3]) for found in re.finditer(row, text, re.MULTILINE)]
+
+
+def test_the_advice_is_what_fit_computes() -> None:
+    """In models.yaml and in the README: the first pair that fits a card whose memory is free."""
+    pairs = load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs
+    computed = []
+    for card in (8, 16, 24, 48, 80):
+        fit = first_that_fits(pairs, machine(1, card))
+        assert fit is not None
+        kinds = dict.fromkeys((str(fit.decision.target), f"draft {fit.decision.draft}"))
+        same = fit.decision.target == fit.decision.draft
+        computed.append((card, fit.name, str(fit.decision.target) if same else ", ".join(kinds)))
+    assert advice(shipped_models().read_text(), r"^# +(\d+) GB  (\S+) +(.+)$") == computed
+    assert advice(README.read_text(encoding="utf-8"), r"^\| (\d+) \| `(.+)` \| (.+) \|$") == computed
+
+
+def test_fit_names_the_first_choice(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``auto`` would take it with all files here; pairs that gain nothing are passed over, and marked."""
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine(1, 24))
+    monkeypatch.setattr("lvspec_cli.memory.resolve.nf4_rows", lambda machine: 5)
+    registry = load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"})
+    few = {name: registry.pairs[name] for name in ("qwen2.5-vl-7b-3b", "smolvlm2-2.2b-256m")}
+    monkeypatch.setattr("lvspec_cli.pairs.registry.load_registry", lambda *_: replace(registry, pairs=few))
+    shown = here("models", "fit")
+    assert shown.returncode == 0, shown.stderr
+    rows = [line.split("\t") for line in shown.stdout.splitlines()]
+    assert [row[-1] for row in rows[1:]] == ["cuda:0; gains nothing", "cuda:0"]
+    assert (
+        "first choice for this machine: smolvlm2-2.2b-256m, weights kept in none, draft nf4\n" in shown.stderr
+    )
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine(1, 2))
+    assert "nothing but the bundled pair fits this machine\n" in here("models", "fit").stderr
 
 
 def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
@@ -152,6 +198,30 @@ def test_verify_finds_what_is_wrong(
     assert message in done.stdout
     assert "not checked\tself-test\tthe pair has to be right first" in done.stdout
     assert "p: 1 check has failed" in done.stderr
+
+
+def test_a_target_with_experts_and_a_draft_without(here: Run, tmp_path: Path) -> None:
+    """As Qwen3.5-35B-A3B with the 0.8B: of one family but for the experts."""
+    save_model(tmp_path / "target", "qwen3_5_moe")
+    save_model(tmp_path / "draft", "qwen3_5")
+    models = tmp_path / "m.yaml"
+    models.write_text("pairs:\n  experts:\n    target: {folder: target}\n    draft: {folder: draft}\n")
+    done = here("models", "verify", "experts", "--models", models, "--device", "cpu", "--quiet")
+    assert done.returncode == 0, done.stdout
+    assert "ok\tconfigs\tqwen3_5_moe and qwen3_5\n" in done.stdout
+    assert "ok\tself-test\texact mode gives the target's " in done.stdout
+    fitting = here("models", "fit", "experts", "--models", models, "--device", "cpu")
+    assert (fitting.returncode, "auto: none on cpu" in fitting.stdout) == (0, True)
+
+
+def test_of_smolvlm_the_template_for_videos_is_compared(here: Run, tmp_path: Path) -> None:
+    """Its files' own template is for pictures; about a video the library's is used, of both models."""
+    _, draft = save_pair(tmp_path, "smolvlm")
+    (draft / "chat_template.jinja").write_text("{{ messages }}, as nobody writes them")
+    models = tmp_path / "m.yaml"
+    models.write_text("pairs:\n  tiny:\n    target: {folder: target}\n    draft: {folder: draft}\n")
+    done = here("models", "verify", "tiny", "--models", models, "--no-self-test", "--device", "cpu")
+    assert (done.returncode, "ok\tchat templates\twrite the same about a video\n" in done.stdout) == (0, True)
 
 
 def test_templates_that_differ_are_no_failure(here: Run, tiny_models: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 
 from lvspec_cli.models.load import load_pair
 from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.pairs.files import read_object
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, FinishReason, Gamma, KeepBy, Mode, TokenKind
 from tests.conformance.conftest import CLIPS, Subject
-from tests.speculation.conftest import decode, with_generation
+from tests.speculation.conftest import decode, stock_model, with_generation
 from tests.tiny_families import TinyShape
 from tests.tiny_models import save_model, save_pair
 from tests.tiny_tokenizers import WORDS
@@ -144,6 +146,19 @@ def test_half_precision_takes_the_processors_tensors(subject: Subject) -> None:
     pair = load_pair(*subject.folders, device="cpu", dtype="bfloat16")
     found, _ = decode(pair, subject.prompts("odd"), replace(WANTED, max_new_tokens=4))
     assert found.tokens
+
+
+def test_internvl3_5(tmp_path: Path) -> None:
+    """Another language model and tower inside; its files' head counts, whatever the config says of tying."""
+    folders = save_pair(tmp_path, "internvl3_5")
+    for folder in folders:
+        config = read_object(folder / "config.json")
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    subject = Subject("internvl", folders, load_pair(*folders, device="cpu", dtype="float32"))
+    for model in (subject.pair.target.model, stock_model(str(folders[0]))):
+        assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    for clip in ("one-frame", "odd", "wide"):
+        check(subject, Case(clip, gamma=5))
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ EXPECTED_TIMES = {
     # Pairs of frames: the mean of each, an odd last frame with itself.
     "qwen3_vl": ["<0.2 seconds>", "<61.5 seconds>", "<125.3 seconds>"],
     "qwen3_5": ["<0.2 seconds>", "<61.5 seconds>", "<125.3 seconds>"],
+    "qwen3_5_moe": ["<0.2 seconds>", "<61.5 seconds>", "<125.3 seconds>"],
     "smolvlm": [
         "five frames from a 0:02:10 [H:MM:SS] video",
         "Frame from 00:00:",

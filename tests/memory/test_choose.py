@@ -28,21 +28,42 @@ LARGE, MIDDLE, SMALL = (
 )
 
 
-def test_the_largest_that_fits() -> None:
-    chosen = best(PAIRS, [SMALL, MIDDLE, LARGE], lambda each: True)
+def test_the_first_that_fits() -> None:
+    chosen = best(PAIRS, [LARGE, MIDDLE, SMALL], lambda each: True)
     assert chosen.name == "qwen2.5-vl-32b-7b"
     assert chosen.note.startswith(
-        "pair qwen2.5-vl-32b-7b (auto): the largest that is on this machine and fits"
+        "pair qwen2.5-vl-32b-7b (auto): the first of models.yaml that is on this machine and fits"
     )
-    assert best(PAIRS, [LARGE, SMALL, MIDDLE], lambda each: each is not LARGE).name == "qwen2.5-vl-32b-3b"
+    assert best(PAIRS, [LARGE, MIDDLE, SMALL], lambda each: each is not LARGE).name == "qwen2.5-vl-32b-3b"
     asked: list[StoredPair] = []
 
     def is_fitting(each: StoredPair) -> bool:
         asked.append(each)
         return True
 
-    best(PAIRS, [SMALL, MIDDLE, LARGE], is_fitting)
+    best(PAIRS, [LARGE, MIDDLE, SMALL], is_fitting)
     assert asked == [LARGE]  # no machine is looked at more often than need be
+
+
+def test_a_pair_that_gains_nothing_is_never_taken() -> None:
+    assert SMALL.pair.no_gain
+    asked: list[StoredPair] = []
+    alone = best(PAIRS, [SMALL], lambda each: asked.append(each) or True)  # type: ignore[func-returns-value]
+    assert (alone.name, asked) == ("demo", [])
+    assert "qwen2.5-vl-7b-3b is here, and no faster than the target alone; `--pair qwen2.5-vl-7b-3b`" in (
+        alone.note
+    )
+    assert best(PAIRS, [SMALL, LARGE], lambda each: True).name == LARGE.name
+    registry = load_registry(environment=NOWHERE)
+    assert choose_pair(registry, "qwen2.5-vl-7b-3b").name == "qwen2.5-vl-7b-3b"  # who names it gets it
+
+
+def test_the_users_pairs_come_first(tmp_path: Path, tiny_models: Path) -> None:
+    registry = load_registry(tiny_models, {})
+    assert list(registry.pairs)[:2] == ["tiny", "demo"]
+    own = tmp_path / "m.yaml"
+    own.write_text("pairs:\n  smolvlm2-2.2b-256m:\n    target: {folder: x}\n    draft: {folder: y}\n")
+    assert next(iter(load_registry(own, {}).pairs)) == "smolvlm2-2.2b-256m"
 
 
 def test_the_bundled_one_else_and_what_to_pull() -> None:

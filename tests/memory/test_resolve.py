@@ -315,7 +315,7 @@ def test_a_smaller_pair_is_named(plan: LoadPlan, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: card)
     monkeypatch.setattr("lvspec_cli.memory.resolve.smallest_change", lambda *_: None)
     here = replace(plan, loading=replace(PLAIN, device="cuda"))
-    assert no_room_for(here, LOAD).remedy == "--pair qwen2.5-vl-7b-3b, a smaller one"
+    assert no_room_for(here, LOAD).remedy == "--pair qwen3.8-27b-0.8b, which fits with its defaults"
 
 
 def test_a_workload_is_what_is_asked_for_at_most(request_: AskRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import load_model
 from lvspec_cli.models.prompt import build_prompt
 from lvspec_cli.models.read import chat_text
-from lvspec_cli.pairs.files import CONFIGS, config_path, known_config
+from lvspec_cli.pairs.files import CONFIGS, config_path, known_config, read_object
 from lvspec_cli.pairs.registry import PACKAGE, Source, read_models_file, shipped_models
 from tests.tiny_models import make_clip, save_model
 
@@ -66,6 +67,7 @@ def test_parameters_are_the_sum_of_the_layers(
         ("Qwen2.5-VL-3B-Instruct", 3_754_622_976),  # input and output embeddings are one
         ("Qwen3-VL-2B-Instruct", 2_127_532_032),
         ("Qwen3-VL-8B-Instruct", 8_767_123_696),
+        ("InternVL3_5-1B-HF", 1_060_897_792),
         ("SmolVLM2-2.2B-Instruct", 2_246_784_880),
         ("SmolVLM2-256M-Video-Instruct", 256_484_928),
     ],
@@ -82,6 +84,41 @@ def test_tokens_of_a_video() -> None:
     assert size("llava-onevision-qwen2-0.5b-ov-hf").vision.tokens(8, pixels) == 8 * 14 * 14
     assert size("SmolVLM2-2.2B-Instruct").vision.tokens(8, pixels) == 8 * 81
     assert size("SmolVLM2-256M-Video-Instruct").vision.tokens(8, pixels) == 8 * 64
+
+
+def test_vocabularies_of_llava_onevision() -> None:
+    """Qwen2's rows and two marks, up to the next 64: padded by the public script that converts."""
+    rows = {"0.5b": 151_936, "7b": 152_064, "72b": 152_064}
+    for name, words in rows.items():
+        config = read_object(CONFIGS / f"llava-hf--llava-onevision-qwen2-{name}-ov-hf.json")
+        assert config["text_config"]["vocab_size"] == 64 * math.ceil((words + 2) / 64)
+    assert 64 * math.ceil((152_064 + 2) / 64) == 152_128
+
+
+def intern_parameters(width: int, mlp: int, layers: int, heads: int, tower: int) -> int:
+    """InternVL3.5: Qwen3 with a head of its own, a tower, and two layers between."""
+    attention = 2 * width * heads * 128 + 2 * width * 8 * 128 + 2 * 128  # q and o, k and v, norms of q and k
+    language = 2 * 151_936 * width + layers * (attention + 3 * width * mlp + 2 * width) + width
+    vision = 4 * tower
+    between = 2 * vision + vision * width + width + width * width + width
+    return language + between
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "tower"),
+    [("1B", (1024, 3072, 28, 16, 1024), 304_012_288), ("8B", (4096, 12288, 36, 32, 1024), 304_012_288)],
+)
+def test_parameters_of_internvl(name: str, shape: tuple[int, int, int, int, int], tower: int) -> None:
+    assert size(f"InternVL3_5-{name}-HF").parameters == intern_parameters(*shape) + tower
+
+
+def test_the_large_tower_of_internvl() -> None:
+    """38B: its card says 5.5B for the tower and 32.8B for Qwen3-32B; no biases but those of the products."""
+    found = size("InternVL3_5-38B-HF")
+    tower = found.parameters - intern_parameters(5120, 25600, 64, 64, 3200)
+    assert round(tower / 1e9, 1) == 5.5
+    assert (found.vision.width, found.vision.mlp) == (3200, 12800)
+    assert found.vision.tokens(8, 448 * 448) == 8 * 256
 
 
 def test_every_repository_of_the_shipped_pairs_has_its_config() -> None:
@@ -113,6 +150,15 @@ def test_the_bundled_pair_is_as_large_as_its_files() -> None:
     for half in ("target", "draft"):
         folder = PACKAGE / "demo/pair" / half
         assert size_of(folder / "config.json").parameters == count_parameters(folder / "model.safetensors")
+
+
+def test_experts_are_planned_as_they_are_kept(tmp_path: Path) -> None:
+    """All in memory, unpacked; at prefill a row takes two of eight, the shared one, and copies of itself."""
+    size = size_of(save_model(tmp_path / "model", "qwen3_5_moe") / "config.json")
+    experts = 8 * 3 * 64 * 16
+    assert size.layer > experts
+    assert size.layer_matrices < size.layer - experts
+    assert size.mlp == 2 * 16 + 32 + 2 * 2 * 64 // 3
 
 
 def test_layers_that_keep_a_state_need_no_keys(tmp_path: Path) -> None:

@@ -35,10 +35,11 @@ class Hub:
     claimed: dict[str, int] = field(
         default_factory=dict
     )  # sizes that are said of files, in place of their own
-    held: str | None = None  # a file that is not given before ``release``
+    held: str | None = None  # a file, or the tree, that is not given before ``release``
     holding: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
     given: list[tuple[str, str | None]] = field(default_factory=list)  # file, range
+    asked: list[str] = field(default_factory=list)  # paths
     address: str = ""
 
     def tree(self, repo: str) -> list[dict[str, Any]]:
@@ -72,9 +73,12 @@ def serve(hub: Hub) -> ThreadingHTTPServer:  # noqa: C901 - a handler is one cla
             self._answer(body=True)
 
         def _answer(self, body: bool) -> None:
+            hub.asked.append(self.path)
             parts = unquote(urlsplit(self.path).path).strip("/").split("/")
             if parts[:2] == ["api", "models"] and "/".join(parts[2:4]) in hub.repos:
                 repo, what = "/".join(parts[2:4]), parts[4] if len(parts) > 4 else ""
+                if what == hub.held:
+                    hub.release.wait(60)
                 self._json(hub.tree(repo) if what == "tree" else {"id": repo, "sha": COMMIT, "siblings": []})
             elif len(parts) > 4 and parts[2] == "resolve" and "/".join(parts[:2]) in hub.repos:
                 self._file("/".join(parts[4:]), hub.repos["/".join(parts[:2])], body)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from lvspec_cli.pairs.hub import ANSWER_S, HubUnreachableError, check_reachable
 from tests.cli.terminal import Terminal
-from tests.conftest import Shell
+from tests.conftest import Shell, write_video
 from tests.pairs.server import COMMIT, Hub, blob, serve
+from tests.tiny_models import save_pair
 
 WEIGHTS = save({"weight": np.arange(600_000, dtype=np.float32)})
 FILES = {
@@ -191,6 +197,111 @@ def test_files_are_compared_with_their_hashes(
     weights.write_bytes(WEIGHTS[:-1] + b"x")
     found = check_files(half, {}, lambda *_: None)
     assert (found.state, "model.safetensors is not the file" in found.detail) == ("failed", True)
+
+
+@pytest.fixture
+def real(online: Shell, hub: Hub, tmp_path: Path) -> Shell:
+    """A tiny real pair in the cache, of main: no commit of it is pinned."""
+    for repo, folder in zip(("some/large", "some/small"), save_pair(tmp_path, "smolvlm"), strict=True):
+        hub.repos[repo] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert online.run("models", "pull", "made-up").returncode == 0
+    return online
+
+
+@contextmanager
+def black_hole() -> Iterator[tuple[str, list[socket.socket]]]:
+    """The address of a server that takes connections and never says a word, and those that it took."""
+    taken: list[socket.socket] = []
+
+    def take() -> None:
+        with suppress(OSError):
+            while True:
+                taken.append(server.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=take, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", taken
+        server.shutdown(socket.SHUT_RDWR)
+    for connection in taken:
+        connection.close()
+
+
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("address", [NOBODY, "http://nowhere.invalid", "black hole"])
+def test_a_hub_that_does_not_answer_is_given_up_within_seconds(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with black_hole() as (hole, _):
+        address = hole if address == "black hole" else address
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        began = time.monotonic()
+        with pytest.raises(HubUnreachableError) as caught:
+            check_reachable()
+    assert caught.value.cause == f"the hub, {address}, cannot be reached"
+    assert time.monotonic() - began < 2 * ANSWER_S + 5  # a busy machine is no failure
+
+
+def test_hf_hub_offline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE is set"):
+        check_reachable()
+
+
+def test_without_a_hub_what_is_in_the_cache_is_used(real: Shell, tmp_path: Path) -> None:
+    """One line, and nothing of the client's; an answer needs no hub at all."""
+    with black_hole() as (address, taken):
+        shell = Shell(real.home, {**real.extra, "HF_ENDPOINT": address})
+        checked = shell.run("models", "verify", "made-up", "--no-self-test", "--device", "cpu")
+        assert checked.returncode == 0, checked.stderr
+        lost = f"the hub, {address}, cannot be reached"
+        assert checked.stderr == f"{lost}; the cache's own hashes are taken\n"
+        assert checked.stdout.count("match the hashes in the cache's names\n") == 2
+        assert len(taken) == 1  # the other model did not ask again
+        video = write_video(tmp_path / "v.mp4")
+        answered = shell.run("ask", video, "What?", "--pair", "made-up", "--frames", "2", "--quiet")
+        assert (answered.returncode, answered.stderr) == (0, "")
+        assert len(taken) == 1
+    pulled = Shell(real.home, {**real.extra, "HF_ENDPOINT": NOBODY}).run(
+        "models", "pull", "made-up", "--quiet"
+    )
+    assert pulled.returncode == 0, pulled.stderr
+    assert pulled.stderr.splitlines() == [
+        f"the hub, {NOBODY}, cannot be reached for {repo}; the files that are here are taken"
+        for repo in ("some/large", "some/small")
+    ]
+
+
+def test_a_hub_that_answers_and_then_gives_no_list(real: Shell, hub: Hub) -> None:
+    """What it is asked for takes longer than anybody waits: said once, and the other model asks no more."""
+    hub.held, before = "tree", len(hub.asked)
+    done = real.run("models", "verify", "made-up", "--no-self-test", "--device", "cpu")
+    assert (done.returncode, done.stdout.count("match the hashes in the cache's names\n")) == (0, 2)
+    assert done.stderr.splitlines() == [
+        f"the hub, {hub.address}, cannot be reached for some/large; the cache's own hashes are taken"
+    ]
+    assert not [path for path in hub.asked[before:] if "some/small" in path]
+
+
+def test_a_repository_that_is_nowhere_is_not_asked_for(real: Shell, hub: Hub, tmp_path: Path) -> None:
+    """``show`` and ``ask`` look into the cache alone: the server hears nothing."""
+    models = tmp_path / "other.yaml"
+    models.write_text("pairs:\n  other:\n    target: {repo: some/other}\n    draft: {repo: some/small}\n")
+    before = len(hub.asked)
+    shown = real.run("models", "show", "other", "--models", models)
+    assert (shown.returncode, "not here" in shown.stdout) == (0, True)
+    video = write_video(tmp_path / "v.mp4")
+    done = real.run("ask", video, "What?", "--pair", "other", "--models", models)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        3,
+        [
+            "error: some/other is not wholly in the local cache",
+            "try: download it with: lvspec models pull other",
+        ],
+    )
+    assert len(hub.asked) == before
 
 
 def test_a_pair_of_folders_that_are_not_there_says_so(online: Shell, hub: Hub, tmp_path: Path) -> None:

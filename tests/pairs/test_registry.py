@@ -19,6 +19,7 @@ from lvspec_cli.pairs.registry import (
     shipped_models,
     user_models,
 )
+from lvspec_cli.table import gigabytes
 from lvspec_cli.types import Looseness, RoundCosts, RuleSettings
 
 PAIR = "target: {folder: big}\n    draft: {repo: someone/small}\n"
@@ -226,6 +227,48 @@ def test_shipped_file_is_the_one_at_the_top_of_the_checkout():
     shipped = read_models_file(shipped_models())
     assert all(isinstance(pair, Pair) for pair in shipped.pairs.values())
     assert {field.name for field in fields(RuleSettings)} >= {"relevance", "filler_margin"}
+
+
+PINNED = {
+    "Qwen/Qwen2.5-VL-72B-Instruct": "89c86200743eec961a297729e7990e8f2ddbc4c5",
+    "Qwen/Qwen2.5-VL-32B-Instruct": "7cfb30d71a1f4f49a57592323337a4a4727301da",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "cc594898137f460bfe9f0759e9844b3ce807cfb5",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "66285546d2b821cf421d4f5eb2576359d3770cd3",
+    "Qwen/Qwen3-VL-32B-Instruct": "0cfaf48183f594c314753d30a4c4974bc75f3ccb",
+    "Qwen/Qwen3-VL-8B-Instruct": "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
+    "Qwen/Qwen3-VL-4B-Instruct": "ebb281ec70b05090aa6165b016eac8ec08e71b17",
+    "Qwen/Qwen3-VL-2B-Instruct": "89644892e4d85e24eaac8bacfd4f463576704203",
+    "Qwen/Qwen3.8-27B": "1d4bf0f2ff6012fd82039f2fa52739d0dd7c60c0",
+    "Qwen/Qwen3.5-0.8B": "2fc06364715b967f1860aea9cf38778875588b17",
+    "OpenGVLab/InternVL3_5-8B-HF": "741a7d03020411e666c6109218ab71e08151ef86",
+    "OpenGVLab/InternVL3_5-1B-HF": "9191dbccf312b537016f041b25d61c72e7c5c9f3",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "482adb537c021c86670beed01cd58990d01e72e4",
+    "HuggingFaceTB/SmolVLM2-256M-Video-Instruct": "067788b187b95ebe7b2e040b3e4299e342e5b8fd",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "0d50680527681998e456c7b78950205bedd8a068",
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "74dd0bf867a4cda7950c17663794267c60cf4b40",
+    # No commit was found of these.
+    "Qwen/Qwen3.6-27B": None,
+    "Qwen/Qwen3.5-27B": None,
+    "Qwen/Qwen3.5-9B": None,
+    "Qwen/Qwen3.5-4B": None,
+    "OpenGVLab/InternVL3_5-38B-HF": None,
+    "llava-hf/llava-onevision-qwen2-72b-ov-hf": None,
+}
+# Of weight files whose bytes public sources give.
+FILES = {
+    "Qwen/Qwen2.5-VL-32B-Instruct": 68_280_000_000,
+    "OpenGVLab/InternVL3_5-1B-HF": 2_121_890_856,
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": 1_787_445_680,
+}
+
+
+def test_what_the_shipped_pairs_are_pinned_to():
+    """A commit that changes unseen would load other weights than those that are described."""
+    pairs = read_models_file(shipped_models()).pairs.values()
+    sources = [source for pair in pairs for source in (pair.target, pair.draft) if source.repo]
+    assert {(source.repo, source.revision) for source in sources} == set(PINNED.items())
+    sizes = {source.repo: source.size for source in sources}
+    assert {repo: sizes[repo] for repo in FILES} == {repo: gigabytes(size) for repo, size in FILES.items()}
 
 
 def test_require_says_how_to_download_what_is_not_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

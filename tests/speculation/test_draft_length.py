@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.load import LoadedPair, load_model
 from lvspec_cli.speculation.draft_length import (
     EXACT_CALIBRATION,
     LOOSE_CALIBRATION,
@@ -28,7 +29,7 @@ from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Adaptation, DecodeSettings, Mode, PairPrompts, RoundCosts, RuleSettings
 from tests.speculation.conftest import decode, generate, prompts_for, with_generation
 from tests.speculation.test_engine import Transfers
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, save_model
 
 # At the rate of 1.5 tokens a step, one more token has to be accepted with a probability above .15.
 POLICY = AdaptiveLength(RoundCosts(draft=0.1, verification=1.0, row=0.0, overhead=0.0), most=4)
@@ -240,6 +241,23 @@ def test_a_draft_step_on_a_gpu_costs_about_what_was_measured(
     assert costs_of_sizes(one, other).draft == pytest.approx(measured, rel=0.3)
 
 
+def test_of_a_layers_experts_a_row_reads_its_own_alone(tmp_path: Path) -> None:
+    """Each further row of a verification reads others: speculation gains little on such targets."""
+    target, draft = (load_model(save_model(tmp_path / family, family), device="cpu", dtype="float32")
+                     for family in ("qwen3_5_moe", "qwen3_5"))  # fmt: skip
+    experts = 8 * 3 * 64 * 16 * 4 * 8  # experts, their matrices, layers, float32: of 8 layers all
+    layers = target.family.layers(target.model)
+    others = sum(weight.nbytes for weight in layers.parameters()) - experts
+    step = others + experts / 4  # 2 of 8
+    policy = policy_for(DecodeSettings(), RuleSettings(), target, draft)
+    assert isinstance(policy, AdaptiveLength)
+    drafted = sum(weight.nbytes for weight in draft.family.layers(draft.model).parameters())
+    plain = RoundCosts(draft=drafted / step)
+    assert policy.costs.draft == pytest.approx(plain.draft)
+    assert policy.costs.row == pytest.approx(plain.row + experts / 4 / step)
+    assert round_cost(0, policy.costs) == pytest.approx(round_cost(0, plain))
+
+
 class _FewerLayers:
     """A family whose models end after the first layers."""
 
@@ -248,6 +266,9 @@ class _FewerLayers:
 
     def layers(self, model: Any) -> Sequence[Any]:
         return list(self._family.layers(model)[: self._count])
+
+    def active_experts(self, config: Any) -> float:
+        return float(self._family.active_experts(config))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

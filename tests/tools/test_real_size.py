@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,20 @@ from tools import fabricate as fabricate_module
 from tools import real_size
 from tools.fabricate import fabricate, real_config
 from tools.real_size import (
+    CARDS,
+    KERNELS_OF_3B,
+    REPOS,
     ClipFigures,
     ModelFigures,
     Work,
     costs,
+    count_kernels,
     main,
     measure_model,
     model_lines,
+    narrowed,
     pair_lines,
+    predict_model,
 )
 
 WORK = Work(frames=(4,), side=56, widths=(1, 2, 5), repeats=1)
@@ -92,6 +99,65 @@ def test_fabricated_weights_stand_for_what_nf4_says(monkeypatch: pytest.MonkeyPa
     layer = made.family.layers(made.model)[0].mlp.up_proj
     assert layer.compute_dtype is torch.bfloat16
     assert Packed.of(layer.weight.data, layer.weight.quant_state) is not None
+
+
+def tiny3_5(repo: str) -> Any:
+    """Of Qwen3.5 both kinds of layers."""
+    config = narrowed(real_config(repo))
+    text = config.get_text_config()
+    text.num_hidden_layers, text.layer_types = 4, text.layer_types[:4]
+    return config
+
+
+def test_qwen3_5_is_measured_with_its_states_and_times() -> None:
+    found = measure_model(tiny3_5("Qwen/Qwen3.5-9B"), "9B", Quantisation.NONE, CPU, replace(WORK, side=64))
+    assert abs(found.off) < 0.01
+    (clip,) = found.clips
+    assert clip.prompt_tokens == 2 * (10 + 2 * 2) + 96  # times before each pair of frames
+    assert list(clip.steps) == [1, 2, 5]
+    assert clip.cache > 0
+
+
+MEASURED = {"32B": 0.0223, "3B": 0.0050}  # one row over 32 frames on the H200, docs/real-size.md
+
+
+def test_predictions_are_near_what_was_measured() -> None:
+    work, (_, h200) = Work(frames=(32,)), CARDS
+    for name, seconds in MEASURED.items():
+        config = real_config(REPOS[name])
+        kernels = count_kernels(config, (1, 5))
+        found = predict_model(config, name, h200, work, kernels)
+        assert found.clips[0].steps[1] == pytest.approx(seconds, rel=0.05)
+    assert kernels[5] == KERNELS_OF_3B  # which all counts are scaled by
+
+
+def test_a_delta_layer_has_more_kernels_than_an_attending_one() -> None:
+    """So a step of the 0.8B takes longer than its bytes say."""
+    config = real_config(REPOS["0.8B"])
+    kinds = config.get_text_config().layer_types
+
+    def kernels(few: list[str]) -> float:
+        part = deepcopy(config)
+        part.get_text_config().num_hidden_layers, part.get_text_config().layer_types = len(few), few
+        return count_kernels(part, (1,))[1]
+
+    one = kernels(["linear_attention", "full_attention"])
+    delta = kernels(["linear_attention", "linear_attention", "full_attention"]) - one
+    attending = kernels(["linear_attention", "full_attention", "full_attention"]) - one
+    assert delta > 1.5 * attending > 0
+    assert kinds.count("linear_attention") == 3 * kinds.count("full_attention")
+
+
+def test_predictions_are_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--predict", "--pairs", "7B/3B", "--frames", "32"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("predicted")] == [
+        f"predicted for an {card.name}, nothing was measured" for card in CARDS
+    ]
+    assert lines[1].startswith("7B bf16, 32 frames: milliseconds by rows: 1: ")
+    (pair, *gammas) = lines[3:7]
+    assert pair == "7B bf16 with 3B bf16"
+    assert [line.split(":")[0] for line in gammas] == [f"  32 frames, gamma {gamma}" for gamma in (4, 8, 12)]
 
 
 def figures(name: str, steps: dict[int, float]) -> ModelFigures:

@@ -8,11 +8,20 @@ from lvspec_cli.models.families.internvl import InternVL
 from lvspec_cli.models.families.llava_next_video import LlavaNextVideo
 from lvspec_cli.models.families.llava_onevision import LlavaOnevision
 from lvspec_cli.models.families.qwen2_5_vl import Qwen2_5VL
-from lvspec_cli.models.families.qwen3_5 import Qwen3_5
+from lvspec_cli.models.families.qwen3_5 import Qwen3_5, Qwen3_5Moe
 from lvspec_cli.models.families.qwen3_vl import Qwen3VL
 from lvspec_cli.models.families.smolvlm import SmolVLM
 
-_ALL = (Qwen2_5VL(), Qwen3VL(), Qwen3_5(), LlavaOnevision(), LlavaNextVideo(), SmolVLM(), InternVL())
+_ALL = (
+    Qwen2_5VL(),
+    Qwen3VL(),
+    Qwen3_5(),
+    Qwen3_5Moe(),
+    LlavaOnevision(),
+    LlavaNextVideo(),
+    SmolVLM(),
+    InternVL(),
+)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 

@@ -34,6 +34,15 @@ class Family:
     model_type: str
     float16_is_safe = False  # no value exceeds 65504, the largest number of float16
     has_states = False  # some layers keep a state instead of the keys and values of every row
+    waits_for_host = False  # during a pass, so that it cannot be captured
+
+    def active_experts(self, config: Any) -> float:
+        """The share of a layer's experts that one row reads; 1.0 where layers have none."""
+        return 1.0
+
+    def mlp_width(self, config: Any) -> int:
+        """Values of a row in a decoder layer's MLP, to plan memory with."""
+        return int(config.get_text_config().intermediate_size)
 
     def prepare(self, model: Any) -> None:
         """Change a loaded model, in place, into one that the engine can run."""

@@ -55,3 +55,24 @@ class Qwen3_5(Qwen3VL):  # noqa: N801 - the family's own name
         rows = attention.q_proj(block.input_layernorm(hidden))
         rows = rows.view(1, hidden.shape[1], -1, 2 * attention.head_dim)[..., : attention.head_dim]
         return rotated(attention.q_norm(rows).transpose(1, 2), rotary)
+
+
+class Qwen3_5Moe(Qwen3_5):  # noqa: N801 - the family's own name
+    """The same with experts in the place of each MLP, such as Qwen3.5-35B-A3B. They are not packed."""
+
+    model_type = "qwen3_5_moe"
+    waits_for_host = True  # to know which experts the rows go to
+
+    def active_experts(self, config: Any) -> float:
+        text = config.get_text_config()
+        return float(text.num_experts_per_tok / text.num_experts)
+
+    def mlp_width(self, config: Any) -> int:
+        """Of its experts and the shared one, and copies of its input and output for each of its experts.
+
+        The plan has three values for each of this width.
+        """
+        text = config.get_text_config()
+        copies = 2 * text.num_experts_per_tok * text.hidden_size // 3
+        experts = text.num_experts_per_tok * text.moe_intermediate_size
+        return int(experts + text.shared_expert_intermediate_size + copies)
