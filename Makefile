@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.13 python3.11 python3
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 CLIP := lvspec_cli/demo/clips/clip_0001.mp4
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check lint types types-windows format clean
 
 help:
 	@echo "make demo    install, then ask the bundled pair about a shipped clip"
@@ -36,11 +36,18 @@ test: $(VENV)/installed-dev
 	$(TESTS)
 
 check: $(VENV)/installed-dev
+	$(MAKE) --jobs 2 lint types types-windows
+	$(TESTS)
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/installed-dev
 	$(BIN)/mypy lvspec_cli tests docs tools
+
+types-windows: $(VENV)/installed-dev
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 lvspec_cli
-	$(TESTS)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ from lvspec_cli.bench.measure import Plan, Progress
 from lvspec_cli.bench.remote import measurer
 from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import MARK as REPORT_MARK
-from lvspec_cli.bench.report import report, write_report
+from lvspec_cli.bench.report import write_report
 from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, to_json
 from lvspec_cli.bench.variants import rule_fields
 from lvspec_cli.demo.write import HELD_OUT_SEED, clip_path, write_clip
@@ -190,18 +190,15 @@ def header_of(loaded: LoadedPair, job: BenchJob) -> Header:
     )
 
 
-def write_results(results: Results, folder: Path) -> list[Path]:
+def write_results(results: Results, folder: Path) -> None:
     """Writes the files of the results, each atomically.
 
     :raises OutputError: one cannot be written.
     """
-    texts = {FILE_NAME: to_json(results), MARKDOWN_NAME: markdown(results), REPORT_NAME: report(results)}
-    paths = []
-    for name, text in texts.items():
+    for name, text in ((FILE_NAME, to_json(results)), (MARKDOWN_NAME, markdown(results))):
         with replacing(folder / name) as stream:
             stream.write(text.encode())
-        paths.append(folder / name)
-    return [*paths, write_report(folder, results)]
+    write_report(folder, results)
 
 
 def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
