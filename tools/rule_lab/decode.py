@@ -134,7 +134,7 @@ class _NoteAttention:
     def __init__(self, layers: Sequence[int]) -> None:
         self._layers = layers
 
-    def score(self, passed: Any, drafted: Tensor) -> Tensor:
+    def score(self, passed: Any, drafted: Tensor, *rest: object) -> Tensor:
         readings = passed.readings[: len(drafted)]
         shares = [torch.stack([said.shares[layer] for layer in self._layers]) for said in readings]
         return torch.stack(shares).amax(-1).mean(-1)
