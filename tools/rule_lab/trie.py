@@ -233,7 +233,7 @@ class Reader:
                 wanted = tuple(dict.fromkeys((*tokens, *others[start + row])))
                 exact = (head.weight[list(wanted)].float() @ rows[row].float() - total).tolist()
                 log_probs = dict(zip(wanted, exact, strict=True))
-                first, second = sorted(tokens, key=lambda token: -log_probs[token])[:2]
+                first, second = sorted(wanted, key=lambda token: (-log_probs[token], token))[:2]
                 known = {token: log_probs[token] for token in (*others[start + row], second, first)}
                 own = {layer: share[:, start + row] for layer, share in shares.items()}
                 said.append(Reading(first, second, known, own, rows[row]))
