@@ -431,9 +431,9 @@ def fit_pair(
 
 def first_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> PairFit | None:
     """The first pair that fits with its defaults and gains, among those with known memory needs."""
-    room = sum(device.total for device in machine.devices)
+    room = sum(device.free for device in machine.devices)
     for name, pair in pairs.items():
-        # Without the second condition every model would be built.
+        # The last condition spares building models that cannot fit.
         if pair.no_gain is None and pair.memory and min(pair.memory.values()) * GIGABYTE <= room:
             fit = fit_pair(name, pair, machine, workload_of_pair(pair))
             if fit.decision.plan.fits:
