@@ -220,7 +220,10 @@ def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def warm_starts() -> Iterator[None]:
-    """Within it, processes of lvspec are forked. Their forkers end with it."""
+    """Within it, processes of lvspec are forked. Their forkers end with it. On Linux only."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
     starter = Starter()
     vars(subprocess)["_fork_exec"] = starter
     try:
