@@ -186,6 +186,8 @@ def test_a_finished_bench_measures_nothing_again(
     assert (done.returncode, done.stderr) == (0, "")
     assert (old / "bench" / "measurements.jsonl").read_bytes() == journal
     after = json.loads((old / "bench" / "results.json").read_text())
+    for mode in after["modes"]:
+        assert (mode.get("fidelity") or {}).pop("content_kept", None) is not None or mode["mode"] == "ar"
     assert {name: after[name] for name in STANDING} == {name: before[name] for name in STANDING}
 
 

@@ -183,9 +183,9 @@ def test_the_video_is_encoded_once_and_an_audit_changes_no_answer(
     encoded: list[Session] = []
     original = Session._encode_target
 
-    def counted(self: Session, *rest: Any) -> None:
+    def counted(self: Session, *rest: Any, **named: Any) -> None:
         encoded.append(self)
-        original(self, *rest)
+        original(self, *rest, **named)
 
     monkeypatch.setattr(Session, "_encode_target", counted)
     caption(clips / "a.mp4", "--out", "out.jsonl", "--audit", "100%", *prompts, *loose)

@@ -150,9 +150,9 @@ def test_several_prompts_take_one_pass_over_the_video(
     encoded: list[Session] = []
     original = Session._encode_target
 
-    def counted(self: Session, *rest: Any) -> None:
+    def counted(self: Session, *rest: Any, **named: Any) -> None:
         encoded.append(self)
-        original(self, *rest)
+        original(self, *rest, **named)
 
     monkeypatch.setattr(Session, "_encode_target", counted)
     prompts = ("--prompt", "Describe it.", "--prompt", "What is {name}, of {duration} seconds?")

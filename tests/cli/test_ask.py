@@ -228,4 +228,4 @@ def test_models_lists_pairs_with_sizes_and_places(tiny_shell: Shell):
     assert rows["tiny (default)"]["here"] == "folder"
     assert "MB" in rows["tiny (default)"]["target"]
     assert rows["qwen2.5-vl-32b-7b"]["here"] == "not here"
-    assert "66.9 GB" in rows["qwen2.5-vl-32b-7b"]["target"]
+    assert "68.3 GB" in rows["qwen2.5-vl-32b-7b"]["target"]

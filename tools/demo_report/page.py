@@ -219,7 +219,7 @@ def _rules(*results: Results) -> Iterator[tuple[str, str]]:
     yield "lvspec", ", ".join(f"{name} {value}" for name, value in base.items())
     rules = {name: rule for each in results for name, rule in each.settings.rules.items()}
     for name, rule in rules.items():
-        yield name, ", ".join(f"{key} {value}" for key, value in rule.items() if value != base[key])
+        yield name, ", ".join(f"{key} {value}" for key, value in rule.items() if value != base.get(key))
 
 
 def compare(results: Results, variant: Variant, reference: Variant) -> list[Comparison]:

@@ -101,7 +101,7 @@ class _Walker:
     def answered(self) -> int:
         return len(self._path) - 1
 
-    def begin(self, prompt: Prompt, room: int, watch: object = ()) -> _Pass:
+    def begin(self, prompt: Prompt, room: int, watch: object = (), on_pass: object = None) -> _Pass:
         del self._path[1:]
         return self._pass(0)
 
@@ -113,6 +113,9 @@ class _Walker:
 
     def logits(self, passed: _Pass, last: int) -> Tensor:
         return torch.stack([reading.row(self.loaded.vocabulary) for reading in passed.readings[-last:]])
+
+    def follow(self, passed: object) -> None:
+        pass
 
     def rollback(self, answered: int) -> None:
         del self._path[answered + 1 :]
@@ -169,6 +172,7 @@ class Lab:
             vocabulary=target.vocabulary,
             tokenizer=tokenizer,
             device=torch.device("cpu"),
+            is_prediction_layer=False,
             family=SimpleNamespace(head=lambda model, states: model.get_output_embeddings()(states)),
             model=target.model,
         )

@@ -63,6 +63,9 @@ class Qwen3_5Moe(Qwen3_5):  # noqa: N801 - the family's own name
     model_type = "qwen3_5_moe"
     waits_for_host = True  # to know which experts the rows go to
 
+    def prediction_parts(self, text: Any) -> None:
+        """Its files' prediction layer has experts, too, which ``models.mtp`` does not read."""
+
     def active_experts(self, config: Any) -> float:
         text = config.get_text_config()
         return float(text.num_experts_per_tok / text.num_experts)
