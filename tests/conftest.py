@@ -26,6 +26,9 @@ from tests.warm import LEAN_PATH, cold_starts, entry_after, warm_starts
 # A busy machine is no failure.
 settings.register_profile("lvspec", deadline=None)
 settings.load_profile("lvspec")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a job in the background is started: processes of the tests would ignore Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 PATIENCE = 600.0  # seconds until a process counts as hung
 
 
