@@ -24,7 +24,7 @@ class Qwen3_5(Qwen3VL):  # noqa: N801 - the family's own name
     def prepare(self, model: Any) -> None:
         take_states(self.layers(model))
 
-    def prediction_parts(self, text: Any) -> tuple[nn.Module, Callable[[], nn.Module]]:
+    def prediction_parts(self, text: Any) -> tuple[nn.Module, Callable[[], nn.Module]] | None:
         from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 
         return Qwen3_5DecoderLayer(text, 0), partial(Qwen3_5RMSNorm, text.hidden_size, text.rms_norm_eps)
