@@ -21,7 +21,7 @@ from lvspec_cli.pairs.registry import PACKAGE, load_registry
 from lvspec_cli.request import LoadPlan, PairChoice
 from lvspec_cli.types import Loading, Quantisation
 from tests.batch.processes import Processes
-from tests.warm import LEAN_PATH, cold_starts, entry_after, warm_starts
+from tests.warm import AT_IMPORT, LEAN_PATH, cold_starts, entry_after, warm_starts
 
 # A busy machine is no failure.
 settings.register_profile("lvspec", deadline=None)
@@ -59,6 +59,19 @@ def _warm() -> Iterator[None]:
     """Processes that tests start are forked from one that has imported torch and the rest."""
     with warm_starts():
         yield
+
+
+_AT_START = dict(os.environ)
+
+
+@pytest.fixture(autouse=True)
+def _variables_of_the_start() -> None:
+    """What libraries set when they are imported (cv2, gptqmodel) is not for the processes of later tests."""
+    for name in {name for name in {*os.environ, *_AT_START} if name.startswith(AT_IMPORT)}:
+        if name in _AT_START:
+            os.environ[name] = _AT_START[name]
+        else:
+            del os.environ[name]
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ WHOLE = (
     "transformers.models.qwen2_vl.video_processing_qwen2_vl",
 )  # fmt: skip
 
-_AT_IMPORT = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_", "TORCH_", "TRANSFORMERS_", "HF_", "TYPER_")
+AT_IMPORT = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_", "TORCH_", "TRANSFORMERS_", "HF_", "TYPER_")
 _USUAL = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}  # where a command does not say
 _TAKEN_OVER = {"PYTHONPATH", "HF_HUB_OFFLINE"}  # by a fork, whatever its forker had
 _LIMITS = ("RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_NOFILE")
@@ -214,7 +214,7 @@ _fork_exec: Any = vars(subprocess)["_fork_exec"]
 
 
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
-    found = {name: value for name, value in environment.items() if name.startswith(_AT_IMPORT)}
+    found = {name: value for name, value in environment.items() if name.startswith(AT_IMPORT)}
     return _USUAL | {name: found[name] for name in found.keys() - _TAKEN_OVER}
 
 
