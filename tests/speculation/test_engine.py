@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from lvspec_cli.models.decoder import Decoder, kept_positions
 from lvspec_cli.models.families.base import VideoFeatures
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.models.probe import attention_by_video_token
+from lvspec_cli.output.records import stats_fields
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import (
     DecodeSettings,
@@ -412,3 +414,18 @@ def test_half_precision_decodes_by_every_relevance(
     scores = [score for done in rounds for score in done.relevance]
     assert all(0 <= score <= 1 for score in scores)
     assert bool(scores) == (name not in (RelevanceName.PLAUSIBLE, RelevanceName.NONE))
+
+
+def test_what_loose_tokens_give_up_is_told(pair: LoadedPair) -> None:
+    rule = RuleSettings(relevance=RelevanceName.PLAUSIBLE, filler_margin=math.inf, sentence_margin=math.inf)
+    wanted = replace(WANTED, mode=Mode.LVSPEC, gamma=4, rule=rule, repetition_guard=False)
+    found, rounds = decode(pair, prompts_for(pair), wanted)
+    for done in rounds:
+        loose = (TokenKind.FILLER, TokenKind.SHIFT)
+        gaps = [gap for gap, kind in zip(done.gap, done.kinds, strict=False) if kind in loose]
+        assert done.loss == pytest.approx(sum(gaps))
+    total = sum(done.loss for done in rounds)
+    assert total > 0
+    assert found.stats.loss == pytest.approx(total)
+    assert found.stats.loss_per_token == pytest.approx(total / len(found.tokens))
+    assert stats_fields(found.stats, 0.0).loss_per_token == found.stats.loss_per_token
