@@ -417,9 +417,14 @@ def test_half_precision_decodes_by_every_relevance(
 
 
 def test_what_loose_tokens_give_up_is_told(pair: LoadedPair) -> None:
-    rule = RuleSettings(relevance=RelevanceName.PLAUSIBLE, filler_margin=math.inf, sentence_margin=math.inf)
+    rule = RuleSettings(
+        relevance=RelevanceName.PLAUSIBLE,
+        filler_margin=math.inf,
+        sentence_margin=math.inf,
+        never_loosely=False,
+    )
     wanted = replace(WANTED, mode=Mode.LVSPEC, gamma=4, rule=rule, repetition_guard=False)
-    found, rounds = decode(pair, prompts_for(pair), wanted)
+    found, rounds = decode(with_generation(pair, end_ids=()), prompts_for(pair), wanted)
     for done in rounds:
         loose = (TokenKind.FILLER, TokenKind.SHIFT)
         gaps = [gap for gap, kind in zip(done.gap, done.kinds, strict=False) if kind in loose]
