@@ -230,7 +230,10 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
             )
         with memory_errors(plan, workload):
             pair = load_models(
-                target, draft, progress=lambda done, total: listen(StageAdvanced(Stage.LOADING, done, total))
+                target,
+                draft,
+                contraries=choice.pair.contraries,
+                progress=lambda done, total: listen(StageAdvanced(Stage.LOADING, done, total)),
             )
             return with_prediction_layer(pair, plan.target) if mtp and plan.draft is not None else pair
 

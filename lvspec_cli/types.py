@@ -62,6 +62,7 @@ class RelevanceName(StrEnum):
     LENS = "lens"
     LEXICON = "lexicon"
     RANK = "rank"
+    RANK_ATTENTION = "rank-attention"
     PAPER = "paper"
     PLAUSIBLE = "plausible"
     RANDOM = "random"
@@ -260,9 +261,9 @@ class RuleSettings:
     most ``margin`` below that of its own token. The margin falls from ``filler_margin`` (relevance 0) to
     ``anchor_margin`` (relevance at or above ``anchor_threshold``). At the first token of a sentence, which
     decides what the sentence tells, the margin is at most ``sentence_margin``, also for shifts. A token
-    within its margin is accepted only if the next ``defer`` drafted tokens are the target's own. The gap of
-    any loose token is at most what ``max_loss`` leaves of the answer's budget. The ranges apply to
-    models.yaml and to the command line.
+    within its margin is accepted only if the next ``defer`` drafted tokens are the target's own, or if it is
+    a tie: within ``anchor_margin``, whatever its relevance. The gap of any loose token is at most what
+    ``max_loss`` leaves of the answer's budget. The ranges apply to models.yaml and to the command line.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -280,19 +281,22 @@ class RuleSettings:
     # Loose tokens among the last loose_window tokens.
     max_loose_in_window: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 6
     loose_window: Annotated[int, Ge(1), Le(MOST_TOKENS)] = 12
-    never_loosely: bool = True  # ends, numerals, negations, contraries, loops; false for ablations
-    contraries: bool = True  # words of place, colour, size, ... never replace others that mean something else
+    never_loosely: bool = True  # ends, numerals, negations, loops, contraries if any; false for ablations
+    contraries: bool = False  # the pair's contraries never replace each other
     random_rate: Annotated[float, Ge(0), Le(1)] = 0.5  # relevance random: share of mismatches accepted
-    # The target's layers from whose hidden states relevance is computed.
+    # The target's layers from whose hidden states or attention relevance is computed.
     layers: tuple[Annotated[int, Ge(-1000), Le(999)], ...] = (-1,)
+    # relevance rank-attention: the share of attention that counts as much as the rarest token
+    attention_scale: Annotated[float, Gt(0), Le(1)] = 1.0
 
     @property
     def unused(self) -> set[str]:
         """Fields of parts that are off. Files leave them out, as those of versions without these parts do."""
         window = () if self.defer else ("defer", "defer_sure")
         budget = ("max_loss",) if math.isinf(self.max_loss) else ()
-        contraries = ("contraries",) if self.contraries else ()
-        return {*window, *budget, *contraries}
+        contraries = () if self.contraries else ("contraries",)
+        scale = () if self.relevance is RelevanceName.RANK_ATTENTION else ("attention_scale",)
+        return {*window, *budget, *contraries, *scale}
 
 
 @dataclass(frozen=True)
@@ -336,6 +340,9 @@ class DecodeSettings:
     draft_keep_by: KeepBy = KeepBy.ATTENTION
     # Continue without the draft if that is faster. If off, nothing depends on the clock.
     fallback: bool = False
+    # Mode ar: by a coin the target's second choice, where it is so many nats less probable at most. A control
+    # of the bench, which says what leaving the greedy path costs by itself.
+    vary: float = 0.0
 
     @property
     def greatest_gamma(self) -> int:

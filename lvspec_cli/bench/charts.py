@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which are safe for colour-blind readers; each has its own marker, too.
 _LOOKS = {
     BenchMode.AR: ("#666666", "s"),
+    BenchMode.CONTROL: ("#666666", "d"),
     BenchMode.HF_AR: ("#999999", "D"),
     BenchMode.EXACT: ("#0072b2", "o"),
     BenchMode.EXACT_PRUNED: ("#56b4e9", "v"),

@@ -16,6 +16,7 @@ from lvspec_cli.batch.names import Input
 from lvspec_cli.demo.texts import CAPTION_PROMPTS
 from lvspec_cli.errors import NoInputError
 from lvspec_cli.figures.answers import Item
+from lvspec_cli.figures.fidelity import label_of
 from lvspec_cli.figures.labels import read_scene_labels, with_labels
 from lvspec_cli.output.records import encode_name, identify
 from lvspec_cli.text_file import LISTS, lines_of, read_file, text_of
@@ -72,6 +73,11 @@ def clips_of(
         items = tuple(_items_of(source.path, name, number, source.prompts or tuple(prompts), questions))
         clips.append(BenchClip(request, items))
     return tuple(clips)
+
+
+def are_labelled(clips: Sequence[BenchClip]) -> bool:
+    """Whether the right answer to every question is known."""
+    return all(label_of(item) is not None for clip in clips for item in clip.items)
 
 
 def _items_of(path: Path, name: str, number: int, prompts: Sequence[str], questions: int) -> Iterator[Item]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.figures.answers import Estimate, ModeResult, Spread, Variant
-from lvspec_cli.figures.summary import MIN_LIKELIHOOD, MIN_RETENTION, fastest_unproven, winner
+from lvspec_cli.figures.summary import MIN_RETENTION, fastest_unproven, winner
 from lvspec_cli.table import Style, Table, counted, markdown_lines, markdown_text
 
 HEADINGS = (
@@ -124,9 +124,9 @@ def notes(results: Results) -> Iterator[str]:
         best_result = next(result for result in results.modes if result.variant == best)
         if best_result.retention is None and best_result.mode.is_loose:
             yield (
-                f"{WINNER} the fastest; no right answers are known, and to the target itself its texts are at"
-                f" least {percent(MIN_LIKELIHOOD, 0)} as probable by the token as ar's (lower end of the"
-                " interval), no shorter and no more repetitive"
+                f"{WINNER} the fastest; no right answers are known, and its texts keep as many of the content"
+                f" words of ar's as those of the control do, by at least {percent(MIN_RETENTION, 1)} (lower"
+                " end of the interval), are no shorter and no more repetitive"
             )
         else:
             yield (

@@ -220,7 +220,7 @@ class ClipRunner:
         return tuple(
             profile_own(self._pair, frames, item, variant, plan.settings_of(variant), system=plan.system)
             for variant in plan.variants
-            if not (variant.mode.is_peer or variant.mode.is_plain)
+            if variant.mode.drafts and not variant.mode.is_peer
         )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -106,7 +107,10 @@ def _measurement(
         accepted_exact=stats.accepted_exact,
         accepted_filler=stats.accepted_filler,
         accepted_shift=stats.accepted_shift,
-        accepted_lengths=() if variant.mode.is_plain else tuple(len(round_.tokens) for round_ in rounds[1:]),
+        loss=stats.loss if isfinite(stats.loss) else None,
+        accepted_lengths=()
+        if not variant.mode.drafts
+        else tuple(len(round_.tokens) for round_ in rounds[1:]),
         tokens=generation.tokens,
         kinds=generation.kinds,
         pieces=tuple(shown),

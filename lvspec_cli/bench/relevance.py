@@ -57,7 +57,7 @@ _TIMES = 20  # timings of a score on each clip
 
 @dataclass(frozen=True, order=True)
 class Scheme:
-    """One way to score tokens. Without ``head`` the scheme's own; for attention, the maximum over heads."""
+    """One way to score tokens. Without ``head`` the scheme's own; for attention, the mean over heads."""
 
     relevance: RelevanceName
     layer: int | None = None

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from lvspec_cli.bench.calibrate import Calibration, calibrate
-from lvspec_cli.bench.items import BenchClip
+from lvspec_cli.bench.items import BenchClip, are_labelled
 from lvspec_cli.bench.journal import Header, Journal, environment_of, open_journal
 from lvspec_cli.bench.lines import contrast_table, number, result_table, retention
 from lvspec_cli.bench.measure import Plan, Progress
@@ -38,10 +38,10 @@ from lvspec_cli.figures.fidelity import (
     Comparison,
     combined_quality,
     compare_blocks,
+    fidelity_of,
     label_of,
-    likelihood_ratio,
 )
-from lvspec_cli.figures.summary import Measured
+from lvspec_cli.figures.summary import Measured, is_within_freedom
 from lvspec_cli.memory.plan import Workload
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.models.load import LoadedPair
@@ -56,7 +56,7 @@ from lvspec_cli.types import DecodeSettings, Gamma, RelevanceName, RoundCosts, V
 
 CALIBRATION = "calibration.json"
 SEARCH, REPORT = "search", "report"  # subfolders of the run's folder
-AR = Variant(BenchMode.AR)
+AR, CONTROL = Variant(BenchMode.AR), Variant(BenchMode.CONTROL)
 BEFORE = "before"  # the name of the pair's current rule in the report
 
 
@@ -271,15 +271,21 @@ class _Search:
         self._labelled = any(label_of(item) is not None for clip in clips for item in clip.items)
 
     @property
+    def _others(self) -> tuple[Variant, ...]:
+        return () if self._labelled else (CONTROL,)
+
+    @property
     def judged_by(self) -> str:
         if self._labelled:
             return "facts and answers that are right"
-        return "how likely the target finds the texts, a token"
+        return "the content words of ar's texts that the target's own second choices keep"
 
     def run(self, progress: Progress, warn: Callable[[str], None]) -> tuple[Trial, ...]:
         """All settings with their scores, in the order of their names."""
         job = self._job
-        bench = _bench_job(job, self._clips, list(self._rules.values()), self._settings, job.out / SEARCH)
+        bench = _bench_job(
+            job, self._clips, list(self._rules.values()), self._settings, job.out / SEARCH, self._others
+        )
         header = Header(
             settings=bench_settings(bench, self._loaded),
             environment=environment_of(self._loaded),
@@ -318,7 +324,7 @@ class _Search:
         rules = [self._rules[name] for name in names]
         return _bench_job(
             self._job, (), rules, self._settings, self._job.out,
-            timed=False, scored=not self._labelled, examples=0, profiles=0,
+            others=self._others, timed=False, scored=False, examples=0, profiles=0,
         ).plan  # fmt: skip
 
     def _promoted(self, scores: Sequence[Score], count: int, fraction: float) -> list[str]:
@@ -345,13 +351,18 @@ class _Search:
             clips=len({comparison.item.file_name for comparison in comparisons}),
             speedup=predicted_speedup(answers, costs) or 0.0,
             accepted_length=tokens / max(1, rounds),
-            **self._quality(comparisons, rule),
+            **self._quality(comparisons, compare_blocks(journal.items, blocks, CONTROL, AR), rule),
         )
 
-    def _quality(self, comparisons: Sequence[Comparison], rule: NamedRule) -> dict[str, Any]:
+    def _quality(
+        self, comparisons: Sequence[Comparison], controls: Sequence[Comparison], rule: NamedRule
+    ) -> dict[str, Any]:
         if not self._labelled:
-            quality = likelihood_ratio(comparisons)
-            bound = lower_bound(quality) if quality else None
+            fidelity = fidelity_of(comparisons, controls)
+            quality = fidelity.freedom.content if fidelity and fidelity.freedom else None
+            # What drifts has no proven quality, whatever words it keeps.
+            kept = fidelity is not None and is_within_freedom(fidelity, self._job.min_fidelity)
+            bound = lower_bound(quality) if quality and kept else None
         elif combined := combined_quality(comparisons):
             quality, bound = combined.retention, retention_lower_bound(combined)
         else:
@@ -409,7 +420,8 @@ def _report(
             if trial is not best
         ),
     ]
-    others = (Variant(BenchMode.EXACT, gamma), Variant(BenchMode.LVSPEC, gamma))
+    controls = () if are_labelled(clips) else (CONTROL,)
+    others = (*controls, Variant(BenchMode.EXACT, gamma), Variant(BenchMode.LVSPEC, gamma))
     bench = _bench_job(job, clips, named, chosen_settings, job.out / REPORT, others)
     return run_loaded(loaded, bench, progress=progress, warn=warn)
 

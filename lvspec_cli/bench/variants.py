@@ -25,6 +25,7 @@ from lvspec_cli.types import (
 )
 
 NO_LIMIT = 1_000_000  # loose tokens
+VARY = 1.0  # nats between the choices of the control
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,13 @@ def rules_by_name(named: Sequence[NamedRule]) -> Mapping[str, RuleSettings]:
 
 # ar first: it is the baseline, and shows whether a clip can be measured at all.
 ALL_MODES = tuple(map(str, BenchMode))
+# Where all right answers are known, the control has nothing to say.
+LABELLED_MODES = tuple(mode for mode in ALL_MODES if mode != BenchMode.CONTROL)
 
 
 _DECODE_MODES = {
     BenchMode.AR: Mode.AR,
+    BenchMode.CONTROL: Mode.AR,
     BenchMode.EXACT: Mode.EXACT,
     BenchMode.EXACT_PRUNED: Mode.EXACT,
     BenchMode.LVSPEC: Mode.LVSPEC,
@@ -216,7 +220,7 @@ def variants_of(modes: Sequence[Variant], gammas: Sequence[Gamma]) -> tuple[Vari
     """
     variants: list[Variant] = []
     for mode in modes:
-        is_fixed = mode.gamma is not None or mode.mode.is_plain
+        is_fixed = mode.gamma is not None or not mode.mode.drafts
         is_assisted = mode.mode is BenchMode.HF_ASSISTED
         if is_fixed or is_assisted:
             variants.append(mode)
@@ -241,6 +245,8 @@ def settings_of(
     settings = replace(
         base, mode=_DECODE_MODES[variant.mode], temperature=0.0, repetition_guard=False, fallback=False
     )
+    if variant.mode is BenchMode.CONTROL:
+        settings = replace(settings, vary=VARY)
     if variant.gamma is not None:
         settings = replace(settings, gamma=variant.gamma)
     if variant.label is not None:

@@ -183,9 +183,11 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     :raises NoInputError: there is nothing to measure.
     :raises OutputError: files of others have the names of the results.
     """
+    from lvspec_cli.bench.items import are_labelled
     from lvspec_cli.bench.measure import Plan
     from lvspec_cli.bench.run import MARKS, BenchJob
     from lvspec_cli.bench.variants import parse_gammas, rules_by_name, variants_of
+    from lvspec_cli.figures.answers import BenchMode, Variant
     from lvspec_cli.output.files import check_all_ours
     from lvspec_cli.pipeline import prepared
     from lvspec_cli.request import AskRequest
@@ -216,10 +218,14 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     mode, keep = Mode.AR if plain else Mode.LVSPEC, 1.0 if choice.pair.draft.mtp else settings.draft_keep
     unresolved = AskRequest(video, (), replace(settings, mode=mode, draft_keep=keep), system)
     load_plan, request = prepared(choice, unresolved, progress.listen)
+    chosen = chosen_clips(clips, work.out, video, progress, quick=measuring.quick)
+    if not measuring.modes and not are_labelled(chosen):
+        control = Variant(BenchMode.CONTROL)
+        modes, variants = (*modes, control), (*variants, control)
     return BenchJob(
         load_plan=load_plan,
         video=video,
-        clips=chosen_clips(clips, work.out, video, progress, quick=measuring.quick),
+        clips=chosen,
         modes=modes,
         gammas=gammas,
         plan=Plan(
@@ -254,10 +260,10 @@ def _modes(
     :param mtp: the draft is a prediction layer, for which there are fewer.
     :raises UsageError: one of those that were named is not among them.
     """
-    from lvspec_cli.bench.variants import ALL_MODES, controls, needs_draft_model, parse_modes
+    from lvspec_cli.bench.variants import LABELLED_MODES, controls, needs_draft_model, parse_modes
 
     others = controls(rule) if measuring.controls else ()
-    modes = parse_modes(measuring.modes or ",".join(ALL_MODES))
+    modes = parse_modes(measuring.modes or ",".join(LABELLED_MODES))
     chosen = (*dict.fromkeys((*modes, *others)), *(rule.variant for rule in named))
     if not mtp:
         return chosen

@@ -56,12 +56,13 @@ def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: opti
     """Show one pair: where its models are, licence, memory, defaults and rule."""
     with reporting(debug):
         from lvspec_cli.pairs.files import locate, locate_draft, locate_mtp
-        from lvspec_cli.pairs.registry import load_registry
+        from lvspec_cli.pairs.registry import calibration_of, load_registry
         from lvspec_cli.ui.pairs import pair_facts
 
         name, chosen = load_registry(models_file).pair(pair)
         models = locate(chosen.target), locate_draft(chosen)
-        write_out(pair_facts(name, chosen, *models, locate_mtp(chosen.target)))
+        measured = calibration_of(name, chosen)
+        write_out(pair_facts(name, chosen, *models, locate_mtp(chosen.target), measured))
 
 
 def _list(models_file: Path | None, debug: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from lvspec_cli.cli.requests import (
 )
 from lvspec_cli.errors import UsageError
 from lvspec_cli.host import quieten_libraries
-from lvspec_cli.types import RelevanceName
+from lvspec_cli.types import Mode, RelevanceName
 
 if TYPE_CHECKING:
     from lvspec_cli.bench.tune import Tuned, TuneJob
@@ -38,6 +39,12 @@ class Search(OptionGroup):
 
     section = "The search"
 
+    calibrate: bool = flag(
+        False,
+        "Search nothing: caption ten clips in mode exact, and keep what they show of the pair. From then on "
+        "its percentiles are margins, and relevances have their layers and thresholds.",
+        "--calibrate",
+    )
     relevance: list[RelevanceName] | None = flag(
         None, "Tune this scheme, not the pair's own; repeat to tune controls too."
     )
@@ -45,7 +52,7 @@ class Search(OptionGroup):
     min_fidelity: float = flag(
         99.8,
         "Quality to keep of ar's, as the lower end of its interval: of facts and answers where right ones "
-        "are known, else of how likely the target finds the text, a token.",
+        "are known, else of the content words that the target's own second choices keep.",
         metavar="PERCENT",
     )
     gamma: str = flag("auto,4,8,12,16", "What to try for gamma: auto,4,8,12,16.", metavar="LIST")
@@ -96,6 +103,8 @@ def _tune(flags: TuneFlags) -> int:
 
     quiet = flags.messages.quiet
     choice = chosen_pair(flags.loading)
+    if flags.search.calibrate:
+        return _calibrate(flags, choice)
     with resumable(flags.work.out, quiet) as progress:
         job = _read_job(flags, choice, progress)
         tuned = _run(job, progress)
@@ -107,6 +116,55 @@ def _tune(flags: TuneFlags) -> int:
         say(f"results: {job.out}")
     reported = tuned.results.items if tuned.results else ()
     return 1 if tuned.failed or any(item.error for item in reported) else 0
+
+
+def _calibrate(flags: TuneFlags, choice: PairChoice) -> int:
+    """Measures the pair and keeps the result. Gives the exit code.
+
+    :raises LvspecError: there is no clip, no folder for the result, or too little to measure.
+    """
+    from lvspec_cli.bench.pair_calibration import CAPTIONS, calibrate_pair
+    from lvspec_cli.host import state_folder
+    from lvspec_cli.memory.resolve import workload_of
+    from lvspec_cli.output.files import make_folder, replacing
+    from lvspec_cli.pairs.calibration import calibration_file
+    from lvspec_cli.pipeline import load, memory_errors, prepared
+    from lvspec_cli.request import AskRequest
+    from lvspec_cli.ui.pairs import calibration_text
+
+    state = state_folder()
+    if state is None:
+        raise UsageError("there is no home folder to keep the result in", "set XDG_STATE_HOME")
+    path = calibration_file(state, choice.name)
+    video, system = video_request(flags.sampling, choice.pair), checked_system(flags.clips.system)
+    decoding = options.Decoding(
+        mode=Mode.EXACT, fallback=False, max_new_tokens=flags.search.max_new_tokens, seed=flags.search.seed
+    )
+    settings = decode_settings(decoding, options.Rule(), choice.pair)
+    failed = list[str]()
+    with resumable(flags.work.out, flags.messages.quiet) as progress:
+        load_plan, request = prepared(choice, AskRequest(video, (), settings, system), progress.listen)
+        clips = chosen_clips(flags.clips, flags.work.out, video, progress, drawn=CAPTIONS, seed=TUNING_SEED)
+        workload = workload_of(request)
+        loaded = load(load_plan, workload, progress.listen)
+        with memory_errors(load_plan, workload):
+            found = calibrate_pair(
+                loaded, clips, request.settings, system=system,
+                progress=progress.staged("captioning"), warn=failed.append,
+            )  # fmt: skip
+    pair = choice.pair
+    found = found.model_copy(
+        update={"target": pair.target.label, "draft": pair.draft.label, "created": str(date.today())}
+    )
+    make_folder(path.parent)
+    with replacing(path) as stream:
+        stream.write(found.model_dump_json(indent=1, by_alias=True).encode())
+    for message in failed:
+        warn(message)
+    write_out(calibration_text(pair.rules, found))
+    if not flags.messages.quiet:
+        say(f"kept in {path}: rules of {choice.name} follow from it from now on")
+    return 1 if failed else 0
 
 
 def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> TuneJob:

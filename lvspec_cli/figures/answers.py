@@ -21,6 +21,7 @@ class BenchMode(StrEnum):
     EXACT_PRUNED = "exact-pruned"  # the draft sees a share of the video's tokens
     LVSPEC = "lvspec"
     LVSPEC_PRUNED = "lvspec-pruned"
+    CONTROL = "control"  # ar, but by a coin its own second choice where the two are near
     HF_AR = "hf-ar"  # generate()
     HF_ASSISTED = "hf-assisted"  # generate(assistant_model=...)
 
@@ -30,8 +31,12 @@ class BenchMode(StrEnum):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it decodes token by token, without a draft."""
+        """Whether it decodes token by token, without a draft, and the target's own text."""
         return self in (BenchMode.AR, BenchMode.HF_AR)
+
+    @property
+    def drafts(self) -> bool:
+        return not self.is_plain and self is not BenchMode.CONTROL
 
     @property
     def is_loose(self) -> bool:
@@ -138,6 +143,8 @@ class TimedText(Protocol):
     @property
     def log_probability(self) -> float | None: ...
     @property
+    def loss(self) -> float | None: ...
+    @property
     def tokens(self) -> Sequence[int] | None: ...
 
 
@@ -167,6 +174,7 @@ class Measurement(VariantFields):
     kinds: tuple[TokenKind, ...] | None = None  # one for each token, for examples
     pieces: tuple[tuple[str, TokenKind], ...] | None = None  # the text, token by token, for examples
     log_probability: float | None = None  # nats a token, by the target
+    loss: float | None = None  # nats that the loose tokens gave up; unknown of peers
 
     @property
     def seconds_per_token(self) -> float | None:
@@ -255,6 +263,19 @@ def lower_bound(estimate: Estimate) -> float:
     return estimate.value if estimate.low is None else estimate.low
 
 
+class Freedom(FrozenModel):
+    """A mode beside the control, which leaves the greedy path by the target's own second choices alone.
+
+    What keeps as much as the control is within the target's own freedom. No labels are needed.
+    """
+
+    content: Estimate  # content words of ar's texts that the mode keeps / that the control keeps
+    control_content: float  # the share that the control keeps
+    control_loss: float | None  # nats a token
+    control_repetition: float
+    control_length: float  # tokens an answer
+
+
 class Fidelity(FrozenModel):
     """Quality of a mode relative to ``ar``, over its first answer to each item; paired intervals over clips.
 
@@ -271,6 +292,8 @@ class Fidelity(FrozenModel):
     ar_log_probability: Estimate | None = None
     log_probability_change: Estimate | None = None  # mode - ar
     content_kept: Estimate | None = None  # share of the content words of ar's texts
+    loss_per_token: float | None = None  # nats that loose tokens gave up, over all tokens
+    freedom: Freedom | None = None  # against the control, where that was run
     chrf: Estimate | None = None  # 0 to 100, to ar's text
     rouge_l: Estimate | None = None  # 0 to 100, to ar's text
     identical: Estimate | None = None  # share of texts

@@ -132,6 +132,7 @@ class _Text:
     output_tokens: int
     decode_s: float
     log_probability: float
+    loss: float | None
     first_tokens: int = 1
     tokens: None = None  # a record has none
 
@@ -139,10 +140,11 @@ class _Text:
 def _comparison(row: Record, audit: Audit, file: Path | None) -> Comparison:
     stats = row.stats
     assert stats  # a row with a text has them
+    loss = None if stats.loss_per_token is None else stats.loss_per_token * stats.output_tokens
     return Comparison(
         _item(row, file),
-        _Text(row.text, stats.output_tokens, stats.decode_s, audit.log_probability),
-        _Text(audit.text, audit.output_tokens, audit.decode_s, audit.ar_log_probability),
+        _Text(row.text, stats.output_tokens, stats.decode_s, audit.log_probability, loss),
+        _Text(audit.text, audit.output_tokens, audit.decode_s, audit.ar_log_probability, 0.0),
     )
 
 

@@ -17,6 +17,7 @@ from lvspec_cli.figures.answers import (
     Block,
     Estimate,
     Fidelity,
+    Freedom,
     Item,
     RelativeQuality,
     TimedText,
@@ -120,8 +121,10 @@ def compare_blocks(
     return list(comparisons.values())
 
 
-def fidelity_of(comparisons: Sequence[Comparison]) -> Fidelity | None:
+def fidelity_of(comparisons: Sequence[Comparison], controls: Sequence[Comparison] = ()) -> Fidelity | None:
     """All quality figures of one mode; None where nothing was compared.
+
+    :param controls: the control's answers, compared with those of ``ar``, too.
 
     Intervals are over clips (``figures.statistics``): a resample takes all answers of a clip, the mode's and
     those of ``ar``, or none of them.
@@ -153,6 +156,8 @@ def fidelity_of(comparisons: Sequence[Comparison]) -> Fidelity | None:
         ar_log_probability=mean(scored, lambda comparison: comparison.ar.log_probability),
         log_probability_change=mean(scored, lambda comparison: comparison.log_probability_change),
         content_kept=_content_kept(comparisons),
+        loss_per_token=_loss_per_token([comparison.mode for comparison in comparisons]),
+        freedom=freedom_of(comparisons, controls),
         chrf=mean(comparisons, lambda comparison: chrf(*comparison.texts)),
         rouge_l=mean(comparisons, lambda comparison: rouge_l(*comparison.texts)),
         identical=mean(comparisons, lambda comparison: comparison.mode.text == comparison.ar.text),
@@ -198,16 +203,35 @@ def _content_kept(comparisons: Sequence[Comparison]) -> Estimate | None:
     return ratio_of_sums(*rows) if rows and sum(rows[1]) else None
 
 
-def likelihood_ratio(comparisons: Sequence[Comparison]) -> Estimate | None:
-    """How probable the target finds a token of the mode's texts, relative to a token of ``ar``'s.
+def freedom_of(comparisons: Sequence[Comparison], controls: Sequence[Comparison]) -> Freedom | None:
+    """A mode beside the control, over the items that both answered; None where there are none.
 
-    exp(mean change of the log probability in nats a token). It needs no label. None where the texts were not
-    scored.
+    The interval of the ratio is over clips, paired.
     """
-    scored = [comparison for comparison in comparisons if comparison.is_scored]
-    rows = _by_clip(scored, lambda comparison: (comparison.log_probability_change, 1))
-    change = ratio_of_sums(*rows) if rows else None
-    return None if change is None else change.exp()
+    by_item = {control.item.id: control for control in controls}
+    pairs = [(both, by_item[both.item.id]) for both in comparisons if both.item.id in by_item]
+    words_of = {
+        both.item.id: (*content_kept(*both.texts), *content_kept(*control.texts)) for both, control in pairs
+    }
+    rows = _by_clip([both for both, _ in pairs], lambda both: words_of[both.item.id])
+    content = _relative_quality(rows, len(pairs))
+    if content is None or content.retention is None:
+        return None
+    answers = [control.mode for _, control in pairs]
+    return Freedom(
+        content=content.retention,
+        control_content=content.ar,
+        control_loss=_loss_per_token(answers),
+        control_repetition=_average(repetition(_tokens(answer)) for answer in answers),
+        control_length=_average(answer.output_tokens for answer in answers),
+    )
+
+
+def _loss_per_token(answers: Sequence[TimedText]) -> float | None:
+    """Nats a token over all answers; None where it is not known of all."""
+    losses = [answer.loss for answer in answers if answer.loss is not None]
+    tokens = sum(answer.output_tokens for answer in answers)
+    return sum(losses) / tokens if tokens and len(losses) == len(answers) else None
 
 
 def fact_quality(captions: Sequence[Comparison], kind: str) -> RelativeQuality | None:

@@ -27,6 +27,7 @@ from lvspec_cli.figures.answers import (
     Contrast,
     Costs,
     Estimate,
+    Fidelity,
     Item,
     Kinds,
     Measurement,
@@ -95,8 +96,8 @@ def cost_model(costs: Costs) -> CostModel:
 
 
 MIN_RETENTION = 0.998
-# For clips without known answers: see ``keeps_quality``.
-MIN_LIKELIHOOD = 0.9
+# For clips without known answers: see ``is_within_freedom``.
+MOST_LOSS = 1.5  # times the control's
 MORE_REPETITION = 0.01
 LEAST_LENGTH = 0.9
 
@@ -179,7 +180,11 @@ def _result(
     )
     if not answers:
         return result
-    fidelity = fidelity_of(compare_blocks(measured.items, measured.blocks, variant, quality_reference))
+    compared = (
+        compare_blocks(measured.items, measured.blocks, mode, quality_reference)
+        for mode in (variant, Variant(BenchMode.CONTROL))
+    )
+    fidelity = fidelity_of(*compared)
     return result.model_copy(
         update={
             **_speed(measured, variant, reference, answers),
@@ -291,7 +296,7 @@ def _tokens_a_second(measured: Measured, variant: Variant) -> float | None:
 
 
 def _acceptance(measured: Measured, variant: Variant, answers: Sequence[Measurement]) -> dict[str, object]:
-    if variant.mode.is_plain:
+    if not variant.mode.drafts:
         return {}
     drafted = sum(answer.drafted or 0 for answer in answers)
     exact = sum(answer.accepted_exact for answer in answers)
@@ -336,9 +341,7 @@ def _predicted(measured: Measured, variant: Variant, reference: Variant) -> dict
 
 def winner(results: Sequence[ModeResult], min_retention: float = MIN_RETENTION) -> Variant | None:
     """The fastest mode that keeps ar's quality (``keeps_quality``); None where none is faster than ar."""
-    sufficient = [
-        result for result in results if not result.mode.is_plain and keeps_quality(result, min_retention)
-    ]
+    sufficient = [result for result in results if result.mode.drafts and keeps_quality(result, min_retention)]
     best = max(sufficient, key=median_speedup, default=None)
     return best.variant if best is not None and median_speedup(best) > 1 else None
 
@@ -364,10 +367,7 @@ def keeps_quality(result: ModeResult, min_retention: float = MIN_RETENTION) -> b
     For a loose mode with labels, the lower bounds of the retention of facts and of answers
     (``retention_lower_bound``) must reach ``min_retention``.
 
-    Without labels the target's log probability decides: at the lower bound a token of the texts must be at
-    least MIN_LIKELIHOOD times as probable as a token of ar's. The texts must not repeat 4-grams more often
-    or be shorter than ar's, which would raise the probability. This detects damaged texts but not a wrong
-    colour: a fluent wrong fact is probable, too.
+    Without labels the control decides (``is_within_freedom``).
     """
     if not result.mode.is_loose:
         return True
@@ -377,12 +377,27 @@ def keeps_quality(result: ModeResult, min_retention: float = MIN_RETENTION) -> b
         bounds = [retention_lower_bound(quality) for quality in qualities if quality]
         bounds = bounds or [lower_bound(result.retention)]
         return all(bound is not None and bound >= min_retention for bound in bounds)
-    if fidelity is None or fidelity.likelihood is None:
+    return fidelity is not None and is_within_freedom(fidelity, min_retention)
+
+
+def is_within_freedom(fidelity: Fidelity, min_retention: float) -> bool:
+    """Whether a mode's texts are as near to ar's as those of the control, which says how far the target's own
+    second choices lead away from them.
+
+    At the lower bound they keep at least ``min_retention`` of the content words that the control keeps. And
+    they are not bought by drift: no more loss a token than ``MOST_LOSS`` times the control's, no more
+    repetition than the greater of ar's and the control's, and no shorter texts. A wrong fact among many right
+    words is not detected.
+    """
+    freedom = fidelity.freedom
+    if freedom is None:
         return False
+    loss, most = fidelity.loss_per_token, freedom.control_loss
     return (
-        lower_bound(fidelity.likelihood) >= MIN_LIKELIHOOD
-        and fidelity.repetition <= fidelity.ar_repetition + MORE_REPETITION
-        and fidelity.length >= LEAST_LENGTH * fidelity.ar_length
+        lower_bound(freedom.content) >= min_retention
+        and (loss is None or most is None or loss <= MOST_LOSS * most)
+        and fidelity.repetition <= max(fidelity.ar_repetition, freedom.control_repetition) + MORE_REPETITION
+        and fidelity.length >= LEAST_LENGTH * min(fidelity.ar_length, freedom.control_length)
     )
 
 
@@ -427,7 +442,7 @@ def best_gammas(modes: Sequence[ModeResult]) -> dict[str, Variant]:
 
     best: dict[str, ModeResult] = {}
     for result in modes:
-        if result.answers and not result.mode.is_plain:
+        if result.answers and result.mode.drafts:
             name = result.variant.name
             best[name] = max(best.get(name, result), result, key=rank)
     return {name: result.variant for name, result in best.items()}

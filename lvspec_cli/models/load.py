@@ -134,10 +134,15 @@ def load_pair(
 
 
 def load_models(
-    target: ModelRequest, draft: ModelRequest | None, *, progress: Progress | None = None
+    target: ModelRequest,
+    draft: ModelRequest | None,
+    *,
+    contraries: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> LoadedPair:
     """Load a target and its draft (``None``: target only).
 
+    :param contraries: words that must not replace each other, as :func:`token_sets` takes them.
     :param progress: called with the bytes read of both models together.
     :raises PairError: a model is missing, is of an unknown family or does not fit, or the two do not share a
         tokenizer.
@@ -151,7 +156,7 @@ def load_models(
     if draft is not None:
         loaded_draft = _load(files[1], lambda done, _: report(sizes[0] + done, total))
         check_tokenizers(loaded_target, loaded_draft)
-    words = token_sets(loaded_target.tokenizer, loaded_target.generation.end_ids)
+    words = token_sets(loaded_target.tokenizer, loaded_target.generation.end_ids, contraries)
     return LoadedPair(loaded_target, loaded_draft, words)
 
 

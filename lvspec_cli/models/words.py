@@ -1,8 +1,9 @@
 """Sorts the tokens of a vocabulary: numerals, negations, function words, contraries, tokens without text.
 
-The word lists are English. Digits of any script count if the vocabulary has them as characters. A tokenizer
-may cut a number or a word of a list in pieces, which are sorted as the whole is. The sets are computed once
-for each pair, from the vocabulary alone.
+Numerals of any script count if the vocabulary has them as characters. Numerals and negations are listed in
+the languages in which captions are asked for most, function words in English. Contraries are a pair's own
+(models.yaml). A tokenizer may cut a number or an English word in pieces, which are sorted as the whole is.
+The sets are computed once for each pair, from the vocabulary alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,18 @@ NEGATIONS = _words("""
     no not none nobody nothing neither nor never without cannot nowhere n't 't don't doesn't didn't
     isn't aren't wasn't weren't can't couldn't won't wouldn't hasn't haven't hadn't
 """)
+# Numerals and negations of other languages, where a tokenizer has them as a whole: cut in pieces, they would
+# protect pieces of many other words.
+OTHER_LANGUAGES = _words("""
+    zwei drei vier fünf sechs sieben acht neun zehn deux trois quatre cinq sept huit neuf dix
+    dos tres cuatro cinco seis siete ocho nueve diez due tre quattro cinque sette otto nove dieci
+    dois duas três quatro sete oito dez два две три четыре пять шесть семь восемь девять десять
+    nicht kein keine keinen keinem keiner keines nie niemals niemand nichts ohne weder
+    ne pas jamais rien aucun aucune sans nunca jamás nadie ningún ninguno ninguna sin
+    não ninguém nenhum nenhuma sem non nessuno nessuna niente senza niet geen nooit niemand zonder
+    не нет ни никто никогда ничего без nie nigdy bez değil yok không tidak bukan tanpa
+    不 没 無 无 未 非 ない 않 없 لا ليس لم لن नहीं
+""")
 # Without words for place, direction or order in time, because these are facts.
 FUNCTION_WORDS = _words("""
     a an the this that these those it its he she they him his her them their there here which who
@@ -38,36 +51,8 @@ FUNCTION_WORDS = _words("""
     when where if than very quite rather just simply really actually clearly mainly mostly still only
     even now again another each some any seems we see shows shown visible 's 're 've 'll 'd
 """)
-# In each line, words between two commas are synonyms; words of different groups contradict each other.
-CONTRARIES = tuple(
-    tuple(_words(meaning) for meaning in line.split(","))
-    for line in (
-        "left leftward leftwards, right rightward rightwards, top upper up upward upwards,"
-        " bottom lower down downward downwards, middle, centre center",
-        # Something new, or something mentioned before: "after a while", "after the man has left".
-        "a an, the",
-        "before earlier, after afterwards later then",
-        "black, white, grey gray, red, orange, yellow, green, blue, purple violet, pink, brown, cyan",
-        "small little tiny, big large huge",
-        "circle disc disk, square, triangle, rectangle, diamond rhombus, star, cross plus",
-        "plain, striped, checkered checked, dotted spotted",
-        "appears appear appeared comes come came enters enter entered arrives shows show,"
-        " disappears disappear disappeared vanishes vanish vanished goes go went leaves leave exits,"
-        " changes change changed becomes become became turns turn turned, stays stay stayed remains remain,"
-        " moves move moved drifts drift drifted glides glide slides slide travels travel",
-        "opens open opened opening, closes close closed closing shuts",
-        "inside indoors, outside outdoors",
-        "slowly slow, quickly quick fast rapidly",
-        "man men, woman women, boy boys, girl girls",
-    )
-)
-Meaning = tuple[int, int]  # line and place in CONTRARIES
-_MEANINGS: Mapping[str, Meaning] = {
-    word: (line, meaning)
-    for line, meanings in enumerate(CONTRARIES)
-    for meaning, words in enumerate(meanings)
-    for word in words
-}
+_FIXED = NUMERALS | NEGATIONS | OTHER_LANGUAGES
+Meaning = tuple[int, int]  # line and place in a list of contraries
 _BYTES = {letter: code for code, letter in bytes_to_unicode().items()}
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _SIGNS = frozenset("$€£¥₹+±−~≈#№")  # begin numbers
@@ -108,8 +93,11 @@ class TokenSets:
         return bool(before) and before[-1] in self.stops
 
 
-def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
+def token_sets(tokenizer: Any, end_ids: Iterable[int], contraries: Sequence[str] = ()) -> TokenSets:
     """Sort a tokenizer's vocabulary. A leading space and upper case make no difference.
+
+    :param contraries: lines of words. Words between two commas are synonyms, and contradict the other words
+        of the line: ``small little, big large``.
 
     If the tokenizer cuts a number, a numeral or a negation, all of its pieces are protected: of `` 12`` the
     space, too. Only a first piece that is a function word is not, because it seldom begins one (``can`` of
@@ -120,7 +108,8 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
     function: set[int] = set()
     stops: set[int] = set()
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    meanings = _meanings_of_pieces(tokenizer)
+    said = meanings_of(contraries)
+    meanings = _meanings_of_pieces(tokenizer, said)
     in_bytes = "Ġ" in vocabulary
     for token, index in vocabulary.items():
         text = _text(token, in_bytes)
@@ -128,12 +117,12 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
         if text and ("\n" in text or text.rstrip(_CLOSING).endswith(_STOPS)):
             stops.add(index)
         of_number = any(letter.isnumeric() for letter in word) or (word and _SIGNS.issuperset(word))
-        if text is None or word in NUMERALS or word in NEGATIONS or of_number:
+        if text is None or word in _FIXED or of_number:
             protected.add(index)
         elif word in FUNCTION_WORDS or (word and _PUNCTUATION.issuperset(word)):
             function.add(index)
-        if word in _MEANINGS:
-            meanings[index].add(_MEANINGS[word])
+        if word in said:
+            meanings[index].add(said[word])
     for form in (*_forms(NUMERALS | NEGATIONS), *(f" {digit}" for digit in range(10))):
         pieces = _pieces(tokenizer, form)
         if len(pieces) > 1:
@@ -142,17 +131,27 @@ def token_sets(tokenizer: Any, end_ids: Iterable[int]) -> TokenSets:
         frozenset(end_ids),
         frozenset(protected),
         frozenset(function - protected),
-        {index: frozenset(said) for index, said in meanings.items()},
+        {index: frozenset(found) for index, found in meanings.items()},
         frozenset(stops),
     )
 
 
-def _meanings_of_pieces(tokenizer: Any) -> defaultdict[int, set[Meaning]]:
-    """The meanings of the words in CONTRARIES by the piece that tells a word from its contraries.
+def meanings_of(contraries: Sequence[str]) -> dict[str, Meaning]:
+    """What each word of a list of contraries means."""
+    return {
+        word: (number, place)
+        for number, line in enumerate(contraries)
+        for place, synonyms in enumerate(line.split(","))
+        for word in synonyms.split()
+    }
+
+
+def _meanings_of_pieces(tokenizer: Any, said: Mapping[str, Meaning]) -> defaultdict[int, set[Meaning]]:
+    """The meanings of words that have contraries by the piece that tells a word from its contraries.
 
     This is its first piece, and any later one up to which it is cut like one of them: ``gr|ey``, ``gr|een``.
     """
-    cut = {_pieces(tokenizer, form): _MEANINGS[form.strip().lower()] for form in _forms(_MEANINGS)}
+    cut = {_pieces(tokenizer, form): said[form.strip().lower()] for form in _forms(said)}
     begun = defaultdict(set)
     for pieces, meaning in cut.items():
         for length in range(len(pieces)):

@@ -272,6 +272,8 @@ def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
         del fields["gamma"], fields["draft_keep"], fields["fallback"]
     if settings.mode is Mode.AR or settings.draft_keep == 1:
         del fields["draft_keep_by"]
+    if not settings.vary:
+        del fields["vary"]
     del fields["mode"]
     return _without_infinity(fields)
 

@@ -23,7 +23,8 @@ from pydantic import (
 )
 
 from lvspec_cli.errors import PairError, UsageError
-from lvspec_cli.host import config_folder
+from lvspec_cli.host import config_folder, state_folder
+from lvspec_cli.pairs.calibration import PairCalibration, calibrated, calibration_file, read_calibration
 from lvspec_cli.text_file import SETTINGS, read_file
 from lvspec_cli.types import (
     MOST_PIXELS,
@@ -110,6 +111,11 @@ class Source(Section):
         return MTP if self.mtp else self.repo or str(self.folder or self.bundled)
 
     @property
+    def label(self) -> str:
+        """The name with the revision, if one is named."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @property
     def path(self) -> Path | None:
         """The local folder; None for a repository on the hub and for a part of the target."""
         return PACKAGE / self.bundled if self.bundled else self.folder
@@ -127,11 +133,41 @@ class Defaults(Section):
     max_new_tokens: Annotated[int, Ge(1), Le(MOST_TOKENS)] = 256
 
 
+Percentile = Annotated[float, Ge(0), Le(100)]
+
+
+class MarginPercentiles(Section):
+    """A rule's margins as percentiles of the gaps at which the pair's draft differs."""
+
+    anchor: Percentile | None = None
+    filler: Percentile | None = None
+
+
+class Percentiles(Section):
+    """Margins that take effect once the pair is calibrated."""
+
+    balanced: MarginPercentiles = MarginPercentiles()
+    loose: MarginPercentiles = MarginPercentiles()
+
+
 class Rules(Section):
     """The settings of the rule for each looseness, except strict, which is exact mode."""
 
     balanced: RuleSettings = RuleSettings()
     loose: RuleSettings = RuleSettings(filler_margin=inf, max_loose_run=6, max_loose_in_window=9)
+    percentiles: Percentiles = Percentiles()
+
+    def calibrated(self, found: PairCalibration) -> Rules:
+        """The rules with what was measured of the pair in the place of fixed numbers."""
+        return self.model_copy(
+            update={
+                name: calibrated(getattr(self, name), found, anchor=margins.anchor, filler=margins.filler)
+                for name, margins in (
+                    ("balanced", self.percentiles.balanced),
+                    ("loose", self.percentiles.loose),
+                )
+            }
+        )
 
 
 # As far as LVSpec's paper tells its rule (arXiv 2604.05650): the 70 % of a proposal that are least like the
@@ -144,7 +180,6 @@ PAPER_RULE = RuleSettings(
     sentence_margin=inf,
     max_loose_run=MOST_TOKENS,
     max_loose_in_window=MOST_TOKENS,
-    contraries=False,
 )
 PAPER_GAMMA = 10
 
@@ -161,6 +196,8 @@ class Pair(Section):
     memory: dict[Quantisation, Annotated[float, Gt(0), Le(1e6)]] = {}  # GB for both models on one device
     defaults: Defaults = Defaults()
     rules: Rules = Rules()
+    # Words that must not replace each other: between two commas are synonyms, `small little, big large`.
+    contraries: tuple[str, ...] = ()
 
     @field_validator("target")
     @classmethod
@@ -233,13 +270,31 @@ def load_registry(models: Path | None = None, environment: Mapping[str, str] = o
     read = named or (own if own and own.is_file() else None)
     users = read_models_file(read) if read else ModelsFile()
     others = {name: pair for name, pair in shipped.pairs.items() if name not in users.pairs}
-    registry = Registry({**users.pairs, **others}, users.default or shipped.default or AUTO)
+    pairs = {
+        name: _with_measurement(name, pair, environment) for name, pair in {**users.pairs, **others}.items()
+    }
+    registry = Registry(pairs, users.default or shipped.default or AUTO)
     if registry.default not in (AUTO, *registry.pairs):
         raise UsageError(
             f"{read or shipped_models()}: default: there is no pair named {registry.default!r}",
             "name a pair of the file",
         )
     return registry
+
+
+def _with_measurement(name: str, pair: Pair, environment: Mapping[str, str]) -> Pair:
+    found = calibration_of(name, pair, environment)
+    return pair.model_copy(update={"rules": pair.rules.calibrated(found)}) if found else pair
+
+
+def calibration_of(
+    name: str, pair: Pair, environment: Mapping[str, str] = os.environ
+) -> PairCalibration | None:
+    """What ``lvspec tune --calibrate`` has measured of a pair; None if it has not."""
+    state = state_folder(environment)
+    if state is None:
+        return None
+    return read_calibration(calibration_file(state, name), pair.target.label, pair.draft.label)
 
 
 def shipped_models() -> Path:

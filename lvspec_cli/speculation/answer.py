@@ -19,7 +19,7 @@ from lvspec_cli.speculation.logits import LogitsRules
 from lvspec_cli.speculation.relevance import Relevance
 from lvspec_cli.speculation.repetition import is_looping
 from lvspec_cli.speculation.sampling import accept, distribution, draw, is_sound
-from lvspec_cli.speculation.verify import Evidence, History, Verdict, check_sound, gather, judge
+from lvspec_cli.speculation.verify import Evidence, History, Verdict, check_sound, gather, judge, may_vary
 from lvspec_cli.types import (
     DecodeSettings,
     DecodeStats,
@@ -135,6 +135,8 @@ class Answer:
                 scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
             evidence = gather(logits, proposal.tokens, scores)
             verdict = judge(evidence, self._rule, self._words, self._history)
+            if self._settings.vary > 0:
+                verdict = self._vary(logits, verdict)
         check_sound(evidence.sound[: verdict.accepted + 1])
         added = self._take(verdict)
         loss = sum(verdict.losses[:added])
@@ -185,6 +187,15 @@ class Answer:
         # Tokens after an accepted end token are cut off later, in _take.
         verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET), (0.0,) * (count + 1))
         return Evidence(drafted, tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
+
+    def _vary(self, logits: Tensor, verdict: Verdict) -> Verdict:
+        """A step of the control: by a coin the target's second choice, if it may be said."""
+        best = logits[-1].float().topk(2)
+        (first, second), (own, other) = best.values.tolist(), best.indices.tolist()
+        coin = torch.rand((), generator=self._generator, device=self._device).item() < 0.5
+        if coin and may_vary(own, other, first - second, self._settings.vary, self._words, self._history):
+            return Verdict(0, (other,), (TokenKind.FILLER,), (first - second,))
+        return verdict
 
     def _choose(self, logits: Tensor) -> Tensor:
         temperature = self._settings.temperature

@@ -21,8 +21,9 @@ from lvspec_cli.models.probe import hidden_states, lens, video_attention
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.types import RelevanceName, RuleSettings
 
-# Schemes that read layers of the target.
-LAYERED = (RelevanceName.ATTENTION, RelevanceName.SIMILARITY, RelevanceName.PAPER, RelevanceName.LENS)
+# Schemes that read attention, and all that read layers of the target.
+ATTENDING = (RelevanceName.ATTENTION, RelevanceName.RANK_ATTENTION)
+LAYERED = (*ATTENDING, RelevanceName.SIMILARITY, RelevanceName.PAPER, RelevanceName.LENS)
 NEAREST = 10  # of the video's tokens, in the scheme of LVSpec's paper
 
 
@@ -49,7 +50,7 @@ class Relevance(Protocol):
 class Attention:
     """Share of attention that the position that predicts a token gives to the video.
 
-    The maximum over the heads of a layer, and the mean over the chosen layers.
+    The mean over the heads of a layer, and over the chosen layers.
     """
 
     def __init__(self, target: Decoder, layers: tuple[int, ...]) -> None:
@@ -59,7 +60,7 @@ class Attention:
     def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
         rows = drafted.shape[0]
         shares = [
-            video_attention(self._target, passed, layer, rows).amax(dim=0) for layer in sorted(self.watch)
+            video_attention(self._target, passed, layer, rows).mean(dim=0) for layer in sorted(self.watch)
         ]
         return torch.stack(shares).mean(dim=0)
 
@@ -124,6 +125,24 @@ class Rank:
         return greater.log1p() / math.log(logits.shape[-1])
 
 
+class RankAttention:
+    """The mean of :class:`Rank` and of the attention to the video, in units of ``scale`` and at most 1."""
+
+    def __init__(self, attention: Relevance, scale: float) -> None:
+        self._attention, self._scale, self._rank = attention, scale, Rank()
+        self.watch = attention.watch
+
+    def score(self, passed: Pass, drafted: Tensor, logits: Tensor) -> Tensor:
+        shares = self._attention.score(passed, drafted, logits)
+        assert shares is not None
+        return rank_and_attention(self._rank.score(passed, drafted, logits), shares, self._scale)
+
+
+def rank_and_attention(rank: Tensor, shares: Tensor, scale: float) -> Tensor:
+    """The scores of :class:`RankAttention`, (n,), from those of its two parts, (n,) each."""
+    return (rank + (shares / scale).clamp(max=1.0)) / 2
+
+
 class Lens:
     """How strongly the video's own hidden states, read through the target's head, predict the token.
 
@@ -186,6 +205,8 @@ def relevance_for(
     match rule.relevance:
         case RelevanceName.ATTENTION:
             return Attention(target, layers)
+        case RelevanceName.RANK_ATTENTION:
+            return RankAttention(Attention(target, layers), rule.attention_scale)
         case RelevanceName.SIMILARITY:
             return Similarity(target, layers, video)
         case RelevanceName.PAPER:
@@ -204,7 +225,7 @@ def relevance_for(
 
 def video_layers(rule: RuleSettings, layer_count: int) -> tuple[int, ...]:
     """Layers whose hidden states of the video must be kept at prefill for a rule."""
-    if rule.relevance in LAYERED and rule.relevance is not RelevanceName.ATTENTION:
+    if rule.relevance in LAYERED and rule.relevance not in ATTENDING:
         return layers_of(rule, layer_count)
     return ()
 
@@ -225,7 +246,7 @@ def layers_of(
     if not rule.layers:
         raise UsageError("relevance needs at least one layer", "name one with --layer, -1 for the last")
     layers = tuple(sorted({layer % layer_count for layer in rule.layers}))
-    if rule.relevance is RelevanceName.ATTENTION and attention_layers is not None:
+    if rule.relevance in ATTENDING and attention_layers is not None:
         for layer in layers:
             if layer not in attention_layers:
                 known = ", ".join(map(str, attention_layers))

@@ -136,6 +136,17 @@ def judge(evidence: Evidence, rule: RuleSettings, words: TokenSets, history: His
     return Verdict(len(tokens), (*tokens, own), (*kinds, TokenKind.TARGET), (*losses, 0.0))
 
 
+def may_vary(own: int, second: int, gap: float, most: float, words: TokenSets, history: History) -> bool:
+    """Whether the control may say the target's second choice: a near tie that ends nothing, and begins no
+    loop and no sentence.
+
+    :param gap: nats between the two; ``most``: the largest one at which it may.
+    """
+    if not gap <= most or words.ends & {own, second}:
+        return False
+    return not words.begins_sentence(history.tokens) and not starts_loop(history.tokens, second)
+
+
 def effective(rule: RuleSettings) -> RuleSettings:
     """The rule's settings as its relevance scheme changes them. Only two controls do.
 
@@ -194,7 +205,8 @@ def _loose_kind(
     if words.begins_sentence(history.tokens) and not _is_within(gap, rule.sentence_margin):
         return None
     allowed = margin(evidence.relevance[index] if evidence.relevance else 0.0, rule)
-    if _is_within(gap, allowed) and is_agreed_after(index, evidence, rule, words):
+    is_tie = _is_within(gap, rule.anchor_margin)
+    if _is_within(gap, allowed) and (is_tie or is_agreed_after(index, evidence, rule, words)):
         return TokenKind.FILLER
     if is_shifted(index, evidence.drafted, evidence.target, evidence.relevance, rule, words):
         return TokenKind.SHIFT

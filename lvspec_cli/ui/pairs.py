@@ -10,14 +10,22 @@ from typing import Any
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.memory.plan import Machine
 from lvspec_cli.memory.resolve import FitRow, PairFit, placement_text
+from lvspec_cli.pairs.calibration import PairCalibration
 from lvspec_cli.pairs.files import Stored
-from lvspec_cli.pairs.registry import BUNDLED, Pair, Source
-from lvspec_cli.table import Table, plain, size
+from lvspec_cli.pairs.registry import BUNDLED, Pair, Rules, Source
+from lvspec_cli.table import Table, counted, plain, size
 from lvspec_cli.types import Quantisation, RuleSettings
 from lvspec_cli.ui.tables import model_size
 
 
-def pair_facts(name: str, pair: Pair, target: Stored, draft: Stored, mtp: Stored) -> str:
+def pair_facts(
+    name: str,
+    pair: Pair,
+    target: Stored,
+    draft: Stored,
+    mtp: Stored,
+    calibration: PairCalibration | None = None,
+) -> str:
     """One fact per line, with its name. ``mtp``: the prediction layer in the target's files."""
     rows = [("pair", name), ("about", pair.about), ("licence", pair.licence or "not said")]
     if pair.no_gain:
@@ -36,6 +44,40 @@ def pair_facts(name: str, pair: Pair, target: Stored, draft: Stored, mtp: Stored
         names = [field.name for field in fields(RuleSettings)]
         shown = {key: rule[key] for key in names if rule[key] != plain[key]}
         rows.append((f"rule {looseness}", _values(shown) or "as built in"))
+    percentiles = any(pair.rules.percentiles.model_dump(exclude_none=True).values())
+    if calibration is not None:
+        rows.append(("calibrated", f"{calibration.created}, on {counted(calibration.captions, 'caption')}"))
+    elif percentiles:
+        rows.append(("calibrated", "not yet: lvspec tune CLIPS --calibrate"))
+    return _lines(rows)
+
+
+def calibration_text(rules: Rules, found: PairCalibration) -> str:
+    """What was measured of a pair, and the rules that follow: one fact per line, with its name."""
+    measured = (
+        f"{counted(found.captions, 'caption')}, {found.tokens} tokens after the first ones;"
+        f" the draft differs at {found.mismatches}"
+    )
+    gaps = ", ".join(f"{share} % within {found.margin(share):.2f} nats" for share in (25, 50, 75, 90))
+    rows = [("measured", measured), ("gaps", gaps)]
+    rows.append(("wording", f"{100 * found.relaxed:.0f} % of the tokens, by how frequent they are"))
+    if found.layer is not None:
+        attention = (
+            f"layer {found.layer} tells rare tokens from frequent ones best, AUC {found.layer_auc:.2f}"
+        )
+        rows.append(("attention", attention))
+    measured_rules = rules.calibrated(found)
+    for looseness, margins in rules.percentiles.model_dump(exclude_none=True, exclude_defaults=True).items():
+        rule = asdict(getattr(measured_rules, looseness))
+        told = (
+            f"{name}-margin {rule[f'{name}_margin']:g} nats ({share:g} % of the gaps)"
+            for name, share in margins.items()
+        )
+        rows.append((f"rule {looseness}", ", ".join(told)))
+    return _lines(rows)
+
+
+def _lines(rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(label) for label, _ in rows)
     return "".join(f"{label:{width}}  {visible_line(fact)}\n" for label, fact in rows if fact)
 

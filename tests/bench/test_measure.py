@@ -30,6 +30,7 @@ ITEM = Item(id="noise#1", file_name="noise", prompt="What moves?")
 CLIP = make_clip()
 BASE = DecodeSettings(gamma=4, max_new_tokens=24)
 AR, EXACT, LVSPEC = Variant(BenchMode.AR), Variant(BenchMode.EXACT, 4), Variant(BenchMode.LVSPEC, 4)
+CONTROL = Variant(BenchMode.CONTROL)
 HF_AR, ASSISTED = Variant(BenchMode.HF_AR), Variant(BenchMode.HF_ASSISTED, 4)
 
 
@@ -53,7 +54,7 @@ def own(pair: LoadedPair, variant: Variant):
 
 
 def test_our_modes_count_what_they_did(pair: LoadedPair):
-    for variant in (AR, EXACT, LVSPEC, Variant(BenchMode.EXACT_PRUNED, 4)):
+    for variant in (AR, CONTROL, EXACT, LVSPEC, Variant(BenchMode.EXACT_PRUNED, 4)):
         found = own(pair, variant)
         assert found.variant == variant
         assert found.tokens is not None
@@ -65,10 +66,12 @@ def test_our_modes_count_what_they_did(pair: LoadedPair):
         kinds = Counter(found.kinds)
         assert kinds[TokenKind.EXACT] == found.accepted_exact
         assert kinds[TokenKind.FILLER] == found.accepted_filler
-        if not variant.mode.is_plain:
+        assert (found.loss or 0) > 0 or not found.accepted_filler + found.accepted_shift
+        if variant.mode.drafts:
             assert 1 + sum(found.accepted_lengths) == found.output_tokens
             assert len(found.accepted_lengths) == found.rounds
     assert own(pair, EXACT).tokens == own(pair, AR).tokens
+    assert own(pair, CONTROL).tokens == own(pair, CONTROL).tokens != own(pair, AR).tokens
 
 
 def test_the_peers_say_what_ar_says_and_leave_the_models_as_they_were(pair: LoadedPair):

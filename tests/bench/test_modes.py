@@ -25,7 +25,7 @@ def test_modes_are_read_once_each_and_in_order():
         Variant(BenchMode.LVSPEC),
     )
     assert [variant.name for variant in found] == ["ar", "exact", "lvspec:random", "lvspec"]
-    assert len(parse_modes(",".join(ALL_MODES))) == 7
+    assert len(parse_modes(",".join(ALL_MODES))) == 8
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,10 @@ def test_a_variant_changes_what_its_name_says():
     loose = settings_of(Variant(BenchMode.LVSPEC_PRUNED, 5, RelevanceName.RANDOM), BASE, 0.25)
     assert (loose.mode, loose.gamma, loose.draft_keep) == (Mode.LVSPEC, 5, 0.25)
     assert loose.rule.relevance is RelevanceName.RANDOM
+    control = settings_of(Variant(BenchMode.CONTROL), BASE, 0.25)
+    assert (control.mode, control.vary, control.draft_keep) == (Mode.AR, 1.0, 1.0)
     own = settings_of(Variant(BenchMode.LVSPEC, 8), BASE, 0.25)
+    assert own.vary == 0
     assert own.rule == BASE.rule
     with pytest.raises(ValueError, match="hf-ar"):
         settings_of(Variant(BenchMode.HF_AR), BASE, 0.1)

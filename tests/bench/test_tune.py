@@ -87,18 +87,19 @@ def test_one_half_is_tuned_on_and_the_other_reported(pair: LoadedPair, job: Tune
     assert len(names) == 6
     for said in searched.values():
         assert said[0] == "ar"
-        assert set(said[1:]) == names  # two clips are one turn
+        assert said[1] == "control"  # nothing is known about these clips
+        assert set(said[2:]) == names  # two clips are one turn
     assert tuned.results is not None
     assert {item.id for item in tuned.results.items} == reported.keys()
     assert tuned.best is not None
     lines = {each.variant.name: each for each in tuned.results.modes}
     other = next(each for each in tuned.chosen if each is not tuned.best.rule.rule.relevance)
-    assert list(lines) == ["ar", "exact", "lvspec", "lvspec/before", f"lvspec/{other}"]
+    assert list(lines) == ["ar", "control", "exact", "lvspec", "lvspec/before", f"lvspec/{other}"]
     assert lines["lvspec"].gamma == tuned.best.rule.gamma
     assert lines["lvspec"].settings["rule"]["relevance"] == tuned.best.rule.rule.relevance
     assert lines["lvspec/before"].settings["rule"]["relevance"] == "attention"
     assert lines["lvspec"].speedup_vs_ar is not None
-    assert tuned.judged_by.startswith("how likely")
+    assert tuned.judged_by.startswith("the content words")
 
 
 def stopping(at: str, share: float) -> Callable[[str], Callable[[int, int], None]]:

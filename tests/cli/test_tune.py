@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.bench.results import read_results
-from lvspec_cli.pairs.registry import read_models_file
+from lvspec_cli.pairs.registry import PACKAGE, read_models_file
 from tests.conftest import Printed, write_video
+
+
+CLIPS = sorted((PACKAGE / "demo" / "clips").glob("*.mp4"))
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_what_is_printed_is_a_models_yaml_and_the_bench_reads_it(tiny, clips: Pa
     assert list(pairs) == ["tiny"]
     assert pairs["tiny"].defaults.gamma in ("auto", 3)
     assert "the report: 2 other clips" in done.stderr
-    assert "how likely the target finds the texts" in done.stderr
+    assert "the content words of ar's texts that the target's own second choices keep" in done.stderr
     assert (out / "variants.yaml").read_text().startswith("# lvspec tune\nattention:")
     assert "| attention-001" in (out / "tuning.md").read_text()
     assert (out / "report" / "report.html").is_file()
@@ -54,6 +58,22 @@ def test_what_is_printed_is_a_models_yaml_and_the_bench_reads_it(tiny, clips: Pa
     used = tiny("bench", clips, *found, *few)
     assert used.returncode == 0, used.stderr
     assert "lvspec/attention" in used.stdout
+
+
+def test_a_pair_is_calibrated_on_its_own_captions(here: Callable[..., Printed], tmp_path: Path):
+    tune = partial(here, "tune", "--pair", "demo", environment={"XDG_STATE_HOME": str(tmp_path)})
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    done = tune(broken, *CLIPS, "--calibrate", "--out", tmp_path / "out")
+    kept = tmp_path / "lvspec" / "calibrations" / "demo.json"
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.split()[:3] == ["measured", str(len(CLIPS)), "captions,"]
+    assert "broken.mp4" in done.stderr
+    assert f"kept in {kept}" in done.stderr
+    assert json.loads(kept.read_text())["captions"] == len(CLIPS)
+    short = tune(CLIPS[0], "--calibrate", "--max-new-tokens", 4, "--out", tmp_path / "out")
+    assert (short.returncode, short.stdout) == (4, "")
+    assert "too few for percentiles" in short.stderr
 
 
 @pytest.mark.parametrize(

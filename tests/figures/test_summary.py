@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import log
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from lvspec_cli.figures.answers import (
     BenchMode,
     Estimate,
     Fidelity,
+    Freedom,
     Kinds,
     ModeResult,
     Profile,
@@ -229,26 +229,36 @@ def test_a_few_clips_on_which_nothing_changed_show_nothing():
     ("changes", "wins"),
     [
         ({}, True),
-        ({"low": log(0.88)}, False),
+        ({"low": 0.99}, False),
         ({"low": None}, True),
-        ({"low": None, "value": log(0.85)}, False),
-        ({"repetition": 0.045}, True),
-        ({"repetition": 0.08}, False),  # what says the same again and again is likely
-        ({"length": 91.0}, True),
+        ({"low": None, "value": 0.99}, False),
+        ({"repetition": 0.055}, True),  # the control repeats itself as often
+        ({"repetition": 0.08}, False),
+        ({"length": 82.0}, True),
         ({"length": 50.0}, False),
+        ({"loss": 0.07}, True),
+        ({"loss": 0.08}, False),  # many of the draft's words, though ar's are among them
+        ({"loss": None}, True),
+        ({"control": False}, False),  # nothing says how near is near enough
     ],
 )
-def test_without_labels_the_target_judges(changes: dict[str, Any], wins: bool):
-    values = {"value": log(0.95), "low": log(0.92), "repetition": 0.03, "length": 99.0, **changes}
-    change = Estimate(value=values["value"], low=values["low"], high=0.0)
+def test_without_labels_the_control_judges(changes: dict[str, Any], wins: bool):
+    values = {
+        "value": 1.04, "low": 1.0, "repetition": 0.03, "length": 99.0, "loss": 0.05, "control": True,
+        **changes,
+    }  # fmt: skip
+    freedom = Freedom(
+        content=Estimate(value=values["value"], low=values["low"], high=1.1),
+        control_content=0.86, control_loss=0.05, control_repetition=0.05, control_length=90.0,
+    )  # fmt: skip
     fidelity = Fidelity(
-        answers=9, clips=9, log_probability_change=change, repetition=values["repetition"],
-        ar_repetition=0.04, length=values["length"], ar_length=100.0,
+        answers=9, clips=9, freedom=freedom if values["control"] else None, loss_per_token=values["loss"],
+        repetition=values["repetition"], ar_repetition=0.04, length=values["length"], ar_length=100.0,
     )  # fmt: skip
     exact, loose = _result(BenchMode.EXACT, 1.5), _result(BenchMode.LVSPEC, 3.0)
     loose = loose.model_copy(update={"fidelity": fidelity})
     assert winner((exact, loose)) == (loose if wins else exact).variant
-    # Facts that are known go before what the target thinks of a text.
+    # Facts that are known go before the words of a text.
     wrong = loose.model_copy(update={"retention": Estimate(value=0.9, low=0.9, high=0.9)})
     assert winner((exact, wrong)) == exact.variant
 

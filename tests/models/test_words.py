@@ -12,19 +12,14 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lvspec_cli.models.words import (
-    CONTRARIES,
-    FUNCTION_WORDS,
-    NEGATIONS,
-    NUMERALS,
-    TokenSets,
-    token_sets,
-)
+from lvspec_cli.models.words import FUNCTION_WORDS, NEGATIONS, NUMERALS, TokenSets, meanings_of, token_sets
+from lvspec_cli.pairs.registry import BUNDLED, load_registry
 from tests.tiny_tokenizers import WORDS, build_piece_tokenizer, build_tokenizer, qwen_vocabulary
 
 KINDS = "left Left Right top upper lower centre middle down bottom after before red blue small big large"
 TOKENIZER = build_tokenizer(f"{WORDS} {KINDS} {KINDS} 12 2nd isn't don't never Never grün grün")
-SETS = token_sets(TOKENIZER, (5, 6))
+CONTRARIES = load_registry(environment={}).pair(BUNDLED)[1].contraries
+SETS = token_sets(TOKENIZER, (5, 6), CONTRARIES)
 
 
 def ids(text: str) -> list[int]:
@@ -110,12 +105,14 @@ def test_contraries_of_what_happens(one: str, other: str, contrary: bool) -> Non
         "star disc circle vanishes appears comes goes turns becomes man woman shows drifts stays moves " * 3
     )
     (first,), (second,) = (tokenizer.encode(each, add_special_tokens=False) for each in (one, other))
-    assert token_sets(tokenizer, ()).are_contrary(first, second) is contrary
+    assert token_sets(tokenizer, (), CONTRARIES).are_contrary(first, second) is contrary
+    assert not token_sets(tokenizer, ()).are_contrary(first, second)
 
 
 def test_a_word_says_one_thing() -> None:
-    said = [word for line in CONTRARIES for meaning in line for word in meaning]
+    said = [word for line in CONTRARIES for word in line.replace(",", " ").split()]
     assert len(said) == len(set(said))
+    assert meanings_of(CONTRARIES).keys() == set(said)
     assert not set(said) & (NUMERALS | NEGATIONS), "never loose anyway"
     # What a sentence may go without, though not with another in its place.
     assert set(said) & FUNCTION_WORDS == {"a", "an", "the", "shows"}
@@ -229,9 +226,19 @@ def test_pieces_of_words_that_have_contraries(one: str, other: str, contrary: bo
         *("Ġcheck", "ered", "Ġplain", "Ġred", "Ġvan", "ishes", "ished", "ishing", "Ġappears", "Ġdisappears"),
         *("Ġgr", "een", "ey"),
     )
-    sets, vocabulary = token_sets(tokenizer, ()), tokenizer.get_vocab()
+    sets, vocabulary = token_sets(tokenizer, (), CONTRARIES), tokenizer.get_vocab()
     assert sets.are_contrary(vocabulary[one], vocabulary[other]) is contrary
     assert sets.are_contrary(vocabulary[other], vocabulary[one]) is contrary
+
+
+def test_other_languages_are_protected_as_a_whole() -> None:
+    tokenizer = cutting("Ġnicht", "Ġnie", "mals", "ä¸ī", "ä¸į", "Ġrot")
+    sets, vocabulary = token_sets(tokenizer, ()), tokenizer.get_vocab()
+    said = {piece: sets.any_protected(vocabulary[piece]) for piece in list(vocabulary)[-6:]}
+    # nie, 三 and 不 are words; of niemals, which is cut here, the rest is none.
+    assert said == {
+        "Ġnicht": True, "Ġnie": True, "mals": False, "ä¸ī": True, "ä¸į": True, "Ġrot": False
+    }  # fmt: skip
 
 
 VOCABULARIES = {
@@ -250,7 +257,7 @@ def core(request: pytest.FixtureRequest) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def sets(core: Tokenizer) -> TokenSets:
-    return token_sets(PreTrainedTokenizerFast(tokenizer_object=core), ())
+    return token_sets(PreTrainedTokenizerFast(tokenizer_object=core), (), CONTRARIES)
 
 
 class TestLaws:
@@ -287,7 +294,7 @@ class TestLaws:
     @pytest.mark.parametrize("form", [str, str.capitalize])
     def test_contraries(self, core: Tokenizer, sets: TokenSets, before: str, form: Any) -> None:
         for line in CONTRARIES:
-            meanings = [self.said(core, before, map(form, sorted(words))) for words in line]
+            meanings = [self.said(core, before, map(form, words.split())) for words in line.split(",")]
             for ours, theirs in combinations(meanings, 2):
                 for one, other in product(ours, theirs):
                     place = self.difference(one, other)

@@ -146,6 +146,7 @@ NUMBERS = {
     "defaults.adaptation.costs.overhead": "1e300",
     "memory.none": "1000001",
     "rules.balanced.anchor_threshold": ".inf",
+    "rules.balanced.attention_scale": "1.1",
     "rules.balanced.anchor_margin": ".nan",
     "rules.balanced.filler_margin": ".nan",
     "rules.balanced.sentence_margin": ".nan",

@@ -37,6 +37,21 @@ def test_rank_is_the_rarer_of_the_two_tokens(pair: LoadedPair) -> None:
         assert done.relevance == pytest.approx(expected)
 
 
+def test_rank_and_attention_weigh_the_same(pair: LoadedPair) -> None:
+    rules = [
+        replace(CLOSED, relevance=name, attention_scale=0.02)
+        for name in (RelevanceName.RANK, RelevanceName.ATTENTION, RelevanceName.RANK_ATTENTION)
+    ]
+    for ranked, attending, both in zip(
+        *(rounds_of(pair, prompts_for(pair), rule) for rule in rules), strict=True
+    ):
+        expected = [
+            (rank + min(share / 0.02, 1)) / 2
+            for rank, share in zip(ranked.relevance, attending.relevance, strict=True)
+        ]
+        assert both.relevance == pytest.approx(expected, abs=1e-5)
+
+
 def test_shares_below() -> None:
     assert shares_below(torch.tensor([0.3, 0.9, 0.1, 0.3])).tolist() == [0.25, 0.75, 0.0, 0.25]
 

@@ -12,7 +12,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lvspec_cli.models.words import TokenSets
-from lvspec_cli.speculation.verify import Evidence, History, effective, gather, is_exact, judge, margin
+from lvspec_cli.speculation.repetition import starts_loop
+from lvspec_cli.speculation.verify import (
+    Evidence,
+    History,
+    effective,
+    gather,
+    is_exact,
+    judge,
+    margin,
+    may_vary,
+)
 from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
 
 EXACT, FILLER, SHIFT, TARGET = TokenKind.EXACT, TokenKind.FILLER, TokenKind.SHIFT, TokenKind.TARGET
@@ -35,6 +45,7 @@ RULE = RuleSettings(
     max_loose_run=9,
     max_loose_in_window=9,
     loose_window=12,
+    contraries=True,
 )
 SHIFTING = replace(RULE, anchor_margin=0.0, filler_margin=0.0, shift_window=2)
 
@@ -365,6 +376,7 @@ RULES = st.builds(
     defer=st.integers(0, 3),
     defer_sure=st.booleans(),
     max_loss=st.one_of(st.just(math.inf), st.floats(0, 0.2)),
+    contraries=st.booleans(),
 )
 HISTORIES = st.builds(
     lambda past, more, loss: History(
@@ -463,7 +475,9 @@ def test_a_longer_window_never_accepts_more(
 def test_the_last_places_of_a_proposal_take_nothing_loosely(
     found: Evidence, rule: RuleSettings, history: History
 ) -> None:
-    rule = replace(rule, relevance=RelevanceName.PLAUSIBLE, defer_sure=True, shift_window=0)
+    rule = replace(
+        rule, relevance=RelevanceName.PLAUSIBLE, defer_sure=True, shift_window=0, anchor_margin=0.0
+    )
     verdict = judge(found, rule, WORDS, history)
     behind = len(found.drafted) - rule.defer
     ended = verdict.kinds[-1] is not TARGET
@@ -471,6 +485,30 @@ def test_the_last_places_of_a_proposal_take_nothing_loosely(
     for at, kind in enumerate(verdict.kinds):
         if kind is FILLER and not ended:
             assert all(after is EXACT for after in verdict.kinds[at + 1 : at + 1 + rule.defer])
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"), [(0.0, [FILLER, TARGET]), (0.5, [FILLER, TARGET]), (0.6, [TARGET])]
+)
+def test_a_tie_needs_no_window(gap: float, expected: list[TokenKind]) -> None:
+    """Within the margin of anchors a token stays whatever follows it."""
+    found = evidence([30], [31, 60], gap=[gap], relevance=[0.1])
+    assert kinds(found, replace(RULE, defer=2)) == expected
+    assert kinds(found, RULE) == [FILLER, TARGET]
+
+
+@given(st.floats(0, 3), st.floats(0, 3), HISTORIES, TOKENS, TOKENS)
+def test_the_control_says_near_ties_alone(
+    gap: float, most: float, history: History, own: int, second: int
+) -> None:
+    allowed = may_vary(own, second, gap, most, WORDS, history)
+    assert not allowed or (gap <= most and not {own, second} & WORDS.ends)
+    assert not may_vary(own, second, math.nan, most, WORDS, history)
+    if allowed:
+        assert not WORDS.begins_sentence(history.tokens)
+        assert not starts_loop(history.tokens, second)
+    elif gap <= most and not {own, second} & WORDS.ends:
+        assert WORDS.begins_sentence(history.tokens) or starts_loop(history.tokens, second)
 
 
 @given(proposals(), RULES, HISTORIES, st.floats(0, 0.2))

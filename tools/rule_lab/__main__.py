@@ -28,16 +28,17 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from lvspec_cli.bench.pair_calibration import calibration_of
 from lvspec_cli.bench.variants import read_rules
 from lvspec_cli.errors import LvspecError, UsageError
-from lvspec_cli.pairs.registry import load_registry, settings_of_pair
+from lvspec_cli.pairs.registry import BUNDLED, load_registry, settings_of_pair
 from lvspec_cli.table import counted, markdown_lines
 from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Mode, RoundCosts, read_gamma
 from tools.rule_lab.decode import Caption, Lab, Vary, watched_layers
@@ -81,15 +82,7 @@ def run(given: argparse.Namespace) -> None:
     done = {(caption.scene, caption.rule) for caption in read_captions([given.out])}
     todo = [seed for seed in given.scenes if any((seed, name) not in done for name in rules)]
     rules = {name: rule for name, rule in rules.items() if any((seed, name) not in done for seed in todo)}
-    tokenizer, drafts = (AutoTokenizer.from_pretrained(path) for path in (given.target, given.draft))
-    if tokenizer.get_vocab() != drafts.get_vocab():
-        raise UsageError("the two models have different tokenizers", "choose models of one family")
-    target, draft = load_model(given.target), load_model(given.draft)
-    vocabulary = min(
-        len(tokenizer), *(model.config.get_text_config().vocab_size for model in (target, draft))
-    )
-    layers = watched_layers(rules, target.config.get_text_config().num_hidden_layers)
-    lab = Lab(Reader(target, vocabulary, sorted(layers)), Reader(draft, vocabulary), tokenizer, _ends(target))
+    lab = load_lab(given, rules)
     for start in range(0, len(todo), given.group):
         seeds, began, busy = todo[start : start + given.group], time.perf_counter(), time.process_time()
         captions = lab.captions([make_scene(seed) for seed in seeds], rules, sure=given.sure)
@@ -100,6 +93,39 @@ def run(given: argparse.Namespace) -> None:
         took, cpu = (time.perf_counter() - began) / 60, (time.process_time() - busy) / 60
         done_so_far = f"{counted(len(seeds), 'scene')}, {counted(len(rules), 'rule')}: {took:.1f} min"
         print(f"{done_so_far}, {cpu:.1f} min of CPU, {lab.trie.nodes} nodes in all", flush=True)
+
+
+def load_lab(given: argparse.Namespace, rules: Mapping[str, DecodeSettings | Vary] | None) -> Lab:
+    """The lab of two folders. Without rules the attention of all layers is kept.
+
+    :raises UsageError: the models have different tokenizers.
+    """
+    tokenizer, drafts = (AutoTokenizer.from_pretrained(path) for path in (given.target, given.draft))
+    if tokenizer.get_vocab() != drafts.get_vocab():
+        raise UsageError("the two models have different tokenizers", "choose models of one family")
+    target, draft = load_model(given.target), load_model(given.draft)
+    vocabulary = min(
+        len(tokenizer), *(model.config.get_text_config().vocab_size for model in (target, draft))
+    )
+    count = target.config.get_text_config().num_hidden_layers
+    layers = set(range(count)) if rules is None else watched_layers(rules, count)
+    listed = load_registry(environment={}).pair(BUNDLED)[1].contraries
+    return Lab(
+        Reader(target, vocabulary, sorted(layers)),
+        Reader(draft, vocabulary),
+        tokenizer,
+        _ends(target),
+        listed,
+    )
+
+
+def calibrate(given: argparse.Namespace) -> None:
+    """Prints what `lvspec tune --calibrate` would keep of the pair."""
+    lab = load_lab(given, None)
+    own = settings_of_pair(load_registry(environment={}).pair(given.pair)[1])
+    exact = replace(own, mode=Mode.EXACT, gamma=8, max_new_tokens=given.max_new_tokens, fallback=False)
+    evidence = lab.evidence([make_scene(seed) for seed in given.scenes], exact)
+    print(calibration_of(evidence, lab.loaded.vocabulary).model_dump_json(indent=1, by_alias=True))
 
 
 def report(given: argparse.Namespace) -> None:
@@ -164,6 +190,13 @@ def main() -> None:
     running.add_argument("--group", type=int, default=25, help="scenes in memory at a time")
     running.add_argument("--sure", action="store_true", help="neither model doubts what it sees")
     running.set_defaults(run=run)
+    calibrating = commands.add_parser("calibrate", help="what exact captions say about the pair's rule")
+    calibrating.add_argument("target", type=Path)
+    calibrating.add_argument("draft", type=Path)
+    calibrating.add_argument("--scenes", type=_span, required=True, help="FIRST:END")
+    calibrating.add_argument("--pair", default="qwen2.5-vl-7b-3b", help="whose settings are the default's")
+    calibrating.add_argument("--max-new-tokens", type=int, default=130)
+    calibrating.set_defaults(run=calibrate)
     reporting = commands.add_parser("report", help="tables in Markdown")
     reporting.add_argument("files", type=Path, nargs="+")
     reporting.add_argument("--against", nargs="*", default=["vary", "default"], help="for paired differences")

@@ -15,13 +15,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from lvspec_cli.bench.pair_calibration import CaptionEvidence
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.words import TokenSets, token_sets
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.draft_length import round_cost
-from lvspec_cli.speculation.relevance import Relevance, VideoStates, layers_of, relevance_for, video_layers
+from lvspec_cli.speculation.relevance import (
+    ATTENDING,
+    RankAttention,
+    Relevance,
+    VideoStates,
+    layers_of,
+    relevance_for,
+    video_layers,
+)
 from lvspec_cli.speculation.repetition import is_looping, starts_loop
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import (
@@ -130,7 +139,7 @@ class _Walker:
 
 
 class _NoteAttention:
-    """Relevance ``attention``: of the largest head, and the mean over the layers, as in the product."""
+    """Relevance ``attention``: the mean over the heads and the layers, as in the product."""
 
     watch: frozenset[int] = frozenset()
 
@@ -140,7 +149,7 @@ class _NoteAttention:
     def score(self, passed: Any, drafted: Tensor, logits: Tensor) -> Tensor:
         readings = passed.readings[: len(drafted)]
         shares = [torch.stack([said.shares[layer] for layer in self._layers]) for said in readings]
-        return torch.stack(shares).amax(-1).mean(-1)
+        return torch.stack(shares).mean((-1, -2))
 
 
 def watched_layers(rules: Mapping[str, DecodeSettings | Vary], layer_count: int) -> set[int]:
@@ -156,7 +165,7 @@ def watched_layers(rules: Mapping[str, DecodeSettings | Vary], layer_count: int)
             raise UsageError(
                 f"{name}: the lab keeps hidden states of the last layer only", "use layers: [-1]"
             )
-        if settings.rule.relevance is RelevanceName.ATTENTION:
+        if settings.rule.relevance in ATTENDING:
             layers |= set(layers_of(settings.rule, layer_count))
     return layers
 
@@ -164,9 +173,16 @@ def watched_layers(rules: Mapping[str, DecodeSettings | Vary], layer_count: int)
 class Lab:
     """Two models and their tokenizer, and the rules' words."""
 
-    def __init__(self, target: Reader, draft: Reader, tokenizer: Any, ends: Sequence[int]) -> None:
+    def __init__(
+        self,
+        target: Reader,
+        draft: Reader,
+        tokenizer: Any,
+        ends: Sequence[int],
+        contraries: Sequence[str] = (),  # as token_sets takes them
+    ) -> None:
         self.trie, self.tokenizer = Trie(target, draft), tokenizer
-        self.words: TokenSets = token_sets(tokenizer, ends)
+        self.words: TokenSets = token_sets(tokenizer, ends, contraries)
         self.loaded = SimpleNamespace(
             generation=GenerationRules(tuple(ends)),
             vocabulary=target.vocabulary,
@@ -200,6 +216,39 @@ class Lab:
             _caption(scenes[index].seed, name, answer, roots[index], self.tokenizer)
             for (index, name), answer in answers.items()
         ]
+
+    @torch.inference_mode()
+    def evidence(self, scenes: Sequence[Scene], exact: DecodeSettings) -> list[CaptionEvidence]:
+        """What exact captions of scenes show for the pair's calibration."""
+        asked = [
+            (ask(self.tokenizer, scene, target), ask(self.tokenizer, scene, draft))
+            for scene, (target, draft) in ((scene, doubts(scene)) for scene in scenes)
+        ]
+        roots = self.trie.begin(asked)
+        answers = [_Ruled(self, root, exact) for root in roots]
+        _finish(self.trie, answers)
+        return [_evidence(answer.tokens, root) for answer, root in zip(answers, roots, strict=True)]
+
+
+def _evidence(tokens: Sequence[int], root: Node) -> CaptionEvidence:
+    """Of the nodes on the way of a text: all but the first token are judged by a rule."""
+    node, said = root.child(tokens[0]), list[tuple[Reading, Reading]]()
+    for token in tokens[1:]:
+        assert node.target and node.draft
+        said.append((node.target, node.draft))
+        node = node.child(token)
+    layers = said[0][0].shares if said else {}
+    return CaptionEvidence(
+        ids=tuple(tokens[1:]),
+        gaps=tuple(
+            target.log_probs[target.token] - target.log_probs[draft.token]
+            for target, draft in said
+            if draft.token != target.token
+        ),
+        attention={
+            layer: tuple(float(target.shares[layer].mean()) for target, _ in said) for layer in layers
+        },
+    )
 
 
 class _Ruled(Answer):
@@ -275,8 +324,10 @@ def _relevance(
     rule = settings.rule
     if settings.mode != Mode.LVSPEC or is_exact(rule):
         return None
-    if rule.relevance is RelevanceName.ATTENTION:
-        return _NoteAttention(layers_of(rule, target.layer_count))
+    if rule.relevance in ATTENDING:
+        attention = _NoteAttention(layers_of(rule, target.layer_count))
+        scaled = rule.relevance is RelevanceName.RANK_ATTENTION
+        return RankAttention(attention, rule.attention_scale) if scaled else attention
     return relevance_for(rule, target, words, notes, settings.seed)
 
 
