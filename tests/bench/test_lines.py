@@ -5,18 +5,21 @@ from __future__ import annotations
 import pytest
 
 from lvspec_cli.bench.lines import few_clips, notes
-from lvspec_cli.figures.answers import BenchMode, Estimate, Fidelity, ModeResult, Spread
+from lvspec_cli.figures.answers import BenchMode, Estimate, Fidelity, Freedom, ModeResult, Spread
 from tests.bench.made import item, results
 
 
 def fast(mode: BenchMode, retention: float | None = None) -> ModeResult:
-    change = Estimate(value=-0.02, low=-0.05, high=0.0)
+    freedom = Freedom(
+        content=Estimate(value=1.05, low=1.01, high=1.1),
+        control_content=0.86, control_loss=0.05, control_repetition=0.0, control_length=9.0,
+    )  # fmt: skip
     return ModeResult(
         mode=mode,
         gamma=4,
         speedup_vs_ar=Spread(median=2.0, low=1.9, high=2.1),
         retention=None if retention is None else Estimate(value=retention, low=retention, high=1.0),
-        fidelity=Fidelity(answers=9, clips=9, log_probability_change=change, length=9.0, ar_length=9.0),
+        fidelity=Fidelity(answers=9, clips=9, freedom=freedom, length=9.0, ar_length=9.0),
     )
 
 
