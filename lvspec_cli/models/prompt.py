@@ -19,7 +19,7 @@ from torch import Tensor
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.processing import process
+from lvspec_cli.models.processing import makes_the_same, process
 from lvspec_cli.models.prompt_length import TEMPLATE, Limit, Role, frames_within, positions_of
 from lvspec_cli.models.read import chat_text, read_config, read_processor
 from lvspec_cli.types import Clip, PairPrompts, Prompt
@@ -40,7 +40,8 @@ def build_prompts(
     The target's chat template writes the conversation for both, unless the draft is of a family that writes
     the place of the video in another way.
 
-    A prediction layer reads the target's prompt.
+    A prediction layer reads the target's prompt. Where both processors make the same tensors, frames are
+    processed once for both models.
 
     :param earlier: prompts of another question about the same clip. Their video tensors are reused, so that
         the frames are not processed again.
@@ -68,6 +69,8 @@ def build_prompts(
     prompts: list[Prompt] = []
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
     for loaded, part, earlier_prompt in zip(models, parts, earlier_prompts, strict=False):
+        if prompts and earlier_prompt is None and makes_the_same(loaded.processor, pair.target.processor):
+            earlier_prompt = prompts[0]
         prompt = build_prompt(loaded, clip, part.text, earlier=earlier_prompt)
         part.limit.check_prompt(prompt.length, prompt.visual_tokens, lambda: _frames_that_fit(parts, clip))
         prompts.append(prompt)
@@ -187,7 +190,10 @@ def _check_without_video(part: _Part, question: str, system: str | None) -> None
 
 
 def build_prompt(loaded: LoadedModel, clip: Clip, text: str, *, earlier: Prompt | None = None) -> Prompt:
-    """One model's inputs: a conversation (``chat_text``) as tokens, and the frames at their real times."""
+    """One model's inputs: a conversation (``chat_text``) as tokens, and the frames at their real times.
+
+    :param earlier: a prompt about the same clip, of this model or of one whose processor makes the same.
+    """
     ids = _expanded(loaded.processor, text, earlier) if earlier else None
     if ids is None or earlier is None:
         ids, video_inputs = process(loaded.processor, text, clip)

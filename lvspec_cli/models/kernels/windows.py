@@ -56,8 +56,10 @@ def attend_in_windows(
     output = torch.empty_like(query)
     for group in windows:
         rows = slice(None) if group.rows is None else group.rows
-        parts = [part[rows].unflatten(0, (-1, group.length)).transpose(1, 2) for part in (query, key, value)]
-        attended = scaled_dot_product_attention(*parts, scale=scaling)
+        queries, keys, values = (
+            part[rows].unflatten(0, (-1, group.length)).transpose(1, 2) for part in (query, key, value)
+        )
+        attended = scaled_dot_product_attention(queries, keys, values, scale=scaling)
         output[rows] = attended.transpose(1, 2).flatten(0, 1)
     return output
 
