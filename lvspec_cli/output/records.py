@@ -272,6 +272,12 @@ def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
         del fields["gamma"], fields["draft_keep"], fields["fallback"]
     if settings.mode is Mode.AR or settings.draft_keep == 1:
         del fields["draft_keep_by"]
+    for name in (
+        "draft_frames",
+        "draft_pixels",
+    ):  # newer than most records: left out where they change nothing
+        if settings.mode is Mode.AR or fields[name] is None:
+            del fields[name]
     del fields["mode"]
     return _without_infinity(fields)
 
