@@ -180,6 +180,7 @@ def check_context(plan: LoadPlan, request: AskRequest, clip: Clip) -> None:
         system=request.system,
         new_tokens=request.settings.max_new_tokens,
         think=request.think,
+        draft_view=request.settings.draft_view,
     )
 
 
@@ -291,14 +292,18 @@ class _Run:
         for number in numbers:
             if interrupted():
                 return
-            prompts = self._encode(session, number, prompts)
+            # An audit asks again.
+            is_last = number == numbers[-1] and not self.request.audit
+            prompts = self._encode(session, number, prompts, is_last=is_last)
             record = self._answer(session, prompts, number, interrupted)
             if isinstance(record.audit, Failure):  # the caches may be inconsistent
                 self.pair.release()
                 session, prompts = Session.of(self.pair), None
             yield record
 
-    def _encode(self, session: Session, number: int, earlier: PairPrompts | None) -> PairPrompts:
+    def _encode(
+        self, session: Session, number: int, earlier: PairPrompts | None, *, is_last: bool
+    ) -> PairPrompts:
         from lvspec_cli.models.prompt import build_prompts
 
         request = self.request
@@ -315,8 +320,9 @@ class _Run:
                 earlier=earlier,
                 new_tokens=request.settings.max_new_tokens,
                 think=request.think,
+                draft_view=request.settings.draft_view,
             )
-            session.encode(prompts, request.settings)
+            session.encode(prompts, request.settings, is_last=is_last)
         return prompts
 
     def _has_room(self) -> bool:

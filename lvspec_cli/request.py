@@ -5,14 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lvspec_cli.errors import UsageError
 from lvspec_cli.pairs.registry import Pair
-from lvspec_cli.types import DecodeSettings, Loading, Placement, Quantisation, TaskName, VideoRequest
+from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, TaskName, VideoRequest
 
 # Cause and remedy.
 NO_PRUNING = (
-    "--draft mtp reads what the target has made of the whole video: --draft-keep cannot make that less",
-    "leave out one of the two",
+    "--draft mtp reads what the target has made of the whole video: --draft-keep, --draft-frames and"
+    " --draft-pixels cannot make that less",
+    "leave out --draft mtp or the others",
 )
+OTHER_TOKENS = (
+    "--draft-keep goes by the target's attention to its own tokens of the video, and with --draft-frames or"
+    " --draft-pixels the draft has others",
+    "add --draft-keep-by even, or leave out --draft-keep",
+)
+
+
+def check_draft_view(settings: DecodeSettings, *, mtp: bool) -> None:
+    """
+    :param mtp: the draft is the target's prediction layer.
+    :raises UsageError: what the draft is to see of a video excludes each other.
+    """
+    if settings.mode is Mode.AR:
+        return
+    if mtp and (settings.draft_keep < 1 or not settings.draft_view.is_whole):
+        raise UsageError(*NO_PRUNING)
+    if settings.draft_is_guided and not settings.draft_view.is_whole:
+        raise UsageError(*OTHER_TOKENS)
 
 
 @dataclass(frozen=True)

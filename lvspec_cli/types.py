@@ -325,6 +325,21 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
+class DraftView:
+    """How much of a clip its draft is shown; None: as much as the target sees."""
+
+    frames: int | None = None  # the most of the clip's, evenly spread
+    pixels: int | None = None  # the most of a frame
+
+    @property
+    def is_whole(self) -> bool:
+        return self.frames is None and self.pixels is None
+
+
+WHOLE = DraftView()
+
+
+@dataclass(frozen=True)
 class DecodeSettings:
     """How one answer is decoded."""
 
@@ -338,6 +353,8 @@ class DecodeSettings:
     repetition_guard: bool = True
     draft_keep: float = 1.0  # share of the video's tokens that the draft sees
     draft_keep_by: KeepBy = KeepBy.ATTENTION
+    draft_frames: int | None = None  # the most frames that the draft is shown
+    draft_pixels: int | None = None  # the most pixels of each
     # Continue without the draft if that is faster. If off, nothing depends on the clock.
     fallback: bool = False
     # Mode ar: by a coin the target's second choice, where it is so many nats less probable at most. A control
@@ -348,6 +365,10 @@ class DecodeSettings:
     def greatest_gamma(self) -> int:
         """The most tokens that a round drafts."""
         return self.adaptation.most if self.gamma == "auto" else self.gamma
+
+    @property
+    def draft_view(self) -> DraftView:
+        return DraftView(self.draft_frames, self.draft_pixels)
 
     @property
     def draft_is_guided(self) -> bool:

@@ -188,6 +188,6 @@ def _step(
 
 def _scores(pair: LoadedPair, clip: _ReadClip, settings: DecodeSettings, system: str | None) -> list[float]:
     """The relevance of every drafted token of an answer."""
-    prompts = build_prompts(pair, clip.clip, clip.item.prompt, system=system)
+    prompts = build_prompts(pair, clip.clip, clip.item.prompt, system=system, draft_view=settings.draft_view)
     rounds = Session.of(pair).answer(prompts, settings)
     return [score for round_ in rounds for score in round_.relevance]

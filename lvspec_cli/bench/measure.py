@@ -16,7 +16,7 @@ from lvspec_cli.bench.variants import settings_of
 from lvspec_cli.errors import LvspecError, NoInputError
 from lvspec_cli.figures.answers import Block, Item, Measurement, Profile, Variant
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.types import Clip, DecodeSettings, RuleSettings, VideoRequest
+from lvspec_cli.types import Clip, DecodeSettings, DraftView, RuleSettings, VideoRequest
 from lvspec_cli.video.pool import reading
 
 WARM_TOKENS = 32  # an answer's length while warming up
@@ -31,7 +31,7 @@ class Plan:
 
     :param examples: the number of items whose texts are stored token by token.
     :param profiles: the number of items that are run once more with every pass timed.
-    :param rules: by label, for variants that have one.
+    :param rules: by label, for variants that have one. ``views``: likewise what the draft is shown of a clip.
     :param timed: if False, only texts are computed: a clip's video is encoded once for all of our own modes,
         there is no warm-up, and all seconds are 0.
     :param scored: the target scores every text.
@@ -46,6 +46,7 @@ class Plan:
     examples: int = 12
     profiles: int = 8
     rules: Mapping[str, RuleSettings] = field(default_factory=dict)
+    views: Mapping[str, DraftView] = field(default_factory=dict)
     timed: bool = True
     scored: bool = True
     first: Mapping[Variant, int] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Plan:
 
     def settings_of(self, variant: Variant) -> DecodeSettings:
         """How one of our own variants decodes."""
-        return settings_of(variant, self.settings, self.draft_keep, self.rules)
+        return settings_of(variant, self.settings, self.draft_keep, self.rules, self.views)
 
 
 def rotated(variants: Sequence[Variant], number: int) -> tuple[Variant, ...]:

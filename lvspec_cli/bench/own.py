@@ -19,7 +19,7 @@ from lvspec_cli.models.probe import TextScore, score_text
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.text import TextStream
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import Clip, DecodeSettings, Generation, Mode, PairPrompts, Round
+from lvspec_cli.types import WHOLE, Clip, DecodeSettings, DraftView, Generation, Mode, PairPrompts, Round
 
 _PLAIN = DecodeSettings(mode=Mode.AR)  # without a draft, which would have to read the video
 
@@ -36,9 +36,9 @@ def measure_own(
     """A timed answer as by ``lvspec ask``: in a new session, so that the video is encoded again."""
     loaded, device = _loaded_for(pair, settings), pair.target.device
     start = now(device)
-    prompts = build_prompts(loaded, clip, item.prompt, system=system)
+    prompts = build_prompts(loaded, clip, item.prompt, system=system, draft_view=settings.draft_view)
     prompt_end = now(device)
-    decoding = Session.of(loaded).answer(prompts, settings)
+    decoding = Session.of(loaded).answer(prompts, settings, is_last=True)
     first = next(decoding)
     prefill_end = now(device)
     rounds = [first, *decoding]
@@ -59,16 +59,21 @@ class TextRunner:
     def __init__(self, pair: LoadedPair, clip: Clip, *, system: str | None = None) -> None:
         self._pair, self._clip, self._system = pair, clip, system
         self._session = Session.of(pair)
-        self._prompts: dict[str, PairPrompts] = {}
+        self._prompts: dict[DraftView, dict[str, PairPrompts]] = {}
 
-    def prompts(self, item: Item) -> PairPrompts:
-        """The models' inputs for an item."""
-        if item.prompt not in self._prompts:
-            earlier = next(iter(self._prompts.values()), None)
-            self._prompts[item.prompt] = build_prompts(
-                self._pair, self._clip, item.prompt, system=self._system, earlier=earlier
+    def prompts(self, item: Item, view: DraftView = WHOLE) -> PairPrompts:
+        """The models' inputs for an item. ``view``: what the draft is shown of the clip."""
+        prompts = self._prompts.setdefault(view, {})
+        if item.prompt not in prompts:
+            prompts[item.prompt] = build_prompts(
+                self._pair,
+                self._clip,
+                item.prompt,
+                system=self._system,
+                earlier=next(iter(prompts.values()), None),
+                draft_view=view,
             )
-        return self._prompts[item.prompt]
+        return prompts[item.prompt]
 
     def scores(self, item: Item, texts: Sequence[Sequence[int]]) -> list[TextScore | None]:
         """The target's scores of texts (token ids) that follow an item's prompt; None for an empty text."""
@@ -82,7 +87,7 @@ class TextRunner:
 
     def answer(self, item: Item, variant: Variant, settings: DecodeSettings) -> Measurement:
         """One answer; all its seconds are 0."""
-        decoding = self._session.answer(self.prompts(item), settings)
+        decoding = self._session.answer(self.prompts(item, settings.draft_view), settings)
         rounds = list(decoding)
         return _measurement(self._pair, variant, rounds, decoding.generation)
 
@@ -127,7 +132,7 @@ def profile_own(
     system: str | None = None,
 ) -> Profile:
     """Answers once more and measures how the time of the rounds divides."""
-    prompts = build_prompts(pair, clip, item.prompt, system=system)
+    prompts = build_prompts(pair, clip, item.prompt, system=system, draft_view=settings.draft_view)
     device = pair.target.device
     drafting, verifying = Stopwatch(device), Stopwatch(device)
     target = _TimedDecoder(pair.target, verifying)

@@ -64,7 +64,10 @@ class BenchSettings(FrozenModel):
     draft_keep: float  # the share of the video's tokens that a pruned draft sees
     draft_keep_by: KeepBy = KeepBy.EVEN  # how they are chosen; older results always chose evenly
     rule: dict[str, Any]
+    draft_frames: int | None = None  # the most that the draft is shown in the other modes
+    draft_pixels: int | None = None
     rules: dict[str, dict[str, Any]] = Field(default_factory=dict)  # of the named lines
+    views: dict[str, dict[str, int | None]] = Field(default_factory=dict)  # what their draft is shown
     words: str = ""  # a digest of the words that the rule treats specially
     timed: bool = True
     first: dict[str, int] = Field(

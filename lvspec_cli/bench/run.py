@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,10 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         draft_keep=plan.draft_keep,
         draft_keep_by=plan.settings.draft_keep_by,
         rule=rule_fields(plan.settings.rule),
+        draft_frames=plan.settings.draft_frames,
+        draft_pixels=plan.settings.draft_pixels,
         rules={name: rule_fields(rule) for name, rule in plan.rules.items()},
+        views={name: asdict(view) for name, view in plan.views.items()},
         words=words_digest(loaded.words),
         timed=plan.timed,
         first={str(variant): count for variant, count in plan.first.items()},

@@ -16,7 +16,10 @@ from lvspec_cli.figures.answers import BenchMode, Variant
 from lvspec_cli.pairs.registry import Name, read_yaml
 from lvspec_cli.types import (
     GREATEST_GAMMA,
+    MOST_PIXELS,
+    WHOLE,
     DecodeSettings,
+    DraftView,
     Gamma,
     Mode,
     RelevanceName,
@@ -30,12 +33,16 @@ VARY = 1.0  # nats between the choices of the control
 
 @dataclass(frozen=True)
 class NamedRule:
-    """A rule with a name: an additional line of the report. ``gamma``: if it has its own."""
+    """A rule with a name: an additional line of the report. ``gamma``: if it has its own.
+
+    ``view``: what the draft is shown of a clip, where that is not as for the other lines.
+    """
 
     name: str
     rule: RuleSettings
     gamma: Gamma | None = None
     mode: BenchMode = BenchMode.LVSPEC
+    view: DraftView = WHOLE
 
     @property
     def variant(self) -> Variant:
@@ -94,7 +101,8 @@ def needs_draft_model(variant: Variant) -> bool:
 
 
 def read_rules(path: Path, rule: RuleSettings) -> tuple[NamedRule, ...]:
-    """Reads a YAML file of named rules: each lists what differs from ``rule``, optionally gamma and mode.
+    """Reads a YAML file of named rules: each lists what differs from ``rule``, optionally gamma and mode, and
+    draft_frames and draft_pixels.
 
     :raises UsageError: the file is invalid; the cause names the line and the key.
     """
@@ -102,20 +110,30 @@ def read_rules(path: Path, rule: RuleSettings) -> tuple[NamedRule, ...]:
     rows = read_yaml(path, _File, "a YAML file of rules", remedy).root
     if not rows:
         raise UsageError(f"{path}: there is no rule in it", "write no-shift: {shift_window: 0}")
-    return tuple(_named(name, row, rule) for name, row in rows.items())
+    named = tuple(_named(name, row, rule) for name, row in rows.items())
+    for line in named:
+        if line.mode.is_pruned and not line.view.is_whole:
+            raise UsageError(
+                f"{path}: {line.name}: in mode {line.mode} the draft sees the target's frames",
+                "leave out mode, or draft_frames and draft_pixels",
+            )
+    return named
 
 
 def _named(name: str, row: BaseModel, rule: RuleSettings) -> NamedRule:
     changes = {key: value for key, value in row.model_dump(exclude_unset=True).items() if value is not None}
     mode, gamma = BenchMode(changes.pop("mode", BenchMode.LVSPEC)), changes.pop("gamma", None)
-    return NamedRule(name, replace(rule, **changes), gamma, mode)
+    view = DraftView(changes.pop("draft_frames", None), changes.pop("draft_pixels", None))
+    return NamedRule(name, replace(rule, **changes), gamma, mode, view)
 
 
 _HINTS = get_type_hints(RuleSettings, include_extras=True)
 _KEYS: dict[str, Any] = {
     **{field.name: (Optional[_HINTS[field.name]], None) for field in fields(RuleSettings)},  # noqa: UP045
     "gamma": (Annotated[int, Ge(1), Le(GREATEST_GAMMA)] | Literal["auto"] | None, None),
-    "mode": (Literal["lvspec", "lvspec-pruned"], "lvspec"),
+    "mode": (Literal["exact", "lvspec", "lvspec-pruned"], "lvspec"),
+    "draft_frames": (Annotated[int, Ge(1), Le(2048)] | None, None),
+    "draft_pixels": (Annotated[int, Ge(784), Le(MOST_PIXELS)] | None, None),
 }
 _ROW: Any = create_model("_ROW", __config__=ConfigDict(extra="forbid", frozen=True), **_KEYS)
 
@@ -229,8 +247,17 @@ def variants_of(modes: Sequence[Variant], gammas: Sequence[Gamma]) -> tuple[Vari
     return tuple(variants)
 
 
+def views_by_name(named: Sequence[NamedRule]) -> Mapping[str, DraftView]:
+    """What the draft is shown, of the lines that say so."""
+    return {line.name: line.view for line in named if not line.view.is_whole}
+
+
 def settings_of(
-    variant: Variant, base: DecodeSettings, draft_keep: float, rules: Mapping[str, RuleSettings] | None = None
+    variant: Variant,
+    base: DecodeSettings,
+    draft_keep: float,
+    rules: Mapping[str, RuleSettings] | None = None,
+    views: Mapping[str, DraftView] | None = None,
 ) -> DecodeSettings:
     """The decoding settings of one of our own variants.
 
@@ -239,6 +266,7 @@ def settings_of(
 
     :param draft_keep: share of the video's tokens that the draft sees in the pruned modes.
     :param rules: by label, for variants that have one.
+    :param views: by label, what the draft is shown of a clip. In the pruned modes it is shown all.
     """
     if variant.mode.is_peer:
         raise ValueError(f"{variant.mode} is not one of our own modes")
@@ -253,4 +281,7 @@ def settings_of(
         settings = replace(settings, rule=(rules or {})[variant.label])
     if variant.relevance is not None:
         settings = replace(settings, rule=replace(settings.rule, relevance=variant.relevance))
-    return replace(settings, draft_keep=draft_keep if variant.mode.is_pruned else 1.0)
+    if variant.mode.is_pruned:
+        return replace(settings, draft_keep=draft_keep, draft_frames=None, draft_pixels=None)
+    view = (views or {}).get(variant.label or "", base.draft_view)
+    return replace(settings, draft_keep=1.0, draft_frames=view.frames, draft_pixels=view.pixels)

@@ -75,7 +75,8 @@ class Measuring(OptionGroup):
     gamma: str | None = flag(None, "Tokens the draft proposes a round: auto,3,5,8,12.", metavar="LIST")
     variants: Path | None = flag(
         None,
-        "A YAML file of rules to run too: names, each with what it changes (and gamma, mode).",
+        "A YAML file of rules to run too: names, each with what it changes (and gamma, mode, "
+        "draft_frames, draft_pixels).",
         metavar="FILE",
     )
     ablate: bool = flag(
@@ -186,7 +187,7 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     from lvspec_cli.bench.items import are_labelled
     from lvspec_cli.bench.measure import Plan
     from lvspec_cli.bench.run import MARKS, BenchJob
-    from lvspec_cli.bench.variants import parse_gammas, rules_by_name, variants_of
+    from lvspec_cli.bench.variants import parse_gammas, rules_by_name, variants_of, views_by_name
     from lvspec_cli.figures.answers import BenchMode, Variant
     from lvspec_cli.output.files import check_all_ours
     from lvspec_cli.pipeline import prepared
@@ -235,6 +236,7 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
             repeat=measuring.repeat,
             system=system,
             rules=rules_by_name(named),
+            views=views_by_name(named),
             timed=not measuring.texts_only,
         ),
         out=work.out,

@@ -35,7 +35,7 @@ from lvspec_cli.output.jsonl import RecordFile, RowInfo, read_records
 from lvspec_cli.output.records import Record, encode_name, failed_record, renamed, to_line
 from lvspec_cli.request import AskRequest
 from lvspec_cli.table import clock
-from lvspec_cli.types import Mode, VideoInfo
+from lvspec_cli.types import WHOLE, Mode, VideoInfo
 from lvspec_cli.ui.state import BatchView, View
 from lvspec_cli.ui.summary import world_note
 from lvspec_cli.ui.tables import ForecastRow, for_stdout, forecast_table
@@ -309,8 +309,12 @@ def _rows(
 ) -> Iterator[ForecastRow]:
     from lvspec_cli.models.prompt import PromptSizes
 
-    folders = [folder for folder in (job.load_plan.target, job.load_plan.draft) if folder is not None]
-    models = [PromptSizes(folder, job.base.settings.max_new_tokens) for folder in folders]
+    settings, views = job.base.settings, (WHOLE, job.base.settings.draft_view)
+    models = [
+        PromptSizes(folder, settings.max_new_tokens, view)
+        for folder, view in zip((job.load_plan.target, job.load_plan.draft), views, strict=True)
+        if folder is not None
+    ]
     failures = {key for key, row in existing.items() if row.status == "error"}
     failures |= {key for key, moved in remaining.moved.items() if moved.row in failures}
     to_do = {key for work in remaining.works for key in (work.keys[n - 1] for n in work.numbers)}

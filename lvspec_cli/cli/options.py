@@ -168,6 +168,16 @@ class Decoding(OptionGroup):
     )
     draft_keep: float = flag(1.0, "Share of the video's tokens that the draft sees.", metavar="X")
     draft_keep_by: DraftKeepBy = KeepBy.ATTENTION
+    draft_frames: int | None = flag(
+        None,
+        "Show the draft N of the frames at most, evenly spread: it starts sooner, and guesses worse.",
+        min=1, max=2048, metavar="N",
+    )  # fmt: skip
+    draft_pixels: int | None = flag(
+        None,
+        "Scale the draft's frames down to N pixels each, where its tokens become fewer by that (Qwen).",
+        min=784, max=MOST_PIXELS, metavar="N",
+    )  # fmt: skip
     max_new_tokens: MaxNewTokens = None
     temperature: float = flag(0.0, "0 is greedy; above it in modes exact and ar only.", metavar="T")
     seed: Seed = 0

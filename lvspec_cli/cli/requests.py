@@ -106,6 +106,8 @@ def decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSetting
         seed=decoding.seed,
         draft_keep=decoding.draft_keep,
         draft_keep_by=decoding.draft_keep_by,
+        draft_frames=decoding.draft_frames or defaults.draft_frames,
+        draft_pixels=decoding.draft_pixels or defaults.draft_pixels,
     )
 
 

@@ -14,7 +14,7 @@ from itertools import product
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.prompt_length import frames_within
 from lvspec_cli.table import gigabytes
-from lvspec_cli.types import Quantisation, Share, VisionSize
+from lvspec_cli.types import WHOLE, DraftView, Quantisation, Share, VisionSize
 
 GIGABYTE = 10**9
 CONTEXT = {"gpu": 700_000_000, "cpu": 900_000_000}  # bytes that CUDA, or Python and its libraries take
@@ -68,6 +68,16 @@ class Workload:
     max_pixels: int
     new_tokens: int
     text_tokens: int = TEXT_TOKENS
+    draft_view: DraftView = WHOLE  # what of the clip the draft is shown
+
+    @property
+    def of_draft(self) -> Workload:
+        """The draft's."""
+        return replace(
+            self,
+            frames=min(self.frames, self.draft_view.frames or self.frames),
+            max_pixels=min(self.max_pixels, self.draft_view.pixels or self.max_pixels),
+        )
 
 
 @dataclass(frozen=True)
@@ -207,13 +217,14 @@ def frames_in_context(sizes: Sizes, load: Workload) -> int | None:
     frames: int | None = load.frames
     for size in (sizes.target, sizes.draft):
         if size is not None and size.positions is not None and frames is not None:
-            tokens = partial(_prompt_tokens_of, size, load)
+            tokens = partial(_prompt_tokens_of, size, load, is_draft=size is sizes.draft)
             frames = frames_within(tokens, frames, size.positions - load.new_tokens)
     return frames
 
 
-def _prompt_tokens_of(size: ModelSize, load: Workload, frames: int) -> int:
-    return prompt_tokens(size, replace(load, frames=frames))
+def _prompt_tokens_of(size: ModelSize, load: Workload, frames: int, *, is_draft: bool) -> int:
+    fewer = replace(load, frames=frames)
+    return prompt_tokens(size, fewer.of_draft if is_draft else fewer)
 
 
 def _activations(size: ModelSize, load: Workload, choice: Choice) -> int:
@@ -439,7 +450,7 @@ def _needs(
     element, draft_element = request.elements
     target_need, draft_need = need(sizes.target, load, Choice(target, element)), None
     if draft is not None and sizes.draft is not None:
-        draft_need = need(sizes.draft, load, Choice(draft, draft_element))
+        draft_need = need(sizes.draft, load.of_draft, Choice(draft, draft_element))
     return target_need, draft_need
 
 

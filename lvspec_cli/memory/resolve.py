@@ -42,8 +42,8 @@ from lvspec_cli.pairs.files import (
     require,
     require_mtp,
 )
-from lvspec_cli.pairs.registry import Pair, Source
-from lvspec_cli.request import NO_PRUNING, AskRequest, LoadPlan, PairChoice
+from lvspec_cli.pairs.registry import Pair, Source, settings_of_pair
+from lvspec_cli.request import AskRequest, LoadPlan, PairChoice, check_draft_view
 from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 
@@ -65,6 +65,7 @@ def resolve(choice: PairChoice, settings: DecodeSettings, load: Workload) -> Loa
     :raises PairError: a part of the pair is missing, files are broken, or do not match the user's flags.
     """
     pair, with_draft = choice.pair, settings.mode is not Mode.AR
+    check_draft_view(settings, mtp=pair.draft.mtp)
     target = require(pair.target, choice.name)
     draft = None
     if with_draft and pair.draft.mtp:
@@ -72,6 +73,7 @@ def resolve(choice: PairChoice, settings: DecodeSettings, load: Workload) -> Loa
         draft, choice = target, replace(choice, quant_draft=Quantisation.NONE)
     elif with_draft:
         draft = require(pair.draft, choice.name)
+        _check_draft_pixels(settings, draft)
     read = {"target": pinned(pair.target, target)} | ({"draft": pinned(pair.draft, draft)} if draft else {})
     choice = replace(choice, pair=pair.model_copy(update=read))
     kind = device_kind(choice.device)
@@ -96,9 +98,22 @@ def _check_mtp(choice: PairChoice, settings: DecodeSettings, target: Path) -> No
         )
     if choice.quant_draft not in (Quantisation.AUTO, Quantisation.NONE):
         raise UsageError(f"{own} and is small: it is never packed", "leave out --quant-draft")
-    if settings.draft_keep < 1:
-        raise UsageError(*NO_PRUNING)
     require_mtp(choice.pair.target, target)
+
+
+def _check_draft_pixels(settings: DecodeSettings, draft: Path) -> None:
+    """
+    :raises UsageError: the draft's processor scales all frames to one size, so that nothing would be saved.
+    """
+    if settings.draft_pixels is None:
+        return
+    from lvspec_cli.memory.sizes import size_of
+
+    if size_of(draft / "config.json", str(draft)).vision.patches_a_frame is not None:
+        raise UsageError(
+            "this pair's draft scales frames of any size to one: --draft-pixels would save nothing",
+            "take --draft-frames",
+        )
 
 
 def device_kind(name: str) -> str:
@@ -206,7 +221,8 @@ def workload_of(request: AskRequest, duration: float | None = None) -> Workload:
     """
     longest = max(map(len, request.questions), default=0)
     text_tokens = (longest + len(request.system or "")) // _CHARACTERS_A_TOKEN
-    return _workload(request.video, request.settings.max_new_tokens, text_tokens, duration)
+    load = _workload(request.video, request.settings.max_new_tokens, text_tokens, duration)
+    return replace(load, draft_view=request.settings.draft_view)
 
 
 def workload_of_pair(pair: Pair, frames: int | None = None, max_pixels: int | None = None) -> Workload:
@@ -218,7 +234,7 @@ def workload_of_pair(pair: Pair, frames: int | None = None, max_pixels: int | No
         fps=defaults.fps if frames is None else None,
         max_pixels=max_pixels or defaults.max_pixels,
     )
-    return _workload(video, defaults.max_new_tokens)
+    return replace(_workload(video, defaults.max_new_tokens), draft_view=settings_of_pair(pair).draft_view)
 
 
 def _workload(

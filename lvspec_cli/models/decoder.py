@@ -59,6 +59,10 @@ class Decoder:
         self._rotary: Rotary | None = None  # of the answer's positions
         self._prefix_length = 0
         self._prompt_length = 0
+        self._asked: tuple[Prompt, Pass] | None = None  # run with its prefix and not begun: its last row
+        self._is_past_prefix = (
+            False  # by the pass that ran the prefix, so that states do not stand at its end
+        )
         self.video: Tensor | None = None  # where the video is in the prefix, bool (prefix,), on the device
 
     @property
@@ -78,6 +82,17 @@ class Decoder:
         """
         return self._workspace is None or self._workspace.lease == self._lease
 
+    def can_begin(self, prompt: Prompt, *, watching: bool = False) -> bool:
+        """Whether :meth:`begin` needs no other :meth:`encode` before, if the clip is the prompt's.
+
+        Rows of keys and values can be removed back to the prefix; states only if they were kept there.
+
+        :param watching: :meth:`begin` will have to run the question, for what it watches.
+        """
+        is_asked = not watching and self._asked is not None and self._asked[0] is prompt
+        has_prefix = not (self._is_past_prefix and self.loaded.family.has_states)
+        return self.holds_clip and (is_asked or has_prefix)
+
     def _check_clip(self) -> None:
         if not self.holds_clip:
             raise RuntimeError("another decoder of this model has encoded a clip since")
@@ -88,35 +103,51 @@ class Decoder:
         return self.cache.length - self._prompt_length
 
     def encode(
-        self, prompt: Prompt, watch: Collection[int] = (), keep: float = 1.0, scores: Tensor | None = None
+        self,
+        prompt: Prompt,
+        watch: Collection[int] = (),
+        keep: float = 1.0,
+        scores: Tensor | None = None,
+        *,
+        with_question: bool = False,
     ) -> Pass:
         """Empty the cache and run the prompt's prefix, which contains the whole video.
 
         :param watch: layers whose inputs are kept, from 0; ``layer_count`` means the last layer's output.
         :param keep: share of the video's tokens that are run. Each keeps its own position.
         :param scores: decide which of them are kept, see :func:`kept_positions`.
+        :param with_question: run the whole prompt in this one pass, for the :meth:`begin` that comes next.
         """
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
-        length = prompt.prefix_length
+        length = prompt.length if with_question else prompt.prefix_length
         if self._workspace is not None:
             self._lease = self._workspace.take()
         self.cache.rollback(0)
-        self.video = prompt.video_mask[:length].to(device)
+        self._asked, self._is_past_prefix = None, with_question
+        self.video = prompt.video_mask[: prompt.prefix_length].to(device)
         inputs = {name: value.to(device) for name, value in prompt.video_inputs.items()}
         ids = prompt.input_ids[:, :length].to(device)
         video = family.video_features(model, inputs, prompt.visual_tokens)
         embeddings, deeper = family.embed(model, ids), video.deeper
-        embeddings = embeddings.masked_scatter(self.video.view(1, -1, 1), video.embeddings.to(embeddings))
+        is_video = prompt.video_mask[:length].to(device).view(1, -1, 1)
+        embeddings = embeddings.masked_scatter(is_video, video.embeddings.to(embeddings))
         positions = prompt.position_ids[..., :length].to(device)
         if keep < 1:
             kept = kept_positions(self.video, keep, scores)
-            embeddings, positions = embeddings[:, kept], positions[..., kept]
             is_kept = torch.isin(self.video.nonzero()[:, 0], kept)
             deeper = tuple(rows[is_kept] for rows in deeper)
+            question = torch.arange(len(self.video), length, device=device)
             self.video = self.video[kept]
+            kept = torch.cat((kept, question))
+            embeddings, positions = embeddings[:, kept], positions[..., kept]
         rotary = family.rotary(model, embeddings, positions)
-        self._prefix_length = embeddings.shape[1]
-        return self._run(embeddings, rotary, watch, deeper)
+        self._prefix_length = len(self.video)
+        passed = self._run(embeddings, rotary, watch, deeper)
+        if with_question:
+            last = (rotary[0][:, -1:], rotary[1][:, -1:])
+            # A copy of the row, so that the states of the whole prompt need not stay.
+            self._asked = prompt, Pass(passed.hidden[:, -1:].clone(), self.cache.length - 1, last)
+        return passed
 
     def follow(self, passed: Pass) -> None:
         """As a draft, take what it reads of the target's pass: here nothing, ``models.mtp`` reads states."""
@@ -128,7 +159,8 @@ class Decoder:
         watch: Collection[int] = (),
         on_pass: Callable[[Pass], None] | None = None,
     ) -> Pass:
-        """Roll back to the prefix and run the remaining prompt, which is the question.
+        """Roll back to the prefix and run the remaining prompt, which is the question, unless :meth:`encode`
+        has just run it.
 
         A long question is run in pieces, because its mask grows with the square of its length. Returns the
         pass over the last piece.
@@ -137,14 +169,26 @@ class Decoder:
         :param watch: as for :meth:`encode`.
         :param on_pass: called with the pass over each piece, in order.
         """
+        family, model, question = self.loaded.family, self.loaded.model, prompt.length - prompt.prefix_length
+        self._check_clip()
+        asked, self._asked = self._asked, None
+        is_asked = asked is not None and asked[0] is prompt and not watch and on_pass is None
+        if not is_asked:
+            self.cache.rollback(self._prefix_length)
+            self.cache.mark()
+        if self._workspace is not None:  # captured passes are lost when the cache grows
+            self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
+        passed = asked[1] if asked is not None and is_asked else self._run_question(prompt, watch, on_pass)
+        self._prompt_length = self.cache.length
+        positions = family.answer_positions(prompt.next_position, room, self.loaded.device)
+        self._rotary = family.rotary(model, passed.hidden, positions)
+        return passed
+
+    def _run_question(
+        self, prompt: Prompt, watch: Collection[int], on_pass: Callable[[Pass], None] | None
+    ) -> Pass:
         device, family, model = self.loaded.device, self.loaded.family, self.loaded.model
         start = prompt.prefix_length
-        self._check_clip()
-        self.cache.rollback(self._prefix_length)
-        self.cache.mark()
-        if self._workspace is not None:  # captured passes are lost when the cache grows
-            question = prompt.length - start
-            self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         embeddings = family.embed(model, prompt.input_ids[:, start:].to(device))
         cosines, sines = family.rotary(model, embeddings, prompt.position_ids[..., start:].to(device))
         for first in range(0, embeddings.shape[1], QUESTION_ROWS):
@@ -152,9 +196,6 @@ class Decoder:
             passed = self._run(embeddings[:, piece], (cosines[:, piece], sines[:, piece]), watch)
             if on_pass is not None:
                 on_pass(passed)
-        self._prompt_length = self.cache.length
-        positions = family.answer_positions(prompt.next_position, room, device)
-        self._rotary = family.rotary(model, embeddings, positions)
         return passed
 
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
@@ -242,7 +283,7 @@ class Decoder:
                 inputs[index] = hidden
             hidden = layer(hidden, attention_mask=mask, position_embeddings=layer_rotary, **arguments)
             if self.video is not None and index < len(deeper):
-                hidden[0, self.video.to(device)] += deeper[index].to(hidden)
+                hidden[0, : len(self.video)][self.video.to(device)] += deeper[index].to(hidden)
         hidden = hidden.to(embeddings.device)
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden

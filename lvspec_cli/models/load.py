@@ -23,6 +23,7 @@ from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
 from lvspec_cli.models.kernels import small_batch
 from lvspec_cli.models.kernels.norms import fuse_norms
+from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.prompt_length import positions_of
 from lvspec_cli.models.quantise import (
@@ -229,6 +230,7 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
         can_capture = request.captured and not family.waits_for_host
         workspace = workspace_for(devices, quantisation) if can_capture else None
         family.prepare(model)
+        join_windows(model)
         install_kernels(family.language(model), devices, quantisation, captured=workspace is not None)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(

@@ -182,11 +182,18 @@ class MtpDecoder(Decoder):
         self._first = self._first if is_next else passed.start
 
     def encode(
-        self, prompt: Prompt, watch: Collection[int] = (), keep: float = 1.0, scores: Tensor | None = None
+        self,
+        prompt: Prompt,
+        watch: Collection[int] = (),
+        keep: float = 1.0,
+        scores: Tensor | None = None,
+        *,
+        with_question: bool = False,
     ) -> Pass:
         """Run the prefix, after :meth:`follow` of the target's pass over it, which watched layer 0.
 
-        The target's features of the video are used again. The last position waits for the question.
+        The target's features of the video are used again. The last position waits for the question, which is
+        always run by :meth:`begin`.
 
         :raises RuntimeError: the target's pass was not followed.
         :raises UsageError: ``keep`` is less than 1: the layer sees what the target sees.

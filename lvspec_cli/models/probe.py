@@ -56,7 +56,9 @@ def video_states(decoder: Decoder, passed: Pass, layer: int) -> Tensor:
 
     :param passed: the result of :meth:`Decoder.encode`.
     """
-    return hidden_states(decoder, passed, layer)[0, decoder.video]
+    if decoder.video is None:
+        raise RuntimeError("encode() comes before the video's states are asked for")
+    return hidden_states(decoder, passed, layer)[0, : len(decoder.video)][decoder.video]
 
 
 def lens(decoder: Decoder, states: Tensor, *, normalise: bool) -> Tensor:

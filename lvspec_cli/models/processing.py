@@ -52,6 +52,14 @@ def features_of(processor: Any, text: str, clip: Clip) -> Any:
     return features
 
 
+def makes_the_same(processor: Any, other: Any) -> bool:
+    """Whether two processors make the same tensors of any text and clip, if their tokenizers agree.
+
+    They are of one class with the same settings: of frames, patches and what stands in the text for them.
+    """
+    return type(processor) is type(other) and processor.to_dict() == other.to_dict()
+
+
 @contextlib.contextmanager
 def _as_video_error(clip: Clip) -> Iterator[None]:
     """Turns a processor's ValueError into a VideoError. Frames may be too narrow for it, for example."""

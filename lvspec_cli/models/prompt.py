@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.processing import process
+from lvspec_cli.models.processing import makes_the_same, process
 from lvspec_cli.models.prompt_length import TEMPLATE, Limit, Role, frames_within, positions_of
 from lvspec_cli.models.read import chat_text, read_config, read_processor
-from lvspec_cli.types import Clip, PairPrompts, Prompt
+from lvspec_cli.types import WHOLE, Clip, DraftView, PairPrompts, Prompt
+from lvspec_cli.video.pixels import fitted_size
 
 
 def build_prompts(
@@ -34,17 +36,20 @@ def build_prompts(
     earlier: PairPrompts | None = None,
     new_tokens: int = 0,
     think: bool = False,
+    draft_view: DraftView = WHOLE,
 ) -> PairPrompts:
     """Build both models' inputs.
 
     The target's chat template writes the conversation for both, unless the draft is of a family that writes
     the place of the video in another way.
 
-    A prediction layer reads the target's prompt.
+    A prediction layer reads the target's prompt. Where both processors make the same tensors, frames are
+    processed once for both models.
 
     :param earlier: prompts of another question about the same clip. Their video tensors are reused, so that
         the frames are not processed again.
     :param think: whether the target is to think before it answers (``thinking_of``).
+    :param draft_view: how much of the clip the draft is shown.
     :raises UsageError: the text contains a special token.
     :raises ContextError: a model has too few positions for the prompt and an answer of ``new_tokens``.
     """
@@ -64,11 +69,16 @@ def build_prompts(
         system,
         new_tokens,
         think=think,
+        draft_view=draft_view,
     )
     prompts: list[Prompt] = []
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
     for loaded, part, earlier_prompt in zip(models, parts, earlier_prompts, strict=False):
-        prompt = build_prompt(loaded, clip, part.text, earlier=earlier_prompt)
+        seen = clip if earlier_prompt else shown(clip, part.view)
+        is_same = prompts and seen is clip and makes_the_same(loaded.processor, pair.target.processor)
+        if is_same and earlier_prompt is None:
+            earlier_prompt = prompts[0]
+        prompt = build_prompt(loaded, seen, part.text, earlier=earlier_prompt)
         part.limit.check_prompt(prompt.length, prompt.visual_tokens, lambda: _frames_that_fit(parts, clip))
         prompts.append(prompt)
     target, *draft = prompts
@@ -83,6 +93,7 @@ def check_clip(
     system: str | None = None,
     new_tokens: int = 0,
     think: bool = False,
+    draft_view: DraftView = WHOLE,
 ) -> None:
     """The checks of ``build_prompts`` before the models are loaded, unless the clip is short by the configs.
 
@@ -90,7 +101,11 @@ def check_clip(
     """
     configs = [read_config(folder) for folder in folders]
     text_bytes = len((question + (system or "")).encode())
-    if all(_is_short(config, clip, text_bytes + new_tokens) for config in configs):
+    views = (WHOLE, draft_view)
+    if all(
+        _is_short(config, clip, view, text_bytes + new_tokens)
+        for config, view in zip(configs, views, strict=False)
+    ):
         return
     readers = [
         _Reader(
@@ -101,15 +116,16 @@ def check_clip(
         )
         for folder, config in zip(folders, configs, strict=True)
     ]
-    parts = _parts(readers, question, system, new_tokens, think=think)
+    parts = _parts(readers, question, system, new_tokens, think=think, draft_view=draft_view)
     for part in parts:
         part.limit.check_prompt(*part.size(clip, len(clip.timestamps)), lambda: _frames_that_fit(parts, clip))
 
 
-def _is_short(config: Any, clip: Clip, other_tokens: int) -> bool:
+def _is_short(config: Any, clip: Clip, view: DraftView, other_tokens: int) -> bool:
     """Whether a prompt certainly fits: processors round the sizes of frames, by far less than half."""
-    vision, frames = family_of(config.model_type, "").vision_size(config), len(clip.timestamps)
-    planned = vision.tokens(frames, clip.width * clip.height) + frames * vision.text_a_frame
+    vision, pixels = family_of(config.model_type, "").vision_size(config), clip.width * clip.height
+    frames = min(len(clip.timestamps), view.frames or len(clip.timestamps))
+    planned = vision.tokens(frames, min(pixels, view.pixels or pixels)) + frames * vision.text_a_frame
     return 2 * (planned + TEMPLATE) + other_tokens <= positions_of(config.get_text_config())
 
 
@@ -130,13 +146,12 @@ class _Part:
     reader: _Reader
     limit: Limit
     text: str
+    view: DraftView = WHOLE
 
     def size(self, clip: Clip, frames: int) -> tuple[int, int]:
         """Tokens of the prompt with so many of the clip's frames, evenly spread, and those of the video."""
-        chosen = _spread(len(clip.timestamps), frames)
-        times = tuple(clip.timestamps[index] for index in chosen)
-        fewer = replace(clip, frames=clip.frames[chosen], timestamps=times)
-        ids = process(self.reader.processor, self.text, fewer)[0][0]
+        seen = shown(shown(clip, DraftView(frames)), self.view)
+        ids = process(self.reader.processor, self.text, seen)[0][0]
         return len(ids), int((ids == self.reader.video_token).sum())
 
     def length(self, clip: Clip, frames: int) -> int:
@@ -144,7 +159,13 @@ class _Part:
 
 
 def _parts(
-    readers: Sequence[_Reader], question: str, system: str | None, new_tokens: int, *, think: bool
+    readers: Sequence[_Reader],
+    question: str,
+    system: str | None,
+    new_tokens: int,
+    *,
+    think: bool,
+    draft_view: DraftView,
 ) -> list[_Part]:
     """The parts of the target and of the draft, if there is one. Their texts are checked."""
     roles: tuple[Role, ...] = ("target", "draft")
@@ -156,10 +177,29 @@ def _parts(
             if is_shared
             else chat_text(reader.processor, question, system, reader.name, think=think)
         )
-        parts.append(_Part(reader, Limit(reader.positions, new_tokens, role), text))
+        view = draft_view if role == "draft" else WHOLE
+        parts.append(_Part(reader, Limit(reader.positions, new_tokens, role), text, view))
     for part in parts:
         _check_without_video(part, question, system)
     return parts
+
+
+def shown(clip: Clip, view: DraftView) -> Clip:
+    """A clip as a draft is shown it; the clip itself where nothing of it is left out.
+
+    Frames are evenly spread: two or more include the first and the last. Smaller ones keep their shape.
+    """
+    count, pixels = len(clip.timestamps), clip.width * clip.height
+    if view.frames is not None and view.frames < count:
+        chosen = _spread(count, view.frames)
+        times = tuple(clip.timestamps[index] for index in chosen)
+        clip = replace(clip, frames=clip.frames[chosen], timestamps=times)
+    if view.pixels is not None and view.pixels < pixels:
+        width, height = fitted_size(clip.width, clip.height, None, view.pixels)
+        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+        smaller = interpolate(frames, (height, width), mode="bicubic", antialias=True)
+        clip = replace(clip, frames=smaller.permute(0, 2, 3, 1).contiguous().numpy())
+    return clip
 
 
 def _spread(count: int, chosen: int) -> list[int]:
@@ -187,7 +227,10 @@ def _check_without_video(part: _Part, question: str, system: str | None) -> None
 
 
 def build_prompt(loaded: LoadedModel, clip: Clip, text: str, *, earlier: Prompt | None = None) -> Prompt:
-    """One model's inputs: a conversation (``chat_text``) as tokens, and the frames at their real times."""
+    """One model's inputs: a conversation (``chat_text``) as tokens, and the frames at their real times.
+
+    :param earlier: a prompt about the same clip, of this model or of one whose processor makes the same.
+    """
     ids = _expanded(loaded.processor, text, earlier) if earlier else None
     if ids is None or earlier is None:
         ids, video_inputs = process(loaded.processor, text, clip)
@@ -238,14 +281,15 @@ def check_text(processor: Any, text: str) -> None:
 class PromptSizes:
     """The sizes of one model's prompts by its processor and config alone. They are cached.
 
-    Frames are given by their times (seconds), and their width and height (pixels).
+    Frames are given by their times (seconds), and their width and height (pixels). With a ``view`` they are
+    those of a draft.
     """
 
-    def __init__(self, folder: Path, new_tokens: int = 0) -> None:
+    def __init__(self, folder: Path, new_tokens: int = 0, view: DraftView = WHOLE) -> None:
         config, self._processor = read_config(folder), read_processor(folder)
         self._token = family_of(config.model_type, str(folder)).video_token(SimpleNamespace(config=config))
         self._room = Limit(positions_of(config.get_text_config()), new_tokens).room
-        self._text = chat_text(self._processor, "", None)
+        self._text, self._view = chat_text(self._processor, "", None), view
         self._sizes: dict[tuple[int, int, int], tuple[int, int]] = {}
 
     def visual_tokens(self, times: Sequence[float], width: int, height: int) -> int:
@@ -270,7 +314,8 @@ class PromptSizes:
         """The tokens of the video, and of a whole prompt without a question."""
         key = (len(times), width, height)
         if key not in self._sizes:
-            ids, _ = process(self._processor, self._text, _grey_clip(tuple(times), width, height))
+            clip = shown(_grey_clip(tuple(times), width, height), self._view)
+            ids, _ = process(self._processor, self._text, clip)
             self._sizes[key] = int((ids[0] == self._token).sum()), ids.shape[1]
         return self._sizes[key]
 

@@ -274,6 +274,12 @@ def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
         del fields["draft_keep_by"]
     if not settings.vary:
         del fields["vary"]
+    for name in (
+        "draft_frames",
+        "draft_pixels",
+    ):  # newer than most records: left out where they change nothing
+        if settings.mode is Mode.AR or fields[name] is None:
+            del fields[name]
     del fields["mode"]
     return _without_infinity(fields)
 

@@ -131,6 +131,8 @@ class Defaults(Section):
     adaptation: Adaptation = Adaptation()  # parameters of gamma auto
     fallback: bool = True  # continue without the draft if that is faster
     max_new_tokens: Annotated[int, Ge(1), Le(MOST_TOKENS)] = 256
+    draft_frames: Annotated[int, Ge(1), Le(2048)] | None = None  # the most that the draft is shown
+    draft_pixels: Annotated[int, Ge(784), Le(MOST_PIXELS)] | None = None
 
 
 Percentile = Annotated[float, Ge(0), Le(100)]
@@ -211,9 +213,9 @@ class Pair(Section):
         not hold for it."""
         if self.draft.mtp:
             return self
-        defaults = self.defaults.model_copy(
-            update={"adaptation": replace(self.defaults.adaptation, costs=None)}
-        )
+        adaptation = replace(self.defaults.adaptation, costs=None)
+        of_models = {"draft_frames": None, "draft_pixels": None}  # a prediction layer reads all
+        defaults = self.defaults.model_copy(update={"adaptation": adaptation, **of_models})
         return self.model_copy(update={"draft": Source(mtp=True), "defaults": defaults})
 
 
@@ -371,6 +373,8 @@ def settings_of_pair(pair: Pair, looseness: Looseness = Looseness.BALANCED) -> D
         fallback=defaults.fallback,
         rule=rule_of(pair, looseness),
         max_new_tokens=defaults.max_new_tokens,
+        draft_frames=defaults.draft_frames,
+        draft_pixels=defaults.draft_pixels,
     )
 
 

@@ -73,12 +73,15 @@ class Answer:
         room = self._settings.max_new_tokens + self._settings.greatest_gamma + 1
         guided = self._draft is not None and self._settings.draft_is_guided
         watch = self._target.attention_layers if guided else ()
-        follow = self._draft.follow if self._draft is not None else None
+        reads = self._draft is not None and self._draft.reads_target
+        follow = self._draft.follow if self._draft is not None and reads else None
         passed = self._target.begin(prompts.target, room, watch, follow)
         if self._draft is not None and prompts.draft is not None:
             if guided:
                 scores = attention_by_video_token(self._target, passed)
-                self._draft.encode(prompts.draft, keep=self._settings.draft_keep, scores=scores)
+                # Anew for each question, so the question is run with it.
+                keep = self._settings.draft_keep
+                self._draft.encode(prompts.draft, keep=keep, scores=scores, with_question=True)
             self._draft.begin(prompts.draft, room)
         self._logits.add(prompts.target.input_ids[0].to(self._device))
         logits = self._logits.apply(self._target.logits(passed, 1), self._tensor(()), produced=0)

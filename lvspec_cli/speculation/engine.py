@@ -13,13 +13,15 @@ from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.mtp import MtpDecoder
 from lvspec_cli.models.probe import video_states
 from lvspec_cli.models.words import TokenSets
-from lvspec_cli.request import NO_PRUNING
+from lvspec_cli.request import check_draft_view
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.fallback import Fallback
 from lvspec_cli.speculation.relevance import Relevance, VideoStates, relevance_for, video_layers
 from lvspec_cli.speculation.verify import is_exact
 from lvspec_cli.types import (
+    WHOLE,
     DecodeSettings,
+    DraftView,
     FinishReason,
     Generation,
     Mode,
@@ -42,7 +44,7 @@ class Session:
         self.target, self.draft = target, draft
         self._words = words
         self._prefix: tuple[int, ...] | None = None
-        self._draft_keep: float | None = None  # share of the video that is in the draft's cache; None: none
+        self._draft_holds: tuple[float, DraftView] | None = None  # of the video; None: nothing
         self._video = VideoStates({})
         self._encode_seconds = 0.0
         self._fallback = Fallback(None, DecodeSettings())
@@ -55,7 +57,9 @@ class Session:
             draft = (MtpDecoder if pair.draft.is_prediction_layer else Decoder)(pair.draft)
         return cls(Decoder(pair.target), draft, pair.words)
 
-    def encode(self, prompts: PairPrompts, settings: DecodeSettings | None = None) -> None:
+    def encode(
+        self, prompts: PairPrompts, settings: DecodeSettings | None = None, *, is_last: bool = False
+    ) -> None:
         """Encode the prefix of the prompts, which contains the video and is the same for all questions.
 
         Does nothing if that is done already. :meth:`answer` calls it; call it before to show encoding as a
@@ -63,6 +67,7 @@ class Session:
 
         :param settings: those of the answer to come. They decide whether the draft is needed (mode ar does
             without), how much of the video it reads, and which of the target's states relevance needs.
+        :param is_last: no other question follows, so that this one is run with the prefix, in one pass.
         """
         began = time.perf_counter()
         layers = self._layers(settings) if settings else ()
@@ -70,24 +75,34 @@ class Session:
         draft = self.draft is not None and not guided and (settings is None or settings.mode != Mode.AR)
         prefix = tuple(prompts.target.input_ids[0, : prompts.target.prefix_length].tolist())
         follow = draft and self.draft is not None and self.draft.reads_target
-        kept = self._prefix == prefix and self.target.holds_clip
-        if follow and self._draft_keep is None:
+        # A prediction layer reads the target's pass over the question alone, as does what guides a draft.
+        watching = follow or guided
+        with_question = is_last and not watching
+        kept = self._prefix == prefix and self.target.can_begin(prompts.target, watching=watching)
+        if follow and self._draft_holds is None:
             kept = False  # the target's states, which the draft reads, were not kept
         if not kept:
-            self._encode_target(prompts, layers, follow=follow)
+            self._encode_target(prompts, layers, follow=follow, with_question=with_question)
         elif not set(layers) <= set(self._video.by_layer):
-            self._encode_target(prompts, sorted({*layers, *self._video.by_layer}))
-        keep = settings.draft_keep if settings else 1.0
-        if draft and self.draft and not (kept and self._draft_keep == keep and self.draft.holds_clip):
-            self._encode_draft(prompts, keep)
-            self._draft_keep = keep
+            layers = tuple(sorted({*layers, *self._video.by_layer}))
+            self._encode_target(prompts, layers, with_question=with_question)
+        shown = (settings.draft_keep, settings.draft_view) if settings else (1.0, WHOLE)
+        is_shown = kept and self._draft_holds == shown and self._draft_can_begin(prompts)
+        if draft and not is_shown:
+            self._encode_draft(prompts, shown[0], with_question=with_question)
+            self._draft_holds = shown
         elif guided or not kept:
-            self._draft_keep = None
+            self._draft_holds = None
         self._prefix = prefix
         self._encode_seconds += time.perf_counter() - began
 
     def answer(
-        self, prompts: PairPrompts, settings: DecodeSettings, *, interrupted: Callable[[], bool] = _never
+        self,
+        prompts: PairPrompts,
+        settings: DecodeSettings,
+        *,
+        interrupted: Callable[[], bool] = _never,
+        is_last: bool = False,
     ) -> Rounds:
         """Answer one question about this session's clip, round by round.
 
@@ -95,10 +110,11 @@ class Session:
         faster, and so do later answers with the same settings.
 
         :param interrupted: asked before each round; when true, the answer ends with what there is.
+        :param is_last: as for :meth:`encode`. Where another question follows, the video may be encoded again.
         :raises UsageError: settings that exclude each other.
         """
         _check(settings, self.draft)
-        self.encode(prompts, settings)
+        self.encode(prompts, settings, is_last=is_last)
         began = time.perf_counter()
         answer = Answer(self.target, self.draft, self._words, settings, self._relevance(settings))
         fallback = self._fallback_for(settings)
@@ -124,18 +140,24 @@ class Session:
         return video_layers(settings.rule, self.target.layer_count)
 
     @torch.inference_mode()
-    def _encode_target(self, prompts: PairPrompts, layers: Sequence[int], *, follow: bool = False) -> None:
+    def _encode_target(
+        self, prompts: PairPrompts, layers: Sequence[int], *, follow: bool = False, with_question: bool
+    ) -> None:
         self._prefix = None
-        passed = self.target.encode(prompts.target, [*([0] if follow else []), *(at + 1 for at in layers)])
+        watch = [*([0] if follow else []), *(at + 1 for at in layers)]
+        passed = self.target.encode(prompts.target, watch, with_question=with_question)
         if follow and self.draft is not None:
             self.draft.follow(passed)
         self._video = VideoStates({layer: video_states(self.target, passed, layer) for layer in layers})
 
     @torch.inference_mode()
-    def _encode_draft(self, prompts: PairPrompts, keep: float) -> None:
+    def _encode_draft(self, prompts: PairPrompts, keep: float, *, with_question: bool) -> None:
         if self.draft is None or prompts.draft is None:
             raise ValueError("the draft's prompt is missing: build the prompts with the pair that answers")
-        self.draft.encode(prompts.draft, keep=keep)
+        self.draft.encode(prompts.draft, keep=keep, with_question=with_question)
+
+    def _draft_can_begin(self, prompts: PairPrompts) -> bool:
+        return self.draft is not None and prompts.draft is not None and self.draft.can_begin(prompts.draft)
 
     @torch.inference_mode()
     def _relevance(self, settings: DecodeSettings) -> Relevance | None:
@@ -224,8 +246,7 @@ def _check(settings: DecodeSettings, draft: Decoder | None) -> None:
         raise UsageError(f"mode {settings.mode} needs a draft, and none is loaded", "use --mode ar or a pair")
     if not 0 < settings.draft_keep <= 1:
         raise UsageError(f"draft-keep is {settings.draft_keep:g}", "use more than 0, and 1 at most")
-    if draft.reads_target and settings.draft_keep < 1:
-        raise UsageError(*NO_PRUNING)
+    check_draft_view(settings, mtp=draft.reads_target)
     if settings.greatest_gamma < 1:
         raise UsageError(f"gamma is {settings.gamma}", "use 1 or more, or --mode ar to go without a draft")
     if settings.mode == Mode.LVSPEC and settings.temperature > 0:

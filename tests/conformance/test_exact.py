@@ -36,15 +36,16 @@ class Case:
     penalty: float = 1.0
     ends: tuple[int, ...] = ()  # places of the free answer whose tokens become ends
     limit: int = 24
+    is_last: bool = True  # the question is run in one pass with the video
 
 
 CASES = (
     Case("one-frame", gamma=3),
     Case("two-frames", "how many balls", gamma=1, penalty=1.3),
-    Case("odd", "which colour is it", gamma=12, ends=(7, 15)),
+    Case("odd", "which colour is it", gamma=12, ends=(7, 15), is_last=False),
     Case("wide", gamma=5, keep=0.1, penalty=0.8),
     Case("tall-and-odd", "what now", gamma=6, keep=0.5, penalty=1.3, ends=(9,)),
-    Case("12-seconds", "describe the clip", gamma="auto", limit=40),
+    Case("12-seconds", "describe the clip", gamma="auto", limit=40, is_last=False),
     Case("over-a-minute", gamma=8, keep=0.3, by=KeepBy.ATTENTION, limit=17),
 )
 
@@ -68,7 +69,7 @@ def check(subject: Subject, case: Case) -> None:
         draft_keep_by=case.by,
     )
 
-    found, rounds = decode(pair, subject.prompts(*asked), wanted)
+    found, rounds = decode(pair, subject.prompts(*asked), wanted, is_last=case.is_last)
 
     assert list(found.tokens) == expected
     assert found.finish_reason == (FinishReason.STOP if expected[-1] in ends else FinishReason.LENGTH)
@@ -94,6 +95,7 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
         penalty=st.sampled_from([1.0, 1.0, 1.3, 0.8]),
         ends=st.sets(st.integers(0, 23), max_size=2).map(tuple),
         limit=st.integers(1, 24),
+        is_last=st.booleans(),
     )
 )
 @settings(max_examples=6)
@@ -111,14 +113,16 @@ def test_ar_is_generate(subject: Subject) -> None:
 
 
 def test_a_batch_of_questions_over_one_prefix(subject: Subject) -> None:
-    """The video is processed and encoded once, whatever is asked; ``wide`` has other sides than ``odd``."""
+    """The video is processed and encoded once, whatever is asked; ``wide`` has other sides than ``odd``.
+
+    A question that was to be the last one, and was not, does no harm.
+    """
     session = Session.of(subject.pair)
     prompts = subject.prompts("wide")
     for gamma, keep, question in ((4, 1.0, "how many balls"), (6, 0.3, "What moves?"), (2, 0.3, "is it red")):
         prompts = build_prompts(subject.pair, CLIPS["wide"], question, earlier=prompts)
-        found, _ = decode(
-            subject.pair, prompts, replace(WANTED, gamma=gamma, draft_keep=keep, max_new_tokens=16), session
-        )
+        wanted = replace(WANTED, gamma=gamma, draft_keep=keep, max_new_tokens=16)
+        found, _ = decode(subject.pair, prompts, wanted, session, is_last=gamma == 4)
         assert list(found.tokens) == subject.generate("wide", question, max_new_tokens=16)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +17,14 @@ import torch
 from lvspec_cli.errors import ContextError, PairError, UsageError
 from lvspec_cli.memory.plan import Workload, prompt_tokens
 from lvspec_cli.memory.sizes import size_of
+from lvspec_cli.models import prompt as prompt_module
 from lvspec_cli.models.decoder import Decoder, kept_positions
 from lvspec_cli.models.load import LoadedModel, check_tokenizers, load_pair
 from lvspec_cli.models.probe import attention_by_video_token, video_attention
-from lvspec_cli.models.processing import features_of
+from lvspec_cli.models.processing import features_of, process
 from lvspec_cli.models.prompt import PromptSizes, build_prompts
 from lvspec_cli.models.read import chat_text
+from lvspec_cli.types import Clip
 from tests.conformance.conftest import CLIPS, Subject
 from tests.tiny_families import TINY
 from tests.tiny_models import make_clip
@@ -105,6 +109,34 @@ def test_both_models_read_what_the_targets_template_writes(subject: Subject, tmp
     assert prompts.draft.text == prompts.target.text == subject.prompts("odd").target.text
     own = chat_text(pair.draft.processor, "What moves?", None)
     assert own.endswith(" quietly") == (subject.family != "smolvlm")  # which has the library's own template
+
+
+def test_frames_are_processed_once_for_models_that_take_the_same(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = subject.pair.draft
+    assert draft is not None
+    apart = build_prompts(replace(subject.pair, target=draft, draft=None), CLIPS["odd"], "What moves?").target
+    processed = []
+
+    def counted(processor: Any, text: str, clip: Clip) -> Any:
+        processed.append(processor)
+        return process(processor, text, clip)
+
+    monkeypatch.setattr(prompt_module, "process", counted)
+    both = build_prompts(subject.pair, CLIPS["odd"], "What moves?")
+    assert both.draft is not None
+    assert processed == [subject.pair.target.processor]
+    assert torch.equal(both.draft.input_ids, apart.input_ids)
+    assert torch.equal(both.draft.position_ids, apart.position_ids)
+    assert both.draft.video_inputs.keys() == apart.video_inputs.keys()
+    for name, values in apart.video_inputs.items():
+        assert torch.equal(both.draft.video_inputs[name], values)
+    other = copy.deepcopy(draft.processor)
+    other.video_processor.image_mean = [0.1, 0.2, 0.3]  # other pixels, in the same shape
+    pair = replace(subject.pair, draft=replace(draft, processor=other))
+    build_prompts(pair, CLIPS["odd"], "What moves?")
+    assert processed[1:] == [pair.target.processor, other]
 
 
 TIMES = (0.0, 0.5, 61.0, 62.0, 125.3)

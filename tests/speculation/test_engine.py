@@ -74,6 +74,36 @@ def test_the_video_is_encoded_once(pair: LoadedPair, monkeypatch: pytest.MonkeyP
     assert count == 4  # for another layer, beside which the earlier ones are kept
 
 
+def test_the_last_question_is_run_with_the_video(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+
+    def counted(decoder: Decoder, embeddings: Tensor, *more: Any) -> Any:
+        rows.append(embeddings.shape[1])
+        return run(decoder, embeddings, *more)
+
+    run = Decoder._run
+    monkeypatch.setattr(Decoder, "_run", counted)
+    prompts = prompts_for(pair)
+    assert prompts.draft is not None
+    begun, whole = prompts.target.prefix_length, prompts.target.length
+    assert prompts.draft.length == whole
+    for wanted in (WANTED, replace(WANTED, draft_keep=0.3, draft_keep_by=KeepBy.ATTENTION)):
+        answers = {}
+        for is_last in (False, True):
+            rows.clear()
+            steps = Session.of(pair).answer(prompts, wanted, is_last=is_last)
+            next(steps)
+            if (
+                wanted.draft_is_guided
+            ):  # the draft's is, as it is encoded for each question, the target's never
+                assert rows[:2] == [begun, whole - begun]
+                assert len(rows) == 3
+            else:
+                assert rows == ([whole] * 2 if is_last else [begun, begun, whole - begun, whole - begun])
+            answers[is_last] = steps.run()
+        assert answers[True].tokens == answers[False].tokens
+
+
 def test_the_draft_reads_as_much_of_the_video_as_each_answer_wants(pair: LoadedPair) -> None:
     session, prompts, rows = Session.of(pair), prompts_for(pair), []
     assert session.draft is not None
