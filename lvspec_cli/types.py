@@ -321,6 +321,17 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """The only answers that are allowed: one of ``choices``, to the letter, or JSON that ``schema`` allows.
+
+    One of the two is set. ``schema`` is a JSON schema as text, because the order of its properties counts.
+    """
+
+    choices: tuple[str, ...] = ()
+    schema: str | None = None
+
+
+@dataclass(frozen=True)
 class DecodeSettings:
     """How one answer is decoded."""
 
@@ -336,11 +347,17 @@ class DecodeSettings:
     draft_keep_by: KeepBy = KeepBy.ATTENTION
     # Continue without the draft if that is faster. If off, nothing depends on the clock.
     fallback: bool = False
+    constraint: Constraint | None = None
 
     @property
     def greatest_gamma(self) -> int:
         """The most tokens that a round drafts."""
         return self.adaptation.most if self.gamma == "auto" else self.gamma
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether other tokens than the target's own may be accepted. In place of a choice they never are."""
+        return self.mode is Mode.LVSPEC and not (self.constraint and self.constraint.choices)
 
     @property
     def draft_is_guided(self) -> bool:
