@@ -7,17 +7,14 @@ the best one that is allowed, and nothing else is ever drafted.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvspec_cli.errors import LvspecError, UsageError
 from lvspec_cli.types import Constraint
-
-if TYPE_CHECKING:
-    from lvspec_cli.models.load import LoadedModel
 
 # As Python's json writes it. With spaces left open, some models never stop writing spaces.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -65,19 +62,30 @@ class Guide:
     which removes the drafted ones again.
     """
 
-    def __init__(self, target: LoadedModel, constraint: Constraint, vocabulary: int) -> None:
+    def __init__(
+        self,
+        tokens: Any,
+        constraint: Constraint,
+        ends: Collection[int],
+        *,
+        vocabulary: int,
+        logits: int,
+        device: torch.device,
+    ) -> None:
         """
+        :param tokens: the target's ``grammar_tokens``.
+        :param ends: ids that end an answer.
         :param vocabulary: only ids below it are allowed, which target and draft share.
+        :param logits: length of a row of the target's logits.
         """
         from llguidance import LLMatcher
 
-        self._matcher = LLMatcher(target.grammar_tokens, grammar_of(constraint), log_level=0)
-        self._text_of = target.grammar_tokens.decode_bytes
-        self._ends = frozenset(target.generation.end_ids)
-        self._rows, self._vocabulary, self._device = target.vocabulary, vocabulary, target.device
+        self._matcher = LLMatcher(tokens, grammar_of(constraint), log_level=0)
+        self._text_of, self._ends = tokens.decode_bytes, frozenset(ends)
+        self._vocabulary, self._logits, self._device = vocabulary, logits, device
         self._has_free_text = constraint.schema is not None
         self._drafted = 0  # of the tokens in the matcher
-        self._masks: list[Tensor] = []  # bool (rows,): of the next token, then after each drafted one
+        self._masks: list[Tensor] = []  # bool (logits,): of the next token, then after each drafted one
         self._free: list[bool] = []  # for each of these positions
         self._add_mask()
 
@@ -96,7 +104,7 @@ class Guide:
             self._add_mask()
             return True
         # Nothing follows an end. And where the draft had no allowed token at all, the target replaces it.
-        self._masks.append(torch.ones(self._rows, dtype=torch.bool, device=self._device))
+        self._masks.append(torch.ones(self._logits, dtype=torch.bool, device=self._device))
         self._free.append(False)
         return False
 
@@ -133,6 +141,6 @@ class Guide:
         packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8).to(self._device)
         places = torch.arange(8, dtype=torch.uint8, device=self._device)
         allowed = (packed.unsqueeze(1) >> places & 1).flatten()[: self._vocabulary].bool()
-        mask = torch.zeros(self._rows, dtype=torch.bool, device=self._device)
+        mask = torch.zeros(self._logits, dtype=torch.bool, device=self._device)
         mask[: len(allowed)] = allowed
         self._masks.append(mask)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lvspec_cli.models.constraint import Guide
 from lvspec_cli.models.decoder import Decoder
-from lvspec_cli.models.load import shared_vocabulary
+from lvspec_cli.models.load import LoadedModel, shared_vocabulary
 from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.draft import Proposal, propose
@@ -23,6 +23,7 @@ from lvspec_cli.speculation.repetition import is_looping
 from lvspec_cli.speculation.sampling import accept, distribution, draw, is_sound
 from lvspec_cli.speculation.verify import Evidence, History, Verdict, check_sound, gather, judge
 from lvspec_cli.types import (
+    Constraint,
     DecodeSettings,
     DecodeStats,
     FinishReason,
@@ -60,7 +61,7 @@ class Answer:
         self._device = loaded.device
         self._rule = settings.rule if settings.is_loose else EXACT_RULE
         constraint = settings.constraint
-        self._guide = Guide(loaded, constraint, self._shared_vocabulary) if constraint else None
+        self._guide = None if constraint is None else _guide(loaded, constraint, self._shared_vocabulary)
         self._generator = torch.Generator(self._device).manual_seed(settings.seed)
         self._history = History()
         # A constrained answer ends where its grammar does.
@@ -239,6 +240,17 @@ class Answer:
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(tokens, dtype=torch.long, device=self._device)
+
+
+def _guide(target: LoadedModel, constraint: Constraint, vocabulary: int) -> Guide:
+    return Guide(
+        target.grammar_tokens,
+        constraint,
+        target.generation.end_ids,
+        vocabulary=vocabulary,
+        logits=target.vocabulary,
+        device=target.device,
+    )
 
 
 class Tally:

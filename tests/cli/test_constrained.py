@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Printed
+from tests.schemas import check
 
 Run = Callable[..., Printed]
 SCHEMA = {
@@ -52,6 +53,8 @@ def test_json_is_parsed_and_what_is_cut_off_has_failed(lvspec: Run, video_file: 
     assert row["value"].keys() == {"sure", "colour"}
     assert lvspec(*captioned, "cut.jsonl", "--max-new-tokens", 4).returncode == 1
     cut = json.loads(Path("cut.jsonl").read_text())
+    check("record", row)
+    check("record", cut)
     assert (cut["status"], cut["error"]["kind"], cut["value"]) == ("error", "unfinished", None)
     assert cut["text"].startswith('{"')
     asked = lvspec("ask", video_file, "Which?", "--schema", "schema.json", "--max-new-tokens", 4)
