@@ -340,6 +340,17 @@ WHOLE = DraftView()
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """The only answers that are allowed: one of ``choices``, to the letter, or JSON that ``schema`` allows.
+
+    One of the two is set. ``schema`` is a JSON schema as text, because the order of its properties counts.
+    """
+
+    choices: tuple[str, ...] = ()
+    schema: str | None = None
+
+
+@dataclass(frozen=True)
 class DecodeSettings:
     """How one answer is decoded."""
 
@@ -357,6 +368,7 @@ class DecodeSettings:
     draft_pixels: int | None = None  # the most pixels of each
     # Continue without the draft if that is faster. If off, nothing depends on the clock.
     fallback: bool = False
+    constraint: Constraint | None = None
     # Mode ar: by a coin the target's second choice, where it is so many nats less probable at most. A control
     # of the bench, which says what leaving the greedy path costs by itself.
     vary: float = 0.0
@@ -369,6 +381,11 @@ class DecodeSettings:
     @property
     def draft_view(self) -> DraftView:
         return DraftView(self.draft_frames, self.draft_pixels)
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether other tokens than the target's own may be accepted. In place of a choice they never are."""
+        return self.mode is Mode.LVSPEC and not (self.constraint and self.constraint.choices)
 
     @property
     def draft_is_guided(self) -> bool:

@@ -28,7 +28,13 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
         information = next(name for name in sizes if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(information).decode()
     package = {name.removeprefix("lvspec_cli/") for name in sizes if name.startswith("lvspec_cli/")}
-    assert {"models.yaml", "py.typed", "demo/README.md", "bench/page.html.jinja"} <= package
+    assert {
+        "models.yaml",
+        "py.typed",
+        "demo/README.md",
+        "bench/page.html.jinja",
+        "schemas/record.schema.json",
+    } <= package
     for number in range(1, 5):
         assert {f"demo/clips/clip_{number:04d}.mp4", f"demo/clips/clip_{number:04d}.json"} <= package
     pair = {name: size for name, size in sizes.items() if name.startswith("lvspec_cli/demo/pair/")}

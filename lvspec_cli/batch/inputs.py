@@ -15,7 +15,6 @@ from lvspec_cli.batch.names import (
     Input,
     Location,
     Problem,
-    Selects,
     absolute,
     location_in,
     names_of,
@@ -24,21 +23,21 @@ from lvspec_cli.batch.names import (
     walk,
 )
 from lvspec_cli.errors import LvspecError, NoInputError
-from lvspec_cli.video.source import shown
+from lvspec_cli.video.source import is_picture, shown
 
 
 def collect(sources: Sequence[Path], *, recursive: bool = True, glob: str | None = None) -> Collected:
     """The videos of ``sources``, in their order. A folder's videos are sorted by the bytes of their paths.
 
     A source is a file with any suffix, a folder, or a CSV, TSV or JSONL file of jobs. A folder gives its
-    files with the suffix of a video, or those that match ``glob``, but not hidden files and only regular
-    ones. A file that occurs twice is one input, unless stretch, prompts or id differ.
+    files with the suffix of a video, else those with the suffix of a picture, or those that match ``glob``,
+    but not hidden files and only regular ones. A file that occurs twice is one input, unless stretch, prompts
+    or id differ.
 
     :raises NoInputError: there is no video, or a file of jobs is missing.
     :raises UsageError: a file of jobs is not valid.
     """
-    selects = selection_by(glob)
-    entries = _unique(entry for source in sources for entry in _entries(source, recursive, selects))
+    entries = _unique(entry for source in sources for entry in _entries(source, recursive, glob))
     names = names_of([entry.location for entry in entries])
     items = [replace(entry.item, name=name) for entry, name in zip(entries, names, strict=True)]
     inputs = tuple(item for item in items if isinstance(item, Input))
@@ -55,13 +54,13 @@ class _Entry:
     real: bytes  # the path with links resolved
 
 
-def _entries(source: Path, recursive: bool, selects: Selects) -> Iterator[_Entry]:
+def _entries(source: Path, recursive: bool, glob: str | None) -> Iterator[_Entry]:
     try:
         mode = source.stat().st_mode
     except (OSError, ValueError):  # ValueError: a NUL in the name
         mode = 0
     if stat.S_ISDIR(mode):
-        yield from _in_folder(source, recursive, selects)
+        yield from _in_folder(source, recursive, glob)
     elif is_jobs_file(source):
         yield from _jobs(source)
     else:
@@ -71,9 +70,14 @@ def _entries(source: Path, recursive: bool, selects: Selects) -> Iterator[_Entry
         yield _Entry(_item(source, error), location, os.path.realpath(path))
 
 
-def _in_folder(folder: Path, recursive: bool, selects: Selects) -> Iterator[_Entry]:
+def _in_folder(folder: Path, recursive: bool, glob: str | None) -> Iterator[_Entry]:
+    """Its videos, or its pictures if there are no videos: beside videos they are mostly previews of them."""
     root = absolute(folder)
-    for entry in walk(folder, recursive=recursive, selects=selects):
+    entries = walk(folder, recursive=recursive, selects=selection_by(glob))
+    if glob is None:
+        videos = [entry for entry in entries if not is_picture(Path(os.fsdecode(entry.relative)))]
+        entries = videos if any(entry.error is None for entry in videos) else entries
+    for entry in entries:
         path = os.path.join(root, entry.relative) if entry.relative else root
         item = _item(folder / os.fsdecode(entry.relative), entry.error)
         yield _Entry(item, Location(path, root), entry.real)
@@ -112,7 +116,7 @@ def _no_input(
         cause = f"no file that matches --glob {glob} in {where}"
         remedy = "a pattern without / is held against file names, one with / against paths in the folder"
     else:
-        cause = f"no video in {where}"
+        cause = f"no video and no picture in {where}"
         remedy = f"name the files, or take others with --glob than {VIDEO_SUFFIXES}"
     if not recursive:
         remedy = "leave out --no-recursive to look into the folders below as well"

@@ -20,6 +20,7 @@ from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.text_file import lines_of
 from lvspec_cli.types import VideoInfo, VideoRequest
 from lvspec_cli.video.sample import format_time
+from lvspec_cli.video.source import is_picture
 
 Probes = Callable[[Iterable[Path]], Iterator[VideoInfo | LvspecError]]
 Scenes = Callable[[VideoRequest], Sequence[Stretch]]
@@ -104,7 +105,9 @@ def _cut(
 ) -> Iterator[AskRequest]:
     video = request.video
     stretches: Sequence[Stretch] = ()
-    if cutting.scenes and info is not None:
+    if is_picture(video.path):
+        pass
+    elif cutting.scenes and info is not None:
         try:
             stretches = scenes(video)
         except DecodeTimeoutError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lvspec_cli.errors import LvspecError, MachineError, VideoError, check_machine
-from lvspec_cli.video.source import open_local, shown
+from lvspec_cli.video.source import is_picture, open_local, shown
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,13 @@ Selects = Callable[[bytes], bool]  # whether a file is an input, by its path in 
 
 
 def selection_by(glob: str | None) -> Selects:
-    """Selects files by suffix, or by ``glob``, which is matched with the name, or with the path if it has a
-    slash."""
+    """Selects videos and pictures by suffix, or files by ``glob``, which is matched with the name, or with
+    the path if it has a slash."""
     if glob is None:
         suffixes = frozenset(os.fsencode(VIDEO_SUFFIXES).split())
-        return lambda relative: os.path.splitext(relative)[1].lower() in suffixes
+        return lambda relative: (
+            os.path.splitext(relative)[1].lower() in suffixes or is_picture(Path(os.fsdecode(relative)))
+        )
     from wcmatch.glob import BRACE, GLOBSTAR, MATCHBASE, globmatch
 
     pattern, flags = os.fsencode(glob), BRACE | GLOBSTAR | MATCHBASE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from lvspec_cli.cli.requests import (
     checked_system,
     chosen_pair,
     collect_questions,
+    constraint_of,
     decode_settings,
     video_request,
 )
@@ -37,6 +38,8 @@ class Questions(OptionGroup):
     file: Path | None = flag(None, "Questions, one a line; - reads stdin.", "--questions", metavar="FILE")
     system: options.System = None
     think: options.Think = False
+    choices: options.Choices = None
+    schema: options.Schema = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ def ask(
         request = AskRequest(
             video_request(sampling, choice.pair, Path(video)),
             collect_questions(question, questions.more or (), questions.file),
-            decode_settings(decoding, rule, choice.pair),
+            replace(
+                decode_settings(decoding, rule, choice.pair),
+                constraint=constraint_of(questions.choices, questions.schema, think=questions.think),
+            ),
             checked_system(questions.system),
             questions.think,
         )
@@ -95,7 +101,7 @@ def ask(
             records = pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
         if stop.asked():
             raise KeyboardInterrupt
-        if any(record.error is not None for record in records):  # it thought, and gave no answer
+        if any(record.error is not None for record in records):  # it gave no whole answer
             raise typer.Exit(1)
 
 

@@ -25,6 +25,7 @@ from lvspec_cli.cli.requests import (
     checked_system,
     checked_text,
     chosen_pair,
+    constraint_of,
     decode_settings,
     read_text,
     video_request,
@@ -66,7 +67,10 @@ def read_job(flags: CaptionFlags) -> Job:
     request = AskRequest(
         video_request(flags.sampling, choice.pair),
         tuple(prompts),
-        decode_settings(flags.decoding, flags.rule, choice.pair),
+        replace(
+            decode_settings(flags.decoding, flags.rule, choice.pair),
+            constraint=constraint_of(flags.prompts.choices, flags.prompts.schema, think=flags.prompts.think),
+        ),
         flags.prompts.system,
         flags.prompts.think,
         task="caption",

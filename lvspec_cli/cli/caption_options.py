@@ -55,6 +55,8 @@ class Prompts(OptionGroup):
     prompt_file: Path | None = flag(None, "The prompt is this file's text.", metavar="FILE")
     system: options.System = None
     think: options.Think = False
+    choices: options.Choices = None
+    schema: options.Schema = None
 
 
 @dataclass(frozen=True)

@@ -30,19 +30,26 @@ def export(
             "--to",
             help="txt: a file a caption; srt, vtt: a file a video; csv, parquet: a table (csv with an "
             "apostrophe before texts that would be formulas); videofolder: metadata.jsonl of a Hugging Face "
-            "VideoFolder; musubi: JSONL of musubi-tuner.",
+            "VideoFolder; webdataset: shards with the videos, to --out-dir. For trainers: musubi (JSONL of "
+            "musubi-tuner), and in the folder of the videos diffusion-pipe (captions.json), finetrainers "
+            "(videos.txt, prompts.txt), ltx (dataset.json), diffsynth (metadata.csv), videox-fun "
+            "(metadata.json).",
         ),
     ],
     videos: Annotated[
         Path | None,
         typer.Option(
-            "--videos", metavar="DIR", help="The folder that was captioned; txt, srt, vtt go there."
+            "--videos",
+            metavar="DIR",
+            help="The folder that was captioned; txt, srt, vtt and files of trainers go there.",
         ),
     ] = None,
     out_dir: Annotated[
         Path | None,
         typer.Option(
-            "--out-dir", metavar="DIR", help="Write here; txt, srt, vtt in folders as the videos are."
+            "--out-dir",
+            metavar="DIR",
+            help="Write here; txt, srt, vtt in folders as the videos are.",
         ),
     ] = None,
     out: Annotated[

@@ -104,6 +104,22 @@ Think = Annotated[
         "room (--max-new-tokens 4096). Thoughts are no part of the answer: a record has them in `thoughts`.",
     ),
 ]
+Choices = Annotated[
+    str | None,
+    Option(
+        "--choices", metavar="A,B,...",
+        help="The answer is one of these, to the letter, and a record has it in `value`. Say in the question "
+        "what they mean.",
+    ),
+]  # fmt: skip
+Schema = Annotated[
+    Path | None,
+    Option(
+        "--schema", metavar="FILE",
+        help="The answer is JSON of this JSON schema, and a record has it in `value`. One that is cut off "
+        "has failed.",
+    ),
+]  # fmt: skip
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors only.")]
 Debug = Annotated[bool, Option("--debug", help="Show where an error came from.")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from lvspec_cli.cli.options import Decoding, FullSampling, Loading, Rule, Sampling
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
-from lvspec_cli.types import DecodeSettings, Mode, RuleSettings, VideoRequest, read_gamma
+from lvspec_cli.types import Constraint, DecodeSettings, Mode, RuleSettings, VideoRequest, read_gamma
 
 if TYPE_CHECKING:
     from lvspec_cli.pairs.registry import Pair
@@ -109,6 +110,51 @@ def decode_settings(decoding: Decoding, rule: Rule, pair: Pair) -> DecodeSetting
         draft_frames=decoding.draft_frames or defaults.draft_frames,
         draft_pixels=decoding.draft_pixels or defaults.draft_pixels,
     )
+
+
+def constraint_of(choices: str | None, schema: Path | None, *, think: bool = False) -> Constraint | None:
+    """The constraint of the flags, if any.
+
+    :raises UsageError: they exclude each other, or one of them cannot be used.
+    :raises NoInputError: the schema cannot be read.
+    """
+    if choices is None and schema is None:
+        return None
+    if choices is not None and schema is not None:
+        raise UsageError("--choices and --schema exclude each other", "leave out one of them")
+    if think:
+        raise UsageError(
+            "--think goes with free answers only", "leave out --think, or --choices and --schema"
+        )
+    constraint = Constraint(_choices(choices)) if choices is not None else Constraint(schema=_schema(schema))
+    from lvspec_cli.models.constraint import check_constraint
+
+    check_constraint(constraint)
+    return constraint
+
+
+def _choices(text: str) -> tuple[str, ...]:
+    choices = tuple(choice.strip() for choice in text.split(","))
+    if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
+        raise UsageError(
+            f"--choices {text!r} names no two different answers", "write them between commas: yes,no,unsure"
+        )
+    return tuple(checked_text(choice, "a choice") for choice in choices)
+
+
+def _schema(file: Path | None) -> str:
+    """The schema as one line of JSON."""
+    assert file is not None
+    try:
+        schema = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UsageError(
+            f"{file}{place}: not JSON ({getattr(error, 'msg', error)})", "write a JSON schema"
+        ) from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"{file}: not a JSON schema", 'write an object, such as {"type": "object", ...}')
+    return json.dumps(schema, ensure_ascii=False)
 
 
 def _rule_settings(rule: Rule, pair: Pair) -> RuleSettings:

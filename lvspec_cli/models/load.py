@@ -7,6 +7,7 @@ import gc
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from lvspec_cli.errors import LvspecError, NoRoomError, PairError, UsageError
 from lvspec_cli.models.attention import register
+from lvspec_cli.models.constraint import tokens_for_grammars
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
@@ -64,6 +66,11 @@ class LoadedModel:
     quantisation: Quantisation = Quantisation.NONE
     workspace: Workspace | None = None  # memory of captured passes; without it every pass runs eagerly
     is_prediction_layer: bool = False  # of the target, see ``models.mtp``; all else here is the target's
+
+    @cached_property
+    def grammar_tokens(self) -> Any:
+        """The tokenizer for grammars of constrained answers, made at the first of them."""
+        return tokens_for_grammars(self.tokenizer, self.generation.end_ids)
 
     @property
     def positions(self) -> int:

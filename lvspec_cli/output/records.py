@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from lvspec_cli import __version__
@@ -21,6 +21,7 @@ from lvspec_cli.errors import LvspecError
 from lvspec_cli.pairs.registry import Source
 from lvspec_cli.types import (
     Clip,
+    Constraint,
     DecoderName,
     DecodeSettings,
     DecodeStats,
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 SCHEMA: Final = "lvspec.record.1"
 SAMPLE_BYTES = 64 * 1024
 ODD: Final = "odd"  # error type of impossible values
-THINKING: Final = "thinking"  # error kind of an answer that has only thoughts
+# Error kinds of answers that have a text: it has only thoughts, or the end of its JSON is missing.
+THINKING: Final = "thinking"
+UNFINISHED: Final = "unfinished"
 
 
 class _Part(BaseModel):
@@ -166,6 +169,7 @@ class Record(_Part):
     prompt: str
     text: str | None
     thoughts: str | None = None  # before the text; null if the target was not to think, or did not
+    value: JsonValue = None  # of a constrained answer (--choices, --schema): the choice, or the JSON it is
     error: Failure | None
     finish_reason: FinishReason
     pair: str
@@ -274,12 +278,14 @@ def settings_fields(settings: DecodeSettings) -> dict[str, Any]:
         del fields["draft_keep_by"]
     if not settings.vary:
         del fields["vary"]
-    for name in (
-        "draft_frames",
-        "draft_pixels",
-    ):  # newer than most records: left out where they change nothing
+    # Newer than most records: left out where they change nothing, so that keys of other records stay valid.
+    for name in ("draft_frames", "draft_pixels"):
         if settings.mode is Mode.AR or fields[name] is None:
             del fields[name]
+    if settings.constraint is None:
+        del fields["constraint"]
+    else:
+        fields["constraint"] = {name: value for name, value in fields["constraint"].items() if value}
     del fields["mode"]
     return _without_infinity(fields)
 
@@ -327,15 +333,17 @@ def answered_record(
     parts: Parts,
 ) -> Record:
     """The record of an answer. One that was interrupted, or is thoughts alone, is an error with its text."""
-    clip, error = facts.clip, _incomplete(generation.finish_reason, parts)
+    clip, constraint = facts.clip, request.settings.constraint
+    error = _incomplete(generation.finish_reason, parts, constraint)
     return Record(
         **_common(plan, request, identity, number),
         status="error" if error else "ok",
         text=parts.answer,
         thoughts=parts.thoughts,
+        value=value_of(constraint, parts.answer) if constraint and not error else None,
         error=error,
         finish_reason=generation.finish_reason,
-        lossless=facts.full_precision and request.settings.mode is not Mode.LVSPEC,
+        lossless=facts.full_precision and not request.settings.is_loose,
         sampling=Sampling(
             requested=_requested(request),
             duration=clip.duration,
@@ -353,18 +361,29 @@ def answered_record(
     )
 
 
-_UNFINISHED = {
+_THINKING = {
     FinishReason.LENGTH: "it was still thinking at --max-new-tokens: raise it",
     FinishReason.REPETITION: "it began to repeat itself while it was thinking",
 }
+_UNFINISHED = {
+    FinishReason.LENGTH: "it was not finished at --max-new-tokens: raise it",
+    FinishReason.REPETITION: "it began to repeat itself before it was finished",
+}
 
 
-def _incomplete(reason: FinishReason, parts: Parts) -> Failure | None:
+def value_of(constraint: Constraint, text: str) -> JsonValue:
+    """The choice, or the JSON value, that the text of a finished answer is."""
+    return text if constraint.schema is None else json.loads(text)
+
+
+def _incomplete(reason: FinishReason, parts: Parts, constraint: Constraint | None) -> Failure | None:
     """Why this is no whole answer, if it is none."""
     if reason is FinishReason.INTERRUPTED:
         return Failure(kind="interrupted", message="stopped before the answer ended")
     if parts.thoughts is not None and not parts.answer:
-        return Failure(kind=THINKING, message=_UNFINISHED.get(reason, "it thought, and gave no answer"))
+        return Failure(kind=THINKING, message=_THINKING.get(reason, "it thought, and gave no answer"))
+    if constraint is not None and reason in _UNFINISHED:
+        return Failure(kind=UNFINISHED, message=_UNFINISHED[reason])
     return None
 
 

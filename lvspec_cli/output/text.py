@@ -11,7 +11,9 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from lvspec_cli.types import Piece, Round, Thinking, TokenKind
 
@@ -166,6 +168,40 @@ class AnswerStream:
 
 
 MARK: Final = b'{"question": 1, "round": '  # first bytes of a trace
+
+
+NotFinite = Literal["inf", "-inf", "nan"]
+
+
+class TraceToken(BaseModel):
+    """A token, and its text alone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: int
+    text: str
+
+
+class OutputToken(TraceToken):
+    kind: TokenKind
+
+
+class TraceRow(BaseModel):
+    """One line of a trace: one round of an answer (docs/records.md, "The trace")."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: int  # from 1
+    round: int  # from 0, the token from prefill
+    prefill: bool
+    accepted_length: int
+    draft: tuple[TraceToken, ...]
+    target: tuple[TraceToken, ...]  # one more than drafted
+    relevance: tuple[float | NotFinite, ...]
+    gap: tuple[float | NotFinite, ...]  # nats
+    loss: float | NotFinite  # nats
+    verdict: tuple[Literal["exact", "filler", "shift", "rejected", "unread"], ...]
+    output: tuple[OutputToken, ...]
 
 
 def trace_row(question: int, number: int, done: Round, word: Callable[[int], str]) -> dict[str, Any]:

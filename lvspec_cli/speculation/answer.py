@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from lvspec_cli.models.constraint import Guide
 from lvspec_cli.models.decoder import Decoder
-from lvspec_cli.models.load import shared_vocabulary
+from lvspec_cli.models.load import LoadedModel, shared_vocabulary
 from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.draft import Proposal, propose
@@ -21,6 +23,7 @@ from lvspec_cli.speculation.repetition import is_looping
 from lvspec_cli.speculation.sampling import accept, distribution, draw, is_sound
 from lvspec_cli.speculation.verify import Evidence, History, Verdict, check_sound, gather, judge, may_vary
 from lvspec_cli.types import (
+    Constraint,
     DecodeSettings,
     DecodeStats,
     FinishReason,
@@ -56,10 +59,14 @@ class Answer:
         loaded, drafting = target.loaded, self._draft.loaded if self._draft else None
         self._shared_vocabulary = shared_vocabulary(loaded, drafting)
         self._device = loaded.device
-        self._rule = settings.rule if settings.mode == Mode.LVSPEC else EXACT_RULE
+        self._rule = settings.rule if settings.is_loose else EXACT_RULE
+        constraint = settings.constraint
+        self._guide = None if constraint is None else _guide(loaded, constraint, self._shared_vocabulary)
         self._generator = torch.Generator(self._device).manual_seed(settings.seed)
         self._history = History()
-        self._logits = LogitsRules(loaded.generation, loaded.vocabulary, self._device)
+        # A constrained answer ends where its grammar does.
+        rules = replace(loaded.generation, min_new_tokens=0) if constraint else loaded.generation
+        self._logits = LogitsRules(rules, loaded.vocabulary, self._device)
         self._policy = policy_for(settings, self._rule, loaded, drafting)
         self.fallback = False
         self.tokens: list[int] = []
@@ -84,7 +91,7 @@ class Answer:
                 self._draft.encode(prompts.draft, keep=keep, scores=scores, with_question=True)
             self._draft.begin(prompts.draft, room)
         self._logits.add(prompts.target.input_ids[0].to(self._device))
-        logits = self._logits.apply(self._target.logits(passed, 1), self._tensor(()), produced=0)
+        logits = self._rules_applied(self._target.logits(passed, 1), self._tensor(()))
         token, sound = torch.cat((self._choose(logits), is_sound(logits))).tolist()
         check_sound((sound,))
         self._take(Verdict(0, (token,), (TokenKind.TARGET,), (0.0,)))
@@ -129,7 +136,7 @@ class Answer:
         if self._draft is not None:
             self._draft.follow(passed)
         logits = self._target.logits(passed, gamma + 1)
-        logits = self._logits.apply(logits, proposal.tokens, produced=len(self.tokens))
+        logits = self._rules_applied(logits, proposal.tokens)
         if self._settings.temperature > 0:
             evidence, verdict = self._sample(proposal, logits)
         else:
@@ -137,6 +144,8 @@ class Answer:
             if self._relevance and gamma:
                 scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
             evidence = gather(logits, proposal.tokens, scores)
+            if self._guide is not None:
+                evidence = replace(evidence, bound=self._guide.bound(evidence.target))
             verdict = judge(evidence, self._rule, self._words, self._history)
             if self._settings.vary > 0:
                 verdict = self._vary(logits, verdict)
@@ -173,7 +182,13 @@ class Answer:
             self._settings.temperature,
             self._generator,
             self._policy,
+            self._guide,
         )
+
+    def _rules_applied(self, logits: Tensor, drafted: Tensor) -> Tensor:
+        """The target's logits by the rules of its generation_config, and of the answer's constraint."""
+        logits = self._logits.apply(logits, drafted, produced=len(self.tokens))
+        return logits if self._guide is None else self._guide.apply(logits)
 
     def _sample(self, proposal: Proposal, logits: Tensor) -> tuple[Evidence, Verdict]:
         """Lossless speculative sampling. ``target`` of the evidence holds the target's most likely tokens."""
@@ -217,6 +232,8 @@ class Answer:
                 break
         added = len(self.tokens) - before
         self._logits.add(self._tensor(verdict.tokens[:added]))
+        if self._guide is not None:
+            self._guide.take(verdict.tokens[:added])
         self._history = self._history.extended(
             verdict.tokens[:added], verdict.kinds[:added], verdict.losses[:added], self._rule
         )
@@ -237,6 +254,17 @@ class Answer:
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(tokens, dtype=torch.long, device=self._device)
+
+
+def _guide(target: LoadedModel, constraint: Constraint, vocabulary: int) -> Guide:
+    return Guide(
+        target.grammar_tokens,
+        constraint,
+        target.generation.end_ids,
+        vocabulary=vocabulary,
+        logits=target.vocabulary,
+        device=target.device,
+    )
 
 
 class Tally:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvspec_cli.models.constraint import Guide
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.speculation.draft_length import DraftLengthPolicy
 from lvspec_cli.speculation.logits import DraftRules
@@ -32,6 +33,7 @@ def propose(
     temperature: float,
     generator: torch.Generator,
     policy: DraftLengthPolicy[Any],
+    guide: Guide | None = None,
 ) -> Proposal:
     """Draft tokens: one at least, ``most`` at most, and fewer if ``policy`` says so.
 
@@ -39,6 +41,7 @@ def propose(
 
     :param pending: tokens of the answer that the draft's cache does not have yet, long (n,).
     :param vocabulary: only ids below it, which the target has too, are proposed.
+    :param guide: of a constrained answer. It gets every drafted token, so that the host waits for each.
     """
     tokens: list[Tensor] = []
     draft_probs: list[Tensor] = []
@@ -47,6 +50,8 @@ def propose(
     while True:
         # The rules and the random numbers are on the target's device, where the draft may not be.
         logits = rules.apply(draft.logits(draft.forward(step), 1)[:, :vocabulary].to(step.device))
+        if guide is not None:
+            logits = guide.apply(logits)
         if temperature > 0:
             draft_probs.append(distribution(logits, temperature))
             step = draw(draft_probs[-1], generator)
@@ -54,7 +59,8 @@ def propose(
             step = logits.argmax(dim=-1)
         tokens.append(step)
         observed.append(policy.observe(logits))
-        if len(tokens) == most or not policy.should_continue(observed):
+        can_go_on = guide is None or guide.draft(int(step.item()))
+        if len(tokens) == most or not can_go_on or not policy.should_continue(observed):
             probs = torch.cat(draft_probs) if draft_probs else None
             return Proposal(torch.cat(tokens), probs, tuple(observed))
         rules.add(step)

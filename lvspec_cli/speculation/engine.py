@@ -135,7 +135,7 @@ class Session:
         return self._fallback
 
     def _layers(self, settings: DecodeSettings) -> tuple[int, ...]:
-        if settings.mode != Mode.LVSPEC:
+        if not settings.is_loose:
             return ()
         return video_layers(settings.rule, self.target.layer_count)
 
@@ -161,7 +161,7 @@ class Session:
 
     @torch.inference_mode()
     def _relevance(self, settings: DecodeSettings) -> Relevance | None:
-        if settings.mode != Mode.LVSPEC or is_exact(settings.rule):
+        if not settings.is_loose or is_exact(settings.rule):
             return None
         return relevance_for(settings.rule, self.target, self._words, self._video, settings.seed)
 

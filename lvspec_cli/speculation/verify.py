@@ -32,6 +32,7 @@ class Evidence:
     gap: tuple[float, ...]  # gamma; log probability of the target's token minus that of the drafted one, nats
     relevance: tuple[float, ...]  # gamma, 0 to 1; empty: the rule reads no relevance
     sound: tuple[bool, ...] = ()  # whether the target's logits at a position are finite; empty: all are
+    bound: tuple[bool, ...] = ()  # gamma; whether a grammar leaves no room for loose tokens; empty: nowhere
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,8 @@ def _loose_kind(
     """Why a token that is not the target's own is accepted; None: it is not. ``history`` ends just before
     it."""
     token, own = evidence.drafted[index], evidence.target[index]
+    if evidence.bound and evidence.bound[index]:
+        return None
     if _is_spent(history.loose, rule):
         return None
     if rule.never_loosely:

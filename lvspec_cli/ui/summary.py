@@ -20,7 +20,7 @@ from lvspec_cli.bench.lines import (
 from lvspec_cli.bench.results import Change, Results
 from lvspec_cli.figures.answers import Fidelity
 from lvspec_cli.figures.audit import AuditSummary
-from lvspec_cli.output.records import THINKING, Record
+from lvspec_cli.output.records import THINKING, UNFINISHED, Record
 from lvspec_cli.table import Style, Table, plain
 from lvspec_cli.types import FinishReason
 from lvspec_cli.ui.tables import terminal
@@ -93,7 +93,7 @@ def answer_summary(record: Record) -> list[str]:
         return []
     speed = f", {stats.tokens_per_s:.1f} tokens/s" if stats.tokens_per_s is not None else ""
     ending = ENDINGS.get(record.finish_reason, "")
-    if record.error is not None and record.error.kind == THINKING:
+    if record.error is not None and record.error.kind in (THINKING, UNFINISHED):
         ending = f"no answer: {record.error.message}"
     ending = ending and f", {ending}"
     lines = [f"{stats.output_tokens} tokens in {stats.decode_s:.1f} s{speed}{ending}"]

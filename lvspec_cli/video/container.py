@@ -27,7 +27,7 @@ from lvspec_cli.video.source import head_of, shown, unopenable
 # here so that they get the message that fits.
 FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,gif,apng,flv,asf,ogg,mxf,nut,ivf,rm,dv,wtv,yuv4mpegpipe,"
-    "mp3,wav,flac,aac,aiff,caf,w64,amr"
+    "png_pipe,jpeg_pipe,webp_pipe,mp3,wav,flac,aac,aiff,caf,w64,amr"
 )
 _PROTOCOLS = "none"  # there is no such protocol: the file comes through our own reader
 _BUFFER_BYTES = 1 << 18

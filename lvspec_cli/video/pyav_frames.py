@@ -192,7 +192,10 @@ class _Counted:
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
-    side_data: Any = frame.side_data
+    try:
+        side_data: Any = frame.side_data
+    except ValueError:  # PyAV knows no name for some of it, such as a photo's Exif; it knows the turn
+        return Orientation(round(frame.rotation / 90) % 4)
     matrix = side_data.get(Type.DISPLAYMATRIX)
     return orientation(None if matrix is None else bytes(matrix))
 

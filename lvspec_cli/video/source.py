@@ -29,8 +29,16 @@ _STARTS = {
     b"FLV": "flv",
     b"OggS": "ogg",
     b"\x00\x00\x01\xba": "mpeg",
+    b"\xff\xd8\xff": "jpeg_pipe",
+    b"\x89PNG": "png_pipe",
 }
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is named as a picture, which is a clip of one frame."""
+    return path.suffix.lower() in _PICTURES
 
 
 def shown(path: Path) -> str:
@@ -68,7 +76,7 @@ def container_of(head: bytes) -> str | None:
     if head[4:8] in _BOXES:
         return "mov"
     if head[:4] == b"RIFF":
-        return "avi" if head[8:12] == b"AVI " else None
+        return {b"AVI ": "avi", b"WEBP": "webp_pipe"}.get(head[8:12])
     if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:
         return "mpegts"
     return next((name for start, name in _STARTS.items() if head.startswith(start)), None)
@@ -86,7 +94,8 @@ def unopenable(head: bytes, path: Path) -> VideoError:
     """Why FFmpeg found nothing to read in a file that begins with ``head``."""
     if container_of(head) is None:
         return NotAVideoError(
-            f"not a video that can be read: {shown(path)}", "give an MP4, MKV, WebM, MOV, AVI, TS or GIF file"
+            f"not a video that can be read: {shown(path)}",
+            "give an MP4, MKV, WebM, MOV, AVI, TS or GIF file, or a picture",
         )
     return damaged("cut off or damaged before its first frame", path)
 

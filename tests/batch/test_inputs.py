@@ -201,7 +201,7 @@ def test_nothing_at_all_says_what_was_looked_for(tmp_path):
         ([], {}, "no video was named"),
         ([tmp_path / "x.mp4"], {}, f"no such file: {tmp_path / 'x.mp4'}"),
         ([tmp_path / "x\n.mp4", tmp_path / "y.mp4"], {}, f"no such file: {tmp_path}/x\\n.mp4, nor 1 more"),
-        ([tmp_path / "texts"], {"recursive": False}, f"no video in {tmp_path / 'texts'}"),
+        ([tmp_path / "texts"], {"recursive": False}, f"no video and no picture in {tmp_path / 'texts'}"),
         (
             [tmp_path / "texts"],
             {"glob": "*.mov"},

@@ -19,6 +19,7 @@ from lvspec_cli.errors import UsageError
 from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record
 from tests.conftest import PATIENCE, Printed, Shell, write_video
+from tests.schemas import check
 
 
 @pytest.fixture
@@ -47,6 +48,10 @@ def test_piped_answers_come_alone_and_in_order(tiny_shell: Shell, tiny, video_fi
     assert done.stdout == visible("\n---\n".join(record.text or "" for record in records) + "\n")
 
     rows = [json.loads(line) for line in trace.read_text().splitlines()]
+    for row in rows:
+        check("trace", row)
+    for line in again.stdout.splitlines():
+        check("record", json.loads(line))
     assert {row["question"] for row in rows} == {1, 2, 3, 4}
     output = [token["id"] for row in rows if row["question"] == 1 for token in row["output"]]
     assert records[0].stats is not None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +21,9 @@ import pytest
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.exports.captions import gather
 from lvspec_cli.output.exports.export import LEDGER, check_places, export_records
+from lvspec_cli.output.exports.trainers import Labelled, shards
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
-from lvspec_cli.output.records import Requested, Sampling
+from lvspec_cli.output.records import Record, Requested, Sampling
 from tests.output.rows import caption, failure, part, room_for
 
 TXT, SRT, VTT, CSV, PARQUET = (
@@ -466,6 +469,131 @@ def test_musubi_takes_one_caption_of_each_whole_video(videos: Path, tmp_path: Pa
     assert [skipped.name for skipped in report.skipped] == [b"b.mp4", b"a.mp4"]
 
 
+@pytest.fixture
+def labelled(videos: Path) -> list[Record]:
+    """Captions of whole videos and of parts, in two folders, one of a picture, some that no trainer takes."""
+    return [
+        caption(b"b.mp4", "second,\nline", prompt="q", id="b.mp4#2"),
+        caption(b"b.mp4", "first,\nline", prompt="p", id="b.mp4#1"),
+        caption(b"a.mp4", "part", segment=part(1, 2)),
+        caption(b"deep/caf\xe9.mp4", "its name is not UTF-8"),
+        caption("deep/é.png".encode(), "名"),
+    ]
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+# By each program's documentation: names, columns and lists of the files that it reads.
+TRAINERS: dict[ExportFormat, tuple[dict[str, Callable[[Path], Any]], dict[str, Any]]] = {
+    ExportFormat.DIFFUSION_PIPE: (
+        {"captions.json": read_json, "deep/captions.json": read_json},
+        {
+            "captions.json": {"b.mp4": ["first,\nline", "second,\nline"]},
+            "deep/captions.json": {"é.png": ["名"]},
+        },
+    ),
+    ExportFormat.FINETRAINERS: (
+        {"videos.txt": lines, "prompts.txt": lines},
+        {"videos.txt": ["b.mp4", "deep/é.png"], "prompts.txt": ["first, line", "名"]},
+    ),
+    ExportFormat.LTX: (
+        {"dataset.json": read_json},
+        {
+            "dataset.json": [
+                {"caption": "first,\nline", "media_path": "b.mp4"},
+                {"caption": "名", "media_path": "deep/é.png"},
+            ]
+        },
+    ),
+    ExportFormat.DIFFSYNTH: (
+        {"metadata.csv": read_table},
+        {
+            "metadata.csv": [
+                {"video": "b.mp4", "prompt": "first,\nline"},
+                {"video": "deep/é.png", "prompt": "名"},
+            ]
+        },
+    ),
+    ExportFormat.VIDEOX_FUN: (
+        {"metadata.json": read_json},
+        {
+            "metadata.json": [
+                {"file_path": "b.mp4", "text": "first,\nline", "type": "video"},
+                {"file_path": "deep/é.png", "text": "名", "type": "image"},
+            ]
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("to", TRAINERS)
+def test_a_trainer_finds_its_files_in_the_folder_of_the_videos(
+    to: ExportFormat, videos: Path, labelled: list[Record]
+):
+    (videos / "deep/é.png").touch()
+    readers, wanted = TRAINERS[to]
+    report = export_records(labelled, to, ExportPlaces(videos))
+    assert {path.relative_to(videos).as_posix() for path in report.written} == wanted.keys()
+    assert {name: read(videos / name) for name, read in readers.items()} == wanted
+    several = to is ExportFormat.DIFFUSION_PIPE
+    assert report.captions == 2 + several
+    left = [b"b.mp4", b"a.mp4", b"deep/caf\xe9.mp4"][several:]
+    assert sorted(skipped.name for skipped in report.skipped) == sorted(left)
+    assert export_records(labelled, to, ExportPlaces(videos)).written == ()
+
+
+def test_datasets_loads_shards_that_hold_the_videos(tmp_path: Path, video_file: Path):
+    import datasets
+
+    folder, out = tmp_path / "clips", tmp_path / "shards"
+    (folder / "deep").mkdir(parents=True)
+    names = ("a.b.MP4", "deep/c.mp4", "deep/d.mp4")
+    for name in names:
+        shutil.copy(video_file, folder / name)
+    rows = [caption(name.encode(), f"{name} {p}", prompt=p) for name in names for p in ("p", "q")]
+    where = ExportPlaces(folder, out_dir=out)
+    assert export_records(rows, ExportFormat.WEBDATASET, where).written == (out / "captions-000000.tar",)
+    assert export_records(rows, ExportFormat.WEBDATASET, where).unchanged == (out / "captions-000000.tar",)
+    loaded = datasets.load_dataset(
+        "webdataset", data_files=str(out / "*.tar"), split="train", streaming=True
+    ).decode(False)
+    for name, row in zip(names, loaded, strict=True):
+        assert row["mp4"]["bytes"] == video_file.read_bytes()
+        assert row["txt"] == f"{name} p"
+        assert row["json"]["file_name"] == name
+        assert row["json"]["captions"] == [{"prompt": p, "text": f"{name} {p}"} for p in ("p", "q")]
+
+
+def test_a_shard_is_not_larger_than_it_may_be(tmp_path: Path):
+    for name, size in (("a.mp4", 6), ("b.mp4", 4), ("c.mp4", 1), ("d.mp4", 99)):
+        (tmp_path / name).write_bytes(bytes(size))
+    videos = [Labelled(f"{name}.mp4", (("p", "t"),)) for name in "abcd"]
+    found = dict(shards(videos, tmp_path, most=10))
+    members = {}
+    for name, fill in found.items():
+        stream = io.BytesIO()
+        fill(stream)
+        stream.seek(0)
+        with tarfile.open(fileobj=stream) as archive:
+            members[name] = [member for member in archive.getnames() if member.endswith(".mp4")]
+    assert members == {
+        "captions-000000.tar": ["00000000.mp4", "00000001.mp4"],
+        "captions-000001.tar": ["00000002.mp4"],
+        "captions-000002.tar": ["00000003.mp4"],
+    }
+
+
 FOLDER = Path("folder")
 
 
@@ -478,6 +606,14 @@ FOLDER = Path("folder")
         (CSV, ExportPlaces(out=Path("t.csv"), out_dir=FOLDER), "--out and --out-dir are both given"),
         (ExportFormat.MUSUBI, ExportPlaces(out=Path("m.jsonl")), "musubi needs the videos"),
         (ExportFormat.VIDEOFOLDER, ExportPlaces(out_dir=FOLDER), "videofolder needs the videos"),
+        (ExportFormat.LTX, ExportPlaces(), "ltx needs the videos"),
+        (
+            ExportFormat.LTX,
+            ExportPlaces(FOLDER, out=Path("x.json")),
+            "--out names one file, and ltx",
+        ),
+        (ExportFormat.LTX, ExportPlaces(FOLDER, out_dir=Path("other")), "from the folder of the videos"),
+        (ExportFormat.WEBDATASET, ExportPlaces(FOLDER), "webdataset needs a folder for its shards"),
         (ExportFormat.VIDEOFOLDER, ExportPlaces(FOLDER, out_dir=Path("other")), "metadata.jsonl cannot lie"),
         (
             ExportFormat.VIDEOFOLDER,
@@ -494,11 +630,18 @@ def test_places_that_do_not_fit_the_format(to: ExportFormat, where: ExportPlaces
 
 @pytest.mark.parametrize("to", list(ExportFormat))
 def test_every_format_can_be_written_where_it_belongs(to: ExportFormat, videos: Path, tmp_path: Path):
-    where = ExportPlaces(videos, out=to.beside(tmp_path / "captions.jsonl"))
+    out_dir = tmp_path / "shards" if to is ExportFormat.WEBDATASET else None
+    where = ExportPlaces(videos, out_dir, to.beside(tmp_path / "captions.jsonl"))
     report = export_records([caption(b"b.mp4")], to, where)
-    (path,) = report.written
+    *_, path = report.written
     names = {TXT: "videos/b.txt", SRT: "videos/b.srt", VTT: "videos/b.vtt"}
-    more = {ExportFormat.VIDEOFOLDER: "videos/metadata.jsonl", ExportFormat.MUSUBI: "captions.musubi.jsonl"}
+    more = {
+        ExportFormat.VIDEOFOLDER: "videos/metadata.jsonl",
+        ExportFormat.MUSUBI: "captions.musubi.jsonl",
+        ExportFormat.WEBDATASET: "shards/captions-000000.tar",
+        **{trainer: f"videos/{list(files)[-1]}" for trainer, (_, files) in TRAINERS.items()},
+    }
+    more[ExportFormat.DIFFUSION_PIPE] = "videos/captions.json"
     assert path == tmp_path / {**names, **more}.get(to, f"captions.{to}")
 
 

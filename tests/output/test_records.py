@@ -29,7 +29,7 @@ from tests.conftest import demo_plan
 from tests.output.rows import record
 
 # docs/design.md, "Records", in its order.
-FIELDS = """schema key id status file_name file_name_b64 segment task system prompt text thoughts error
+FIELDS = """schema key id status file_name file_name_b64 segment task system prompt text thoughts value error
 finish_reason pair target draft mode settings lossless sampling stats audit version created"""
 SAMPLING = """requested duration begins frames_expected decoded timestamps width height visual_tokens
 oom_retries warnings"""

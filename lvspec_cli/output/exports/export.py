@@ -9,14 +9,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import IO, Literal
+from typing import Literal
 
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.exports.captions import (
@@ -38,7 +38,8 @@ from lvspec_cli.output.exports.formats import (
     write_parquet,
     write_rows,
 )
-from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
+from lvspec_cli.output.exports.trainers import labelled, shards, trainer_files
+from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Fill, Skipped
 from lvspec_cli.output.files import lacks_room, locked, replacing, sweep, sync_all, unwritable
 from lvspec_cli.output.records import Record
 from lvspec_cli.text_file import LISTS, read_own
@@ -46,7 +47,6 @@ from lvspec_cli.text_file import LISTS, read_own
 LEDGER = ".lvspec-export.json"
 SCHEMA = "lvspec.export.1"
 Outcome = Literal["written", "unchanged", "foreign"]
-Fill = Callable[[IO[bytes]], object]  # writes a file's content
 
 
 @dataclass
@@ -165,15 +165,29 @@ def check_places(to: ExportFormat, where: ExportPlaces) -> None:
         raise UsageError(
             f"{to} files need a folder", "give --videos DIR to put them beside the videos, or --out-dir DIR"
         )
-    if to in (ExportFormat.VIDEOFOLDER, ExportFormat.MUSUBI) and not where.videos:
+    if to.is_dataset:
+        _check_folder(to, where)
+    if (to.is_dataset or to in (ExportFormat.VIDEOFOLDER, ExportFormat.MUSUBI)) and not where.videos:
         raise UsageError(f"{to} needs the videos", "name the folder that was captioned with --videos")
     if to is ExportFormat.VIDEOFOLDER and _from_metadata(where).startswith(".."):
         raise UsageError(
             "a VideoFolder's metadata.jsonl cannot lie below its videos, or beside their folder",
             "leave out --out and --out-dir: it is then written to the folder of the videos",
         )
-    if not to.is_sidecar:
+    if not to.is_sidecar and not to.is_dataset:
         _one_file(to, where)
+
+
+def _check_folder(to: ExportFormat, where: ExportPlaces) -> None:
+    """Shards, which hold the videos, need a folder of their own. Other datasets are where the videos are."""
+    if where.out:
+        raise UsageError(f"--out names one file, and {to} has files of its own names", "leave out --out")
+    if to is ExportFormat.WEBDATASET and not where.out_dir:
+        raise UsageError("webdataset needs a folder for its shards", "give --out-dir DIR")
+    if to is not ExportFormat.WEBDATASET and where.out_dir:
+        raise UsageError(
+            f"{to} reads its files from the folder of the videos", "give --videos, and leave out --out-dir"
+        )
 
 
 def export_records(
@@ -197,6 +211,8 @@ def export_records(
     done = _Done(gather(records, prefix, suffix))
     if to.is_sidecar:
         _write_sidecars(to, where, force, done)
+    elif to.is_dataset:
+        _write_dataset(to, where, force, done)
     else:
         path = _one_file(to, where)
         fill = _filling(to, where, done)
@@ -303,6 +319,18 @@ def _write_sidecars(to: ExportFormat, where: ExportPlaces, force: bool, done: _D
                 done.skipped.append(Skipped(name, error.cause))
 
 
+def _write_dataset(to: ExportFormat, where: ExportPlaces, force: bool, done: _Done) -> None:
+    assert where.videos is not None
+    videos, skipped = labelled(done.usable(where.videos), to)
+    done.skipped += skipped
+    done.exported = sum(len(video.captions) for video in videos)
+    folder = where.out_dir or where.videos
+    with own_files(folder, force=force) as files:
+        filled = shards(videos, where.videos) if where.out_dir else trainer_files(to, videos)
+        for name, fill in filled:
+            done.outcomes.append((folder / name, files.write(folder / name, fill)))
+
+
 def _sidecars(to: ExportFormat, videos: Videos) -> Iterator[tuple[bytes, bytes, list[Caption]]]:
     """For each sidecar file: the video's name, its own name, and its captions."""
     labels = {name: (numbers if to is ExportFormat.TXT else tracks)(spots) for name, spots in videos.items()}
@@ -336,7 +364,9 @@ def report_lines(report: ExportReport, to: ExportFormat, named: int) -> list[str
     lines = [_written(report, to)]
     if report.failed:
         lines.append(f"left out: {report.failed} that failed")
-    if report.superseded and (to.is_sidecar or to in (ExportFormat.VIDEOFOLDER, ExportFormat.MUSUBI)):
+    if report.superseded and (
+        to.is_sidecar or to.is_dataset or to in (ExportFormat.VIDEOFOLDER, ExportFormat.MUSUBI)
+    ):
         lines.append(f"left out: {report.superseded} with a later caption of the same clip and prompt")
     shown = report.skipped[:named]
     lines += [f"left out: {os.fsdecode(skipped.name)}: {skipped.reason}" for skipped in shown]
@@ -348,6 +378,10 @@ def report_lines(report: ExportReport, to: ExportFormat, named: int) -> list[str
 def _written(report: ExportReport, to: ExportFormat) -> str:
     if to.is_sidecar:
         return f"{to} files: {len(report.written)} written, {len(report.unchanged)} unchanged"
+    if to.is_dataset:
+        paths = ", ".join(map(str, (*report.written, *report.unchanged))) or "nothing written"
+        same = "" if report.written else ", unchanged"
+        return f"{to}: {report.captions} captions in {paths}{same}"
     done = [f"{path}: {report.captions} captions written" for path in report.written]
     same = [f"{path}: unchanged, {report.captions} captions" for path in report.unchanged]
     return "".join(done or same or [f"{to}: nothing written"])

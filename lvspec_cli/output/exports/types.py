@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import IO
+
+Fill = Callable[[IO[bytes]], object]  # writes a file's content
 
 
 class ExportFormat(StrEnum):
@@ -17,11 +21,29 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
     VIDEOFOLDER = "videofolder"  # metadata.jsonl of a Hugging Face VideoFolder
     MUSUBI = "musubi"  # JSONL of musubi-tuner
+    DIFFUSION_PIPE = "diffusion-pipe"  # captions.json in each folder of videos
+    FINETRAINERS = "finetrainers"  # videos.txt and prompts.txt
+    LTX = "ltx"  # dataset.json of the LTX trainer
+    DIFFSYNTH = "diffsynth"  # metadata.csv of DiffSynth-Studio
+    VIDEOX_FUN = "videox-fun"  # metadata.json of VideoX-Fun
+    WEBDATASET = "webdataset"  # shards that hold the videos, too
 
     @property
     def is_sidecar(self) -> bool:
         """Whether each video gets files of its own."""
         return self in (ExportFormat.TXT, ExportFormat.SRT, ExportFormat.VTT)
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether it is files of fixed names in a folder (``exports.trainers``)."""
+        return self in (
+            ExportFormat.DIFFUSION_PIPE,
+            ExportFormat.FINETRAINERS,
+            ExportFormat.LTX,
+            ExportFormat.DIFFSYNTH,
+            ExportFormat.VIDEOX_FUN,
+            ExportFormat.WEBDATASET,
+        )
 
     @property
     def file_name(self) -> str:
@@ -32,9 +54,9 @@ class ExportFormat(StrEnum):
     def beside(self, records: Path) -> Path | None:
         """The default path of the single file of a format: in the records' folder, with their name.
 
-        None for formats that are written to the videos' folder.
+        None for formats that are written to a folder.
         """
-        if self.is_sidecar or self is ExportFormat.VIDEOFOLDER:
+        if self.is_sidecar or self.is_dataset or self is ExportFormat.VIDEOFOLDER:
             return None
         suffix = ".musubi.jsonl" if self is ExportFormat.MUSUBI else f".{self}"
         return records.with_name(records.stem + suffix)
