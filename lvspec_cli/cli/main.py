@@ -11,28 +11,24 @@ import typer
 
 from lvspec_cli import __version__
 from lvspec_cli.cli import ask, bench, bench_relevance, caption, demo, doctor, export, models, tune
-from lvspec_cli.cli.groups import SectionedCommand
+from lvspec_cli.cli.groups import App
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
 from lvspec_cli.host import steady_streams
 
-app = typer.Typer(
-    name="lvspec",
-    help="Answers about videos by loose speculative decoding with local Video-LLMs.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command("ask", cls=SectionedCommand)(ask.ask)
-app.command("caption", cls=SectionedCommand)(caption.caption)
+MACHINE, RESEARCH = "Models and this machine", "Research"  # panels of commands
+app = App(name="lvspec")
+app.command("ask")(ask.ask)
+app.command("caption")(caption.caption)
 app.command("export")(export.export)
 app.command("merge")(export.merge)
 app.command("demo")(demo.demo)
-app.command("bench", cls=SectionedCommand)(bench.bench)
-app.command("bench-relevance", cls=SectionedCommand)(bench_relevance.bench_relevance)
-app.command("bench-compare")(bench.bench_compare)
-app.command("tune", cls=SectionedCommand)(tune.tune)
-app.add_typer(models.app, name="models")
-app.command("doctor")(doctor.doctor)
+app.add_typer(models.app, name="models", rich_help_panel=MACHINE)
+app.command("doctor", rich_help_panel=MACHINE)(doctor.doctor)
+app.command("bench", rich_help_panel=RESEARCH)(bench.bench)
+app.command("bench-compare", rich_help_panel=RESEARCH)(bench.bench_compare)
+app.command("bench-relevance", rich_help_panel=RESEARCH)(bench_relevance.bench_relevance)
+app.command("tune", rich_help_panel=RESEARCH)(tune.tune)
 
 
 def _version(requested: bool) -> None:
@@ -48,7 +44,11 @@ def top(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Answers about videos by loose speculative decoding with local Video-LLMs."""
+    """Caption videos and answer questions about them, fast, on your own machine.
+
+    lvspec ask clip.mp4 "What happens?"
+    lvspec caption holiday --to srt
+    """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
