@@ -10,7 +10,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from lvspec_cli import __version__
-from lvspec_cli.cli import ask, bench, bench_relevance, caption, demo, doctor, export, models, tune
+from lvspec_cli.cli import (
+    ask,
+    bench,
+    bench_relevance,
+    caption,
+    demo,
+    doctor,
+    export,
+    models,
+    records,
+    tune,
+)
 from lvspec_cli.cli.groups import App
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
@@ -20,6 +31,7 @@ MACHINE, RESEARCH = "Models and this machine", "Research"  # panels of commands
 app = App(name="lvspec")
 app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
+app.command("show")(records.show)
 app.command("export")(export.export)
 app.command("merge")(export.merge)
 app.command("demo")(demo.demo)

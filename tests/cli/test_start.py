@@ -22,6 +22,7 @@ COMMANDS = (
     "merge",
     "models",
     "models fit",
+    "show",
     "doctor",
     "bench",
     "bench-compare",
