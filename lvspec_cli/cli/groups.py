@@ -21,16 +21,23 @@ from typer import Option
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
+from lvspec_cli.cli.reporting import say
+
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 HelpRow = tuple[str, str]  # an option in its notation, and its help
+RESEARCH = "Research"  # the panel of commands that measure
 RULE_SECTION = "The rule of mode lvspec"
 ARGUMENTS, OPTIONS = "Arguments", "Options"  # sections of parameters without a group
 COMMANDS = "Commands"  # the panel of commands that name none
 LAST = ("What is asked", "The video", "Output", "The models", "Speed", RULE_SECTION, OPTIONS)  # in a page
+# Options, each with one that takes its place in a command line: its value of config.toml is then left out.
+RIVALS = (("prompt", "prompt_file"), ("prompt", "questions"), ("frames", "fps"))
+CONFIGURED = "DEFAULT_MAP"  # a parameter's source: config.toml
+WRONG_SETTING = (2, 3)  # exit codes for which a value of config.toml may be the reason
 _RARE = "rare"  # a command's attribute: names of parameters that --help leaves out
 _ALL = "lvspec_cli.help_all"  # a context's note that all of them are shown
 
@@ -183,6 +190,25 @@ class SectionedCommand(TyperCommand):
     def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
         formatter.write(_drawn(self, ctx))
 
+    def invoke(self, ctx: Context) -> Any:
+        for name, rival in RIVALS:
+            if source_of(ctx, name) == CONFIGURED and source_of(ctx, rival) == "COMMANDLINE":
+                ctx.params[name] = None
+        try:
+            return super().invoke(ctx)
+        except typer.Exit as end:
+            configured = [name for name in ctx.params if source_of(ctx, name) == CONFIGURED]
+            if end.exit_code in WRONG_SETTING and configured:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in configured)
+                say(f"note: {flags} came from config.toml (lvspec config)")
+            raise
+
+
+def source_of(context: Context, name: str) -> str:
+    """Where a parameter's value comes from, by click's names; empty for no parameter of the command."""
+    source = context.get_parameter_source(name)
+    return source.name if source else ""
+
 
 class SectionedGroup(TyperGroup):
     """A group of commands whose help lists them in panels."""
@@ -291,7 +317,7 @@ def _row(parameter: Any, context: Context, *, brief: bool) -> HelpRow:
     value = "|".join(words) if words and not parameter.metavar else _metavar(parameter)
     if words and parameter.metavar and not brief:
         notes.append("one of: " + ", ".join(words))
-    if default := _default(parameter, context):
+    if default := default_text(parameter, context.lookup_default(parameter.name, call=False)):
         notes.append(f"default: {default}")
     if parameter.envvar and not brief:
         notes.append(f"environment: {parameter.envvar}")
@@ -308,9 +334,11 @@ def _row(parameter: Any, context: Context, *, brief: bool) -> HelpRow:
     return names if parameter.is_flag else f"{names} {value}", noted
 
 
-def _default(parameter: Any, context: Context) -> str:
-    """The default as help shows it; empty for none."""
-    configured = context.lookup_default(parameter.name, call=False)
+def default_text(parameter: Any, configured: Any = None) -> str:
+    """The default as help shows it; empty for none.
+
+    :param configured: the value of config.toml, if it has one.
+    """
     if configured is None and isinstance(parameter.show_default, str):
         return parameter.show_default
     value = parameter.default if configured is None else configured

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +15,7 @@ from lvspec_cli.cli import (
     bench,
     bench_relevance,
     caption,
+    config,
     demo,
     doctor,
     export,
@@ -22,12 +23,12 @@ from lvspec_cli.cli import (
     records,
     tune,
 )
-from lvspec_cli.cli.groups import App
+from lvspec_cli.cli.groups import CONFIGURED, RESEARCH, App, source_of
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
 from lvspec_cli.host import steady_streams
 
-MACHINE, RESEARCH = "Models and this machine", "Research"  # panels of commands
+MACHINE = "Models and this machine"  # a panel of commands
 app = App(name="lvspec")
 app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
@@ -36,6 +37,7 @@ app.command("export")(export.export)
 app.command("merge")(export.merge)
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models", rich_help_panel=MACHINE)
+app.add_typer(config.app, name="config", rich_help_panel=MACHINE)
 app.command("doctor", rich_help_panel=MACHINE)(doctor.doctor)
 app.command("bench", rich_help_panel=RESEARCH)(bench.bench)
 app.command("bench-compare", rich_help_panel=RESEARCH)(bench.bench_compare)
@@ -66,6 +68,17 @@ def top(
         raise typer.Exit(2)
 
 
+def _defaults(root: Any) -> dict[str, Any]:
+    """The defaults of config.toml for all commands; none while a shell completes a word.
+
+    :raises UsageError: config.toml is not valid.
+    """
+    path = config.config_file()
+    if path is None or "_LVSPEC_COMPLETE" in os.environ:
+        return {}
+    return config.read_settings(path, root).default_map(root)
+
+
 def entry() -> NoReturn:
     """As ``main``, but the process exits without Python's cleanup, which takes over a second with torch."""
     code: object = 0
@@ -90,13 +103,18 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    root = typer.main.get_command(app)
     try:
-        code = app(prog_name="lvspec", standalone_mode=False)
+        code = root.main(prog_name="lvspec", standalone_mode=False, default_map=_defaults(root))
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "lvspec"
+        context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+        remedy = f"{context.command_path if context else 'lvspec'} --help"
         message = error.format_message().replace("Value error, ", "")
-        code = explain(UsageError(message, f"{command} --help"))
+        if context and parameter and source_of(context, parameter.name) == CONFIGURED:
+            message, remedy = f"config.toml: {message}", "lvspec config"
+        code = explain(UsageError(message, remedy))
+    except UsageError as error:
+        code = explain(error)
     except typer.Abort:
         code = 130
     sys.exit(code or 0)

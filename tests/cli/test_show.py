@@ -116,7 +116,12 @@ def test_a_line_that_is_no_record_ends_it_after_those_before(here: Run, file: Pa
 
 def test_a_report_is_opened_in_a_browser(here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or len(opened) == 1)
+
+    def open_once(url: str) -> bool:
+        opened.append(url)
+        return len(opened) == 1
+
+    monkeypatch.setattr("webbrowser.open", open_once)
     assert "no report" in here("show", tmp_path, "--open").stderr
     (tmp_path / "report.html").write_text("<p>")
     done = here("show", tmp_path, "--open")

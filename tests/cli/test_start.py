@@ -12,7 +12,18 @@ import pytest
 from tests.conftest import Shell
 
 pytestmark = pytest.mark.usefixtures("cold")
-HEAVY = {"torch", "transformers", "av", "decord", "rich", "numpy", "tqdm", "huggingface_hub", "yaml"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "av",
+    "decord",
+    "rich",
+    "numpy",
+    "tqdm",
+    "huggingface_hub",
+    "yaml",
+    "tomlkit",
+}
 HEAVY |= {"pyarrow", "scenedetect"}
 DRAWS = {"rich"}  # a page of help
 COMMANDS = (
@@ -23,6 +34,7 @@ COMMANDS = (
     "models",
     "models fit",
     "show",
+    "config",
     "doctor",
     "bench",
     "bench-compare",
