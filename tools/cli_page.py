@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lvspec_cli.cli.groups import help_sections
+from lvspec_cli.cli.groups import command_sections, help_parts, help_sections, usage
 from lvspec_cli.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -29,18 +29,19 @@ def page() -> str:
 
 def _paragraphs(command: TyperCommand | TyperGroup, name: str, level: str) -> Iterator[str]:
     """The help of a command, then that of the commands below it."""
-    context = typer.Context(command, info_name=name)
+    context = typer.Context(command, info_name=name, help_option_names=["-h", "--help"])
+    summary, examples, rest = help_parts(command)
     yield f"{level} `{name}`"
-    if command.help:
-        yield command.help
-    usage = " ".join(["$", name, *command.collect_usage_pieces(context)])
-    yield f"**Usage**:\n\n```console\n{usage}\n```"
+    yield summary
+    yield from rest
+    lines = [" ".join([name, *usage(command, context)]), "", *examples]
+    yield "```console\n" + "\n".join(lines) + "\n```"
     for section, rows in help_sections(command, context).items():
         yield f"**{section}**:\n\n{_list(rows)}"
     if isinstance(command, TyperGroup):
-        below = [command.commands[one] for one in command.list_commands(context)]
-        yield f"**Commands**:\n\n{_list([(str(one.name), one.get_short_help_str()) for one in below])}"
-        for one in below:
+        for section, rows in command_sections(command).items():
+            yield f"**{section}**:\n\n{_list(rows)}"
+        for one in command.commands.values():
             assert isinstance(one, TyperCommand | TyperGroup)
             yield from _paragraphs(one, f"{name} {one.name}", level + "#")
 

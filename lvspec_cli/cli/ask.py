@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class Questions(OptionGroup):
     """Questions in addition to the one that is an argument."""
 
-    section = "Questions"
+    section = "What is asked"
+    common = ("more", "file", "system")
 
     more: list[str] | None = flag(None, "A further question; repeat for more.", "--question", metavar="TEXT")
     file: Path | None = flag(None, "Questions, one a line; - reads stdin.", "--questions", metavar="FILE")
@@ -47,6 +48,7 @@ class Output(OptionGroup):
     """What is printed and written."""
 
     section = "Output"
+    common = ("as_json",)
 
     as_json: bool = flag(False, "Print one record a line.", "--json")
     trace: Path | None = flag(None, "Write what each round drafted, wanted and kept.", metavar="FILE")
@@ -67,7 +69,11 @@ def ask(
     output: Output,
     messages: options.Messages,
 ) -> None:
-    """Ask questions about a video. The answer goes to stdout, all else to stderr."""
+    """Ask questions about a video. The answer goes to stdout, all else to stderr.
+
+    lvspec ask clip.mp4 "What happens at the end?"
+    lvspec ask film.mkv "Who comes in?" --start 1:30 --end 2:00
+    """
     with reporting(messages.debug) as stop:
         if not messages.debug:
             quieten_libraries()

@@ -39,6 +39,7 @@ class Clips(OptionGroup):
     """The clips that are measured, and the questions about them."""
 
     section = "Clips and questions"
+    common = ("clips", "limit", "questions")
 
     clips: Annotated[
         list[str] | None,
@@ -64,6 +65,7 @@ class Measuring(OptionGroup):
     """What is compared, and how."""
 
     section = "Measurements"
+    common = ("quick", "modes", "gamma", "texts_only", "repeat")
 
     quick: bool = flag(False, "A minute's look: two clips, short answers.", "--quick")
     modes: str | None = flag(
@@ -102,6 +104,7 @@ class Work(OptionGroup):
     """The folder of the results, and how they are measured."""
 
     section = "Results"
+    common = ("out", "redo")
 
     out: Path = flag(Path("lvspec-bench"), "Where the results go.", "-o", metavar="DIR")
     redo: bool = flag(False, "Measure all of it again.", "--redo")
@@ -135,8 +138,13 @@ def check_extra(command: str) -> None:
 
 @with_groups
 def bench(flags: BenchFlags) -> None:
-    """Measure every mode against ar and against transformers: speed and fidelity. It can be stopped, and
-    goes on where it was."""
+    """Measure how fast and how faithful every mode is. It is held against ar and against transformers.
+
+    lvspec bench --quick
+    lvspec bench clips --pair qwen2.5-vl-32b-7b --out results
+
+    It can be stopped, and goes on where it was.
+    """
     with reporting(flags.messages.debug):
         check_extra("lvspec bench")
         if not flags.messages.debug:
@@ -347,7 +355,11 @@ class CompareFlags(OptionGroup):
 
 @with_groups
 def bench_compare(before: First, after: Second, flags: CompareFlags) -> None:
-    """Show what changed from A to B. Exit code 6 when a figure of A got worse beyond the margin."""
+    """Show what changed between two results. The exit code is 6 if a figure got worse beyond the margin.
+
+    lvspec bench-compare before after
+    lvspec bench-compare before/results.json after/results.json --margin 0.1
+    """
     with reporting(flags.debug):
         from lvspec_cli.bench.results import Margins, compare_results, differences, read_results
         from lvspec_cli.errors import RegressionError

@@ -60,7 +60,7 @@ class Scoring(OptionGroup):
     ] = None
     out: Path = flag(Path("lvspec-bench"), "Where the results go.", "-o", metavar="DIR")
     limit: int | None = flag(None, "Take N clips at most.", min=1, max=9999, metavar="N")
-    relevance: list[SchemeName] | None = flag(None, "Only this scheme; repeat for more.")
+    relevance: list[SchemeName] | None = flag(None, "Only this scheme; repeat for more.", metavar="NAME")
     redo: bool = flag(False, "Score all captions again.", "--redo")
     gamma: options.Gamma = None
     system: options.System = None
@@ -80,8 +80,13 @@ class RelevanceFlags(OptionGroup):
 
 @with_groups
 def bench_relevance(flags: RelevanceFlags) -> None:
-    """Measure what tells anchors from fillers: on the target's own captions of clips with known facts. It can
-    be stopped, and goes on where it was."""
+    """Measure what tells anchors from fillers. On the target's own captions of clips with known facts.
+
+    lvspec bench-relevance
+    lvspec bench-relevance clips --relevance attention --relevance similarity
+
+    It can be stopped, and goes on where it was.
+    """
     with reporting(flags.messages.debug):
         check_extra("lvspec bench-relevance")
         if not flags.messages.debug:

@@ -12,7 +12,11 @@ from lvspec_cli.host import quieten_libraries
 
 @with_groups
 def caption(flags: CaptionFlags) -> None:
-    """Caption videos, a record a line. It can be stopped at any time, and goes on where it was."""
+    """Caption many videos. It can be stopped at any time, and goes on where it was.
+
+    lvspec caption holiday --prompt "Describe this clip in one sentence."
+    lvspec caption films --segment 10 --to srt
+    """
     with reporting(flags.messages.debug) as stop:
         if not flags.messages.debug:
             quieten_libraries()

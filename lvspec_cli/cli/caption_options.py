@@ -22,7 +22,8 @@ def _records_to(path: str) -> str:
 class Inputs(OptionGroup):
     """The videos, and how they are cut into clips."""
 
-    section = "Videos"
+    section = "The videos"
+    common = ("paths", "from_list", "segment")
 
     paths: Annotated[
         list[str] | None,
@@ -45,7 +46,8 @@ class Inputs(OptionGroup):
 class Prompts(OptionGroup):
     """The prompts for each clip."""
 
-    section = "Prompts"
+    section = "What is asked"
+    common = ("prompt",)
 
     prompt: list[str] | None = flag(
         None,
@@ -63,10 +65,11 @@ class Prompts(OptionGroup):
 class Records(OptionGroup):
     """The output file, which records are made, and what counts as failed."""
 
-    section = "Records"
+    section = "Output"
+    common = ("out", "dry_run", "retry_errors", "redo")
 
     out: str = flag(
-        "captions.jsonl", "Where the records go, a line each; - is stdout.", "-o",
+        "captions.jsonl", "The records; - is stdout. One is a line of JSON.", "-o",
         metavar="FILE", callback=_records_to,
     )  # fmt: skip
     dry_run: bool = flag(False, "Show what would be done, and load no weights.", "--dry-run")
@@ -90,10 +93,13 @@ class Records(OptionGroup):
 class Export(OptionGroup):
     """What is written at the end, beside the records."""
 
-    section = "Export"
+    section = "Output"
+    common = ("to",)
 
     to: list[ExportFormat] | None = flag(
-        None, "Write this, too, at the end; `lvspec export` says more. Repeat for several."
+        None,
+        "Write this, too, at the end; `lvspec export` says more. Repeat for several.",
+        metavar="FORMAT",
     )
     out_dir: Path | None = flag(None, "Where --to writes, if not beside the clips.", metavar="DIR")
     prefix: str = flag("", "Put before each text by --to.", metavar="TEXT")
@@ -105,10 +111,11 @@ class Export(OptionGroup):
 class Workers(OptionGroup):
     """The number of workers, and their shares of the machine."""
 
-    section = "Workers"
+    section = "Speed"
+    common = ("workers",)
 
     workers: int = flag(
-        1, "Pairs side by side, each with its share of the memory.", min=1, max=64, metavar="N"
+        1, "Pairs side by side. Each has its share of the memory.", min=1, max=64, metavar="N"
     )
     devices: str | None = flag(None, "One pair on each: cuda:0,cuda:1.", metavar="LIST")
     decode_workers: int | None = flag(None, "Videos decoded ahead at a time.", min=1, max=64, metavar="N")

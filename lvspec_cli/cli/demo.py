@@ -31,7 +31,11 @@ def demo(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write clips that the bundled pair understands, each with its scene, caption and questions."""
+    """Write clips that the bundled pair understands. Each has its scene, its caption and questions beside it.
+
+    lvspec demo --dir clips
+    lvspec demo --dir more --count 100 --seed 1
+    """
     with reporting(debug):
         from lvspec_cli.demo.write import write_clips
         from lvspec_cli.escape import visible_line

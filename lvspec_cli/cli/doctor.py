@@ -20,7 +20,11 @@ def doctor(
     models_file: options.ModelsPath = None,
     debug: options.Debug = False,
 ) -> None:
-    """Look at Python, torch, GPUs, decoders, quantisation, cache and pairs, and say what to mend."""
+    """Look at this machine and say what to fix. Python, torch, GPUs, decoders, quantisation, cache, pairs.
+
+    lvspec doctor
+    lvspec doctor --json > report.json
+    """
     with reporting(debug):
         quieten_libraries()
         from lvspec_cli.checks.doctor import examine

@@ -28,6 +28,7 @@ def export(
         ExportFormat,
         typer.Option(
             "--to",
+            metavar="FORMAT",
             help="txt: a file a caption; srt, vtt: a file a video; csv, parquet: a table (csv with an "
             "apostrophe before texts that would be formulas); videofolder: metadata.jsonl of a Hugging Face "
             "VideoFolder; webdataset: shards with the videos, to --out-dir. For trainers: musubi (JSONL of "
@@ -69,7 +70,11 @@ def export(
     ] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write captions as text files, subtitles, a table or a training list. Failed records are left out."""
+    """Write captions as text, subtitles, tables or training lists. Failed records are left out.
+
+    lvspec export captions.jsonl --to srt --videos films
+    lvspec export captions.jsonl --to csv --out captions.csv
+    """
     with reporting(debug):
         from lvspec_cli.output.exports.export import check_places, export_records
 
@@ -132,7 +137,11 @@ def merge(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Join files of records: one row a key, a good one before a failed one, then the later one."""
+    """Join files of records. One row is kept a key: a good one before a failed one, then the later one.
+
+    lvspec merge all.jsonl shard-1.jsonl shard-2.jsonl
+    lvspec merge all.jsonl shard-*.jsonl --inputs films
+    """
     with reporting(debug):
         from lvspec_cli.output.merging import merge_records
 

@@ -5,34 +5,44 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from lvspec_cli import __version__
-from lvspec_cli.cli import ask, bench, bench_relevance, caption, demo, doctor, export, models, tune
-from lvspec_cli.cli.groups import SectionedCommand
+from lvspec_cli.cli import (
+    ask,
+    bench,
+    bench_relevance,
+    caption,
+    config,
+    demo,
+    doctor,
+    export,
+    models,
+    records,
+    tune,
+)
+from lvspec_cli.cli.groups import CONFIGURED, RESEARCH, App, source_of
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
 from lvspec_cli.host import steady_streams
 
-app = typer.Typer(
-    name="lvspec",
-    help="Answers about videos by loose speculative decoding with local Video-LLMs.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command("ask", cls=SectionedCommand)(ask.ask)
-app.command("caption", cls=SectionedCommand)(caption.caption)
+MACHINE = "Models and this machine"  # a panel of commands
+app = App(name="lvspec")
+app.command("ask")(ask.ask)
+app.command("caption")(caption.caption)
+app.command("show")(records.show)
 app.command("export")(export.export)
 app.command("merge")(export.merge)
 app.command("demo")(demo.demo)
-app.command("bench", cls=SectionedCommand)(bench.bench)
-app.command("bench-relevance", cls=SectionedCommand)(bench_relevance.bench_relevance)
-app.command("bench-compare")(bench.bench_compare)
-app.command("tune", cls=SectionedCommand)(tune.tune)
-app.add_typer(models.app, name="models")
-app.command("doctor")(doctor.doctor)
+app.add_typer(models.app, name="models", rich_help_panel=MACHINE)
+app.add_typer(config.app, name="config", rich_help_panel=MACHINE)
+app.command("doctor", rich_help_panel=MACHINE)(doctor.doctor)
+app.command("bench", rich_help_panel=RESEARCH)(bench.bench)
+app.command("bench-compare", rich_help_panel=RESEARCH)(bench.bench_compare)
+app.command("bench-relevance", rich_help_panel=RESEARCH)(bench_relevance.bench_relevance)
+app.command("tune", rich_help_panel=RESEARCH)(tune.tune)
 
 
 def _version(requested: bool) -> None:
@@ -48,10 +58,25 @@ def top(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Answers about videos by loose speculative decoding with local Video-LLMs."""
+    """Caption videos and answer questions about them, fast, on your own machine.
+
+    lvspec ask clip.mp4 "What happens?"
+    lvspec caption holiday --to srt
+    """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
+
+
+def _defaults(root: Any) -> dict[str, Any]:
+    """The defaults of config.toml for all commands; none while a shell completes a word.
+
+    :raises UsageError: config.toml is not valid.
+    """
+    path = config.config_file()
+    if path is None or "_LVSPEC_COMPLETE" in os.environ:
+        return {}
+    return config.read_settings(path, root).default_map(root)
 
 
 def entry() -> NoReturn:
@@ -78,13 +103,18 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    root = typer.main.get_command(app)
     try:
-        code = app(prog_name="lvspec", standalone_mode=False)
+        code = root.main(prog_name="lvspec", standalone_mode=False, default_map=_defaults(root))
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "lvspec"
+        context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+        remedy = f"{context.command_path if context else 'lvspec'} --help"
         message = error.format_message().replace("Value error, ", "")
-        code = explain(UsageError(message, f"{command} --help"))
+        if context and parameter and source_of(context, parameter.name) == CONFIGURED:
+            message, remedy = f"config.toml: {message}", "lvspec config"
+        code = explain(UsageError(message, remedy))
+    except UsageError as error:
+        code = explain(error)
     except typer.Abort:
         code = 130
     sys.exit(code or 0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvspec_cli.cli import options
+from lvspec_cli.cli.groups import App
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.errors import LvspecError, PairError, UsageError
 from lvspec_cli.escape import visible_line
@@ -27,10 +28,7 @@ ASK_ABOVE = 10 * 10**9  # bytes
 TOKENS = 48  # of the self-test's answer
 FRAMES = 8
 
-app = typer.Typer(
-    help="The pairs: list them, look at one, download it, see whether it fits, check it.",
-    rich_markup_mode=None,
-)
+app = App()
 PairArgument = Annotated[
     str, typer.Argument(metavar="PAIR", autocompletion=options.complete_pair, help="A pair's name.")
 ]
@@ -40,20 +38,32 @@ PairArgument = Annotated[
 def models(
     context: typer.Context, models_file: options.ModelsPath = None, debug: options.Debug = False
 ) -> None:
-    """The pairs: list them, look at one, download it, see whether it fits, check it. Alone it lists them."""
+    """List, download and check pairs of models. Alone it lists them.
+
+    lvspec models fit
+    lvspec models pull qwen2.5-vl-7b-3b
+    """
     if context.invoked_subcommand is None:
         _list(models_file, debug)
 
 
 @app.command("list")
 def list_pairs(models_file: options.ModelsPath = None, debug: options.Debug = False) -> None:
-    """List the pairs: names, sizes, licences, and whether they are here."""
+    """List the pairs. With sizes, licences, and whether they are here.
+
+    lvspec models list
+    lvspec models list --models my-models.yaml
+    """
     _list(models_file, debug)
 
 
 @app.command()
 def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: options.Debug = False) -> None:
-    """Show one pair: where its models are, licence, memory, defaults and rule."""
+    """Show one pair. Where its models are, licence, memory, defaults and rule.
+
+    lvspec models show demo
+    lvspec models show qwen2.5-vl-7b-3b
+    """
     with reporting(debug):
         from lvspec_cli.pairs.files import locate, locate_draft, locate_mtp
         from lvspec_cli.pairs.registry import calibration_of, load_registry
@@ -84,7 +94,10 @@ def pull(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Download a pair into the hub's cache, safetensors only; with --draft mtp the target alone.
+    """Download a pair. Safetensors only, into the hub's cache; with --draft mtp the target alone.
+
+    lvspec models pull qwen2.5-vl-7b-3b
+    lvspec models pull qwen3.5-9b-0.8b --yes
 
     A connection that breaks is taken up where it broke. After a stop run it again: whole files stay, one that
     was cut short begins anew.
@@ -184,7 +197,12 @@ def fit(
     models_file: options.ModelsPath = None,
     debug: options.Debug = False,
 ) -> None:
-    """Say what pairs need of memory and where they would go on this machine. No weights are loaded."""
+    """Show which pairs fit this machine. What they need of memory, and where they would go; no weights are
+    loaded.
+
+    lvspec models fit
+    lvspec models fit qwen2.5-vl-7b-3b --frames 64
+    """
     with reporting(debug):
         quieten_libraries()
         from lvspec_cli.pairs.registry import MTP, load_registry
@@ -231,7 +249,11 @@ def verify(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Check a pair: its files' hashes, tokenizers, chat templates and configs, and that exact equals ar."""
+    """Check a pair. Its files' hashes, tokenizers, chat templates and configs, and that exact equals ar.
+
+    lvspec models verify demo
+    lvspec models verify qwen2.5-vl-7b-3b --no-self-test
+    """
     with reporting(debug):
         quieten_libraries()
         from lvspec_cli.pairs.registry import MTP, load_registry

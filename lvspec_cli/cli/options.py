@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Option
 
-from lvspec_cli.cli.groups import OptionGroup, flag
+from lvspec_cli.cli.groups import RULE_SECTION, OptionGroup, flag
 from lvspec_cli.types import (
     MOST_PIXELS,
     MOST_TOKENS,
@@ -24,6 +24,7 @@ from lvspec_cli.types import (
 
 GREATEST_SEED = 2**63 - 1  # what torch takes
 MOST_THREADS = 1024
+THE_PAIRS = "the pair's"  # a default of models.yaml
 
 
 def complete_pair(incomplete: str) -> list[str]:
@@ -49,15 +50,23 @@ Draft = Annotated[
         "multi-token prediction that the target's files carry, as those of Qwen3.5, 3.6 and 3.8 do.",
     ),
 ]
-Device = Annotated[str, Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, Option("--device", metavar="NAME", help="What computes: cpu, cuda, cuda:1 or mps.")]
 DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DataType = Annotated[DataTypeName, Option("--dtype", help="What the models compute in.")]
+DataType = Annotated[DataTypeName, Option("--dtype", metavar="TYPE", help="What the models compute in.")]
 FrameCap = Annotated[
-    int | None, Option("--frames", min=1, max=2048, metavar="N", help="Take at most N frames.")
+    int | None,
+    Option("--frames", min=1, max=2048, metavar="N", help="Take at most N frames.", show_default=THE_PAIRS),
 ]
 MaxPixels = Annotated[
     int | None,
-    Option("--max-pixels", min=784, max=MOST_PIXELS, metavar="N", help="Scale frames down to N pixels."),
+    Option(
+        "--max-pixels",
+        min=784,
+        max=MOST_PIXELS,
+        metavar="N",
+        help="Scale frames down to N pixels.",
+        show_default=THE_PAIRS,
+    ),
 ]
 DraftKeepBy = Annotated[
     KeepBy,
@@ -69,8 +78,11 @@ DraftKeepBy = Annotated[
 ]
 MaxNewTokens = Annotated[
     int | None,
-    Option("--max-new-tokens", min=1, max=MOST_TOKENS, metavar="N", help="End the answer after N tokens."),
-]
+    Option(
+        "--max-new-tokens", min=1, max=MOST_TOKENS, metavar="N", help="End the answer after N tokens.",
+        show_default=THE_PAIRS,
+    ),
+]  # fmt: skip
 Seed = Annotated[
     int, Option("--seed", min=0, max=GREATEST_SEED, metavar="N", help="For sampling and relevance random.")
 ]
@@ -87,13 +99,18 @@ def _checked_gamma(text: str | None) -> str | None:
 Gamma = Annotated[
     str | None,
     Option(
-        "--gamma", callback=_checked_gamma, metavar="N|auto",
+        "--gamma", callback=_checked_gamma, metavar="N|auto", show_default=THE_PAIRS,
         help="Tokens the draft proposes a round; auto goes by how many of them were kept so far.",
     ),
 ]  # fmt: skip
 Layers = Annotated[
     list[int] | None,
-    Option("--layer", metavar="N", help="Target layer that relevance reads; repeat for several."),
+    Option(
+        "--layer",
+        metavar="N",
+        help="Target layer that relevance reads; repeat for several.",
+        show_default=THE_PAIRS,
+    ),
 ]
 System = Annotated[str | None, Option("--system", metavar="TEXT", help="A system prompt, before the video.")]
 Think = Annotated[
@@ -128,19 +145,20 @@ Debug = Annotated[bool, Option("--debug", help="Show where an error came from.")
 class Loading(OptionGroup):
     """The pair, and how it is loaded."""
 
-    section = "Models"
+    section = "The models"
+    common = ("pair", "device")
 
     pair: str | None = flag(
         None,
-        "The target and its draft, of `lvspec models`; auto is the best that is here and fits.",
-        envvar="LVSPEC_PAIR", autocompletion=complete_pair, metavar="NAME",
+        "Two models, of `lvspec models`. auto is the best pair that is here and fits.",
+        envvar="LVSPEC_PAIR", autocompletion=complete_pair, metavar="NAME", shown="the best here",
     )  # fmt: skip
     models: ModelsPath = None
     draft: Draft = "pair"
     device: Device = "auto"
     dtype: DataType = "auto"
     draft_device: str | None = flag(
-        None, "Where the draft goes; left out, where there is room for it.", metavar="NAME"
+        None, "Where the draft goes.", metavar="NAME", shown="where there is room"
     )
     cuda_graphs: bool = flag(
         True,
@@ -154,14 +172,15 @@ class Loading(OptionGroup):
         "is fast on this device (`lvspec models fit` explains). fp8 wants a GPU, the others run on CPUs, "
         "too; awq and gptq take files made so. On a GPU mode exact may differ from ar in all but none, bf16 "
         "and nf4.",
+        metavar="KIND",
     )
     quant_draft: Quantisation = flag(
-        Quantisation.AUTO, "The same for the draft; auto goes by what reads least."
+        Quantisation.AUTO, "The same for the draft; auto goes by what reads least.", metavar="KIND"
     )
     threads: int | None = flag(
         None,
-        "CPU threads of torch; fewer can be faster on a busy machine. Left out, torch decides.",
-        min=1, max=MOST_THREADS, metavar="N",
+        "CPU threads of torch; fewer can be faster on a busy machine.",
+        min=1, max=MOST_THREADS, metavar="N", shown="torch's",
     )  # fmt: skip
 
 
@@ -169,19 +188,21 @@ class Loading(OptionGroup):
 class Decoding(OptionGroup):
     """How answers are decoded. None means the pair's default."""
 
-    section = "Decoding"
+    section = "Speed"
+    common = ("mode", "max_new_tokens")
 
     mode: Mode = flag(
         Mode.LVSPEC,
-        "lvspec: loose speculative decoding; exact: the target's very tokens; ar: the target alone.",
+        "Fast, or exact: no word changed. lvspec is loose speculative decoding; exact gives the very tokens "
+        "of the large model, the target; ar is the target alone.",
     )
     gamma: Gamma = None
     fallback: bool | None = flag(
         None,
         "Go on without the draft for the rest of a clip where that is measured to be faster. --no-fallback: "
         "nothing depends on the clock.",
-        "--fallback/--no-fallback",
-    )
+        "--fallback/--no-fallback", shown=THE_PAIRS,
+    )  # fmt: skip
     draft_keep: float = flag(1.0, "Share of the video's tokens that the draft sees.", metavar="X")
     draft_keep_by: DraftKeepBy = KeepBy.ATTENTION
     draft_frames: int | None = flag(
@@ -203,33 +224,50 @@ class Decoding(OptionGroup):
 class Rule(OptionGroup):
     """The thresholds of ``RuleSettings``, with the same names. None means the pair's default."""
 
-    section = "The rule of mode lvspec"
+    section = RULE_SECTION
+    common = ()
 
     looseness: Looseness = flag(
-        Looseness.BALANCED, "strict is exact mode, balanced the pair's own rule, paper LVSpec's."
+        Looseness.BALANCED,
+        "strict is exact mode, balanced the pair's own rule, paper LVSpec's.",
+        metavar="PRESET",
     )
-    relevance: RelevanceName | None = flag(None, "What tells visual tokens from the others.")
-    anchor_threshold: float | None = flag(None, "Relevance from which a token is an anchor.", metavar="X")
-    anchor_margin: float | None = flag(None, "Margin at an anchor.", metavar="NATS")
-    filler_margin: float | None = flag(None, "Margin at a filler; inf for none.", metavar="NATS")
+    relevance: RelevanceName | None = flag(
+        None, "What tells visual tokens from the others.", metavar="NAME", shown=THE_PAIRS
+    )
+    anchor_threshold: float | None = flag(
+        None, "Relevance from which a token is an anchor.", metavar="X", shown=THE_PAIRS
+    )
+    anchor_margin: float | None = flag(None, "Margin at an anchor.", metavar="NATS", shown=THE_PAIRS)
+    filler_margin: float | None = flag(
+        None, "Margin at a filler; inf for none.", metavar="NATS", shown=THE_PAIRS
+    )
     sentence_margin: float | None = flag(
         None,
         "The most that the first token of a sentence may lie below the target's own, which decides what will "
         "be told: 0 for its very token, inf for the margin of any other.",
-        metavar="NATS",
+        metavar="NATS", shown=THE_PAIRS,
+    )  # fmt: skip
+    shift_window: int | None = flag(
+        None, "Places a token may shift; 0 for none.", metavar="N", shown=THE_PAIRS
     )
-    shift_window: int | None = flag(None, "Places a token may shift; 0 for none.", metavar="N")
-    defer: int | None = flag(None, "A loose token stays only if the next N match; 0 for any.", metavar="N")
+    defer: int | None = flag(
+        None, "A loose token stays only if the next N match; 0 for any.", metavar="N", shown=THE_PAIRS
+    )
     defer_sure: bool | None = flag(
-        None, "What the proposal does not show is no match.", "--defer-sure/--no-defer-sure"
+        None, "What the proposal does not show is no match.", "--defer-sure/--no-defer-sure", shown=THE_PAIRS
     )
     max_loss: float | None = flag(
-        None, "Nats a token that loose tokens may give up; inf for any.", metavar="NATS"
+        None, "Nats a token that loose tokens may give up; inf for any.", metavar="NATS", shown=THE_PAIRS
     )
-    max_loose_run: int | None = flag(None, "Loose tokens allowed in a row.", metavar="N")
-    max_loose_in_window: int | None = flag(None, "Loose tokens allowed in the window.", metavar="N")
-    loose_window: int | None = flag(None, "Length of that window in tokens.", metavar="N")
-    random_rate: float | None = flag(None, "Share accepted by relevance random.", metavar="X")
+    max_loose_run: int | None = flag(None, "Loose tokens allowed in a row.", metavar="N", shown=THE_PAIRS)
+    max_loose_in_window: int | None = flag(
+        None, "Loose tokens allowed in the window.", metavar="N", shown=THE_PAIRS
+    )
+    loose_window: int | None = flag(None, "Length of that window in tokens.", metavar="N", shown=THE_PAIRS)
+    random_rate: float | None = flag(
+        None, "Share accepted by relevance random.", metavar="X", shown=THE_PAIRS
+    )
     layers: Layers = None
 
 
@@ -237,10 +275,11 @@ class Rule(OptionGroup):
 class Sampling(OptionGroup):
     """The stretch of a video, and its frames."""
 
-    section = "Frames"
+    section = "The video"
+    common = ("frames", "fps", "start", "end")
 
     frames: FrameCap = None
-    fps: float | None = flag(None, "Take F frames a second of video.", max=240, metavar="F")
+    fps: float | None = flag(None, "Take F frames a second of video.", max=240, metavar="F", shown=THE_PAIRS)
     start: str | None = flag(None, "Begin here: 90, 1:30 or 0:01:30.5.", metavar="TIME")
     end: str | None = flag(None, "End here.", metavar="TIME")
     max_pixels: MaxPixels = None
@@ -264,7 +303,8 @@ class FullSampling(Sampling):
 class Messages(OptionGroup):
     """Messages on stderr."""
 
-    section = "Messages"
+    section = "Output"
+    common = ("quiet",)
 
     quiet: Quiet = False
     debug: Debug = False

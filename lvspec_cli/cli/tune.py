@@ -38,6 +38,7 @@ class Search(OptionGroup):
     """Which settings of the rule are tried."""
 
     section = "The search"
+    common = ("budget", "min_fidelity", "report")
 
     calibrate: bool = flag(
         False,
@@ -46,7 +47,7 @@ class Search(OptionGroup):
         "--calibrate",
     )
     relevance: list[RelevanceName] | None = flag(
-        None, "Tune this scheme, not the pair's own; repeat to tune controls too."
+        None, "Tune this scheme, not the pair's own; repeat to tune controls too.", metavar="NAME"
     )
     budget: int = flag(48, "Try N settings of each relevance.", min=1, max=999, metavar="N")
     min_fidelity: float = flag(
@@ -87,8 +88,14 @@ class TuneFlags(OptionGroup):
 
 @with_groups
 def tune(flags: TuneFlags) -> None:
-    """Find the fastest setting of a pair's rule that keeps the quality: searched on one half of the clips,
-    reported on the other, printed as lines for models.yaml. It can be stopped, and goes on where it was."""
+    """Find the fastest rule for a pair that keeps the quality. It is printed as lines for models.yaml.
+
+    lvspec tune --pair qwen2.5-vl-32b-7b
+    lvspec tune clips --budget 100 --min-fidelity 99.5
+
+    It is searched on one half of the clips and reported on the other. It can be stopped, and goes on where it
+    was.
+    """
     with reporting(flags.messages.debug):
         check_extra("lvspec tune")
         if not flags.messages.debug:

@@ -112,7 +112,7 @@ def test_wrong_usage(here: Run, arguments: list[str], code: int, message: str):
 def test_alone_it_shows_its_help(here: Run):
     printed = here()
     assert (printed.returncode, printed.stdout) == (2, "")
-    assert "Commands:\n  ask " in printed.stderr
+    assert "│ ask      Ask questions about a video" in printed.stderr
 
 
 def make_bad_file(kind: str, folder: Path) -> Path:
