@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NoReturn, TextIO
+
+LONGEST_LOG: Final = 2**20  # bytes; a longer one begins anew with the next run
+LONGEST_EXTRACT: Final = 2**16  # bytes of it that are shown
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -68,6 +72,100 @@ def steady_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    sys.stderr = _steady(2)
+
+
+def _steady(descriptor: int) -> io.TextIOWrapper:
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    raw = io.BufferedWriter(_Lossy(2, "w", closefd=False))
-    sys.stderr = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
+    raw = io.BufferedWriter(_Lossy(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """Ends the process without Python's cleanup, which takes seconds with torch. All work must be safe."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads
+            stream.flush()
+    if chat := sys.modules.get("lvspec_cli.models.read"):  # atexit functions are not called
+        with suppress(KeyboardInterrupt):  # the child is killed already: a second Ctrl-C only ends the wait
+            chat.end_child()
+    os._exit(code)
+
+
+class _LibraryStream(io.TextIOWrapper):
+    """``sys.stderr`` as libraries see it. ``own`` is the stream for messages of lvspec itself."""
+
+    own: TextIO
+
+
+def message_stream() -> TextIO:
+    """Stderr for lvspec's own messages, also while that of libraries is a log."""
+    own: TextIO = getattr(sys.stderr, "own", sys.stderr)
+    return own
+
+
+@contextmanager
+def libraries_logged(log: Path | None) -> Iterator[Callable[[], str]]:
+    """Keeps what libraries print to stderr off the terminal while the block runs: it goes to ``log``.
+
+    That holds for Python, for C and for processes that are started in the block. Yields a function that gives
+    the end of what has been logged since.
+
+    :param log: it is made if need be; if it is None or cannot be written, what libraries print is dropped.
+    """
+    own_descriptor = os.dup(2)
+    descriptor = _open_log(log)
+    began = os.lseek(descriptor, 0, os.SEEK_END)
+    before, own = sys.stderr, message_stream()
+    libraries = _LibraryStream(
+        io.BufferedWriter(_Lossy(2, "w", closefd=False)),
+        "utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+    own.flush()
+    libraries.own = _steady(own_descriptor) if _descriptor_of(own) == 2 else own
+    os.dup2(descriptor, 2)
+    sys.stderr = libraries
+    try:
+        yield lambda: _logged_since(descriptor, began)
+    finally:
+        for stream in (libraries, libraries.own):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        sys.stderr = before
+        os.dup2(own_descriptor, 2)
+        os.close(own_descriptor)
+        os.close(descriptor)
+
+
+def _descriptor_of(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _open_log(log: Path | None) -> int:
+    """The descriptor of the log, which begins with a line about this run; else of the null device."""
+    if log is not None:
+        with suppress(OSError):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(
+                log, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600
+            )
+            if os.fstat(descriptor).st_size > LONGEST_LOG:
+                os.ftruncate(descriptor, 0)
+            line = f"{datetime.now(UTC).isoformat(timespec='seconds')} process {os.getpid()}\n"
+            os.write(descriptor, line.encode())
+            return descriptor
+    return os.open(os.devnull, os.O_RDWR)
+
+
+def _logged_since(descriptor: int, began: int) -> str:
+    with suppress(OSError):
+        size = os.fstat(descriptor).st_size
+        first = max(began, size - LONGEST_EXTRACT)
+        os.lseek(descriptor, first, os.SEEK_SET)
+        return os.read(descriptor, max(0, size - first)).decode(errors="replace")
+    return ""

@@ -86,11 +86,11 @@ class _Crew(Crew[_Worker]):
         worker.send(setup)
 
     def stop(self) -> None:
-        """Ends current answers at their next round. No new work is started."""
+        """Ends all workers. What they have sent is still received: the other answers are dropped."""
         self.stopping = True
         self.pending.clear()
         for worker in self.workers:
-            (worker.process.terminate if worker.ready else worker.process.kill)()
+            worker.process.kill()
 
     def handle(self, worker: _Worker, message: Message) -> None:
         match message:

@@ -14,34 +14,38 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from typing import NoReturn
 
 from lvspec_cli.batch.answer import DeviceLostError
 from lvspec_cli.batch.serve import EventSent, Message, Ready, Row, Setup, WantsWork, WorkDone, serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.events import Event, Noted
-from lvspec_cli.host import steady_streams
+from lvspec_cli.host import exit_at_once, steady_streams
 from lvspec_cli.system import parent_of
 
 
-def main(argument: str) -> None:
+def main(argument: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     steady_streams()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     connection = parent_of(argument)
     inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+    code = 0
     try:
         setup: Setup = connection.recv()
         threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
         _work(setup, connection, inbox, stop)
     except (EOFError, ConnectionError):  # the parent has ended, and nobody reads the results
-        sys.exit(1)
+        code = 1
     except DeviceLostError as error:
-        sys.exit(error.cause)  # the parent starts another process
+        code = 1  # the parent starts another process
+        sys.stderr.write(f"{error.cause}\n")
     except LvspecError as error:
         with suppress(ConnectionError):
             connection.send(error)
+    exit_at_once(code)
 
 
 def _receive(connection: Connection, inbox: queue.SimpleQueue[Work | None]) -> None:

@@ -96,7 +96,7 @@ def ask(
         )
         with (
             _tracing(output.trace, Path(video)) as write_row,
-            showing(choice, request, as_json=output.as_json, quiet=messages.quiet) as show,
+            showing(choice, request, stop, as_json=output.as_json, quiet=messages.quiet) as show,
         ):
 
             def listen(event: Any) -> None:

@@ -19,7 +19,7 @@ from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
 from lvspec_cli.errors import UsageError
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.host import message_stream, quieten_libraries
 from lvspec_cli.types import KeepBy
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def resumable(out: Path, quiet: bool, done: str = "measured") -> Iterator[PlainP
     """Progress on stderr, unless quiet. After an interruption, prints that ``out`` has the results so far."""
     from lvspec_cli.ui.progress import PlainProgress
 
-    progress = PlainProgress(None if quiet else sys.stderr)
+    progress = PlainProgress(None if quiet else message_stream())
     try:
         yield progress
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ from lvspec_cli.cli.requests import (
 )
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
-from lvspec_cli.host import state_folder, usable_cores
+from lvspec_cli.host import message_stream, state_folder, usable_cores
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
@@ -232,7 +232,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
     from lvspec_cli.ui.progress import PlainProgress
     from lvspec_cli.video.pool import DecodePool
 
-    progress = PlainProgress(None if quiet else sys.stderr)
+    progress = PlainProgress(None if quiet else message_stream())
     folder = state_folder()
     if folder is not None:  # temporary files of killed runs
         sweep(folder)

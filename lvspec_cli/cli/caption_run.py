@@ -29,6 +29,7 @@ from lvspec_cli.cli.reporting import Stop, say, write_json, write_out
 from lvspec_cli.errors import LvspecError, NoInputError, UsageError, VideoError
 from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
+from lvspec_cli.host import message_stream
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import RecordFile, RowInfo, read_records
@@ -115,7 +116,7 @@ def _announce(remaining: Outstanding) -> None:
 
 def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
     began = time.monotonic()
-    with _showing(job, remaining, quiet) as (listen, shown):
+    with _showing(job, remaining, stop, quiet) as (listen, shown):
 
         def write(record: Record) -> None:
             record = gated(record, job.gates)
@@ -154,7 +155,7 @@ def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outc
 
 @contextmanager
 def _showing(
-    job: Job, remaining: Outstanding, quiet: bool
+    job: Job, remaining: Outstanding, stop: Stop, quiet: bool
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
     """The listeners for events and for finished records."""
     if quiet or not remaining.count:
@@ -167,8 +168,9 @@ def _showing(
         job.load_plan.choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma
     )
     start = BatchView(total=remaining.count, skipped=remaining.done + remaining.failed, current=view)
-    live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    with batch_show(start, live=live) as show:
+    live = message_stream().isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    stop.is_shown = live
+    with batch_show(start, live=live, stopping=stop.asked) as show:
         yield show.listen, show.add
 
 

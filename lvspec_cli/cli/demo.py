@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.options import GREATEST_SEED
 from lvspec_cli.cli.reporting import reporting, write_out
 from lvspec_cli.errors import OutputError
+from lvspec_cli.host import message_stream
 
 Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write.")]
 Count = Annotated[int, typer.Option("--count", min=1, max=9999, metavar="N", help="How many clips.")]
@@ -42,7 +42,7 @@ def demo(
         from lvspec_cli.ui.progress import PlainProgress
 
         try:
-            with PlainProgress(None if quiet else sys.stderr).counting("writing clips") as advance:
+            with PlainProgress(None if quiet else message_stream()).counting("writing clips") as advance:
                 paths = write_clips(directory, count, seed, advance, force=force)
         except OSError as error:
             raise OutputError(

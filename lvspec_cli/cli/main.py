@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -26,7 +24,7 @@ from lvspec_cli.cli import (
 from lvspec_cli.cli.groups import CONFIGURED, RESEARCH, App, source_of
 from lvspec_cli.cli.reporting import explain
 from lvspec_cli.errors import UsageError
-from lvspec_cli.host import steady_streams
+from lvspec_cli.host import exit_at_once, steady_streams
 
 MACHINE = "Models and this machine"  # a panel of commands
 app = App(name="lvspec")
@@ -89,13 +87,7 @@ def entry() -> NoReturn:
         code = ended.code
     except KeyboardInterrupt:
         code = 130
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads
-            stream.flush()
-    if chat := sys.modules.get("lvspec_cli.models.read"):  # atexit functions are not called
-        with suppress(KeyboardInterrupt):  # the child is killed already: a second Ctrl-C only ends the wait
-            chat.end_child()
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    exit_at_once(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def main() -> None:

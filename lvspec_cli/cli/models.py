@@ -15,7 +15,7 @@ from lvspec_cli.cli.groups import App
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.errors import LvspecError, PairError, UsageError
 from lvspec_cli.escape import visible_line
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.host import message_stream, quieten_libraries
 from lvspec_cli.table import counted, gigabytes
 
 if TYPE_CHECKING:
@@ -167,10 +167,10 @@ def _confirm(name: str, size: int, yes: bool) -> None:
     if yes or size <= ASK_ABOVE:
         return
     what = f"{name} is {gigabytes(size)} to download"
-    if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
+    if sys.stdin is None or not sys.stdin.isatty() or not message_stream().isatty():
         raise UsageError(what, "say --yes, as there is no terminal to ask on")
-    sys.stderr.write(f"{what}. Go on? [y/N] ")
-    sys.stderr.flush()
+    message_stream().write(f"{what}. Go on? [y/N] ")
+    message_stream().flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError(f"{name} was not downloaded", "a smaller pair: lvspec models list")
 
@@ -180,7 +180,7 @@ def _fetch(missing: Missing, quiet: bool) -> None:
     from lvspec_cli.ui.progress import PlainProgress, byte_counter
 
     if missing.files:
-        with PlainProgress(None if quiet else sys.stderr).counting(missing.source.name, "B") as advance:
+        with PlainProgress(None if quiet else message_stream()).counting(missing.source.name, "B") as advance:
             fetch(missing, byte_counter, advance)
 
 
@@ -321,7 +321,7 @@ def _files(model: LocalModel, known: dict[str, str], quiet: bool) -> Iterator[Ch
     from lvspec_cli.checks.verify import check_files
     from lvspec_cli.ui.progress import PlainProgress
 
-    progress = PlainProgress(None if quiet or not sys.stderr.isatty() else sys.stderr)
+    progress = PlainProgress(None if quiet or not message_stream().isatty() else message_stream())
     stage = cache(partial(progress.staged, unit="B"))  # of each file
     yield check_files(model, known, lambda name, done, total: stage(name)(done, total))
     progress.close()

@@ -138,7 +138,7 @@ Schema = Annotated[
     ),
 ]  # fmt: skip
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors only.")]
-Debug = Annotated[bool, Option("--debug", help="Show where an error came from.")]
+Debug = Annotated[bool, Option("--debug", help="Show where an error came from, and what libraries printed.")]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -19,14 +19,20 @@ import typer
 from lvspec_cli.errors import LvspecError, MachineError, OutputError, check_machine, shortage_behind
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Answered, Event, Noted, RoundDone
+from lvspec_cli.host import libraries_logged, message_stream, state_folder
 
+LIBRARY_LOG = "libraries.log"  # in the user's state folder
 CLOSED_PIPE = 128 + 13  # the exit code of a program that SIGPIPE ends
 
 
 @contextmanager
 def reporting(debug: bool) -> Iterator[Stop]:
-    """Runs a command's body. Its exceptions become messages on stderr and an exit code."""
-    with stopping() as stop:
+    """Runs a command's body. Its exceptions become messages on stderr and an exit code.
+
+    What libraries print to stderr goes to a log. With ``debug`` it is shown at the end.
+    """
+    folder = state_folder()
+    with libraries_logged(folder and folder / LIBRARY_LOG) as logged, stopping() as stop:
         try:
             if sys.stdout is None:
                 raise OutputError("standard output is closed", "send it to a file or a pipe")
@@ -41,12 +47,16 @@ def reporting(debug: bool) -> Iterator[Stop]:
             raise
         except Exception as error:
             if debug:
-                traceback.print_exc()
+                traceback.print_exc(file=message_stream())
             if stop.asked() and not isinstance(error, LvspecError):
                 # A library turned the signal's exception into another one, as extensions do at import.
                 say("interrupted")
                 raise typer.Exit(stop.exit_code) from None
             raise typer.Exit(explain(as_lvspec_error(error))) from None
+        finally:
+            if debug:
+                for line in logged().splitlines():
+                    say(f"library: {line}")
 
 
 def write_out(text: str) -> None:
@@ -114,8 +124,9 @@ def say_note(event: Event) -> None:
 
 def say(text: str) -> None:
     """Prints one line to stderr, made safe for a terminal."""
-    sys.stderr.write(visible_line(text) + "\n")
-    sys.stderr.flush()
+    stream = message_stream()
+    stream.write(visible_line(text) + "\n")
+    stream.flush()
 
 
 def _silence_stdout() -> None:
@@ -127,10 +138,15 @@ _AGAIN = 0.02  # seconds until a lost signal is raised again
 
 
 class Stop:
-    """The user's wish to stop. After a second signal even an answer ends at once."""
+    """The user's wish to stop. After a second signal even an answer ends at once.
+
+    The first one is answered with "stopping" if something has to be finished. ``is_shown``: a live view does
+    that, which finds the wish in ``asked``.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.is_shown = False
         self._answering = False
         self._blocks = 0  # of ``holding``
         self._is_second = False
@@ -173,6 +189,8 @@ class Stop:
         self._is_second = self.signal is not None
         self.signal = number
         self.raise_again(number, frame)
+        if not self.is_shown:
+            _write_in_handler("stopping")
 
     def raise_again(self, number: int, frame: FrameType | None) -> None:
         """The handler of the alarm, after a signal's exception was lost; raises as ``handle`` did."""
@@ -188,6 +206,14 @@ class Stop:
             _set_alarm(_AGAIN)
         else:
             hook(unraisable)
+
+
+def _write_in_handler(line: str) -> None:
+    """Prints a line to stderr. The stream's buffer is left alone: the signal may have interrupted its use."""
+    stream = message_stream()
+    with suppress(OSError, ValueError, AttributeError):
+        before = "\n" if stream.isatty() else ""  # a progress bar may stand there
+        os.write(stream.fileno(), f"{before}{line}\n".encode())
 
 
 def _set_alarm(seconds: float) -> None:

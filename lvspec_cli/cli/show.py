@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lvspec_cli.cli.reporting import say, write_json, write_out
+from lvspec_cli.cli.reporting import Stop, say, write_json, write_out
 from lvspec_cli.escape import visible
 from lvspec_cli.events import Answered, ClipReady, Event, Listener, Noted, QuestionStarted, RoundDone
+from lvspec_cli.host import message_stream
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import Mode
@@ -21,21 +22,24 @@ SEPARATOR = "---\n"
 
 def is_live(as_json: bool, quiet: bool) -> bool:
     """Whether the live view is shown: both streams must be a terminal that is not dumb."""
-    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    terminal = sys.stdout.isatty() and message_stream().isatty()
     return terminal and not as_json and not quiet and os.environ.get("TERM", "dumb") != "dumb"
 
 
 @contextmanager
-def showing(choice: PairChoice, request: AskRequest, *, as_json: bool, quiet: bool) -> Iterator[Listener]:
+def showing(
+    choice: PairChoice, request: AskRequest, stop: Stop, *, as_json: bool, quiet: bool
+) -> Iterator[Listener]:
     """A listener that shows the run. All output is complete at the end of the block."""
     if is_live(as_json, quiet):
-        with _live(choice, request) as listen:
+        stop.is_shown = True
+        with _live(choice, request, stop) as listen:
             yield listen
         return
     text = _StreamedText(choice, request, quiet)
     show = _records if as_json else text.listen
     silent = as_json or not sys.stdout.isatty()
-    progress = PlainProgress(None if quiet else sys.stderr, answering=silent)
+    progress = PlainProgress(None if quiet else message_stream(), answering=silent)
 
     def listen_all(event: Event) -> None:
         progress.listen(event)
@@ -87,7 +91,7 @@ class _StreamedText:
 
 
 @contextmanager
-def _live(choice: PairChoice, request: AskRequest) -> Iterator[Listener]:
+def _live(choice: PairChoice, request: AskRequest, stop: Stop) -> Iterator[Listener]:
     from lvspec_cli.ui.render import live_view
     from lvspec_cli.ui.state import View
 
@@ -95,7 +99,7 @@ def _live(choice: PairChoice, request: AskRequest) -> Iterator[Listener]:
     settings = request.settings
     view = View(choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma)
     try:
-        with live_view(view) as show:
+        with live_view(view, stop.asked) as show:
 
             def listen(event: Event) -> None:
                 show(event)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -18,9 +17,10 @@ from tqdm import tqdm
 
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.host import message_stream
 from lvspec_cli.output.records import Record
 from lvspec_cli.ui.progress import PlainProgress
-from lvspec_cli.ui.render import clip_line, current_text, stages_line
+from lvspec_cli.ui.render import clip_line, current_text, message_console, stages_line
 from lvspec_cli.ui.state import RECENT, BatchView, add_event, add_row, counts, rates
 
 ANSWER_LINES = 4
@@ -34,6 +34,7 @@ class BatchPicture:
     view: BatchView
     seconds: float  # since the batch began
     stage_seconds: float  # since the running stage began
+    stopping: bool = False  # it ends with the answers' next rounds
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, plain = options.max_width, options.ascii_only
@@ -54,7 +55,7 @@ class BatchPicture:
             line.truncate(width, overflow="crop" if plain else "ellipsis")
             yield from line.render(console)
             yield Segment.line()
-        label = Text(counts(self.view))
+        label = Text(f"{'stopping, ' if self.stopping else ''}{counts(self.view)}")
         label.truncate(width - 1, overflow="crop" if plain else "ellipsis")
         yield from label.render(console)
         if (room := min(40, width - label.cell_len - 2)) > 3:
@@ -84,8 +85,15 @@ def is_loading(event: Event) -> bool:
 class BatchShow:
     """Shows rows and events: above the live view on ``console``, or as lines on ``stream``."""
 
-    def __init__(self, start: BatchView, stream: TextIO, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        start: BatchView,
+        stream: TextIO,
+        console: Console | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.view = start
+        self._stopping = stopping
         self._stream = stream
         self._console = console
         self._began = self._stage_began = self._shown = time.monotonic()
@@ -133,17 +141,23 @@ class BatchShow:
         return time.monotonic() - self._began
 
     def picture(self) -> BatchPicture:
-        return BatchPicture(self.view, self.seconds, time.monotonic() - self._stage_began)
+        stage_seconds = time.monotonic() - self._stage_began
+        return BatchPicture(self.view, self.seconds, stage_seconds, self._stopping())
 
 
 @contextmanager
-def batch_show(start: BatchView, *, live: bool) -> Iterator[BatchShow]:
-    """Shows a batch on stderr until the block ends; then the live view disappears."""
+def batch_show(
+    start: BatchView, *, live: bool, stopping: Callable[[], bool] = lambda: False
+) -> Iterator[BatchShow]:
+    """Shows a batch on stderr until the block ends; then the live view disappears.
+
+    :param stopping: whether the user wants it to end.
+    """
     if not live:
-        yield BatchShow(start, sys.stderr)
+        yield BatchShow(start, message_stream())
         return
-    console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
-    show = BatchShow(start, sys.stderr, console)
+    console = message_console()
+    show = BatchShow(start, message_stream(), console, stopping)
     with Live(
         console=console,
         transient=True,

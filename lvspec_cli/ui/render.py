@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.host import message_stream
 from lvspec_cli.table import counted
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.state import StageView, View, fold
@@ -47,12 +48,15 @@ class Picture:
     view: View
     fill: bool = True  # take the whole height, panel at the bottom
     elapsed: float = 0.0  # seconds since the running stage began
+    stopping: bool = False  # it ends with this round
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         height = options.height or options.max_height
         plain = options.ascii_only
         head = [stages_line(self.view, plain, self.elapsed)]
+        if self.stopping:
+            head = [Text("stopping", "bold")]
         foot: list[Text] = []
         if height >= FEW_ROWS:
             head = [clip_line(self.view), *head, Text(), question_line(self.view)]
@@ -201,18 +205,40 @@ def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+class _MessageConsole(Console):
+    """A console with the size of its own stream's terminal: descriptor 2 may be the log of libraries."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        try:
+            return ConsoleDimensions(*os.get_terminal_size(self.file.fileno()))
+        except (OSError, ValueError):
+            return super().size
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        self.width, self.height = new
+
+
+def message_console() -> Console:
+    """A console on stderr, for lvspec's own messages."""
+    return _MessageConsole(file=message_stream(), markup=False, highlight=False, emoji=False)
+
+
 @contextmanager
-def live_view(start: View) -> Iterator[Listener]:
+def live_view(start: View, stopping: Callable[[], bool] = lambda: False) -> Iterator[Listener]:
     """Shows the run on the terminal's second screen until the block ends.
+
+    :param stopping: whether the user wants it to end.
 
     The second screen keeps the scrollback clean, and a resize only needs a redraw. Permanent output is
     printed afterwards. The screen opens at the first progress, so that it does not flash for an unreadable
     file.
     """
-    console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
+    console = message_console()
     view, began = start, time.monotonic()
     live = Live(
-        get_renderable=lambda: Picture(view, elapsed=time.monotonic() - began),
+        get_renderable=lambda: Picture(view, elapsed=time.monotonic() - began, stopping=stopping()),
         console=console,
         screen=True,
         refresh_per_second=10,

@@ -338,6 +338,7 @@ def test_stopping_ends_every_worker(lvspec: Processes, many: Path, tmp_path: Pat
     assert until(lambda: whole_rows(out) >= 2)
     run.kill(signal.SIGTERM)
     assert run.wait() == 143
+    assert run.stderr.splitlines()[-1] == "interrupted"
     assert until(lambda: not run.family(), 10)
     assert len(rows(out)) == whole_rows(out) < COUNT
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 from collections import deque
 from multiprocessing import Pipe
 
 import pytest
 
 from lvspec_cli.batch.remote import _Crew, _Worker
-from lvspec_cli.batch.serve import Setup, WorkerPlan
-from lvspec_cli.errors import PairError
+from lvspec_cli.batch.serve import Row, Setup, WorkerPlan
+from lvspec_cli.errors import PairError, VideoError
 from lvspec_cli.events import Event, Noted
+from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.workers import start_worker
 from tests.batch.test_moved import PLAN, work
 
@@ -32,6 +35,29 @@ def test_work_that_comes_back_too_late_for_the_others_is_an_error():
     crew.worker_ended(at_its_last)
     with pytest.raises(PairError, match="exit code 1"):
         crew.check_done()
+
+
+def test_stopping_does_not_wait_for_workers_and_loses_nothing_that_they_have_sent():
+    """A worker that takes the interpreter apart, or a long answer, would hold the terminal for seconds."""
+    ours, theirs = Pipe()
+    ignoring = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    deaf = f"{ignoring}; print(flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-S", "-c", deaf], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # from now on it ignores SIGTERM
+    row = failed_record(PLAN, work("a.mp4").request, work("a.mp4").identity, 1, VideoError("broken"))
+    theirs.send(Row(row))
+    theirs.close()
+    plan = WorkerPlan(PLAN, work("a.mp4").request, 1, 2**20, "fail")
+    rows: list[Record] = []
+    crew = _Crew(deque([work("b.mp4")]), rows.append, lambda event: None)
+    crew.workers = [_Worker(process, ours, Setup(plan, sends_events=True), ready=True)]
+    crew.stop()
+    while crew.workers:
+        for who, message in crew.heard():
+            crew.handle(who, message)
+    crew.check_done()
+    assert (process.wait(), rows) == (-signal.SIGKILL, [row])
 
 
 def test_a_worker_whose_parent_has_gone_ends_without_a_word(capfd: pytest.CaptureFixture[str]):

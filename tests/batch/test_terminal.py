@@ -48,4 +48,4 @@ def test_no_terminal_gets_lines_and_no_escapes(caption: Caption, tmp_path: Path)
     assert "1 captioned, 0 failed" in done.stderr
     quiet = caption(clip, "--out", "out.jsonl", "--redo", "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    assert os.listdir(tmp_path / "state" / "lvspec") == ["runs.jsonl"]  # noqa: PTH208
+    assert sorted(os.listdir(tmp_path / "state" / "lvspec")) == ["libraries.log", "runs.jsonl"]  # noqa: PTH208

@@ -29,12 +29,16 @@ def test_a_signal_before_an_answer_ends_at_once_and_counts_even_if_lost():
     assert stop.exit_code == 143
 
 
-def test_a_signal_inside_an_answer_waits_for_the_round_a_second_one_does_not():
+@pytest.mark.parametrize(("is_shown", "said"), [(False, "stopping\n"), (True, "")])
+def test_a_signal_inside_an_answer_waits_for_the_round_a_second_one_does_not(
+    is_shown: bool, said: str, capfd: pytest.CaptureFixture[str]
+):
     stop = Stop()
+    stop.is_shown = is_shown
     stop.listen(ROUND)
     stop.handle(signal.SIGINT, None)
     stop.heed()
-    assert stop.asked()
+    assert (stop.asked(), capfd.readouterr().err) == (True, said)
     with pytest.raises(KeyboardInterrupt):
         stop.handle(signal.SIGINT, None)
 

@@ -27,9 +27,9 @@ def view(*records: Record) -> BatchView:
     return reduce(add_row, records, START)
 
 
-def draw(view: BatchView, columns: int = 80, rows: int = 24) -> list[str]:
+def draw(view: BatchView, columns: int = 80, rows: int = 24, stopping: bool = False) -> list[str]:
     console = Console(file=io.StringIO(), width=columns, height=rows, markup=False)
-    picture = BatchPicture(view, seconds=20.0, stage_seconds=1.0)
+    picture = BatchPicture(view, seconds=20.0, stage_seconds=1.0, stopping=stopping)
     lines = console.render_lines(picture, pad=False)
     return ["".join(segment.text for segment in line) for line in lines]
 
@@ -39,6 +39,11 @@ def test_rows_are_counted_by_what_became_of_them() -> None:
     assert (seen.ok, seen.failed, seen.done) == (2, 1, 3)
     assert counts(seen) == "3 of 10 done, 1 failed, 4 skipped"
     assert [record.file_name for record in seen.recent] == ["a.mp4", "c.mp4"]
+
+
+def test_the_picture_says_that_it_stops() -> None:
+    assert draw(START, columns=50, stopping=True)[-1].startswith("stopping, 0 of 10 done, 4 skipped")
+    assert "stopping" not in "".join(draw(START))
 
 
 def test_rates_are_of_all_rows_so_far() -> None:

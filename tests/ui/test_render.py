@@ -26,9 +26,11 @@ from lvspec_cli.ui.state import View, fold
 from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND, SHORT
 
 
-def draw(view: View, columns: int = 80, rows: int = 24, elapsed: float = 0.0) -> list[str]:
+def draw(
+    view: View, columns: int = 80, rows: int = 24, elapsed: float = 0.0, stopping: bool = False
+) -> list[str]:
     console = Console(file=io.StringIO(), width=columns, height=rows, markup=False)
-    picture = Picture(view, elapsed=elapsed)
+    picture = Picture(view, elapsed=elapsed, stopping=stopping)
     lines = console.render_lines(picture, console.options.update(height=rows), pad=False)
     return ["".join(segment.text for segment in line) for line in lines]
 
@@ -138,6 +140,7 @@ def test_the_panel_stands_at_the_bottom_and_shows_the_last_rounds():
 def test_a_low_terminal_keeps_stages_and_answer():
     assert [line for line in draw(FULL, rows=11) if line][1] == "A red ball."
     assert "tokens/s" in "\n".join(draw(FULL, rows=12))
+    assert draw(FULL, rows=11, stopping=True)[0] == "stopping"
 
 
 LONG_NAME = replace(FULL, clip=replace(CLIP, path=Path("x" * 200)))
