@@ -66,9 +66,10 @@ def calibrated(
     :param anchor: the margin of anchors, as a percentile of the gaps; None: its nats stay.
     :param filler: the same for the margin of fillers.
     """
-    for name, percentile in (("anchor_margin", anchor), ("filler_margin", filler)):
-        if percentile is not None:
-            rule = replace(rule, **{name: round(calibration.margin(percentile), 3)})
+    if anchor is not None:
+        rule = replace(rule, anchor_margin=round(calibration.margin(anchor), 3))
+    if filler is not None:
+        rule = replace(rule, filler_margin=round(calibration.margin(filler), 3))
     if rule.relevance is RelevanceName.PAPER:
         return replace(rule, anchor_threshold=calibration.relaxed)
     if rule.relevance not in calibration.thresholds:
