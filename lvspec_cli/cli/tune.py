@@ -38,7 +38,7 @@ class Search(OptionGroup):
     """Which settings of the rule are tried."""
 
     section = "The search"
-    common = ("budget", "min_fidelity", "report")
+    common = ("calibrate", "budget", "min_fidelity", "report")
 
     calibrate: bool = flag(
         False,
