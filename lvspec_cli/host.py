@@ -39,6 +39,19 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def terminal_width(stream: TextIO) -> int | None:
+    """The columns of the terminal that a stream writes to; None where it writes to none."""
+    if not stream.isatty():
+        return None
+    named = os.environ.get("COLUMNS", "")
+    if named.isdecimal() and int(named):
+        return int(named)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 def quieten_libraries() -> None:
     """Suppresses warnings of libraries, which are for programmers. Errors are still shown."""
     import logging

@@ -1,8 +1,13 @@
-"""A table of text, and figures as people read them: bytes, times, counts. For a pipe and for Markdown a table
-is written here, for a terminal in ``ui.tables``, as HTML by ``bench.report``."""
+"""Tables of text, text that fits a terminal, and figures as people read them: bytes, times, counts.
+
+For a pipe and for Markdown a table is written here, for a terminal in ``ui.tables``, as HTML in
+``bench.report``.
+"""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -16,8 +21,10 @@ Style = Literal["best", "worse"]
 class Table:
     """Headings and rows of as many cells. Without headings the rows are names and values.
 
-    :param wide: the heading of the column of text whose lines a terminal breaks. Without it all columns but
-        the first are figures.
+    :param prose: headings of columns whose lines a terminal may break between words. The cells of all others,
+        names and figures, are never broken.
+    :param optional: headings of columns that a narrow terminal leaves out, the first one first.
+    :param legend: what a heading, or a mark in the cells, means: shown below the table in a terminal.
     :param styles: of the rows that stand out, by number from 0.
     :param notes: in HTML, of rows with too few cells: what stands in place of the others.
     """
@@ -25,14 +32,69 @@ class Table:
     headings: tuple[str, ...]
     rows: Sequence[Sequence[str]]
     title: str = ""
-    wide: str = ""
+    prose: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    legend: Mapping[str, str] = field(default_factory=dict)
     styles: Mapping[int, Style] = field(default_factory=dict)
     notes: Mapping[int, str] = field(default_factory=dict)
 
     def columns(self, *headings: str) -> Table:
         """The same with these columns only."""
         indices = [self.headings.index(heading) for heading in headings]
-        return replace(self, headings=headings, rows=[[row[index] for index in indices] for row in self.rows])
+        legend = {
+            key: text for key, text in self.legend.items() if key in headings or key not in self.headings
+        }
+        rows = [[row[index] for index in indices] for row in self.rows]
+        return replace(self, headings=headings, rows=rows, legend=legend)
+
+    def cells(self, heading: str) -> list[str]:
+        """The cells of one column."""
+        index = self.headings.index(heading)
+        return [row[index] for row in self.rows]
+
+
+NO_BREAK = "\ue000"  # stands for a space at which no line of ``wrapped`` ends
+
+
+def wrapped(text: str, width: int | None, indent: str = "") -> str:
+    """Text in lines of ``width`` characters that end between words. A longer word has a longer line.
+
+    Words between backticks stay together where they fit.
+
+    :param width: None leaves the text as it is.
+    :param indent: of every line but the first.
+    """
+    if width is not None:
+        text = re.sub(
+            "`[^`]*`",
+            lambda span: span[0].replace(" ", NO_BREAK) if len(span[0]) + len(indent) <= width else span[0],
+            text,
+        )
+        lines = textwrap.wrap(
+            text,
+            width,
+            subsequent_indent=indent,
+            expand_tabs=False,
+            replace_whitespace=False,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        text = "\n".join(line.rstrip(NO_BREAK) for line in lines)
+    return text.replace(NO_BREAK, " ")
+
+
+def command_lines(label: str, words: Sequence[str], width: int | None) -> str:
+    """A command line, with continuation marks where it is wider than the terminal, so that it can be pasted.
+
+    :param words: as the shell takes them, quoted.
+    """
+    lines = [label]
+    for word in words:
+        if width is not None and len(lines[-1]) + len(word) + 3 > width and lines[-1].strip() != label:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return "\n".join(lines)
 
 
 def plain(table: Table) -> str:

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from lvspec_cli.bench.results import Environment, Results
-from lvspec_cli.figures.answers import Estimate, ModeResult, Spread, Variant
-from lvspec_cli.figures.summary import MIN_RETENTION, fastest_unproven, winner
+from lvspec_cli.figures.answers import (
+    RULE_OF_THREE,
+    Estimate,
+    Fidelity,
+    FrozenModel,
+    ModeResult,
+    RelativeQuality,
+    Spread,
+    Variant,
+)
+from lvspec_cli.figures.summary import (
+    MIN_RETENTION,
+    keeps_quality,
+    leader,
+    median_speedup,
+    winner,
+)
 from lvspec_cli.table import Style, Table, counted, markdown_lines, markdown_text
 
 HEADINGS = (
     "mode", "γ", "speedup", "end to end", "tokens/s", "accepted length", "acceptance", "retention",
     "c", "v", "o", "predicted",
 )  # fmt: skip
+_OPTIONAL = ("end to end", "tokens/s", "accepted length", "predicted", "acceptance")
+_LEGEND = {
+    "γ": "tokens that the draft proposes in a round",
+    "end to end": "speedup from the file to the last token",
+    "accepted length": "tokens that a round adds",
+    "acceptance": "share of the proposed tokens that stay",
+    "retention": "quality kept of ar's",
+    "c": "a draft step, in steps of the target alone",
+    "v": "a verification",
+    "o": "the rest of a round",
+    "predicted": "the speedup that these give",
+}
 WINNER = "*"
-FEW_CLIPS = 20  # fewer are too few for a bootstrap
+FEW_CLIPS = 20  # fewer are too few for a bootstrap, and no interval is shown
 
 
 def result_table(results: Results, *, drafting: bool = False) -> Table:
@@ -22,10 +50,11 @@ def result_table(results: Results, *, drafting: bool = False) -> Table:
 
     :param drafting: only modes with profiled rounds.
     """
-    best = winner(results.modes)
+    best, clips = winner(results.modes), _clips(results)
     modes = [result for result in results.modes if not drafting or result.c is not None]
     styles: dict[int, Style] = {row: "best" for row, result in enumerate(modes) if result.variant == best}
-    return Table(HEADINGS, [_cells(result, best) for result in modes], styles=styles)
+    rows = [_cells(trusted(result, clips), best) for result in modes]
+    return Table(HEADINGS, rows, optional=_OPTIONAL, legend=_LEGEND, styles=styles)
 
 
 def _cells(result: ModeResult, best: Variant | None) -> tuple[str, ...]:
@@ -59,9 +88,10 @@ def contrast_table(results: Results) -> Table:
                 estimate(contrast.accepted_length, 2),
                 retention(contrast.quality),
             )
-            for contrast in results.contrasts
+            for contrast in (trusted(contrast, _clips(results)) for contrast in results.contrasts)
         ],
         "Over the same answers, by so much the first is faster, accepts more, and keeps more",
+        optional=("accepted length",),
     )
 
 
@@ -100,6 +130,69 @@ def _ends(low: float | None, high: float | None, factor: float, digits: int) -> 
     return f" ({factor * low:.{digits}f}-{factor * high:.{digits}f})"
 
 
+def verdict(results: Results) -> str:
+    """In one sentence which mode to take, by how much it is faster, and what that costs in quality."""
+    drafting = [result for result in results.modes if result.mode.drafts]
+    if not results.settings.timed:
+        kept = [f"{_name(result, drafting)}: {_kept(result)}" for result in drafting if result.mode.is_loose]
+        return "; ".join([*kept[:1], "nothing was timed"])
+    if best := leader(results.modes):
+        times = f"{median_speedup(best):.1f} times as fast as {results.reference}"
+        return f"{_name(best, drafting)}: {times}; {_kept(best)}"
+    fastest = max(drafting, key=median_speedup, default=None)
+    if fastest is None or fastest.speedup_vs_ar is None:
+        return f"nothing was compared with {results.reference}"
+    name, speed = _name(fastest, drafting), median_speedup(fastest)
+    if speed <= 1:
+        return (
+            f"nothing is faster than {results.reference}: {name}, the fastest, is {speed:.2f} times as fast"
+        )
+    return (
+        f"nothing is faster than {results.reference} and keeps {percent(MIN_RETENTION, 1)} of ar's quality:"
+        f" {name} is {speed:.1f} times as fast; {_kept(fastest)}"
+    )
+
+
+def _name(result: ModeResult, among: Sequence[ModeResult]) -> str:
+    """With its gamma only where the mode was run with several."""
+    name = result.variant.name
+    return name if [other.variant.name for other in among].count(name) == 1 else str(result.variant)
+
+
+FACTS_TO_BE_SURE = round(RULE_OF_THREE / (1 - MIN_RETENTION))
+
+
+def _kept(result: ModeResult) -> str:
+    """What became of ar's quality, and how many facts would prove that it is kept."""
+    if not result.mode.is_loose:
+        return "it gives the target's own text"
+    fidelity = result.fidelity or Fidelity(answers=0, clips=0)
+    labelled = {"fact": fidelity.facts, "answer": fidelity.questions}
+    qualities = {noun: quality for noun, quality in labelled.items() if quality is not None}
+    if not qualities:
+        if fidelity.content_kept is None:
+            return "nothing is known of its quality"
+        words = f"{percent(fidelity.content_kept.value, 1)} of the content words of ar's texts"
+        if fidelity.freedom is None:
+            return f"no right answers are known; it keeps {words}, and no control says whether that is enough"
+        control = percent(fidelity.freedom.control_content, 1)
+        told = f"no right answers are known; it keeps {words}, the target's own second choices {control}"
+        return told if keeps_quality(result) else f"{told}; that it is enough is not shown"
+    said = [_lost(noun, quality) for noun, quality in qualities.items()]
+    if result.retention and result.retention.value >= MIN_RETENTION and not keeps_quality(result):
+        few = any(quality.count < FACTS_TO_BE_SURE for quality in qualities.values())
+        needed = f"{FACTS_TO_BE_SURE:,}" + (" of each" if len(qualities) > 1 else "")
+        said.append(f"{needed if few else 'more clips'} are needed to be sure")
+    return "; ".join(said)
+
+
+def _lost(noun: str, quality: RelativeQuality) -> str:
+    """``no fact of 38 lost``; a share where right ones were lost and others found, or are not counted."""
+    if quality.lost is None or (quality.lost == 0 and quality.mode < quality.ar):
+        return f"{percent(quality.mode / quality.ar if quality.ar else None, 1)} of ar's {noun}s"
+    return f"{quality.lost or 'no'} {noun}{'s' if quality.lost > 1 else ''} of {quality.count:,} lost"
+
+
 def notes(results: Results) -> Iterator[str]:
     """Remarks needed to read the table, one sentence each."""
     for result in results.modes:
@@ -108,46 +201,78 @@ def notes(results: Results) -> Iterator[str]:
         elif result.failed:
             yield f"{result.variant}: {result.failed} of {result.failed + result.answers} answers failed"
     read = [item for item in results.items if item.error is None]
-    clips = len({item.file_name for item in read})
+    clips = _clips(results)
+    ends = ", with 95 % intervals" if clips >= FEW_CLIPS else ""
     yield (
-        f"{len(read)} prompts about {clips} clips, {results.settings.repeat} times each, at most"
+        f"{len(read)} prompts about {counted(clips, 'clip')}, measured"
+        f" {'once' if results.settings.repeat == 1 else f'{results.settings.repeat} times'}, at most"
         f" {results.settings.max_new_tokens} tokens; speedups are medians over clips against"
-        f" {results.reference}, with 95 % intervals"
+        f" {results.reference}{ends}"
     )
     yield from few_clips(clips)
     for item in results.items:
         if item.error is not None:
             yield f"not measured: {item.id}: {item.error}"
-    if not results.settings.timed:
-        yield "nothing was timed: texts alone were wanted"
-    elif best := winner(results.modes):
-        best_result = next(result for result in results.modes if result.variant == best)
-        if best_result.retention is None and best_result.mode.is_loose:
+    best = leader(results.modes)
+    if best is not None and best.variant == winner(results.modes):
+        if best.retention is None and best.mode.is_loose:
             yield (
-                f"{WINNER} the fastest; no right answers are known, and its texts keep as many of the content"
-                f" words of ar's as those of the control do, by at least {percent(MIN_RETENTION, 1)} (lower"
-                " end of the interval), are no shorter and no more repetitive"
+                f"{WINNER} the fastest; its texts keep at least {percent(MIN_RETENTION, 1)} of the content"
+                " words of ar's that the control keeps, and are no shorter and no more repetitive"
             )
         else:
-            yield (
-                f"{WINNER} the fastest of those that keep {percent(MIN_RETENTION, 1)} of ar's quality"
-                " (lower end of the interval)"
-            )
-    else:
-        least = percent(MIN_RETENTION, 1)
-        yield f"none is faster than {results.reference} and shown to keep {least} of its quality"
-    if unproven := fastest_unproven(results.modes):
-        yield (
-            f"{unproven.variant} is faster and keeps {retention(unproven.retention)} here:"
-            " more clips could show that it keeps enough"
-        )
+            yield (f"{WINNER} the fastest of those that keep {percent(MIN_RETENTION, 1)} of ar's quality")
+    sure = max(filter(_is_sure, results.modes), key=median_speedup, default=None)
+    if best is not None and sure is not None and not keeps_quality(best):
+        speed = f"{median_speedup(sure):.1f} times as fast as {results.reference}"
+        yield f"sure already: {_name(sure, results.modes)}, {speed}"
+    faster = median_speedup(best) if best else 1.0
+    for result in results.modes:
+        if best is not None and result.retention is not None and median_speedup(result) > faster:
+            kept = percent(result.retention.value, 1)
+            yield f"{result.variant} is faster, and keeps {kept} of ar's quality"
     yield machine(results.environment)
 
 
+def _is_sure(result: ModeResult) -> bool:
+    return result.mode.drafts and keeps_quality(result) and median_speedup(result) > 1
+
+
 def few_clips(clips: int) -> Iterator[str]:
-    """A warning that the intervals are too narrow, if there are few clips."""
+    """Says that there are no intervals, if there are too few clips for them."""
     if clips < FEW_CLIPS:
-        yield f"intervals over fewer than {FEW_CLIPS} clips ({clips} here) are narrower than they should be"
+        yield f"no intervals: {counted(clips, 'clip')} are too few for them, {FEW_CLIPS} the least".replace(
+            "1 clip are", "1 clip is"
+        )
+
+
+def _clips(results: Results) -> int:
+    """How many could be read."""
+    return len({item.file_name for item in results.items if item.error is None})
+
+
+def without_few(results: Results) -> Results:
+    """The results with the intervals that are shown."""
+    clips = _clips(results)
+    return results.model_copy(update={"modes": tuple(trusted(result, clips) for result in results.modes)})
+
+
+M = TypeVar("M", bound=FrozenModel)
+
+
+def trusted(value: M, clips: int) -> M:
+    """The figures without their intervals, if there are too few clips: a bootstrap makes them too narrow."""
+    return value if clips >= FEW_CLIPS else _bare(value)
+
+
+def _bare(value: M) -> M:
+    parts = {name: getattr(value, name) for name in type(value).model_fields}
+    bare: dict[str, object] = {
+        name: _bare(part) for name, part in parts.items() if isinstance(part, FrozenModel)
+    }
+    if isinstance(value, Spread | Estimate):
+        bare |= {"low": None, "high": None}
+    return value.model_copy(update=bare)
 
 
 def machine(environment: Environment) -> str:
@@ -170,6 +295,8 @@ def markdown(results: Results) -> str:
         "",
         f"Pair {code(settings.pair)}: {code(settings.target)}"
         + (f" with {code(settings.draft)}" if settings.draft else ""),
+        "",
+        markdown_text(verdict(results)),
         "",
         *markdown_lines(result_table(results)),
         *markdown_lines(contrast_table(results)),

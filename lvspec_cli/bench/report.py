@@ -20,6 +20,8 @@ from lvspec_cli.bench.lines import (
     percent,
     result_table,
     retention,
+    verdict,
+    without_few,
 )
 from lvspec_cli.bench.relevance import FILE_NAME as RELEVANCE_NAME
 from lvspec_cli.bench.relevance import RelevanceResults, SchemeResult, best_by_relevance, read_relevance
@@ -127,7 +129,8 @@ def report(results: Results | None, relevance: RelevanceResults | None = None) -
     if results is not None:
         target, draft = results.settings.target, results.settings.draft
         lead.insert(0, f"{target} with {draft}" if draft else target)
-        figures = [_speed(results), _rounds(results), _fidelity(results), _examples(results)]
+        drawn = without_few(results)
+        figures = [_speed(results, drawn), _rounds(drawn), _fidelity(drawn), _examples(results)]
         sections = [*figures, *sections, _setting(results)]
     pair = results.settings.pair if results else relevance.pair if relevance else ""
     return render_page(
@@ -153,7 +156,8 @@ def write_report(folder: Path, results: Results | None = None) -> Path:
 # --- speed ---------------------------------------------------------------------------------
 
 
-def _speed(results: Results) -> Section:
+def _speed(results: Results, drawn: Results) -> Section:
+    """:param drawn: the same without the intervals that are not shown."""
     table = result_table(results)
     notes_of_rows = {
         row: f"cannot run: {mode.error}" for row, mode in enumerate(results.modes) if mode.error is not None
@@ -162,14 +166,17 @@ def _speed(results: Results) -> Section:
     contrasts = contrast_table(results)
     return Section(
         "Speed",
-        text=tuple(note for note in notes(results) if note != machine(results.environment)),
+        text=(
+            verdict(results),
+            *(note for note in notes(results) if note != machine(results.environment)),
+        ),
         charts=(
             *chart(
-                charts.speedup_bars(results.modes),
+                charts.speedup_bars(drawn.modes),
                 f"Seconds of {results.reference} / seconds of the mode: median over clips, 95 % interval."
                 " Full bars: decoding only, a token. Pale: from the video's file to an answer as long.",
             ),
-            *chart(charts.lines_by_gamma(results.modes), "By the number of tokens that the draft proposes."),
+            *chart(charts.lines_by_gamma(drawn.modes), "By the number of tokens that the draft proposes."),
         ),
         tables=(replace(table, rows=rows, notes=notes_of_rows), *([contrasts] if contrasts.rows else [])),
     )
@@ -404,13 +411,14 @@ _SCHEME_HEADINGS = (
     "scheme", "AUC", "AUC of a caption", "best threshold", "precision", "recall", "precision at own",
     "recall at own", "µs a round", "ms a clip",
 )  # fmt: skip
+_SCHEME_OPTIONAL = ("ms a clip", "µs a round", "precision", "recall", "best threshold")
 
 
 def scheme_table(results: RelevanceResults) -> Table:
     """A row for each scheme and layer, and for the best single head; the best first."""
     heads = [result for result in results.schemes if result.head is not None]
     rows = [_scheme_cells(result) for result in results.schemes if result.head is None or result in heads[:1]]
-    return Table(_SCHEME_HEADINGS, rows, wide="scheme", styles={0: "best"})
+    return Table(_SCHEME_HEADINGS, rows, optional=_SCHEME_OPTIONAL, styles={0: "best"})
 
 
 def _scheme_cells(result: SchemeResult) -> tuple[str, ...]:

@@ -194,33 +194,42 @@ _SHOWN_ONLY = ("tokens/s",)
 
 
 def compare_results(before: Results, after: Results, margins: Margins) -> tuple[Change, ...]:
-    """The changes of all figures: of the modes in ``before``, then of modes only in ``after``.
+    """The changes of all figures, of the modes in both.
 
-    A mode that is missing in ``after``, or fails there, is a regression.
+    A mode that cannot run in ``after`` is a regression; a figure that was not measured there is none.
     """
-    old = {result.variant: result for result in before.modes}
-    new = {result.variant: result for result in after.modes}
+    old, new = _by_variant(before), _by_variant(after)
     return tuple(
         change
-        for variant in (*old, *(variant for variant in new if variant not in old))
-        for change in _changes(str(variant), old.get(variant), new.get(variant), margins)
+        for variant in old
+        if variant in new
+        for change in _changes(str(variant), old[variant], new[variant], margins)
     )
 
 
-def _changes(
-    name: str, before: ModeResult | None, after: ModeResult | None, margins: Margins
-) -> Iterator[Change]:
+def _by_variant(results: Results) -> dict[Variant, ModeResult]:
+    return {result.variant: result for result in results.modes}
+
+
+def unmeasured(before: Results, after: Results) -> Iterator[str]:
+    """The modes that were run for one of the two only, in words."""
+    old, new = _by_variant(before), _by_variant(after)
+    for name, modes, others in (("B", old, new), ("A", new, old)):
+        if missing := [str(variant) for variant in modes if variant not in others]:
+            yield f"not measured in {name}: {', '.join(missing)}"
+
+
+def _changes(name: str, before: ModeResult, after: ModeResult, margins: Margins) -> Iterator[Change]:
     first, second = _figures(before), _figures(after)
     for figure in _FIGURES:
-        old, new = first.get(figure), second.get(figure)
+        old, new = first[figure], second[figure]
         if old is None and new is None:
             continue
-        yield Change(name, figure, old, new, _is_worse(figure, old, new, margins))
+        fails = old is not None and after.error is not None and figure not in _SHOWN_ONLY
+        yield Change(name, figure, old, new, fails or _is_worse(figure, old, new, margins))
 
 
-def _figures(result: ModeResult | None) -> dict[str, float | None]:
-    if result is None:
-        return {}
+def _figures(result: ModeResult) -> dict[str, float | None]:
     likelihood = result.fidelity.likelihood if result.fidelity else None
     spreads = (result.speedup_vs_ar, result.end_to_end_speedup_vs_ar)
     values = (
@@ -234,10 +243,8 @@ def _figures(result: ModeResult | None) -> dict[str, float | None]:
 
 
 def _is_worse(figure: str, before: float | None, after: float | None, margins: Margins) -> bool:
-    if before is None or figure in _SHOWN_ONLY:
+    if before is None or after is None or figure in _SHOWN_ONLY:
         return False
-    if after is None:
-        return True
     if figure == "retention":
         return after < before - margins.retention
     return after < before * (1 - margins.speed)

@@ -435,6 +435,18 @@ HEADINGS = (
     "setting", "γ", "layers", "threshold", "anchors", "fillers", "sentences", "shift", "defer",
     "loss", "in a row", "in window", "rate", "clips", "accepted length", "predicted", "kept",
 )  # fmt: skip
+_OPTIONAL = ("sentences", "shift", "anchors", "threshold", "fillers", "accepted length")
+_LEGEND = {
+    "γ": "tokens that the draft proposes in a round",
+    "threshold": "relevance from which a token is an anchor",
+    "anchors": "their margin, in nats",
+    "fillers": "theirs",
+    "sentences": "that of their first tokens",
+    "shift": "places",
+    "accepted length": "tokens that a round adds",
+    "predicted": "speedup",
+    "kept": "of ar's quality",
+}
 CHOSEN = "*"
 
 
@@ -478,7 +490,8 @@ def trial_table(tuned: Tuned) -> Table:
     ordered = sorted(tuned.trials, key=lambda trial: (-trial.score.clips, -trial.score.speedup))
     is_chosen = [trial.score.name in chosen for trial in ordered]
     styles: dict[int, Style] = {row: "best" for row, best in enumerate(is_chosen) if best}
-    return Table(HEADINGS, list(map(_cells, ordered, is_chosen)), styles=styles)
+    rows = list(map(_cells, ordered, is_chosen))
+    return Table(HEADINGS, rows, optional=_OPTIONAL, legend=_LEGEND, styles=styles)
 
 
 def finalist_table(tuned: Tuned) -> Table:

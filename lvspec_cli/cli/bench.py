@@ -154,13 +154,15 @@ def bench(flags: BenchFlags) -> None:
 
 def _bench(flags: BenchFlags) -> int:
     """Runs the command and gives its exit code."""
-    from lvspec_cli.bench.lines import notes
+    from lvspec_cli.bench.lines import notes, verdict
     from lvspec_cli.bench.run import run_bench
     from lvspec_cli.ui.summary import results_text
 
     with resumable(flags.work.out, flags.messages.quiet) as progress:
         job = _read_job(flags, progress)
         results = run_bench(job, listen=progress.listen, progress=progress.staged("measuring"), warn=warn)
+    if not flags.messages.quiet:
+        say(verdict(results))
     write_out(results_text(results))
     if not flags.messages.quiet:
         for note in notes(results):
@@ -361,15 +363,25 @@ def bench_compare(before: First, after: Second, flags: CompareFlags) -> None:
     lvspec bench-compare before/results.json after/results.json --margin 0.1
     """
     with reporting(flags.debug):
-        from lvspec_cli.bench.results import Margins, compare_results, differences, read_results
+        from lvspec_cli.bench.results import (
+            Margins,
+            compare_results,
+            differences,
+            read_results,
+            unmeasured,
+        )
         from lvspec_cli.errors import RegressionError
         from lvspec_cli.ui.summary import change_table
         from lvspec_cli.ui.tables import for_stdout
 
         first, second = read_results(before), read_results(after)
         changes = compare_results(first, second, Margins(flags.margin, flags.retention_margin))
+        if not changes and first.modes:
+            raise UsageError(f"{after} has no mode of {before}", "run both with the same --modes and --gamma")
         write_out(for_stdout(change_table(changes)))
         if not flags.quiet:
+            for line in unmeasured(first, second):
+                say(line)
             for line in differences(first, second):
                 say(f"not the same: {line}")
         worse = [change for change in changes if change.regression]

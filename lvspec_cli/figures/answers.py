@@ -236,6 +236,7 @@ class RelativeQuality(FrozenModel):
     ar: float
     count: int  # facts to find, or questions
     retention: Estimate | None  # mode / ar; null if ar got nothing right
+    lost: int | None = None  # facts or answers that ar has right and the mode does not
 
 
 def lowest_retention(*qualities: RelativeQuality | None) -> Estimate | None:

@@ -242,7 +242,16 @@ def fact_quality(captions: Sequence[Comparison], kind: str) -> RelativeQuality |
     """
     expected = sum(caption.judgements[1].facts[kind].expected for caption in captions)
     rows = _by_clip(captions, lambda caption: _fact_counts(caption, kind))
-    return _relative_quality(rows, expected)
+    quality = _relative_quality(rows, expected)
+    lost = sum(_lost_facts(caption, kind) for caption in captions)
+    return quality and quality.model_copy(update={"lost": lost})
+
+
+def _lost_facts(caption: Comparison, kind: str) -> int:
+    """How many more facts of a kind ``ar`` has right; of all kinds, each by itself."""
+    mode, ar = (judgement.facts for judgement in caption.judgements)
+    kinds = FACT_KINDS if kind == "all" else (kind,)
+    return sum(max(0, ar[each].found_right - mode[each].found_right) for each in kinds)
 
 
 def _fact_counts(caption: Comparison, kind: str) -> tuple[float, ...]:
@@ -253,11 +262,13 @@ def _fact_counts(caption: Comparison, kind: str) -> tuple[float, ...]:
 def answer_quality(questions: Sequence[Comparison]) -> RelativeQuality | None:
     """Accuracy: the share of questions answered right, of those whose right answer is known."""
 
-    def counts(question: Comparison) -> tuple[float, ...]:
+    def counts(question: Comparison) -> tuple[float, float, float, float]:
         mode, ar = (bool(judgement.right) for judgement in question.judgements)
         return mode, 1, ar, 1
 
-    return _relative_quality(_by_clip(questions, counts), len(questions))
+    quality = _relative_quality(_by_clip(questions, counts), len(questions))
+    lost = sum(mode < ar for mode, _, ar, _ in map(counts, questions))
+    return quality and quality.model_copy(update={"lost": lost})
 
 
 def _relative_quality(rows: list[list[float]], count: int) -> RelativeQuality | None:

@@ -340,20 +340,24 @@ def _predicted(measured: Measured, variant: Variant, reference: Variant) -> dict
 
 
 def winner(results: Sequence[ModeResult], min_retention: float = MIN_RETENTION) -> Variant | None:
-    """The fastest mode that keeps ar's quality (``keeps_quality``); None where none is faster than ar."""
-    sufficient = [result for result in results if result.mode.drafts and keeps_quality(result, min_retention)]
-    best = max(sufficient, key=median_speedup, default=None)
-    return best.variant if best is not None and median_speedup(best) > 1 else None
+    """The fastest mode, if it is proven to keep ar's quality. None where a faster one may keep it, too."""
+    best = leader(results, min_retention)
+    return best.variant if best is not None and keeps_quality(best, min_retention) else None
 
 
-def fastest_unproven(
-    results: Sequence[ModeResult], min_retention: float = MIN_RETENTION
-) -> ModeResult | None:
-    """The fastest mode, if its measured retention suffices but its interval does not prove it yet."""
-    best = max(results, key=median_speedup, default=None)
-    if best is None or best.retention is None or keeps_quality(best, min_retention):
-        return None
-    return best if best.retention.value >= min_retention and median_speedup(best) > 1 else None
+def leader(results: Sequence[ModeResult], min_retention: float = MIN_RETENTION) -> ModeResult | None:
+    """The fastest mode that is faster than ar and keeps its quality, as far as was measured.
+
+    Either it is proven to (``keeps_quality``), or its measured retention suffices and its interval, or the
+    number of facts, does not prove it yet.
+    """
+
+    def suffices(result: ModeResult) -> bool:
+        measured = result.retention.value if result.retention is not None else 0.0
+        return measured >= min_retention or keeps_quality(result, min_retention)
+
+    faster = [result for result in results if result.mode.drafts and median_speedup(result) > 1]
+    return max(filter(suffices, faster), key=median_speedup, default=None)
 
 
 def median_speedup(result: ModeResult) -> float:

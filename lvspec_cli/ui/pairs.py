@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from lvspec_cli.escape import visible, visible_line
+from lvspec_cli.host import terminal_width
 from lvspec_cli.memory.plan import Machine
 from lvspec_cli.memory.resolve import FitRow, PairFit, placement_text
 from lvspec_cli.pairs.calibration import PairCalibration
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import BUNDLED, Pair, Rules, Source
-from lvspec_cli.table import Table, counted, plain, size
+from lvspec_cli.table import Table, counted, size, wrapped
 from lvspec_cli.types import Quantisation, RuleSettings
-from lvspec_cli.ui.tables import model_size
+from lvspec_cli.ui.tables import for_stdout, model_size
 
 
 def pair_facts(
@@ -78,8 +80,10 @@ def calibration_text(rules: Rules, found: PairCalibration) -> str:
 
 
 def _lines(rows: Sequence[tuple[str, str]]) -> str:
-    width = max(len(label) for label, _ in rows)
-    return "".join(f"{label:{width}}  {visible_line(fact)}\n" for label, fact in rows if fact)
+    labels = max(len(label) for label, _ in rows)
+    indent, width = " " * (labels + 2), terminal_width(sys.stdout)
+    lines = (f"{label:{labels}}  {visible_line(fact)}" for label, fact in rows if fact)
+    return "".join(wrapped(line, width, indent) + "\n" for line in lines)
 
 
 def _model(role: str, source: Source, stored: Stored) -> Iterator[tuple[str, str]]:
@@ -104,25 +108,48 @@ def _value(value: Any) -> str:
 
 
 HEADINGS = ("pair", "here", "none", "int8", "nf4", "auto takes", "where")
+_LEGEND = {
+    "none": "memory with the weights as they are",
+    "int8": "memory with weights in 8 bits",
+    "nf4": "memory with weights in 4 bits",
+    "-": "does not fit",
+}
 DETAILS = ("kept in", "target", "draft", "cache", "activations", "in all", "where")
 
 
 def fit_table(fits: Sequence[PairFit]) -> Table:
     """A row for each pair, with its memory need in several storage formats."""
-    return Table(HEADINGS, list(map(_cells, fits)), wide="where")
+    return Table(
+        HEADINGS,
+        list(map(_cells, fits)),
+        prose=("where",),
+        optional=("int8", "none", "nf4", "here"),
+        legend=_LEGEND,
+    )
 
 
 def fit_details(fit: PairFit, machine: Machine) -> str:
-    """One pair in every storage format: tab-separated lines, and the choice of ``auto`` with its reason."""
+    """One pair in every storage format, and the choice of ``auto`` with its reason."""
     load = fit.load
     element = "bfloat16" if machine.gpus else "float32"
     lead = (
         f"{fit.name}: {load.frames} frames of {load.max_pixels} pixels at most ({fit.visual_tokens} visual"
         f" tokens), an answer of {load.new_tokens} tokens, computed in {element}"
     )
-    table = plain(Table(DETAILS, list(map(_detail, fit.rows))))
-    gain = f"gain: none: {fit.no_gain}\n" if fit.no_gain else ""
-    return f"{visible(lead)}\n{table}{visible(f'auto: {_auto_choice(fit)}')}\n{visible(gain)}"
+    below = [f"auto: {_auto_choice(fit)}", *([f"gain: none: {fit.no_gain}"] if fit.no_gain else [])]
+    width = terminal_width(sys.stdout)
+    above, *others = (wrapped(visible(line), width, "  ") + "\n" for line in (lead, *below))
+    return "".join((above, for_stdout(detail_table(fit)), *others))
+
+
+def detail_table(fit: PairFit) -> Table:
+    """A row for each storage format of one pair."""
+    return Table(
+        DETAILS,
+        list(map(_detail, fit.rows)),
+        prose=("where",),
+        optional=("activations", "cache", "draft", "target"),
+    )
 
 
 def first_choice(fits: Sequence[PairFit]) -> str:

@@ -16,6 +16,7 @@ from lvspec_cli.bench.lines import (
     result_table,
     retention,
     spread,
+    trusted,
 )
 from lvspec_cli.bench.results import Change, Results
 from lvspec_cli.figures.answers import Fidelity
@@ -23,7 +24,7 @@ from lvspec_cli.figures.audit import AuditSummary
 from lvspec_cli.output.records import THINKING, UNFINISHED, Record
 from lvspec_cli.table import Style, Table, plain
 from lvspec_cli.types import FinishReason
-from lvspec_cli.ui.tables import terminal
+from lvspec_cli.ui.tables import for_stdout
 
 if TYPE_CHECKING:
     from lvspec_cli.bench.tune import Tuned
@@ -46,7 +47,7 @@ def results_text(results: Results) -> str:
         result_table(results, drafting=True).columns(*_COSTS),
         contrast_table(results),
     )
-    return "".join(terminal(table) for table in tables if table.rows)
+    return "\n".join(for_stdout(table) for table in tables if table.rows)
 
 
 def tuned_text(tuned: Tuned) -> str:
@@ -58,7 +59,7 @@ def tuned_text(tuned: Tuned) -> str:
 
     table, report = finalist_table(tuned), results_text(tuned.results) if tuned.results is not None else ""
     if sys.stdout.isatty():
-        return terminal(table.columns(*_SETTINGS)) + report + "\n"
+        return "\n".join((for_stdout(table.columns(*_SETTINGS)), report, ""))
     return indent(plain(table) + report, "# ", lambda line: True)
 
 
@@ -66,12 +67,14 @@ def change_table(changes: Sequence[Change]) -> Table:
     """A row for each figure; regressions are highlighted."""
     styles: dict[int, Style] = {row: "worse" for row, change in enumerate(changes) if change.regression}
     headings = ("mode", "figure", "before", "after", "change", "")
-    return Table(headings, list(map(_change_cells, changes)), styles=styles)
+    return Table(
+        headings, list(map(_change_cells, changes)), prose=("figure",), optional=("change",), styles=styles
+    )
 
 
 def _change_cells(change: Change) -> tuple[str, ...]:
     share = "" if change.share is None else f"{100 * change.share:+.1f} %"
-    verdict = "worse" if change.regression else ""
+    verdict = "worse" if change.regression else "not measured" if change.after is None else ""
     return (change.mode, change.figure, _figure(change.before), _figure(change.after), share, verdict)
 
 
@@ -145,11 +148,12 @@ def audit_lines(summary: AuditSummary, share: float) -> Iterator[str]:
     yield f"audit: {summary.audited} of {summary.captions} captions answered in mode ar as well"
     if summary.failures:
         yield f"audit: {len(summary.failures)} more could not be: {summary.failures[0]}"
+    clips = summary.fidelity.clips if summary.fidelity is not None else 0
     if summary.speedup is not None:
-        yield f"audit: decoding is {spread(summary.speedup)} times as fast as ar"
+        yield f"audit: decoding is {spread(trusted(summary.speedup, clips))} times as fast as ar"
     if summary.fidelity is not None:
-        yield from _fidelity_lines(summary.fidelity)
-        yield from (f"audit: {line}" for line in few_clips(summary.fidelity.clips))
+        yield from _fidelity_lines(trusted(summary.fidelity, clips))
+        yield from (f"audit: {line}" for line in few_clips(clips))
 
 
 def _fidelity_lines(fidelity: Fidelity) -> Iterator[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lvspec_cli.bench.results import Margins, compare_results, differences
+from lvspec_cli.bench.results import Margins, compare_results, differences, unmeasured
 from lvspec_cli.figures.answers import BenchMode, Estimate, Fidelity, ModeResult, Spread
+from lvspec_cli.ui.summary import change_table
 from tests.bench.made import ENVIRONMENT, SETTINGS, item, results
 
 
@@ -45,7 +46,6 @@ def test_the_same_results_have_not_changed():
         ({"end_to_end_speedup_vs_ar": Spread(median=1.8, low=1.8, high=1.8)}, "end-to-end speedup"),
         ({"mean_accepted_length": 7.5}, "mean accepted length"),
         ({"retention": Estimate(value=0.9965, low=0.99, high=1.0)}, "retention"),
-        ({"retention": None}, "retention"),
     ],
 )
 def test_a_figure_that_falls_beyond_the_margin_is_a_regression(fields, figure):
@@ -77,18 +77,20 @@ def test_within_the_margin_and_upwards_nothing_is_worse():
     assert worse(results((after,)), Margins(retention=0.001)) == ["retention"]
 
 
-def test_a_mode_that_is_gone_or_cannot_run_is_a_regression():
+def test_a_mode_that_cannot_run_any_more_is_a_regression():
     broken = ModeResult(mode=BenchMode.LVSPEC, gamma=8, error="ValueError: no", failed=3)
-    for after in (results((broken,)), results(())):
-        assert worse(after) == ["speedup", "end-to-end speedup", "mean accepted length", "retention"]
+    assert worse(results((broken,))) == ["speedup", "end-to-end speedup", "mean accepted length", "retention"]
 
 
-def test_a_new_mode_is_shown_and_is_no_regression():
-    after = results((_mode(), _mode(gamma=12, mean_accepted_length=9.0)))
-    changes = compare_results(AS_IT_WAS, after, Margins())
-    new = [change for change in changes if change.mode == "lvspec γ=12"]
-    assert [(change.before, change.share) for change in new] == [(None, None)] * 5
-    assert not any(change.regression for change in changes)
+def test_what_was_not_measured_is_no_worse_and_is_named_once():
+    exact = _mode(mode=BenchMode.EXACT)
+    both = results((exact, _mode(gamma=12), _mode()))
+    assert compare_results(both, AS_IT_WAS, Margins()) == compare_results(AS_IT_WAS, AS_IT_WAS, Margins())
+    assert list(unmeasured(both, AS_IT_WAS)) == ["not measured in B: exact γ=8, lvspec γ=12"]
+    assert list(unmeasured(AS_IT_WAS, both)) == ["not measured in A: exact γ=8, lvspec γ=12"]
+    assert list(unmeasured(both, both)) == []
+    table = change_table(compare_results(AS_IT_WAS, results((_mode(retention=None),)), Margins()))
+    assert [row[-1] for row in table.rows] == ["", "", "", "not measured", ""]
 
 
 def test_what_was_not_the_same_is_told():

@@ -61,6 +61,8 @@ def test_facts_kept_by_hand() -> None:
     assert found.facts.count == facts + more
     assert found.facts.ar == 1.0
     assert found.facts.mode == pytest.approx(f1)
+    assert (found.facts.lost, found.facts_by_kind["colour"].lost) == (1, 1)
+    assert found.facts_by_kind["shape"].lost == 0
     assert found.facts.retention.value == pytest.approx(f1)
     colours = sum(len(each.item.scene["objects"]) for each in (first, second) if each.item.scene)
     assert found.facts_by_kind["colour"].mode == pytest.approx((colours - 1) / colours)
@@ -151,7 +153,7 @@ def test_an_unscored_text_leaves_the_scores_out() -> None:
 def test_where_ar_gets_nothing_right_nothing_is_kept_or_lost() -> None:
     found = fidelity_of([asked("1.mp4", "red", "blue"), asked("2.mp4", "blue", "blue")])
     assert found is not None
-    assert found.questions == RelativeQuality(mode=0.5, ar=0.0, count=2, retention=None)
+    assert found.questions == RelativeQuality(mode=0.5, ar=0.0, count=2, retention=None, lost=0)
     assert found.retention is None
 
 
@@ -174,7 +176,9 @@ def test_facts_and_answers_together_by_hand() -> None:
     assert found is not None
     assert (found.ar, found.count) == (1.0, facts + 2)
     assert found.mode == pytest.approx((facts - 1 + 1) / (facts + 2))
-    assert combined_quality([asked("1.mp4", "red", "red")]) == answer_quality([asked("1.mp4", "red", "red")])
+    alone = answer_quality([asked("1.mp4", "red", "red")])
+    assert alone is not None
+    assert combined_quality([asked("1.mp4", "red", "red")]) == alone.model_copy(update={"lost": None})
     assert combined_quality([]) is None
 
 
