@@ -186,8 +186,10 @@ def fit(
     """Say what pairs need of memory and where they would go on this machine. No weights are loaded."""
     with reporting(debug):
         quieten_libraries()
+        from lvspec_cli.memory.resolve import check_device
         from lvspec_cli.pairs.registry import MTP, load_registry
 
+        check_device(device)
         registry = load_registry(models_file)
         registry = registry.with_mtp() if draft == MTP else registry
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
@@ -233,9 +235,11 @@ def verify(
     """Check a pair: its files' hashes, tokenizers, chat templates and configs, and that exact equals ar."""
     with reporting(debug):
         quieten_libraries()
+        from lvspec_cli.memory.resolve import check_device
         from lvspec_cli.pairs.registry import MTP, load_registry
 
         name, chosen = load_registry(models_file).pair(pair)
+        check_device(device)
         chosen = chosen.with_mtp() if draft == MTP else chosen
         failed = 0
         for check in _checks(name, chosen, self_test, device, dtype, quiet):
