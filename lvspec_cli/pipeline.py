@@ -27,6 +27,7 @@ from lvspec_cli.escape import visible_line
 from lvspec_cli.events import (
     Answered,
     ClipReady,
+    Event,
     Listener,
     Noted,
     QuestionStarted,
@@ -86,7 +87,8 @@ def ask(
     """
     if not request.questions:
         raise UsageError("there is no question", "ask one")
-    plan, request = prepared(choice, request, listen, _duration(request.video))
+    notes: list[Event] = []
+    plan, request = prepared(choice, request, notes.append, _duration(request.video))
     check_thinking(plan, request)
     check_prompts(plan, request, {text: f"question {n}" for n, text in enumerate(request.questions, start=1)})
     identity = identify_video(request)
@@ -94,6 +96,8 @@ def ask(
         clip = _decode(request.video, listen)
         check_unchanged(request, identity)
         check_context(plan, request, clip)
+        for note in notes:  # not before an error
+            listen(note)
         workload = clip_workload(request, clip)
         loaded = load(plan, workload, listen)
         with memory_errors(plan, workload):

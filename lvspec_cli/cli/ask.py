@@ -14,6 +14,8 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import (
+    argument_of,
+    ask_mistake,
     checked_system,
     chosen_pair,
     collect_questions,
@@ -58,7 +60,7 @@ class Output(OptionGroup):
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.")],
     question: Annotated[
-        str | None, typer.Argument(metavar="[QUESTION]", help="What to ask; - reads it from stdin.")
+        list[str] | None, typer.Argument(metavar="[QUESTION]", help="What to ask; - reads it from stdin.")
     ] = None,
     *,
     questions: Questions,
@@ -78,15 +80,19 @@ def ask(
         if not messages.debug:
             quieten_libraries()
         from lvspec_cli import pipeline
+        from lvspec_cli.batch.names import reading_error
         from lvspec_cli.cli.show import showing
         from lvspec_cli.request import AskRequest
 
         if not video:
             raise NoInputError("the video's name is empty", "name a video file")
+        mistake = ask_mistake([argument_of(text) for text in (video, *(question or ()))])
+        if mistake is not None:
+            raise mistake
         choice = chosen_pair(loading)
         request = AskRequest(
             video_request(sampling, choice.pair, Path(video)),
-            collect_questions(question, questions.more or (), questions.file),
+            collect_questions(question[0] if question else None, questions.more or (), questions.file),
             replace(
                 decode_settings(decoding, rule, choice.pair),
                 constraint=constraint_of(questions.choices, questions.schema, think=questions.think),
@@ -94,6 +100,9 @@ def ask(
             checked_system(questions.system),
             questions.think,
         )
+        missing = reading_error(Path(video))
+        if isinstance(missing, NoInputError):  # other faults get a record
+            raise missing
         with (
             _tracing(output.trace, Path(video)) as write_row,
             showing(choice, request, stop, as_json=output.as_json, quiet=messages.quiet) as show,

@@ -20,8 +20,9 @@ from lvspec_cli.batch.names import Collected, Input
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_shard
 from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs, Prompts, Workers
-from lvspec_cli.cli.reporting import say_note
 from lvspec_cli.cli.requests import (
+    argument_of,
+    caption_mistake,
     checked_system,
     checked_text,
     chosen_pair,
@@ -31,8 +32,10 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.events import Event
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.host import message_stream, state_folder, usable_cores
+from lvspec_cli.memory.resolve import check_device
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
@@ -52,6 +55,7 @@ class Job:
     plans: tuple[WorkerPlan, ...]
     gates: frozenset[Gate]
     out: Path | None  # None for stdout
+    notes: tuple[Event, ...] = ()  # for the user, when nothing is wrong with the command
 
 
 def read_job(flags: CaptionFlags) -> Job:
@@ -61,6 +65,9 @@ def read_job(flags: CaptionFlags) -> Job:
     :raises NoInputError: there is nothing to caption.
     """
     records, inputs = flags.records, flags.inputs
+    mistake = caption_mistake([argument_of(text) for text in inputs.paths or ()])
+    if mistake is not None:
+        raise mistake
     choice = chosen_pair(flags.loading)
     _check_together(flags)
     devices, prompts = devices_of(flags.workers, choice.device), _prompts(flags.prompts)
@@ -76,11 +83,8 @@ def read_job(flags: CaptionFlags) -> Job:
         task="caption",
         audit=_audit(records.audit, flags.decoding),
     )
-    load_plan, base = prepared(
-        _for_worker(choice, devices[0], devices),
-        request,
-        listen=lambda event: None if flags.messages.quiet else say_note(event),
-    )
+    notes: list[Event] = []
+    load_plan, base = prepared(_for_worker(choice, devices[0], devices), request, listen=notes.append)
     check_thinking(load_plan, base)
     collected = _collected(inputs)
     check_prompts(load_plan, base, prompts | _origins(collected))
@@ -93,6 +97,7 @@ def read_job(flags: CaptionFlags) -> Job:
         plans=worker_plans(load_plan, base, flags.workers, devices, records.on_oom),
         gates=_gates(records.fail_on or ()),
         out=None if records.out == "-" else Path(records.out),
+        notes=tuple(notes),
     )
 
 
@@ -216,7 +221,10 @@ def worker_plans(
 def devices_of(workers: Workers, device: str) -> list[str]:
     """The device of each worker."""
     if workers.devices:
-        return [name.strip() for name in workers.devices.split(",")]
+        names = [name.strip() for name in workers.devices.split(",")]
+        for name in names:
+            check_device(name, "--devices")
+        return names
     return [device] * workers.workers
 
 

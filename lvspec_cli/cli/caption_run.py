@@ -25,7 +25,7 @@ from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.work import Moved, Outstanding, Work, outstanding
 from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, read_job
 from lvspec_cli.cli.caption_options import CaptionFlags
-from lvspec_cli.cli.reporting import Stop, say, write_json, write_out
+from lvspec_cli.cli.reporting import Stop, say, say_note, write_json, write_out
 from lvspec_cli.errors import LvspecError, NoInputError, UsageError, VideoError
 from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
@@ -82,6 +82,9 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     """Runs the command and gives its exit code."""
     job, quiet = read_job(flags), flags.messages.quiet
     _check_export(flags, job.collected)
+    if not quiet:
+        for note in job.notes:
+            say_note(note)
     if flags.records.dry_run:
         return dry_run(job, quiet)
     with ExitStack() as stack:

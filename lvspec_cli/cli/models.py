@@ -205,8 +205,10 @@ def fit(
     """
     with reporting(debug):
         quieten_libraries()
+        from lvspec_cli.memory.resolve import check_device
         from lvspec_cli.pairs.registry import MTP, load_registry
 
+        check_device(device)
         registry = load_registry(models_file)
         registry = registry.with_mtp() if draft == MTP else registry
         chosen = dict([registry.pair(pair)]) if pair else registry.pairs
@@ -256,9 +258,11 @@ def verify(
     """
     with reporting(debug):
         quieten_libraries()
+        from lvspec_cli.memory.resolve import check_device
         from lvspec_cli.pairs.registry import MTP, load_registry
 
         name, chosen = load_registry(models_file).pair(pair)
+        check_device(device)
         chosen = chosen.with_mtp() if draft == MTP else chosen
         failed = 0
         for check in _checks(name, chosen, self_test, device, dtype, quiet):

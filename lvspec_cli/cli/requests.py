@@ -6,28 +6,36 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvspec_cli.cli.options import Decoding, FullSampling, Loading, Rule, Sampling
-from lvspec_cli.errors import NoInputError, UsageError
+from lvspec_cli.errors import LvspecError, NoInputError, UsageError
+from lvspec_cli.escape import shell_words
 from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
 from lvspec_cli.types import Constraint, DecodeSettings, Mode, RuleSettings, VideoRequest, read_gamma
+from lvspec_cli.video.source import is_url, web_address
 
 if TYPE_CHECKING:
     from lvspec_cli.pairs.registry import Pair
     from lvspec_cli.request import PairChoice
 
 BLACK = (0, 0, 0)
+TEXT_SUFFIXES = (".txt", ".lst", ".list", ".md", ".srt", ".vtt", ".json", ".yaml")
 LEAST_TEMPERATURE = 1e-3  # with a lower one, logits would overflow half precision
 
 
 def chosen_pair(loading: Loading) -> PairChoice:
     """The pair of the flags, with the options for loading it."""
     from lvspec_cli.memory.choose import choose_pair
+    from lvspec_cli.memory.resolve import check_device
     from lvspec_cli.pairs.registry import MTP, load_registry
 
+    check_device(loading.device)
+    if loading.draft_device is not None:
+        check_device(loading.draft_device, "--draft-device")
     registry = load_registry(loading.models)
     return replace(
         choose_pair(registry.with_mtp() if loading.draft == MTP else registry, loading.pair, loading.device),
@@ -214,6 +222,131 @@ def collect_questions(first: str | None, more: Sequence[str], file: Path | None)
             "there is no question", 'write one after the video: lvspec ask VIDEO "What happens?"'
         )
     return tuple(questions)
+
+
+class ArgumentKind(StrEnum):
+    """What an argument seems to be, by its form and by what is on the disk."""
+
+    VIDEO = "video"  # a file that exists, or a name with the suffix of a video
+    TEXT_FILE = "text file"  # exists; may be a list of videos, or of questions
+    FOLDER = "folder"
+    PATTERN = "pattern"  # of file names, which the shell has not replaced
+    URL = "url"
+    STDIN = "stdin"
+    WORDS = "words"  # anything else
+
+
+@dataclass(frozen=True)
+class Argument:
+    text: str
+    kind: ArgumentKind
+
+
+def argument_of(text: str) -> Argument:
+    """The argument with its kind. A question that ends with a file's name is still words."""
+    from lvspec_cli.batch.lists import is_jobs_file
+    from lvspec_cli.batch.names import VIDEO_SUFFIXES
+
+    path, has_space = Path(text), any(map(str.isspace, text))
+    suffix = path.suffix.lower()
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL
+        is_folder = is_file = False
+    if text == "-":
+        kind = ArgumentKind.STDIN
+    elif is_url(text):
+        kind = ArgumentKind.URL
+    elif text and is_folder:
+        kind = ArgumentKind.FOLDER
+    elif is_file and (suffix in TEXT_SUFFIXES or is_jobs_file(path)):
+        kind = ArgumentKind.TEXT_FILE
+    elif is_file or (suffix and suffix in VIDEO_SUFFIXES.split() and not has_space and "*" not in text):
+        kind = ArgumentKind.VIDEO
+    elif "*" in text and not has_space:
+        kind = ArgumentKind.PATTERN
+    else:
+        kind = ArgumentKind.WORDS
+    return Argument(text, kind)
+
+
+def ask_mistake(given: Sequence[Argument]) -> LvspecError | None:
+    """What is wrong with the arguments of ``lvspec ask``, if anything: they are a video and a question.
+
+    :param given: at least one argument. Whether a video exists is not checked.
+    """
+    first, *rest = given
+    words = [argument.text for argument in given if argument.kind is ArgumentKind.WORDS]
+    videos = [argument.text for argument in given if argument.kind is ArgumentKind.VIDEO]
+    question = " ".join(words) or "What happens?"
+    match first.kind:
+        case ArgumentKind.URL:
+            return web_address(first.text)
+        case ArgumentKind.STDIN:
+            return UsageError("a video cannot be read from stdin", "save it to a file first")
+        case ArgumentKind.FOLDER:
+            return NoInputError(
+                f"a folder, not a file: {first.text}", _caption_command([first.text], question)
+            )
+        case ArgumentKind.PATTERN:
+            path = Path(first.text)
+            folder = [str(path.parent), "--glob", path.name]
+            return NoInputError(f"no such file: {first.text}", _caption_command(folder, question))
+        case ArgumentKind.TEXT_FILE:
+            return _list_for_video(first.text)
+        case ArgumentKind.WORDS if videos:
+            remedy = shell_words(["lvspec", "ask", videos[0], question])
+            return UsageError("the question stands before the video", remedy)
+    if len(videos) > 1 or any(argument.kind is ArgumentKind.FOLDER for argument in rest):
+        sources = [argument.text for argument in given if argument.kind in _SOURCES]
+        return UsageError(
+            f"ask is about one video, and {sources[1]} is another", _caption_command(sources, question)
+        )
+    if rest and rest[0].kind is ArgumentKind.TEXT_FILE:
+        remedy = shell_words(["lvspec", "ask", first.text, "--questions", rest[0].text])
+        return UsageError(f"{rest[0].text} is a file, not a question", f"did you mean {remedy}")
+    if len(rest) > 1:
+        whole = shell_words(["lvspec", "ask", first.text, " ".join(argument.text for argument in rest)])
+        return UsageError(f"a question of {len(rest)} arguments", f"quote the question: {whole}")
+    return None
+
+
+def caption_mistake(given: Sequence[Argument]) -> LvspecError | None:
+    """What is wrong with the arguments of ``lvspec caption``, if anything: files, folders and lists of jobs.
+
+    A file that does not exist is no mistake here: it is reported with the others.
+    """
+    from lvspec_cli.batch.lists import is_jobs_file
+
+    for argument in given:
+        path = Path(argument.text)
+        match argument.kind:
+            case ArgumentKind.URL:
+                return web_address(argument.text)
+            case ArgumentKind.PATTERN:
+                remedy = shell_words(["lvspec", "caption", str(path.parent), "--glob", path.name])
+                return NoInputError(f"no such file: {argument.text}", f"did you mean {remedy}")
+            case ArgumentKind.TEXT_FILE if not is_jobs_file(path):
+                return _list_for_video(argument.text)
+            case ArgumentKind.WORDS if any(map(str.isspace, argument.text.strip())) and not path.suffix:
+                remedy = shell_words(["lvspec", "caption", "VIDEOS", "--prompt", argument.text])
+                return NoInputError(f"no such file: {argument.text}", f"did you mean {remedy}")
+    return None
+
+
+_SOURCES = (ArgumentKind.VIDEO, ArgumentKind.FOLDER)
+
+
+def _caption_command(sources: Sequence[str], question: str) -> str:
+    return shell_words(["lvspec", "caption", *sources, "--prompt", question])
+
+
+def _list_for_video(name: str) -> UsageError:
+    from lvspec_cli.batch.lists import is_jobs_file
+
+    flag = [] if is_jobs_file(Path(name)) else ["--from-list"]
+    remedy = shell_words(["lvspec", "caption", *flag, name])
+    return UsageError(f"{name} is text, not a video", f"did you mean {remedy}")
 
 
 def checked_system(text: str | None) -> str | None:

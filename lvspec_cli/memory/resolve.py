@@ -48,7 +48,8 @@ from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisat
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 
 SMALLEST_WORKLOAD = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # the least that makes sense
-_DEVICE_FILES = ("nvidiactl", "nvidia0", "kfd", "dxg")
+_DEVICE_FILES = ("nvidiactl", "nvidia0", "nvmap", "kfd", "dxg")
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "mtia")
 _AMPLE_FACTOR = 4  # times the files' size: bfloat16 files computed in float32, and as much for the clip
 _CHARACTERS_A_TOKEN = 4  # of English text, roughly
 _SCALED = 384 * 384  # pixels to which some processors scale every frame
@@ -116,11 +117,43 @@ def _check_draft_pixels(settings: DecodeSettings, draft: Path) -> None:
         )
 
 
+def check_device(name: str, flag: str = "--device") -> None:
+    """Refuses a device that this machine certainly lacks, before torch is imported.
+
+    :raises UsageError: see ``device_problem``.
+    """
+    problem = device_problem(name, flag, sys.platform, has_gpu=_has_gpu_file())
+    if problem is not None:
+        raise problem
+
+
+def device_problem(name: str, flag: str, platform: str, *, has_gpu: bool) -> UsageError | None:
+    """Why a device cannot be used, as far as that is known without torch.
+
+    :param platform: as ``sys.platform``.
+    :param has_gpu: on Linux, whether there is a device file of a GPU. On other systems it says nothing.
+    """
+    kind, _, number = name.partition(":")
+    cause = f"{flag} {name}: there is no such device"
+    if name != "auto" and (kind not in _DEVICES or (number and not number.isdecimal())):
+        near = "cuda" if kind.lower() in ("gpu", "cuda", "nvidia") else "auto, cpu, cuda, cuda:1 or mps"
+        return UsageError(cause, f"did you mean {near}?" if near == "cuda" else f"use {near}")
+    lacks_gpu = kind == "cuda" and (platform == "darwin" or (platform == "linux" and not has_gpu))
+    if lacks_gpu or (kind == "mps" and platform != "darwin"):
+        what = "this machine has no GPU that programs can see" if kind == "cuda" else "mps is of Macs only"
+        return UsageError(f"{flag} {name}: {what}", f"leave out {flag}, or use cpu")
+    return None
+
+
+def _has_gpu_file() -> bool:
+    return any((Path("/dev") / file).exists() for file in _DEVICE_FILES)
+
+
 def device_kind(name: str) -> str:
     """cpu, cuda or mps. Imports torch only if it is needed to find out."""
     if name != "auto":
         return name.partition(":")[0]
-    if sys.platform == "linux" and not any((Path("/dev") / file).exists() for file in _DEVICE_FILES):
+    if sys.platform == "linux" and not _has_gpu_file():
         return "cpu"
     import torch
 

@@ -341,7 +341,9 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         cause = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used: {cause}", "use auto, cpu or cuda") from error
+        raise UsageError(
+            f"device {name!r} cannot be used: {cause}", "use cpu; `lvspec doctor` says what torch sees"
+        ) from error
     return device
 
 

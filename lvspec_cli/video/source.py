@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 
 from lvspec_cli.errors import DamagedVideoError, NoInputError, NotAVideoError, VideoError, check_machine
 from lvspec_cli.escape import visible_line
@@ -56,6 +57,8 @@ def open_local(path: Path) -> int:
         _check_regular(path.stat().st_mode, name)
         descriptor = open_file(path, os.O_RDONLY, "O_NONBLOCK", "O_NOCTTY")
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
+        if is_url(str(path)):
+            raise web_address(str(path)) from error
         raise NoInputError(f"no such file: {name}", "check the name and the folder") from error
     except OSError as error:
         check_machine(error, f"{name} cannot be opened")
@@ -69,6 +72,24 @@ def open_local(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/+(?=[^/])", re.IGNORECASE)
+
+
+def is_url(text: str) -> bool:
+    """Whether it has the form of a URL, also of one that was made a path and so lost a slash."""
+    return _URL.match(text) is not None
+
+
+def web_address(text: str) -> NoInputError:
+    """The error for a URL where a file was expected."""
+    address = visible_line(_URL.sub(r"\g<scheme>://", text, count=1))
+    if address.startswith("file://"):
+        return NoInputError(f"a web address, not a file: {address}", f"name the file: /{address[7:]}")
+    return NoInputError(
+        f"a web address, not a file: {address}", f"download it first: yt-dlp {quote(address)}"
+    )
 
 
 def container_of(head: bytes) -> str | None:

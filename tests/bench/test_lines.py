@@ -92,8 +92,8 @@ MANY = tuple(item(f"{number}.mp4") for number in range(20))
         ),
         (
             (fast(BenchMode.LVSPEC),),
-            "lvspec: 2.0 times as fast as ar; no right answers are known; it keeps 90.0 % of the content words"
-            " of ar's texts, the target's own second choices 86.0 %",
+            "lvspec: 2.0 times as fast as ar; no right answers are known; it keeps 90.0 % of the content"
+            " words of ar's texts, the target's own second choices 86.0 %",
             "lvspec",
         ),
         ((ModeResult(mode=BenchMode.AR),), "nothing was compared with ar", None),

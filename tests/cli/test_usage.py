@@ -11,11 +11,14 @@ from typing import TextIO
 import av
 import pytest
 
+from lvspec_cli.cli.requests import Argument, ArgumentKind, argument_of, ask_mistake, caption_mistake
 from lvspec_cli.output.records import Record
+from lvspec_cli.pairs.registry import PACKAGE
 from tests.conftest import Printed, Shell, write_video
 from tests.video.clips import make_clip, make_sound
 
 Run = Callable[..., Printed]
+CLIP = str(PACKAGE / "demo/clips/clip_0001.mp4")
 WRONG = [
     (["ask"], 2, "Missing argument 'VIDEO'"),
     (["ask", "x.mp4"], 2, "there is no question\ntry: write one after the video"),
@@ -25,7 +28,26 @@ WRONG = [
     (["ask", "x.mp4", "--questions", "-"], 2, "-: no question in it"),
     (["ask", "x.mp4", "q\udce9"], 2, "a question is not UTF-8 text"),
     (["ask", "x.mp4", "q", "--system", "\udce9"], 2, "--system is not UTF-8 text"),
-    (["ask", "x.mp4", "q", "more"], 2, "unexpected extra argument"),
+    (["ask", "x.mp4", "What", "moves?"], 2, "quote the question: lvspec ask x.mp4 'What moves?'"),
+    (["ask", "x.mp4", "y.mp4"], 2, "try: lvspec caption x.mp4 y.mp4 --prompt 'What happens?'"),
+    (["ask", "http://a.org/x.mp4", "q"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
+    (["caption", "http://a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
+    (
+        ["caption", "no/*.mp4"],
+        4,
+        "no such file: no/*.mp4\ntry: did you mean lvspec caption no --glob '*.mp4'",
+    ),
+    (
+        ["ask", "x.mp4", "q", "--device", "gpu"],
+        2,
+        "--device gpu: there is no such device\ntry: did you mean cuda",
+    ),
+    (
+        ["caption", "x.mp4", "--devices", "cpu,cpx"],
+        2,
+        "--devices cpx: there is no such device\ntry: use auto",
+    ),
+    (["models", "fit", "--device", "cuda:x"], 2, "--device cuda:x: there is no such device"),
     (["ask", "x.mp4", "q", "--nope"], 2, "No such option: --nope"),
     (["ask", "x.mp4", "q", "--mode", "fast"], 2, "'fast' is not one of 'lvspec', 'exact', 'ar'"),
     (["ask", "x.mp4", "q", "--gamma", "0"], 2, "Invalid value for '--gamma': 0 is neither auto nor a number"),
@@ -91,9 +113,9 @@ WRONG = [
     (["ask", "x.mp4", "q", "--dtype", "int3"], 2, "'int3' is not one of 'auto'"),
     (["ask", "x.mp4", "q", "--models", "none.yaml"], 2, "none.yaml: No such file or directory"),
     (["ask", "x.mp4", "q", "--pair", "nope"], 3, "there is no pair named 'nope'"),
-    (["ask", "x.mp4", "q", "--pair", "qwen2.5-vl-32b-7b"], 3, "is not wholly in the local cache"),
+    (["ask", CLIP, "q", "--pair", "qwen2.5-vl-32b-7b"], 3, "is not wholly in the local cache"),
     (["ask", "x.mp4", "--questions", "none.txt"], 4, "none.txt: No such file or directory"),
-    (["ask", "x.mp4", "q", "--trace", "no/such/folder/t"], 5, "no/such/folder/t: No such file or directory"),
+    (["ask", CLIP, "q", "--trace", "no/such/folder/t"], 5, "no/such/folder/t: No such file or directory"),
     (["demo", "--count", "0"], 2, "'--count'"),
     (["nope"], 2, "No such command 'nope'"),
 ]
@@ -107,6 +129,82 @@ def test_wrong_usage(here: Run, arguments: list[str], code: int, message: str):
     assert printed.stdout == ""
     lines = printed.stderr.splitlines()
     assert [line.split(" ")[0] for line in lines] == ["error:", "try:"]
+
+
+VIDEO, WORDS, FOLDER, TEXT = (
+    ArgumentKind.VIDEO, ArgumentKind.WORDS, ArgumentKind.FOLDER, ArgumentKind.TEXT_FILE
+)  # fmt: skip
+A, B, QUESTION = Argument("a.mp4", VIDEO), Argument("b.mp4", VIDEO), Argument("Why?", WORDS)
+CLIPS, LIST, JOBS = Argument("my clips", FOLDER), Argument("list.txt", TEXT), Argument("jobs.csv", TEXT)
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "remedy"),
+    [
+        ([A], None, ""),
+        ([A, QUESTION], None, ""),
+        ([A, Argument("-", ArgumentKind.STDIN)], None, ""),
+        ([Argument("gone", WORDS), QUESTION], None, ""),  # that there is no such file is said later
+        ([A, B], 2, "lvspec caption a.mp4 b.mp4 --prompt 'What happens?'"),
+        ([A, B, QUESTION], 2, "lvspec caption a.mp4 b.mp4 --prompt 'Why?'"),
+        ([A, CLIPS, QUESTION], 2, "lvspec caption a.mp4 'my clips' --prompt 'Why?'"),
+        ([QUESTION, A], 2, "lvspec ask a.mp4 'Why?'"),
+        ([Argument("What", WORDS), Argument("moves?", WORDS), A], 2, "lvspec ask a.mp4 'What moves?'"),
+        ([CLIPS, QUESTION], 4, "lvspec caption 'my clips' --prompt 'Why?'"),
+        (
+            [Argument("in/*.mp4", ArgumentKind.PATTERN)],
+            4,
+            "lvspec caption in --glob '*.mp4' --prompt 'What happens?'",
+        ),
+        ([Argument("-", ArgumentKind.STDIN), QUESTION], 2, "save it to a file first"),
+        ([Argument("file:///a.mp4", ArgumentKind.URL)], 4, "name the file: /a.mp4"),
+        ([Argument("https://a.org/?v=1", ArgumentKind.URL)], 4, "download it first: yt-dlp 'https://a.org/?v=1'"),
+        ([LIST], 2, "did you mean lvspec caption --from-list list.txt"),
+        ([JOBS, QUESTION], 2, "did you mean lvspec caption jobs.csv"),
+        ([A, LIST], 2, "did you mean lvspec ask a.mp4 --questions list.txt"),
+        (
+            [A, Argument("Who", WORDS), Argument("is", WORDS)],
+            2,
+            "quote the question: lvspec ask a.mp4 'Who is'",
+        ),
+    ],
+)  # fmt: skip
+def test_arguments_of_ask_that_are_not_a_video_and_a_question(
+    given: list[Argument], code: int | None, remedy: str
+):
+    mistake = ask_mistake(given)
+    assert (mistake and mistake.exit_code, mistake.remedy if mistake else "") == (code, remedy)
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ([A, CLIPS, JOBS, Argument("-", ArgumentKind.STDIN), Argument("gone", WORDS)], None),
+        ([A, LIST], "did you mean lvspec caption --from-list list.txt"),
+        ([A, Argument("What is it?", WORDS)], "did you mean lvspec caption VIDEOS --prompt 'What is it?'"),
+        ([A, Argument("rtsp://a/b", ArgumentKind.URL)], "download it first: yt-dlp rtsp://a/b"),
+    ],
+)
+def test_arguments_of_caption_that_are_no_videos(given: list[Argument], remedy: str | None):
+    mistake = caption_mistake(given)
+    assert (mistake and mistake.remedy) == remedy
+
+
+def test_what_an_argument_is_goes_by_its_form_and_by_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("film").touch()
+    Path("notes.txt").touch()
+    Path("jobs.jsonl").touch()
+    Path("clips").mkdir()
+    kinds = {
+        "film": VIDEO, "gone.MP4": VIDEO, "clips": FOLDER, "notes.txt": TEXT, "jobs.jsonl": TEXT,
+        "gone.txt": WORDS, "Is it a.mp4": WORDS, "What?": WORDS, "": WORDS, "x" * 5000: WORDS, "a\0": WORDS,
+        "*.mp4": ArgumentKind.PATTERN, "2 * 3 =": WORDS, "-": ArgumentKind.STDIN,
+        "https://a.org/b.mp4": ArgumentKind.URL, "http:none.mp4": VIDEO, "C:/a.mp4": VIDEO,
+    }  # fmt: skip
+    assert {text: argument_of(text).kind for text in kinds} == kinds
 
 
 def test_alone_it_shows_its_help(here: Run):

@@ -20,6 +20,7 @@ from lvspec_cli.events import Event, Noted
 from lvspec_cli.memory.plan import Decision, Device, Machine, PlanRequest, Sizes, Workload, decide
 from lvspec_cli.memory.resolve import (
     device_kind,
+    device_problem,
     fit_pair,
     has_room,
     no_room_for,
@@ -461,3 +462,27 @@ def test_frames_that_a_context_has_no_room_for_are_not_promised() -> None:
     assert context_note(many) == said
     none = fit_pair(name, pair, machine, replace(workload_of_pair(pair), new_tokens=8000))
     assert context_note(none) == f"{name}: the context has room for none of the {none.load.frames} frames"
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "has_gpu", "said"),
+    [
+        ("auto", "linux", False, None),
+        ("cpu", "darwin", False, None),
+        ("cuda:1", "linux", True, None),
+        ("cuda", "win32", False, None),  # no device file says so: torch will
+        ("mps", "darwin", False, None),
+        ("xpu:0", "linux", False, None),
+        ("cuda", "linux", False, "leave out --device, or use cpu"),
+        ("cuda:0", "darwin", False, "leave out --device, or use cpu"),
+        ("mps", "linux", True, "leave out --device, or use cpu"),
+        ("GPU", "linux", True, "did you mean cuda?"),
+        ("cuda:first", "linux", True, "did you mean cuda?"),
+        ("cup", "linux", True, "use auto, cpu, cuda, cuda:1 or mps"),
+    ],
+)
+def test_a_device_that_a_machine_certainly_lacks_is_refused_without_torch(
+    name: str, platform: str, has_gpu: bool, said: str | None
+):
+    problem = device_problem(name, "--device", platform, has_gpu=has_gpu)
+    assert (problem and problem.remedy) == said
