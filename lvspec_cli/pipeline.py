@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ from lvspec_cli.output.records import (
     identify,
 )
 from lvspec_cli.output.text import AnswerStream, trace_row
-from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
+from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
 from lvspec_cli.types import (
     Clip,
     DecodeSettings,
@@ -56,6 +57,7 @@ from lvspec_cli.types import (
     Mode,
     PairPrompts,
     Placement,
+    Round,
     Thinking,
     VideoRequest,
 )
@@ -63,9 +65,10 @@ from lvspec_cli.types import (
 if TYPE_CHECKING:
     from lvspec_cli.memory.plan import Workload
     from lvspec_cli.models.load import LoadedPair
-    from lvspec_cli.speculation.engine import Session
+    from lvspec_cli.speculation.engine import Rounds, Session
 
 Trace = Callable[[dict[str, Any]], None]
+Turn = Generator["Rounds", Round | None, Record]  # an answer that is being decoded
 
 
 def ask(
@@ -255,8 +258,26 @@ def answers(
     :raises UsageError: the target is to think and cannot, or a prompt is too long.
     """
     chosen = range(1, len(request.questions) + 1) if numbers is None else numbers
-    run = _Run(plan, request, identity, clip, loaded, listen, trace, oom_retries, _thinking(loaded, request))
-    yield from run.answers(chosen, interrupted)
+    about = ClipAnswers(loaded, plan, request, identity, clip, trace=trace, oom_retries=oom_retries)
+    for number in chosen:
+        if interrupted():
+            return
+        yield alone(about.turn(number, listen, interrupted))
+
+
+def alone(turn: Turn) -> Record:
+    """The record of an answer that is decoded by itself."""
+    step: Callable[[], Rounds] = partial(next, turn)
+    while True:
+        try:
+            rounds = step()
+        except StopIteration as end:
+            record: Record = end.value
+            return record
+        try:
+            step = partial(turn.send, next(rounds, None))
+        except Exception as error:
+            step = partial(turn.throw, error)
 
 
 def _thinking(loaded: LoadedPair, request: AskRequest) -> Thinking | None:
@@ -267,86 +288,135 @@ def _thinking(loaded: LoadedPair, request: AskRequest) -> Thinking | None:
     return thinking_of(loaded.target.processor, loaded.target.name)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Values that are the same for all questions about one clip."""
+class ClipAnswers:
+    """Answers about one clip, which is encoded once.
 
-    plan: LoadPlan
-    request: AskRequest
-    identity: FileIdentity
-    clip: Clip
-    pair: LoadedPair
-    listen: Listener
-    trace: Trace | None
-    oom_retries: int
-    thinking: Thinking | None
+    :meth:`turn` decodes one answer. The turns of several answers, also about other clips, may take place at
+    the same time: each asks for its rounds, and whoever runs them decides which ones are decoded together.
+    """
 
-    def answers(self, numbers: Sequence[int], interrupted: Callable[[], bool]) -> Iterator[Record]:
+    def __init__(
+        self,
+        pair: LoadedPair,
+        plan: LoadPlan,
+        request: AskRequest,
+        identity: FileIdentity,
+        clip: Clip,
+        *,
+        trace: Trace | None = None,
+        oom_retries: int = 0,
+        company: Company = ALONE,
+    ) -> None:
+        """
+        :param oom_retries: how often the clip was made smaller, for the records.
+        :param company: what is decoded at the same time.
+        :raises UsageError: the target is to think and cannot.
+        """
+        self.clip = clip
+        self._pair, self._plan, self._request, self._identity = pair, plan, request, identity
+        self._trace, self._oom_retries, self._company = trace, oom_retries, company
+        self._thinking = _thinking(pair, request)
+        self._settings = request.settings if company.drafts else replace(request.settings, mode=Mode.AR)
+        self._session = self._new_session()
+        self._is_taken = False
+        self._prompts: PairPrompts | None = None  # of the first question that was encoded
+
+    def turn(
+        self, number: int, listen: Listener, interrupted: Callable[[], bool], *, is_last: bool = False
+    ) -> Turn:
+        """Answer question ``number``, counted from 1. Yields whose next round is wanted, is sent that round,
+        or None where there is none, and returns the record.
+
+        :param is_last: no other turn will begin, so that the frames' pixels may be forgotten.
+        :raises LvspecError: the question is too long, or memory is short (MemoryError and torch's own, too).
+        """
+        with self._own_session() as session:
+            prompts = self._encode(session, number, listen)
+            if is_last:
+                self._prompts = None
+            record = yield from self._answer(session, prompts, number, listen, interrupted)
+            if isinstance(record.audit, Failure):  # the caches may be inconsistent
+                self._pair.release()
+                self._session, self._prompts = self._new_session(), None
+        return record
+
+    def _new_session(self) -> Session:
         from lvspec_cli.speculation.engine import Session
 
-        session, prompts = Session.of(self.pair), None
-        for number in numbers:
-            if interrupted():
-                return
-            prompts = self._encode(session, number, prompts)
-            record = self._answer(session, prompts, number, interrupted)
-            if isinstance(record.audit, Failure):  # the caches may be inconsistent
-                self.pair.release()
-                session, prompts = Session.of(self.pair), None
-            yield record
+        return Session.of(self._pair, slots=self._company.slots)
 
-    def _encode(self, session: Session, number: int, earlier: PairPrompts | None) -> PairPrompts:
+    @contextmanager
+    def _own_session(self) -> Iterator[Session]:
+        """The clip's session, or a copy of it while another turn has it."""
+        if self._is_taken:
+            yield self._session.copied()
+            return
+        self._is_taken = True
+        try:
+            yield self._session
+        finally:
+            self._is_taken = False
+
+    def _encode(self, session: Session, number: int, listen: Listener) -> PairPrompts:
         from lvspec_cli.models.prompt import build_prompts
 
-        request = self.request
+        request = self._request
         question = request.questions[number - 1]
-        self.listen(QuestionStarted(number, len(request.questions), question))
-        with _stage(Stage.ENCODING, self.listen):
-            if earlier is None and not self._has_room():
+        listen(QuestionStarted(number, len(request.questions), question))
+        with _stage(Stage.ENCODING, listen):
+            if self._prompts is None and not self._has_room():
                 raise MemoryError
             prompts = build_prompts(
-                self.pair,
+                self._pair,
                 self.clip,
                 question,
                 system=request.system,
-                earlier=earlier,
+                earlier=self._prompts,
                 new_tokens=request.settings.max_new_tokens,
                 think=request.think,
             )
-            session.encode(prompts, request.settings)
+            session.encode(prompts, self._settings)
+        self._prompts = prompts
         return prompts
 
     def _has_room(self) -> bool:
         from lvspec_cli.memory.resolve import has_room
 
-        workload = clip_workload(self.request, self.clip)
-        return has_room(self.plan, workload, self.clip.frames.nbytes, self._tokens_of_two)
+        workload = clip_workload(self._request, self.clip)
+        return has_room(self._plan, workload, self.clip.frames.nbytes, self._tokens_of_two)
 
     def _tokens_of_two(self) -> int:
         from lvspec_cli.models.prompt import build_prompts
 
         first = replace(self.clip, frames=self.clip.frames[:2], timestamps=self.clip.timestamps[:2])
-        return build_prompts(self.pair, first, self.request.questions[0]).target.visual_tokens
+        return build_prompts(self._pair, first, self._request.questions[0]).target.visual_tokens
 
     def _answer(
-        self, session: Session, prompts: PairPrompts, number: int, interrupted: Callable[[], bool]
-    ) -> Record:
-        stream = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
-        with _stage(Stage.ANSWERING, self.listen):
-            generation = self._rounds(session, prompts, number, stream, interrupted)
+        self,
+        session: Session,
+        prompts: PairPrompts,
+        number: int,
+        listen: Listener,
+        interrupted: Callable[[], bool],
+    ) -> Turn:
+        stream = AnswerStream(self._pair.target.tokenizer.backend_tokenizer, self._thinking)
+        with _stage(Stage.ANSWERING, listen):
+            rounds = session.answer(prompts, self._settings, interrupted=interrupted)
+            prompts = prompts.without_video()
+            generation = yield from self._rounds(rounds, number, stream, listen)
         facts = Facts(
             self.clip,
             prompts.target.visual_tokens,
-            full_precision=self.pair.target.full_precision,
-            oom_retries=self.oom_retries,
+            full_precision=self._pair.target.full_precision,
+            oom_retries=self._oom_retries,
         )
         record = answered_record(
-            self.plan, self.request, self.identity, number, facts, generation, stream.parts
+            self._plan, self._request, self._identity, number, facts, generation, stream.parts
         )
-        if record.status == "ok" and is_audited(record.key, self.request.audit):
-            audit = self._audit(session, prompts, generation, stream, interrupted)
+        if record.status == "ok" and is_audited(record.key, self._request.audit):
+            audit = yield from self._audit(session, prompts, generation, stream, listen, interrupted)
             record = record.model_copy(update={"audit": audit})
-        self.listen(Answered(record, stream.tail))
+        listen(Answered(record, stream.tail))
         return record
 
     def _audit(
@@ -355,15 +425,18 @@ class _Run:
         prompts: PairPrompts,
         generation: Generation,
         stream: AnswerStream,
+        listen: Listener,
         interrupted: Callable[[], bool],
-    ) -> Audit | Failure | None:
+    ) -> Generator[Rounds, Round | None, Audit | Failure | None]:
         from lvspec_cli.figures.audit import audit_answer
 
-        with _stage(Stage.AUDITING, self.listen):
+        with _stage(Stage.AUDITING, listen):
             try:
-                ar = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
-                return audit_answer(
-                    session, prompts, self.request.settings, generation, stream, ar, interrupted
+                ar = AnswerStream(self._pair.target.tokenizer.backend_tokenizer, self._thinking)
+                return (
+                    yield from audit_answer(
+                        session, prompts, self._request.settings, generation, stream, ar, interrupted
+                    )
                 )
             except Exception as error:  # the answer itself is complete, and is kept
                 if not is_out_of_memory(error):
@@ -371,27 +444,24 @@ class _Run:
             return Failure(kind="out_of_memory", message="not enough memory to answer in mode ar as well")
 
     def _rounds(
-        self,
-        session: Session,
-        prompts: PairPrompts,
-        number: int,
-        stream: AnswerStream,
-        interrupted: Callable[[], bool],
-    ) -> Generation:
-        rounds = session.answer(prompts, self.request.settings, interrupted=interrupted)
+        self, rounds: Rounds, number: int, stream: AnswerStream, listen: Listener
+    ) -> Generator[Rounds, Round | None, Generation]:
         index, first = 0, None
-        for done in rounds:
+        while (done := (yield rounds)) is not None:
             now = time.perf_counter()
             first = now if first is None else first
             index += not done.prefill
             pieces = stream.feed(done.tokens, done.kinds)
-            self.listen(RoundDone(index, done, pieces, now - first, thinking=not stream.is_answer))
-            if self.trace is not None:
-                self.trace(trace_row(number, index, done, self._word))
-        return rounds.generation
+            listen(RoundDone(index, done, pieces, now - first, thinking=not stream.is_answer))
+            if self._trace is not None:
+                self._trace(trace_row(number, index, done, self._word))
+        generation = rounds.generation
+        if self._company.drafts:
+            return generation
+        return replace(generation, stats=replace(generation.stats, fallback=True))
 
     def _word(self, token: int) -> str:
-        return self.pair.target.tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False)
+        return self._pair.target.tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.host import state_folder, usable_cores
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
-from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
+from lvspec_cli.request import AskRequest, Company, LoadPlan, PairChoice
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
 
@@ -78,6 +78,7 @@ def read_job(flags: CaptionFlags) -> Job:
         listen=lambda event: None if flags.messages.quiet else say_note(event),
     )
     check_thinking(load_plan, base)
+    company = Company(int(flags.workers.at_once) if flags.workers.at_once != "auto" else 1)
     collected = _collected(inputs)
     check_prompts(load_plan, base, prompts | _origins(collected))
     return Job(
@@ -86,7 +87,7 @@ def read_job(flags: CaptionFlags) -> Job:
         collected=collected,
         cutting=Cutting(inputs.segment, inputs.overlap, inputs.scenes),
         again=Again.ALL if records.redo else Again.ERRORS if records.retry_errors else Again.NOTHING,
-        plans=worker_plans(load_plan, base, flags.workers, devices, records.on_oom),
+        plans=worker_plans(load_plan, base, flags.workers, devices, records.on_oom, company),
         gates=_gates(records.fail_on or ()),
         out=None if records.out == "-" else Path(records.out),
     )
@@ -190,6 +191,7 @@ def worker_plans(
     workers: Workers,
     devices: Sequence[str],
     on_out_of_memory: OnOutOfMemory,
+    company: Company,
 ) -> tuple[WorkerPlan, ...]:
     """The plan of each worker, with its share of the machine."""
     cores = usable_cores()
@@ -204,6 +206,7 @@ def worker_plans(
             decode_workers=decoding,
             decode_bytes=workers.decode_memory * 2**20 // len(devices),
             on_out_of_memory=on_out_of_memory,
+            company=company,
         )
         for device in devices
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lvspec_cli.models.attention import SPLIT_KEYS
+from lvspec_cli.models.attention import SPLIT_KEYS, causal, packed_attention, packed_mask
 from lvspec_cli.models.delta import LayerStates
 
 SPARE = 384  # extra rows of each allocation, so that the cache grows rarely
@@ -79,6 +82,10 @@ class KeyValueCache:
         """Make this length one that can be rolled back to, also by layers that keep no rows but a state."""
         self.states.mark(self.length)
 
+    def copied(self) -> KeyValueCache:
+        """The same rows in memory of their own."""
+        return copy.deepcopy(self)
+
     def clear(self) -> None:
         """Remove all rows and free their memory."""
         self.capacity = self.length = 0
@@ -114,3 +121,47 @@ class KeyValueCache:
         batch, heads, _, size = like.shape
         # Zeros, because a masked row is multiplied by 0, and 0 * NaN would be NaN.
         return like.new_zeros(batch, heads, self.capacity, size)
+
+
+class JoinedCaches:
+    """The caches of several sequences, for one pass over rows of all of them: first those of the first.
+
+    Everything in a layer but attention, and the states of Qwen3.5, is by rows. So such a pass reads the
+    weights once, and every row attends to its own sequence only. Room for the rows must be reserved before.
+    """
+
+    def __init__(
+        self, caches: Sequence[KeyValueCache], rows: Sequence[int], groups: int, like: Tensor
+    ) -> None:
+        """
+        :param rows: of each sequence.
+        :param groups: query heads a key head.
+        :param like: the rows' embeddings.
+        """
+        self.caches, self.rows = tuple(caches), tuple(rows)
+        self._masks = [
+            packed_mask(causal(cache.length, count, like.device), groups, like.dtype) if count > 1 else None
+            for cache, count in zip(caches, rows, strict=True)
+        ]
+        self._stored: list[tuple[Tensor, Tensor]] = []  # of the layer that runs, keys and values
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write a layer's rows of all sequences, each to its cache. Returns them as they are."""
+        parts = zip(self.caches, keys.split(self.rows, 2), values.split(self.rows, 2), strict=True)
+        self._stored = [cache.update(*part, layer) for cache, *part in parts]
+        return keys, values
+
+    def attended(self, query: Tensor, scaling: float | None) -> Tensor:
+        """As ``attention.Together`` has it, in the layer that was updated last."""
+        outputs = [
+            packed_attention(
+                None, part, *stored, None if mask is None else mask.to(part.device), 0.0, scaling
+            )[0]
+            for part, stored, mask in zip(query.split(self.rows, 2), self._stored, self._masks, strict=True)
+        ]
+        return torch.cat(outputs, dim=1)
+
+    def advance(self) -> None:
+        """Add the rows that every layer has written to the lengths."""
+        for cache, rows in zip(self.caches, self.rows, strict=True):
+            cache.advance(rows)

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.decoder import Decoder, Pass, Step, run_together
 from lvspec_cli.models.load import shared_vocabulary
 from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.words import TokenSets
-from lvspec_cli.speculation.draft import Proposal, propose
+from lvspec_cli.speculation.draft import Drafting, Proposal, propose
 from lvspec_cli.speculation.draft_length import policy_for
 from lvspec_cli.speculation.logits import LogitsRules
 from lvspec_cli.speculation.relevance import Relevance
 from lvspec_cli.speculation.repetition import is_looping
 from lvspec_cli.speculation.sampling import accept, distribution, draw, is_sound
-from lvspec_cli.speculation.verify import Evidence, History, Verdict, check_sound, gather, judge
+from lvspec_cli.speculation.verify import Evidence, History, Verdict, check_sound, judge, read, reduce
 from lvspec_cli.types import (
     DecodeSettings,
     DecodeStats,
@@ -50,7 +50,12 @@ class Answer:
         words: TokenSets,
         settings: DecodeSettings,
         relevance: Relevance | None,
+        *,
+        slots: int = 1,
     ) -> None:
+        """
+        :param slots: how many answers are decoded at the same time.
+        """
         self._words, self._settings, self._relevance = words, settings, relevance
         self._target, self._draft = target, draft if settings.mode != Mode.AR else None
         loaded, drafting = target.loaded, self._draft.loaded if self._draft else None
@@ -60,7 +65,7 @@ class Answer:
         self._generator = torch.Generator(self._device).manual_seed(settings.seed)
         self._history = History()
         self._logits = LogitsRules(loaded.generation, loaded.vocabulary, self._device)
-        self._policy = policy_for(settings, self._rule, loaded, drafting)
+        self._policy = policy_for(settings, self._rule, loaded, drafting, slots)
         self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
@@ -114,26 +119,56 @@ class Answer:
         self._target.rollback(len(self.tokens) - 1)
         return time.perf_counter() - began
 
-    @torch.inference_mode()
     def round(self) -> Round:
         """One draft, one verification, one acceptance. With a fixed gamma, one transfer to the host."""
+        return decode_rounds([self])[0]
+
+    def drafting(self) -> Drafting | None:
+        """What a round drafts; None: nothing."""
         # The target adds one token of its own in every round.
         room = self._settings.max_new_tokens - len(self.tokens) - 1
-        proposal = self._propose(min(self._settings.greatest_gamma, room))
+        most = min(self._settings.greatest_gamma, room)
+        if self._draft is None or most < 1:
+            return None
+        return Drafting(
+            self._draft,
+            # The target may say an id of its untrained padding, which a smaller draft has no row for.
+            self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
+            most,
+            self._shared_vocabulary,
+            self._logits.drafting(self._shared_vocabulary),
+            self._settings.temperature,
+            self._generator,
+            self._policy,
+        )
+
+    def verification(self, proposal: Proposal) -> Step:
+        """The target's pass of a round."""
         gamma = proposal.tokens.shape[0]
         watch = self._relevance.watch if self._relevance and gamma else ()
-        passed = self._target.forward(torch.cat((self._pending(self._target), proposal.tokens)), watch)
+        return Step(self._target, torch.cat((self._pending(self._target), proposal.tokens)), gamma + 1, watch)
+
+    def reduced(self, proposal: Proposal, passed: Pass) -> Tensor:
+        """All that :meth:`take` needs of a verification, float64 (n,) on the device."""
+        gamma = proposal.tokens.shape[0]
         if self._draft is not None:
             self._draft.follow(passed)
         logits = self._target.logits(passed, gamma + 1)
         logits = self._logits.apply(logits, proposal.tokens, produced=len(self.tokens))
         if self._settings.temperature > 0:
-            evidence, verdict = self._sample(proposal, logits)
+            return self._drawn(proposal, logits)
+        scores = None
+        if self._relevance and gamma:
+            scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
+        return reduce(logits, proposal.tokens, scores)
+
+    def take(self, proposal: Proposal, numbers: Sequence[float]) -> Round:
+        """Accept tokens by the numbers of :meth:`reduced`."""
+        gamma = proposal.tokens.shape[0]
+        if self._settings.temperature > 0:
+            evidence, verdict = _sampled(numbers, gamma)
         else:
-            scores = None
-            if self._relevance and gamma:
-                scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
-            evidence = gather(logits, proposal.tokens, scores)
+            evidence = read(numbers, gamma)
             verdict = judge(evidence, self._rule, self._words, self._history)
         check_sound(evidence.sound[: verdict.accepted + 1])
         added = self._take(verdict)
@@ -141,9 +176,7 @@ class Answer:
         self.tally.add(gamma, verdict.kinds[:added], loss)
         exact = verdict.kinds.count(TokenKind.EXACT)
         self._policy = self._policy.after(proposal.observed, verdict.accepted, exact, added)
-        for decoder in (self._target, self._draft):
-            if decoder is not None:
-                decoder.rollback(len(self.tokens) - 1)
+        self.settle()
         return Round(
             tokens=verdict.tokens[:added],
             kinds=verdict.kinds[:added],
@@ -155,36 +188,25 @@ class Answer:
             fallback=self.fallback,
         )
 
-    def _propose(self, gamma: int) -> Proposal:
-        if self._draft is None or gamma < 1:
-            return Proposal(self._tensor(()))
-        return propose(
-            self._draft,
-            # The target may say an id of its untrained padding, which a smaller draft has no row for.
-            self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
-            gamma,
-            self._shared_vocabulary,
-            self._logits.drafting(self._shared_vocabulary),
-            self._settings.temperature,
-            self._generator,
-            self._policy,
-        )
+    def settle(self) -> bool:
+        """Remove from the caches what is not part of the answer.
 
-    def _sample(self, proposal: Proposal, logits: Tensor) -> tuple[Evidence, Verdict]:
-        """Lossless speculative sampling. ``target`` of the evidence holds the target's most likely tokens."""
-        gamma = proposal.tokens.shape[0]
+        Whether the answer can go on after a round that failed: a prediction layer has lost what it read.
+        """
+        for decoder in (self._target, self._draft):
+            if decoder is not None:
+                decoder.rollback(len(self.tokens) - 1)
+        return self._draft is None or not self._draft.reads_target
+
+    def _drawn(self, proposal: Proposal, logits: Tensor) -> Tensor:
+        """Lossless speculative sampling, as numbers for :func:`_sampled`."""
         target_probs = distribution(logits, self._settings.temperature)
         if proposal.draft_probs is None:
             decision = torch.cat((self._tensor((0,)), draw(target_probs, self._generator)))
         else:
             decision = accept(proposal.tokens, proposal.draft_probs, target_probs, self._generator)
-        numbers = torch.cat((decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))).tolist()
-        count, own, drafted = numbers[0], numbers[1], tuple(numbers[2 : 2 + gamma])
-        likeliest, sound = numbers[2 + gamma : 3 + 2 * gamma], numbers[3 + 2 * gamma :]
-        kinds = (TokenKind.EXACT,) * count
-        # Tokens after an accepted end token are cut off later, in _take.
-        verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET), (0.0,) * (count + 1))
-        return Evidence(drafted, tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
+        parts = (decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))
+        return torch.cat([part.to(torch.float64) for part in parts])
 
     def _choose(self, logits: Tensor) -> Tensor:
         temperature = self._settings.temperature
@@ -217,12 +239,54 @@ class Answer:
             return FinishReason.REPETITION
         return None
 
+    @property
+    def no_tokens(self) -> Tensor:
+        """Long (0,)."""
+        return self._tensor(())
+
     def _pending(self, decoder: Decoder) -> Tensor:
         """The answer's tokens that are not in a decoder's cache yet."""
         return self._tensor(self.tokens[decoder.answered :])
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(tokens, dtype=torch.long, device=self._device)
+
+
+@torch.inference_mode()
+def decode_rounds(answers: Sequence[Answer]) -> list[Round]:
+    """One round of each answer: their draft steps together, one verification and one transfer for all.
+
+    An answer's round does not depend on the others, but for the rounding of passes with more rows.
+    """
+    drafting = [answer.drafting() for answer in answers]
+    proposed = iter(propose([wanted for wanted in drafting if wanted is not None]))
+    proposals = [
+        Proposal(answer.no_tokens) if wanted is None else next(proposed)
+        for answer, wanted in zip(answers, drafting, strict=True)
+    ]
+    passes = run_together(
+        [answer.verification(proposal) for answer, proposal in zip(answers, proposals, strict=True)]
+    )
+    every = list(zip(answers, proposals, strict=True))
+    parts = [
+        answer.reduced(proposal, passed) for (answer, proposal), passed in zip(every, passes, strict=True)
+    ]
+    numbers, at, done = torch.cat(parts).tolist(), 0, []
+    for (answer, proposal), part in zip(every, parts, strict=True):
+        done.append(answer.take(proposal, numbers[at : at + len(part)]))
+        at += len(part)
+    return done
+
+
+def _sampled(numbers: Sequence[float], gamma: int) -> tuple[Evidence, Verdict]:
+    """The evidence and the verdict of a round that was sampled. ``target`` of the evidence holds the target's
+    most likely tokens."""
+    count, own, *others = map(int, numbers)
+    drafted, likeliest, sound = others[:gamma], others[gamma : 2 * gamma + 1], others[2 * gamma + 1 :]
+    kinds = (TokenKind.EXACT,) * count
+    # Tokens after an accepted end token are cut off later, in Answer._take.
+    verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET), (0.0,) * (count + 1))
+    return Evidence(tuple(drafted), tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
 
 
 class Tally:

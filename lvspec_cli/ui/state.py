@@ -10,6 +10,7 @@ from lvspec_cli.events import (
     Answered,
     ClipReady,
     Event,
+    InSlot,
     Noted,
     QuestionStarted,
     RoundDone,
@@ -73,7 +74,7 @@ class View:
 def fold(view: View, event: Event) -> View:
     """The view after an event."""
     match event:
-        case Noted():
+        case Noted() | InSlot():
             return view
         case StageStarted(stage):
             return _stage(view, stage, StageView(running=True))

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from lvspec_cli.batch.answer import Answering, smaller_request
+from lvspec_cli.batch.slots import Finished, Ready, Slots
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
@@ -316,19 +317,26 @@ def broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*arguments: Any, **options: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("lvspec_cli.batch.answer.answers", fail)
+    monkeypatch.setattr("lvspec_cli.batch.answer.ClipAnswers", fail)
 
 
 def test_what_a_library_makes_of_a_signal_is_no_failure_of_the_clip(
     monkeypatch: pytest.MonkeyPatch, video_file: Path
 ):
-    broken(monkeypatch, ImportError("initialization failed"))
     clip = read_clip(VideoRequest(video_file, max_frames=2))
     pair: Any = None
     for interrupted, count in ((True, 0), (False, 1)):
-        stop = Mock(return_value=interrupted)
+        stop = Mock(return_value=False)
+
+        def fail(*arguments: Any, stop: Mock = stop, signal: bool = interrupted, **options: Any) -> Any:
+            stop.return_value = signal
+            raise ImportError("initialization failed")
+
+        monkeypatch.setattr("lvspec_cli.batch.answer.ClipAnswers", fail)
         answering = Answering(pair, demo_plan(), read_clip, "fail", lambda event: None, stop)
-        assert len(list(answering.answer(work(str(video_file), "key"), clip))) == count
+        works = iter([Ready(work(str(video_file), "key"), clip)])
+        slots = Slots(answering, lambda waits, works=works: next(works, None))
+        assert sum(not isinstance(done, Finished) for done in slots.run()) == count
 
 
 def test_a_gpu_that_is_lost_stops_the_batch_after_the_clip_that_lost_it(
