@@ -49,7 +49,7 @@ from lvspec_cli.output.records import (
     identify,
 )
 from lvspec_cli.output.text import AnswerStream, trace_row
-from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
+from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.types import (
     Clip,
     DecodeSettings,
@@ -65,7 +65,7 @@ from lvspec_cli.types import (
 if TYPE_CHECKING:
     from lvspec_cli.memory.plan import Workload
     from lvspec_cli.models.load import LoadedPair
-    from lvspec_cli.speculation.engine import Rounds, Session
+    from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory
 
 Trace = Callable[[dict[str, Any]], None]
 Turn = Generator["Rounds", Round | None, Record]  # an answer that is being decoded
@@ -305,18 +305,20 @@ class ClipAnswers:
         *,
         trace: Trace | None = None,
         oom_retries: int = 0,
-        company: Company = ALONE,
+        shared: SharedMemory | None = None,
+        drafts: bool = True,
     ) -> None:
         """
         :param oom_retries: how often the clip was made smaller, for the records.
-        :param company: what is decoded at the same time.
+        :param shared: of answers that are decoded at the same time.
+        :param drafts: whether to speculate at all, in a mode that does.
         :raises UsageError: the target is to think and cannot.
         """
         self.clip = clip
         self._pair, self._plan, self._request, self._identity = pair, plan, request, identity
-        self._trace, self._oom_retries, self._company = trace, oom_retries, company
+        self._trace, self._oom_retries, self._shared, self._drafts = trace, oom_retries, shared, drafts
         self._thinking = _thinking(pair, request)
-        self._settings = request.settings if company.drafts else replace(request.settings, mode=Mode.AR)
+        self._settings = request.settings if drafts else replace(request.settings, mode=Mode.AR)
         self._session = self._new_session()
         self._is_taken = False
         self._prompts: PairPrompts | None = None  # of the first question that was encoded
@@ -343,7 +345,7 @@ class ClipAnswers:
     def _new_session(self) -> Session:
         from lvspec_cli.speculation.engine import Session
 
-        return Session.of(self._pair, slots=self._company.slots)
+        return Session.of(self._pair, self._shared)
 
     @contextmanager
     def _own_session(self) -> Iterator[Session]:
@@ -456,7 +458,7 @@ class ClipAnswers:
             if self._trace is not None:
                 self._trace(trace_row(number, index, done, self._word))
         generation = rounds.generation
-        if self._company.drafts:
+        if self._drafts:
             return generation
         return replace(generation, stats=replace(generation.stats, fallback=True))
 

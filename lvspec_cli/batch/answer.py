@@ -23,6 +23,7 @@ from lvspec_cli.types import Clip, FinishReason, Gate, VideoRequest
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
+    from lvspec_cli.speculation.engine import SharedMemory
 
 OnOutOfMemory = Literal["shrink", "fail"]
 LEAST_PIXELS = 112 * 112  # the smallest frame that is still useful
@@ -54,6 +55,7 @@ class Answering:
     listen: Listener
     interrupted: Callable[[], bool]
     company: Company = ALONE
+    shared: SharedMemory | None = None  # for several answers at a time
 
     def failed(
         self, work: Work, error: LvspecError, numbers: Sequence[int] | None = None
@@ -96,7 +98,8 @@ class InProgress:
                 self.work.identity,
                 self._clip,
                 oom_retries=self._retries,
-                company=answering.company,
+                shared=answering.shared,
+                drafts=answering.company.drafts,
             )
         listen(clip_ready(self._clip))
         return self._answers.turn(number, listen, answering.interrupted, is_last=not self.waiting)

@@ -22,7 +22,7 @@ from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
 from lvspec_cli.events import Listener, Noted
-from lvspec_cli.memory.resolve import place, workload_of
+from lvspec_cli.memory.resolve import place
 from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.workers import Crew, Worker, start_worker
 
@@ -190,7 +190,7 @@ def run(
         from lvspec_cli.batch.remote import run_remote
 
         # The placement is decided before any worker takes memory.
-        plans = [replace(plan, load_plan=place(plan.load_plan, workload_of(plan.base))) for plan in plans]
+        plans = [replace(plan, load_plan=place(plan.load_plan, plan.workload)) for plan in plans]
         run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)
         return
     # Closed explicitly: the exception of a second Ctrl-C would be lost in a generator that is only dropped.

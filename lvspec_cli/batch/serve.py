@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lvspec_cli.batch.answer import Answering, OnOutOfMemory
@@ -25,6 +25,7 @@ from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan
 from lvspec_cli.types import Mode, VideoRequest
 
 if TYPE_CHECKING:
+    from lvspec_cli.memory.plan import Workload
     from lvspec_cli.models.load import LoadedPair
     from lvspec_cli.video.pool import DecodePool
 
@@ -41,6 +42,17 @@ class WorkerPlan:
     decode_threads: int | None = None  # of each decoding process; None divides the cores between them
     company: Company = ALONE
 
+    def at_most(self, rows: int) -> WorkerPlan:
+        """The plan for so few rows that some slots would never be used."""
+        if rows >= self.company.slots:
+            return self
+        return replace(self, company=replace(self.company, slots=max(1, rows)))
+
+    @property
+    def workload(self) -> Workload:
+        """The largest clip, and as many answers as are decoded together."""
+        return replace(workload_of(self.base), slots=self.company.slots)
+
 
 @contextmanager
 def serving(
@@ -51,13 +63,15 @@ def serving(
     :raises PairError: the pair cannot be loaded, or does not fit.
     :raises UsageError: a prompt contains a special token of the pair, or the pair lacks a requested layer.
     """
+    from lvspec_cli.speculation.engine import SharedMemory
     from lvspec_cli.video.decode import read_clip
     from lvspec_cli.video.pool import DecodePool
 
-    pair = load(plan.load_plan, workload_of(plan.base), listen)
+    pair = load(plan.load_plan, plan.workload, listen)
     _check(pair, plan.base)
+    shared = SharedMemory(plan.company.slots) if plan.company.slots > 1 else None
     answering = Answering(
-        pair, plan.load_plan, read_clip, plan.on_out_of_memory, listen, interrupted, plan.company
+        pair, plan.load_plan, read_clip, plan.on_out_of_memory, listen, interrupted, plan.company, shared
     )
     with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
 

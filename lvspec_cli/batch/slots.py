@@ -109,7 +109,6 @@ class Slots:
 
     def _begin(self, work: InProgress, number: int) -> Generator[Done, None, None]:
         place = min(set(range(len(self._slots) + 1)) - {slot.place for slot in self._slots})
-        turn: Turn | None = None
         failure = None
         try:
             turn = work.begin(number, self._listener(place))
@@ -120,8 +119,6 @@ class Slots:
         except Exception as error:
             failure = [explained(error)]
         if failure is not None:
-            if turn is not None:
-                turn.close()
             yield from self._failed(work, number, *failure)
             return
         self._slots.append(slot)

@@ -20,7 +20,7 @@ from lvspec_cli.batch.names import Collected, Input
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_shard
 from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs, Prompts, Workers
-from lvspec_cli.cli.reporting import say_note
+from lvspec_cli.cli.reporting import say, say_note
 from lvspec_cli.cli.requests import (
     checked_system,
     checked_text,
@@ -32,11 +32,13 @@ from lvspec_cli.cli.requests import (
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.host import state_folder, usable_cores
+from lvspec_cli.memory.resolve import fitting_slots, plan_request_of, sizes_of, workload_of
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
-from lvspec_cli.request import AskRequest, Company, LoadPlan, PairChoice
+from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
+from lvspec_cli.speculation.company import MOST_SLOTS, best_company, clip_costs, draft_pays
 from lvspec_cli.text_file import LISTS, read_file, read_stream
-from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
+from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, Gate, Mode
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ def read_job(flags: CaptionFlags) -> Job:
         listen=lambda event: None if flags.messages.quiet else say_note(event),
     )
     check_thinking(load_plan, base)
-    company = Company(int(flags.workers.at_once) if flags.workers.at_once != "auto" else 1)
+    at_once = _at_once(flags.workers.at_once, base.settings)
+    company, notes = company_of(load_plan, base, at_once)
+    if not flags.messages.quiet:
+        for note in notes:
+            say(note)
     collected = _collected(inputs)
     check_prompts(load_plan, base, prompts | _origins(collected))
     return Job(
@@ -135,6 +141,52 @@ def _audit(text: str | None, decoding: CaptionDecoding) -> float:
     if decoding.temperature > 0:
         raise UsageError("--audit compares greedy answers", "leave out --audit or --temperature")
     return share
+
+
+def _at_once(text: str, settings: DecodeSettings) -> int | None:
+    """The number of captions that are decoded together; None: as many as fit and gain.
+
+    :raises UsageError: it is no number, or does not go with --fallback.
+    """
+    if text == "auto":
+        return 1 if settings.fallback else None
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST_SLOTS):
+        raise UsageError(
+            f"--at-once {text!r} is neither auto nor a number", f"write a number from 1 to {MOST_SLOTS}"
+        )
+    if settings.fallback and int(text) > 1:
+        raise UsageError(
+            "--fallback measures one caption at a time, and --at-once decodes several together",
+            "leave out one of them",
+        )
+    return int(text)
+
+
+def company_of(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tuple[Company, list[str]]:
+    """How many captions each pair decodes together, whether the draft pays then, and what to tell of it.
+
+    ``auto`` is 1 on GPUs: there a pass of several answers is not captured, and whether that is faster has not
+    been measured.
+
+    :param at_once: the number, if the user has named one.
+    """
+    if at_once == 1 or (at_once is None and plan.loading.device != "cpu"):
+        return ALONE, []
+    load = workload_of(base)
+    fitting = fitting_slots(plan, load, at_once or MOST_SLOTS)
+    clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, plan.loading.device)
+    if at_once is None:
+        company = best_company(clip, fitting)
+    else:
+        company = Company(fitting, fitting == 1 or not clip.gamma or draft_pays(clip, fitting))
+    notes = []
+    if at_once is not None and fitting < at_once:
+        notes.append(f"there is memory for {fitting} captions at once, not {at_once}")
+    if not company.drafts:
+        notes.append(
+            f"{company.slots} captions at once go without the draft: it would cost more than it saves"
+        )
+    return company, notes
 
 
 def _gates(texts: Sequence[str]) -> frozenset[Gate]:

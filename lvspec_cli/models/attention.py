@@ -58,7 +58,7 @@ def packed_attention(
         return output.transpose(1, 2).contiguous(), None
     packed = query.reshape(batch, key.shape[1], groups * rows, size)
     mask = attention_mask
-    if mask is not None and mask.shape[2] == rows:
+    if mask is not None and mask.shape[2] == rows and groups > 1:
         mask = mask.repeat(1, 1, groups, 1)
     if split_k and mask is not None:
         output = split_k_attention(packed, key, value, mask, scaling or size**-0.5)

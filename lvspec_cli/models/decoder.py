@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lvspec_cli.models.attention import causal, packed_mask
-from lvspec_cli.models.cache import JoinedCaches, KeyValueCache, cache_argument
+from lvspec_cli.models.cache import JoinedCaches, KeyValueCache, SlotCache, SlotMemory, cache_argument
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepOutputs, mask_of, width_of
@@ -47,14 +47,15 @@ class Decoder:
 
     reads_target = False  # whether, as a draft, it has to follow the target's passes
 
-    def __init__(self, loaded: LoadedModel, *, beside_others: bool = False) -> None:
+    def __init__(self, loaded: LoadedModel, memory: SlotMemory | None = None) -> None:
         """
-        :param beside_others: it decodes at the same time as others of the model (``run_together``), in memory
-            of its own and without captured passes.
+        :param memory: of decoders of the model that run together (``run_together``), without captured passes.
         """
         self.loaded = loaded
-        self._workspace = None if beside_others else loaded.workspace
-        self.cache = self._workspace.cache if self._workspace else KeyValueCache()
+        self._workspace = loaded.workspace if memory is None else None
+        self.cache = (
+            self._workspace.cache if self._workspace else memory.cache() if memory else KeyValueCache()
+        )
         self._lease: int | None = None  # of the workspace, since this decoder encoded a clip
         self._layers = tuple(loaded.family.layers(loaded.model))
         self._cache_name = cache_argument(self._layers[0])
@@ -65,6 +66,11 @@ class Decoder:
         self._prefix_length = 0
         self._prompt_length = 0
         self.video: Tensor | None = None  # where the video is in the prefix, bool (prefix,), on the device
+
+    @property
+    def slot(self) -> int:
+        """Its place in a memory of several."""
+        return self.cache.slot if isinstance(self.cache, SlotCache) else 0
 
     @property
     def layer_count(self) -> int:
@@ -187,10 +193,10 @@ class Decoder:
     def copied(self) -> Decoder:
         """A decoder that has read the same clip, for another answer about it at the same time.
 
-        :raises RuntimeError: the decoder shares its memory with others.
+        :raises RuntimeError: the decoder is not one of several.
         """
-        if self._workspace is not None:
-            raise RuntimeError("captured passes have memory for one answer only")
+        if not isinstance(self.cache, SlotCache):
+            raise RuntimeError("there is memory for one answer only")
         other = copy.copy(self)
         other.cache = self.cache.copied()
         other.cache.rollback(self._prefix_length)
@@ -292,12 +298,14 @@ class Step:
 
 
 def run_together(steps: Sequence[Step]) -> list[Pass]:
-    """The passes with their logits. Steps of decoders of one model run as one pass over all their rows."""
+    """The passes with their logits. Steps of decoders that share a memory run as one pass."""
     passes: dict[int, Pass] = {}
-    by_model: dict[int, list[int]] = {}
+    by_memory: dict[int, list[int]] = {}
     for index, step in enumerate(steps):
-        by_model.setdefault(id(step.decoder.loaded.model), []).append(index)
-    for indices in by_model.values():
+        cache = step.decoder.cache
+        by_memory.setdefault(id(cache.memory if isinstance(cache, SlotCache) else cache), []).append(index)
+    for indices in by_memory.values():
+        indices.sort(key=lambda index: steps[index].decoder.slot)
         group = [steps[index] for index in indices]
         passes |= zip(indices, _joined(group) if len(group) > 1 else map(_single, group), strict=True)
     return [passes[index] for index in range(len(steps))]
@@ -310,18 +318,19 @@ def _single(step: Step) -> Pass:
 
 def _joined(steps: Sequence[Step]) -> list[Pass]:
     """One pass of one model for several decoders."""
-    decoders, any_of = [step.decoder for step in steps], steps[0].decoder
+    any_of = steps[0].decoder
     family, model = any_of.loaded.family, any_of.loaded.model
     rows = [step.tokens.shape[0] for step in steps]
-    rotary = [decoder.next_rotary(count) for decoder, count in zip(decoders, rows, strict=True)]
+    rotary = [step.decoder.next_rotary(count) for step, count in zip(steps, rows, strict=True)]
     if any_of.reads_target:
         embeddings = torch.cat([step.decoder._embedded(step.tokens) for step in steps], 1)
     else:
         embeddings = any_of._embedded(torch.cat([step.tokens for step in steps]))
-    for decoder, count in zip(decoders, rows, strict=True):
-        decoder.cache.reserve(decoder.cache.length + count)
-    caches = JoinedCaches([decoder.cache for decoder in decoders], rows, any_of._groups, embeddings)
-    starts = [decoder.cache.length for decoder in decoders]
+    own = [step.decoder.cache for step in steps if isinstance(step.decoder.cache, SlotCache)]
+    starts = [cache.length for cache in own]
+    for cache, count in zip(own, rows, strict=True):
+        cache.reserve(cache.length + count)
+    caches = JoinedCaches(own, rows, any_of._groups, embeddings)
     factors = (torch.cat([cosines for cosines, _ in rotary], 1), torch.cat([sines for _, sines in rotary], 1))
     watch = set().union(*(step.watch for step in steps))
     hidden, inputs = any_of._through(embeddings, factors, None, caches, watch)
@@ -331,9 +340,9 @@ def _joined(steps: Sequence[Step]) -> list[Pass]:
     logits = family.head(model, wanted).float().split([step.last for step in steps])
     watched = {layer: states.split(rows, 1) for layer, states in inputs.items()}
     passes = []
-    for index, (step, start, own) in enumerate(zip(steps, starts, rotary, strict=True)):
+    for index, (step, start, turned) in enumerate(zip(steps, starts, rotary, strict=True)):
         kept = {layer: watched[layer][index] for layer in step.watch}
-        passes.append(Pass(hidden_parts[index], start, own, kept, logits[index]))
+        passes.append(Pass(hidden_parts[index], start, turned, kept, logits[index]))
         step.decoder._has_run(passes[-1])
     return passes
 

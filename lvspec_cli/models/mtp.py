@@ -29,6 +29,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.models.cache import SlotMemory
 from lvspec_cli.models.decoder import QUESTION_ROWS, Decoder, Pass
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.load import LoadedModel, LoadedPair
@@ -161,8 +162,8 @@ class MtpDecoder(Decoder):
 
     reads_target = True
 
-    def __init__(self, loaded: LoadedModel, *, beside_others: bool = False) -> None:
-        super().__init__(loaded, beside_others=beside_others)
+    def __init__(self, loaded: LoadedModel, memory: SlotMemory | None = None) -> None:
+        super().__init__(loaded, memory)
         nothing = torch.empty(0, loaded.model.config.hidden_size, device=loaded.device, dtype=loaded.dtype)
         self._inputs: Tensor | None = None  # embeddings of the prefix, (1, prefix, width), until it is run
         self._states, self._first = nothing, 0  # of the target, not run yet, and the position of the first

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.models.cache import SlotMemory
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.mtp import MtpDecoder
@@ -32,6 +34,15 @@ def _never() -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class SharedMemory:
+    """Where several sessions of a pair, up to ``slots`` of them at a time, keep what they have read."""
+
+    slots: int
+    target: SlotMemory = field(default_factory=SlotMemory)
+    draft: SlotMemory = field(default_factory=SlotMemory)
+
+
 class Session:
     """One clip and several questions about it. Target and draft each encode the video once.
 
@@ -48,16 +59,17 @@ class Session:
         self._fallback = Fallback(None, DecodeSettings())
 
     @classmethod
-    def of(cls, pair: LoadedPair, *, slots: int = 1) -> Session:
+    def of(cls, pair: LoadedPair, shared: SharedMemory | None = None) -> Session:
         """A session with new decoders of a pair's models.
 
-        :param slots: how many sessions of the pair answer at the same time (``next_rounds``).
+        :param shared: memory of sessions that answer at the same time (``next_rounds``).
         """
-        draft, is_shared = None, slots > 1
+        target, draft = (shared.target, shared.draft) if shared else (None, None)
+        drafting = None
         if pair.draft is not None:
-            kind = MtpDecoder if pair.draft.is_prediction_layer else Decoder
-            draft = kind(pair.draft, beside_others=is_shared)
-        return cls(Decoder(pair.target, beside_others=is_shared), draft, pair.words, slots=slots)
+            drafting = (MtpDecoder if pair.draft.is_prediction_layer else Decoder)(pair.draft, draft)
+        slots = shared.slots if shared else 1
+        return cls(Decoder(pair.target, target), drafting, pair.words, slots=slots)
 
     def copied(self) -> Session:
         """A session that has read the same clip, to answer another question at the same time."""

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from lvspec_cli.batch.answer import Answering, smaller_request
-from lvspec_cli.batch.slots import Finished, Ready, Slots
+from lvspec_cli.batch.slots import Finished, NextWork, Ready, Slots
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
@@ -311,6 +311,12 @@ def test_a_clip_gets_smaller_by_pixels_and_then_by_frames(video_file: Path):
     assert smaller_request(asked, least) is None
 
 
+def given(*works: Ready) -> NextWork:
+    """These works, decoded already."""
+    left = iter(works)
+    return lambda waits: next(left, None)
+
+
 def broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """From now on every clip is answered with ``error``."""
 
@@ -334,9 +340,8 @@ def test_what_a_library_makes_of_a_signal_is_no_failure_of_the_clip(
 
         monkeypatch.setattr("lvspec_cli.batch.answer.ClipAnswers", fail)
         answering = Answering(pair, demo_plan(), read_clip, "fail", lambda event: None, stop)
-        works = iter([Ready(work(str(video_file), "key"), clip)])
-        slots = Slots(answering, lambda waits, works=works: next(works, None))
-        assert sum(not isinstance(done, Finished) for done in slots.run()) == count
+        done = list(Slots(answering, given(Ready(work(str(video_file), "key"), clip))).run())
+        assert sum(not isinstance(each, Finished) for each in done) == count
 
 
 def test_a_gpu_that_is_lost_stops_the_batch_after_the_clip_that_lost_it(

@@ -20,6 +20,7 @@ from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, rows
+from tests.batch.test_caption import given
 from tests.batch.test_resume import work
 from tests.conftest import Printed, demo_plan
 from tests.tiny_models import set_positions
@@ -180,8 +181,7 @@ def test_where_memory_is_short_as_well_the_note_stays(
     request = VideoRequest(video_file, max_frames=9, background=(255, 0, 0))
     todo = replace(work(str(video_file), "key"), request=AskRequest(request, ("What?",), DecodeSettings()))
     answering = Answering(Mock(), demo_plan(), read, "shrink", lambda event: None, lambda: False)
-    works = iter([Ready(todo, read_clip(request))])
-    list(Slots(answering, lambda waits: next(works, None)).run())
+    list(Slots(answering, given(Ready(todo, read_clip(request)))).run())
     assert [count for count, _ in taken] == [9, 5, 5]
     assert taken[2][1] < taken[1][1] == 64
     assert all(call.args[0].background == (255, 0, 0) for call in read.mock_calls)

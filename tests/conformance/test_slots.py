@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from lvspec_cli.speculation.engine import Rounds, Session, next_rounds
+from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory, next_rounds
 from lvspec_cli.types import DecodeSettings, Generation, Mode
 from tests.conformance.conftest import Subject
 
 EXACT = DecodeSettings(mode=Mode.EXACT, gamma=3, max_new_tokens=10, repetition_guard=False)
-ASKED = (("odd", "What moves?"), ("one-frame", "how many balls"), ("wide", "what now"), ("odd", "which colour"))
+ASKED = (
+    ("odd", "What moves?"),
+    ("one-frame", "how many balls"),
+    ("wide", "what now"),
+    ("odd", "which colour"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ def together(subject: Subject, answers: Sequence[Joining], wanted: DecodeSetting
     """Decode them in one batch, each from its round on."""
     going: dict[int, Rounds] = {}
     done: dict[int, Generation] = {}
-    number = 0
+    number, shared = 0, SharedMemory(len(answers))
     while len(done) < len(answers):
         for index, answer in enumerate(answers):
             if answer.at <= number and index not in going and index not in done:
-                session = Session.of(subject.pair, slots=len(answers))
+                session = Session.of(subject.pair, shared)
                 limited = replace(wanted, max_new_tokens=answer.tokens)
                 going[index] = session.answer(subject.prompts(*ASKED[answer.asked]), limited)
         for index, round_ in zip(list(going), next_rounds(list(going.values())), strict=True):
