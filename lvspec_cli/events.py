@@ -97,7 +97,23 @@ class Noted:
     text: str
 
 
+@dataclass(frozen=True)
+class InSlot:
+    """An event of one of several answers that are decoded at the same time. ``slot`` counts from 0."""
+
+    slot: int
+    event: Event
+
+
 Event = (
-    Noted | StageStarted | StageAdvanced | StageFinished | ClipReady | QuestionStarted | RoundDone | Answered
+    Noted
+    | StageStarted
+    | StageAdvanced
+    | StageFinished
+    | ClipReady
+    | QuestionStarted
+    | RoundDone
+    | Answered
+    | InSlot
 )
 Listener = Callable[[Event], None]

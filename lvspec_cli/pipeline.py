@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ from lvspec_cli.types import (
     Mode,
     PairPrompts,
     Placement,
+    Round,
     Thinking,
     VideoRequest,
 )
@@ -64,9 +66,10 @@ from lvspec_cli.types import (
 if TYPE_CHECKING:
     from lvspec_cli.memory.plan import Workload
     from lvspec_cli.models.load import LoadedPair
-    from lvspec_cli.speculation.engine import Session
+    from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory
 
 Trace = Callable[[dict[str, Any]], None]
+Turn = Generator["Rounds", Round | None, Record]  # an answer that is being decoded
 
 
 def ask(
@@ -263,8 +266,26 @@ def answers(
     :raises UsageError: the target is to think and cannot, or a prompt is too long.
     """
     chosen = range(1, len(request.questions) + 1) if numbers is None else numbers
-    run = _Run(plan, request, identity, clip, loaded, listen, trace, oom_retries, _thinking(loaded, request))
-    yield from run.answers(chosen, interrupted)
+    about = ClipAnswers(loaded, plan, request, identity, clip, trace=trace, oom_retries=oom_retries)
+    for number in chosen:
+        if interrupted():
+            return
+        yield alone(about.turn(number, listen, interrupted))
+
+
+def alone(turn: Turn) -> Record:
+    """The record of an answer that is decoded by itself."""
+    step: Callable[[], Rounds] = partial(next, turn)
+    while True:
+        try:
+            rounds = step()
+        except StopIteration as end:
+            record: Record = end.value
+            return record
+        try:
+            step = partial(turn.send, next(rounds, None))
+        except Exception as error:
+            step = partial(turn.throw, error)
 
 
 def _thinking(loaded: LoadedPair, request: AskRequest) -> Thinking | None:
@@ -275,91 +296,139 @@ def _thinking(loaded: LoadedPair, request: AskRequest) -> Thinking | None:
     return thinking_of(loaded.target.processor, loaded.target.name)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Values that are the same for all questions about one clip."""
+class ClipAnswers:
+    """Answers about one clip, which is encoded once.
 
-    plan: LoadPlan
-    request: AskRequest
-    identity: FileIdentity
-    clip: Clip
-    pair: LoadedPair
-    listen: Listener
-    trace: Trace | None
-    oom_retries: int
-    thinking: Thinking | None
+    :meth:`turn` decodes one answer. The turns of several answers, also about other clips, may take place at
+    the same time: each asks for its rounds, and whoever runs them decides which ones are decoded together.
+    """
 
-    def answers(self, numbers: Sequence[int], interrupted: Callable[[], bool]) -> Iterator[Record]:
+    def __init__(
+        self,
+        pair: LoadedPair,
+        plan: LoadPlan,
+        request: AskRequest,
+        identity: FileIdentity,
+        clip: Clip,
+        *,
+        trace: Trace | None = None,
+        oom_retries: int = 0,
+        shared: SharedMemory | None = None,
+        drafts: bool = True,
+    ) -> None:
+        """
+        :param oom_retries: how often the clip was made smaller, for the records.
+        :param shared: of answers that are decoded at the same time.
+        :param drafts: whether to speculate at all, in a mode that does.
+        :raises UsageError: the target is to think and cannot.
+        """
+        self.clip = clip
+        self._pair, self._plan, self._request, self._identity = pair, plan, request, identity
+        self._trace, self._oom_retries, self._shared, self._drafts = trace, oom_retries, shared, drafts
+        self._thinking = _thinking(pair, request)
+        self._settings = request.settings if drafts else replace(request.settings, mode=Mode.AR)
+        self._session = self._new_session()
+        self._is_taken = False
+        self._prompts: PairPrompts | None = None  # of the first question that was encoded
+
+    def turn(
+        self, number: int, listen: Listener, interrupted: Callable[[], bool], *, is_last: bool = False
+    ) -> Turn:
+        """Answer question ``number``, counted from 1. Yields whose next round is wanted, is sent that round,
+        or None where there is none, and returns the record.
+
+        :param is_last: no other turn will begin, so that the frames' pixels may be forgotten.
+        :raises LvspecError: the question is too long, or memory is short (MemoryError and torch's own, too).
+        """
+        with self._own_session() as session:
+            prompts = self._encode(session, number, listen, is_last=is_last)
+            if is_last:
+                self._prompts = None
+            record = yield from self._answer(session, prompts, number, listen, interrupted)
+            if isinstance(record.audit, Failure):  # the caches may be inconsistent
+                self._pair.release()
+                self._session, self._prompts = self._new_session(), None
+        return record
+
+    def _new_session(self) -> Session:
         from lvspec_cli.speculation.engine import Session
 
-        session, prompts = Session.of(self.pair), None
-        for number in numbers:
-            if interrupted():
-                return
-            # An audit asks again.
-            is_last = number == numbers[-1] and not self.request.audit
-            prompts = self._encode(session, number, prompts, is_last=is_last)
-            record = self._answer(session, prompts, number, interrupted)
-            if isinstance(record.audit, Failure):  # the caches may be inconsistent
-                self.pair.release()
-                session, prompts = Session.of(self.pair), None
-            yield record
+        return Session.of(self._pair, self._shared)
 
-    def _encode(
-        self, session: Session, number: int, earlier: PairPrompts | None, *, is_last: bool
-    ) -> PairPrompts:
+    @contextmanager
+    def _own_session(self) -> Iterator[Session]:
+        """The clip's session, or a copy of it while another turn has it."""
+        if self._is_taken:
+            yield self._session.copied()
+            return
+        self._is_taken = True
+        try:
+            yield self._session
+        finally:
+            self._is_taken = False
+
+    def _encode(self, session: Session, number: int, listen: Listener, *, is_last: bool) -> PairPrompts:
         from lvspec_cli.models.prompt import build_prompts
 
-        request = self.request
+        request = self._request
         question = request.questions[number - 1]
-        self.listen(QuestionStarted(number, len(request.questions), question))
-        with _stage(Stage.ENCODING, self.listen):
-            if earlier is None and not self._has_room():
+        listen(QuestionStarted(number, len(request.questions), question))
+        with _stage(Stage.ENCODING, listen):
+            if self._prompts is None and not self._has_room():
                 raise MemoryError
             prompts = build_prompts(
-                self.pair,
+                self._pair,
                 self.clip,
                 question,
                 system=request.system,
-                earlier=earlier,
+                earlier=self._prompts,
                 new_tokens=request.settings.max_new_tokens,
                 think=request.think,
                 draft_view=request.settings.draft_view,
             )
-            session.encode(prompts, request.settings, is_last=is_last)
+            # An audit asks again.
+            session.encode(prompts, self._settings, is_last=is_last and not self._request.audit)
+        self._prompts = prompts
         return prompts
 
     def _has_room(self) -> bool:
         from lvspec_cli.memory.resolve import has_room
 
-        workload = clip_workload(self.request, self.clip)
-        return has_room(self.plan, workload, self.clip.frames.nbytes, self._tokens_of_two)
+        workload = clip_workload(self._request, self.clip)
+        return has_room(self._plan, workload, self.clip.frames.nbytes, self._tokens_of_two)
 
     def _tokens_of_two(self) -> int:
         from lvspec_cli.models.prompt import build_prompts
 
         first = replace(self.clip, frames=self.clip.frames[:2], timestamps=self.clip.timestamps[:2])
-        return build_prompts(self.pair, first, self.request.questions[0]).target.visual_tokens
+        return build_prompts(self._pair, first, self._request.questions[0]).target.visual_tokens
 
     def _answer(
-        self, session: Session, prompts: PairPrompts, number: int, interrupted: Callable[[], bool]
-    ) -> Record:
-        stream = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
-        with _stage(Stage.ANSWERING, self.listen):
-            generation = self._rounds(session, prompts, number, stream, interrupted)
+        self,
+        session: Session,
+        prompts: PairPrompts,
+        number: int,
+        listen: Listener,
+        interrupted: Callable[[], bool],
+    ) -> Turn:
+        stream = AnswerStream(self._pair.target.tokenizer.backend_tokenizer, self._thinking)
+        with _stage(Stage.ANSWERING, listen):
+            rounds = session.answer(prompts, self._settings, interrupted=interrupted)
+            prompts = prompts.without_video()
+            generation = yield from self._rounds(rounds, number, stream, listen)
         facts = Facts(
             self.clip,
             prompts.target.visual_tokens,
-            full_precision=self.pair.target.full_precision,
-            oom_retries=self.oom_retries,
+            full_precision=self._pair.target.full_precision,
+            oom_retries=self._oom_retries,
         )
         record = answered_record(
-            self.plan, self.request, self.identity, number, facts, generation, stream.parts
+            self._plan, self._request, self._identity, number, facts, generation, stream.parts
         )
-        if record.status == "ok" and is_audited(record.key, self.request.audit):
-            audit = self._audit(session, prompts, generation, stream, interrupted)
+        if record.status == "ok" and is_audited(record.key, self._request.audit):
+            audit = yield from self._audit(session, prompts, generation, stream, listen, interrupted)
             record = record.model_copy(update={"audit": audit})
-        self.listen(Answered(record, stream.tail))
+        listen(Answered(record, stream.tail))
         return record
 
     def _audit(
@@ -368,15 +437,18 @@ class _Run:
         prompts: PairPrompts,
         generation: Generation,
         stream: AnswerStream,
+        listen: Listener,
         interrupted: Callable[[], bool],
-    ) -> Audit | Failure | None:
+    ) -> Generator[Rounds, Round | None, Audit | Failure | None]:
         from lvspec_cli.figures.audit import audit_answer
 
-        with _stage(Stage.AUDITING, self.listen):
+        with _stage(Stage.AUDITING, listen):
             try:
-                ar = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
-                return audit_answer(
-                    session, prompts, self.request.settings, generation, stream, ar, interrupted
+                ar = AnswerStream(self._pair.target.tokenizer.backend_tokenizer, self._thinking)
+                return (
+                    yield from audit_answer(
+                        session, prompts, self._request.settings, generation, stream, ar, interrupted
+                    )
                 )
             except Exception as error:  # the answer itself is complete, and is kept
                 if not is_out_of_memory(error):
@@ -384,27 +456,24 @@ class _Run:
             return Failure(kind="out_of_memory", message="not enough memory to answer in mode ar as well")
 
     def _rounds(
-        self,
-        session: Session,
-        prompts: PairPrompts,
-        number: int,
-        stream: AnswerStream,
-        interrupted: Callable[[], bool],
-    ) -> Generation:
-        rounds = session.answer(prompts, self.request.settings, interrupted=interrupted)
+        self, rounds: Rounds, number: int, stream: AnswerStream, listen: Listener
+    ) -> Generator[Rounds, Round | None, Generation]:
         index, first = 0, None
-        for done in rounds:
+        while (done := (yield rounds)) is not None:
             now = time.perf_counter()
             first = now if first is None else first
             index += not done.prefill
             pieces = stream.feed(done.tokens, done.kinds)
-            self.listen(RoundDone(index, done, pieces, now - first, thinking=not stream.is_answer))
-            if self.trace is not None:
-                self.trace(trace_row(number, index, done, self._word))
-        return rounds.generation
+            listen(RoundDone(index, done, pieces, now - first, thinking=not stream.is_answer))
+            if self._trace is not None:
+                self._trace(trace_row(number, index, done, self._word))
+        generation = rounds.generation
+        if self._drafts:
+            return generation
+        return replace(generation, stats=replace(generation.stats, fallback=True))
 
     def _word(self, token: int) -> str:
-        return self.pair.target.tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False)
+        return self._pair.target.tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False)
 
 
 @contextmanager

@@ -100,3 +100,14 @@ class AskRequest:
     name: bytes | None = None
     id: str | None = None
     audit: float = 0.0
+
+
+@dataclass(frozen=True)
+class Company:
+    """How many answers are decoded at the same time, and whether the draft pays beside so many."""
+
+    slots: int = 1
+    drafts: bool = True
+
+
+ALONE = Company()

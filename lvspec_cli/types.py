@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -234,6 +234,12 @@ class PairPrompts:
 
     target: Prompt
     draft: Prompt | None  # none in mode ar
+
+    def without_video(self) -> PairPrompts:
+        """The same without the inputs of prefill, which are large."""
+        target, draft = (prompt and replace(prompt, video_inputs={}) for prompt in (self.target, self.draft))
+        assert target is not None
+        return PairPrompts(target, draft)
 
 
 # --- decoding ------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from lvspec_cli.batch.serve import WorkerPlan, serving
+from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.demo.scenes import Scene
 from lvspec_cli.demo.write import scene_of
@@ -101,7 +102,9 @@ def run(load_plan: LoadPlan, works: Sequence[Work], setup: Setup) -> Timed:
     with serving(plan, lambda event: None, lambda: False) as serve:
         began = time.perf_counter()
         done = [
-            (time.perf_counter() - began, record) for finished in serve(works) for record in finished.records
+            (time.perf_counter() - began, record)
+            for record in serve(works)
+            if not isinstance(record, Finished)
         ]
     ends, records = zip(*done, strict=True)
     failed = next((record.error.message for record in records if record.error), None)

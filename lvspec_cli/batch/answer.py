@@ -1,26 +1,29 @@
-"""Answers one work. Failures become records; if memory or the context is short, the clip is made smaller.
+"""One work that is answered. Failures become records; if memory or the context is short, the clip is made
+smaller.
 
 Gates (``--fail-on``) make answers count as failed although they have a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lvspec_cli.batch.work import Work
-from lvspec_cli.errors import ContextError, LvspecError, NotFiniteError, PairError, VideoError
+from lvspec_cli.errors import ContextError, LvspecError, PairError
 from lvspec_cli.events import Answered, Listener
 from lvspec_cli.memory.resolve import no_room_for
 from lvspec_cli.models.prompt_length import LEAST_FRAMES
 from lvspec_cli.output.records import Failure, Record, failed_record
-from lvspec_cli.pipeline import answers, clip_ready, clip_workload, is_out_of_memory, shortened
-from lvspec_cli.request import AskRequest, LoadPlan
+from lvspec_cli.pipeline import ClipAnswers, Turn, clip_ready, clip_workload, is_out_of_memory, shortened
+from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan
 from lvspec_cli.types import Clip, FinishReason, Gate, VideoRequest
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
+    from lvspec_cli.speculation.engine import SharedMemory
 
 OnOutOfMemory = Literal["shrink", "fail"]
 LEAST_PIXELS = 112 * 112  # the smallest frame that is still useful
@@ -40,9 +43,9 @@ class DeviceLostError(PairError):
 
 @dataclass(frozen=True)
 class Answering:
-    """Answers works with a loaded pair.
+    """What answers works: a loaded pair, and what to do where memory or the context is short.
 
-    ``read`` decodes a video again, if its clip has to be smaller.
+    ``read`` decodes a video again, if its clip has to be smaller. ``company``: how many answers at a time.
     """
 
     pair: LoadedPair
@@ -51,84 +54,84 @@ class Answering:
     on_out_of_memory: OnOutOfMemory
     listen: Listener
     interrupted: Callable[[], bool]
+    company: Company = ALONE
+    shared: SharedMemory | None = None  # for several answers at a time
 
-    def answer(self, work: Work, clip: Clip) -> Iterator[Record]:
-        """A record for each of the work's prompts. After an interruption, the remaining prompts get none.
-
-        :raises DeviceLostError: after the records, because no other clip can be answered.
-        :raises NotFiniteError: because every other clip would fail in the same way.
-        """
-        self.listen(clip_ready(clip))
-        pending, retries = list(work.numbers), 0
-        video, expected, too_long = work.request.video, clip.frames_expected, None
-        while pending:
-            try:
-                for record in self._records(work, clip, pending, retries):
-                    if record.finish_reason is FinishReason.INTERRUPTED:
-                        return
-                    del pending[0]
-                    yield record
-                return  # also after an interruption between two prompts
-            except NotFiniteError:
-                raise
-            except Exception as error:
-                failure = explained(error)
-            if self.interrupted():
-                return  # a library turned the signal into an error: the clip has not failed
-            try:
-                video = self._smaller(work, video, clip, failure)
-            except LvspecError as final:
-                yield from self.failed(work, final, pending)
-                if failure is not None:
-                    check_devices()
-                return
-            retries += failure is None
-            too_long = failure if isinstance(failure, ContextError) else too_long
-            try:
-                clip = self.read(video)
-            except VideoError as unreadable:
-                yield from self.failed(work, unreadable, pending)
-                return
-            clip = shortened(clip, expected, too_long) if too_long else clip
-
-    def _smaller(
-        self, work: Work, video: VideoRequest, clip: Clip, failure: LvspecError | None
-    ) -> VideoRequest:
-        """The next request for a clip that was too large.
-
-        :param failure: None if memory was short.
-        :raises LvspecError: for the records, if there is no such request.
-        """
-        if isinstance(failure, ContextError) and failure.frames is not None:
-            return replace(video, max_frames=failure.frames)
-        if failure is not None:
-            raise failure
-        self.pair.release()
-        _release_memory()
-        smaller = smaller_request(video, clip) if self.on_out_of_memory == "shrink" else None
-        if smaller is None:
-            raise too_large(self.plan, work.request, clip)
-        return smaller
-
-    def failed(self, work: Work, error: LvspecError, numbers: list[int] | None = None) -> Iterator[Record]:
+    def failed(
+        self, work: Work, error: LvspecError, numbers: Sequence[int] | None = None
+    ) -> Iterator[Record]:
         """An error record for each of the given prompts, by default for all of the work."""
         for number in numbers if numbers is not None else work.numbers:
             record = failed_record(self.plan, work.request, work.identity, number, error)
             self.listen(Answered(record))
             yield record
 
-    def _records(self, work: Work, clip: Clip, numbers: list[int], retries: int) -> Iterator[Record]:
-        return answers(
-            self.pair,
-            self.plan,
-            work.request,
-            work.identity,
-            clip,
-            self.listen,
-            interrupted=self.interrupted,
-            numbers=tuple(numbers),
-            oom_retries=retries,
-        )
+
+class InProgress:
+    """A work whose clip is decoded: the prompts that wait, and those that are being answered.
+
+    Where memory or the context is short, the clip is made smaller for the prompts that are left.
+    """
+
+    def __init__(self, answering: Answering, work: Work, clip: Clip) -> None:
+        self.work = work
+        self.waiting, self.going = deque(work.numbers), set[int]()
+        self._answering, self._clip = answering, clip
+        self._video, self._expected = work.request.video, clip.frames_expected
+        self._retries, self._too_long = 0, None  # type: int, ContextError | None
+        self._answers: ClipAnswers | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return not self.waiting and not self.going
+
+    def begin(self, number: int, listen: Listener) -> Turn:
+        """The turn of a waiting prompt."""
+        self.waiting.remove(number)
+        self.going.add(number)
+        answering = self._answering
+        if self._answers is None:
+            self._answers = ClipAnswers(
+                answering.pair,
+                answering.plan,
+                self.work.request,
+                self.work.identity,
+                self._clip,
+                oom_retries=self._retries,
+                shared=answering.shared,
+                drafts=answering.company.drafts,
+            )
+        listen(clip_ready(self._clip))
+        return self._answers.turn(number, listen, answering.interrupted, is_last=not self.waiting)
+
+    def give_back(self, number: int) -> None:
+        """A prompt that is being answered waits again, before the others."""
+        self.going.discard(number)
+        self.waiting.appendleft(number)
+
+    def make_smaller(self, failure: LvspecError | None) -> None:
+        """Read a smaller clip for the prompts that wait.
+
+        :param failure: why; None if memory was short.
+        :raises LvspecError: for the records of these prompts, if there is no smaller clip.
+        """
+        self._answers = None
+        self._video = self._smaller(failure)
+        self._retries += failure is None
+        self._too_long = failure if isinstance(failure, ContextError) else self._too_long
+        clip = self._answering.read(self._video)
+        self._clip = shortened(clip, self._expected, self._too_long) if self._too_long else clip
+
+    def _smaller(self, failure: LvspecError | None) -> VideoRequest:
+        answering, clip = self._answering, self._clip
+        if isinstance(failure, ContextError) and failure.frames is not None:
+            return replace(self._video, max_frames=failure.frames)
+        if failure is not None:
+            raise failure
+        smaller = smaller_request(self._video, clip) if answering.on_out_of_memory == "shrink" else None
+        if smaller is None:
+            raise too_large(answering.plan, self.work.request, clip)
+        return smaller
 
 
 def explained(error: Exception) -> LvspecError | None:
@@ -173,12 +176,13 @@ def smaller_request(request: VideoRequest, clip: Clip) -> VideoRequest | None:
     return None
 
 
-def _release_memory() -> None:
-    """Frees the memory of the failed attempt for the next one."""
+def release_memory(pair: LoadedPair) -> None:
+    """Frees the memory of a failed attempt for the next one."""
     import gc
 
     import torch
 
+    pair.release()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

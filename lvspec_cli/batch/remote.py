@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from lvspec_cli.batch.serve import (
     EventSent,
+    Loaded,
     Message,
-    Ready,
     Row,
     Setup,
     WantsWork,
@@ -18,10 +18,11 @@ from lvspec_cli.batch.serve import (
     WorkerPlan,
     serving,
 )
+from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
 from lvspec_cli.events import Listener, Noted
-from lvspec_cli.memory.resolve import place, workload_of
+from lvspec_cli.memory.resolve import place
 from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.workers import Crew, Worker, start_worker
 
@@ -38,8 +39,14 @@ class WorkerDiedError(LvspecError):
 class _Worker(Worker):
     setup: Setup
     ready: bool = False
-    in_progress: deque[Work] = field(default_factory=deque)  # oldest first
-    written: set[str] = field(default_factory=set)  # keys of the oldest work's rows
+    sent: int = 0  # works
+    in_progress: dict[int, Work] = field(default_factory=dict)  # by number, oldest first
+    written: set[str] = field(default_factory=set)  # keys of rows
+
+    def rest(self) -> list[Work]:
+        """The works in progress without what is written, oldest first."""
+        works = (work.only(frozenset(work.keys) - self.written) for work in self.in_progress.values())
+        return [work for work in works if work.numbers]
 
 
 def run_remote(
@@ -94,27 +101,28 @@ class _Crew(Crew[_Worker]):
 
     def handle(self, worker: _Worker, message: Message) -> None:
         match message:
-            case Ready():
+            case Loaded():
                 worker.ready = True
             case WantsWork():
                 self._send_work(worker)
             case Row(record):
                 worker.written.add(record.key)
                 self.write(record)
-            case WorkDone():
-                worker.in_progress.popleft()
-                worker.written.clear()
+            case WorkDone(number):
+                worker.written -= set(worker.in_progress.pop(number).keys)
             case EventSent(event):
                 self.listen(event)
 
     def _send_work(self, worker: _Worker) -> None:
         work = self.pending.popleft() if self.pending else None
         if work is not None:
-            worker.in_progress.append(work)
+            worker.in_progress[worker.sent] = work
+            worker.sent += 1
         worker.send(work)
 
     def worker_ended(self, worker: _Worker) -> None:
-        """Fails its oldest work, takes back the others, and starts it again if it had loaded the pair."""
+        """Fails the work that it ended at, takes back the others, and starts it again if it had loaded the
+        pair."""
         self.workers.remove(worker)
         worker.connection.close()
         code, how = worker.wait()
@@ -123,9 +131,7 @@ class _Crew(Crew[_Worker]):
         if not worker.ready:
             self._continue_without(f"a worker ended while it loaded the pair ({how})")
             return
-        if worker.in_progress:
-            self._fail(worker, worker.in_progress.popleft(), how)
-        self.pending.extendleft(reversed(worker.in_progress))
+        self.pending.extendleft(reversed(self._left_by(worker, how)))
         if self.pending:
             try:
                 self.start(worker.setup)
@@ -146,12 +152,22 @@ class _Crew(Crew[_Worker]):
         if self.pending:
             raise PairError(self.lost, "take fewer --workers, or see with --workers 1 what is wrong")
 
-    def _fail(self, worker: _Worker, work: Work, how: str) -> None:
-        error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")
-        plan = worker.setup.plan.load_plan
-        for number in work.numbers:
-            if work.keys[number - 1] not in worker.written:
+    def _left_by(self, worker: _Worker, how: str) -> list[Work]:
+        """What a worker that died has not finished, to be done by others.
+
+        The oldest works were under way, one in each of its slots. If that is a single one, it was the reason,
+        and fails. If not, each of them is done again with nothing beside it.
+        """
+        rest = worker.rest()
+        slots = 1 if rest and rest[0].alone else worker.setup.plan.company.slots
+        if slots > 1:
+            return [*(replace(work, alone=True) for work in rest[:slots]), *rest[slots:]]
+        for work in rest[:1]:
+            error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")
+            plan = worker.setup.plan.load_plan
+            for number in work.numbers:
                 self.write(failed_record(plan, work.request, work.identity, number, error))
+        return rest[1:]
 
 
 def run(
@@ -174,13 +190,11 @@ def run(
         from lvspec_cli.batch.remote import run_remote
 
         # The placement is decided before any worker takes memory.
-        plans = [replace(plan, load_plan=place(plan.load_plan, workload_of(plan.base))) for plan in plans]
+        plans = [replace(plan, load_plan=place(plan.load_plan, plan.workload)) for plan in plans]
         run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)
         return
     # Closed explicitly: the exception of a second Ctrl-C would be lost in a generator that is only dropped.
     with serving(plans[0], listen, interrupted) as serve, closing(serve(works)) as done:
-        for finished in done:
-            for record in finished.records:
+        for record in done:
+            if not isinstance(record, Finished):
                 write(record)
-            if interrupted():
-                return

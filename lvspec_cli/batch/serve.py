@@ -1,7 +1,7 @@
 """The loop of one worker: it takes works, decodes their clips ahead, and gives records.
 
 A worker process and its parent exchange pickled messages over a socket pair. The parent sends a Setup, then a
-Work or None for each WantsWork. The worker sends Ready, then records and events. An LvspecError is its last
+Work or None for each WantsWork. The worker sends Loaded, then records and events. An LvspecError is its last
 message.
 """
 
@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lvspec_cli.batch.answer import Answering, OnOutOfMemory
+from lvspec_cli.batch.slots import Done, Ready, Slots
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ChangedVideoError, LvspecError
 from lvspec_cli.events import Event, Listener, Noted
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record
 from lvspec_cli.pipeline import check_unchanged, load
-from lvspec_cli.request import AskRequest, LoadPlan
+from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan
 from lvspec_cli.types import Mode, VideoRequest
 
 if TYPE_CHECKING:
+    from lvspec_cli.memory.plan import Workload
     from lvspec_cli.models.load import LoadedPair
-    from lvspec_cli.video.pool import Decoded, DecodePool
+    from lvspec_cli.video.pool import DecodePool
 
 
 @dataclass(frozen=True)
@@ -38,67 +40,79 @@ class WorkerPlan:
     decode_bytes: int  # of frames decoded ahead
     on_out_of_memory: OnOutOfMemory
     decode_threads: int | None = None  # of each decoding process; None divides the cores between them
+    company: Company = ALONE
 
+    def at_most(self, rows: int) -> WorkerPlan:
+        """The plan for so few rows that some slots would never be used."""
+        if rows >= self.company.slots:
+            return self
+        return replace(self, company=replace(self.company, slots=max(1, rows)))
 
-@dataclass(frozen=True)
-class Finished:
-    """A work and its records. After an interruption some of them are missing."""
-
-    work: Work
-    records: Iterator[Record]
+    @property
+    def workload(self) -> Workload:
+        """The largest clip, and as many answers as are decoded together."""
+        return replace(workload_of(self.base), slots=self.company.slots)
 
 
 @contextmanager
 def serving(
     plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
-) -> Iterator[Callable[[Iterable[Work]], Generator[Finished, None, None]]]:
-    """Loads the pair, and yields the function that turns works into records, in order.
-
-    The records of one work must be consumed before those of the next one.
+) -> Iterator[Callable[[Iterable[Work]], Generator[Done, None, None]]]:
+    """Loads the pair, and yields the function that turns works into records, as they are finished.
 
     :raises PairError: the pair cannot be loaded, or does not fit.
     :raises UsageError: a prompt contains a special token of the pair, or the pair lacks a requested layer.
     """
+    from lvspec_cli.speculation.engine import SharedMemory
     from lvspec_cli.video.decode import read_clip
     from lvspec_cli.video.pool import DecodePool
 
-    pair = load(plan.load_plan, workload_of(plan.base), listen)
+    pair = load(plan.load_plan, plan.workload, listen)
     _check(pair, plan.base)
-    answering = Answering(pair, plan.load_plan, read_clip, plan.on_out_of_memory, listen, interrupted)
+    shared = SharedMemory(plan.company.slots) if plan.company.slots > 1 else None
+    answering = Answering(
+        pair, plan.load_plan, read_clip, plan.on_out_of_memory, listen, interrupted, plan.company, shared
+    )
     with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
 
-        def serve(works: Iterable[Work]) -> Generator[Finished, None, None]:
-            with closing(_decoded(pool, works, interrupted)) as decoded:
-                for work, outcome in decoded:
-                    if interrupted():
-                        return
-                    try:
-                        check_unchanged(work.request, work.identity)
-                    except ChangedVideoError as changed:
-                        listen(Noted(f"{changed.cause}; {changed.remedy}"))
-                        yield Finished(work, iter(()))  # the next run does it, under another key
-                        continue
-                    if outcome.clip is not None:
-                        yield Finished(work, answering.answer(work, outcome.clip))
-                    elif outcome.error is not None:
-                        yield Finished(work, answering.failed(work, outcome.error))
+        def serve(works: Iterable[Work]) -> Generator[Done, None, None]:
+            with closing(_Decoding(pool, works, listen, interrupted)) as decoding:
+                yield from Slots(answering, decoding.next_work).run()
 
         yield serve
 
 
-def _decoded(
-    pool: DecodePool, works: Iterable[Work], interrupted: Callable[[], bool]
-) -> Generator[tuple[Work, Decoded], None, None]:
-    ahead: deque[Work] = deque()
+class _Decoding:
+    """Works in order, each with its video decoded ahead."""
 
-    def requests() -> Iterator[VideoRequest]:
-        for work in works:
-            ahead.append(work)
+    def __init__(
+        self, pool: DecodePool, works: Iterable[Work], listen: Listener, interrupted: Callable[[], bool]
+    ) -> None:
+        self._works, self._listen, self._waits = works, listen, True
+        self._ahead: deque[Work] = deque()
+        self._clips = pool.clips(self._requests(), interrupted=interrupted, waits=lambda: self._waits)
+
+    def _requests(self) -> Iterator[VideoRequest]:
+        for work in self._works:
+            self._ahead.append(work)
             yield work.request.video
 
-    with closing(pool.clips(requests(), interrupted=interrupted)) as clips:
-        for decoded in clips:
-            yield ahead.popleft(), decoded
+    def next_work(self, waits: bool) -> Ready | None:
+        """The next work, if there is one, and if it is decoded or ``waits``."""
+        self._waits = waits
+        decoded = next(self._clips, None)
+        if decoded is None or decoded.is_missing:
+            return None
+        work = self._ahead.popleft()
+        try:
+            check_unchanged(work.request, work.identity)
+        except ChangedVideoError as changed:
+            self._listen(Noted(f"{changed.cause}; {changed.remedy}"))
+            return Ready(work)  # the next run does it, under another key
+        return Ready(work, decoded.clip, decoded.error)
+
+    def close(self) -> None:
+        self._clips.close()
 
 
 def _check(pair: LoadedPair, base: AskRequest) -> None:
@@ -121,7 +135,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Ready:
+class Loaded:
     """The pair is loaded."""
 
 
@@ -142,7 +156,9 @@ class Row:
 
 @dataclass(frozen=True)
 class WorkDone:
-    """All rows of the oldest work in progress have been sent."""
+    """All rows of a work have been sent. ``number``: the works that were sent before it to this worker."""
+
+    number: int
 
 
-Message = Ready | WantsWork | EventSent | Row | WorkDone | LvspecError
+Message = Loaded | WantsWork | EventSent | Row | WorkDone | LvspecError

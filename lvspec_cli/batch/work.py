@@ -27,7 +27,8 @@ class Work:
     """One stretch of one video, which is decoded once for all of its prompts.
 
     ``numbers``: the prompts that are still to be answered, counted from 1. ``keys``: one for each prompt.
-    ``error``: set if it is known that the video cannot be read.
+    ``error``: set if it is known that the video cannot be read. ``alone``: nothing else is to be answered at
+    the same time, because it may be the reason that a worker has died.
     """
 
     request: AskRequest
@@ -35,6 +36,7 @@ class Work:
     numbers: tuple[int, ...]
     keys: tuple[str, ...] = field(repr=False)
     error: LvspecError | None = None
+    alone: bool = False
 
     @property
     def name(self) -> bytes:

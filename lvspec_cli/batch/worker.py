@@ -13,11 +13,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
 from lvspec_cli.batch.answer import DeviceLostError
-from lvspec_cli.batch.serve import EventSent, Message, Ready, Row, Setup, WantsWork, WorkDone, serving
+from lvspec_cli.batch.serve import EventSent, Loaded, Message, Row, Setup, WantsWork, WorkDone, serving
+from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.events import Event, Noted
@@ -65,11 +67,16 @@ def _work(
         with sending:
             connection.send(message)
 
+    numbers: dict[int, int] = {}  # by the id of each work in progress
+
     def works() -> Iterator[Work]:
-        while not stop.is_set():
+        for number in count():
+            if stop.is_set():
+                return
             send(WantsWork())
             if (work := inbox.get()) is None:
                 return
+            numbers[id(work)] = number
             yield work
 
     def listen(event: Event) -> None:
@@ -77,13 +84,12 @@ def _work(
             send(EventSent(event))
 
     with serving(setup.plan, listen, stop.is_set) as serve:
-        send(Ready())
-        for finished in serve(works()):
-            for record in finished.records:
-                send(Row(record))
-            if stop.is_set():
-                return
-            send(WorkDone())
+        send(Loaded())
+        for done in serve(works()):
+            if isinstance(done, Finished):
+                send(WorkDone(numbers.pop(id(done.work))))
+            else:
+                send(Row(done))
 
 
 if __name__ == "__main__":

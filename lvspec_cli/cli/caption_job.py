@@ -32,15 +32,22 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import NoInputError, UsageError
-from lvspec_cli.events import Event
+from lvspec_cli.events import Event, Noted
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.host import message_stream, state_folder, usable_cores
-from lvspec_cli.memory.resolve import check_device
+from lvspec_cli.memory.resolve import (
+    check_device,
+    fitting_slots,
+    plan_request_of,
+    sizes_of,
+    workload_of,
+)
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
-from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
+from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
+from lvspec_cli.speculation.company import MOST_SLOTS, best_company, clip_costs, draft_pays
 from lvspec_cli.text_file import LISTS, read_file, read_stream
-from lvspec_cli.types import DEFAULT_PROMPT, Gate, Mode
+from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, Gate, Mode
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,9 @@ def read_job(flags: CaptionFlags) -> Job:
     notes: list[Event] = []
     load_plan, base = prepared(_for_worker(choice, devices[0], devices), request, listen=notes.append)
     check_thinking(load_plan, base)
+    at_once = _at_once(flags.workers.at_once, base.settings)
+    company, said = company_of(load_plan, base, at_once)
+    notes += map(Noted, said)
     collected = _collected(inputs)
     check_prompts(load_plan, base, prompts | _origins(collected))
     return Job(
@@ -94,7 +104,7 @@ def read_job(flags: CaptionFlags) -> Job:
         collected=collected,
         cutting=Cutting(inputs.segment, inputs.overlap, inputs.scenes),
         again=Again.ALL if records.redo else Again.ERRORS if records.retry_errors else Again.NOTHING,
-        plans=worker_plans(load_plan, base, flags.workers, devices, records.on_oom),
+        plans=worker_plans(load_plan, base, flags.workers, devices, records.on_oom, company),
         gates=_gates(records.fail_on or ()),
         out=None if records.out == "-" else Path(records.out),
         notes=tuple(notes),
@@ -143,6 +153,52 @@ def _audit(text: str | None, decoding: CaptionDecoding) -> float:
     if decoding.temperature > 0:
         raise UsageError("--audit compares greedy answers", "leave out --audit or --temperature")
     return share
+
+
+def _at_once(text: str, settings: DecodeSettings) -> int | None:
+    """The number of captions that are decoded together; None: as many as fit and gain.
+
+    :raises UsageError: it is no number, or does not go with --fallback.
+    """
+    if text == "auto":
+        return 1 if settings.fallback else None
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST_SLOTS):
+        raise UsageError(
+            f"--at-once {text!r} is neither auto nor a number", f"write a number from 1 to {MOST_SLOTS}"
+        )
+    if settings.fallback and int(text) > 1:
+        raise UsageError(
+            "--fallback measures one caption at a time, and --at-once decodes several together",
+            "leave out one of them",
+        )
+    return int(text)
+
+
+def company_of(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tuple[Company, list[str]]:
+    """How many captions each pair decodes together, whether the draft pays then, and what to tell of it.
+
+    ``auto`` is 1 on GPUs: there a pass of several answers is not captured, and whether that is faster has not
+    been measured.
+
+    :param at_once: the number, if the user has named one.
+    """
+    if at_once == 1 or (at_once is None and plan.loading.device != "cpu"):
+        return ALONE, []
+    load = workload_of(base)
+    fitting = fitting_slots(plan, load, at_once or MOST_SLOTS)
+    clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, plan.loading.device)
+    if at_once is None:
+        company = best_company(clip, fitting)
+    else:
+        company = Company(fitting, fitting == 1 or not clip.gamma or draft_pays(clip, fitting))
+    notes = []
+    if at_once is not None and fitting < at_once:
+        notes.append(f"there is memory for {fitting} captions at once, not {at_once}")
+    if not company.drafts:
+        notes.append(
+            f"{company.slots} captions at once go without the draft: it would cost more than it saves"
+        )
+    return company, notes
 
 
 def _gates(texts: Sequence[str]) -> frozenset[Gate]:
@@ -199,6 +255,7 @@ def worker_plans(
     workers: Workers,
     devices: Sequence[str],
     on_out_of_memory: OnOutOfMemory,
+    company: Company,
 ) -> tuple[WorkerPlan, ...]:
     """The plan of each worker, with its share of the machine."""
     cores = usable_cores()
@@ -213,6 +270,7 @@ def worker_plans(
             decode_workers=decoding,
             decode_bytes=workers.decode_memory * 2**20 // len(devices),
             on_out_of_memory=on_out_of_memory,
+            company=company,
         )
         for device in devices
     )

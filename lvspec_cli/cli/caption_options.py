@@ -118,6 +118,11 @@ class Workers(OptionGroup):
         1, "Pairs side by side. Each has its share of the memory.", min=1, max=64, metavar="N"
     )
     devices: str | None = flag(None, "One pair on each: cuda:0,cuda:1.", metavar="LIST")
+    at_once: str = flag(
+        "auto",
+        "Captions that each pair decodes together. auto: as many as fit and gain; 1 on a GPU.",
+        metavar="N",
+    )
     decode_workers: int | None = flag(None, "Videos decoded ahead at a time.", min=1, max=64, metavar="N")
     decode_memory: int = flag(512, "Frames decoded ahead, at most.", min=16, max=2**24, metavar="MB")
 

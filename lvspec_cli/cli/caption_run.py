@@ -149,7 +149,14 @@ def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outc
                     write(failed_record(job.load_plan, work.request, work.identity, number, work.error))
         try:
             if readable:
-                run(readable, job.plans, write=write, listen=listen_all, interrupted=stop.asked)
+                rows_left = sum(len(work.numbers) for work in readable)
+                run(
+                    readable,
+                    [plan.at_most(rows_left) for plan in job.plans],
+                    write=write,
+                    listen=listen_all,
+                    interrupted=stop.asked,
+                )
         finally:
             outcome.seconds = time.monotonic() - began
     if outcome.ok:

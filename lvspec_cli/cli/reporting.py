@@ -18,7 +18,7 @@ import typer
 
 from lvspec_cli.errors import LvspecError, MachineError, OutputError, check_machine, shortage_behind
 from lvspec_cli.escape import visible_line
-from lvspec_cli.events import Answered, Event, Noted, RoundDone
+from lvspec_cli.events import Answered, Event, InSlot, Noted, RoundDone
 from lvspec_cli.host import libraries_logged, message_stream, state_folder
 
 LIBRARY_LOG = "libraries.log"  # in the user's state folder
@@ -152,6 +152,8 @@ class Stop:
         self._is_second = False
 
     def listen(self, event: Event) -> None:
+        if isinstance(event, InSlot):
+            event = event.event
         if isinstance(event, RoundDone):
             self._answering = True
         elif isinstance(event, Answered):

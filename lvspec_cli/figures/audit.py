@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ from lvspec_cli.figures.labels import chrf, read_scene_labels, repetition, rouge
 from lvspec_cli.figures.summary import speedup_over_clips
 from lvspec_cli.output.records import THINKING, Audit, Failure, Record
 from lvspec_cli.output.text import AnswerStream
-from lvspec_cli.types import DecodeSettings, FinishReason, Generation, Mode, PairPrompts
+from lvspec_cli.types import DecodeSettings, FinishReason, Generation, Mode, PairPrompts, Round
 
 if TYPE_CHECKING:
-    from lvspec_cli.speculation.engine import Session
+    from lvspec_cli.speculation.engine import Rounds, Session
 
 
 def audit_answer(
@@ -31,10 +31,11 @@ def audit_answer(
     stream: AnswerStream,
     ar_stream: AnswerStream,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Audit | Failure | None:
+) -> Generator[Rounds, Round | None, Audit | Failure | None]:
     """Answers the same prompt in mode ar and compares; None if that was interrupted.
 
-    The session must have encoded the clip already. Thoughts are not compared.
+    Yields whose next round is wanted, and is sent it. The session must have encoded the clip already.
+    Thoughts are not compared.
 
     :param settings: of the answer to audit.
     :param generation: the answer's tokens.
@@ -42,7 +43,10 @@ def audit_answer(
     :param ar_stream: will read those of mode ar.
     """
     plain = replace(settings, mode=Mode.AR)
-    ar = session.answer(prompts, plain, interrupted=interrupted).run()
+    rounds = session.answer(prompts, plain, interrupted=interrupted)
+    while (yield rounds) is not None:
+        pass
+    ar = rounds.generation
     if ar.finish_reason is FinishReason.INTERRUPTED:
         return None
     ar_stream.feed(ar.tokens, ar.kinds)

@@ -62,13 +62,17 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Workload:
-    """The largest input and output: one clip, and one answer of ``new_tokens``."""
+    """The largest input and output: one clip, and one answer of ``new_tokens``.
+
+    ``slots``: such answers that are decoded at the same time. They are prefilled one by one.
+    """
 
     frames: int
     max_pixels: int
     new_tokens: int
     text_tokens: int = TEXT_TOKENS
     draft_view: DraftView = WHOLE  # what of the clip the draft is shown
+    slots: int = 1
 
     @property
     def of_draft(self) -> Workload:
@@ -194,7 +198,7 @@ def need(size: ModelSize, load: Workload, choice: Choice = Choice()) -> Need:
     """The memory that a model needs for a workload."""
     tokens = prompt_tokens(size, load) + load.new_tokens + SPARE_ROWS
     attention_layers = size.layers if size.attention_layers is None else size.attention_layers
-    cache = attention_layers * 2 * size.key_width * tokens * choice.element + size.state
+    cache = load.slots * (attention_layers * 2 * size.key_width * tokens * choice.element + size.state)
     return Need(
         weights=weight_bytes(size.parameters, size.matrices, choice),
         cache=cache,
@@ -519,6 +523,15 @@ def non_weight_bytes(sizes: Sizes, load: Workload, request: PlanRequest) -> int:
     """Bytes that a loaded pair needs for a clip besides its weights, both models on one device."""
     target, draft = _needs(sizes, load, request, request.target, request.draft)
     return together(target, draft) - target.weights - (draft.weights if draft else 0)
+
+
+def slots_that_fit(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest, most: int) -> int:
+    """How many answers can be decoded at a time, up to ``most``; 0 if not even one."""
+    for slots in range(1, most + 1):
+        several = replace(load, slots=slots)
+        if not decide(machine, sizes, several, request, gamma=1, width_limit=None).plan.fits:
+            return slots - 1
+    return most
 
 
 def smallest_change(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest) -> str | None:

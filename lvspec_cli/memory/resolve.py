@@ -30,6 +30,7 @@ from lvspec_cli.memory.plan import (
     non_weight_bytes,
     planned,
     shortage,
+    slots_that_fit,
     smallest_change,
 )
 from lvspec_cli.pairs.files import (
@@ -322,6 +323,12 @@ def _sizes(target: Path, draft: Path | None, *, mtp: bool) -> Sizes:
         size,
         size_of_mtp(target / "config.json", size) if mtp else size_of(draft / "config.json", str(draft)),
     )
+
+
+def fitting_slots(plan: LoadPlan, load: Workload, most: int) -> int:
+    """How many answers of a workload the pair can decode at a time on this machine, from 1 to ``most``."""
+    fitting = slots_that_fit(_machine(plan.choice), sizes_of(plan), load, plan_request_of(plan), most)
+    return max(1, fitting)
 
 
 def place(plan: LoadPlan, load: Workload) -> LoadPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,16 @@ NAME = "lvspec"
 SPLIT_KEYS = 128  # keys in each part of split-K attention
 
 
+class Together(Protocol):
+    """Sequences whose rows run in one pass."""
+
+    def attended(self, query: Tensor, scaling: float | None) -> Tensor:
+        """Attention of rows of all sequences, (1, heads, rows, size), each to its own sequence.
+
+        Returns (1, rows, heads, size).
+        """
+
+
 def packed_attention(
     module: Any,
     query: Tensor,
@@ -23,6 +33,7 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     split_k: bool = False,
+    together: Together | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Grouped-query attention with transformers' interface.
@@ -33,8 +44,11 @@ def packed_attention(
     ``query`` (batch, heads, rows, size); ``key`` and ``value`` (batch, key heads, length, size);
     ``attention_mask`` (batch, 1, rows, length), or already packed by :func:`packed_mask`, or None. None means
     all keys for a single row, and causal attention from an empty cache for several rows.
-    ``split_k``: use :func:`split_k_attention`. Returns (batch, rows, heads, size).
+    ``split_k``: use :func:`split_k_attention`. ``together``: the rows are of several sequences, and attend to
+    those that it names, instead of ``key`` and ``value``. Returns (batch, rows, heads, size).
     """
+    if together is not None:
+        return together.attended(query, scaling), None
     batch, heads, rows, size = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None and rows > 1:
@@ -44,7 +58,7 @@ def packed_attention(
         return output.transpose(1, 2).contiguous(), None
     packed = query.reshape(batch, key.shape[1], groups * rows, size)
     mask = attention_mask
-    if mask is not None and mask.shape[2] == rows:
+    if mask is not None and mask.shape[2] == rows and groups > 1:
         mask = mask.repeat(1, 1, groups, 1)
     if split_k and mask is not None:
         output = split_k_attention(packed, key, value, mask, scaling or size**-0.5)

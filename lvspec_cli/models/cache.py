@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lvspec_cli.models.attention import SPLIT_KEYS
+from lvspec_cli.models.attention import SPLIT_KEYS, packed_attention
 from lvspec_cli.models.delta import LayerStates
 
 SPARE = 384  # extra rows of each allocation, so that the cache grows rarely
@@ -114,3 +118,159 @@ class KeyValueCache:
         batch, heads, _, size = like.shape
         # Zeros, because a masked row is multiplied by 0, and 0 * NaN would be NaN.
         return like.new_zeros(batch, heads, self.capacity, size)
+
+
+class SlotMemory:
+    """Keys and values of several sequences of one model, a slot each, with the same room for all of them.
+
+    In one tensor a layer, ``(slots, key heads, capacity, head size)``: one call attends for all of them.
+    """
+
+    def __init__(self) -> None:
+        self.capacity = 0  # rows of a slot
+        self._slots = 0
+        self._free: list[int] = []
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def cache(self) -> SlotCache:
+        """A cache in a free slot, which is free again when the cache is dropped."""
+        if not self._free:
+            self._free.append(self._slots)
+            self._slots += 1
+            self._resize()
+        self._free.sort()
+        slot = self._free.pop(0)
+        cache = SlotCache(self, slot)
+        weakref.finalize(cache, self._free.append, slot)
+        return cache
+
+    def reserve(self, capacity: int, spare: int) -> None:
+        """Make room for so many rows in every slot."""
+        if capacity > self.capacity:
+            self.capacity = -(-(capacity + spare) // BLOCK) * BLOCK
+            self._resize()
+
+    def add_layer(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Make the stores of a layer. ``keys``, ``values``: rows like those to come."""
+        for stores, like in ((self.keys, keys), (self.values, values)):
+            shape = (self._slots, like.shape[1], self.capacity, like.shape[3])
+            stores[layer] = like.new_zeros(shape)
+
+    def _resize(self) -> None:
+        for stores in (self.keys, self.values):
+            for layer, old in stores.items():
+                slots, heads, rows, size = old.shape
+                stores[layer] = old.new_zeros(self._slots, heads, self.capacity, size)
+                stores[layer][:slots, :, :rows].copy_(old)
+
+
+class SlotCache(KeyValueCache):
+    """The cache of one sequence in a slot."""
+
+    def __init__(self, memory: SlotMemory, slot: int) -> None:
+        super().__init__()
+        self.memory, self.slot = memory, slot
+
+    def _stores(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self.memory.keys:
+            self.memory.add_layer(layer, keys, values)
+        memory, slot = self.memory, self.slot
+        return memory.keys[layer].narrow(0, slot, 1), memory.values[layer].narrow(0, slot, 1)
+
+    def reserve(self, capacity: int, spare: int = SPARE) -> None:
+        self.states.before(self.length, capacity - self.length)
+        self.memory.reserve(capacity, spare)
+
+    def keys(self, layer: int, length: int) -> Tensor:
+        return self.memory.keys[layer].narrow(0, self.slot, 1).narrow(2, 0, length)
+
+    def copied(self) -> SlotCache:
+        """The same rows in another slot."""
+        other = self.memory.cache()
+        other.length, other.states = self.length, copy.deepcopy(self.states)
+        for stores in (self.memory.keys, self.memory.values):
+            for store in stores.values():
+                store[other.slot, :, : self.length].copy_(store[self.slot, :, : self.length])
+        return other
+
+    def clear(self) -> None:
+        self.length, self.states = 0, LayerStates()
+
+    @property
+    def bytes(self) -> int:
+        """The slot's share of the allocated bytes."""
+        stores = (*self.memory.keys.values(), *self.memory.values.values())
+        return sum(store[0].numel() * store.element_size() for store in stores) + self.states.bytes
+
+
+class JoinedCaches:
+    """Slots of one memory, in ascending order, for one pass over rows of all of them: first the first one's.
+
+    Everything in a layer but attention, and the states of Qwen3.5, is by rows. So such a pass reads the
+    weights once, and every row attends to its own sequence only. Attention runs over all slots from the first
+    to the last, each with as many rows as the longest has: what is too much is masked, or not looked at.
+
+    Room for the rows must be reserved before.
+    """
+
+    def __init__(self, caches: Sequence[SlotCache], rows: Sequence[int], groups: int, like: Tensor) -> None:
+        """
+        :param rows: of each sequence.
+        :param groups: query heads a key head.
+        :param like: the rows' embeddings.
+        """
+        self.caches, self.rows = tuple(caches), tuple(rows)
+        self._memory, self._most = caches[0].memory, max(rows)
+        self._first, self._count = caches[0].slot, caches[-1].slot - caches[0].slot + 1
+        self._is_even = self._count * self._most == sum(rows)
+        starts = [0] * self._count
+        for cache in caches:
+            starts[cache.slot - self._first] = cache.length
+        every = [
+            (cache.slot, cache.length + row, (cache.slot - self._first) * self._most + row)
+            for cache, count in zip(caches, rows, strict=True)
+            for row in range(count)
+        ]
+        self._slots, self._places, self._rows = torch.tensor(every, device=like.device).T
+        self._length = max(cache.length + count for cache, count in zip(caches, rows, strict=True))
+        last = torch.tensor(starts, device=like.device).unsqueeze(1)
+        last = last + torch.arange(
+            self._most, device=like.device
+        )  # key that a row may attend to, (slots, rows)
+        allowed = torch.arange(self._length, device=like.device) <= last.unsqueeze(2)
+        added = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
+        self._mask = added.masked_fill_(~allowed, float("-inf")).repeat(1, groups, 1).unsqueeze(1)
+        self._layer = 0  # that was updated last
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write a layer's rows of all sequences, each to its slot. Returns them as they are."""
+        if layer not in self._memory.keys:
+            self._memory.add_layer(layer, keys, values)
+        slots, places = self._slots.to(keys.device), self._places.to(keys.device)
+        self._memory.keys[layer][slots, :, places] = keys[0].transpose(0, 1)
+        self._memory.values[layer][slots, :, places] = values[0].transpose(0, 1)
+        self._layer = layer
+        return keys, values
+
+    def attended(self, query: Tensor, scaling: float | None) -> Tensor:
+        """As ``attention.Together`` has it, in the layer that was updated last."""
+        _, heads, _, size = query.shape
+        by_row, rows = query[0].transpose(0, 1), self._rows.to(query.device)
+        if not self._is_even:
+            padded = query.new_zeros(self._count * self._most, heads, size)
+            by_row = padded.index_copy_(0, rows, by_row)
+        queries = by_row.view(self._count, self._most, heads, size).transpose(1, 2)
+        keys, values = (
+            stores[self._layer].narrow(0, self._first, self._count).narrow(2, 0, self._length)
+            for stores in (self._memory.keys, self._memory.values)
+        )
+        output = packed_attention(None, queries, keys, values, self._mask.to(query.device), 0.0, scaling)[
+            0
+        ].view(self._count * self._most, heads, size)
+        return (output if self._is_even else output.index_select(0, rows)).unsqueeze(0)
+
+    def advance(self) -> None:
+        """Add the rows that every layer has written to the lengths."""
+        for cache, rows in zip(self.caches, self.rows, strict=True):
+            cache.advance(rows)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lvspec_cli.models.attention import causal, packed_mask
-from lvspec_cli.models.cache import KeyValueCache, cache_argument
+from lvspec_cli.models.cache import JoinedCaches, KeyValueCache, SlotCache, SlotMemory, cache_argument
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepOutputs, mask_of, width_of
@@ -46,10 +47,15 @@ class Decoder:
 
     reads_target = False  # whether, as a draft, it has to follow the target's passes
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, memory: SlotMemory | None = None) -> None:
+        """
+        :param memory: of decoders of the model that run together (``run_together``), without captured passes.
+        """
         self.loaded = loaded
-        self._workspace = loaded.workspace
-        self.cache = self._workspace.cache if self._workspace else KeyValueCache()
+        self._workspace = loaded.workspace if memory is None else None
+        self.cache = (
+            self._workspace.cache if self._workspace else memory.cache() if memory else KeyValueCache()
+        )
         self._lease: int | None = None  # of the workspace, since this decoder encoded a clip
         self._layers = tuple(loaded.family.layers(loaded.model))
         self._cache_name = cache_argument(self._layers[0])
@@ -64,6 +70,11 @@ class Decoder:
             False  # by the pass that ran the prefix, so that states do not stand at its end
         )
         self.video: Tensor | None = None  # where the video is in the prefix, bool (prefix,), on the device
+
+    @property
+    def slot(self) -> int:
+        """Its place in a memory of several."""
+        return self.cache.slot if isinstance(self.cache, SlotCache) else 0
 
     @property
     def layer_count(self) -> int:
@@ -200,19 +211,44 @@ class Decoder:
 
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
         """Run tokens of the answer, long (rows,), after those that the cache holds."""
+        rows = tokens.shape[0]
+        rotary = self.next_rotary(rows)
+        if self._workspace is not None and (width := width_of(rows)) is not None:
+            self.cache.reserve(self.cache.length + width)
+            step = self._workspace.step(width, watch, rotary[0], partial(self._fixed_pass, tuple(watch)))
+            if step is not None:
+                return self._replayed(*step, tokens, rotary)
+        return self._run(self._embedded(tokens), rotary, watch)
+
+    def next_rotary(self, rows: int) -> Rotary:
+        """The rotary factors of the next tokens of the answer.
+
+        :raises RuntimeError: nothing has been asked yet, or another decoder has taken the memory.
+        """
         if self._rotary is None:
             raise RuntimeError("begin() comes before forward()")
         self._check_clip()
-        start, rows = self.answered, tokens.shape[0]
         cosines, sines = self._rotary
-        rotary = (cosines.narrow(1, start, rows), sines.narrow(1, start, rows))
-        if self._workspace is not None and (width := width_of(rows)) is not None:
-            self.cache.reserve(self.cache.length + width)
-            step = self._workspace.step(width, watch, cosines, partial(self._fixed_pass, tuple(watch)))
-            if step is not None:
-                return self._replayed(*step, tokens, rotary)
-        embeddings = self.loaded.family.embed(self.loaded.model, tokens.view(1, -1).to(self.loaded.device))
-        return self._run(embeddings, rotary, watch)
+        return cosines.narrow(1, self.answered, rows), sines.narrow(1, self.answered, rows)
+
+    def copied(self) -> Decoder:
+        """A decoder that has read the same clip, for another answer about it at the same time.
+
+        :raises RuntimeError: the decoder is not one of several.
+        """
+        if not isinstance(self.cache, SlotCache):
+            raise RuntimeError("there is memory for one answer only")
+        other = copy.copy(self)
+        other.cache = self.cache.copied()
+        other.cache.rollback(self._prefix_length)
+        return other
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """What goes into the first layer for tokens of the answer, (1, rows, width)."""
+        return self.loaded.family.embed(self.loaded.model, tokens.view(1, -1).to(self.loaded.device))
+
+    def _has_run(self, passed: Pass) -> None:
+        """Take note of a pass over tokens of the answer: here nothing, ``models.mtp`` keeps a state."""
 
     def rollback(self, answered: int) -> None:
         """Remove tokens of the answer from the cache until at most ``answered`` are left."""
@@ -262,7 +298,7 @@ class Decoder:
         embeddings: Tensor,
         rotary: Rotary,
         mask: Tensor | None,
-        cache: KeyValueCache | FixedRows,
+        cache: KeyValueCache | FixedRows | JoinedCaches,
         watch: Collection[int],
         deeper: Sequence[Tensor] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
@@ -274,6 +310,8 @@ class Decoder:
         hidden, inputs = embeddings, {}
         device, layer_rotary = embeddings.device, rotary
         arguments = {self._cache_name: cache, "split_k": isinstance(cache, FixedRows)}
+        if isinstance(cache, JoinedCaches):
+            arguments["together"] = cache
         for index, layer in enumerate(self._layers):
             if self.layer_devices[index] != device:
                 device = self.layer_devices[index]
@@ -288,6 +326,66 @@ class Decoder:
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden
         return self.loaded.family.norm(self.loaded.model, hidden), inputs
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pass that an answer wants: tokens behind those that its decoder holds."""
+
+    decoder: Decoder
+    tokens: Tensor  # long (rows,)
+    last: int = 1  # rows at the end whose logits are wanted
+    watch: Collection[int] = ()
+
+
+def run_together(steps: Sequence[Step]) -> list[Pass]:
+    """The passes with their logits. Steps of decoders that share a memory run as one pass."""
+    passes: dict[int, Pass] = {}
+    by_memory: dict[int, list[int]] = {}
+    for index, step in enumerate(steps):
+        cache = step.decoder.cache
+        by_memory.setdefault(id(cache.memory if isinstance(cache, SlotCache) else cache), []).append(index)
+    for indices in by_memory.values():
+        indices.sort(key=lambda index: steps[index].decoder.slot)
+        group = [steps[index] for index in indices]
+        passes |= zip(indices, _joined(group) if len(group) > 1 else map(_single, group), strict=True)
+    return [passes[index] for index in range(len(steps))]
+
+
+def _single(step: Step) -> Pass:
+    passed = step.decoder.forward(step.tokens, step.watch)
+    return replace(passed, logits=step.decoder.logits(passed, step.last))
+
+
+def _joined(steps: Sequence[Step]) -> list[Pass]:
+    """One pass of one model for several decoders."""
+    any_of = steps[0].decoder
+    family, model = any_of.loaded.family, any_of.loaded.model
+    rows = [step.tokens.shape[0] for step in steps]
+    rotary = [step.decoder.next_rotary(count) for step, count in zip(steps, rows, strict=True)]
+    if any_of.reads_target:
+        embeddings = torch.cat([step.decoder._embedded(step.tokens) for step in steps], 1)
+    else:
+        embeddings = any_of._embedded(torch.cat([step.tokens for step in steps]))
+    own = [step.decoder.cache for step in steps if isinstance(step.decoder.cache, SlotCache)]
+    starts = [cache.length for cache in own]
+    for cache, count in zip(own, rows, strict=True):
+        cache.reserve(cache.length + count)
+    caches = JoinedCaches(own, rows, any_of._groups, embeddings)
+    factors = (torch.cat([cosines for cosines, _ in rotary], 1), torch.cat([sines for _, sines in rotary], 1))
+    watch = set().union(*(step.watch for step in steps))
+    hidden, inputs = any_of._through(embeddings, factors, None, caches, watch)
+    caches.advance()
+    hidden_parts = hidden.split(rows, 1)
+    wanted = torch.cat([part[0, -step.last :] for part, step in zip(hidden_parts, steps, strict=True)])
+    logits = family.head(model, wanted).float().split([step.last for step in steps])
+    watched = {layer: states.split(rows, 1) for layer, states in inputs.items()}
+    passes = []
+    for index, (step, start, turned) in enumerate(zip(steps, starts, rotary, strict=True)):
+        kept = {layer: watched[layer][index] for layer in step.watch}
+        passes.append(Pass(hidden_parts[index], start, turned, kept, logits[index]))
+        step.decoder._has_run(passes[-1])
+    return passes
 
 
 def kept_positions(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:

@@ -320,18 +320,26 @@ class GatedDelta(nn.Module):
         self.layer: Any = layer
 
     def forward(self, hidden_states: Tensor, cache: Any = None, **more: Any) -> Any:
-        """(1, rows, width) to the same. A mask is for padding, which there is none of."""
-        states = getattr(cache, "states", None)
-        if not isinstance(states, LayerStates):
+        """(1, rows, width) to the same. A mask is for padding, which there is none of.
+
+        The rows may be of several sequences (``JoinedCaches``): then each has a state of its own.
+        """
+        caches, rows = getattr(cache, "caches", (cache,)), getattr(cache, "rows", hidden_states.shape[1])
+        if not isinstance(getattr(caches[0], "states", None), LayerStates):
             return self.layer(hidden_states, cache, **more)
-        layer, count = self.layer, cache.newest_rows()
-        state = states.of(layer.layer_idx, partial(self._blank, hidden_states))
-        channels = layer.in_proj_qkv(hidden_states)[0]
-        rows = self._rows(hidden_states, torch.cat((state.tail(count), channels)))
-        outputs = state.run(rows, channels, count).transpose(0, 1).to(hidden_states.dtype)
+        layer, channels = self.layer, self.layer.in_proj_qkv(hidden_states)[0]
+        parts = zip(caches, hidden_states.split(rows, 1), channels.split(rows), strict=True)
+        outputs = torch.cat([self._attended(*part) for part in parts]).to(hidden_states.dtype)
         gates = layer.in_proj_z(hidden_states).reshape(-1, layer.head_v_dim)
         normed = layer.norm(outputs.reshape(-1, layer.head_v_dim), gates)
         return layer.out_proj(normed.reshape(1, hidden_states.shape[1], -1))
+
+    def _attended(self, cache: Any, hidden: Tensor, channels: Tensor) -> Tensor:
+        """Outputs of the rows of one sequence, float32 (rows, heads, value size)."""
+        count = cache.newest_rows()
+        state = cache.states.of(self.layer.layer_idx, partial(self._blank, hidden))
+        rows = self._rows(hidden, torch.cat((state.tail(count), channels)))
+        return state.run(rows, channels, count).transpose(0, 1)
 
     def _blank(self, like: Tensor) -> LayerState:
         layer = self.layer

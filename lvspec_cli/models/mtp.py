@@ -29,6 +29,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.models.cache import SlotMemory
 from lvspec_cli.models.decoder import QUESTION_ROWS, Decoder, Pass
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.load import LoadedModel, LoadedPair
@@ -161,8 +162,8 @@ class MtpDecoder(Decoder):
 
     reads_target = True
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        super().__init__(loaded)
+    def __init__(self, loaded: LoadedModel, memory: SlotMemory | None = None) -> None:
+        super().__init__(loaded, memory)
         nothing = torch.empty(0, loaded.model.config.hidden_size, device=loaded.device, dtype=loaded.dtype)
         self._inputs: Tensor | None = None  # embeddings of the prefix, (1, prefix, width), until it is run
         self._states, self._first = nothing, 0  # of the target, not run yet, and the position of the first
@@ -241,16 +242,17 @@ class MtpDecoder(Decoder):
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
         """Run tokens of the answer: with the target's states, if it has any for them, else a single one with
         the layer's own."""
-        if self._rotary is None:
-            raise RuntimeError("begin() comes before forward()")
-        start, rows = self.answered, tokens.shape[0]
-        states = self._states_of(rows)
-        embeddings = self.loaded.family.embed(self.loaded.model, tokens.view(1, -1).to(self.loaded.device))
-        cosines, sines = self._rotary
-        rotary = (cosines.narrow(1, start, rows), sines.narrow(1, start, rows))
-        passed = self._run(self.loaded.model.fused(embeddings, states), rotary)
-        self._own = passed.hidden[0, -1:]
+        rotary = self.next_rotary(tokens.shape[0])
+        passed = self._run(self._embedded(tokens), rotary)
+        self._has_run(passed)
         return passed
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        states = self._states_of(tokens.shape[0])
+        return self.loaded.model.fused(super()._embedded(tokens), states)
+
+    def _has_run(self, passed: Pass) -> None:
+        self._own = passed.hidden[0, -1:]
 
     def _states_of(self, rows: int) -> Tensor:
         """States of the next positions, (rows, width)."""

@@ -11,17 +11,26 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.constraint import Guide
-from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.decoder import Decoder, Pass, Step, run_together
 from lvspec_cli.models.load import LoadedModel, shared_vocabulary
 from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.words import TokenSets
-from lvspec_cli.speculation.draft import Proposal, propose
+from lvspec_cli.speculation.draft import Drafting, Proposal, propose
 from lvspec_cli.speculation.draft_length import policy_for
 from lvspec_cli.speculation.logits import LogitsRules
 from lvspec_cli.speculation.relevance import Relevance
 from lvspec_cli.speculation.repetition import is_looping
 from lvspec_cli.speculation.sampling import accept, distribution, draw, is_sound
-from lvspec_cli.speculation.verify import Evidence, History, Verdict, check_sound, gather, judge, may_vary
+from lvspec_cli.speculation.verify import (
+    Evidence,
+    History,
+    Verdict,
+    check_sound,
+    judge,
+    may_vary,
+    read,
+    reduce,
+)
 from lvspec_cli.types import (
     Constraint,
     DecodeSettings,
@@ -53,7 +62,12 @@ class Answer:
         words: TokenSets,
         settings: DecodeSettings,
         relevance: Relevance | None,
+        *,
+        slots: int = 1,
     ) -> None:
+        """
+        :param slots: how many answers are decoded at the same time.
+        """
         self._words, self._settings, self._relevance = words, settings, relevance
         self._target, self._draft = target, draft if settings.mode != Mode.AR else None
         loaded, drafting = target.loaded, self._draft.loaded if self._draft else None
@@ -67,7 +81,7 @@ class Answer:
         # A constrained answer ends where its grammar does.
         rules = replace(loaded.generation, min_new_tokens=0) if constraint else loaded.generation
         self._logits = LogitsRules(rules, loaded.vocabulary, self._device)
-        self._policy = policy_for(settings, self._rule, loaded, drafting)
+        self._policy = policy_for(settings, self._rule, loaded, drafting, slots)
         self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
@@ -124,40 +138,71 @@ class Answer:
         self._target.rollback(len(self.tokens) - 1)
         return time.perf_counter() - began
 
-    @torch.inference_mode()
     def round(self) -> Round:
         """One draft, one verification, one acceptance. With a fixed gamma, one transfer to the host."""
+        return decode_rounds([self])[0]
+
+    def drafting(self) -> Drafting | None:
+        """What a round drafts; None: nothing."""
         # The target adds one token of its own in every round.
         room = self._settings.max_new_tokens - len(self.tokens) - 1
-        proposal = self._propose(min(self._settings.greatest_gamma, room))
+        most = min(self._settings.greatest_gamma, room)
+        if self._draft is None or most < 1:
+            return None
+        return Drafting(
+            self._draft,
+            # The target may say an id of its untrained padding, which a smaller draft has no row for.
+            self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
+            most,
+            self._shared_vocabulary,
+            self._logits.drafting(self._shared_vocabulary),
+            self._settings.temperature,
+            self._generator,
+            self._policy,
+            self._guide,
+        )
+
+    def verification(self, proposal: Proposal) -> Step:
+        """The target's pass of a round."""
         gamma = proposal.tokens.shape[0]
         watch = self._relevance.watch if self._relevance and gamma else ()
-        passed = self._target.forward(torch.cat((self._pending(self._target), proposal.tokens)), watch)
+        return Step(self._target, torch.cat((self._pending(self._target), proposal.tokens)), gamma + 1, watch)
+
+    def reduced(self, proposal: Proposal, passed: Pass) -> Tensor:
+        """All that :meth:`take` needs of a verification, float64 (n,) on the device."""
+        gamma = proposal.tokens.shape[0]
         if self._draft is not None:
             self._draft.follow(passed)
         logits = self._target.logits(passed, gamma + 1)
         logits = self._rules_applied(logits, proposal.tokens)
         if self._settings.temperature > 0:
-            evidence, verdict = self._sample(proposal, logits)
+            return self._drawn(proposal, logits)
+        scores = None
+        if self._relevance and gamma:
+            scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
+        numbers = reduce(logits, proposal.tokens, scores)
+        return torch.cat((numbers, self._second_choice(logits))) if self._settings.vary > 0 else numbers
+
+    def take(self, proposal: Proposal, numbers: Sequence[float]) -> Round:
+        """Accept tokens by the numbers of :meth:`reduced`."""
+        gamma = proposal.tokens.shape[0]
+        if self._settings.temperature > 0:
+            evidence, verdict = _sampled(numbers, gamma)
         else:
-            scores = None
-            if self._relevance and gamma:
-                scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
-            evidence = gather(logits, proposal.tokens, scores)
+            evidence = read(numbers, gamma)
             if self._guide is not None:
                 evidence = replace(evidence, bound=self._guide.bound(evidence.target))
             verdict = judge(evidence, self._rule, self._words, self._history)
             if self._settings.vary > 0:
-                verdict = self._vary(logits, verdict)
+                second, gap, coin = numbers[-3:]
+                verdict = self._varied(verdict, int(second), gap, coin)
         check_sound(evidence.sound[: verdict.accepted + 1])
         added = self._take(verdict)
         loss = sum(verdict.losses[:added])
         self.tally.add(gamma, verdict.kinds[:added], loss)
         exact = verdict.kinds.count(TokenKind.EXACT)
         self._policy = self._policy.after(proposal.observed, verdict.accepted, exact, added)
-        for decoder in (self._target, self._draft):
-            if decoder is not None:
-                decoder.rollback(len(self.tokens) - 1)
+        self.settle()
         return Round(
             tokens=verdict.tokens[:added],
             kinds=verdict.kinds[:added],
@@ -169,50 +214,43 @@ class Answer:
             fallback=self.fallback,
         )
 
-    def _propose(self, gamma: int) -> Proposal:
-        if self._draft is None or gamma < 1:
-            return Proposal(self._tensor(()))
-        return propose(
-            self._draft,
-            # The target may say an id of its untrained padding, which a smaller draft has no row for.
-            self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
-            gamma,
-            self._shared_vocabulary,
-            self._logits.drafting(self._shared_vocabulary),
-            self._settings.temperature,
-            self._generator,
-            self._policy,
-            self._guide,
-        )
-
     def _rules_applied(self, logits: Tensor, drafted: Tensor) -> Tensor:
         """The target's logits by the rules of its generation_config, and of the answer's constraint."""
         logits = self._logits.apply(logits, drafted, produced=len(self.tokens))
         return logits if self._guide is None else self._guide.apply(logits)
 
-    def _sample(self, proposal: Proposal, logits: Tensor) -> tuple[Evidence, Verdict]:
-        """Lossless speculative sampling. ``target`` of the evidence holds the target's most likely tokens."""
-        gamma = proposal.tokens.shape[0]
+    def settle(self) -> bool:
+        """Remove from the caches what is not part of the answer.
+
+        Whether the answer can go on after a round that failed: a prediction layer has lost what it read.
+        """
+        for decoder in (self._target, self._draft):
+            if decoder is not None:
+                decoder.rollback(len(self.tokens) - 1)
+        return self._draft is None or not self._draft.reads_target
+
+    def _drawn(self, proposal: Proposal, logits: Tensor) -> Tensor:
+        """Lossless speculative sampling, as numbers for :func:`_sampled`."""
         target_probs = distribution(logits, self._settings.temperature)
         if proposal.draft_probs is None:
             decision = torch.cat((self._tensor((0,)), draw(target_probs, self._generator)))
         else:
             decision = accept(proposal.tokens, proposal.draft_probs, target_probs, self._generator)
-        numbers = torch.cat((decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))).tolist()
-        count, own, drafted = numbers[0], numbers[1], tuple(numbers[2 : 2 + gamma])
-        likeliest, sound = numbers[2 + gamma : 3 + 2 * gamma], numbers[3 + 2 * gamma :]
-        kinds = (TokenKind.EXACT,) * count
-        # Tokens after an accepted end token are cut off later, in _take.
-        verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET), (0.0,) * (count + 1))
-        return Evidence(drafted, tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
+        parts = (decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))
+        return torch.cat([part.to(torch.float64) for part in parts])
 
-    def _vary(self, logits: Tensor, verdict: Verdict) -> Verdict:
-        """A step of the control: by a coin the target's second choice, if it may be said."""
-        best = logits[-1].float().topk(2)
-        (first, second), (own, other) = best.values.tolist(), best.indices.tolist()
-        coin = torch.rand((), generator=self._generator, device=self._device).item() < 0.5
-        if coin and may_vary(own, other, first - second, self._settings.vary, self._words, self._history):
-            return Verdict(0, (other,), (TokenKind.FILLER,), (first - second,))
+    def _second_choice(self, logits: Tensor) -> Tensor:
+        """For a step of the control: the target's second choice, its gap in nats, and a coin from 0 to 1."""
+        best = logits[-1].topk(2)
+        coin = torch.rand((), generator=self._generator, device=self._device)
+        gap = best.values[0] - best.values[1]
+        return torch.stack([part.to(torch.float64) for part in (best.indices[1], gap, coin)])
+
+    def _varied(self, verdict: Verdict, second: int, gap: float, coin: float) -> Verdict:
+        """A step of the control: by the coin the target's second choice, if it may be said."""
+        (own,) = verdict.tokens
+        if coin < 0.5 and may_vary(own, second, gap, self._settings.vary, self._words, self._history):
+            return Verdict(0, (second,), (TokenKind.FILLER,), (gap,))
         return verdict
 
     def _choose(self, logits: Tensor) -> Tensor:
@@ -248,6 +286,11 @@ class Answer:
             return FinishReason.REPETITION
         return None
 
+    @property
+    def no_tokens(self) -> Tensor:
+        """Long (0,)."""
+        return self._tensor(())
+
     def _pending(self, decoder: Decoder) -> Tensor:
         """The answer's tokens that are not in a decoder's cache yet."""
         return self._tensor(self.tokens[decoder.answered :])
@@ -265,6 +308,43 @@ def _guide(target: LoadedModel, constraint: Constraint, vocabulary: int) -> Guid
         logits=target.vocabulary,
         device=target.device,
     )
+
+
+@torch.inference_mode()
+def decode_rounds(answers: Sequence[Answer]) -> list[Round]:
+    """One round of each answer: their draft steps together, one verification and one transfer for all.
+
+    An answer's round does not depend on the others, but for the rounding of passes with more rows.
+    """
+    drafting = [answer.drafting() for answer in answers]
+    proposed = iter(propose([wanted for wanted in drafting if wanted is not None]))
+    proposals = [
+        Proposal(answer.no_tokens) if wanted is None else next(proposed)
+        for answer, wanted in zip(answers, drafting, strict=True)
+    ]
+    passes = run_together(
+        [answer.verification(proposal) for answer, proposal in zip(answers, proposals, strict=True)]
+    )
+    every = list(zip(answers, proposals, strict=True))
+    parts = [
+        answer.reduced(proposal, passed) for (answer, proposal), passed in zip(every, passes, strict=True)
+    ]
+    numbers, at, done = torch.cat(parts).tolist(), 0, []
+    for (answer, proposal), part in zip(every, parts, strict=True):
+        done.append(answer.take(proposal, numbers[at : at + len(part)]))
+        at += len(part)
+    return done
+
+
+def _sampled(numbers: Sequence[float], gamma: int) -> tuple[Evidence, Verdict]:
+    """The evidence and the verdict of a round that was sampled. ``target`` of the evidence holds the target's
+    most likely tokens."""
+    count, own, *others = map(int, numbers)
+    drafted, likeliest, sound = others[:gamma], others[gamma : 2 * gamma + 1], others[2 * gamma + 1 :]
+    kinds = (TokenKind.EXACT,) * count
+    # Tokens after an accepted end token are cut off later, in Answer._take.
+    verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET), (0.0,) * (count + 1))
+    return Evidence(tuple(drafted), tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
 
 
 class Tally:

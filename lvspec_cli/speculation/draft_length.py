@@ -46,8 +46,11 @@ class DraftLengthPolicy(Protocol[Observed]):
     Policies are values: :meth:`after` gives the one for the next round.
     """
 
-    def observe(self, logits: Tensor, /) -> Observed:
-        """What is kept of a drafted token. ``logits``: the draft's, (1, vocabulary), on their device."""
+    def observe(self, logits: Tensor, /) -> Sequence[Observed]:
+        """What is kept of drafted tokens of several answers, one of each.
+
+        ``logits``: the draft's, (answers, vocabulary), on their device.
+        """
 
     def should_continue(self, observed: Sequence[Observed], /) -> bool:
         """Whether to draft another token after those that were observed in this round."""
@@ -67,8 +70,8 @@ class FixedLength:
 
     gamma: int
 
-    def observe(self, logits: Tensor) -> None:
-        return None
+    def observe(self, logits: Tensor) -> Sequence[None]:
+        return [None] * len(logits)
 
     def should_continue(self, observed: Sequence[None]) -> bool:
         return len(observed) < self.gamma
@@ -98,9 +101,10 @@ class AdaptiveLength:
     tokens: float = 0.0  # that rounds added
     steps: float = 0.0  # that rounds cost, in steps of the target alone
 
-    def observe(self, logits: Tensor) -> float:
-        """The draft's highest probability: one transfer to the host."""
-        return float(logits.softmax(dim=-1).max().item())
+    def observe(self, logits: Tensor) -> Sequence[float]:
+        """The draft's highest probabilities: one transfer to the host."""
+        probs: list[float] = logits.softmax(dim=-1).amax(dim=-1).tolist()
+        return probs
 
     def acceptance(self, draft_prob: float) -> float:
         """Probability that a drafted token is accepted, from the draft's own probability of it."""
@@ -165,6 +169,21 @@ def round_cost(gamma: int, costs: RoundCosts) -> float:
     return gamma * costs.draft + costs.verification + costs.row * (gamma + 1) + costs.overhead
 
 
+def costs_beside(costs: RoundCosts, slots: int) -> RoundCosts:
+    """The costs of a round of several answers together, in steps of the target with a row of each of them.
+
+    A pass reads the weights once for all rows, so only what each row costs is ``slots`` times as much. A step
+    of the target grows by the rows of the others, as does one of the draft.
+    """
+    step = 1.0 + costs.row * (slots - 1)
+    return RoundCosts(
+        draft=costs.draft,
+        verification=costs.verification / step,
+        row=costs.row * slots / step,
+        overhead=costs.overhead / step,
+    )
+
+
 def costs_of_sizes(target_bytes: float, draft_bytes: float, row_bytes: float = 0.0) -> RoundCosts:
     """Costs where nothing was measured: a step takes as long as the device needs to read so many bytes.
 
@@ -175,10 +194,18 @@ def costs_of_sizes(target_bytes: float, draft_bytes: float, row_bytes: float = 0
 
 
 def policy_for(
-    settings: DecodeSettings, rule: RuleSettings, target: LoadedModel, draft: LoadedModel | None
+    settings: DecodeSettings,
+    rule: RuleSettings,
+    target: LoadedModel,
+    draft: LoadedModel | None,
+    slots: int = 1,
 ) -> DraftLengthPolicy[Any]:
-    """The policy of an answer's first round. ``rule``: the one in force, which in mode exact is not the
-    settings' own."""
+    """The policy of an answer's first round.
+
+    :param rule: the one in force, which in mode exact is not the settings' own.
+    :param slots: answers that are decoded at the same time. In mode exact, where tokens do not depend on what
+        is drafted, the costs are theirs; a loose answer has the same rounds beside any number of others.
+    """
     if draft is None:
         return FixedLength(0)
     if settings.gamma != "auto":
@@ -190,6 +217,7 @@ def policy_for(
         _step_bytes(target, head=head), _step_bytes(draft, head=head), _expert_bytes(target)
     )
     if is_exact(rule):
+        costs = costs_beside(costs, slots)
         return AdaptiveLength(costs, adaptation.most, EXACT_CALIBRATION)
     loosely = effective(rule)
     return AdaptiveLength(

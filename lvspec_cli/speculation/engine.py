@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from lvspec_cli.errors import UsageError
+from lvspec_cli.models.cache import SlotMemory
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.mtp import MtpDecoder
 from lvspec_cli.models.probe import video_states
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.request import check_draft_view
-from lvspec_cli.speculation.answer import Answer
+from lvspec_cli.speculation.answer import Answer, decode_rounds
 from lvspec_cli.speculation.fallback import Fallback
 from lvspec_cli.speculation.relevance import Relevance, VideoStates, relevance_for, video_layers
 from lvspec_cli.speculation.verify import is_exact
@@ -34,15 +36,24 @@ def _never() -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class SharedMemory:
+    """Where several sessions of a pair, up to ``slots`` of them at a time, keep what they have read."""
+
+    slots: int
+    target: SlotMemory = field(default_factory=SlotMemory)
+    draft: SlotMemory = field(default_factory=SlotMemory)
+
+
 class Session:
     """One clip and several questions about it. Target and draft each encode the video once.
 
     Nobody else may use the decoders while the session does. :meth:`of` makes them for a pair.
     """
 
-    def __init__(self, target: Decoder, draft: Decoder | None, words: TokenSets) -> None:
+    def __init__(self, target: Decoder, draft: Decoder | None, words: TokenSets, *, slots: int = 1) -> None:
         self.target, self.draft = target, draft
-        self._words = words
+        self._words, self._slots = words, slots
         self._prefix: tuple[int, ...] | None = None
         self._draft_holds: tuple[float, DraftView] | None = None  # of the video; None: nothing
         self._video = VideoStates({})
@@ -50,12 +61,24 @@ class Session:
         self._fallback = Fallback(None, DecodeSettings())
 
     @classmethod
-    def of(cls, pair: LoadedPair) -> Session:
-        """A session with new decoders of a pair's models."""
-        draft = None
+    def of(cls, pair: LoadedPair, shared: SharedMemory | None = None) -> Session:
+        """A session with new decoders of a pair's models.
+
+        :param shared: memory of sessions that answer at the same time (``next_rounds``).
+        """
+        target, draft = (shared.target, shared.draft) if shared else (None, None)
+        drafting = None
         if pair.draft is not None:
-            draft = (MtpDecoder if pair.draft.is_prediction_layer else Decoder)(pair.draft)
-        return cls(Decoder(pair.target), draft, pair.words)
+            drafting = (MtpDecoder if pair.draft.is_prediction_layer else Decoder)(pair.draft, draft)
+        slots = shared.slots if shared else 1
+        return cls(Decoder(pair.target, target), drafting, pair.words, slots=slots)
+
+    def copied(self) -> Session:
+        """A session that has read the same clip, to answer another question at the same time."""
+        draft = None if self.draft is None else self.draft.copied()
+        other = Session(self.target.copied(), draft, self._words, slots=self._slots)
+        other._prefix, other._draft_holds, other._video = self._prefix, self._draft_holds, self._video
+        return other
 
     def encode(
         self, prompts: PairPrompts, settings: DecodeSettings | None = None, *, is_last: bool = False
@@ -116,7 +139,9 @@ class Session:
         _check(settings, self.draft)
         self.encode(prompts, settings, is_last=is_last)
         began = time.perf_counter()
-        answer = Answer(self.target, self.draft, self._words, settings, self._relevance(settings))
+        answer = Answer(
+            self.target, self.draft, self._words, settings, self._relevance(settings), slots=self._slots
+        )
         fallback = self._fallback_for(settings)
         fallback.before_answer(answer)
         seconds, self._encode_seconds = self._encode_seconds + time.perf_counter() - began, 0.0
@@ -181,28 +206,33 @@ class Rounds(Iterator[Round]):
         interrupted: Callable[[], bool],
         prefill_seconds: float,
     ) -> None:
-        self._answer, self._prompts = answer, prompts
+        self._answer = answer
+        self._prompts: PairPrompts | None = prompts  # until they are in the caches: their pixels are large
         self._fallback, self._interrupted = fallback, interrupted
         self._prefill_seconds, self._decode_seconds = prefill_seconds, 0.0
         self._failed = False  # also true while a round runs: one that fails leaves the caches in pieces
 
     def __next__(self) -> Round:
-        answer, began = self._answer, time.perf_counter()
-        if self._failed:
+        (done,) = next_rounds([self])
+        if done is None:
             raise StopIteration
+        return done
+
+    def _goes_on(self) -> bool:
+        answer = self._answer
+        if self._failed:
+            return False
         if answer.tokens and answer.finish is None and self._interrupted():
             answer.finish = FinishReason.INTERRUPTED
-        if answer.finish is not None:
-            raise StopIteration
+        return answer.finish is None
+
+    def _begin(self) -> Round:
+        assert self._prompts is not None
+        began = time.perf_counter()
         self._failed = True
-        if answer.tokens:
-            self._fallback.before_round(answer)
-            done = answer.round()
-            self._fallback.after_round(done)
-            self._decode_seconds += time.perf_counter() - began
-        else:
-            done = answer.begin(self._prompts)
-            self._prefill_seconds += time.perf_counter() - began
+        done = self._answer.begin(self._prompts)
+        self._prompts = None
+        self._prefill_seconds += time.perf_counter() - began
         self._failed = False
         return done
 
@@ -228,11 +258,53 @@ class Rounds(Iterator[Round]):
             ),
         )
 
+    @torch.inference_mode()
+    def drop_round(self) -> bool:
+        """Go on after a round that failed before any token was taken. Whether that is possible."""
+        self._failed = not self._answer.settle()
+        return not self._failed
+
     def run(self) -> Generation:
         """Decode all remaining rounds, and give the whole answer."""
         for _ in self:
             pass
         return self.generation
+
+
+def next_rounds(many: Sequence[Rounds]) -> list[Round | None]:
+    """The next round of each of several answers; None for one that is over.
+
+    The first round of an answer is its prefill, which runs alone. Other rounds are decoded together
+    (``decode_rounds``), and each counts an equal share of their seconds. If that fails, none has taken
+    tokens: :meth:`Rounds.drop_round` makes an answer go on.
+    """
+    done: dict[int, Round | None] = {}
+    together: list[int] = []
+    for index, rounds in enumerate(many):
+        if not rounds._goes_on():
+            done[index] = None
+        elif not rounds._answer.tokens:
+            done[index] = rounds._begin()
+        else:
+            together.append(index)
+    if together:
+        done |= zip(together, _decoded_together([many[index] for index in together]), strict=True)
+    return [done[index] for index in range(len(many))]
+
+
+def _decoded_together(many: Sequence[Rounds]) -> list[Round]:
+    began = time.perf_counter()
+    for rounds in many:
+        rounds._failed = True
+        rounds._fallback.before_round(rounds._answer)
+    done = decode_rounds([rounds._answer for rounds in many])
+    for rounds, round_ in zip(many, done, strict=True):
+        rounds._fallback.after_round(round_)
+        rounds._failed = False
+    seconds = (time.perf_counter() - began) / len(many)
+    for rounds in many:
+        rounds._decode_seconds += seconds
+    return done
 
 
 def _check(settings: DecodeSettings, draft: Decoder | None) -> None:

@@ -69,7 +69,12 @@ class Verdict:
 
 
 def gather(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Evidence:
-    """Reduce a verification to numbers on the host, in one transfer.
+    """Reduce a verification to numbers on the host, in one transfer: see :func:`reduce`."""
+    return read(reduce(logits, drafted, relevance).tolist(), drafted.shape[0])
+
+
+def reduce(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Tensor:
+    """A verification as few numbers on the device, float64, so that those of several fit one transfer.
 
     The gap is a difference of logits, which equals the difference of log probabilities within a row.
 
@@ -81,17 +86,20 @@ def gather(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Evidenc
     best, target = logits.max(dim=-1)  # a row that has a NaN anywhere has it as its maximum
     gap = best[:gamma] - logits[:gamma].gather(1, drafted.unsqueeze(1)).squeeze(1)
     scores = [] if relevance is None or not gamma else [relevance]
-    parts = [target, best.isfinite(), drafted, gap, *scores]
     # Doubles hold every id exactly.
-    numbers = torch.cat([part.to(torch.float64) for part in parts]).tolist()
-    ends = list(accumulate(len(part) for part in parts))
-    columns = [tuple(numbers[start:end]) for start, end in pairwise([0, *ends])]
+    return torch.cat([part.to(torch.float64) for part in (target, best.isfinite(), drafted, gap, *scores)])
+
+
+def read(numbers: Sequence[float], gamma: int) -> Evidence:
+    """The evidence in the numbers of :func:`reduce`."""
+    ends = [0, *accumulate((gamma + 1, gamma + 1, gamma, gamma))]
+    target, sound, drafted, gap = (numbers[start:end] for start, end in pairwise(ends))
     return Evidence(
-        drafted=tuple(map(int, columns[2])),
-        target=tuple(map(int, columns[0])),
-        gap=columns[3],
-        relevance=columns[4] if scores else (),
-        sound=tuple(map(bool, columns[1])),
+        drafted=tuple(map(int, drafted)),
+        target=tuple(map(int, target)),
+        gap=tuple(gap),
+        relevance=tuple(numbers[ends[-1] :]),
+        sound=tuple(map(bool, sound)),
     )
 
 

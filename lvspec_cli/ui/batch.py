@@ -19,9 +19,10 @@ from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.host import message_stream
 from lvspec_cli.output.records import Record
+from lvspec_cli.table import counted
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.render import clip_line, current_text, message_console, stages_line
-from lvspec_cli.ui.state import RECENT, BatchView, add_event, add_row, counts, rates
+from lvspec_cli.ui.state import RECENT, BatchView, View, add_event, add_row, counts, rates
 
 ANSWER_LINES = 4
 INTERVAL = 10.0  # seconds between two lines without a terminal
@@ -44,13 +45,13 @@ class BatchPicture:
         answer += [Text()] * (ANSWER_LINES - len(answer))
         recent = [result_line(record) for record in self.view.recent]
         recent += [Text()] * (RECENT - len(recent))
-        lines = [
-            *recent,
+        current = [
             clip_line(self.view.current),
             stages_line(self.view.current, plain, self.stage_seconds),
             *answer,
-            Text(rates(self.view, self.seconds), "dim"),
         ]
+        slots = [slot_line(view, width) for _, view in sorted(self.view.slots.items())]
+        lines = [*recent, *(slots or current), Text(rates(self.view, self.seconds), "dim")]
         for line in lines[max(0, len(lines) - height + 1) :]:
             line.truncate(width, overflow="crop" if plain else "ellipsis")
             yield from line.render(console)
@@ -62,6 +63,20 @@ class BatchPicture:
             yield Segment(" ")
             bar = ProgressBar(max(1, self.view.total), self.view.done, width=room)
             yield from bar.__rich_console__(console, options)
+
+
+def slot_line(view: View, width: int) -> Text:
+    """One of several clips that are under way, in one line: its name, its tokens and the end of its text."""
+    text = Text()
+    if view.clip is not None:
+        text.append(visible_line(view.clip.path.name), "bold")
+    if not view.tokens:
+        running = [stage.value for stage, state in view.stages.items() if state.running]
+        return text.append(f"  {' '.join(running)}", "dim")
+    text.append(f"  {counted(view.tokens, 'token')}  ", "dim")
+    answer = current_text(view, width)
+    answer = Text(" ").join(answer.split())
+    return text.append_text(answer[max(0, len(answer) - max(0, width - text.cell_len)) :])
 
 
 def result_line(record: Record) -> Text:

@@ -10,6 +10,7 @@ from lvspec_cli.events import (
     Answered,
     ClipReady,
     Event,
+    InSlot,
     Noted,
     QuestionStarted,
     RoundDone,
@@ -73,7 +74,7 @@ class View:
 def fold(view: View, event: Event) -> View:
     """The view after an event."""
     match event:
-        case Noted():
+        case Noted() | InSlot():
             return view
         case StageStarted(stage):
             return _stage(view, stage, StageView(running=True))
@@ -132,6 +133,9 @@ class BatchView:
     rounds: int = 0
     tokens_in_rounds: int = 0
     recent: tuple[Record, ...] = ()  # the last successful ones
+    slots: Mapping[int, View] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # of answers decoded together
 
     @property
     def done(self) -> int:
@@ -160,8 +164,14 @@ def add_row(view: BatchView, record: Record) -> BatchView:
 
 
 def add_event(view: BatchView, event: Event) -> BatchView:
-    """The view after an event of the current clip."""
+    """The view after an event of the current clip, or of one of several."""
     current = view.current
+    if isinstance(event, InSlot):
+        slots = {**view.slots}
+        before = slots.pop(event.slot, View(current.pair, current.mode, current.gamma))
+        if not isinstance(event.event, Answered):
+            slots[event.slot] = fold(before, event.event)
+        return replace(view, slots=MappingProxyType(slots))
     if isinstance(event, ClipReady):
         current = View(current.pair, current.mode, current.gamma, current.stages)
     return replace(view, current=fold(current, event))

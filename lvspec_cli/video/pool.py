@@ -33,11 +33,15 @@ Interrupted = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Decoded:
-    """The result of a request: a clip, or an error."""
+    """The result of a request: a clip, or an error; without either it is not there yet."""
 
     request: VideoRequest
-    clip: Clip | None
-    error: LvspecError | None
+    clip: Clip | None = None
+    error: LvspecError | None = None
+
+    @property
+    def is_missing(self) -> bool:
+        return self.clip is None and self.error is None
 
 
 class DecodePool:
@@ -75,11 +79,17 @@ class DecodePool:
             run.close()
 
     def clips(
-        self, requests: Iterable[VideoRequest], *, interrupted: Interrupted = lambda: False
+        self,
+        requests: Iterable[VideoRequest],
+        *,
+        interrupted: Interrupted = lambda: False,
+        waits: Callable[[], bool] = lambda: True,
     ) -> Generator[Decoded, None, None]:
         """Decodes each request. A few requests are read in advance, in the consumer's thread.
 
         :param interrupted: checked while waiting; if true, the iterator ends.
+        :param waits: asked for each clip; if false, one that is not decoded yet is given as missing, and then
+            asked for again.
         """
 
         def decode(crew: _Crew, number: int, request: VideoRequest) -> Decoded:
@@ -90,7 +100,7 @@ class DecodePool:
             except LvspecError as error:
                 return Decoded(request, None, _bare(error))
 
-        return self._in_order(requests, decode, interrupted)
+        return self._in_order(requests, decode, interrupted, lambda item: None if waits() else Decoded(item))
 
     def probes(
         self,
@@ -115,18 +125,27 @@ class DecodePool:
         return self._in_order(paths, look, interrupted)
 
     def _in_order(
-        self, items: Iterable[Item], work: Callable[[_Crew, int, Item], Result], interrupted: Interrupted
+        self,
+        items: Iterable[Item],
+        work: Callable[[_Crew, int, Item], Result],
+        interrupted: Interrupted,
+        meanwhile: Callable[[Item], Result | None] = lambda item: None,
     ) -> Generator[Result, None, None]:
-        run = self._run(items, work, interrupted)
+        """:param meanwhile: what is given for an item that is not done yet; None: it is waited for."""
+        run = self._run(items, work, interrupted, meanwhile)
         self._runs.add(run)
         return run
 
     def _run(
-        self, items: Iterable[Item], work: Callable[[_Crew, int, Item], Result], interrupted: Interrupted
+        self,
+        items: Iterable[Item],
+        work: Callable[[_Crew, int, Item], Result],
+        interrupted: Interrupted,
+        meanwhile: Callable[[Item], Result | None],
     ) -> Generator[Result, None, None]:
         crew = _Crew(Room(self._max_bytes))
         numbered = enumerate(items)
-        ahead: deque[Future[Result]] = deque()
+        ahead: deque[tuple[Item, Future[Result]]] = deque()
         count = 0
         with ExitStack() as stack:
             threads = ThreadPoolExecutor(self._workers, "decoding")
@@ -134,12 +153,17 @@ class DecodePool:
             stack.callback(crew.close)
             while True:
                 for number, item in islice(numbered, self._most_ahead - len(ahead)):
-                    ahead.append(threads.submit(work, crew, number, item))
-                if not ahead or not _is_done(ahead[0], interrupted):
+                    ahead.append((item, threads.submit(work, crew, number, item)))
+                if not ahead:
+                    return
+                if not ahead[0][1].done() and (other := meanwhile(ahead[0][0])) is not None:
+                    yield other
+                    continue
+                if not _is_done(ahead[0][1], interrupted):
                     return
                 crew.room.take(count)
                 count += 1
-                yield ahead.popleft().result()  # no reference is kept here
+                yield ahead.popleft()[1].result()  # no reference is kept here
 
 
 @contextmanager

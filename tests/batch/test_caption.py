@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from lvspec_cli.batch.answer import Answering, smaller_request
+from lvspec_cli.batch.slots import Finished, NextWork, Ready, Slots
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
@@ -310,25 +311,37 @@ def test_a_clip_gets_smaller_by_pixels_and_then_by_frames(video_file: Path):
     assert smaller_request(asked, least) is None
 
 
+def given(*works: Ready) -> NextWork:
+    """These works, decoded already."""
+    left = iter(works)
+    return lambda waits: next(left, None)
+
+
 def broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """From now on every clip is answered with ``error``."""
 
     def fail(*arguments: Any, **options: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("lvspec_cli.batch.answer.answers", fail)
+    monkeypatch.setattr("lvspec_cli.batch.answer.ClipAnswers", fail)
 
 
 def test_what_a_library_makes_of_a_signal_is_no_failure_of_the_clip(
     monkeypatch: pytest.MonkeyPatch, video_file: Path
 ):
-    broken(monkeypatch, ImportError("initialization failed"))
     clip = read_clip(VideoRequest(video_file, max_frames=2))
     pair: Any = None
     for interrupted, count in ((True, 0), (False, 1)):
-        stop = Mock(return_value=interrupted)
+        stop = Mock(return_value=False)
+
+        def fail(*arguments: Any, stop: Mock = stop, signal: bool = interrupted, **options: Any) -> Any:
+            stop.return_value = signal
+            raise ImportError("initialization failed")
+
+        monkeypatch.setattr("lvspec_cli.batch.answer.ClipAnswers", fail)
         answering = Answering(pair, demo_plan(), read_clip, "fail", lambda event: None, stop)
-        assert len(list(answering.answer(work(str(video_file), "key"), clip))) == count
+        done = list(Slots(answering, given(Ready(work(str(video_file), "key"), clip))).run())
+        assert sum(not isinstance(each, Finished) for each in done) == count
 
 
 def test_a_gpu_that_is_lost_stops_the_batch_after_the_clip_that_lost_it(

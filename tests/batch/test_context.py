@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,15 @@ import pytest
 
 import lvspec_cli
 from lvspec_cli.batch.answer import Answering
-from lvspec_cli.errors import ContextError
+from lvspec_cli.batch.slots import Ready, Slots
+from lvspec_cli.errors import ContextError, LvspecError
 from lvspec_cli.models.load import load_pair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.batch.conftest import Caption, rows
+from tests.batch.test_caption import given
 from tests.batch.test_resume import work
 from tests.conftest import Printed, demo_plan
 from tests.tiny_models import set_positions
@@ -162,7 +163,7 @@ def test_where_memory_is_short_as_well_the_note_stays(
 ) -> None:
     taken: list[Any] = []
 
-    def answers(*arguments: Any, **options: Any) -> Iterator[Any]:
+    def answers(*arguments: Any, **options: Any) -> Any:
         clip = arguments[4]
         taken.append((len(clip.timestamps), clip.width))
         if len(taken) == 1:
@@ -172,15 +173,15 @@ def test_where_memory_is_short_as_well_the_note_stays(
         assert clip.frames_expected == 9
         assert clip.warnings == ("5 of 9 frames fit the context (the prompt is long)",)
         assert options["oom_retries"] == 1
-        yield from ()
+        raise LvspecError("that is all", "")
 
-    monkeypatch.setattr("lvspec_cli.batch.answer.answers", answers)
+    monkeypatch.setattr("lvspec_cli.batch.answer.ClipAnswers", answers)
     monkeypatch.setattr("lvspec_cli.batch.answer.LEAST_PIXELS", 100)
     read = Mock(side_effect=read_clip)
     request = VideoRequest(video_file, max_frames=9, background=(255, 0, 0))
     todo = replace(work(str(video_file), "key"), request=AskRequest(request, ("What?",), DecodeSettings()))
     answering = Answering(Mock(), demo_plan(), read, "shrink", lambda event: None, lambda: False)
-    list(answering.answer(todo, read_clip(request)))
+    list(Slots(answering, given(Ready(todo, read_clip(request)))).run())
     assert [count for count, _ in taken] == [9, 5, 5]
     assert taken[2][1] < taken[1][1] == 64
     assert all(call.args[0].background == (255, 0, 0) for call in read.mock_calls)

@@ -34,7 +34,7 @@ from lvspec_cli.models.load import ModelRequest
 from lvspec_cli.output.records import FileIdentity, record_key
 from lvspec_cli.pairs.registry import Defaults, Source, load_registry
 from lvspec_cli.pipeline import ask, load, narrowed, prepared
-from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
+from lvspec_cli.request import ALONE, AskRequest, LoadPlan, PairChoice
 from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
 from lvspec_cli.ui.pairs import context_note
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
@@ -93,7 +93,7 @@ def test_that_needs_no_torch() -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from lvspec_cli.pipeline import prepared\n"
-        "from lvspec_cli.request import AskRequest, PairChoice\n"
+        "from lvspec_cli.request import ALONE, AskRequest, PairChoice\n"
         "from lvspec_cli.pairs.registry import load_registry\n"
         "from lvspec_cli.types import DecodeSettings, VideoRequest\n"
         "choice = PairChoice(*load_registry(environment={}).pair('demo'), device='cpu')\n"
@@ -267,7 +267,7 @@ def test_who_shares_a_device(
     workers: Workers, draft_device: str | None, counts: list[int], plan: LoadPlan, request_: AskRequest
 ) -> None:
     there = replace(plan, choice=replace(plan.choice, draft_device=draft_device))
-    plans = worker_plans(there, request_, workers, devices_of(workers, "cpu"), "fail")
+    plans = worker_plans(there, request_, workers, devices_of(workers, "cpu"), "fail", ALONE)
     assert [each.load_plan.choice.side_by_side for each in plans] == counts
 
 

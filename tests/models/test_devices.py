@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.probe import hidden_states, video_attention
-from lvspec_cli.speculation.draft import propose
+from lvspec_cli.speculation.draft import Drafting, propose
 from lvspec_cli.speculation.draft_length import FixedLength
 from lvspec_cli.speculation.logits import DraftRules
 from lvspec_cli.types import Prompt
@@ -95,6 +95,6 @@ def test_a_draft_on_another_device(pairs: dict[str, LoadedPair]) -> None:
         rules = DraftRules(seen, 1.3, torch.zeros(0, dtype=torch.long, device=FIRST))
         pending = torch.zeros(2, dtype=torch.long, device=FIRST)
         generator = torch.Generator("cpu")
-        proposal = propose(draft, pending, 3, 400, rules, 0.0, generator, FixedLength(3))
+        (proposal,) = propose([Drafting(draft, pending, 3, 400, rules, 0.0, generator, FixedLength(3))])
         assert proposal.tokens.device == FIRST
         assert proposal.tokens.shape == (3,)

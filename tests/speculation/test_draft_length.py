@@ -358,8 +358,8 @@ class OnDevice:
     certainty: Tensor
     length: int = 2
 
-    def observe(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=-1).amax()
+    def observe(self, logits: Tensor) -> Sequence[Tensor]:
+        return logits.softmax(dim=-1).amax(dim=-1).unbind()
 
     def should_continue(self, observed: Sequence[Tensor]) -> bool:
         return len(observed) < self.length

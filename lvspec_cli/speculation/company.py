@@ -1,0 +1,103 @@
+"""How many answers to decode together, and whether the draft pays beside so many: arithmetic without a clock.
+
+All costs are in steps of the target alone with a single row (docs/design.md, "What a round costs"). A pass
+over rows of several answers reads the weights once, so a row more costs little until the rows' own work
+counts. The more answers share a pass, the less speculation has to gain, while the draft's prefill costs each
+clip the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lvspec_cli.memory.plan import (
+    PlanRequest,
+    Sizes,
+    Workload,
+    bytes_a_round,
+    expected_tokens,
+    prompt_tokens,
+)
+from lvspec_cli.request import Company
+from lvspec_cli.speculation.draft_length import costs_beside, costs_of_sizes, round_cost
+from lvspec_cli.types import DecodeSettings, Mode, RoundCosts
+
+# A row of a prefill, the vision tower included, in steps. On a CPU as measured on the bundled pair; on a GPU
+# an estimate: rows cost nothing until their products take as long as reading the weights.
+PREFILL_ROW = {"cpu": 0.05, "cuda": 0.008}
+MOST_SLOTS = 32
+LEAST_GAIN = 0.03  # of clips an hour, that one answer more at a time has to bring
+TYPICAL_TOKENS = 150  # of a caption, if it may have so many
+
+
+@dataclass(frozen=True)
+class ClipCosts:
+    """What one answer about a clip costs."""
+
+    round: RoundCosts
+    gamma: int  # the most drafted tokens of a round; 0 without a draft
+    tokens: int  # of the answer
+    prefill: float  # of the target, in its steps
+    draft_prefill: float
+
+
+def clip_costs(
+    sizes: Sizes, request: PlanRequest, load: Workload, settings: DecodeSettings, device: str
+) -> ClipCosts:
+    """The costs of a workload's largest clip.
+
+    :param device: the kind, cpu or cuda.
+    """
+    row = PREFILL_ROW.get(device, PREFILL_ROW["cuda"])
+    target, draft, (element, draft_element) = sizes.target, sizes.draft, request.elements
+    prefill, tokens = row * prompt_tokens(target, load), min(TYPICAL_TOKENS, load.new_tokens)
+    if draft is None or settings.mode is Mode.AR:
+        return ClipCosts(RoundCosts(draft=1.0), 0, tokens, prefill, 0.0)
+    costs = settings.adaptation.costs or costs_of_sizes(
+        bytes_a_round(target, request.target, element, 1, None),
+        bytes_a_round(draft, request.draft, draft_element, 1, None),
+    )
+    draft_prefill = row * costs.draft * prompt_tokens(draft, load) * settings.draft_keep
+    return ClipCosts(costs, settings.greatest_gamma, tokens, prefill, draft_prefill)
+
+
+def step_cost(costs: RoundCosts, slots: int) -> float:
+    """A step of the target alone with a row of each of ``slots`` answers."""
+    return 1.0 + costs.row * (slots - 1)
+
+
+def token_cost(clip: ClipCosts, slots: int, *, drafts: bool) -> float:
+    """One token of an answer beside others: its share of what a pass costs."""
+    step = step_cost(clip.round, slots) / slots
+    if not drafts:
+        return step
+    beside = costs_beside(clip.round, slots)
+    return step * min(
+        round_cost(gamma, beside) / expected_tokens(gamma) for gamma in range(1, clip.gamma + 1)
+    )
+
+
+def answer_cost(clip: ClipCosts, slots: int, *, drafts: bool) -> float:
+    """An answer with its prefill, which it shares with no other."""
+    prefill = clip.prefill + (clip.draft_prefill if drafts else 0.0)
+    return prefill + clip.tokens * token_cost(clip, slots, drafts=drafts)
+
+
+def draft_pays(clip: ClipCosts, slots: int) -> bool:
+    """Whether what speculation saves of an answer is more than the draft's prefill."""
+    return bool(clip.gamma) and answer_cost(clip, slots, drafts=True) < answer_cost(clip, slots, drafts=False)
+
+
+def best_company(clip: ClipCosts, fitting: int) -> Company:
+    """As many answers at a time as fit, less where one more brings under 3 % more clips an hour."""
+    slots = 1
+    while slots < fitting:
+        now, more = (_best_cost(clip, count) for count in (slots, slots + 1))
+        if now / more < 1 + LEAST_GAIN:
+            break
+        slots += 1
+    return Company(slots, drafts=slots == 1 or not clip.gamma or draft_pays(clip, slots))
+
+
+def _best_cost(clip: ClipCosts, slots: int) -> float:
+    return answer_cost(clip, slots, drafts=draft_pays(clip, slots))
