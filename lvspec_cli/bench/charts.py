@@ -366,7 +366,7 @@ def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
 
 
 def head_map(areas: Sequence[Sequence[float]]) -> str | None:
-    """A heat map of AUCs: rows are layers; columns are the maximum over heads, then each head."""
+    """A heat map of AUCs: rows are layers; columns are the mean over heads, then each head."""
     if not areas or not areas[0]:
         return None
     height, width = len(areas), len(areas[0])

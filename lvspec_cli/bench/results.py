@@ -180,7 +180,7 @@ class Change:
 class Margins:
     """How far a figure may fall before it is a regression.
 
-    :param speed: relative, for every figure but the retention, the likelihood included.
+    :param speed: relative, for every figure but the retention, the content words kept included.
     :param retention: absolute, as a share of ar's quality; there is no retention without labels.
     """
 
@@ -189,7 +189,7 @@ class Margins:
 
 
 # In all of them more is better. Tokens a second depend on the machine: they are shown but not judged.
-_FIGURES = ("speedup", "end-to-end speedup", "mean accepted length", "retention", "likelihood", "tokens/s")
+_FIGURES = ("speedup", "end-to-end speedup", "mean accepted length", "retention", "content kept", "tokens/s")
 _SHOWN_ONLY = ("tokens/s",)
 
 
@@ -230,13 +230,13 @@ def _changes(name: str, before: ModeResult, after: ModeResult, margins: Margins)
 
 
 def _figures(result: ModeResult) -> dict[str, float | None]:
-    likelihood = result.fidelity.likelihood if result.fidelity else None
+    content = result.fidelity.content_kept if result.fidelity else None
     spreads = (result.speedup_vs_ar, result.end_to_end_speedup_vs_ar)
     values = (
         *(spread.median if spread else None for spread in spreads),
         result.mean_accepted_length,
         result.retention.value if result.retention else None,
-        likelihood.value if likelihood else None,
+        content.value if content else None,
         result.tokens_per_s,
     )
     return dict(zip(_FIGURES, values, strict=True))

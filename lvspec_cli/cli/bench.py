@@ -345,7 +345,7 @@ class CompareFlags(OptionGroup):
 
     margin: float = flag(
         0.05,
-        "The share by which a speedup, an accepted length or the likelihood of the texts may fall.",
+        "The share by which a speedup, an accepted length or the share of content words may fall.",
         min=0, max=1, metavar="X",
     )  # fmt: skip
     retention_margin: float = flag(

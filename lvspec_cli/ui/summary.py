@@ -163,6 +163,8 @@ def _fidelity_lines(fidelity: Fidelity) -> Iterator[str]:
                 f"audit: {name} {number(quality.mode, 3)}, {retention(quality.retention)} of ar's"
                 f" {number(quality.ar, 3)}"
             )
+    if fidelity.content_kept is not None:
+        yield f"audit: {retention(fidelity.content_kept)} of the content words of ar's texts are kept"
     likelihood = retention(fidelity.likelihood)
     yield f"audit: to the target itself a token is {likelihood} as probable as one of ar's"
     yield (

@@ -52,17 +52,17 @@ def test_a_figure_that_falls_beyond_the_margin_is_a_regression(fields, figure):
     assert worse(results((_mode(**fields),))) == [figure]
 
 
-def test_without_labels_the_target_tells_that_texts_got_worse():
-    def judged(change: float) -> ModeResult:
-        nats = Estimate(value=change, low=change, high=change)
-        return _mode(retention=None, fidelity=Fidelity(answers=1, clips=1, log_probability_change=nats))
+def test_without_labels_the_words_that_are_kept_tell_that_texts_got_worse():
+    def judged(share: float) -> ModeResult:
+        kept = Estimate(value=share, low=share, high=share)
+        return _mode(retention=None, fidelity=Fidelity(answers=1, clips=1, content_kept=kept))
 
-    def fallen(change: float) -> list[str]:
-        changes = compare_results(results((judged(0.0),)), results((judged(change),)), Margins())
+    def fallen(share: float) -> list[str]:
+        changes = compare_results(results((judged(0.9),)), results((judged(share),)), Margins())
         return [each.figure for each in changes if each.regression]
 
-    assert fallen(-0.06) == ["likelihood"]
-    assert fallen(-0.05) == fallen(0.3) == []  # exp(-0.05) is 0.951
+    assert fallen(0.85) == ["content kept"]
+    assert fallen(0.86) == fallen(0.95) == []
 
 
 def test_within_the_margin_and_upwards_nothing_is_worse():
