@@ -105,9 +105,7 @@ def _parts(relevance: RelevanceName, borders: Sequence[float]) -> dict[str, Sequ
     match relevance:
         case RelevanceName.RANDOM:
             return {"random_rate": RATES}
-        case RelevanceName.PLAUSIBLE:
-            return {"filler_margin": MARGINS["filler_margin"], **OTHERS}
-        case RelevanceName.LEXICON:
+        case RelevanceName.PLAUSIBLE | RelevanceName.LEXICON:
             return {**MARGINS, **OTHERS}
     return {"anchor_threshold": borders, **MARGINS, **OTHERS}
 
@@ -115,8 +113,8 @@ def _parts(relevance: RelevanceName, borders: Sequence[float]) -> dict[str, Sequ
 def _canonical(rule: RuleSettings) -> RuleSettings:
     """The canonical form of settings with the same effect."""
     match rule.relevance:
-        case RelevanceName.PLAUSIBLE:
-            return replace(rule, anchor_margin=0.0)
+        case RelevanceName.PLAUSIBLE if rule.defer == 0:  # then ties are like all others
+            return replace(rule, filler_margin=max(rule.filler_margin, rule.anchor_margin), anchor_margin=0.0)
         case RelevanceName.RANDOM:
             return replace(rule, anchor_margin=0.0, filler_margin=inf, shift_window=0, defer=0, max_loss=inf)
         case RelevanceName.LEXICON:

@@ -56,11 +56,11 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
     ``no-fillers``: every token has the margin of anchors. ``no-sentences``: the first token of a sentence is
     like any other. ``no-shift``: tokens must be at their positions. ``no-window``: a loose token stays,
     whatever follows it. ``no-budget``: the loss is not limited. ``no-limits``: any number of loose tokens in
-    a row. ``no-list``: no limits, and ends, numerals, negations, contraries and loops are like any other
-    token. ``with-anchors``: tokens relevant to the video must match. ``with-sentences``: the first token of a
-    sentence must match. ``with-shift``: a token may be up to two positions early or late. ``with-window``: a
-    loose token stays only if two matching ones follow. ``with-budget``: at most .07 nats a token are given
-    up.
+    a row. ``no-contraries``: the pair's list of them is not used. ``no-list``: no limits, and ends, numerals,
+    negations, contraries and loops are like any other token. ``with-anchors``: tokens relevant to the video
+    must match. ``with-sentences``: the first token of a sentence must match. ``with-shift``: a token may be
+    up to two positions early or late. ``with-window``: a loose token stays only if two matching ones follow.
+    ``with-budget``: at most .07 nats a token are given up.
     """
     unlimited = replace(rule, max_loose_run=NO_LIMIT, max_loose_in_window=NO_LIMIT)
     rules = {
@@ -71,6 +71,7 @@ def ablations(rule: RuleSettings) -> tuple[NamedRule, ...]:
         "no-shift": replace(rule, shift_window=0),
         "no-window": replace(rule, defer=0),
         "no-budget": replace(rule, max_loss=inf),
+        "no-contraries": replace(rule, contraries=False),
         "no-limits": unlimited,
         "no-list": replace(unlimited, never_loosely=False),
     }

@@ -44,6 +44,8 @@ def test_each_ablation_takes_one_part_away():
         "no-limits": unlimited,
         "no-list": {**unlimited, "never_loosely": False},
     }
+    listed = {each.name: each.rule for each in ablations(replace(BASE, contraries=True))}
+    assert listed["no-contraries"] == BASE
     without = RuleSettings(relevance=RelevanceName.PLAUSIBLE, anchor_margin=0.0, shift_window=0)
     assert is_exact(ablations(without)[0].rule)
 
