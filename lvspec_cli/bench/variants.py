@@ -118,6 +118,10 @@ def read_rules(path: Path, rule: RuleSettings) -> tuple[NamedRule, ...]:
                 f"{path}: {line.name}: in mode {line.mode} the draft sees the target's frames",
                 "leave out mode, or draft_frames and draft_pixels",
             )
+        if line.mode is BenchMode.EXACT and line.rule != rule:
+            raise UsageError(
+                f"{path}: {line.name}: mode exact has no rule", "leave out its settings, or mode"
+            )
     return named
 
 

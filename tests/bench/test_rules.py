@@ -15,11 +15,12 @@ from lvspec_cli.bench.variants import (
     rules_by_name,
     settings_of,
     variants_of,
+    views_by_name,
 )
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import BenchMode, Variant
 from lvspec_cli.speculation.verify import is_exact
-from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
+from lvspec_cli.types import WHOLE, DecodeSettings, DraftView, Mode, RelevanceName, RuleSettings
 
 BASE = RuleSettings(anchor_margin=0.5, filler_margin=2.0, shift_window=2, defer=1, max_loss=0.1)
 
@@ -78,8 +79,9 @@ def test_a_file_says_what_is_other_than_in_the_pairs_rule(tmp_path: Path):
         "bold: {filler_margin: .inf, gamma: 12}\n"
         "auto: {gamma: auto, shift_window: 0}\n"
         "pruned: {mode: lvspec-pruned, relevance: lexicon, layers: [3, -1]}\n"
+        "few: {mode: exact, draft_frames: 4, draft_pixels: 9000}\n"
     )
-    bold, auto, pruned = read_rules(file, BASE)
+    bold, auto, pruned, few = read_rules(file, BASE)
     assert (bold.rule.filler_margin, bold.rule.anchor_margin) == (inf, 0.5)
     assert bold.variant == Variant(BenchMode.LVSPEC, 12, label="bold")
     assert (auto.gamma, auto.rule.shift_window) == ("auto", 0)
@@ -93,6 +95,11 @@ def test_a_file_says_what_is_other_than_in_the_pairs_rule(tmp_path: Path):
     settings = settings_of(named[3], DecodeSettings(rule=BASE), 0.1, rules_by_name([bold, pruned]))
     assert (settings.mode, settings.gamma, settings.draft_keep) == (Mode.LVSPEC, 4, 0.1)
     assert settings.rule == pruned.rule
+    shown, views = DecodeSettings(rule=BASE, draft_frames=6), views_by_name([bold, few])
+    rules = rules_by_name([bold, few, pruned])
+    found = [settings_of(line.variant, shown, 0.1, rules, views).draft_view for line in (bold, few, pruned)]
+    assert found == [DraftView(6), DraftView(4, 9000), WHOLE]
+    assert settings_of(few.variant, shown, 0.1, rules, views).mode is Mode.EXACT
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,10 @@ def test_a_file_says_what_is_other_than_in_the_pairs_rule(tmp_path: Path):
     [
         ("bold: {filler_margins: 2}", "line 1: bold.filler_margins: there is no such key"),
         ("a: {shift_window: 0}\nb: {shift_window: 99}", "line 2: b.shift_window: Input should be less"),
-        ("bold: {mode: exact}", "bold.mode: Input should be 'lvspec'"),
+        ("bold: {mode: ar}", "bold.mode: Input should be 'exact'"),
+        ("bold: {mode: exact, shift_window: 0}", "bold: mode exact has no rule"),
+        ("bold: {mode: lvspec-pruned, draft_frames: 2}", "bold: in mode lvspec-pruned the draft sees"),
+        ("bold: {draft_pixels: 100}", "bold.draft_pixels: Input should be greater"),
         ("bold: {gamma: 0}", "bold.gamma"),
         ("bold: {anchor_margin: -1}", "bold.anchor_margin: Input should be greater"),
         ("a/b: {shift_window: 0}", "a/b"),

@@ -76,6 +76,7 @@ def test_quiet_leaves_nothing_but_the_answer(tiny_shell: Shell, video_file: Path
 def test_flags_reach_the_record(tiny, video_file: Path):
     decoding = (
         "--mode exact --gamma 3 --max-new-tokens 9 --temperature 0.7 --seed 5 --dtype float32 --device cpu"
+        " --draft-frames 1 --draft-pixels 1600"
     )
     video = "--fps 1.5 --start 0:00.5 --end 1.9 --max-pixels 3136 --decoder decord --background navy"
     done = tiny(video_file, "What?", *decoding.split(), *video.split(), "--system", "Hello", "--json", "-q")
@@ -83,6 +84,7 @@ def test_flags_reach_the_record(tiny, video_file: Path):
     row = json.loads(done.stdout)
     assert (row["mode"], row["lossless"], row["system"]) == ("exact", True, "Hello")
     assert {"gamma": 3, "temperature": 0.7, "seed": 5, "max_new_tokens": 9}.items() <= row["settings"].items()
+    assert {"draft_frames": 1, "draft_pixels": 1600}.items() <= row["settings"].items()
     assert row["stats"]["output_tokens"] <= 9
     assert row["segment"] == {"start": 0.5, "end": 1.9}
     requested = {"frames": None, "fps": 1.5, "max_pixels": 3136, "decoder": "decord", "background": "#000080"}

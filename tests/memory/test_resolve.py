@@ -15,7 +15,7 @@ from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.cli.caption_job import devices_of, worker_plans
 from lvspec_cli.cli.caption_options import Workers
-from lvspec_cli.errors import NoRoomError, PairError
+from lvspec_cli.errors import NoRoomError, PairError, UsageError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.memory.plan import Decision, Device, Machine, PlanRequest, Sizes, Workload, decide
 from lvspec_cli.memory.resolve import (
@@ -39,6 +39,7 @@ from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisat
 from lvspec_cli.ui.pairs import context_note
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 from tests.conftest import demo_plan
+from tests.tiny_families import TINY, TinyShape
 
 CLIP = Path("lvspec_cli/demo/clips/clip_0001.mp4").resolve()
 NONE, NF4 = Quantisation.NONE, Quantisation.NF4
@@ -446,6 +447,37 @@ def test_files_that_are_quantised_stay_so_and_what_is_impossible_has_no_row(
         assert fit.decision.target == methods[0]
         plain = fit_pair("plain", choice.pair, machine, LOAD).rows[0].plan.target_need.weights
         assert fit.rows[0].plan.target_need.weights < plain
+
+
+def test_what_a_draft_is_shown_is_what_its_memory_is_planned_for() -> None:
+    machine = Machine(Device("cpu", 8_000_000_000, 8_000_000_000))
+    name, pair = load_registry(environment={}).pair("qwen2.5-vl-32b-3b")
+    defaults = pair.defaults.model_copy(update={"draft_frames": 16, "draft_pixels": 50_176})
+    loads = [workload_of_pair(each) for each in (pair, pair.model_copy(update={"defaults": defaults}))]
+    assert [(load.of_draft.frames, load.of_draft.max_pixels) for load in loads] == [
+        (64, 200_704),
+        (16, 50_176),
+    ]
+    plans = [fit_pair(name, pair, machine, load).rows[0].plan for load in loads]
+    drafts = [plan.draft_need for plan in plans]
+    assert plans[0].target_need == plans[1].target_need
+    assert drafts[0] is not None
+    assert drafts[1] is not None
+    assert drafts[1].cache < drafts[0].cache / 4
+    assert drafts[1].activations < drafts[0].activations / 4
+
+
+def test_smaller_frames_save_nothing_for_a_draft_whose_frames_have_one_size(
+    choice: PairChoice, tmp_path: Path
+) -> None:
+    pixels = DecodeSettings(draft_pixels=4000)
+    assert resolve(choice, pixels, LOAD).draft is not None
+    TINY["smolvlm"].config(TINY["smolvlm"].tokenizer(), TinyShape()).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").symlink_to(FOLDER / "draft" / "model.safetensors")
+    smol = choice.pair.model_copy(update={"draft": Source(folder=tmp_path)})
+    with pytest.raises(UsageError, match="scales frames of any size to one"):
+        resolve(replace(choice, pair=smol), pixels, LOAD)
+    assert resolve(replace(choice, pair=smol), replace(pixels, mode=Mode.AR), LOAD).draft is None
 
 
 def test_frames_that_a_context_has_no_room_for_are_not_promised() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -12,8 +13,8 @@ from packaging.version import Version
 
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.processing import quiet, video_metadata
-from lvspec_cli.models.prompt import build_prompts
-from lvspec_cli.types import Clip, Prompt
+from lvspec_cli.models.prompt import build_prompts, shown
+from lvspec_cli.types import Clip, DraftView, Prompt
 from tests.tiny_models import make_clip
 
 
@@ -86,6 +87,30 @@ def test_llava_positions_are_plain(pairs: dict[str, LoadedPair]) -> None:
     assert prompt.position_ids.tolist() == [list(range(prompt.length))]
     assert prompt.next_position == prompt.length
     assert prompt.visual_tokens == 4 * 2 * 2 + 1  # pooled 3 x 3 patches a frame, and the newline
+
+
+def test_a_draft_is_shown_less(pairs: dict[str, LoadedPair]) -> None:
+    clip = replace(make_clip(8, size=112), timestamps=(0.0, 1.0, 2.0, 4.0, 5.0, 6.0, 8.0, 10.0))
+    few = shown(clip, DraftView(frames=4))
+    assert few.timestamps == (0.0, 2.0, 6.0, 10.0)
+    assert np.array_equal(few.frames, clip.frames[[0, 2, 5, 7]])
+    small = shown(clip, DraftView(frames=1, pixels=56 * 56))
+    assert (small.frames.shape, small.timestamps) == ((1, 56, 56, 3), (0.0,))
+    assert abs(float(small.frames.mean()) - float(clip.frames[0].mean())) < 2
+    assert shown(clip, DraftView(frames=8, pixels=112 * 112)) is clip
+    pair = pairs["qwen2_5_vl"]
+    whole = build_prompts(pair, clip, "What moves?")
+    less = build_prompts(pair, clip, "What moves?", draft_view=DraftView(4, 56 * 56))
+    again = build_prompts(pair, clip, "Why?", draft_view=DraftView(4, 56 * 56), earlier=less)
+    assert whole.draft is not None
+    assert less.draft is not None
+    assert again.draft is not None
+    assert torch.equal(less.target.input_ids, whole.target.input_ids)
+    assert whole.draft.visual_tokens == whole.target.visual_tokens == 4 * 3 * 3  # 84 pixels a side at most
+    assert less.draft.visual_tokens == again.draft.visual_tokens == 2 * 2 * 2
+    # The same seconds: 10 on two pairs of frames, not on four.
+    seconds = [float(prompt.video_inputs["second_per_grid_ts"][0]) for prompt in (whole.draft, less.draft)]
+    assert seconds == pytest.approx([20 / 7, 20 / 3], rel=1e-4)
 
 
 def test_frames_are_not_capped_a_second_time(pairs: dict[str, LoadedPair]) -> None:

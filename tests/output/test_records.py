@@ -67,6 +67,11 @@ def test_settings_hold_only_what_the_mode_reads():
     assert "adaptation" not in settings_fields(DecodeSettings(gamma=4))
     assert "draft_keep_by" not in settings_fields(DecodeSettings())
     assert settings_fields(DecodeSettings(draft_keep=0.1))["draft_keep_by"] == "attention"
+    assert not {"draft_frames", "draft_pixels"} & settings_fields(DecodeSettings()).keys()
+    shown = DecodeSettings(draft_frames=4)
+    assert settings_fields(shown)["draft_frames"] == 4
+    assert "draft_pixels" not in settings_fields(shown)
+    assert "draft_frames" not in settings_fields(replace(shown, mode=Mode.AR))
 
 
 def test_a_field_that_is_not_in_the_contract_is_refused():

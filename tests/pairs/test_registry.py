@@ -139,6 +139,8 @@ NUMBERS = {
     "defaults.max_pixels": "67108865",
     "defaults.gamma": "65",
     "defaults.max_new_tokens": "1000001",
+    "defaults.draft_frames": "2049",
+    "defaults.draft_pixels": "67108865",
     "defaults.adaptation.most": "65",
     "defaults.adaptation.costs.draft": "1001",
     "defaults.adaptation.costs.verification": ".inf",

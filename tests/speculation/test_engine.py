@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from lvspec_cli.models.decoder import Decoder, kept_positions
 from lvspec_cli.models.families.base import VideoFeatures
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.models.probe import attention_by_video_token
+from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.records import stats_fields
+from lvspec_cli.request import check_draft_view
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import (
     DecodeSettings,
@@ -32,7 +35,7 @@ from lvspec_cli.types import (
     TokenKind,
 )
 from tests.speculation.conftest import decode, generate, prompts_for, with_generation
-from tests.tiny_models import FAMILIES, save_pair, spoil_weights
+from tests.tiny_models import FAMILIES, make_clip, save_pair, spoil_weights
 
 WANTED = DecodeSettings(gamma=4, max_new_tokens=24)
 
@@ -113,6 +116,40 @@ def test_the_draft_reads_as_much_of_the_video_as_each_answer_wants(pair: LoadedP
     assert rows[0] == rows[3] > rows[1] == rows[2]
 
 
+def test_a_draft_that_is_shown_less_leaves_exact_what_it_is(pair: LoadedPair) -> None:
+    session, clip = Session.of(pair), make_clip(8)
+    assert session.draft is not None
+    exact = replace(WANTED, mode=Mode.EXACT)
+    expected, lengths = None, []
+    for frames in (None, 2, 4, 4, None):
+        wanted = replace(exact, draft_frames=frames, draft_keep=0.5, draft_keep_by=KeepBy.EVEN)
+        prompts = build_prompts(pair, clip, "What moves?", draft_view=wanted.draft_view)
+        found, _ = decode(pair, prompts, wanted, session)
+        expected = expected or found.tokens
+        assert found.tokens == expected
+        lengths.append(session.draft._prefix_length)
+    assert lengths[0] == lengths[4] > lengths[2] == lengths[3] > lengths[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "mtp", "says"),
+    [
+        ({"draft_keep": 0.5}, True, "--draft mtp reads"),
+        ({"draft_frames": 2}, True, "--draft mtp reads"),
+        ({"draft_keep": 0.5, "draft_pixels": 999}, False, "--draft-keep goes by the target's attention"),
+        ({"draft_keep": 0.5, "draft_pixels": 999, "draft_keep_by": KeepBy.EVEN}, False, None),
+        ({"draft_frames": 2, "mode": Mode.AR}, True, None),
+        ({"draft_frames": 2}, False, None),
+    ],
+    ids=str,
+)
+def test_what_a_draft_sees_of_a_video_may_exclude_each_other(
+    values: dict[str, Any], mtp: bool, says: str | None
+) -> None:
+    with pytest.raises(UsageError, match=says) if says else nullcontext():
+        check_draft_view(replace(WANTED, **values), mtp=mtp)
+
+
 def test_a_guided_draft_reads_the_video_anew_for_each_question(pair: LoadedPair) -> None:
     session = Session.of(pair)
     assert session.draft is not None
@@ -161,9 +198,6 @@ def test_mode_ar_leaves_the_draft_alone(pair: LoadedPair) -> None:
 
 
 def test_another_clip_in_the_same_session_is_encoded_anew(pair: LoadedPair) -> None:
-    from lvspec_cli.models.prompt import build_prompts
-    from tests.tiny_models import make_clip
-
     session = Session.of(pair)
     long, short = (build_prompts(pair, make_clip(frames), "What moves?") for frames in (8, 4))
     for prompts in (long, short, long):
