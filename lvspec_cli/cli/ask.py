@@ -1,7 +1,8 @@
-"""``lvspec ask``: questions about one video."""
+"""``lvspec ask``: questions about one video, or the same about several."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from lvspec_cli.cli.requests import (
     constraint_of,
     decode_settings,
     video_request,
+    videos_and_question,
+    videos_of,
 )
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.host import quieten_libraries
@@ -54,10 +57,13 @@ class Output(OptionGroup):
 
 @with_groups
 def ask(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.")],
-    question: Annotated[
-        str | None, typer.Argument(metavar="[QUESTION]", help="What to ask; - reads it from stdin.")
-    ] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VIDEO... [QUESTION]",
+            help="Videos, pictures, or folders of them, then what to ask of each; - reads that from stdin.",
+        ),
+    ],
     *,
     questions: Questions,
     loading: options.Loading,
@@ -67,19 +73,27 @@ def ask(
     output: Output,
     messages: options.Messages,
 ) -> None:
-    """Ask questions about a video. The answer goes to stdout, all else to stderr."""
+    """Ask questions about a video, or about several. The answers go to stdout, all else to stderr."""
     with reporting(messages.debug) as stop:
         if not messages.debug:
             quieten_libraries()
         from lvspec_cli import pipeline
         from lvspec_cli.cli.show import showing
+        from lvspec_cli.output.records import encode_name
         from lvspec_cli.request import AskRequest
 
-        if not video:
+        if "" in arguments[:1]:
             raise NoInputError("the video's name is empty", "name a video file")
+        named, question = videos_and_question(
+            arguments, asked=bool(questions.more or questions.file), exists=os.path.exists
+        )
+        several = len(named) > 1 or Path(named[0]).is_dir()
+        videos = videos_of(named) if several else ()
+        if several and output.trace is not None:
+            raise UsageError("--trace is of one video", "name one, or leave out --trace")
         choice = chosen_pair(loading)
         request = AskRequest(
-            video_request(sampling, choice.pair, Path(video)),
+            video_request(sampling, choice.pair, Path(named[0])),
             collect_questions(question, questions.more or (), questions.file),
             replace(
                 decode_settings(decoding, rule, choice.pair),
@@ -88,9 +102,10 @@ def ask(
             checked_system(questions.system),
             questions.think,
         )
+        labels = {item.path: encode_name(item.name)[0] for item in videos} if len(videos) > 1 else {}
         with (
-            _tracing(output.trace, Path(video)) as write_row,
-            showing(choice, request, as_json=output.as_json, quiet=messages.quiet) as show,
+            _tracing(output.trace, Path(named[0])) as write_row,
+            showing(choice, request, as_json=output.as_json, quiet=messages.quiet, labels=labels) as show,
         ):
 
             def listen(event: Any) -> None:
@@ -98,10 +113,17 @@ def ask(
                 stop.listen(event)
                 show(event)
 
-            records = pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
+            if several:
+                requests = [
+                    replace(request, video=replace(request.video, path=item.path), name=item.name)
+                    for item in videos
+                ]
+                records = pipeline.ask_each(choice, requests, listen, interrupted=stop.asked)
+            else:
+                records = pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
         if stop.asked():
             raise KeyboardInterrupt
-        if any(record.error is not None for record in records):  # it gave no whole answer
+        if any(record.error is not None for record in records):  # a video, or no whole answer
             raise typer.Exit(1)
 
 

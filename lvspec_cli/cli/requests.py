@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
 from lvspec_cli.types import Constraint, DecodeSettings, Mode, RuleSettings, VideoRequest, read_gamma
 
 if TYPE_CHECKING:
+    from lvspec_cli.batch.names import Input
     from lvspec_cli.pairs.registry import Pair
     from lvspec_cli.request import PairChoice
 
@@ -185,6 +186,41 @@ def _check(
         bound = f"above {above:g}" if above > -math.inf else f"{least:g} or more"
         end = f", {most:g} at most" if most < math.inf else ""
         raise UsageError(f"{flag} {value:g} is out of range", f"give a number {bound}{end}")
+
+
+def videos_and_question(
+    arguments: Sequence[str], *, asked: bool, exists: Callable[[str], bool]
+) -> tuple[tuple[str, ...], str | None]:
+    """The arguments of ``ask``, ``VIDEO... [QUESTION]``, told apart: the last one is the question.
+
+    Unless it names a file or a folder, after other videos or with another question.
+
+    :param asked: whether there are questions beside the arguments.
+    """
+    *videos, last = arguments
+    is_video = not videos or (exists(last) and (asked or last != "-"))
+    return ((*videos, last), None) if is_video else (tuple(videos), last)
+
+
+def videos_of(arguments: Sequence[str]) -> tuple[Input, ...]:
+    """The videos that the arguments name: files, and those of folders; each once, in order.
+
+    :raises NoInputError: one of them is not there, or there is none.
+    :raises UsageError: one is a list of jobs.
+    """
+    from lvspec_cli.batch.inputs import collect
+    from lvspec_cli.batch.lists import is_jobs_file
+    from lvspec_cli.batch.names import Input
+
+    for argument in arguments:
+        if is_jobs_file(Path(argument)):
+            raise UsageError(f"{argument} is a list, and ask takes videos", "lvspec caption takes lists")
+    collected = collect([Path(argument) for argument in arguments])
+    for problem in collected.problems:
+        if isinstance(problem.error, NoInputError):
+            raise problem.error
+    unread = tuple(Input(problem.path, problem.name) for problem in collected.problems)
+    return (*collected.inputs, *unread)  # decoding will say again what is wrong with them
 
 
 def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from tests.video.clips import make_clip, make_sound
 
 Run = Callable[..., Printed]
 WRONG = [
-    (["ask"], 2, "Missing argument 'VIDEO'"),
+    (["ask"], 2, "Missing argument 'VIDEO... "),
     (["ask", "x.mp4"], 2, "there is no question\ntry: write one after the video"),
     (["ask", "x.mp4", " "], 2, "a question is empty"),
     (["ask", "x.mp4", "-", "--question", "-"], 2, "stdin can be read only once"),
@@ -25,7 +25,7 @@ WRONG = [
     (["ask", "x.mp4", "--questions", "-"], 2, "-: no question in it"),
     (["ask", "x.mp4", "q\udce9"], 2, "a question is not UTF-8 text"),
     (["ask", "x.mp4", "q", "--system", "\udce9"], 2, "--system is not UTF-8 text"),
-    (["ask", "x.mp4", "q", "more"], 2, "unexpected extra argument"),
+    (["ask", "x.mp4", "q", "more"], 4, "no such file: x.mp4, nor 1 more"),
     (["ask", "x.mp4", "q", "--nope"], 2, "No such option: --nope"),
     (["ask", "x.mp4", "q", "--mode", "fast"], 2, "'fast' is not one of 'lvspec', 'exact', 'ar'"),
     (["ask", "x.mp4", "q", "--gamma", "0"], 2, "Invalid value for '--gamma': 0 is neither auto nor a number"),
@@ -154,7 +154,7 @@ def make_bad_file(kind: str, folder: Path) -> Path:
 # What the file is, further flags, exit code, kind of the record's error, message.
 BAD = [
     ("gone", [], 4, None, "no such file: "),
-    ("folder", [], 4, None, "a folder, not a file: "),
+    ("folder", [], 4, None, "no video and no picture in "),
     ("empty", [], 1, "not_a_video", "the file is empty: "),
     ("notes", [], 1, "not_a_video", "not a video that can be read: "),
     ("playlist", [], 1, "not_a_video", "not a video that can be read: "),

@@ -48,7 +48,7 @@ def test_a_photo_is_turned_upright(tmp_path: Path, exif: int) -> None:
 
 def test_what_is_transparent_gets_the_background(tmp_path: Path) -> None:
     picture = painted().convert("RGBA")
-    picture.putalpha(Image.fromarray(np.repeat(np.uint8([0, 255]), 48)[:, None].repeat(128, 1)))
+    picture.putalpha(Image.fromarray(np.repeat(np.asarray([0, 255], np.uint8), 48)[:, None].repeat(128, 1)))
     picture.save(tmp_path / "a.png")
     (frame,) = read_clip(VideoRequest(tmp_path / "a.png", background=(255, 255, 255))).frames
     assert (frame[:40] == 255).all()

@@ -380,8 +380,7 @@ def _written(report: ExportReport, to: ExportFormat) -> str:
         return f"{to} files: {len(report.written)} written, {len(report.unchanged)} unchanged"
     if to.is_dataset:
         paths = ", ".join(map(str, (*report.written, *report.unchanged))) or "nothing written"
-        same = "" if report.written else ", unchanged"
-        return f"{to}: {report.captions} captions in {paths}{same}"
+        return f"{to}: {report.captions} captions in {paths}" + ("" if report.written else ", unchanged")
     done = [f"{path}: {report.captions} captions written" for path in report.written]
     same = [f"{path}: unchanged, {report.captions} captions" for path in report.unchanged]
     return "".join(done or same or [f"{to}: nothing written"])
