@@ -88,12 +88,8 @@ def ask(
     :raises LvspecError: if the video cannot be read, or not by this pair, ``listen`` also gets an error
         record for each question.
     """
-    if not request.questions:
-        raise UsageError("there is no question", "ask one")
     notes: list[Event] = []
-    plan, request = prepared(choice, request, notes.append, _duration(request.video))
-    check_thinking(plan, request)
-    check_prompts(plan, request, {text: f"question {n}" for n, text in enumerate(request.questions, start=1)})
+    plan, request = _planned(choice, request, notes.append, _duration(request.video))
     identity = identify_video(request)
     try:
         clip = _decode(request.video, listen)
@@ -111,6 +107,61 @@ def ask(
         for number in range(1, len(request.questions) + 1):
             listen(Answered(failed_record(plan, request, identity, number, error)))
         raise
+
+
+def ask_each(
+    choice: PairChoice,
+    requests: Sequence[AskRequest],
+    listen: Listener = lambda event: None,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> list[Record]:
+    """Answers the same questions about several videos, in order, by a pair that is loaded once.
+
+    A video that cannot be read, or is too long for a model's context, gives an error record for each
+    question, and the others go on.
+
+    :param requests: they differ in the video, its name and id only.
+    """
+    durations = [_duration(request.video) for request in requests]
+    longest = max((duration for duration in durations if duration is not None), default=None)
+    plan, first = _planned(choice, requests[0], listen, longest)
+    loaded: LoadedPair | None = None
+    records: list[Record] = []
+    for request in (replace(request, settings=first.settings) for request in requests):
+        if interrupted():
+            break
+        identity = identify_video(request)
+        try:
+            clip = _decode(request.video, listen)
+            check_unchanged(request, identity)
+            check_context(plan, request, clip)
+        except (VideoError, ContextError) as error:
+            failed = [
+                failed_record(plan, request, identity, number, error)
+                for number in range(1, len(request.questions) + 1)
+            ]
+            for record in failed:
+                listen(Answered(record))
+            records += failed
+            continue
+        workload = clip_workload(request, clip)
+        loaded = loaded or load(plan, workload, listen)
+        with memory_errors(plan, workload):
+            records += answers(loaded, plan, request, identity, clip, listen, interrupted=interrupted)
+    return records
+
+
+def _planned(
+    choice: PairChoice, request: AskRequest, listen: Listener, duration: float | None
+) -> tuple[LoadPlan, AskRequest]:
+    """As ``prepared``, with the questions checked."""
+    if not request.questions:
+        raise UsageError("there is no question", "ask one")
+    plan, request = prepared(choice, request, listen, duration)
+    check_thinking(plan, request)
+    check_prompts(plan, request, {text: f"question {n}" for n, text in enumerate(request.questions, start=1)})
+    return plan, request
 
 
 def _duration(video: VideoRequest) -> float | None:

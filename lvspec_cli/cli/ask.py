@@ -1,4 +1,4 @@
-"""``lvspec ask``: questions about one video."""
+"""``lvspec ask``: questions about one video, or the same about several."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from lvspec_cli.cli.requests import (
     constraint_of,
     decode_settings,
     video_request,
+    videos_and_question,
+    videos_of,
 )
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.host import quieten_libraries
@@ -58,10 +60,13 @@ class Output(OptionGroup):
 
 @with_groups
 def ask(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.")],
-    question: Annotated[
-        list[str] | None, typer.Argument(metavar="[QUESTION]", help="What to ask; - reads it from stdin.")
-    ] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VIDEO... [QUESTION]",
+            help="Videos, pictures, or folders of them, then what to ask of each; - reads that from stdin.",
+        ),
+    ],
     *,
     questions: Questions,
     loading: options.Loading,
@@ -71,7 +76,7 @@ def ask(
     output: Output,
     messages: options.Messages,
 ) -> None:
-    """Ask questions about a video. The answer goes to stdout, all else to stderr.
+    """Ask questions about a video, or about several. The answers go to stdout, all else to stderr.
 
     lvspec ask clip.mp4 "What happens at the end?"
     lvspec ask film.mkv "Who comes in?" --start 1:30 --end 2:00
@@ -82,17 +87,24 @@ def ask(
         from lvspec_cli import pipeline
         from lvspec_cli.batch.names import reading_error
         from lvspec_cli.cli.show import showing
+        from lvspec_cli.output.records import encode_name
         from lvspec_cli.request import AskRequest
 
-        if not video:
+        if "" in arguments[:1]:
             raise NoInputError("the video's name is empty", "name a video file")
-        mistake = ask_mistake([argument_of(text) for text in (video, *(question or ()))])
+        given = [argument_of(text) for text in arguments]
+        mistake = ask_mistake(given)
         if mistake is not None:
             raise mistake
+        named, question = videos_and_question(given)
+        several = len(named) > 1 or Path(named[0]).is_dir()
+        videos = videos_of(named) if several else ()
+        if several and output.trace is not None:
+            raise UsageError("--trace is of one video", "name one, or leave out --trace")
         choice = chosen_pair(loading)
         request = AskRequest(
-            video_request(sampling, choice.pair, Path(video)),
-            collect_questions(question[0] if question else None, questions.more or (), questions.file),
+            video_request(sampling, choice.pair, Path(named[0])),
+            collect_questions(question, questions.more or (), questions.file),
             replace(
                 decode_settings(decoding, rule, choice.pair),
                 constraint=constraint_of(questions.choices, questions.schema, think=questions.think),
@@ -100,12 +112,15 @@ def ask(
             checked_system(questions.system),
             questions.think,
         )
-        missing = reading_error(Path(video))
+        missing = None if several else reading_error(Path(named[0]))
         if isinstance(missing, NoInputError):  # other faults get a record
             raise missing
+        labels = {item.path: encode_name(item.name)[0] for item in videos} if len(videos) > 1 else {}
         with (
-            _tracing(output.trace, Path(video)) as write_row,
-            showing(choice, request, stop, as_json=output.as_json, quiet=messages.quiet) as show,
+            _tracing(output.trace, Path(named[0])) as write_row,
+            showing(
+                choice, request, stop, as_json=output.as_json, quiet=messages.quiet, labels=labels
+            ) as show,
         ):
 
             def listen(event: Any) -> None:
@@ -113,10 +128,17 @@ def ask(
                 stop.listen(event)
                 show(event)
 
-            records = pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
+            if several:
+                requests = [
+                    replace(request, video=replace(request.video, path=item.path), name=item.name)
+                    for item in videos
+                ]
+                records = pipeline.ask_each(choice, requests, listen, interrupted=stop.asked)
+            else:
+                records = pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
         if stop.asked():
             raise KeyboardInterrupt
-        if any(record.error is not None for record in records):  # it gave no whole answer
+        if any(record.error is not None for record in records):  # a video, or no whole answer
             raise typer.Exit(1)
 
 

@@ -313,6 +313,7 @@ def lay_out_job(job: Job, quiet: bool) -> list[Work]:
             job.base,
             job.cutting,
             probes=partial(pool.probes, timeout=job.base.video.timeout),
+            subtitles=partial(pool.subtitles, timeout=job.base.video.timeout),
             scenes=lambda video: known_scenes(video, folder and folder / "scenes", scene_segments),
             progress=advance,
         )

@@ -51,7 +51,8 @@ class Prompts(OptionGroup):
 
     prompt: list[str] | None = flag(
         None,
-        "What to ask of each clip; repeat for more. {name} and {duration} are filled in.",
+        "What to ask of each clip; repeat for more. {name}, {duration} and {subtitles} are filled in: the "
+        "last is what is said in it, by a text track or a .srt or .vtt beside the video.",
         metavar="TEXT",
     )
     prompt_file: Path | None = flag(None, "The prompt is this file's text.", metavar="FILE")

@@ -19,6 +19,7 @@ from lvspec_cli.types import Constraint, DecodeSettings, Mode, RuleSettings, Vid
 from lvspec_cli.video.source import is_url, web_address
 
 if TYPE_CHECKING:
+    from lvspec_cli.batch.names import Input
     from lvspec_cli.pairs.registry import Pair
     from lvspec_cli.request import PairChoice
 
@@ -197,6 +198,35 @@ def _check(
         raise UsageError(f"{flag} {value:g} is out of range", f"give a number {bound}{end}")
 
 
+def videos_and_question(given: Sequence[Argument]) -> tuple[tuple[str, ...], str | None]:
+    """The arguments of ``ask`` without a mistake, ``VIDEO... [QUESTION]``, told apart: the last one is the
+    question, unless it is a video or a folder."""
+    *videos, last = (argument.text for argument in given)
+    is_video = not videos or given[-1].kind in _SOURCES
+    return ((*videos, last), None) if is_video else (tuple(videos), last)
+
+
+def videos_of(arguments: Sequence[str]) -> tuple[Input, ...]:
+    """The videos that the arguments name: files, and those of folders; each once, in order.
+
+    :raises NoInputError: one of them is not there, or there is none.
+    :raises UsageError: one is a list of jobs.
+    """
+    from lvspec_cli.batch.inputs import collect
+    from lvspec_cli.batch.lists import is_jobs_file
+    from lvspec_cli.batch.names import Input
+
+    for argument in arguments:
+        if is_jobs_file(Path(argument)):
+            raise UsageError(f"{argument} is a list, and ask takes videos", "lvspec caption takes lists")
+    collected = collect([Path(argument) for argument in arguments])
+    for problem in collected.problems:
+        if isinstance(problem.error, NoInputError):
+            raise problem.error
+    unread = tuple(Input(problem.path, problem.name) for problem in collected.problems)
+    return (*collected.inputs, *unread)  # decoding will say again what is wrong with them
+
+
 def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:
     """All questions in order: the argument, each ``--question``, then the lines of ``--questions``.
 
@@ -271,44 +301,40 @@ def argument_of(text: str) -> Argument:
 
 
 def ask_mistake(given: Sequence[Argument]) -> LvspecError | None:
-    """What is wrong with the arguments of ``lvspec ask``, if anything: they are a video and a question.
+    """What is wrong with the arguments of ``lvspec ask``, if anything: they are videos and a question.
 
     :param given: at least one argument. Whether a video exists is not checked.
     """
     first, *rest = given
     words = [argument.text for argument in given if argument.kind is ArgumentKind.WORDS]
-    videos = [argument.text for argument in given if argument.kind is ArgumentKind.VIDEO]
+    sources = [argument.text for argument in given if argument.kind in _SOURCES]
     question = " ".join(words) or "What happens?"
     match first.kind:
         case ArgumentKind.URL:
             return web_address(first.text)
         case ArgumentKind.STDIN:
             return UsageError("a video cannot be read from stdin", "save it to a file first")
-        case ArgumentKind.FOLDER:
-            return NoInputError(
-                f"a folder, not a file: {first.text}", _caption_command([first.text], question)
-            )
         case ArgumentKind.PATTERN:
             path = Path(first.text)
             folder = [str(path.parent), "--glob", path.name]
             return NoInputError(f"no such file: {first.text}", _caption_command(folder, question))
         case ArgumentKind.TEXT_FILE:
             return _list_for_video(first.text)
-        case ArgumentKind.WORDS if videos:
-            remedy = shell_words(["lvspec", "ask", videos[0], question])
-            return UsageError("the question stands before the video", remedy)
-    if len(videos) > 1 or any(argument.kind is ArgumentKind.FOLDER for argument in rest):
-        sources = [argument.text for argument in given if argument.kind in _SOURCES]
-        return UsageError(
-            f"ask is about one video, and {sources[1]} is another", _caption_command(sources, question)
-        )
-    if rest and rest[0].kind is ArgumentKind.TEXT_FILE:
-        remedy = shell_words(["lvspec", "ask", first.text, "--questions", rest[0].text])
-        return UsageError(f"{rest[0].text} is a file, not a question", f"did you mean {remedy}")
-    if len(rest) > 1:
-        whole = shell_words(["lvspec", "ask", first.text, " ".join(argument.text for argument in rest)])
-        return UsageError(f"a question of {len(rest)} arguments", f"quote the question: {whole}")
+        case ArgumentKind.WORDS if sources:
+            return UsageError("the question stands before the video", _ask_command(sources, question))
+    if rest and rest[-1].kind is ArgumentKind.TEXT_FILE:
+        remedy = _ask_command([*sources, "--questions"], rest[-1].text)
+        return UsageError(f"{rest[-1].text} is a file, not a question", f"did you mean {remedy}")
+    others = [argument for argument in rest if argument.kind not in (*_SOURCES, ArgumentKind.TEXT_FILE)]
+    if len(others) > 1 or (others and given[-1].kind in _SOURCES):
+        whole = _ask_command(sources or [first.text], " ".join(argument.text for argument in others))
+        cause = f"a question of {len(others)} arguments" if len(others) > 1 else "a video after the question"
+        return UsageError(cause, f"quote the question: {whole}" if len(others) > 1 else whole)
     return None
+
+
+def _ask_command(sources: Sequence[str], question: str) -> str:
+    return shell_words(["lvspec", "ask", *sources, question])
 
 
 def caption_mistake(given: Sequence[Argument]) -> LvspecError | None:

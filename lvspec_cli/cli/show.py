@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
 
 from lvspec_cli.cli.reporting import Stop, say, write_json, write_out
-from lvspec_cli.escape import visible
+from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Answered, ClipReady, Event, Listener, Noted, QuestionStarted, RoundDone
 from lvspec_cli.host import message_stream
 from lvspec_cli.output.records import Record, to_line
@@ -28,15 +30,24 @@ def is_live(as_json: bool, quiet: bool) -> bool:
 
 @contextmanager
 def showing(
-    choice: PairChoice, request: AskRequest, stop: Stop, *, as_json: bool, quiet: bool
+    choice: PairChoice,
+    request: AskRequest,
+    stop: Stop,
+    *,
+    as_json: bool,
+    quiet: bool,
+    labels: Mapping[Path, str] = MappingProxyType({}),
 ) -> Iterator[Listener]:
-    """A listener that shows the run. All output is complete at the end of the block."""
-    if is_live(as_json, quiet):
+    """A listener that shows the run. All output is complete at the end of the block.
+
+    :param labels: of several videos: the name that is put before each answer, by path.
+    """
+    if is_live(as_json, quiet) and not labels:
         stop.is_shown = True
         with _live(choice, request, stop) as listen:
             yield listen
         return
-    text = _StreamedText(choice, request, quiet)
+    text = _StreamedText(choice, request, quiet, labels)
     show = _records if as_json else text.listen
     silent = as_json or not sys.stdout.isatty()
     progress = PlainProgress(None if quiet else message_stream(), answering=silent)
@@ -60,20 +71,30 @@ def _records(event: Event) -> None:
 
 
 class _StreamedText:
-    """Streams the answers' text, with a line of dashes between two answers."""
+    """Streams the answers' text, with a line of dashes between two answers about a video.
 
-    def __init__(self, choice: PairChoice, request: AskRequest, quiet: bool) -> None:
+    With ``labels`` each answer begins with the name of its video.
+    """
+
+    def __init__(
+        self, choice: PairChoice, request: AskRequest, quiet: bool, labels: Mapping[Path, str]
+    ) -> None:
         self._choice = choice
         self._count = len(request.questions)
         self._quiet = quiet
-        self._answers = 0
+        self._labels, self._label = labels, ""
+        self._noted = False
+        self._answers = 0  # about the current video
         self._open = False
 
     def listen(self, event: Event) -> None:
         match event:
+            case ClipReady(path=path):
+                self._answers, self._label = 0, self._labels.get(path, "")
             case RoundDone(pieces=pieces):
-                if not self._open and self._answers:
-                    write_out(SEPARATOR)
+                if not self._open:
+                    write_out(SEPARATOR if self._answers else "")
+                    write_out(f"{visible_line(self._label)}: " if self._label else "")
                 self._open = True
                 write_out(visible("".join(piece.text for piece in pieces)))
             case Answered(record, tail) if record.stats is not None:
@@ -81,7 +102,11 @@ class _StreamedText:
                 self.close()
                 self._answers += 1
                 if not self._quiet:
-                    _summarise(record, self._choice, last=self._answers == self._count)
+                    last = self._answers == self._count
+                    _summarise(record, self._choice, last=last, noted=self._noted)
+                    self._noted |= last
+            case Answered(record) if self._labels and record.error is not None:
+                say(f"error: {record.error.message}")
 
     def close(self) -> None:
         """Ends the line of an answer, even if the answer was aborted."""
@@ -131,12 +156,12 @@ def _print_answers(choice: PairChoice, request: AskRequest, events: list[Event])
         write_out(visible(text) + "\n")
 
 
-def _summarise(record: Record, choice: PairChoice, *, last: bool) -> None:
+def _summarise(record: Record, choice: PairChoice, *, last: bool, noted: bool = False) -> None:
     for line in answer_summary(record):
         say(line)
     if last:
         say(clip_summary(record))
-        if choice.pair.world and not choice.note:  # a note already says it
+        if choice.pair.world and not choice.note and not noted:  # a note already says it
             say(world_note(choice.name, choice.pair.world))
 
 

@@ -51,21 +51,8 @@ def open_video(
     :param path: for messages only.
     :param threads: of FFmpeg; None: as many as cores.
     """
-    head = head_of(file)
     options = {"max_pixels": str(limits.canvas_pixels)}
-    rules = {"format_whitelist": FORMATS, "protocol_whitelist": _PROTOCOLS}
-    try:
-        container = av.open(
-            file,
-            "r",
-            options=options if _PROBES_WITH_OPTIONS else None,
-            container_options=rules,
-            metadata_errors="replace",
-            buffer_size=_BUFFER_BYTES,
-        )
-    except (FFmpegError, ValueError, OSError) as error:  # OSError: a header may send the reader anywhere
-        raise unopenable(head, path) from error
-    with container:
+    with open_container(file, path, limits) as container:
         # Invented times would hide that a container has none.
         container.flags &= ~cast(int, Flags.gen_pts.value)
         stream = _default_stream(container, path)
@@ -78,6 +65,32 @@ def open_video(
             options, stream.thread_count = {**options, "err_detect": "explode"}, 1
         stream.codec_context.options = options
         yield container, stream
+
+
+@contextmanager
+def open_container(
+    file: io.RawIOBase, path: Path, limits: VideoLimits, formats: str = FORMATS
+) -> Iterator[InputContainer]:
+    """The container of a file in one of these formats, which opens no other file.
+
+    :param path: for messages only.
+    """
+    head = head_of(file)
+    options = {"max_pixels": str(limits.canvas_pixels)}
+    rules = {"format_whitelist": formats, "protocol_whitelist": _PROTOCOLS}
+    try:
+        container = av.open(
+            file,
+            "r",
+            options=options if _PROBES_WITH_OPTIONS else None,
+            container_options=rules,
+            metadata_errors="replace",
+            buffer_size=_BUFFER_BYTES,
+        )
+    except (FFmpegError, ValueError, OSError) as error:  # OSError: a header may send the reader anywhere
+        raise unopenable(head, path) from error
+    with container:
+        yield container
 
 
 def decoder_of(stream: VideoStream) -> VideoCodecContext:

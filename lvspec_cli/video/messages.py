@@ -1,7 +1,8 @@
 """The messages between parent and child, over a socket pair.
 
 The parent sends a Job and the descriptor of its file, and the next Job when this one is done. The child
-answers with Taken, then, for task ``probe``, with a VideoInfo. For task ``read`` it sends Opened, then for
+answers with Taken, then, for task ``probe``, with a VideoInfo, and for task ``subtitles`` with Subtitles.
+For task ``read`` it sends Opened, then for
 each frame its time (a float) and its raw bytes, then Finished. An LvspecError may replace any of its
 messages. Everything except the bytes is pickled.
 """
@@ -17,7 +18,7 @@ from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
 
 @dataclass(frozen=True)
 class Job:
-    task: Literal["read", "probe"]
+    task: Literal["read", "probe", "subtitles"]
     request: VideoRequest
     threads: int | None = None  # of FFmpeg's at most; None: one a core
 
@@ -51,4 +52,18 @@ class Finished:
     warnings: tuple[str, ...]
 
 
-LAST = (VideoInfo, Finished, LvspecError)  # after one of these the child waits for its next job
+@dataclass(frozen=True)
+class Cue:
+    """What is said in a stretch of a video, on one line. Seconds of the file's clock."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Subtitles:
+    cues: tuple[Cue, ...]  # in order of time
+
+
+LAST = (VideoInfo, Subtitles, Finished, LvspecError)  # after one of these the child waits for its next job

@@ -19,7 +19,7 @@ from lvspec_cli.errors import LvspecError, MachineError, VideoError
 from lvspec_cli.host import usable_cores
 from lvspec_cli.types import Clip, VideoInfo, VideoRequest
 from lvspec_cli.video.decode import TIMEOUT, Child, decoding_child, probe_job, receive_clip
-from lvspec_cli.video.messages import Job
+from lvspec_cli.video.messages import Cue, Job, Subtitles
 from lvspec_cli.video.sample import check_request
 
 JOBS_PER_CHILD = 64  # then a new child, because FFmpeg and decord leak memory
@@ -123,6 +123,23 @@ class DecodePool:
                 return _bare(error)
 
         return self._in_order(paths, look, interrupted)
+
+    def subtitles(
+        self, paths: Iterable[Path], *, timeout: float | None = TIMEOUT
+    ) -> Generator[tuple[Cue, ...] | LvspecError, None, None]:
+        """What is said in each file, a video or one of subtitles. Paths are read as in ``clips``."""
+
+        def look(crew: _Crew, number: int, path: Path) -> tuple[Cue, ...] | LvspecError:
+            job = Job("subtitles", VideoRequest(path, timeout=timeout))
+            try:
+                found: Subtitles = crew.serve(number, job, Child.receive)
+            except MachineError:
+                raise
+            except LvspecError as error:
+                return _bare(error)
+            return found.cues
+
+        return self._in_order(paths, look, lambda: False)
 
     def _in_order(
         self,

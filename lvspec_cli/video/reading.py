@@ -17,12 +17,13 @@ from lvspec_cli.system import socket_of
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
 from lvspec_cli.video.container import check_canvas, open_video
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
-from lvspec_cli.video.messages import Finished, Job, Opened
+from lvspec_cli.video.messages import Cue, Finished, Job, Opened
 from lvspec_cli.video.picture import Look, Painter, look_of
 from lvspec_cli.video.pixels import Frame, fitted_size
 from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, format_time, stretch
 from lvspec_cli.video.source import container_of, head_of, shown
+from lvspec_cli.video.subtitles import cues_of
 from lvspec_cli.video.survey import Survey, Surveyor, opened, starts_too_late
 
 
@@ -39,6 +40,12 @@ def probe_file(descriptor: int, request: VideoRequest, surveyor: Surveyor) -> Vi
     """Size, duration, codec and streams of the file open as ``descriptor``."""
     with _opened(descriptor) as file:
         return surveyor.info(file, request)
+
+
+def read_subtitles(descriptor: int, request: VideoRequest) -> tuple[Cue, ...]:
+    """What is said in the video, or in the file of subtitles, open as ``descriptor``."""
+    with _opened(descriptor) as file:
+        return cues_of(file, request)
 
 
 def read_file(descriptor: int, job: Job, connection: Connection, surveyor: Surveyor) -> None:

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 from lvspec_cli.errors import LvspecError, VideoError
 from lvspec_cli.system import parent_of, receive_file
-from lvspec_cli.video.messages import Job, Taken
+from lvspec_cli.video.messages import Job, Subtitles, Taken
 from lvspec_cli.video.source import shown
 
 _PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
@@ -28,7 +28,7 @@ def main(argument: str) -> None:
     connection = parent_of(argument)
     jobs: SimpleQueue[tuple[Job, int]] = SimpleQueue()
     threading.Thread(target=_take_jobs, args=(connection, jobs), daemon=True).start()
-    from lvspec_cli.video.reading import probe_file, read_file
+    from lvspec_cli.video.reading import probe_file, read_file, read_subtitles
     from lvspec_cli.video.survey import Surveyor
 
     surveyor = Surveyor()
@@ -39,6 +39,8 @@ def main(argument: str) -> None:
             connection.send(Taken())
             if job.task == "probe":
                 connection.send(probe_file(descriptor, job.request, surveyor))
+            elif job.task == "subtitles":
+                connection.send(Subtitles(read_subtitles(descriptor, job.request)))
             else:
                 read_file(descriptor, job, connection, surveyor)
         except LvspecError as error:

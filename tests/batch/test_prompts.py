@@ -42,7 +42,7 @@ def test_what_is_wrong_is_named(template, what):
     with pytest.raises(UsageError) as caught:
         check_template(template, "--prompt")
     assert caught.value.cause.startswith(f"--prompt: {what} in the prompt ")
-    assert caught.value.remedy == "use {name} and {duration}; write {{ and }} for braces"
+    assert caught.value.remedy == "use {name}, {duration} and {subtitles}; write {{ and }} for braces"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

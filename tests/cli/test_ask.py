@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from lvspec_cli.cli.requests import collect_questions
+from lvspec_cli.cli.requests import argument_of, collect_questions, videos_and_question
 from lvspec_cli.errors import UsageError
 from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record
@@ -65,6 +67,83 @@ def test_questions_in_utf_16_are_read_and_what_is_no_text_is_said(tmp_path: Path
     file.write_bytes("Who?\n".encode("utf-16-le"))
     with pytest.raises(UsageError, match=r"q\.txt, line 1: a NUL: UTF-16 without a byte order mark"):
         collect_questions(None, (), file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "videos", "question"),
+    [
+        (["a.mp4"], ("a.mp4",), None),
+        (["gone"], ("gone",), None),
+        (["a.mp4", "What?"], ("a.mp4",), "What?"),
+        (["a.mp4", "-"], ("a.mp4",), "-"),
+        (["a.mp4", "clips"], ("a.mp4", "clips"), None),
+        (["a.mp4", "b.mp4"], ("a.mp4", "b.mp4"), None),
+        (["a.mp4", "gone.mp4", "clips", "What?"], ("a.mp4", "gone.mp4", "clips"), "What?"),
+    ],
+    ids=str,
+)
+def test_the_last_argument_is_the_question_unless_it_is_a_video(
+    arguments: list[str],
+    videos: tuple[str, ...],
+    question: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    Path("clips").mkdir()
+    assert videos_and_question([argument_of(text) for text in arguments]) == (videos, question)
+
+
+def test_answers_about_several_videos_and_pictures_bear_their_names(tiny, video_file: Path, tmp_path: Path):
+    folder = tmp_path / "clips"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.mp4", "deep/b.mp4"):
+        shutil.copy(video_file, folder / name)
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "photo.png")
+    (folder / "c.mp4").write_text("no video")
+    asked = (folder, tmp_path / "photo.png", "What?", "--question", "Why?", "--max-new-tokens", 5)
+    done = tiny(*asked, "--json", "-q")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    names = ["clips/a.mp4", "clips/c.mp4", "clips/deep/b.mp4", "photo.png"]
+    assert [record["id"] for record in records] == [f"{name}#{n}" for name in names for n in (1, 2)]
+    assert [record["status"] for record in records] == ["ok"] * 2 + ["error"] * 2 + ["ok"] * 4
+    assert records[-1]["sampling"]["timestamps"] == [0.0]
+    shown = tiny(*asked)
+    assert (done.returncode, shown.returncode) == (1, 1)
+    texts = [visible(record["text"]) for record in records if record["text"] is not None]
+    about = [f"{name}: {texts[2 * n]}\n---\n{name}: {texts[2 * n + 1]}\n" for n, name in enumerate(
+        ["clips/a.mp4", "clips/deep/b.mp4", "photo.png"]
+    )]  # fmt: skip
+    assert shown.stdout == "".join(about)
+    assert shown.stderr.count("error: not a video that can be read: ") == 2
+    assert shown.stderr.count("loading: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (["gone.mp4", "What?"], 4, "no such file: gone.mp4"),
+        (["What?", "--trace", "t.jsonl"], 2, "--trace is of one video"),
+        (["list.csv", "What?"], 2, "list.csv is a list, and ask takes videos"),
+        ([], 2, "there is no question"),
+    ],
+    ids=str,
+)
+def test_several_videos_that_cannot_be_asked_about(
+    tiny,
+    video_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    code: int,
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(video_file, "b.mp4")
+    Path("list.csv").touch()
+    done = tiny(video_file, "b.mp4", *more)
+    assert done.returncode == code
+    assert message in done.stderr
 
 
 def test_quiet_leaves_nothing_but_the_answer(tiny_shell: Shell, video_file: Path):

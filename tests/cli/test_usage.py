@@ -20,7 +20,7 @@ from tests.video.clips import make_clip, make_sound
 Run = Callable[..., Printed]
 CLIP = str(PACKAGE / "demo/clips/clip_0001.mp4")
 WRONG = [
-    (["ask"], 2, "Missing argument 'VIDEO'"),
+    (["ask"], 2, "Missing argument 'VIDEO... "),
     (["ask", "x.mp4"], 2, "there is no question\ntry: write one after the video"),
     (["ask", "x.mp4", " "], 2, "a question is empty"),
     (["ask", "x.mp4", "-", "--question", "-"], 2, "stdin can be read only once"),
@@ -29,7 +29,7 @@ WRONG = [
     (["ask", "x.mp4", "q\udce9"], 2, "a question is not UTF-8 text"),
     (["ask", "x.mp4", "q", "--system", "\udce9"], 2, "--system is not UTF-8 text"),
     (["ask", "x.mp4", "What", "moves?"], 2, "quote the question: lvspec ask x.mp4 'What moves?'"),
-    (["ask", "x.mp4", "y.mp4"], 2, "try: lvspec caption x.mp4 y.mp4 --prompt 'What happens?'"),
+    (["ask", "x.mp4", "y.mp4"], 4, "no such file: x.mp4, nor 1 more"),
     (["ask", "http://a.org/x.mp4", "q"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
     (["caption", "http://a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
     (
@@ -145,12 +145,14 @@ CLIPS, LIST, JOBS = Argument("my clips", FOLDER), Argument("list.txt", TEXT), Ar
         ([A, QUESTION], None, ""),
         ([A, Argument("-", ArgumentKind.STDIN)], None, ""),
         ([Argument("gone", WORDS), QUESTION], None, ""),  # that there is no such file is said later
-        ([A, B], 2, "lvspec caption a.mp4 b.mp4 --prompt 'What happens?'"),
-        ([A, B, QUESTION], 2, "lvspec caption a.mp4 b.mp4 --prompt 'Why?'"),
-        ([A, CLIPS, QUESTION], 2, "lvspec caption a.mp4 'my clips' --prompt 'Why?'"),
+        ([A, B], None, ""),  # a question may come by a flag
+        ([A, B, QUESTION], None, ""),
+        ([A, CLIPS, QUESTION], None, ""),
+        ([CLIPS, QUESTION], None, ""),
+        ([A, QUESTION, B], 2, "lvspec ask a.mp4 b.mp4 'Why?'"),
+        ([A, JOBS, QUESTION], None, ""),  # what the file is, is said later
         ([QUESTION, A], 2, "lvspec ask a.mp4 'Why?'"),
         ([Argument("What", WORDS), Argument("moves?", WORDS), A], 2, "lvspec ask a.mp4 'What moves?'"),
-        ([CLIPS, QUESTION], 4, "lvspec caption 'my clips' --prompt 'Why?'"),
         (
             [Argument("in/*.mp4", ArgumentKind.PATTERN)],
             4,
@@ -252,7 +254,7 @@ def make_bad_file(kind: str, folder: Path) -> Path:
 # What the file is, further flags, exit code, kind of the record's error, message.
 BAD = [
     ("gone", [], 4, None, "no such file: "),
-    ("folder", [], 4, None, "a folder, not a file: "),
+    ("folder", [], 4, None, "no video and no picture in "),
     ("empty", [], 1, "not_a_video", "the file is empty: "),
     ("notes", [], 1, "not_a_video", "not a video that can be read: "),
     ("playlist", [], 1, "not_a_video", "not a video that can be read: "),

@@ -134,6 +134,14 @@ def _read(ledger: Path) -> dict[str, str]:
         return {}
 
 
+def is_own_export(path: Path) -> bool:
+    """Whether an export wrote the file, into its folder or one above, and nobody has changed it since."""
+    for folder in path.parents:
+        if (digest := _read(folder / LEDGER).get(os.fspath(path.relative_to(folder)))) is not None:
+            return digest == _digest_of(path)
+    return False
+
+
 def _digest(stream: BufferedReader | SpooledTemporaryFile[bytes]) -> str:
     stream.seek(0)
     return hashlib.file_digest(stream, "sha256").hexdigest()
