@@ -9,7 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ from lvspec_cli.types import (
     PairPrompts,
     Placement,
     Thinking,
+    Turn,
     VideoRequest,
 )
 
@@ -289,18 +290,22 @@ class _Run:
             if interrupted():
                 return
             prompts = self._encode(session, number, prompts)
-            record = self._answer(session, prompts, number, interrupted)
+            record = self.answer(session, prompts, number, interrupted)
             if isinstance(record.audit, Failure):  # the caches may be inconsistent
                 self.pair.release()
                 session, prompts = Session.of(self.pair), None
             yield record
 
     def _encode(self, session: Session, number: int, earlier: PairPrompts | None) -> PairPrompts:
+        question = self.request.questions[number - 1]
+        self.listen(QuestionStarted(number, len(self.request.questions), question))
+        return self.encoded(session, question, earlier)
+
+    def encoded(self, session: Session, question: str, earlier: PairPrompts | None) -> PairPrompts:
+        """The prompts of a question, after the session has encoded their video."""
         from lvspec_cli.models.prompt import build_prompts
 
         request = self.request
-        question = request.questions[number - 1]
-        self.listen(QuestionStarted(number, len(request.questions), question))
         with _stage(Stage.ENCODING, self.listen):
             if earlier is None and not self._has_room():
                 raise MemoryError
@@ -312,6 +317,7 @@ class _Run:
                 earlier=earlier,
                 new_tokens=request.settings.max_new_tokens,
                 think=request.think,
+                history=request.history,
             )
             session.encode(prompts, request.settings)
         return prompts
@@ -328,7 +334,7 @@ class _Run:
         first = replace(self.clip, frames=self.clip.frames[:2], timestamps=self.clip.timestamps[:2])
         return build_prompts(self.pair, first, self.request.questions[0]).target.visual_tokens
 
-    def _answer(
+    def answer(
         self, session: Session, prompts: PairPrompts, number: int, interrupted: Callable[[], bool]
     ) -> Record:
         stream = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
@@ -392,6 +398,118 @@ class _Run:
 
     def _word(self, token: int) -> str:
         return self.pair.target.tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False)
+
+
+HISTORY_TOKENS = 4096  # of a conversation: a question with the turns before it, for which memory is planned
+
+
+class Conversation:
+    """Questions about one clip that follow one another, on one loaded pair. The video is encoded once.
+
+    A question is asked after the turns of ``history``: as many of the newest ones as the models' contexts,
+    and HISTORY_TOKENS, have room for. ``records`` has the answers so far.
+    """
+
+    def __init__(
+        self, loaded: LoadedPair, plan: LoadPlan, request: AskRequest, identity: FileIdentity, clip: Clip
+    ) -> None:
+        from lvspec_cli.speculation.engine import Session
+
+        self._pair, self._plan, self._request = loaded, plan, request
+        self._identity, self._clip = identity, clip
+        self._thinking = _thinking(loaded, request)
+        self._session = Session.of(loaded)
+        self._prompts: PairPrompts | None = None  # of an earlier question, whose video is processed
+        self.history: tuple[Turn, ...] = ()
+        self.records: list[Record] = []
+
+    @classmethod
+    def open(cls, choice: PairChoice, request: AskRequest, listen: Listener) -> Conversation:
+        """Loads the pair, and decodes and encodes the video; raises as ``ask`` does.
+
+        :param request: its questions and its history are not used.
+        """
+        plan, request = prepared(choice, request, listen, _duration(request.video))
+        check_thinking(plan, request)
+        request, identity = replace(request, questions=("",), history=()), identify_video(request)
+        clip = _decode(request.video, listen)
+        check_unchanged(request, identity)
+        check_context(plan, request, clip)
+        loaded = load(plan, _with_history(clip_workload(request, clip)), listen)
+        conversation = cls(loaded, plan, request, identity, clip)
+        with conversation._memory_errors():
+            run = conversation._run(request, listen)
+            conversation._prompts = run.encoded(conversation._session, "", None)
+        return conversation
+
+    def ask(
+        self, question: str, listen: Listener, *, interrupted: Callable[[], bool] = lambda: False
+    ) -> Record:
+        """The record of an answer. The turn is added to the history, even of an answer that was interrupted.
+
+        :param listen: gets a Noted event when the oldest turns are left out.
+        :raises LvspecError: the question has no room in the context, or the pair fails. The conversation can
+            go on.
+        """
+        try:
+            with self._memory_errors():
+                request = self._asked(question, listen)
+                run = self._run(request, listen)
+                self._prompts = run.encoded(self._session, question, self._prompts)
+                record = run.answer(self._session, self._prompts, 1, interrupted)
+        except BaseException:
+            self._renew()  # the caches may be inconsistent
+            raise
+        self.records.append(record)
+        if record.text:
+            self.history = (*request.history, Turn(question, record.text))
+        return record
+
+    def reset(self) -> None:
+        """Forgets the turns so far."""
+        self.history = ()
+
+    def _asked(self, question: str, listen: Listener) -> AskRequest:
+        """The request of a question with the newest turns that fit."""
+        from lvspec_cli.models.prompt import build_prompts
+
+        request = replace(self._request, questions=(question,), history=self.history)
+        while True:
+            try:
+                prompts = build_prompts(
+                    self._pair, self._clip, question, system=request.system, earlier=self._prompts,
+                    new_tokens=request.settings.max_new_tokens, think=request.think, history=request.history,
+                )  # fmt: skip
+                if prompts.target.length - prompts.target.prefix_length <= HISTORY_TOKENS:
+                    break
+            except ContextError:
+                if not request.history:
+                    raise
+            if not request.history:
+                break  # a long question alone, as ``ask`` takes it
+            request = replace(request, history=request.history[1:])
+        if left_out := len(self.history) - len(request.history):
+            turns = "the oldest turn is" if left_out == 1 else f"the {left_out} oldest turns are"
+            listen(Noted(f"{turns} left out: the context has no room for more"))
+        return request
+
+    def _renew(self) -> None:
+        from lvspec_cli.speculation.engine import Session
+
+        self._pair.release()
+        self._session = Session.of(self._pair)
+
+    def _run(self, request: AskRequest, listen: Listener) -> _Run:
+        return _Run(
+            self._plan, request, self._identity, self._clip, self._pair, listen, None, 0, self._thinking
+        )
+
+    def _memory_errors(self) -> AbstractContextManager[None]:
+        return memory_errors(self._plan, _with_history(clip_workload(self._request, self._clip)))
+
+
+def _with_history(workload: Workload) -> Workload:
+    return replace(workload, text_tokens=max(HISTORY_TOKENS, workload.text_tokens))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvspec_cli.pairs.registry import Pair
-from lvspec_cli.types import DecodeSettings, Loading, Placement, Quantisation, TaskName, VideoRequest
+from lvspec_cli.types import DecodeSettings, Loading, Placement, Quantisation, TaskName, Turn, VideoRequest
 
 # Cause and remedy.
 NO_PRUNING = (
@@ -68,6 +68,7 @@ class AskRequest:
 
     ``think``: the target thinks before it answers, if its chat template has a switch for that.
     ``name`` and ``id``: the video's name and id in records, if they are not the file's name.
+    ``history``: earlier turns about the clip, which each question follows.
     ``audit``: the share of the answers that are also given in mode ar, for comparison (``figures.audit``).
     """
 
@@ -80,3 +81,4 @@ class AskRequest:
     name: bytes | None = None
     id: str | None = None
     audit: float = 0.0
+    history: tuple[Turn, ...] = ()

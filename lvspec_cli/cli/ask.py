@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvspec_cli.cli import options
+from lvspec_cli.cli.chat import converse, is_interactive
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import (
@@ -55,7 +56,11 @@ class Output(OptionGroup):
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.")],
     question: Annotated[
-        str | None, typer.Argument(metavar="[QUESTION]", help="What to ask; - reads it from stdin.")
+        str | None,
+        typer.Argument(
+            metavar="[QUESTION]",
+            help="What to ask; - reads it from stdin. In a terminal, none begins a chat.",
+        ),
     ] = None,
     *,
     questions: Questions,
@@ -80,14 +85,17 @@ def ask(
 
         if not video:
             raise NoInputError("the video's name is empty", "name a video file")
+        is_chat = _asks_nothing(question, questions) and is_interactive() and output == Output()
         choice = chosen_pair(loading)
         request = AskRequest(
             video_request(sampling, choice.pair, Path(video)),
-            collect_questions(question, questions.more or (), questions.file),
+            () if is_chat else collect_questions(question, questions.more or (), questions.file),
             decode_settings(decoding, rule, choice.pair),
             checked_system(questions.system),
             questions.think,
         )
+        if is_chat:
+            raise typer.Exit(converse(choice, request, stop, quiet=messages.quiet))
         with (
             _tracing(output.trace, Path(video)) as write_row,
             showing(choice, request, as_json=output.as_json, quiet=messages.quiet) as show,
@@ -103,6 +111,10 @@ def ask(
             raise KeyboardInterrupt
         if any(record.error is not None for record in records):  # it thought, and gave no answer
             raise typer.Exit(1)
+
+
+def _asks_nothing(question: str | None, questions: Questions) -> bool:
+    return question is None and not questions.more and questions.file is None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from lvspec_cli.cli import (
     bench,
     bench_relevance,
     caption,
+    chat,
     config,
     demo,
     doctor,
@@ -31,6 +32,7 @@ from lvspec_cli.host import steady_streams
 MACHINE = "Models and this machine"  # a panel of commands
 app = App(name="lvspec")
 app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
 app.command("caption")(caption.caption)
 app.command("show")(records.show)
 app.command("export")(export.export)
