@@ -9,7 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,7 @@ from lvspec_cli.types import (
     Placement,
     Round,
     Thinking,
+    Turn,
     VideoRequest,
 )
 
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
     from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory
 
 Trace = Callable[[dict[str, Any]], None]
-Turn = Generator["Rounds", Round | None, Record]  # an answer that is being decoded
+Underway = Generator["Rounds", Round | None, Record]  # an answer that is being decoded
 
 
 def ask(
@@ -324,7 +325,7 @@ def answers(
         yield alone(about.turn(number, listen, interrupted))
 
 
-def alone(turn: Turn) -> Record:
+def alone(turn: Underway) -> Record:
     """The record of an answer that is decoded by itself."""
     step: Callable[[], Rounds] = partial(next, turn)
     while True:
@@ -366,8 +367,10 @@ class ClipAnswers:
         oom_retries: int = 0,
         shared: SharedMemory | None = None,
         drafts: bool = True,
+        earlier: ClipAnswers | None = None,
     ) -> None:
         """
+        :param earlier: answers about the same clip, over now, whose encoded video is taken over.
         :param oom_retries: how often the clip was made smaller, for the records.
         :param shared: of answers that are decoded at the same time.
         :param drafts: whether to speculate at all, in a mode that does.
@@ -378,19 +381,26 @@ class ClipAnswers:
         self._trace, self._oom_retries, self._shared, self._drafts = trace, oom_retries, shared, drafts
         self._thinking = _thinking(pair, request)
         self._settings = request.settings if drafts else replace(request.settings, mode=Mode.AR)
-        self._session = self._new_session()
+        self._session: Session = earlier._session if earlier else self._new_session()
         self._is_taken = False
-        self._prompts: PairPrompts | None = None  # of the first question that was encoded
+        # Of a question that was encoded.
+        self._prompts: PairPrompts | None = earlier._prompts if earlier else None
+
+    @property
+    def prompts(self) -> PairPrompts | None:
+        """Those of an earlier question, with which further ones are built faster."""
+        return self._prompts
 
     def turn(
         self, number: int, listen: Listener, interrupted: Callable[[], bool], *, is_last: bool = False
-    ) -> Turn:
+    ) -> Underway:
         """Answer question ``number``, counted from 1. Yields whose next round is wanted, is sent that round,
         or None where there is none, and returns the record.
 
         :param is_last: no other turn will begin, so that the frames' pixels may be forgotten.
         :raises LvspecError: the question is too long, or memory is short (MemoryError and torch's own, too).
         """
+        listen(QuestionStarted(number, len(self._request.questions), self._request.questions[number - 1]))
         with self._own_session() as session:
             prompts = self._encode(session, number, listen, is_last=is_last)
             if is_last:
@@ -418,12 +428,15 @@ class ClipAnswers:
         finally:
             self._is_taken = False
 
+    def encode(self, listen: Listener) -> None:
+        """Encode the clip, as for the first question, for turns to come."""
+        self._encode(self._session, 1, listen, is_last=False)
+
     def _encode(self, session: Session, number: int, listen: Listener, *, is_last: bool) -> PairPrompts:
         from lvspec_cli.models.prompt import build_prompts
 
         request = self._request
         question = request.questions[number - 1]
-        listen(QuestionStarted(number, len(request.questions), question))
         with _stage(Stage.ENCODING, listen):
             if self._prompts is None and not self._has_room():
                 raise MemoryError
@@ -436,6 +449,7 @@ class ClipAnswers:
                 new_tokens=request.settings.max_new_tokens,
                 think=request.think,
                 draft_view=request.settings.draft_view,
+                history=request.history,
             )
             # An audit asks again.
             session.encode(prompts, self._settings, is_last=is_last and not self._request.audit)
@@ -461,7 +475,7 @@ class ClipAnswers:
         number: int,
         listen: Listener,
         interrupted: Callable[[], bool],
-    ) -> Turn:
+    ) -> Underway:
         stream = AnswerStream(self._pair.target.tokenizer.backend_tokenizer, self._thinking)
         with _stage(Stage.ANSWERING, listen):
             rounds = session.answer(prompts, self._settings, interrupted=interrupted)
@@ -525,6 +539,109 @@ class ClipAnswers:
 
     def _word(self, token: int) -> str:
         return self._pair.target.tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False)
+
+
+HISTORY_TOKENS = 4096  # of a conversation: a question with the turns before it, for which memory is planned
+
+
+class Conversation:
+    """Questions about one clip that follow one another, on one loaded pair. The video is encoded once.
+
+    A question is asked after the turns of ``history``: as many of the newest ones as the models' contexts,
+    and HISTORY_TOKENS, have room for. ``records`` has the answers so far.
+    """
+
+    def __init__(
+        self, loaded: LoadedPair, plan: LoadPlan, request: AskRequest, identity: FileIdentity, clip: Clip
+    ) -> None:
+        self._pair, self._plan, self._request = loaded, plan, request
+        self._identity, self._clip = identity, clip
+        self._about = ClipAnswers(loaded, plan, request, identity, clip)
+        self.history: tuple[Turn, ...] = ()
+        self.records: list[Record] = []
+
+    @classmethod
+    def open(cls, choice: PairChoice, request: AskRequest, listen: Listener) -> Conversation:
+        """Loads the pair, and decodes and encodes the video; raises as ``ask`` does.
+
+        :param request: its questions and its history are not used.
+        """
+        plan, request = prepared(choice, request, listen, _duration(request.video))
+        check_thinking(plan, request)
+        request, identity = replace(request, questions=("",), history=()), identify_video(request)
+        clip = _decode(request.video, listen)
+        check_unchanged(request, identity)
+        check_context(plan, request, clip)
+        loaded = load(plan, _with_history(clip_workload(request, clip)), listen)
+        conversation = cls(loaded, plan, request, identity, clip)
+        with conversation._memory_errors():
+            conversation._about.encode(listen)
+        return conversation
+
+    def ask(
+        self, question: str, listen: Listener, *, interrupted: Callable[[], bool] = lambda: False
+    ) -> Record:
+        """The record of an answer. The turn is added to the history, even of an answer that was interrupted.
+
+        :param listen: gets a Noted event when the oldest turns are left out.
+        :raises LvspecError: the question has no room in the context, or the pair fails. The conversation can
+            go on.
+        """
+        try:
+            with self._memory_errors():
+                request = self._asked(question, listen)
+                self._about = self._answers(request, self._about)
+                record = alone(self._about.turn(1, listen, interrupted))
+        except BaseException:
+            self._renew()  # the caches may be inconsistent
+            raise
+        self.records.append(record)
+        if record.text:
+            self.history = (*request.history, Turn(question, record.text))
+        return record
+
+    def reset(self) -> None:
+        """Forgets the turns so far."""
+        self.history = ()
+
+    def _asked(self, question: str, listen: Listener) -> AskRequest:
+        """The request of a question with the newest turns that fit."""
+        from lvspec_cli.models.prompt import build_prompts
+
+        request = replace(self._request, questions=(question,), history=self.history)
+        while True:
+            try:
+                prompts = build_prompts(
+                    self._pair, self._clip, question, system=request.system, earlier=self._about.prompts,
+                    new_tokens=request.settings.max_new_tokens, think=request.think,
+                    draft_view=request.settings.draft_view, history=request.history,
+                )  # fmt: skip
+                if prompts.target.length - prompts.target.prefix_length <= HISTORY_TOKENS:
+                    break
+            except ContextError:
+                if not request.history:
+                    raise
+            if not request.history:
+                break  # a long question alone, as ``ask`` takes it
+            request = replace(request, history=request.history[1:])
+        if left_out := len(self.history) - len(request.history):
+            turns = "the oldest turn is" if left_out == 1 else f"the {left_out} oldest turns are"
+            listen(Noted(f"{turns} left out: the context has no room for more"))
+        return request
+
+    def _renew(self) -> None:
+        self._pair.release()
+        self._about = self._answers(self._request, None)
+
+    def _answers(self, request: AskRequest, earlier: ClipAnswers | None) -> ClipAnswers:
+        return ClipAnswers(self._pair, self._plan, request, self._identity, self._clip, earlier=earlier)
+
+    def _memory_errors(self) -> AbstractContextManager[None]:
+        return memory_errors(self._plan, _with_history(clip_workload(self._request, self._clip)))
+
+
+def _with_history(workload: Workload) -> Workload:
+    return replace(workload, text_tokens=max(HISTORY_TOKENS, workload.text_tokens))
 
 
 @contextmanager

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.pairs.registry import Pair
-from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, TaskName, VideoRequest
+from lvspec_cli.types import (
+    DecodeSettings,
+    Loading,
+    Mode,
+    Placement,
+    Quantisation,
+    TaskName,
+    Turn,
+    VideoRequest,
+)
 
 # Cause and remedy.
 NO_PRUNING = (
@@ -88,6 +97,7 @@ class AskRequest:
 
     ``think``: the target thinks before it answers, if its chat template has a switch for that.
     ``name`` and ``id``: the video's name and id in records, if they are not the file's name.
+    ``history``: earlier turns about the clip, which each question follows.
     ``audit``: the share of the answers that are also given in mode ar, for comparison (``figures.audit``).
     """
 
@@ -100,6 +110,7 @@ class AskRequest:
     name: bytes | None = None
     id: str | None = None
     audit: float = 0.0
+    history: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)

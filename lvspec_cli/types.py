@@ -229,6 +229,14 @@ class Thinking:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A question about a clip and its answer, which later questions follow."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class PairPrompts:
     """The prompts of target and draft for the same clip and question."""
 

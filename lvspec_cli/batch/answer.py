@@ -17,7 +17,7 @@ from lvspec_cli.events import Answered, Listener
 from lvspec_cli.memory.resolve import no_room_for
 from lvspec_cli.models.prompt_length import LEAST_FRAMES
 from lvspec_cli.output.records import Failure, Record, failed_record
-from lvspec_cli.pipeline import ClipAnswers, Turn, clip_ready, clip_workload, is_out_of_memory, shortened
+from lvspec_cli.pipeline import ClipAnswers, Underway, clip_ready, clip_workload, is_out_of_memory, shortened
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan
 from lvspec_cli.types import Clip, FinishReason, Gate, VideoRequest
 
@@ -85,7 +85,7 @@ class InProgress:
     def is_over(self) -> bool:
         return not self.waiting and not self.going
 
-    def begin(self, number: int, listen: Listener) -> Turn:
+    def begin(self, number: int, listen: Listener) -> Underway:
         """The turn of a waiting prompt."""
         self.waiting.remove(number)
         self.going.add(number)

@@ -16,7 +16,7 @@ from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError, NotFiniteError
 from lvspec_cli.events import Event, InSlot, Listener, Noted
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import Turn
+from lvspec_cli.pipeline import Underway
 from lvspec_cli.types import Clip, FinishReason
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class _Slot:
     place: int  # from 0
     part_of: InProgress
     number: int  # of the prompt, from 1
-    turn: Turn
+    turn: Underway
     wanted: Rounds
 
 

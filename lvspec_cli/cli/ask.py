@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvspec_cli.cli import options
+from lvspec_cli.cli.chat import converse, is_interactive
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import (
@@ -64,7 +65,8 @@ def ask(
         list[str],
         typer.Argument(
             metavar="VIDEO... [QUESTION]",
-            help="Videos, pictures, or folders of them, then what to ask of each; - reads that from stdin.",
+            help="Videos, pictures, or folders of them, then what to ask of each; - reads that from stdin. "
+            "In a terminal, one without a question begins a chat.",
         ),
     ],
     *,
@@ -101,10 +103,12 @@ def ask(
         videos = videos_of(named) if several else ()
         if several and output.trace is not None:
             raise UsageError("--trace is of one video", "name one, or leave out --trace")
+        is_plain = output == Output() and not (questions.choices or questions.schema)
+        is_chat = not several and is_plain and _asks_nothing(question, questions) and is_interactive()
         choice = chosen_pair(loading)
         request = AskRequest(
             video_request(sampling, choice.pair, Path(named[0])),
-            collect_questions(question, questions.more or (), questions.file),
+            () if is_chat else collect_questions(question, questions.more or (), questions.file),
             replace(
                 decode_settings(decoding, rule, choice.pair),
                 constraint=constraint_of(questions.choices, questions.schema, think=questions.think),
@@ -115,6 +119,8 @@ def ask(
         missing = None if several else reading_error(Path(named[0]))
         if isinstance(missing, NoInputError):  # other faults get a record
             raise missing
+        if is_chat:
+            raise typer.Exit(converse(choice, request, stop, quiet=messages.quiet))
         labels = {item.path: encode_name(item.name)[0] for item in videos} if len(videos) > 1 else {}
         with (
             _tracing(output.trace, Path(named[0])) as write_row,
@@ -140,6 +146,10 @@ def ask(
             raise KeyboardInterrupt
         if any(record.error is not None for record in records):  # a video, or no whole answer
             raise typer.Exit(1)
+
+
+def _asks_nothing(question: str | None, questions: Questions) -> bool:
+    return question is None and not questions.more and questions.file is None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lvspec_cli.cli import (
     bench,
     bench_relevance,
     caption,
+    chat,
     config,
     demo,
     doctor,
@@ -30,6 +31,7 @@ from lvspec_cli.host import exit_at_once, steady_streams
 MACHINE = "Models and this machine"  # a panel of commands
 app = App(name="lvspec")
 app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
 app.command("caption")(caption.caption)
 app.command("show")(records.show)
 app.command("export")(export.export)

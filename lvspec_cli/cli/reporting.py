@@ -170,6 +170,10 @@ class Stop:
         if self.asked() and not self._answering:
             raise KeyboardInterrupt
 
+    def forget(self) -> None:
+        """Makes the next signal the first one again: what was to stop has stopped."""
+        self.signal, self._answering, self._is_second = None, False, False
+
     @contextmanager
     def holding(self) -> Iterator[None]:
         """The first signal does not interrupt the block. It is only visible in ``asked``."""

@@ -23,7 +23,7 @@ from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import makes_the_same, process
 from lvspec_cli.models.prompt_length import TEMPLATE, Limit, Role, frames_within, positions_of
 from lvspec_cli.models.read import chat_text, read_config, read_processor
-from lvspec_cli.types import WHOLE, Clip, DraftView, PairPrompts, Prompt
+from lvspec_cli.types import WHOLE, Clip, DraftView, PairPrompts, Prompt, Turn
 from lvspec_cli.video.pixels import fitted_size
 
 
@@ -37,6 +37,7 @@ def build_prompts(
     new_tokens: int = 0,
     think: bool = False,
     draft_view: DraftView = WHOLE,
+    history: Sequence[Turn] = (),
 ) -> PairPrompts:
     """Build both models' inputs.
 
@@ -50,13 +51,21 @@ def build_prompts(
         the frames are not processed again.
     :param think: whether the target is to think before it answers (``thinking_of``).
     :param draft_view: how much of the clip the draft is shown.
+    :param history: earlier turns about the clip, which the question follows.
     :raises UsageError: the text contains a special token.
     :raises ContextError: a model has too few positions for the prompt and an answer of ``new_tokens``.
     """
     if pair.draft is not None and pair.draft.is_prediction_layer:
         alone = replace(pair, draft=None)
         only = build_prompts(
-            alone, clip, question, system=system, earlier=earlier, new_tokens=new_tokens, think=think
+            alone,
+            clip,
+            question,
+            system=system,
+            earlier=earlier,
+            new_tokens=new_tokens,
+            think=think,
+            history=history,
         )
         return PairPrompts(only.target, only.target)
     models = [pair.target] if pair.draft is None else [pair.target, pair.draft]
@@ -70,6 +79,7 @@ def build_prompts(
         new_tokens,
         think=think,
         draft_view=draft_view,
+        history=history,
     )
     prompts: list[Prompt] = []
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
@@ -79,7 +89,11 @@ def build_prompts(
         if is_same and earlier_prompt is None:
             earlier_prompt = prompts[0]
         prompt = build_prompt(loaded, seen, part.text, earlier=earlier_prompt)
-        part.limit.check_prompt(prompt.length, prompt.visual_tokens, lambda: _frames_that_fit(parts, clip))
+        part.limit.check_prompt(
+            prompt.length,
+            prompt.visual_tokens,
+            lambda: None if history else _frames_that_fit(parts, clip),  # it can be shortened, too
+        )
         prompts.append(prompt)
     target, *draft = prompts
     return PairPrompts(target, draft[0] if draft else None)
@@ -166,6 +180,7 @@ def _parts(
     *,
     think: bool,
     draft_view: DraftView,
+    history: Sequence[Turn] = (),
 ) -> list[_Part]:
     """The parts of the target and of the draft, if there is one. Their texts are checked."""
     roles: tuple[Role, ...] = ("target", "draft")
@@ -175,12 +190,13 @@ def _parts(
         text = (
             parts[0].text
             if is_shared
-            else chat_text(reader.processor, question, system, reader.name, think=think)
+            else chat_text(reader.processor, question, system, reader.name, think=think, history=history)
         )
         view = draft_view if role == "draft" else WHOLE
         parts.append(_Part(reader, Limit(reader.positions, new_tokens, role), text, view))
+    written = [question, system or "", *(text for turn in history for text in (turn.question, turn.answer))]
     for part in parts:
-        _check_without_video(part, question, system)
+        _check_without_video(part, written)
     return parts
 
 
@@ -216,12 +232,12 @@ def _frames_that_fit(parts: Sequence[_Part], clip: Clip) -> int | None:
     return frames
 
 
-def _check_without_video(part: _Part, question: str, system: str | None) -> None:
-    """Checks the text, and what users wrote of it, before the frames are processed."""
+def _check_without_video(part: _Part, written: Sequence[str]) -> None:
+    """Checks the text, and what was written of it, before the frames are processed."""
     processor = part.reader.processor
-    part.limit.check_text(question + (system or ""), "the prompt")
-    for written in (question, system or ""):
-        check_text(processor, written)
+    part.limit.check_text("".join(written), "the prompt")
+    for text in written:
+        check_text(processor, text)
     if not part.limit.may_fit(part.text):
         part.limit.check_tokens(len(processor.tokenizer(part.text)["input_ids"]), "the prompt")
 

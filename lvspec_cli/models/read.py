@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedCon
 from lvspec_cli.errors import LvspecError, PairError, UsageError, check_machine
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.pairs.files import broken_file, read_object
-from lvspec_cli.types import Thinking
+from lvspec_cli.types import Thinking, Turn
 
 LOCAL: Final[Mapping[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
 LAYERS, WIDTH, WORDS, SIDE, AREA = 1000, 2**20, 2**21, 2**14, 2**31  # upper bounds for any model
@@ -133,15 +133,22 @@ _REMEDY = "copy or download the folder again"
 
 
 def chat_text(
-    processor: Any, question: str, system: str | None, name: str = "the model", *, think: bool = False
+    processor: Any,
+    question: str,
+    system: str | None,
+    name: str = "the model",
+    *,
+    think: bool = False,
+    history: Sequence[Turn] = (),
 ) -> str:
     """The conversation as text, with one placeholder for the video, up to the start of the assistant's turn.
 
     :param name: the model's name in messages.
+    :param history: the turns before the question.
     :param think: the position of the template's switch, if it has one.
     :raises PairError: its template fails, takes too long or makes too much text.
     """
-    turns = turns_of(question, system)
+    turns = turns_of(question, system, history)
     if type(processor).apply_chat_template is not ProcessorMixin.apply_chat_template:
         with quiet():  # SmolVLM2's processor has a template of the library
             return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -182,12 +189,18 @@ def thinking_between(off: str, on: str) -> Thinking:
     return replace(thinking, opened=on.rstrip().endswith(thinking.start))
 
 
-def turns_of(question: str, system: str | None) -> list[dict[str, Any]]:
-    """The conversation in the form that chat templates expect."""
-    turns: list[dict[str, Any]] = []
-    if system:
-        turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
-    turns.append({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]})
+def turns_of(question: str, system: str | None, history: Sequence[Turn] = ()) -> list[dict[str, Any]]:
+    """The conversation in the form that chat templates expect. The video stands in its first question."""
+
+    def turn(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}]}
+
+    turns = [turn("system", system)] if system else []
+    first = len(turns)
+    for earlier in history:
+        turns += [turn("user", earlier.question), turn("assistant", earlier.answer)]
+    turns.append(turn("user", question))
+    turns[first]["content"].insert(0, {"type": "video"})
     return turns
 
 

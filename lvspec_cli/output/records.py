@@ -426,6 +426,7 @@ def _common(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number:
             **settings_fields(request.settings),
             "loading": asdict(plan.loading),
             **({"think": True} if request.think else {}),  # keys of other records stay valid
+            **({"history": [asdict(turn) for turn in request.history]} if request.history else {}),
         },
     }
     facts = {

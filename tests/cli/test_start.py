@@ -28,6 +28,7 @@ HEAVY |= {"pyarrow", "scenedetect"}
 DRAWS = {"rich"}  # a page of help
 COMMANDS = (
     "ask",
+    "chat",
     "caption",
     "export",
     "merge",

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvspec_cli.models.load import load_pair
+from lvspec_cli.models.processing import features_of
 from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.models.read import chat_text
 from lvspec_cli.pairs.files import read_object
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import DecodeSettings, FinishReason, Gamma, KeepBy, Mode, TokenKind
+from lvspec_cli.types import DecodeSettings, FinishReason, Gamma, KeepBy, Mode, TokenKind, Turn
 from tests.conformance.conftest import CLIPS, Subject
 from tests.speculation.conftest import decode, stock_model, with_generation
 from tests.tiny_families import TinyShape
@@ -101,6 +103,22 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
 @settings(max_examples=6)
 def test_exact_is_generate_at_any_setting(subject: Subject, case: Case) -> None:
     check(subject, case)
+
+
+def test_a_question_after_others_is_generates(subject: Subject) -> None:
+    """The video stands in the first turn, and is processed and encoded for that one alone."""
+    history = (Turn("how many balls", "two red balls"), Turn("is it red", "it is"))
+    session, prompts = Session.of(subject.pair), subject.prompts("odd")
+    decode(subject.pair, prompts, WANTED, session)
+    prompts = build_prompts(subject.pair, CLIPS["odd"], "What moves?", earlier=prompts, history=history)
+    text = chat_text(subject.processor, "What moves?", None, history=history)
+    assert text.index("two red balls") < text.index("is it red") < text.index("What moves?")
+    assert text.index(subject.processor.video_token) < text.index("how many balls")
+    inputs = features_of(subject.processor, text, CLIPS["odd"])
+    assert torch.equal(prompts.target.input_ids, inputs["input_ids"])
+    tokens = stock_model(subject.pair.target.name).generate(**inputs, do_sample=False, max_new_tokens=24)
+    found, _ = decode(subject.pair, prompts, WANTED, session)
+    assert list(found.tokens) == tokens[0, prompts.target.length :].tolist()
 
 
 def test_ar_is_generate(subject: Subject) -> None:

@@ -1,0 +1,251 @@
+"""``lvspec chat``: questions about one video that follow one another."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lvspec_cli.cli import options
+from lvspec_cli.cli.groups import OptionGroup, with_groups
+from lvspec_cli.cli.reporting import Stop, as_lvspec_error, explain, reporting, say, write_out
+from lvspec_cli.cli.requests import checked_system, chosen_pair, decode_settings, video_request
+from lvspec_cli.errors import LvspecError, NoInputError, OutputError
+from lvspec_cli.escape import visible, visible_line
+from lvspec_cli.events import Answered, ClipReady, Event, Noted, RoundDone
+from lvspec_cli.host import message_stream, quieten_libraries
+
+if TYPE_CHECKING:
+    from lvspec_cli.pipeline import Conversation
+    from lvspec_cli.request import AskRequest, PairChoice
+    from lvspec_cli.ui.chat import WrappedAnswer
+
+HELP = """\
+/reset      forget what was said, and keep the video
+/save FILE  write the conversation: as text, or as records if FILE ends in .jsonl
+/quit       end the chat, as Ctrl-D does
+Ctrl-C ends an answer."""
+PROMPT = "> "
+
+
+@dataclass(frozen=True)
+class Prompts(OptionGroup):
+    """What the target is told besides the questions."""
+
+    section = "What is asked"
+    common = ("system",)
+
+    system: options.System = None
+    think: options.Think = False
+
+
+@with_groups
+def chat(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.")],
+    *,
+    prompts: Prompts,
+    loading: options.Loading,
+    decoding: options.Decoding,
+    rule: options.Rule,
+    sampling: options.FullSampling,
+    messages: options.Messages,
+) -> None:
+    """Ask about a video, and ask on. The pair is loaded and the video encoded once.
+
+    lvspec chat clip.mp4
+    lvspec chat film.mkv --start 1:30 --end 2:00 --mode exact
+
+    Each question is asked after those before it, as far as the context has room. Without a terminal each line
+    of stdin is a question.
+    """
+    with reporting(messages.debug) as stop:
+        if not messages.debug:
+            quieten_libraries()
+        from lvspec_cli.request import AskRequest
+
+        if not video:
+            raise NoInputError("the video's name is empty", "name a video file")
+        choice = chosen_pair(loading)
+        request = AskRequest(
+            video_request(sampling, choice.pair, Path(video)),
+            (),
+            decode_settings(decoding, rule, choice.pair),
+            checked_system(prompts.system),
+            prompts.think,
+        )
+        raise typer.Exit(converse(choice, request, stop, quiet=messages.quiet))
+
+
+def converse(choice: PairChoice, request: AskRequest, stop: Stop, *, quiet: bool) -> int:
+    """Holds the conversation to its end, and gives the exit code: 1 if a question could not be answered."""
+    from lvspec_cli.pipeline import Conversation
+    from lvspec_cli.ui.progress import PlainProgress
+
+    progress = PlainProgress(None if quiet else message_stream())
+
+    def listen(event: Event) -> None:
+        stop.heed()
+        progress.listen(event)
+        if isinstance(event, ClipReady) and not quiet:
+            for warning in event.warnings:
+                say(f"warning: {warning}")
+
+    try:
+        conversation = Conversation.open(choice, request, listen)
+    finally:
+        progress.close()
+    if not quiet:
+        say(f"{choice.name} has seen {request.video.path.name}; /help lists commands, Ctrl-D ends the chat")
+    talk, failed = _Chat(conversation, choice, stop, quiet), 0
+    for line in _lines(stop):
+        if line == "/quit":
+            break
+        try:
+            talk.command(line) if line.startswith("/") else talk.ask(line)
+        except LvspecError as error:
+            explain(error)
+            failed = 1
+        if stop.signal == signal.SIGTERM:
+            raise KeyboardInterrupt
+        stop.forget()
+    return failed
+
+
+def is_interactive() -> bool:
+    """Whether somebody types, and sees what is printed."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _lines(stop: Stop) -> Iterator[str]:
+    """What is typed, without empty lines, until Ctrl-D. Ctrl-C drops the line."""
+    is_terminal = is_interactive()
+    if is_terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401 # gives ``input`` its editing and its history
+    while sys.stdin is not None:
+        try:
+            text = input(PROMPT) if is_terminal else sys.stdin.readline()
+        except EOFError:
+            write_out("\n")
+            return
+        except KeyboardInterrupt:
+            if stop.signal == signal.SIGTERM or not is_terminal:
+                raise
+            stop.forget()
+            write_out("\n")
+            continue
+        if not text and not is_terminal:
+            return
+        if text.strip():
+            yield text.strip()
+
+
+class _Chat:
+    """Answers questions and obeys commands, on stdout and stderr."""
+
+    def __init__(self, conversation: Conversation, choice: PairChoice, stop: Stop, quiet: bool) -> None:
+        self._conversation, self._choice, self._stop, self._quiet = conversation, choice, stop, quiet
+
+    def ask(self, question: str) -> None:
+        """Shows the answer as it comes. Ctrl-C ends it; a second one drops it.
+
+        :raises LvspecError: it cannot be answered; the conversation can go on.
+        """
+        answer = _answer_for_stdout()
+        self._open = False  # whether a line of the answer is begun
+
+        def listen(event: Event) -> None:
+            self._stop.heed()
+            self._stop.listen(event)
+            self._show(event, answer)
+
+        try:
+            question.encode()
+            self._conversation.ask(question, listen, interrupted=self._stop.asked)
+        except UnicodeEncodeError:
+            raise LvspecError("the question is not UTF-8 text", "write it in UTF-8") from None
+        except KeyboardInterrupt:
+            if self._stop.signal == signal.SIGTERM:
+                raise
+            self._close()
+            say("interrupted")
+        except Exception as error:
+            self._close()
+            raise as_lvspec_error(error) from error
+
+    def _show(self, event: Event, answer: WrappedAnswer | None) -> None:
+        from lvspec_cli.ui.summary import answer_summary
+
+        match event:
+            case Noted(text) if not self._quiet:
+                say(text)
+            case RoundDone(pieces=pieces):
+                self._open = True
+                write_out(answer.feed(pieces) if answer else visible("".join(one.text for one in pieces)))
+            case Answered(record, tail):
+                write_out(answer.end(tail) if answer else visible(tail) + "\n")
+                self._open = False
+                for line in () if self._quiet else answer_summary(record)[:1]:
+                    say(line)
+
+    def _close(self) -> None:
+        if self._open:
+            write_out("\n")
+
+    def command(self, line: str) -> None:
+        """Obeys a line that begins with a slash.
+
+        :raises LvspecError: there is no such command, or the file cannot be written.
+        """
+        name, _, rest = line.partition(" ")
+        match name:
+            case "/help":
+                say_lines(HELP)
+            case "/reset":
+                self._conversation.reset()
+                say("all is forgotten but the video")
+            case "/save":
+                self._save(rest.strip())
+            case _:
+                raise LvspecError(f"there is no command {name}", "/help lists them")
+
+    def _save(self, name: str) -> None:
+        from lvspec_cli.output.records import to_line
+
+        if not name:
+            raise LvspecError("/save needs a file's name", "/save chat.txt")
+        records, file = self._conversation.records, Path(name).expanduser()
+        lines = [to_line(record) for record in records]
+        if file.suffix != ".jsonl":
+            lines = [f"{PROMPT}{record.prompt}\n{visible(record.text or '')}\n" for record in records]
+        try:
+            with file.open("x", encoding="utf-8") as stream:
+                stream.writelines(f"{line}\n" for line in lines)
+        except FileExistsError:
+            raise OutputError(f"{file} is there already, and is left alone", "name another file") from None
+        except OSError as error:
+            raise OutputError(
+                f"{file}: {error.strerror or error}", "name a file that can be written"
+            ) from error
+        say(f"{visible_line(name)}: {len(records)} answers")
+
+
+def _answer_for_stdout() -> WrappedAnswer | None:
+    """For a terminal; None for a pipe, which gets the text as it is."""
+    if not sys.stdout.isatty():
+        return None
+    from lvspec_cli.ui.chat import WrappedAnswer
+
+    return WrappedAnswer(shutil.get_terminal_size().columns, colours=True)
+
+
+def say_lines(text: str) -> None:
+    for line in text.splitlines():
+        say(line)

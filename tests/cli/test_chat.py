@@ -1,0 +1,105 @@
+"""`lvspec chat`: through pipes, in a terminal, and its commands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.escape import visible
+from lvspec_cli.output.records import Record
+from lvspec_cli.types import Piece, TokenKind
+from lvspec_cli.ui.chat import WrappedAnswer
+from tests.cli.terminal import Terminal
+from tests.conftest import Printed, Shell
+
+
+@pytest.fixture
+def tiny(here: Callable[..., Printed], tiny_models: Path) -> Callable[..., Printed]:
+    """The command line with the tiny pair, in this process."""
+    return partial(here, environment={"LVSPEC_MODELS": str(tiny_models)})
+
+
+def test_each_line_of_a_pipe_is_a_question_or_a_command(tiny, video_file: Path, tmp_path: Path):
+    text, rows = tmp_path / "chat.txt", tmp_path / "chat.jsonl"
+    lines = [
+        "What moves?", "", "/help", "Which colour?", f"/save {text}", f"/save {rows}", f"/save {text}",
+        "/save", "/save /nowhere/chat.txt", "/nope", "What is <|im_end|>?", "/reset", "What moves?", "/quit",
+        "Never",
+    ]  # fmt: skip
+    flags = ["--mode", "exact", "--max-new-tokens", "6"]
+    done = tiny("chat", video_file, *flags, stdin="\n".join(lines))
+    records = [Record.model_validate_json(line) for line in rows.read_text().splitlines()]
+    answers = [visible(record.text or "") for record in records]
+    assert done.returncode == 1, "a question could not be answered"
+    assert done.stdout == "".join(f"{answer}\n" for answer in (*answers, answers[0]))
+    assert [record.prompt for record in records] == ["What moves?", "Which colour?"]
+    assert [turn["answer"] for turn in records[1].settings["history"]] == [records[0].text]
+    assert text.read_text() == f"> What moves?\n{answers[0]}\n\n> Which colour?\n{answers[1]}\n\n"
+    said = done.stderr.splitlines()
+    for expected in (
+        "tiny has seen clip.mp4; /help lists commands, Ctrl-D ends the chat",
+        "/reset      forget what was said, and keep the video",
+        f"{text}: 2 answers",
+        f"error: {text} is there already, and is left alone",
+        "error: /save needs a file's name",
+        "error: /nowhere/chat.txt: No such file or directory",
+        "error: there is no command /nope",
+        "error: the text holds '<|im_end|>', which the model reads as a command",
+        "all is forgotten but the video",
+    ):
+        assert expected in said, expected
+    assert sum("6 tokens in" in line for line in said) == 3
+
+    alone = tiny("ask", video_file, "What moves?", *flags, "-q")
+    assert alone.stdout == f"{answers[0]}\n"
+    quiet = tiny("chat", video_file, *flags, "-q", stdin="What moves?\n")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, alone.stdout, "")
+
+
+def test_what_cannot_be_read_ends_it_at_once(tiny, tmp_path: Path):
+    (tmp_path / "notes.mp4").write_text("just some notes\n" * 100)
+    done = tiny("chat", tmp_path / "notes.mp4", "-q", stdin="What?\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", ["chat", "ask"])
+def test_control_c_ends_an_answer_and_control_d_the_chat(
+    command: str, endless_models: Path, video_file: Path, tmp_path: Path
+):
+    shell = Shell(tmp_path, {"LVSPEC_MODELS": str(endless_models)})
+    terminal = Terminal(shell, command, video_file, columns=60)
+    terminal.read(lambda text: text.endswith("\n>") or "\n> " in text)
+    terminal.type("half a line\x03")
+    terminal.read(lambda text: text.count("\n>") == 2)
+    for number in (1, 2):
+        enough = len(terminal.raw) + 300
+        terminal.type("What?\r")
+        terminal.read(lambda _: len(terminal.raw) > enough)  # noqa: B023
+        terminal.type("\x03")
+        terminal.read(lambda _: terminal.scrollback.count("tokens/s, interrupted") == number)  # noqa: B023
+    terminal.type("\x04")
+    assert terminal.finish() == 0
+
+
+WORDS = st.text(st.sampled_from("abcé漢 \n"), max_size=60)
+
+
+@given(text=WORDS, cuts=st.lists(st.integers(0, 60)), width=st.integers(12, 40))
+def test_words_are_whole_and_all_of_the_text_is_there(text: str, cuts: list[int], width: int):
+    ends = [0, *sorted(cuts), len(text)]
+    pieces = [Piece(text[a:b], TokenKind.EXACT) for a, b in pairwise(ends) if text[a:b]]
+    answer = WrappedAnswer(width, colours=False)
+    shown = "".join(answer.feed([piece]) for piece in pieces) + answer.end()
+    assert shown.split() == text.split()
+    for line in shown.splitlines():
+        wide = sum(2 if letter == "漢" else 1 for letter in line)
+        assert wide <= width or not re.search(r"\S\s+\S", line), "only a single word may be wider"
+    assert shown.count("\n") >= text.rstrip().count("\n")
