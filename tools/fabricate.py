@@ -17,7 +17,8 @@ from lvspec_cli.memory.sizes import size_of_model
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
-from lvspec_cli.models.load import LoadedModel, choose_dtype, install_kernels
+from lvspec_cli.models.kernels.windows import join_windows
+from lvspec_cli.models.load import LoadedModel, choose_dtype, fused_layers, install_kernels
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.quantise import torchao_format
 from lvspec_cli.models.read import read_config
@@ -78,8 +79,10 @@ def fabricate(
             layers[0] = layer
     model.config = config
     family.prepare(model)
+    join_windows(model)
     workspace = workspace_for([device], quantisation) if captured else None
     install_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
+    fused = None if workspace is None else fused_layers(layers, device, quantisation, dtype)
     return LoadedModel(
         name=name,
         model=model.eval().requires_grad_(False),
@@ -92,6 +95,7 @@ def fabricate(
         vocabulary=model.get_output_embeddings().out_features,
         quantisation=quantisation,
         workspace=workspace,
+        fused=fused,
     )
 
 

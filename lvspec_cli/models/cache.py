@@ -100,6 +100,10 @@ class KeyValueCache:
         """The first ``length`` keys of a layer, ``(1, key heads, length, head size)``."""
         return self._keys[layer].narrow(2, 0, length)
 
+    def stored(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of a layer that has some, valid or not: (key heads, capacity, head size)."""
+        return self._keys[layer][0], self._values[layer][0]
+
     def reserve(self, capacity: int, spare: int = SPARE) -> None:
         """Make room for at least ``capacity`` rows plus ``spare``. Valid rows are kept."""
         self.states.before(self.length, capacity - self.length)

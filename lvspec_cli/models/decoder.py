@@ -288,9 +288,14 @@ class Decoder:
     def _fixed_pass(self, watch: Collection[int], step: StepInputs, rows: FixedRows) -> StepOutputs:
         """The pass that is captured. It never needs a value on the host."""
         family, model = self.loaded.family, self.loaded.model
-        embeddings = family.embed(model, step.ids.view(1, -1))
-        mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
-        hidden, inputs = self._through(embeddings, (step.cosines, step.sines), mask, rows, watch)
+        embeddings, rotary = family.embed(model, step.ids.view(1, -1)), (step.cosines, step.sines)
+        fused = self.loaded.fused
+        if fused is not None and fused.takes(step.cosines):
+            states, inputs = fused(embeddings, rotary, rows, watch)
+            hidden = family.norm(model, states)
+        else:
+            mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
+            hidden, inputs = self._through(embeddings, rotary, mask, rows, watch)
         return StepOutputs(hidden, family.head(model, hidden[0]).float(), inputs)
 
     def _through(

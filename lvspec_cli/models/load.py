@@ -24,6 +24,7 @@ from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
 from lvspec_cli.models.kernels import small_batch
+from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, triton_operations
 from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.processing import quiet
@@ -65,6 +66,7 @@ class LoadedModel:
     vocabulary: int  # rows of the output head, padding included
     quantisation: Quantisation = Quantisation.NONE
     workspace: Workspace | None = None  # memory of captured passes; without it every pass runs eagerly
+    fused: FusedLayers | None = None  # its decoder layers, for captured passes of few rows
     is_prediction_layer: bool = False  # of the target, see ``models.mtp``; all else here is the target's
 
     @cached_property
@@ -239,6 +241,9 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
         family.prepare(model)
         join_windows(model)
         install_kernels(family.language(model), devices, quantisation, captured=workspace is not None)
+        fused = None
+        if workspace is not None:
+            fused = fused_layers(family.layers(model), devices[0], quantisation, dtype)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
         name=name,
@@ -252,6 +257,7 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
         vocabulary=model.get_output_embeddings().out_features,
         quantisation=quantisation,
         workspace=workspace,
+        fused=fused,
     )
 
 
@@ -265,6 +271,16 @@ def install_kernels(
     # Without a CUDA graph, launching these kernels costs the host more time than they save.
     if captured and quantisation is Quantisation.NF4 and small_batch.is_usable(devices[0]):
         small_batch.use_small_batch_kernels(language)
+
+
+def fused_layers(
+    layers: Sequence[Any], device: torch.device, quantisation: Quantisation, dtype: torch.dtype
+) -> FusedLayers | None:
+    """The decoder layers in few kernels, if their weights are not packed and the device has them."""
+    if quantisation not in (Quantisation.NONE, Quantisation.BF16):
+        return None
+    operations = triton_operations(device, dtype)
+    return None if operations is None else fuse_layers(layers, operations)
 
 
 def _loading_options(

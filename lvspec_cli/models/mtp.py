@@ -117,6 +117,7 @@ def with_prediction_layer(pair: LoadedPair, folder: Path) -> LoadedPair:
         model=layer.requires_grad_(False).eval(),
         quantisation=Quantisation.NONE,
         workspace=None,
+        fused=None,
         is_prediction_layer=True,
     )
     return replace(pair, draft=draft)

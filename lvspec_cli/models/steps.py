@@ -79,6 +79,10 @@ class FixedRows:
         """As ``KeyValueCache.update``, for slots that only the device knows."""
         return self.cache.write(keys, values, layer, self.slots)
 
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """As ``KeyValueCache.stored``."""
+        return self.cache.stored(layer)
+
     @property
     def states(self) -> LayerStates:
         """Those of layers that keep a state."""
