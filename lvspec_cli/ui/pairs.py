@@ -12,7 +12,7 @@ from lvspec_cli.memory.plan import Machine
 from lvspec_cli.memory.resolve import FitRow, PairFit, placement_text
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import BUNDLED, Pair, Source
-from lvspec_cli.table import Table, plain, size
+from lvspec_cli.table import Table, counted, plain, size
 from lvspec_cli.types import Quantisation, RuleSettings
 from lvspec_cli.ui.tables import model_size
 
@@ -79,8 +79,10 @@ def fit_details(fit: PairFit, machine: Machine) -> str:
         f" tokens), an answer of {load.new_tokens} tokens, computed in {element}"
     )
     table = plain(Table(DETAILS, list(map(_detail, fit.rows))))
+    fits = fit.decision.plan.fits
+    at_once = f"at once: memory for {counted(fit.at_once, 'clip')} in caption\n" if fits else ""
     gain = f"gain: none: {fit.no_gain}\n" if fit.no_gain else ""
-    return f"{visible(lead)}\n{table}{visible(f'auto: {_auto_choice(fit)}')}\n{visible(gain)}"
+    return f"{visible(lead)}\n{table}{visible(f'auto: {_auto_choice(fit)}')}\n{visible(at_once + gain)}"
 
 
 def first_choice(fits: Sequence[PairFit]) -> str:
