@@ -436,7 +436,7 @@ class DecodeStats:
     gamma: int = 0  # with gamma auto: the most tokens that a round has drafted
     fallback: bool = False  # at least a part was decoded by the target alone, because speculation was slower
     prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    decode_seconds: float = 0.0  # of rounds decoded together with others its share
 
     @property
     def mean_accepted_length(self) -> float | None:

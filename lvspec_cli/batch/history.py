@@ -33,6 +33,7 @@ class PastRun:
     seconds: Annotated[float, Ge(0), Le(1e9)]  # neither infinite nor not-a-number
     audit: float = 0.0  # share of the rows that were answered twice
     think: bool = False
+    at_once: int = 1  # captions that each worker decoded together
 
 
 _RUN = TypeAdapter(PastRun)

@@ -131,7 +131,14 @@ class _Crew(Crew[_Worker]):
         if not worker.ready:
             self._continue_without(f"a worker ended while it loaded the pair ({how})")
             return
-        self.pending.extendleft(reversed(self._left_by(worker, how)))
+        failed, left = after_death(worker.rest(), worker.setup.plan.company.slots)
+        error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")
+        for work in failed:
+            for number in work.numbers:
+                self.write(
+                    failed_record(worker.setup.plan.load_plan, work.request, work.identity, number, error)
+                )
+        self.pending.extendleft(reversed(left))
         if self.pending:
             try:
                 self.start(worker.setup)
@@ -152,22 +159,18 @@ class _Crew(Crew[_Worker]):
         if self.pending:
             raise PairError(self.lost, "take fewer --workers, or see with --workers 1 what is wrong")
 
-    def _left_by(self, worker: _Worker, how: str) -> list[Work]:
-        """What a worker that died has not finished, to be done by others.
 
-        The oldest works were under way, one in each of its slots. If that is a single one, it was the reason,
-        and fails. If not, each of them is done again with nothing beside it.
-        """
-        rest = worker.rest()
-        slots = 1 if rest and rest[0].alone else worker.setup.plan.company.slots
-        if slots > 1:
-            return [*(replace(work, alone=True) for work in rest[:slots]), *rest[slots:]]
-        for work in rest[:1]:
-            error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")
-            plan = worker.setup.plan.load_plan
-            for number in work.numbers:
-                self.write(failed_record(plan, work.request, work.identity, number, error))
-        return rest[1:]
+def after_death(rest: Sequence[Work], slots: int) -> tuple[Sequence[Work], Sequence[Work]]:
+    """The works that a worker which died leaves: one that fails, if it is known, and those to be done again.
+
+    The oldest works were under way, one in each of its slots. If that is a single one, it was the reason, and
+    fails. If not, each of them is done again with nothing beside it.
+
+    :param rest: what it has not finished, oldest first.
+    """
+    if slots == 1 or (rest and rest[0].alone):
+        return rest[:1], rest[1:]
+    return (), [*(replace(work, alone=True) for work in rest[:slots]), *rest[slots:]]
 
 
 def run(

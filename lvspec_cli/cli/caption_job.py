@@ -36,6 +36,7 @@ from lvspec_cli.events import Event, Noted
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.host import message_stream, state_folder, usable_cores
 from lvspec_cli.memory.resolve import (
+    MOST_SLOTS,
     check_device,
     fitting_slots,
     plan_request_of,
@@ -45,7 +46,7 @@ from lvspec_cli.memory.resolve import (
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
-from lvspec_cli.speculation.company import MOST_SLOTS, best_company, clip_costs, draft_pays
+from lvspec_cli.speculation.company import best_company, clip_costs, draft_pays
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, Gate, Mode
 
@@ -348,4 +349,5 @@ def past_run(job: Job, rows: int, seconds: float) -> PastRun:
         seconds=round(seconds, 3),
         audit=base.audit,
         think=base.think,
+        at_once=job.plans[0].company.slots,
     )

@@ -379,6 +379,8 @@ def _totals(job: Job, remaining: Outstanding, rows: Sequence[ForecastRow]) -> It
     to_do, done, failed = remaining.count, remaining.done, remaining.failed
     yield f"{to_do} captions to do, {done} done, {failed} failed, {unreadable} unreadable"
     yield from moved_lines(remaining)
+    if (together := job.plans[0].company.slots) > 1:
+        yield f"{together} captions at once"
     if fewer := sum(row.frames < row.frames_expected for row in rows):
         yield f"{fewer} with fewer frames than asked for, because the models' context has no room for more"
     seconds = seconds_a_row(past_runs(history_file()), past_run(job, rows=1, seconds=0.0))

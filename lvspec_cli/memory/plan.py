@@ -6,6 +6,7 @@ the same time in one decoder layer or in the vision tower; ``SLACK`` covers what
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -527,11 +528,12 @@ def non_weight_bytes(sizes: Sizes, load: Workload, request: PlanRequest) -> int:
 
 def slots_that_fit(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest, most: int) -> int:
     """How many answers can be decoded at a time, up to ``most``; 0 if not even one."""
-    for slots in range(1, most + 1):
+
+    def is_too_many(slots: int) -> bool:
         several = replace(load, slots=slots)
-        if not decide(machine, sizes, several, request, gamma=1, width_limit=None).plan.fits:
-            return slots - 1
-    return most
+        return not decide(machine, sizes, several, request, gamma=1, width_limit=None).plan.fits
+
+    return bisect_left(range(1, most + 1), True, key=is_too_many)
 
 
 def smallest_change(machine: Machine, sizes: Sizes, load: Workload, request: PlanRequest) -> str | None:

@@ -53,6 +53,7 @@ _DEVICE_FILES = ("nvidiactl", "nvidia0", "nvmap", "kfd", "dxg")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "mtia")
 _AMPLE_FACTOR = 4  # times the files' size: bfloat16 files computed in float32, and as much for the clip
 _CHARACTERS_A_TOKEN = 4  # of English text, roughly
+MOST_SLOTS = 32  # answers that are decoded together
 _SCALED = 384 * 384  # pixels to which some processors scale every frame
 _PIXELS_A_TEXT_TOKEN = 28 * 28  # a text token needs as much memory as a video token of so many pixels
 _BYTES_A_PIXEL = 2000  # with all activations: a 72B model in float32 needs up to 1600
@@ -426,6 +427,7 @@ class PairFit:
     decision: Decision
     change: str | None  # flags with which it would fit, if it does not
     no_gain: str | None = None  # why it is no faster than its target alone
+    at_once: int = 1  # clips that can be captioned together, as auto keeps the pair; at most MOST_SLOTS
 
 
 def local_fit(pair: Pair, target: Path, draft: Path, device: str) -> Decision:
@@ -472,6 +474,7 @@ def fit_pair(
         for of_both, kind in possible.items()
     )
     change = None if decision.plan.fits else smallest_change(machine, sizes, load, request)
+    decided = replace(request, target=decision.target, draft=decision.draft or request.draft)
     return PairFit(
         name=name,
         here=target.folder is not None and draft.folder is not None,
@@ -482,6 +485,7 @@ def fit_pair(
         decision=decision,
         change=change,
         no_gain=pair.no_gain,
+        at_once=slots_that_fit(machine, sizes, load, decided, MOST_SLOTS),
     )
 
 

@@ -25,7 +25,6 @@ from lvspec_cli.types import DecodeSettings, Mode, RoundCosts
 # A row of a prefill, the vision tower included, in steps. On a CPU as measured on the bundled pair; on a GPU
 # an estimate: rows cost nothing until their products take as long as reading the weights.
 PREFILL_ROW = {"cpu": 0.05, "cuda": 0.008}
-MOST_SLOTS = 32
 LEAST_GAIN = 0.03  # of clips an hour, that one answer more at a time has to bring
 TYPICAL_TOKENS = 150  # of a caption, if it may have so many
 

@@ -136,7 +136,11 @@ def fit_details(fit: PairFit, machine: Machine) -> str:
         f"{fit.name}: {load.frames} frames of {load.max_pixels} pixels at most ({fit.visual_tokens} visual"
         f" tokens), an answer of {load.new_tokens} tokens, computed in {element}"
     )
-    below = [f"auto: {_auto_choice(fit)}", *([f"gain: none: {fit.no_gain}"] if fit.no_gain else [])]
+    below = [f"auto: {_auto_choice(fit)}"]
+    if fit.decision.plan.fits:
+        below.append(f"at once: memory for {counted(fit.at_once, 'clip')} in caption")
+    if fit.no_gain:
+        below.append(f"gain: none: {fit.no_gain}")
     width = terminal_width(sys.stdout)
     above, *others = (wrapped(visible(line), width, "  ") + "\n" for line in (lead, *below))
     return "".join((above, for_stdout(detail_table(fit)), *others))

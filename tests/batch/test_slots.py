@@ -1,0 +1,134 @@
+"""Captions that are decoded together: the rows of one at a time, whatever fails or stops beside them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from lvspec_cli.batch.remote import after_death
+from lvspec_cli.speculation import answer
+from lvspec_cli.speculation.engine import Session
+from tests.batch.conftest import Caption, lasting, rows
+from tests.batch.test_resume import work
+
+PROMPTS = ("--prompt", "What moves?", "--prompt", "how many balls")
+
+
+def by_key(file: Path) -> dict[str, dict[str, Any]]:
+    return {row["key"]: lasting(row) for row in rows(file)}
+
+
+@pytest.fixture(scope="module")
+def _expected() -> dict[str, dict[str, Any]]:
+    return {}
+
+
+@pytest.fixture
+def expected(
+    caption: Caption, clips: Path, tmp_path: Path, _expected: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The rows of all clips and both prompts, one at a time."""
+    if not _expected:
+        assert caption(clips, *PROMPTS, "--at-once", 1, "--out", "one.jsonl").returncode == 0
+        _expected |= by_key(tmp_path / "one.jsonl")
+        assert len(_expected) == 10
+    return _expected
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], Exception | None]) -> list[int]:
+    """Rounds of several answers fail where ``fails`` says so, after the passes. Gives how many each had.
+
+    :param fails: by the number of the round of several answers, and how many they are.
+    """
+    decode, sizes = answer.decode_rounds, list[int]()
+
+    def decode_or_fail(answers: Sequence[Any]) -> list[Any]:
+        sizes.append(len(answers))
+        if len(answers) > 1 and (error := fails(len(sizes), len(answers))) is not None:
+            with monkeypatch.context() as patch:
+                patch.setattr(answer.Answer, "reduced", Mock(side_effect=error))
+                return decode(answers)
+        return decode(answers)
+
+    monkeypatch.setattr("lvspec_cli.speculation.engine.decode_rounds", decode_or_fail)
+    return sizes
+
+
+def test_rows_do_not_depend_on_what_is_decoded_beside_them(
+    caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Mock(side_effect=Session._encode_target)
+    monkeypatch.setattr(Session, "_encode_target", lambda *given, **more: encode(*given, **more))
+    sizes = failing(monkeypatch, lambda number, count: None)
+    printed = caption(clips, *PROMPTS, "--at-once", 3, "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    assert by_key(tmp_path / "out.jsonl") == expected
+    assert max(sizes) == 3
+    assert encode.call_count == 5, "both prompts of a clip share its prefix"
+
+
+def test_where_a_round_runs_out_of_memory_the_last_clip_waits_and_no_clip_is_made_smaller(
+    caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = failing(monkeypatch, lambda number, count: MemoryError() if count > 2 and number > 4 else None)
+    printed = caption(clips, *PROMPTS, "--at-once", 4, "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    assert by_key(tmp_path / "out.jsonl") == expected
+    assert "too little memory for more clips at once: 3 from now on" in printed.stderr
+    assert "too little memory for more clips at once: 2 from now on" in printed.stderr
+    assert sizes.count(4) == 5
+    assert max(sizes[-5:]) <= 2
+
+
+def test_a_round_that_fails_costs_the_clip_that_fails_alone(
+    caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, lambda number, count: ValueError("odd") if number == 3 else None)
+    printed = caption(clips, *PROMPTS, "--at-once", 4, "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    assert by_key(tmp_path / "out.jsonl") == expected
+
+
+def test_an_interruption_leaves_whole_rows_and_the_next_run_does_the_rest(
+    caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(number: int, count: int) -> None:
+        if number == 60:
+            signal.raise_signal(signal.SIGINT)
+
+    failing(monkeypatch, interrupt)
+    assert caption(clips, *PROMPTS, "--at-once", 4, "--out", "out.jsonl").returncode == 130
+    done = by_key(tmp_path / "out.jsonl")
+    assert done.items() < expected.items()
+    assert caption(clips, *PROMPTS, "--at-once", 4, "--out", "out.jsonl").returncode == 0
+    assert by_key(tmp_path / "out.jsonl") == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "cause"),
+    [
+        (("--at-once", "0"), "--at-once '0' is neither auto nor a number"),
+        (("--at-once", "many"), "--at-once 'many' is neither auto nor a number"),
+        (("--at-once", "2", "--fallback"), "--fallback measures one caption at a time"),
+    ],
+)
+def test_wrong_numbers(caption: Caption, clips: Path, flags: tuple[str, ...], cause: str) -> None:
+    printed = caption(clips, *flags)
+    assert printed.returncode == 2
+    assert cause in printed.stderr
+
+
+def test_a_dead_workers_clips_are_done_again_alone_and_one_that_kills_it_alone_fails() -> None:
+    a, b, c, d = (work(f"/{name}.mp4", name) for name in "abcd")
+    failed, left = after_death([a, b, c, d], slots=2)
+    assert not failed
+    assert left == [replace(a, alone=True), replace(b, alone=True), c, d]
+    assert after_death(left, slots=2) == (left[:1], left[1:])
+    assert after_death([c, d], slots=1) == ([c], [d])
+    assert after_death([], slots=2) == ((), [])

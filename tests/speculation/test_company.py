@@ -1,0 +1,66 @@
+"""How many answers are decoded together, and when the draft pays, as literals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvspec_cli.request import Company
+from lvspec_cli.speculation.company import ClipCosts, answer_cost, best_company, draft_pays, token_cost
+from lvspec_cli.speculation.draft_length import costs_beside, round_cost
+from lvspec_cli.types import RoundCosts
+
+COSTS = RoundCosts(draft=0.1, verification=1.0, row=0.02, overhead=0.1)
+CLIP = ClipCosts(COSTS, gamma=4, tokens=100, prefill=10.0, draft_prefill=1.0)
+HEAVY = replace(CLIP, draft_prefill=12.0)  # a draft that is nearly as large as its target
+
+
+def test_a_row_of_each_of_five_answers() -> None:
+    # A step with five rows costs 1.08. Without a draft a token is a fifth of it.
+    assert token_cost(CLIP, 5, drafts=False) == pytest.approx(1.08 / 5)
+    beside = costs_beside(COSTS, 5)
+    assert (beside.draft, beside.verification) == pytest.approx((0.1, 1 / 1.08))
+    assert (beside.row, beside.overhead) == pytest.approx((0.1 / 1.08, 0.1 / 1.08))
+    # Five rounds of four drafted tokens: 4 draft steps of 0.108, a pass of 25 rows, the rest of a round.
+    assert round_cost(4, beside) * 1.08 == pytest.approx(4 * 0.108 + 1.0 + 25 * 0.02 + 0.1)
+    assert answer_cost(CLIP, 5, drafts=False) == pytest.approx(10 + 100 * 1.08 / 5)
+
+
+def test_alone_nothing_changes() -> None:
+    assert costs_beside(COSTS, 1) == COSTS
+
+
+@pytest.mark.parametrize(
+    ("clip", "paying"),
+    [(CLIP, range(1, 28)), (HEAVY, range(1, 5)), (replace(CLIP, gamma=0), range(0))],
+)
+def test_the_draft_pays_beside_few(clip: ClipCosts, paying: range) -> None:
+    assert [slots for slots in range(1, 33) if draft_pays(clip, slots)] == list(paying)
+
+
+@pytest.mark.parametrize(
+    ("clip", "fitting", "company"),
+    [
+        (CLIP, 1, Company(1)),
+        (CLIP, 4, Company(4)),
+        (CLIP, 32, Company(9)),  # one more brings under 3 %
+        (HEAVY, 32, Company(13, drafts=False)),
+        (HEAVY, 1, Company(1)),  # what one answer at a time does is for --mode and --fallback to say
+        (replace(CLIP, gamma=0), 32, Company(13)),
+    ],
+)
+def test_as_many_as_fit_and_gain(clip: ClipCosts, fitting: int, company: Company) -> None:
+    assert best_company(clip, fitting) == company
+
+
+@given(st.floats(0.01, 1), st.floats(0, 0.1), st.floats(0, 100), st.integers(0, 16))
+def test_more_at_once_is_never_dearer(draft: float, row: float, prefill: float, gamma: int) -> None:
+    clip = ClipCosts(replace(COSTS, draft=draft, row=row), gamma, 100, prefill, prefill * draft)
+    kinds = [False, True] if gamma else [False]
+    for drafts in kinds:
+        costs = [answer_cost(clip, slots, drafts=drafts) for slots in range(1, 33)]
+        assert all(later <= earlier + 1e-9 for earlier, later in pairwise(costs))
