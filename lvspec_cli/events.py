@@ -97,7 +97,23 @@ class Noted:
     text: str
 
 
+@dataclass(frozen=True)
+class InWorker:
+    """An event of one of several workers, which are counted from 0."""
+
+    number: int
+    event: Event
+
+
 Event = (
-    Noted | StageStarted | StageAdvanced | StageFinished | ClipReady | QuestionStarted | RoundDone | Answered
+    Noted
+    | StageStarted
+    | StageAdvanced
+    | StageFinished
+    | ClipReady
+    | QuestionStarted
+    | RoundDone
+    | Answered
+    | InWorker
 )
 Listener = Callable[[Event], None]

@@ -200,7 +200,7 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
         remedy if memory is short.
     :raises PairError: they cannot be read, or do not fit.
     """
-    with _stage(Stage.LOADING, listen):
+    with timed_stage(Stage.LOADING, listen):
         import torch
 
         from lvspec_cli.memory.resolve import place
@@ -301,7 +301,7 @@ class _Run:
         request = self.request
         question = request.questions[number - 1]
         self.listen(QuestionStarted(number, len(request.questions), question))
-        with _stage(Stage.ENCODING, self.listen):
+        with timed_stage(Stage.ENCODING, self.listen):
             if earlier is None and not self._has_room():
                 raise MemoryError
             prompts = build_prompts(
@@ -332,7 +332,7 @@ class _Run:
         self, session: Session, prompts: PairPrompts, number: int, interrupted: Callable[[], bool]
     ) -> Record:
         stream = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
-        with _stage(Stage.ANSWERING, self.listen):
+        with timed_stage(Stage.ANSWERING, self.listen):
             generation = self._rounds(session, prompts, number, stream, interrupted)
         facts = Facts(
             self.clip,
@@ -359,7 +359,7 @@ class _Run:
     ) -> Audit | Failure | None:
         from lvspec_cli.figures.audit import audit_answer
 
-        with _stage(Stage.AUDITING, self.listen):
+        with timed_stage(Stage.AUDITING, self.listen):
             try:
                 ar = AnswerStream(self.pair.target.tokenizer.backend_tokenizer, self.thinking)
                 return audit_answer(
@@ -395,7 +395,8 @@ class _Run:
 
 
 @contextmanager
-def _stage(stage: Stage, listen: Listener) -> Iterator[None]:
+def timed_stage(stage: Stage, listen: Listener) -> Iterator[None]:
+    """Tells that a stage begins, and that it has finished unless it fails."""
     began = time.perf_counter()
     listen(StageStarted(stage))
     yield
@@ -475,7 +476,7 @@ def check_unchanged(request: AskRequest, identity: FileIdentity) -> None:
 def _decode(video: VideoRequest, listen: Listener) -> Clip:
     from lvspec_cli.video.decode import read_clip
 
-    with _stage(Stage.DECODING, listen):
+    with timed_stage(Stage.DECODING, listen):
         clip = read_clip(
             video, progress=lambda done, expected: listen(StageAdvanced(Stage.DECODING, done, expected))
         )

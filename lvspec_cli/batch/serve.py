@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from lvspec_cli.batch.answer import Answering, OnOutOfMemory
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ChangedVideoError, LvspecError
-from lvspec_cli.events import Event, Listener, Noted
+from lvspec_cli.events import Event, Listener, Noted, Stage
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import check_unchanged, load
+from lvspec_cli.pipeline import check_unchanged, load, timed_stage
 from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import Mode, VideoRequest
 
@@ -68,7 +68,7 @@ def serving(
     with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
 
         def serve(works: Iterable[Work]) -> Generator[Finished, None, None]:
-            with closing(_decoded(pool, works, interrupted)) as decoded:
+            with closing(_decoded(pool, works, listen, interrupted)) as decoded:
                 for work, outcome in decoded:
                     if interrupted():
                         return
@@ -87,7 +87,7 @@ def serving(
 
 
 def _decoded(
-    pool: DecodePool, works: Iterable[Work], interrupted: Callable[[], bool]
+    pool: DecodePool, works: Iterable[Work], listen: Listener, interrupted: Callable[[], bool]
 ) -> Generator[tuple[Work, Decoded], None, None]:
     ahead: deque[Work] = deque()
 
@@ -97,7 +97,11 @@ def _decoded(
             yield work.request.video
 
     with closing(pool.clips(requests(), interrupted=interrupted)) as clips:
-        for decoded in clips:
+        while True:
+            with timed_stage(Stage.DECODING, listen):  # what is left of it: clips are decoded ahead
+                decoded = next(clips, None)
+            if decoded is None:
+                return
             yield ahead.popleft(), decoded
 
 
@@ -117,7 +121,7 @@ def _check(pair: LoadedPair, base: AskRequest) -> None:
 @dataclass(frozen=True)
 class Setup:
     plan: WorkerPlan
-    sends_events: bool  # whether the worker also sends the pipeline's events
+    number: int = 0  # of the worker, for its events
 
 
 @dataclass(frozen=True)

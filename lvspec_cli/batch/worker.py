@@ -19,7 +19,7 @@ from lvspec_cli.batch.answer import DeviceLostError
 from lvspec_cli.batch.serve import EventSent, Message, Ready, Row, Setup, WantsWork, WorkDone, serving
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.events import Event, Noted
+from lvspec_cli.events import Event, InWorker, Noted
 from lvspec_cli.host import steady_streams
 from lvspec_cli.system import parent_of
 
@@ -69,8 +69,7 @@ def _work(
             yield work
 
     def listen(event: Event) -> None:
-        if setup.sends_events or isinstance(event, Noted):
-            send(EventSent(event))
+        send(EventSent(event if isinstance(event, Noted) else InWorker(setup.number, event)))
 
     with serving(setup.plan, listen, stop.is_set) as serve:
         send(Ready())

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import typer
 
 from lvspec_cli.errors import LvspecError, MachineError, OutputError, check_machine, shortage_behind
-from lvspec_cli.escape import visible_line
-from lvspec_cli.events import Answered, Event, Noted, RoundDone
+from lvspec_cli.escape import shell_words, visible_line
+from lvspec_cli.events import Answered, Event, InWorker, Noted, RoundDone
+from lvspec_cli.host import terminal_width
+from lvspec_cli.table import command_lines, wrapped
 
 CLOSED_PIPE = 128 + 13  # the exit code of a program that SIGPIPE ends
 
@@ -113,9 +115,21 @@ def say_note(event: Event) -> None:
 
 
 def say(text: str) -> None:
-    """Prints one line to stderr, made safe for a terminal."""
-    sys.stderr.write(visible_line(text) + "\n")
+    """Prints one line to stderr, made safe for a terminal, in which it is broken between words only."""
+    sys.stderr.write(wrapped(visible_line(text), terminal_width(sys.stderr), "  ") + "\n")
     sys.stderr.flush()
+
+
+def say_command(label: str, words: Sequence[str]) -> None:
+    """Prints a command line to stderr. Where a terminal breaks it, it can still be pasted."""
+    quoted = [shell_words([word]) for word in words]
+    sys.stderr.write(command_lines(label, quoted, terminal_width(sys.stderr)) + "\n")
+    sys.stderr.flush()
+
+
+def write_line(text: str, indent: str = "  ") -> None:
+    """Writes one line to stdout, made safe for a terminal, in which it is broken between words only."""
+    write_out(wrapped(visible_line(text), terminal_width(sys.stdout), indent) + "\n")
 
 
 def _silence_stdout() -> None:
@@ -136,6 +150,7 @@ class Stop:
         self._is_second = False
 
     def listen(self, event: Event) -> None:
+        event = event.event if isinstance(event, InWorker) else event
         if isinstance(event, RoundDone):
             self._answering = True
         elif isinstance(event, Answered):

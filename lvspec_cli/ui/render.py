@@ -132,6 +132,17 @@ def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
     return text
 
 
+def stage_text(view: View, plain: bool, elapsed: float) -> Text:
+    """The stage that runs, or the last one that has finished."""
+    text = Text()
+    known = [
+        (stage, state) for stage, state in view.stages.items() if state.running or state.seconds is not None
+    ]
+    for stage, state in sorted(known, key=lambda item: (item[1].running, list(Stage).index(item[0])))[-1:]:
+        _append_stage(text, stage, state, plain, elapsed)
+    return text
+
+
 def _append_stage(text: Text, stage: Stage, state: StageView, plain: bool, elapsed: float) -> None:
     if state.seconds is not None:
         text.append("+ " if plain else "✓ ", "green").append(stage.value)
@@ -199,6 +210,16 @@ def bars(view: View, width: int, plain: bool = False) -> str:
 
 def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def kept_answer(view: View) -> str:
+    """A finished answer for the ordinary screen, in its colours, and below it what they mean."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    with console.capture() as drawn:
+        console.print(answer_text(view.pieces), overflow="ignore", crop=False)  # no word is broken
+        if view.gamma is not None:
+            console.print(legend_line(view))
+    return drawn.get()
 
 
 @contextmanager

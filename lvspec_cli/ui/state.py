@@ -10,6 +10,7 @@ from lvspec_cli.events import (
     Answered,
     ClipReady,
     Event,
+    InWorker,
     Noted,
     QuestionStarted,
     RoundDone,
@@ -73,7 +74,7 @@ class View:
 def fold(view: View, event: Event) -> View:
     """The view after an event."""
     match event:
-        case Noted():
+        case Noted() | InWorker():
             return view
         case StageStarted(stage):
             return _stage(view, stage, StageView(running=True))
@@ -86,12 +87,17 @@ def fold(view: View, event: Event) -> View:
         case ClipReady():
             return replace(view, clip=event)
         case QuestionStarted():
-            fresh = View(view.pair, view.mode, view.gamma, view.stages, view.clip, event)
+            before = _stages(view, Stage.DECODING, Stage.LOADING)
+            fresh = View(view.pair, view.mode, view.gamma, before, view.clip, event)
             return replace(fresh, fallback=view.fallback)
         case RoundDone():
             return _round(view, event)
         case Answered(_, tail):
             return replace(view, pieces=(*view.pieces, Piece(tail, TokenKind.TARGET))) if tail else view
+
+
+def _stages(view: View, *kept: Stage) -> Mapping[Stage, StageView]:
+    return MappingProxyType({stage: state for stage, state in view.stages.items() if stage in kept})
 
 
 def _stage(view: View, stage: Stage, state: StageView) -> View:
@@ -125,7 +131,7 @@ class BatchView:
 
     total: int  # rows to do in this run
     skipped: int  # rows that existed before
-    current: View
+    workers: tuple[View, ...]  # what each of them is at
     ok: int = 0
     failed: int = 0
     tokens: int = 0
@@ -160,15 +166,25 @@ def add_row(view: BatchView, record: Record) -> BatchView:
 
 
 def add_event(view: BatchView, event: Event) -> BatchView:
-    """The view after an event of the current clip."""
-    current = view.current
-    if isinstance(event, ClipReady):
-        current = View(current.pair, current.mode, current.gamma, current.stages)
-    return replace(view, current=fold(current, event))
+    """The view after an event of one of the workers. Its next clip begins as it waits for its frames."""
+    number, event = (event.number, event.event) if isinstance(event, InWorker) else (0, event)
+    current = view.workers[number]
+    if isinstance(event, StageStarted) and event.stage is Stage.DECODING:
+        current = View(current.pair, current.mode, current.gamma, _stages(current, Stage.LOADING))
+    workers = (*view.workers[:number], fold(current, event), *view.workers[number + 1 :])
+    return replace(view, workers=workers)
 
 
 def rates(view: BatchView, seconds: float) -> str:
-    """Rows and tokens a second, the mean accepted length and the remaining time, if known."""
+    """The speed and the remaining time, as far as they are known."""
+    parts = [speed] if (speed := speeds(view, seconds)) else []
+    if view.done and view.done < view.total:
+        parts.append(f"{clock(seconds / view.done * (view.total - view.done))} left")
+    return ", ".join(parts)
+
+
+def speeds(view: BatchView, seconds: float) -> str:
+    """Rows and tokens a second, and the mean accepted length, if known."""
     parts = []
     if view.done and seconds > 0:
         rate = view.done / seconds
@@ -177,8 +193,6 @@ def rates(view: BatchView, seconds: float) -> str:
             parts.append(f"{view.tokens / seconds:.0f} tokens/s")
     if view.mean_accepted_length is not None:
         parts.append(f"mean accepted length {view.mean_accepted_length:.2f}")
-    if view.done and view.done < view.total:
-        parts.append(f"{clock(seconds / view.done * (view.total - view.done))} left")
     return ", ".join(parts)
 
 

@@ -18,7 +18,7 @@ from tests.batch.test_moved import PLAN, work
 
 def worker(command: str) -> _Worker:
     plan = WorkerPlan(PLAN, work("a.mp4").request, 1, 2**20, "fail")
-    return _Worker(subprocess.Popen([command]), Pipe()[0], Setup(plan, sends_events=True))
+    return _Worker(subprocess.Popen([command]), Pipe()[0], Setup(plan))
 
 
 def test_work_that_comes_back_too_late_for_the_others_is_an_error():
