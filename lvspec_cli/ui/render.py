@@ -216,7 +216,7 @@ def kept_answer(view: View) -> str:
     """A finished answer for the ordinary screen, in its colours, and below it what they mean."""
     console = Console(markup=False, highlight=False, emoji=False)
     with console.capture() as drawn:
-        console.print(answer_text(view.pieces), overflow="ignore", crop=False)  # no word is broken
+        console.print(answer_text(view.pieces))
         if view.gamma is not None:
             console.print(legend_line(view))
     return drawn.get()
