@@ -60,7 +60,7 @@ def batch_picture() -> BatchPicture:
     load_plan, base = pipeline.prepared(CHOICE, replace(request(CLIPS[0], DEFAULT_PROMPT), task="caption"))
     works = [make_work(load_plan, replace(base, video=replace(base.video, path=clip))) for clip in CLIPS]
     empty = View(CHOICE.name, base.settings.mode.value, base.settings.gamma)
-    view, seconds = BatchView(total=len(works), skipped=0, current=empty), 0.0
+    view, seconds = BatchView(total=len(works), skipped=0, places=(empty,)), 0.0
 
     def listen(event: Event) -> None:
         nonlocal view
@@ -76,7 +76,7 @@ def batch_picture() -> BatchPicture:
 
     plan = WorkerPlan(load_plan, base, decode_workers=1, decode_bytes=2**28, on_out_of_memory="shrink")
     run(works, [plan], write=write, listen=listen)
-    return BatchPicture(view, seconds, stage_seconds=0.0)
+    return BatchPicture(view, seconds, stage_seconds=(0.0,))
 
 
 def save(picture: RenderableType, rows: int, title: str, name: str) -> None:

@@ -105,6 +105,14 @@ class InSlot:
     event: Event
 
 
+@dataclass(frozen=True)
+class InWorker:
+    """An event of one of several workers, which are counted from 0. It may be of one of its slots."""
+
+    number: int
+    event: Event
+
+
 Event = (
     Noted
     | StageStarted
@@ -115,5 +123,6 @@ Event = (
     | RoundDone
     | Answered
     | InSlot
+    | InWorker
 )
 Listener = Callable[[Event], None]

@@ -260,7 +260,7 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
         remedy if memory is short.
     :raises PairError: they cannot be read, or do not fit.
     """
-    with _stage(Stage.LOADING, listen):
+    with timed_stage(Stage.LOADING, listen):
         import torch
 
         from lvspec_cli.memory.resolve import place
@@ -437,7 +437,7 @@ class ClipAnswers:
 
         request = self._request
         question = request.questions[number - 1]
-        with _stage(Stage.ENCODING, listen):
+        with timed_stage(Stage.ENCODING, listen):
             if self._prompts is None and not self._has_room():
                 raise MemoryError
             prompts = build_prompts(
@@ -477,7 +477,7 @@ class ClipAnswers:
         interrupted: Callable[[], bool],
     ) -> Underway:
         stream = AnswerStream(self._pair.target.tokenizer.backend_tokenizer, self._thinking)
-        with _stage(Stage.ANSWERING, listen):
+        with timed_stage(Stage.ANSWERING, listen):
             rounds = session.answer(prompts, self._settings, interrupted=interrupted)
             prompts = prompts.without_video()
             generation = yield from self._rounds(rounds, number, stream, listen)
@@ -507,7 +507,7 @@ class ClipAnswers:
     ) -> Generator[Rounds, Round | None, Audit | Failure | None]:
         from lvspec_cli.figures.audit import audit_answer
 
-        with _stage(Stage.AUDITING, listen):
+        with timed_stage(Stage.AUDITING, listen):
             try:
                 ar = AnswerStream(self._pair.target.tokenizer.backend_tokenizer, self._thinking)
                 return (
@@ -645,7 +645,8 @@ def _with_history(workload: Workload) -> Workload:
 
 
 @contextmanager
-def _stage(stage: Stage, listen: Listener) -> Iterator[None]:
+def timed_stage(stage: Stage, listen: Listener) -> Iterator[None]:
+    """Tells that a stage begins, and that it has finished unless it fails."""
     began = time.perf_counter()
     listen(StageStarted(stage))
     yield
@@ -725,7 +726,7 @@ def check_unchanged(request: AskRequest, identity: FileIdentity) -> None:
 def _decode(video: VideoRequest, listen: Listener) -> Clip:
     from lvspec_cli.video.decode import read_clip
 
-    with _stage(Stage.DECODING, listen):
+    with timed_stage(Stage.DECODING, listen):
         clip = read_clip(
             video, progress=lambda done, expected: listen(StageAdvanced(Stage.DECODING, done, expected))
         )

@@ -62,7 +62,7 @@ def run_remote(
     A worker that dies while it loads is not started again: the other workers continue without it.
     """
     crew = _Crew(deque(works), write, listen)
-    setups = [Setup(plan, sends_events=number == 0) for number, plan in enumerate(plans[: len(works)])]
+    setups = [Setup(plan, number) for number, plan in enumerate(plans[: len(works)])]
     with closing(crew):
         for setup in setups:
             crew.start(setup)
@@ -184,7 +184,7 @@ def run(
     """Answers all works. ``write`` is called with each record.
 
     A single plan runs in this process. Several plans run in a process each, with one queue of works.
-    ``listen`` gets the events of the first one.
+    ``listen`` gets their events as ``InWorker``.
 
     :param interrupted: checked once a round; if true, current answers are dropped and no other starts.
     :raises PairError: the pair cannot be loaded, or does not fit.

@@ -17,10 +17,10 @@ from lvspec_cli.batch.answer import Answering, OnOutOfMemory
 from lvspec_cli.batch.slots import Done, Ready, Slots
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ChangedVideoError, LvspecError
-from lvspec_cli.events import Event, Listener, Noted
+from lvspec_cli.events import Event, Listener, Noted, Stage
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import check_unchanged, load
+from lvspec_cli.pipeline import check_unchanged, load, timed_stage
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan
 from lvspec_cli.types import Mode, VideoRequest
 
@@ -100,7 +100,11 @@ class _Decoding:
     def next_work(self, waits: bool) -> Ready | None:
         """The next work, if there is one, and if it is decoded or ``waits``."""
         self._waits = waits
-        decoded = next(self._clips, None)
+        if waits:
+            with timed_stage(Stage.DECODING, self._listen):  # what is left of it: clips are decoded ahead
+                decoded = next(self._clips, None)
+        else:
+            decoded = next(self._clips, None)
         if decoded is None or decoded.is_missing:
             return None
         work = self._ahead.popleft()
@@ -131,7 +135,7 @@ def _check(pair: LoadedPair, base: AskRequest) -> None:
 @dataclass(frozen=True)
 class Setup:
     plan: WorkerPlan
-    sends_events: bool  # whether the worker also sends the pipeline's events
+    number: int = 0  # of the worker, for its events
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lvspec_cli.batch.serve import EventSent, Loaded, Message, Row, Setup, Wants
 from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.events import Event, Noted
+from lvspec_cli.events import Event, InWorker, Noted
 from lvspec_cli.host import exit_at_once, steady_streams
 from lvspec_cli.system import parent_of
 
@@ -80,8 +80,7 @@ def _work(
             yield work
 
     def listen(event: Event) -> None:
-        if setup.sends_events or isinstance(event, Noted):
-            send(EventSent(event))
+        send(EventSent(event if isinstance(event, Noted) else InWorker(setup.number, event)))
 
     with serving(setup.plan, listen, stop.is_set) as serve:
         send(Loaded())

@@ -25,11 +25,10 @@ from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.work import Moved, Outstanding, Work, outstanding
 from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, read_job
 from lvspec_cli.cli.caption_options import CaptionFlags
-from lvspec_cli.cli.reporting import Stop, say, say_note, write_json, write_out
+from lvspec_cli.cli.reporting import Stop, say, say_command, say_note, write_json, write_out
 from lvspec_cli.errors import LvspecError, NoInputError, UsageError, VideoError
-from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event, Stage, StageFinished
-from lvspec_cli.host import message_stream
+from lvspec_cli.host import message_stream, terminal_width
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import RecordFile, RowInfo, read_records
@@ -37,7 +36,7 @@ from lvspec_cli.output.records import Record, encode_name, failed_record, rename
 from lvspec_cli.request import AskRequest
 from lvspec_cli.table import clock
 from lvspec_cli.types import WHOLE, Mode, VideoInfo
-from lvspec_cli.ui.state import BatchView, View
+from lvspec_cli.ui.state import BatchView, View, add_row, speeds
 from lvspec_cli.ui.summary import world_note
 from lvspec_cli.ui.tables import ForecastRow, for_stdout, forecast_table
 
@@ -70,12 +69,16 @@ class Printed:
 class Outcome:
     """The results of this run."""
 
-    ok: int = 0
+    view: BatchView
     failures: list[str] = field(default_factory=list)
     fallbacks: int = 0
     partial: int = 0  # captions of fewer frames than were asked for
     seconds: float = 0.0
     printed: list[Record] = field(default_factory=list)  # for the audit, if there is no file
+
+    @property
+    def ok(self) -> int:
+        return self.view.ok
 
 
 def caption_all(flags: CaptionFlags, stop: Stop) -> int:
@@ -95,14 +98,14 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
             rows.remove(remaining.removed)
         if not quiet:
             _announce(remaining)
-        outcome = Outcome()
+        outcome = Outcome(_start(job, remaining))
         try:
             _run(job, remaining, rows, stop, outcome, quiet=quiet)
         finally:
             if isinstance(rows, RecordFile):
                 rows.check()  # if the file was removed, there is nothing to summarise
             if not quiet:
-                _summarise(job, remaining, outcome)
+                _summarise(job, remaining, outcome, stopped=stop.asked())
         if job.base.audit and not quiet:
             _report_audits(job, works, remaining, outcome)
     exported = stop.asked() or job.out is None or _export_rows(flags, job, works, remaining.moved)
@@ -119,14 +122,14 @@ def _announce(remaining: Outstanding) -> None:
 
 def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
     began = time.monotonic()
-    with _showing(job, remaining, stop, quiet) as (listen, shown):
+    with _showing(outcome.view, stop, quiet) as (listen, shown):
 
         def write(record: Record) -> None:
             record = gated(record, job.gates)
             with stop.holding():
                 rows.append(record)
+                outcome.view = add_row(outcome.view, record)
                 if record.error is None:
-                    outcome.ok += 1
                     outcome.fallbacks += record.stats is not None and record.stats.fallback
                     outcome.partial += is_partial(record)
                 else:
@@ -165,29 +168,40 @@ def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outc
 
 @contextmanager
 def _showing(
-    job: Job, remaining: Outstanding, stop: Stop, quiet: bool
+    start: BatchView, stop: Stop, quiet: bool
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
     """The listeners for events and for finished records."""
-    if quiet or not remaining.count:
+    if quiet or not start.total:
         yield (lambda event: None), (lambda record: None)
         return
     from lvspec_cli.ui.batch import batch_show
 
-    settings = job.base.settings
-    view = View(
-        job.load_plan.choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma
-    )
-    start = BatchView(total=remaining.count, skipped=remaining.done + remaining.failed, current=view)
     live = message_stream().isatty() and os.environ.get("TERM", "dumb") != "dumb"
     stop.is_shown = live
     with batch_show(start, live=live, stopping=stop.asked) as show:
         yield show.listen, show.add
 
 
-def _summarise(job: Job, remaining: Outstanding, outcome: Outcome) -> None:
+def _start(job: Job, remaining: Outstanding) -> BatchView:
+    settings = job.base.settings
+    view = View(
+        job.load_plan.choice.name, settings.mode.value, None if settings.mode is Mode.AR else settings.gamma
+    )
+    slots = max(plan.company.slots for plan in job.plans)
+    places = (view,) * (len(job.plans) * slots)
+    return BatchView(remaining.count, remaining.done + remaining.failed, places, slots)
+
+
+def _summarise(job: Job, remaining: Outstanding, outcome: Outcome, *, stopped: bool) -> None:
     failures = outcome.failures
+    stream = message_stream()
+    if job.out is not None and (width := terminal_width(stream)):  # else they are on stdout
+        from lvspec_cli.ui.batch import last_results
+
+        stream.write(last_results(outcome.view.recent, width))
     skipped = f", {remaining.done + remaining.failed} skipped" if remaining.done + remaining.failed else ""
-    say(f"{outcome.ok} captioned, {len(failures)} failed{skipped} in {clock(outcome.seconds)}")
+    speed = f": {speed}" if (speed := speeds(outcome.view, outcome.seconds)) else ""
+    say(f"{outcome.ok} captioned, {len(failures)} failed{skipped} in {clock(outcome.seconds)}{speed}")
     if outcome.fallbacks:
         say(
             f"speculation was slower than the target alone in {outcome.fallbacks}: their rest went without it"
@@ -198,10 +212,15 @@ def _summarise(job: Job, remaining: Outstanding, outcome: Outcome) -> None:
         say(f"failed: {line}")
     if len(failures) > NAMED_FAILURES:
         say(f"and {len(failures) - NAMED_FAILURES} more")
+    if stopped and (left := remaining.count - outcome.view.done):
+        say(f"{left} left" + (": the same command goes on from there" if job.out is not None else ""))
     if job.out is not None:
         say(f"records: {job.out}")
         if failures or remaining.failed:
-            say(f"try: {_retrying(sys.argv)}")
+            say_command("try:", _retrying(sys.argv))
+        if outcome.ok and not stopped:
+            say_command("next:", ["lvspec", "show", str(job.out)])
+            say_command("or:", ["lvspec", "export", str(job.out), "--to", "csv"])
     choice = job.load_plan.choice
     if choice.pair.world and not choice.note:  # a note already says it
         say(world_note(choice.name, choice.pair.world))
@@ -221,10 +240,10 @@ def _report_audits(job: Job, works: Sequence[Work], remaining: Outstanding, outc
         say(line)
 
 
-def _retrying(arguments: Sequence[str]) -> str:
+def _retrying(arguments: Sequence[str]) -> list[str]:
     """The same command with ``--retry-errors``."""
     others = [text for text in arguments[1:] if text not in ("--redo", "--retry-errors")]
-    return shell_words(["lvspec", *others, "--retry-errors"])
+    return ["lvspec", *others, "--retry-errors"]
 
 
 def _check_export(flags: CaptionFlags, collected: Collected) -> None:

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.reporting import reporting, write_json, write_out
-from lvspec_cli.escape import visible_line
+from lvspec_cli.cli.reporting import reporting, write_json, write_line
 from lvspec_cli.host import quieten_libraries
 
 
@@ -34,6 +33,6 @@ def doctor(
             write_json(json.dumps({"schema": 1, "findings": findings}, indent=2))
             return
         for finding in examine(models_file, hub=hub):
-            write_out(f"{finding.state:4}  {finding.what}: {visible_line(finding.text)}\n")
+            write_line(f"{finding.state:4}  {finding.what}: {finding.text}", " " * 6)
             if finding.remedy:
-                write_out(f"      try: {visible_line(finding.remedy)}\n")
+                write_line(f"      try: {finding.remedy}", " " * 6)

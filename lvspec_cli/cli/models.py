@@ -12,7 +12,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import App
-from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cli.reporting import reporting, say, write_line, write_out
 from lvspec_cli.errors import LvspecError, PairError, UsageError
 from lvspec_cli.escape import visible_line
 from lvspec_cli.host import message_stream, quieten_libraries
@@ -266,7 +266,10 @@ def verify(
         chosen = chosen.with_mtp() if draft == MTP else chosen
         failed = 0
         for check in _checks(name, chosen, self_test, device, dtype, quiet):
-            write_out(f"{check.state}\t{check.what}\t{visible_line(check.detail)}\n")
+            if sys.stdout.isatty():
+                write_line(f"{check.state}  {check.what}: {check.detail}", "    ")
+            else:
+                write_out(f"{check.state}\t{check.what}\t{visible_line(check.detail)}\n")
             failed += check.state == "failed"
         if failed:
             raise PairError(

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import typer
 
 from lvspec_cli.errors import LvspecError, MachineError, OutputError, check_machine, shortage_behind
-from lvspec_cli.escape import visible_line
-from lvspec_cli.events import Answered, Event, InSlot, Noted, RoundDone
-from lvspec_cli.host import libraries_logged, message_stream, state_folder
+from lvspec_cli.escape import shell_words, visible_line
+from lvspec_cli.events import Answered, Event, InSlot, InWorker, Noted, RoundDone
+from lvspec_cli.host import libraries_logged, message_stream, state_folder, terminal_width
+from lvspec_cli.table import command_lines, wrapped
 
 LIBRARY_LOG = "libraries.log"  # in the user's state folder
 CLOSED_PIPE = 128 + 13  # the exit code of a program that SIGPIPE ends
@@ -123,10 +124,23 @@ def say_note(event: Event) -> None:
 
 
 def say(text: str) -> None:
-    """Prints one line to stderr, made safe for a terminal."""
+    """Prints one line to stderr, made safe for a terminal, in which it is broken between words only."""
     stream = message_stream()
-    stream.write(visible_line(text) + "\n")
+    stream.write(wrapped(visible_line(text), terminal_width(stream), "  ") + "\n")
     stream.flush()
+
+
+def say_command(label: str, words: Sequence[str]) -> None:
+    """Prints a command line to stderr. Where a terminal breaks it, it can still be pasted."""
+    quoted = [shell_words([word]) for word in words]
+    stream = message_stream()
+    stream.write(command_lines(label, quoted, terminal_width(stream)) + "\n")
+    stream.flush()
+
+
+def write_line(text: str, indent: str = "  ") -> None:
+    """Writes one line to stdout, made safe for a terminal, in which it is broken between words only."""
+    write_out(wrapped(visible_line(text), terminal_width(sys.stdout), indent) + "\n")
 
 
 def _silence_stdout() -> None:
@@ -152,7 +166,7 @@ class Stop:
         self._is_second = False
 
     def listen(self, event: Event) -> None:
-        if isinstance(event, InSlot):
+        while isinstance(event, InWorker | InSlot):
             event = event.event
         if isinstance(event, RoundDone):
             self._answering = True

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from lvspec_cli.cli.reporting import Stop, say, write_json, write_out
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Answered, ClipReady, Event, Listener, Noted, QuestionStarted, RoundDone
-from lvspec_cli.host import message_stream
+from lvspec_cli.host import message_stream, terminal_width
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import Mode
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.summary import answer_summary, clip_summary, world_note
+
+if TYPE_CHECKING:
+    from lvspec_cli.ui.state import View
 
 SEPARATOR = "---\n"
 
@@ -70,6 +76,52 @@ def _records(event: Event) -> None:
         write_json(to_line(event.record))
 
 
+class WordLines:
+    """Text that comes in pieces, in lines that end between words. A word is held back until it is whole.
+
+    :param width: of the terminal; None passes everything on.
+    """
+
+    def __init__(self, width: int | None) -> None:
+        self._width = width
+        self._column = 0
+        self._space = self._word = ""
+
+    def feed(self, text: str) -> str:
+        """What can be written now."""
+        if self._width is None:
+            return text
+        out = ""
+        for letter in text:
+            if letter.isspace():
+                out += self._take()
+                self._space += letter
+                if letter == "\n":
+                    out, self._space, self._column = out + self._space, "", 0
+            else:
+                self._word += letter
+                if unicodedata.east_asian_width(letter) in "WF" or len(self._word) >= self._width:
+                    out += self._take()  # a script without spaces, or a word that is too long for a line
+        return out
+
+    def end(self) -> str:
+        """The rest, after which another text may begin."""
+        out, self._column = self._take(), 0
+        return out
+
+    def _take(self) -> str:
+        if not self._word:
+            return ""
+        assert self._width is not None
+        cells = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in self._word)
+        if self._column and self._column + len(self._space) + cells > self._width:
+            self._space, self._column = "\n", 0
+        out = self._space + self._word
+        self._column += cells + (0 if self._space == "\n" else len(self._space))
+        self._space = self._word = ""
+        return out
+
+
 class _StreamedText:
     """Streams the answers' text, with a line of dashes between two answers about a video.
 
@@ -85,6 +137,7 @@ class _StreamedText:
         self._labels, self._label = labels, ""
         self._noted = False
         self._answers = 0  # about the current video
+        self._lines = WordLines(terminal_width(sys.stdout))
         self._open = False
 
     def listen(self, event: Event) -> None:
@@ -94,11 +147,11 @@ class _StreamedText:
             case RoundDone(pieces=pieces):
                 if not self._open:
                     write_out(SEPARATOR if self._answers else "")
-                    write_out(f"{visible_line(self._label)}: " if self._label else "")
+                    write_out(self._lines.feed(f"{visible_line(self._label)}: ") if self._label else "")
                 self._open = True
-                write_out(visible("".join(piece.text for piece in pieces)))
+                write_out(self._lines.feed(visible("".join(piece.text for piece in pieces))))
             case Answered(record, tail) if record.stats is not None:
-                write_out(visible(tail))
+                write_out(self._lines.feed(visible(tail)))
                 self.close()
                 self._answers += 1
                 if not self._quiet:
@@ -112,7 +165,7 @@ class _StreamedText:
         """Ends the line of an answer, even if the answer was aborted."""
         if self._open:
             self._open = False
-            write_out("\n")
+            write_out(self._lines.end() + "\n")
 
 
 @contextmanager
@@ -132,13 +185,17 @@ def _live(choice: PairChoice, request: AskRequest, stop: Stop) -> Iterator[Liste
 
             yield listen
     finally:
-        _print_answers(choice, request, events)
+        _print_answers(choice, request, view, events)
 
 
-def _print_answers(choice: PairChoice, request: AskRequest, events: list[Event]) -> None:
+def _print_answers(choice: PairChoice, request: AskRequest, view: View, events: list[Event]) -> None:
     """Prints every answer with its summary, and the text of an aborted one, after the live view."""
-    text, answers = "", 0
+    from lvspec_cli.ui.render import kept_answer
+    from lvspec_cli.ui.state import fold
+
+    answers = 0
     for event in events:
+        view = fold(view, event)
         match event:
             case Noted(text=note):
                 say(note)
@@ -146,14 +203,12 @@ def _print_answers(choice: PairChoice, request: AskRequest, events: list[Event])
                 _warn(event)
             case QuestionStarted(count=count, question=question) if count > 1:
                 say(f"> {question}")
-            case RoundDone(pieces=pieces):
-                text += "".join(piece.text for piece in pieces)
-            case Answered(record, tail) if record.stats is not None:
-                write_out(visible(text + tail) + "\n")
-                text, answers = "", answers + 1
+            case Answered(record) if record.stats is not None:
+                write_out(kept_answer(view))
+                view, answers = replace(view, pieces=()), answers + 1
                 _summarise(record, choice, last=answers == len(request.questions))
-    if text:
-        write_out(visible(text) + "\n")
+    if view.pieces:
+        write_out(kept_answer(view))
 
 
 def _summarise(record: Record, choice: PairChoice, *, last: bool, noted: bool = False) -> None:

@@ -8,12 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.host import terminal_width
+from lvspec_cli.table import clock, size, wrapped
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 INTERVAL = 5.0  # seconds between two lines of the same stage
 
@@ -32,7 +38,8 @@ class PlainProgress:
         self._moving = stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._skipped = () if answering and self._moving else (Stage.ANSWERING,)
         self._running = False
-        self._bar: tqdm[Any] | None = None
+        self._live: Live | None = None
+        self._meter = Meter("")
         self._started = self._shown = time.monotonic()
 
     def listen(self, event: Event) -> None:
@@ -40,16 +47,15 @@ class PlainProgress:
             return
         match event:
             case Noted(text):
-                print(visible_line(text), file=self._stream, flush=True)
+                self._say(visible_line(text))
             case StageStarted(stage) if stage not in self._skipped:
                 self.begin(stage.value)
             case StageAdvanced(stage, done, total):
                 self.advance(stage.value, done, total, "B" if stage is Stage.LOADING else "")
             case StageFinished(stage, seconds) if stage not in self._skipped:
                 self._end(stage.value, seconds)
-            case RoundDone(round=done) if self._bar is not None:
-                self._bar.bar_format = "{desc} {n} tokens {elapsed}"
-                self._bar.update(len(done.tokens))
+            case RoundDone(round=done) if self._live is not None:
+                self._meter = Meter(self._meter.label, self._meter.done + len(done.tokens), unit="tokens")
 
     @contextmanager
     def counting(self, label: str, unit: str = "") -> Iterator[Advance]:
@@ -68,37 +74,58 @@ class PlainProgress:
             nonlocal begun
             if not begun:
                 begun = True
-                self.close()
                 self.begin(label)
             self.advance(label, done, total, unit)
 
         return advance
 
     def begin(self, label: str) -> None:
-        """Starts the clock of a stage."""
+        """Starts the clock of a stage, in place of one before."""
         if self._stream is None:
             return
+        self.close()
         self._running = True
         self._started = self._shown = time.monotonic()
+        self._meter = Meter(label)
         if self._moving:
-            self._bar = tqdm(
-                desc=label, file=self._stream, leave=False, bar_format=_form(0.0), dynamic_ncols=True
-            )
+            self._live = self._bar(self._stream)
+            self._live.start()
+
+    def _bar(self, stream: TextIO) -> Live:
+        """A bar with a clock that runs by itself. It is removed at its end; what is said stands above it."""
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        console = Console(file=stream, markup=False, highlight=False, emoji=False)
+
+        def draw() -> Text:
+            seconds, plain = time.monotonic() - self._started, console.options.ascii_only
+            return Text(bar(self._meter, seconds, console.width, plain), no_wrap=True, overflow="crop")
+
+        return Live(
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            get_renderable=draw,
+        )
 
     def advance(self, label: str, done: float, total: float, unit: str = "") -> None:
         """Shows ``done`` of ``total`` (0: unknown); with a ``unit`` both numbers are shown."""
-        if self._bar is not None:
-            self._bar.total, self._bar.n = total or None, min(done, total) if total else done
-            self._bar.bar_format, self._bar.unit_scale = _form(total, unit), bool(unit)
-            self._bar.refresh()
-        elif self._running and (now := time.monotonic()) - self._shown >= INTERVAL:
+        self._meter = Meter(label, min(done, total) if total else done, total, unit)
+        now = time.monotonic()
+        if self._running and self._live is None and done and now - self._shown >= INTERVAL:
             self._shown = now
-            form = _form(total, unit).replace("{bar} ", "")
-            elapsed = now - self._started
-            meter = tqdm.format_meter(
-                done, total, elapsed, prefix=label, bar_format=form, unit_scale=bool(unit)
-            )
-            print(meter, file=self._stream, flush=True)
+            self._say(progress_line(self._meter, now - self._started))
+
+    def _say(self, line: str) -> None:
+        assert self._stream is not None
+        line = wrapped(line, terminal_width(self._stream), "  ")
+        if self._live is not None:
+            self._live.console.out(line, highlight=False)  # above the bar
+        else:
+            print(line, file=self._stream, flush=True)
 
     def _end(self, label: str, seconds: float) -> None:
         """Closes the stage; without a terminal, prints its duration."""
@@ -109,14 +136,48 @@ class PlainProgress:
     def close(self) -> None:
         """Removes the bar."""
         self._running = False
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
-def _form(total: float, unit: str = "") -> str:
-    counts = f" {{n_fmt}}/{{total_fmt}}{unit}" if unit else ""
-    return "{desc} {percentage:3.0f}%" + counts + " {bar} {elapsed}" if total else "{desc} {elapsed}"
+@dataclass(frozen=True)
+class Meter:
+    """How far a stage is; ``total`` is 0 if it is not known."""
+
+    label: str
+    done: float = 0.0
+    total: float = 0.0
+    unit: str = ""
+
+
+def bar(meter: Meter, seconds: float, width: int, plain: bool) -> str:
+    """A line of a terminal that is drawn again and again."""
+    if meter.unit == "tokens":
+        form = "{desc} {n:.0f} tokens {elapsed}"
+    elif not meter.total:
+        form = "{desc} {elapsed}"
+    else:
+        counts = f" {{n_fmt}}/{{total_fmt}}{meter.unit}" if meter.unit else ""
+        form = "{desc} {percentage:3.0f}%" + counts + " {bar} {elapsed}"
+    return tqdm.format_meter(
+        meter.done,
+        meter.total or None,  # type: ignore[arg-type] # as its documentation has it
+        seconds,
+        ncols=width - 1,
+        prefix=meter.label,
+        ascii=plain,
+        bar_format=form,
+        unit_scale=bool(meter.unit),
+    )
+
+
+def progress_line(meter: Meter, seconds: float) -> str:
+    """A line that stays: ``loading: 25 %, 16.5 GB of 66.0 GB, after 14 s``."""
+    parts = [f"{100 * meter.done / meter.total:.0f} %"] if meter.total else []
+    if meter.unit:
+        parts.append(size(meter.done) + (f" of {size(meter.total)}" if meter.total else ""))
+    return f"{meter.label}: {', '.join([*parts, f'after {clock(seconds)}'])}"
 
 
 def byte_counter(report: Callable[[int, int], None]) -> type[Any]:

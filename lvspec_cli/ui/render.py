@@ -136,6 +136,17 @@ def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
     return text
 
 
+def stage_text(view: View, plain: bool, elapsed: float) -> Text:
+    """The stage that runs, or the last one that has finished."""
+    text = Text()
+    known = [
+        (stage, state) for stage, state in view.stages.items() if state.running or state.seconds is not None
+    ]
+    for stage, state in sorted(known, key=lambda item: (item[1].running, list(Stage).index(item[0])))[-1:]:
+        _append_stage(text, stage, state, plain, elapsed)
+    return text
+
+
 def _append_stage(text: Text, stage: Stage, state: StageView, plain: bool, elapsed: float) -> None:
     if state.seconds is not None:
         text.append("+ " if plain else "✓ ", "green").append(stage.value)
@@ -223,6 +234,16 @@ class _MessageConsole(Console):
 def message_console() -> Console:
     """A console on stderr, for lvspec's own messages."""
     return _MessageConsole(file=message_stream(), markup=False, highlight=False, emoji=False)
+
+
+def kept_answer(view: View) -> str:
+    """A finished answer for the ordinary screen, in its colours, and below it what they mean."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    with console.capture() as drawn:
+        console.print(answer_text(view.pieces))
+        if view.gamma is not None:
+            console.print(legend_line(view))
+    return drawn.get()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from lvspec_cli.events import (
     ClipReady,
     Event,
     InSlot,
+    InWorker,
     Noted,
     QuestionStarted,
     RoundDone,
@@ -74,7 +75,7 @@ class View:
 def fold(view: View, event: Event) -> View:
     """The view after an event."""
     match event:
-        case Noted() | InSlot():
+        case Noted() | InWorker() | InSlot():
             return view
         case StageStarted(stage):
             return _stage(view, stage, StageView(running=True))
@@ -87,12 +88,17 @@ def fold(view: View, event: Event) -> View:
         case ClipReady():
             return replace(view, clip=event)
         case QuestionStarted():
-            fresh = View(view.pair, view.mode, view.gamma, view.stages, view.clip, event)
+            before = _stages(view, Stage.DECODING, Stage.LOADING)
+            fresh = View(view.pair, view.mode, view.gamma, before, view.clip, event)
             return replace(fresh, fallback=view.fallback)
         case RoundDone():
             return _round(view, event)
         case Answered(_, tail):
             return replace(view, pieces=(*view.pieces, Piece(tail, TokenKind.TARGET))) if tail else view
+
+
+def _stages(view: View, *kept: Stage) -> Mapping[Stage, StageView]:
+    return MappingProxyType({stage: state for stage, state in view.stages.items() if stage in kept})
 
 
 def _stage(view: View, stage: Stage, state: StageView) -> View:
@@ -126,16 +132,14 @@ class BatchView:
 
     total: int  # rows to do in this run
     skipped: int  # rows that existed before
-    current: View
+    places: tuple[View, ...]  # what is under way: a place for each worker, or for each of its slots
+    slots: int = 1  # places of each worker
     ok: int = 0
     failed: int = 0
     tokens: int = 0
     rounds: int = 0
     tokens_in_rounds: int = 0
     recent: tuple[Record, ...] = ()  # the last successful ones
-    slots: Mapping[int, View] = field(
-        default_factory=lambda: MappingProxyType({})
-    )  # of answers decoded together
 
     @property
     def done(self) -> int:
@@ -164,21 +168,45 @@ def add_row(view: BatchView, record: Record) -> BatchView:
 
 
 def add_event(view: BatchView, event: Event) -> BatchView:
-    """The view after an event of the current clip, or of one of several."""
-    current = view.current
-    if isinstance(event, InSlot):
-        slots = {**view.slots}
-        before = slots.pop(event.slot, View(current.pair, current.mode, current.gamma))
-        if not isinstance(event.event, Answered):
-            slots[event.slot] = fold(before, event.event)
-        return replace(view, slots=MappingProxyType(slots))
-    if isinstance(event, ClipReady):
-        current = View(current.pair, current.mode, current.gamma, current.stages)
-    return replace(view, current=fold(current, event))
+    """The view after an event of one of the places.
+
+    A worker's next clip begins as it waits for its frames; one of several, when it has them.
+    """
+    place, event = place_of(event, view.slots)
+    current = view.places[place]
+    match event:
+        case StageStarted(Stage.DECODING) if view.slots == 1:
+            current = View(current.pair, current.mode, current.gamma, _stages(current, Stage.LOADING))
+        case ClipReady() if view.slots > 1:
+            current = View(current.pair, current.mode, current.gamma)
+        case StageStarted(Stage.DECODING) | StageFinished(Stage.DECODING) if view.slots > 1:
+            return view  # it is for whichever place is free next
+    after = fold(current, event)
+    if isinstance(event, Answered) and view.slots > 1:
+        after = View(current.pair, current.mode, current.gamma)
+    return replace(view, places=(*view.places[:place], after, *view.places[place + 1 :]))
+
+
+def place_of(event: Event, slots: int) -> tuple[int, Event]:
+    """Where an event belongs, among the places of all workers, and the event itself.
+
+    :param slots: places of each worker.
+    """
+    number, event = (event.number, event.event) if isinstance(event, InWorker) else (0, event)
+    slot, event = (event.slot, event.event) if isinstance(event, InSlot) else (0, event)
+    return number * slots + slot, event
 
 
 def rates(view: BatchView, seconds: float) -> str:
-    """Rows and tokens a second, the mean accepted length and the remaining time, if known."""
+    """The speed and the remaining time, as far as they are known."""
+    parts = [speed] if (speed := speeds(view, seconds)) else []
+    if view.done and view.done < view.total:
+        parts.append(f"{clock(seconds / view.done * (view.total - view.done))} left")
+    return ", ".join(parts)
+
+
+def speeds(view: BatchView, seconds: float) -> str:
+    """Rows and tokens a second, and the mean accepted length, if known."""
     parts = []
     if view.done and seconds > 0:
         rate = view.done / seconds
@@ -187,8 +215,6 @@ def rates(view: BatchView, seconds: float) -> str:
             parts.append(f"{view.tokens / seconds:.0f} tokens/s")
     if view.mean_accepted_length is not None:
         parts.append(f"mean accepted length {view.mean_accepted_length:.2f}")
-    if view.done and view.done < view.total:
-        parts.append(f"{clock(seconds / view.done * (view.total - view.done))} left")
     return ", ".join(parts)
 
 

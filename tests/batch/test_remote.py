@@ -21,7 +21,7 @@ from tests.batch.test_moved import PLAN, work
 
 def worker(command: str) -> _Worker:
     plan = WorkerPlan(PLAN, work("a.mp4").request, 1, 2**20, "fail")
-    return _Worker(subprocess.Popen([command]), Pipe()[0], Setup(plan, sends_events=True))
+    return _Worker(subprocess.Popen([command]), Pipe()[0], Setup(plan))
 
 
 def test_work_that_comes_back_too_late_for_the_others_is_an_error():
@@ -51,7 +51,7 @@ def test_stopping_does_not_wait_for_workers_and_loses_nothing_that_they_have_sen
     plan = WorkerPlan(PLAN, work("a.mp4").request, 1, 2**20, "fail")
     rows: list[Record] = []
     crew = _Crew(deque([work("b.mp4")]), rows.append, lambda event: None)
-    crew.workers = [_Worker(process, ours, Setup(plan, sends_events=True), ready=True)]
+    crew.workers = [_Worker(process, ours, Setup(plan), ready=True)]
     crew.stop()
     while crew.workers:
         for who, message in crew.heard():

@@ -29,8 +29,11 @@ def test_the_view_of_a_batch_and_what_stays(endless_models: Path, tmp_path: Path
     terminal.resize(60, 10)
     assert terminal.finish() == 1
     left = terminal.scrollback
-    assert "failed 09\\x1b[31m.mp4: not a video" in left.replace("\n", "")
-    assert "12 captioned, 1 failed" in left
+    assert "failed 09\\x1b[31m.mp4: not a video" in left.replace("\n", " ")
+    assert re.search(
+        r"12 captioned, 1 failed in .*: \d+\.\d+ captions/s, \d+ tokens/s", " ".join(left.split())
+    )
+    assert f"lvspec show {tmp_path}/out.jsonl" in left.replace(" \\\n   ", "").replace("\n", "")
     assert "of 13 done" not in left, "the live view leaves nothing behind"
     assert "answering" not in left
     assert b"\x1b[31m.mp4" not in terminal.raw

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import time
 
+import pyte
+
 from lvspec_cli.events import Noted, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.types import Round, TokenKind
 from lvspec_cli.ui import progress
@@ -29,10 +31,11 @@ def test_a_slow_stage_says_how_far_it_is(monkeypatch):
     stream = io.StringIO()
     plain = PlainProgress(stream)
     plain.listen(StageStarted(Stage.LOADING))
+    plain.listen(StageAdvanced(Stage.LOADING, 0, 66e9))  # what has not begun is no progress
     plain.listen(StageAdvanced(Stage.LOADING, 16.5e9, 66e9))
     plain.listen(StageStarted(Stage.DECODING))
     plain.listen(StageAdvanced(Stage.DECODING, 6, 24))
-    assert stream.getvalue() == "loading  25% 16.5G/66.0GB 00:00\ndecoding  25% 00:00\n"
+    assert stream.getvalue() == ("loading: 25 %, 16.5 GB of 66.0 GB, after 0 s\ndecoding: 25 %, after 0 s\n")
 
 
 def test_what_was_decided_is_a_line():
@@ -41,15 +44,40 @@ def test_what_was_decided_is_a_line():
     assert stream.getvalue() == "target in nf4: \\x1b[31mas asked\n"
 
 
-def test_a_terminal_gets_a_bar_that_is_taken_away(monkeypatch):
+def shown(stream: Tty) -> str:
+    """What is on the screen in the end."""
+    screen = pyte.Screen(80, 24)
+    screen.set_mode(pyte.modes.LNM)  # a line feed begins a new line, as a terminal's driver makes it
+    pyte.Stream(screen).feed(stream.getvalue())
+    return "\n".join(line.rstrip() for line in screen.display).strip()
+
+
+def waited(stream: Tty, text: str) -> bool:
+    """Whether the text is written within some seconds, by the bar's own clock."""
+    end = time.monotonic() + 20
+    while text not in stream.getvalue() and time.monotonic() < end:
+        time.sleep(0.02)
+    return text in stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar_that_is_taken_away_and_notes_stay(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Tty()
     plain = PlainProgress(stream)
-    plain.listen(StageStarted(Stage.DECODING))
-    plain.listen(StageAdvanced(Stage.DECODING, 6, 12))
-    assert "50%" in stream.getvalue()
+    plain.listen(StageStarted(Stage.LOADING))
+    plain.listen(StageAdvanced(Stage.LOADING, 6e6, 12e6))
+    assert waited(stream, "50% 6.00M/12.0MB")
+    plain.listen(Noted("target in nf4"))
+    plain.listen(StageStarted(Stage.DECODING))  # while the other has not ended
     plain.listen(StageFinished(Stage.DECODING, 0.4))
-    assert stream.getvalue().endswith("\r")
+    assert shown(stream) == "target in nf4"
+
+
+def test_the_clock_of_a_bar_runs_by_itself(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Tty()
+    with PlainProgress(stream).counting("loading"):
+        assert waited(stream, "loading 00:01")
 
 
 def test_nothing_is_shown_before_a_stage_begins():
@@ -64,10 +92,9 @@ def test_an_answer_that_nothing_else_shows_is_counted(monkeypatch):
         stream = Tty()
         plain = PlainProgress(stream, answering=answering)
         plain.listen(StageStarted(Stage.ANSWERING))
-        time.sleep(0.15)  # longer than a bar waits between two pictures
         plain.listen(RoundDone(1, Round((1, 2, 3), (TokenKind.TARGET,) * 3), (), 0.1))
+        assert waited(stream, wanted)
         plain.close()
-        assert wanted in stream.getvalue()
         assert bool(stream.getvalue()) == answering
 
 
