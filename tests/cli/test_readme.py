@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -46,8 +48,9 @@ def is_cheap(words: list[str]) -> bool:
     return words[0] not in SLOW and not LARGE & set(words)
 
 
-def parse(words: list[str]) -> None:
-    """:raises typer.TyperException: the program does not take these arguments."""
+@pytest.fixture(scope="module")
+def parse() -> Callable[[list[str]], object]:
+    """Raises typer.TyperException if the program does not take these arguments, and does nothing else."""
 
     def without_effect(command: object) -> None:
         assert isinstance(command, TyperCommand | TyperGroup)
@@ -57,7 +60,7 @@ def parse(words: list[str]) -> None:
 
     root = typer.main.get_command(app)
     without_effect(root)
-    root.main(words, prog_name="lvspec", standalone_mode=False)
+    return partial(root.main, prog_name="lvspec", standalone_mode=False)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +112,14 @@ def test_the_readmes_commands_run_as_they_stand(
     assert printed["ask clips/clip_0001.mp4 What happens?"].strip().endswith(".")
     assert "  0 s to 2 s\n" in printed["show captions.jsonl --grep beach"]  # one of the segments
     assert (tmp_path / READERS / "beach.srt").exists()
-    assert (tmp_path / "captions.csv").read_text(encoding="utf-8").count("beach.mp4") == 2
+    with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as table:
+        assert [row["file_name"] for row in csv.DictReader(table)] == [*names, "beach.mp4", "beach.mp4"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_extras_and_links_of_a_page_are_right(page: Path) -> None:
+def test_commands_extras_and_links_of_a_page_are_right(
+    page: Path, parse: Callable[[list[str]], object]
+) -> None:
     text = page.read_text(encoding="utf-8")
     for words in commands(text):
         parse(words)
@@ -128,7 +134,7 @@ def test_commands_extras_and_links_of_a_page_are_right(page: Path) -> None:
         assert not heading or heading in anchors(file), target
 
 
-def test_a_flag_that_is_none_is_found() -> None:
+def test_a_flag_that_is_none_is_found(parse: Callable[[list[str]], object]) -> None:
     with pytest.raises(typer.TyperException, match="No such option: --nope"):
         parse(["caption", "clips", "--nope"])
 
