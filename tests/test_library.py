@@ -15,7 +15,7 @@ import pytest
 import lvspec_cli as lvspec
 from tests.conftest import Printed, Shell
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "asking.md"
 CLIP = Path(__file__).parents[1] / "lvspec_cli" / "demo" / "clips" / "clip_0001.mp4"
 QUESTION = "What happens?"
 
@@ -71,10 +71,10 @@ def test_what_is_taken_and_how_it_is_decoded_can_be_said(tiny_models: Path) -> N
     assert record.stats.output_tokens == 3
 
 
-def test_the_readmes_example_is_what_the_command_says(
+def test_the_pages_example_is_what_the_command_says(
     here: Callable[..., Printed], shell: Shell, tmp_path: Path
 ) -> None:
-    section = README.read_text().partition("## As a library")[2].partition("\n## ")[0]
+    section = PAGE.read_text(encoding="utf-8").partition("## From Python")[2].partition("\n## ")[0]
     example = "\n".join(line[4:] for line in section.splitlines() if re.match("    ", line))
     (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
     (tmp_path / "clips").mkdir()

@@ -1,4 +1,4 @@
-"""The table of exit codes in the README: one real command for each row."""
+"""The table of exit codes in docs/reliability.md: one real command for each row."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ COMMANDS: dict[int, tuple[str, ...]] = {
 SIGNALS = {130: signal.SIGINT, 143: signal.SIGTERM}
 
 
-def test_the_readme_names_these_codes_and_no_others() -> None:
-    table = (ROOT / "README.md").read_text().partition("## Exit codes\n")[2].partition("\n## ")[0]
+def test_the_page_names_these_codes_and_no_others() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    table = page.partition("## Errors and exit codes\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
     assert [int(code) for row in rows for code in row.split(",")] == [*COMMANDS, *SIGNALS]
 

@@ -23,7 +23,8 @@ from tests.memory.test_sizes import size
 from tests.tiny_models import save_model, save_pair
 
 Run = Callable[..., Printed]
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "pairs.md"
 
 
 def machine(gpus: int, each: int, memory: int = 64) -> Machine:
@@ -88,7 +89,7 @@ def advice(text: str, row: str) -> list[tuple[int, str, str]]:
 
 
 def test_the_advice_is_what_fit_computes() -> None:
-    """In models.yaml and in the README: the first pair that fits a card whose memory is free."""
+    """In models.yaml, the README and docs/pairs.md: the first pair that fits a card whose memory is free."""
     pairs = load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs
     computed = []
     for card in (8, 16, 24, 48, 80):
@@ -98,7 +99,12 @@ def test_the_advice_is_what_fit_computes() -> None:
         same = fit.decision.target == fit.decision.draft
         computed.append((card, fit.name, str(fit.decision.target) if same else ", ".join(kinds)))
     assert advice(shipped_models().read_text(), r"^# +(\d+) GB  (\S+) +(.+)$") == computed
-    assert advice(README.read_text(encoding="utf-8"), r"^\| (\d+) \| `(.+)` \| (.+) \|$") == computed
+    assert advice(PAGE.read_text(encoding="utf-8"), r"^\| (\d+) \| `(.+)` \| (.+) \|$") == computed
+    pulled = re.search(
+        r"^    lvspec models pull (.+)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert pulled is not None
+    assert pulled[1] == next(pair for card, pair, _ in computed if card == 24)
 
 
 def test_fit_names_the_first_choice(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +156,7 @@ def test_memory_in_models_yaml_is_what_fit_says() -> None:
 
 
 def pairs_table() -> list[str]:
-    """The README's table, as models.yaml has it."""
+    """The table of docs/pairs.md, as models.yaml has it."""
     lines = ["| pair | target | draft | GB at bfloat16, nf4 | licence |", "| --- | --- | --- | --- | --- |"]
     for name, pair in load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs.items():
         models = ["bundled" if source.bundled else source.name for source in (pair.target, pair.draft)]
@@ -163,8 +169,16 @@ def pairs_table() -> list[str]:
     return lines
 
 
-def test_the_readme_has_the_pairs_of_models_yaml() -> None:
-    assert "\n".join(pairs_table()) in README.read_text(encoding="utf-8")
+def test_the_page_has_the_pairs_of_models_yaml() -> None:
+    assert "\n".join(pairs_table()) in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_pages_example_of_an_own_pair_is_valid(tmp_path: Path) -> None:
+    own = tmp_path / "models.yaml"
+    own.write_text(PAGE.read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0])
+    pair = load_registry(own, environment={}).pairs["mine"]
+    assert (len(pair.contraries), pair.rules.balanced.contraries) == (2, True)
+    assert pair.rules.percentiles.balanced.filler == 75
 
 
 def test_verify_finds_a_pair_right(here: Run, tiny_models: Path) -> None:

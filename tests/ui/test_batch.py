@@ -122,11 +122,15 @@ def test_several_workers_have_a_line_each() -> None:
         "",  # the fourth has not begun
     ]
     of_slots = BatchView(10, 0, places=(EMPTY,) * 4, slots=2)
-    together = [
-        InWorker(number, InSlot(slot, event))
-        for number, slot, name in ((0, 1, "b.mp4"), (1, 0, "c.mp4"))
-        for event in [replace(CLIP, path=Path(name)), StageStarted(Stage.ANSWERING), PREFILL, ROUND]
-    ]
+    together: list[Event] = []
+    for number, slot, name in ((0, 1, "b.mp4"), (1, 0, "c.mp4")):
+        answering: list[Event] = [
+            replace(CLIP, path=Path(name)),
+            StageStarted(Stage.ANSWERING),
+            PREFILL,
+            ROUND,
+        ]
+        together += [InWorker(number, InSlot(slot, event)) for event in answering]
     both = reduce(add_event, together, of_slots)
     assert draw(both)[3:5] == ["b.mp4  ● answering 2 s  A red ball", "c.mp4  ● answering 3 s  A red ball"]
     ended = add_event(both, InWorker(0, InSlot(1, Answered(caption(b"b.mp4", "A red ball.")))))
