@@ -65,7 +65,8 @@ def generated(pair: LoadedPair, clip: Clip, history: tuple[Turn, ...], question:
     text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     inputs = features_of(processor, text, clip)
     with torch.inference_mode():
-        tokens = stock_model(str(FOLDERS[0])).generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+        model = stock_model(str(FOLDERS[0])).float()  # as the pair computes; its file is in bfloat16
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
     return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).lstrip(" ")
 
 
