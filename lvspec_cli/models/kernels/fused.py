@@ -1,10 +1,11 @@
-"""Decoder layers of Llama's shape in eleven kernels, for captured passes of few rows in 16 bits.
+"""Decoder layers of Llama's shape in few kernels, for captured passes of few rows in 16 bits.
 
-A step of a small draft is mostly small kernels: transformers' modules take about 34 a layer. Here queries,
-keys and values are one product, as are gate and up; a residual is added where the next normalisation reads
-it; the rotation writes keys and values where they stay; attention is split over stretches of keys at fixed
-places, of which only those are read that have keys (flash decoding, Dao et al. 2023). A row's sums have the
-same order whatever rows are beside it, except in the products, which are torch's.
+A step of a small draft is mostly small kernels: transformers' modules take about 34 a layer. Here it is ten,
+and what torch adds to the four products. Queries, keys and values are one product, as are gate and up; a
+residual is added where the next normalisation reads it; the rotation writes keys and values where they stay;
+attention is split over stretches of keys at fixed places, of which only those are read that have keys (flash
+decoding, Dao et al. 2023). A row's sums have the same order whatever rows are beside it, except in the
+products, which are torch's.
 
 Every kernel (``fused_kernels``) has a twin here, in PyTorch, of the same signature.
 """
