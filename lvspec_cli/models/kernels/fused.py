@@ -266,7 +266,6 @@ def triton_operations(device: torch.device, dtype: torch.dtype) -> Operations | 
     return Kernels()
 
 
-@torch.inference_mode()
 def fuse_layers(layers: Sequence[Any], operations: Operations) -> FusedLayers | None:
     """The layers with these operations; None if one of them would not compute what transformers' layer does.
 
@@ -278,12 +277,13 @@ def fuse_layers(layers: Sequence[Any], operations: Operations) -> FusedLayers | 
             single = FusedLayers((FusedLayer.of(layer),), operations, layer.self_attn.head_dim)
             if not _is_the_same(layer, single):
                 return None
-        except (TypeError, AttributeError, RuntimeError, ValueError, AssertionError):
-            return None  # a layer of another kind, or a kernel that cannot be compiled
+        except Exception:  # a layer of another kind, or whatever Triton, a compiler or the device raise
+            return None
         fused += single.layers
     return FusedLayers(tuple(fused), operations, layers[0].self_attn.head_dim)
 
 
+@torch.inference_mode()
 def _is_the_same(layer: Any, fused: FusedLayers) -> bool:
     attention, width = layer.self_attn, layer.self_attn.q_proj.in_features
     like, size = attention.q_proj.weight, attention.head_dim
