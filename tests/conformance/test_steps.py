@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.kernels.fused import Twins, fuse_layers
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.steps import MOST_CAPTURED, WIDTHS, Replay, StepOutputs, Workspace, run_again, width_of
 from lvspec_cli.speculation.engine import Session
@@ -52,10 +53,15 @@ class Fixed:
     target: Counted = field(default_factory=Counted)
     draft: Counted = field(default_factory=Counted)
 
-    def made(self) -> LoadedPair:
+    def made(self, *, fused: bool = False) -> LoadedPair:
+        """:param fused: decoder layers are made of few operations, where their family's can be."""
         assert self.pair.draft is not None
         target, draft = (
-            replace(loaded, workspace=Workspace(capture))
+            replace(
+                loaded,
+                workspace=Workspace(capture),
+                fused=fuse_layers(loaded.family.layers(loaded.model), Twins()) if fused else None,
+            )
             for loaded, capture in ((self.pair.target, self.target), (self.pair.draft, self.draft))
         )
         return replace(self.pair, target=target, draft=draft)
@@ -68,6 +74,24 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
     check(replace(subject, pair=fixed.made()), case)
     assert fixed.target.replayed
     assert fixed.draft.replayed
+
+
+@captured
+def test_layers_in_few_operations_give_the_same_answers(subject: Subject) -> None:
+    """And what relevance reads of the layers that it watches."""
+    pair = Fixed(subject.pair).made(fused=True)
+    assert (pair.target.fused is None) == (subject.family == "qwen3_5"), "whose layers have states and gates"
+    if pair.target.fused is None:
+        return
+    check(replace(subject, pair=pair), Case("wide", gamma=5, keep=0.1))
+    rule = RuleSettings(
+        relevance=RelevanceName.ATTENTION, anchor_threshold=0.3, filler_margin=3.0, layers=(1, -1)
+    )
+    wanted = DecodeSettings(gamma=5, rule=rule, max_new_tokens=12, repetition_guard=False)
+    rounds, others = (decode(each, subject.prompts("wide"), wanted)[1] for each in (pair, subject.pair))
+    for one, other in zip(rounds, others, strict=True):
+        assert one.tokens == other.tokens
+        assert one.relevance == pytest.approx(other.relevance, abs=1e-4)
 
 
 @captured

@@ -46,10 +46,16 @@ for outputs, inputs, rows, biased in [(48, 256, 1, True), (40, 192, 3, False), (
     for row in {0, rows - 1}:
         alone = multiply(values[row : row + 1], matrix, bias, by_table=True)
         assert torch.equal(found[row : row + 1], alone)
+
+from tests.models.fused_checks import SHAPES, check_kernels
+
+for shape in SHAPES:
+    check_kernels(*shape)
 """
 
 
-def test_products_are_those_of_the_unpacked_weights() -> None:
+def test_in_the_interpreter_products_are_those_of_unpacked_weights_and_layers_those_of_their_twins() -> None:
+    """In one process, because its start takes most of the time."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
