@@ -46,7 +46,7 @@ from lvspec_cli.memory.resolve import (
 from lvspec_cli.output.files import sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
-from lvspec_cli.speculation.company import best_company, clip_costs, draft_pays
+from lvspec_cli.speculation.company import best_company, clip_costs, company_of
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, Gate, Mode
 
@@ -95,7 +95,7 @@ def read_job(flags: CaptionFlags) -> Job:
     load_plan, base = prepared(_for_worker(choice, devices[0], devices), request, listen=notes.append)
     check_thinking(load_plan, base)
     at_once = _at_once(flags.workers.at_once, base.settings)
-    company, said = company_of(load_plan, base, at_once)
+    company, said = chosen_company(load_plan, base, at_once)
     notes += map(Noted, said)
     collected = _collected(inputs)
     check_prompts(load_plan, base, prompts | _origins(collected))
@@ -175,11 +175,11 @@ def _at_once(text: str, settings: DecodeSettings) -> int | None:
     return int(text)
 
 
-def company_of(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tuple[Company, list[str]]:
+def chosen_company(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tuple[Company, list[str]]:
     """How many captions each pair decodes together, whether the draft pays then, and what to tell of it.
 
     ``auto`` is 1 on GPUs: there a pass of several answers is not captured, and whether that is faster has not
-    been measured.
+    been measured. It never leaves out the draft of loose answers, so that they say the same for any number.
 
     :param at_once: the number, if the user has named one.
     """
@@ -189,9 +189,9 @@ def company_of(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tuple[C
     fitting = fitting_slots(plan, load, at_once or MOST_SLOTS)
     clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, plan.loading.device)
     if at_once is None:
-        company = best_company(clip, fitting)
+        company = best_company(clip, fitting, keeps_draft=base.settings.mode is Mode.LVSPEC)
     else:
-        company = Company(fitting, fitting == 1 or not clip.gamma or draft_pays(clip, fitting))
+        company = company_of(clip, fitting)
     notes = []
     if at_once is not None and fitting < at_once:
         notes.append(f"there is memory for {fitting} captions at once, not {at_once}")

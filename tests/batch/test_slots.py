@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -22,6 +23,20 @@ PROMPTS = ("--prompt", "What moves?", "--prompt", "how many balls")
 
 def by_key(file: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: lasting(row) for row in rows(file)}
+
+
+@pytest.fixture
+def caption(caption: Caption, tiny_models: Path, tmp_path: Path) -> Caption:
+    """With a draft that is said to cost little, so that it pays beside others."""
+    models = tmp_path / "cheap.yaml"
+    models.write_text(
+        "default: tiny\npairs:\n  tiny:\n"
+        f"    target: {{folder: {tiny_models.parent / 'target'}}}\n"
+        f"    draft: {{folder: {tiny_models.parent / 'draft'}}}\n"
+        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 24, fallback: false, adaptation:"
+        " {costs: {draft: 0.01}}}\n"
+    )
+    return partial(caption, "--models", models)
 
 
 @pytest.fixture(scope="module")

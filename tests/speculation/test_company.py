@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.request import Company
-from lvspec_cli.speculation.company import ClipCosts, answer_cost, best_company, draft_pays, token_cost
+from lvspec_cli.speculation.company import (
+    ClipCosts,
+    answer_cost,
+    best_company,
+    company_of,
+    draft_pays,
+    token_cost,
+)
 from lvspec_cli.speculation.draft_length import costs_beside, round_cost
 from lvspec_cli.types import RoundCosts
 
@@ -54,7 +61,13 @@ def test_the_draft_pays_beside_few(clip: ClipCosts, paying: range) -> None:
     ],
 )
 def test_as_many_as_fit_and_gain(clip: ClipCosts, fitting: int, company: Company) -> None:
-    assert best_company(clip, fitting) == company
+    assert best_company(clip, fitting, keeps_draft=False) == company
+
+
+def test_where_the_draft_has_to_stay_fewer_gain() -> None:
+    assert best_company(HEAVY, 32, keeps_draft=True) == Company(7)
+    assert company_of(HEAVY, 7) == Company(7, drafts=False)
+    assert company_of(HEAVY, 1) == Company(1)
 
 
 @given(st.floats(0.01, 1), st.floats(0, 0.1), st.floats(0, 100), st.integers(0, 16))
