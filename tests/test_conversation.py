@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,11 +155,3 @@ def test_what_goes_wrong_in_an_answer_ends_that_answer_alone(talk: Conversation)
     assert whole.text.startswith(cut.text)
     assert talk.history == (Turn(QUESTIONS[2], cut.text),), "what was said is said"
     assert ask_anew(talk, QUESTIONS[2])[0].text == whole.text
-
-
-def test_loose_answers_follow_one_another_too(talk: Conversation, pair: LoadedPair, clip: Clip):
-    loose = replace(talk._request, settings=replace(EXACT, mode=Mode.LVSPEC))
-    other = Conversation(pair, demo_plan(), loose, pipeline.identify_video(loose), clip)
-    for question in QUESTIONS[:2]:
-        assert ask(other, question)[0].status == "ok"
-    assert len(other.history) == 2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,11 +21,9 @@ from lvspec_cli.host import message_stream, quieten_libraries
 from lvspec_cli.table import counted, gigabytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lvspec_cli.checks.verify import Check, LocalModel
     from lvspec_cli.pairs.hub import Missing
-    from lvspec_cli.pairs.registry import Pair, Source
+    from lvspec_cli.pairs.registry import Pair, Registry, Source
 ASK_ABOVE = 10 * 10**9  # bytes
 TOKENS = 48  # of the self-test's answer
 FRAMES = 8
@@ -87,16 +87,23 @@ def _list(models_file: Path | None, debug: bool) -> None:
 
 @app.command()
 def pull(
-    pair: PairArgument,
+    pair: Annotated[
+        str,
+        typer.Argument(
+            metavar="PAIR",
+            autocompletion=options.complete_pair,
+            help="A pair's name; auto is the best one that fits this machine.",
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however large it is.")] = False,
     draft: options.Draft = "pair",
     models_file: options.ModelsPath = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Download a pair. Safetensors only, into the hub's cache; with --draft mtp the target alone.
+    """Download a pair into the hub's cache. Safetensors only; with --draft mtp the target alone.
 
-    lvspec models pull qwen2.5-vl-7b-3b
+    lvspec models pull auto
     lvspec models pull qwen3.5-9b-0.8b --yes
 
     A connection that breaks is taken up where it broke. After a stop run it again: whole files stay, one that
@@ -104,9 +111,10 @@ def pull(
     """
     with reporting(debug):
         from lvspec_cli.pairs.hub import check_room
-        from lvspec_cli.pairs.registry import MTP, load_registry
+        from lvspec_cli.pairs.registry import AUTO, MTP, load_registry
 
-        name, chosen = load_registry(models_file).pair(pair)
+        registry = load_registry(models_file)
+        name, chosen = registry.pair(_best_here(registry, draft) if pair == AUTO else pair)
         chosen = chosen.with_mtp() if draft == MTP else chosen
         sources = {source.name: source for source in (chosen.target, chosen.draft) if not source.mtp}.values()
         for source in sources:
@@ -125,10 +133,34 @@ def pull(
             if chosen.licence:
                 say(f"licence: {chosen.licence}")
         check_room(missing)
-        _confirm(name, sum(model.size for model in missing), yes)
+        _confirm(name, sum(model.size for model in missing), yes, 0 if pair == AUTO else ASK_ABOVE)
         for model in missing:
             _fetch(model, quiet)
         write_out("".join(f"{visible_line(folder)}\n" for folder in map(_folder, sources)))
+
+
+def _best_here(registry: Registry, draft: str) -> str:
+    """The first pair of the registry that fits this machine and gains, wherever its files are.
+
+    :raises UsageError: the draft is a prediction layer: pairs that have none cannot be compared.
+    :raises PairError: none fits.
+    """
+    from lvspec_cli.memory.machine import this_machine
+    from lvspec_cli.memory.resolve import first_that_fits
+    from lvspec_cli.pairs.registry import MTP
+    from lvspec_cli.ui.pairs import first_choice, machine_line
+
+    if draft == MTP:
+        raise UsageError(
+            "--draft mtp goes with a pair's name, not with auto", "lvspec models fit --draft mtp"
+        )
+    machine = this_machine("auto")
+    fit = first_that_fits(registry.pairs, machine)
+    say(machine_line(machine))
+    if fit is None:
+        raise PairError(first_choice([]), "lvspec models fit shows by how much")
+    say(first_choice([fit]))
+    return fit.name
 
 
 def _needs_hub(source: Source) -> bool:
@@ -159,12 +191,12 @@ def _folder(source: Source) -> str:
     return str(require(source))
 
 
-def _confirm(name: str, size: int, yes: bool) -> None:
-    """Asks before a large download.
+def _confirm(name: str, size: int, yes: bool, above: int) -> None:
+    """Asks before a download of more than ``above`` bytes.
 
     :raises UsageError: there is no terminal to ask on, or the answer is no.
     """
-    if yes or size <= ASK_ABOVE:
+    if yes or size <= above:
         return
     what = f"{name} is {gigabytes(size)} to download"
     if sys.stdin is None or not sys.stdin.isatty() or not message_stream().isatty():
@@ -173,6 +205,49 @@ def _confirm(name: str, size: int, yes: bool) -> None:
     message_stream().flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError(f"{name} was not downloaded", "a smaller pair: lvspec models list")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the pair.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A repository of the hub, owner/name, or a folder that begins with / or ."
+        ),
+    ],
+    draft: Annotated[
+        str, typer.Argument(metavar="DRAFT", help="The same; or mtp, for the target's own prediction layer.")
+    ],
+    models_file: options.ModelsPath = None,
+    debug: options.Debug = False,
+) -> None:
+    """Add a pair of your own. Everything else in your models.yaml stays as it is.
+
+    lvspec models add mine Qwen/Qwen2.5-VL-7B-Instruct ./my-draft
+    lvspec models add big Qwen/Qwen3.5-27B mtp
+    """
+    with reporting(debug):
+        from lvspec_cli.output.files import make_folder, replacing
+        from lvspec_cli.pairs.registry import FOLDER, load_registry, user_models, with_pair
+
+        for source in (target, draft):
+            if source.startswith(FOLDER) and not Path(source).expanduser().is_dir():
+                raise PairError(f"there is no folder {source}", "name one, or a repository: owner/name")
+        file = models_file or user_models(os.environ)
+        if file is None:
+            raise UsageError("there is no home folder for models.yaml", "name a file with --models")
+        try:
+            text = file.read_text(encoding="utf-8") if file.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file}: {error}", "name another file with --models") from error
+        text = with_pair(text, name, target, draft, file)
+        make_folder(file.parent)
+        with replacing(file) as stream:
+            stream.write(text.encode())
+        load_registry(file)
+        say(f"{file}: {name} is added, and auto takes it first if it fits")
+        say(f"next: lvspec models pull {name}, then lvspec models verify {name}")
 
 
 def _fetch(missing: Missing, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,7 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 MTP = "mtp"  # multi-token prediction: in place of a draft's name
 AUTO = "auto"  # in place of a pair's name: the best pair on this machine that fits
 BUNDLED = "demo"
+FOLDER = ("/", "./", "../", "~")  # how a path begins that stands in place of a repository
 _DEPTH, _NODES = 32, 100_000  # limits of a YAML file
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -73,7 +75,7 @@ class Source(Section):
     @classmethod
     def _folder_as_repo(cls, values: Any) -> Any:
         repo = values.get("repo") if isinstance(values, dict) else None
-        if isinstance(repo, str) and repo.startswith(("/", "./", "../", "~")) and "folder" not in values:
+        if isinstance(repo, str) and repo.startswith(FOLDER) and "folder" not in values:
             return {name: value for name, value in values.items() if name != "repo"} | {"folder": repo}
         return values
 
@@ -322,25 +324,71 @@ def read_models_file(path: Path) -> ModelsFile:
     )
 
 
+def with_pair(text: str, name: str, target: str, draft: str, path: Path) -> str:
+    """The text of a models.yaml with one more pair, before the others. All of its lines stay as they are.
+
+    :param target: a repository of the hub, or a folder, which is written with its whole path.
+    :param draft: the same, or ``mtp``.
+    :param path: of the file, for messages and for the folders in it.
+    :raises UsageError: the file or the pair is not valid, or the file has a pair of that name.
+    """
+    form = "a models.yaml", "the shipped models.yaml shows the form"
+    if text.strip() and name in parse_yaml(text, path, ModelsFile, *form).pairs:
+        raise UsageError(f"{path}: there is a pair named {name!r} already", "take another name")
+    written = name if yaml.safe_load(name) == name else json.dumps(name)
+    entry = [f"{written}:", f"  target: {_written(target)}", f"  draft: {_written(draft)}"]
+    lines = text.splitlines()
+    key, pairs = next(
+        ((key, value) for key, value in _items(yaml.compose(text, yaml.CSafeLoader)) if key.value == "pairs"),
+        (None, None),
+    )
+    if key is None or pairs is None:
+        lines.append("pairs:")
+        index, indent = len(lines), 2
+    elif pairs.start_mark.line > key.end_mark.line:
+        index, indent = key.end_mark.line + 1, pairs.start_mark.column
+    else:
+        raise UsageError(f"{path}: pairs stand in one line", "write each in lines of its own")
+    lines[index:index] = [" " * indent + line for line in entry]
+    changed = "\n".join(lines) + "\n"
+    parse_yaml(changed, path, ModelsFile, *form)
+    return changed
+
+
+def _written(source: str) -> str:
+    """The mapping of a source in YAML."""
+    if source == MTP:
+        return "{mtp: true}"
+    if source.startswith(FOLDER):
+        return f"{{folder: {json.dumps(str(Path(source).expanduser().absolute()), ensure_ascii=False)}}}"
+    return f"{{repo: {json.dumps(source, ensure_ascii=False)}}}"
+
+
 def read_yaml(path: Path, model: type[Parsed], what: str, remedy: str) -> Parsed:
     """Reads and checks a YAML file. An empty file is an empty mapping.
 
     :param what: the kind of file, for the remedy if it cannot be read; ``remedy`` is for invalid values.
     :raises UsageError: the file is not valid; the cause names the file, the line and the key.
     """
-    node: yaml.Node | None = None
     try:
         text = read_file(path, SETTINGS).decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", f"name {what} that can be read") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
+    return parse_yaml(text, path, model, what, remedy)
+
+
+def parse_yaml(text: str, path: Path, model: type[Parsed], what: str, remedy: str) -> Parsed:
+    """As ``read_yaml``, for the text of a file."""
+    node: yaml.Node | None = None
+    try:
         _check_depth(text, path)
         loader = yaml.CSafeLoader(text)
         node = loader.get_single_node()
         if node is not None:
             _check_keys(node, path, [0])
         return model.model_validate(loader.construct_document(node) if node else {})
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", f"name {what} that can be read") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]

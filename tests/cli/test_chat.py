@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvspec_cli.escape import visible
@@ -57,11 +57,6 @@ def test_each_line_of_a_pipe_is_a_question_or_a_command(tiny, video_file: Path, 
         assert expected in said, expected
     assert sum("6 tokens in" in line for line in said) == 3
 
-    alone = tiny("ask", video_file, "What moves?", *flags, "-q")
-    assert alone.stdout == f"{answers[0]}\n"
-    quiet = tiny("chat", video_file, *flags, "-q", stdin="What moves?\n")
-    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, alone.stdout, "")
-
 
 def test_what_cannot_be_read_ends_it_at_once(tiny, tmp_path: Path):
     (tmp_path / "notes.mp4").write_text("just some notes\n" * 100)
@@ -70,14 +65,16 @@ def test_what_cannot_be_read_ends_it_at_once(tiny, tmp_path: Path):
     assert done.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("command", ["chat", "ask"])
 def test_control_c_ends_an_answer_and_control_d_the_chat(
-    command: str, endless_models: Path, video_file: Path, tmp_path: Path
+    endless_models: Path, video_file: Path, tmp_path: Path
 ):
+    """By ``ask`` without a question, which is a chat in a terminal."""
     shell = Shell(tmp_path, {"LVSPEC_MODELS": str(endless_models)})
-    terminal = Terminal(shell, command, video_file, columns=60)
-    terminal.read(lambda text: text.endswith("\n>") or "\n> " in text)
-    terminal.type("half a line\x03")
+    terminal = Terminal(shell, "ask", video_file, columns=60)
+    terminal.read(lambda text: "\n>\n" in text)
+    terminal.type("half a line")
+    terminal.read(lambda text: "half a line" in text)
+    terminal.type("\x03")
     terminal.read(lambda text: text.count("\n>") == 2)
     for number in (1, 2):
         enough = len(terminal.raw) + 300
@@ -92,6 +89,7 @@ def test_control_c_ends_an_answer_and_control_d_the_chat(
 WORDS = st.text(st.sampled_from("abcé漢 \n"), max_size=60)
 
 
+@settings(max_examples=30)
 @given(text=WORDS, cuts=st.lists(st.integers(0, 60)), width=st.integers(12, 40))
 def test_words_are_whole_and_all_of_the_text_is_there(text: str, cuts: list[int], width: int):
     ends = [0, *sorted(cuts), len(text)]

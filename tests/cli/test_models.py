@@ -16,6 +16,7 @@ import pytest
 from lvspec_cli.memory.plan import CONTEXT, GIGABYTE, SLACK, Device, Machine, need, together
 from lvspec_cli.memory.plan import Choice as Kept
 from lvspec_cli.memory.resolve import first_that_fits
+from lvspec_cli.pairs.hub import Missing
 from lvspec_cli.pairs.registry import load_registry, shipped_models
 from lvspec_cli.types import Quantisation
 from tests.conftest import Printed
@@ -121,8 +122,44 @@ def test_fit_names_the_first_choice(here: Run, monkeypatch: pytest.MonkeyPatch) 
     assert (
         "first choice for this machine: smolvlm2-2.2b-256m, weights kept in none, draft nf4\n" in shown.stderr
     )
-    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine(1, 2))
-    assert "nothing but the bundled pair fits this machine\n" in here("models", "fit").stderr
+    # And ``pull auto`` asks before it loads that one, however small it is.
+    monkeypatch.setattr("lvspec_cli.cli.models._missing", lambda source: Missing(source, ("a",), 1_000_000))
+    asked = here("models", "pull", "auto")
+    assert asked.returncode == 2
+    assert shown.stderr.splitlines()[-1] in asked.stderr
+    assert asked.stderr.splitlines()[-2:] == [
+        "error: smolvlm2-2.2b-256m is 0.0 GB to download",
+        "try: say --yes, as there is no terminal to ask on",
+    ]
+    assert "goes with a pair's name" in here("models", "pull", "auto", "--draft", "mtp").stderr
+    monkeypatch.setattr("lvspec_cli.memory.machine.this_machine", lambda *_: machine(1, 2, memory=1))
+    for words in (("fit",), ("pull", "auto")):
+        assert "nothing but the bundled pair fits this machine\n" in here("models", *words).stderr
+
+
+def test_a_pair_of_your_own_is_added(here: Run, tiny_models: Path, tmp_path: Path) -> None:
+    folders = [str(tiny_models.parent / name) for name in ("target", "draft")]
+    done = here("models", "add", "mine", *folders)
+    file = tmp_path / "lvspec/models.yaml"
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        f"{file}: mine is added, and auto takes it first if it fits",
+        "next: lvspec models pull mine, then lvspec models verify mine",
+    ]
+    file.write_text(f"# mine\n{file.read_text()}")
+    assert here("models", "add", "other", "owner/name", "mtp").returncode == 0
+    assert file.read_text().startswith("# mine\npairs:\n  other:\n")
+    rows = [line.split("\t") for line in here("models", "list").stdout.splitlines()]
+    assert [(row[0], row[3]) for row in rows[1:3]] == [("other", "not here"), ("mine", "local")]
+    before = file.read_bytes()
+    for words, cause in (
+        (("mine", *folders), "there is a pair named 'mine' already"),
+        (("new", "./nowhere", folders[1]), "there is no folder ./nowhere"),
+    ):
+        refused = here("models", "add", *words)
+        assert refused.returncode in (2, 3)
+        assert cause in refused.stderr
+        assert file.read_bytes() == before
 
 
 def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:

@@ -18,6 +18,7 @@ from lvspec_cli.pairs.registry import (
     settings_of_pair,
     shipped_models,
     user_models,
+    with_pair,
 )
 from lvspec_cli.table import gigabytes
 from lvspec_cli.types import Looseness, RoundCosts, RuleSettings
@@ -360,3 +361,54 @@ def test_aliases_that_repeat_a_little_are_read(tmp_path: Path):
     pairs = load_registry(models, {}).pairs
     assert pairs["a"] == pairs["b"]
     assert pairs["a"].draft.repo == "a/b"
+
+
+ADDED = """pairs: # all
+    mine:
+      target: {repo: "o/t"}
+      draft: {folder: "/d"}
+    # the good one
+    a:
+      target: {repo: a/b}
+      draft: {mtp: true}
+# end
+"""
+
+
+ADDED_LINES = ADDED.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("".join([ADDED_LINES[0], *ADDED_LINES[4:]]), ADDED),
+        ("", 'pairs:\n  mine:\n    target: {repo: "o/t"}\n    draft: {folder: "/d"}\n'),
+        ("# no pairs", '# no pairs\npairs:\n  mine:\n    target: {repo: "o/t"}\n    draft: {folder: "/d"}\n'),
+    ],
+)
+def test_a_pair_is_added_before_the_others_and_all_lines_stay(text: str, changed: str) -> None:
+    assert with_pair(text, "mine", "o/t", "/d", Path("m.yaml")) == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "cause"),
+    [
+        (ADDED, ("mine", "o/t", "mtp"), "there is a pair named 'mine' already"),
+        ("pairs: {}\n", ("mine", "o/t", "mtp"), "pairs stand in one line"),
+        ("pairs: 3\n", ("mine", "o/t", "mtp"), "m.yaml, line 1: pairs"),
+        ("", ("auto", "o/t", "mtp"), "auto cannot be a pair's name"),
+        ("", ("a b", "o/t", "mtp"), "String should match"),
+        ("", ("mine", "mtp", "o/d"), "mtp is for a draft"),
+        ("", ("mine", "t", "o/d"), "'t' is no hub id"),
+    ],
+)
+def test_a_pair_that_cannot_be_added(text: str, words: tuple[str, str, str], cause: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        with_pair(text, *words, Path("m.yaml"))
+    assert cause in caught.value.cause
+
+
+def test_names_that_yaml_would_read_as_something_else_are_quoted(tmp_path: Path) -> None:
+    for name in ("on", "1.5", "2024-01-01", "null"):
+        (tmp_path / "m.yaml").write_text(with_pair("", name, "o/t", "mtp", tmp_path / "m.yaml"))
+        assert list(read_models_file(tmp_path / "m.yaml").pairs) == [name]
