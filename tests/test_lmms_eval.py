@@ -1,9 +1,10 @@
-"""The plug-in for lmms-eval, on a base class with the interface of lmms-eval 0.7 (which brings 60 packages)."""
+"""The plug-in for lmms-eval, on a base class with the interface of lmms-eval 0.7: that needs many packages."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -12,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tomllib
 from PIL import Image
 
 import lvspec_cli as lvspec
@@ -27,7 +27,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         def __init__(self) -> None:
             self.task_dict: dict[str, Any] = {}
 
-    parts = {"lmms_eval": {}, "lmms_eval.api": {}, "lmms_eval.models": {}}
+    parts: dict[str, dict[str, Any]] = {"lmms_eval": {}, "lmms_eval.api": {}, "lmms_eval.models": {}}
     parts["lmms_eval.api.model"] = {"lmms": Base}
     parts["lmms_eval.models.registry_v2"] = {"ModelManifest": SimpleNamespace}
     for name, content in parts.items():
