@@ -1,4 +1,4 @@
-"""The plug-in for lmms-eval, on a base class with the interface of lmms-eval 0.7: that needs many packages."""
+"""The plug-in for lmms-eval, on a base class with the interface of lmms-eval 0.7 (a heavy package)."""
 
 from __future__ import annotations
 
