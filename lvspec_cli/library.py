@@ -10,7 +10,7 @@ Defaults are those of the command line: the pair's frames, its rule and its gamm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,10 +84,31 @@ class VideoModel:
         """
         from lvspec_cli.video.decode import read_clip
 
-        request = self._request(video, question, sampling, system, think)
+        request = self._request(video, (question,), sampling, system, think)
         check_prompts(self.plan, request, {question: "the question"})
         (record,) = self._answered(request, read_clip(request.video))
         return record
+
+    def ask_all(
+        self,
+        video: str | Path,
+        questions: Sequence[str],
+        *,
+        sampling: Sampling = Sampling(),
+        system: str | None = None,
+        think: bool = False,
+    ) -> list[Record]:
+        """The records of several answers about one video, which is decoded and encoded once.
+
+        :raises LvspecError: as ``ask``.
+        """
+        from lvspec_cli.video.decode import read_clip
+
+        request = self._request(video, tuple(questions), sampling, system, think)
+        check_prompts(
+            self.plan, request, {text: f"question {n}" for n, text in enumerate(questions, start=1)}
+        )
+        return list(self._answered(request, read_clip(request.video)))
 
     def caption(
         self,
@@ -111,7 +132,7 @@ class VideoModel:
 
         timeless = self.with_settings(replace(self.settings, fallback=False))
         requests = [
-            replace(timeless._request(video, prompt, sampling, system, think), task="caption")
+            replace(timeless._request(video, (prompt,), sampling, system, think), task="caption")
             for video in videos
         ]
         for request in requests[:1]:
@@ -128,10 +149,15 @@ class VideoModel:
                     yield failed_record(self.plan, request, identify_video(request), 1, error)
 
     def _request(
-        self, video: str | Path, question: str, sampling: Sampling, system: str | None, think: bool
+        self,
+        video: str | Path,
+        questions: tuple[str, ...],
+        sampling: Sampling,
+        system: str | None,
+        think: bool,
     ) -> AskRequest:
         request = _video_request(Path(video), sampling, self.plan.choice.pair.defaults)
-        return AskRequest(request, (question,), self.settings, system, think)
+        return AskRequest(request, questions, self.settings, system, think)
 
     def _captioned(self, request: AskRequest, clip: Clip) -> Iterator[Record]:
         from lvspec_cli.video.decode import read_clip

@@ -25,7 +25,7 @@ FLOORS = (
     {"figures", "checks"},
     {"pipeline"},
     {"library"},
-    {"batch"},
+    {"batch", "lmms_eval"},
     {"bench"},
     {"ui"},
     {"cli"},
