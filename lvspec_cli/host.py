@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from importlib.util import find_spec
+from pathlib import Path, PurePath
+from shlex import quote
 from typing import Any, Final, NoReturn, TextIO
 
 LONGEST_LOG: Final = 2**20  # bytes; a longer one begins anew with the next run
@@ -37,6 +39,25 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def install_command(
+    *packages: str, prefix: str = sys.prefix, python: str = sys.executable, has_pip: bool | None = None
+) -> str:
+    """The command that installs packages where this lvspec runs, in an environment of pipx, of uv or another.
+
+    :param prefix: the environment's folder.
+    :param has_pip: whether pip is in it; None finds out.
+    """
+    parts, names = PurePath(prefix).parts, " ".join(map(quote, packages))
+    if "pipx" in parts and "venvs" in parts:
+        return f"pipx inject {quote(parts[-1])} {names}"
+    if "uv" in parts and "tools" in parts:
+        wanted = " ".join(f"--with {quote(package)}" for package in packages)
+        return f"uv tool install {quote(parts[-1])} {wanted}"
+    if has_pip if has_pip is not None else find_spec("pip") is not None:
+        return f"{quote(python)} -m pip install {names}"
+    return f"uv pip install --python {quote(python)} {names}"
 
 
 def quieten_libraries() -> None:

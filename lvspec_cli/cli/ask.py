@@ -16,6 +16,8 @@ from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import (
     argument_of,
     ask_mistake,
+    check_decoder,
+    check_effects,
     checked_system,
     chosen_pair,
     collect_questions,
@@ -88,6 +90,8 @@ def ask(
             checked_system(questions.system),
             questions.think,
         )
+        check_decoder(sampling.decoder)
+        check_effects(loading, decoding, rule, request.settings)
         missing = reading_error(Path(video))
         if isinstance(missing, NoInputError):  # other faults get a record
             raise missing

@@ -23,6 +23,8 @@ from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs
 from lvspec_cli.cli.requests import (
     argument_of,
     caption_mistake,
+    check_decoder,
+    check_effects,
     checked_system,
     checked_text,
     chosen_pair,
@@ -35,7 +37,7 @@ from lvspec_cli.events import Event
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.host import message_stream, state_folder, usable_cores
 from lvspec_cli.memory.resolve import check_device
-from lvspec_cli.output.files import sweep
+from lvspec_cli.output.files import check_folder, sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.text_file import LISTS, read_file, read_stream
@@ -80,6 +82,10 @@ def read_job(flags: CaptionFlags) -> Job:
         audit=_audit(records.audit, flags.decoding),
     )
     notes: list[Event] = []
+    check_effects(flags.loading, flags.decoding, flags.rule, request.settings)
+    check_decoder(flags.sampling.decoder)
+    if records.out != "-":
+        check_folder(Path(records.out).absolute().parent)
     load_plan, base = prepared(_for_worker(choice, devices[0], devices), request, listen=notes.append)
     check_thinking(load_plan, base)
     collected = _collected(inputs)
@@ -107,6 +113,8 @@ def _check_together(flags: CaptionFlags) -> None:
         raise UsageError("--overlap goes with --segment only", "add --segment, or leave it out")
     if records.redo and records.retry_errors:
         raise UsageError("--redo and --retry-errors exclude each other", "--redo does all of it again")
+    if inputs.null and not (inputs.from_list or "-" in (inputs.paths or ())):
+        raise UsageError("--null has no effect without a list of paths", "add --from-list, or leave out -0")
     if not all(map(str.strip, (devices or "cpu").split(","))):
         raise UsageError(f"--devices {devices!r} has an empty place", "write cuda:0,cuda:1")
     if devices and (flags.workers.workers > 1 or flags.loading.device != "auto"):

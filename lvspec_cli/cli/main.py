@@ -75,7 +75,7 @@ def main() -> None:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "lvspec"
-        message = error.format_message().replace("Value error, ", "")
+        message = " ".join(error.format_message().replace("Value error, ", "").split())
         code = explain(UsageError(message, f"{command} --help"))
     except typer.Abort:
         code = 130

@@ -104,7 +104,7 @@ Think = Annotated[
         "room (--max-new-tokens 4096). Thoughts are no part of the answer: a record has them in `thoughts`.",
     ),
 ]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors only.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print only results, errors and one-line warnings.")]
 Debug = Annotated[bool, Option("--debug", help="Show where an error came from, and what libraries printed.")]
 
 

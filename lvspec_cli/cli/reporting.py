@@ -72,9 +72,14 @@ def write_out(text: str) -> None:
 
 def write_json(line: str) -> None:
     """As ``write_out``, for a line of JSON, which is always in UTF-8, whatever the locale."""
+    write_bytes(line.encode() + b"\n")
+
+
+def write_bytes(data: bytes) -> None:
+    """As ``write_out``, for bytes."""
     with _as_output_error():
         sys.stdout.flush()
-        sys.stdout.buffer.write(line.encode() + b"\n")
+        sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
 

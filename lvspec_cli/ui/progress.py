@@ -16,6 +16,7 @@ from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
 
 INTERVAL = 5.0  # seconds between two lines of the same stage
+SHORTEST = 0.05  # seconds of a stage that are shown
 
 Advance = Callable[[float, float], None]  # called with what is done, and the total
 
@@ -101,9 +102,9 @@ class PlainProgress:
             print(meter, file=self._stream, flush=True)
 
     def _end(self, label: str, seconds: float) -> None:
-        """Closes the stage; without a terminal, prints its duration."""
+        """Closes the stage; without a terminal, prints its duration, if there was anything to do."""
         self.close()
-        if not self._moving:
+        if not self._moving and seconds >= SHORTEST:
             print(f"{label}: {seconds:.1f} s", file=self._stream, flush=True)
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ LABELS = {
 BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "12345678"
 STEP = 128  # pieces
+SHORTEST = 0.05  # seconds of a stage that are shown
 FEW_ROWS = 12  # below this only the stages and the answer are drawn
 
 
@@ -139,7 +140,8 @@ def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
 def _append_stage(text: Text, stage: Stage, state: StageView, plain: bool, elapsed: float) -> None:
     if state.seconds is not None:
         text.append("+ " if plain else "✓ ", "green").append(stage.value)
-        text.append(f" {_seconds(state.seconds)}", "dim")
+        if state.seconds >= SHORTEST:
+            text.append(f" {_seconds(state.seconds)}", "dim")
     elif state.running:
         text.append("> " if plain else "● ", "yellow").append(stage.value, "bold")
         if state.share is not None:
