@@ -25,7 +25,7 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.host import STDERR_NAMES, quieten_libraries
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace
@@ -120,6 +120,9 @@ def _tracing(file: Path | None, video: Path) -> Iterator[Trace | None]:
         return
     from lvspec_cli.output.files import check_ours
     from lvspec_cli.output.text import MARK, trace_line
+
+    if str(file) in STDERR_NAMES:
+        raise UsageError(f"--trace {file}: messages go there", "name a file")
 
     def explained(error: OSError) -> OutputError:
         return OutputError(f"{file}: {error.strerror or error}", "name a file that can be written")

@@ -35,9 +35,9 @@ from lvspec_cli.cli.requests import (
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.events import Event
 from lvspec_cli.figures.audit import parse_share
-from lvspec_cli.host import message_stream, state_folder, usable_cores
+from lvspec_cli.host import STDERR_NAMES, message_stream, state_folder, usable_cores
 from lvspec_cli.memory.resolve import check_device
-from lvspec_cli.output.files import check_folder, sweep
+from lvspec_cli.output.files import check_room, sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice
 from lvspec_cli.text_file import LISTS, read_file, read_stream
@@ -85,7 +85,7 @@ def read_job(flags: CaptionFlags) -> Job:
     check_effects(flags.loading, flags.decoding, flags.rule, request.settings)
     check_decoder(flags.sampling.decoder)
     if records.out != "-":
-        check_folder(Path(records.out).absolute().parent)
+        check_room(Path(records.out).absolute().parent)
     load_plan, base = prepared(_for_worker(choice, devices[0], devices), request, listen=notes.append)
     check_thinking(load_plan, base)
     collected = _collected(inputs)
@@ -119,7 +119,7 @@ def _check_together(flags: CaptionFlags) -> None:
         raise UsageError(f"--devices {devices!r} has an empty place", "write cuda:0,cuda:1")
     if devices and (flags.workers.workers > 1 or flags.loading.device != "auto"):
         raise UsageError("--devices excludes --device and --workers", "name each device in --devices")
-    if records.out in ("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"):
+    if records.out in STDERR_NAMES:
         raise UsageError(f"--out {records.out}: messages go there", "send the records to stdout: --out -")
     if records.out == "-" and (flags.export.to or records.retry_errors or records.redo):
         raise UsageError("--out - leaves no file to go on from or to export", "name a file with --out")

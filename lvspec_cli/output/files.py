@@ -50,15 +50,25 @@ def check_folder(folder: Path) -> None:
 
     :raises OutputError: there is no permission, or hardly any room.
     """
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    existing = _existing(folder)
+    if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{existing}: no permission to write there", "name a folder that can be written")
+    check_room(folder)
+
+
+def check_room(folder: Path) -> None:
+    """:raises OutputError: the disk of a folder, which may not exist yet, has hardly any room."""
     try:
-        is_writable, free = os.access(existing, os.W_OK | os.X_OK), shutil.disk_usage(existing).free
+        free = shutil.disk_usage(_existing(folder)).free
     except OSError:
         return  # writing will say what is wrong
-    if existing.is_dir() and not is_writable:
-        raise OutputError(f"{existing}: no permission to write there", "name a folder that can be written")
     if free < LEAST_FREE:
-        raise OutputError(f"{existing}: the disk is full ({free // 2**20} MiB free)", "make room")
+        raise OutputError(f"{folder}: the disk is full ({free // 2**20} MiB free)", "make room")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
 
 
 def lacks_room(error: OutputError) -> bool:

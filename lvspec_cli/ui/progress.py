@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
+from lvspec_cli.table import short_time
 
 INTERVAL = 5.0  # seconds between two lines of the same stage
-SHORTEST = 0.05  # seconds of a stage that are shown
 
 Advance = Callable[[float, float], None]  # called with what is done, and the total
 
@@ -102,10 +102,10 @@ class PlainProgress:
             print(meter, file=self._stream, flush=True)
 
     def _end(self, label: str, seconds: float) -> None:
-        """Closes the stage; without a terminal, prints its duration, if there was anything to do."""
+        """Closes the stage; without a terminal, prints its duration."""
         self.close()
-        if not self._moving and seconds >= SHORTEST:
-            print(f"{label}: {seconds:.1f} s", file=self._stream, flush=True)
+        if not self._moving:
+            print(f"{label}: {short_time(seconds)}", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Removes the bar."""

@@ -18,7 +18,7 @@ from rich.text import Text
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.host import message_stream
-from lvspec_cli.table import counted
+from lvspec_cli.table import counted, short_time
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.state import StageView, View, fold
 
@@ -38,7 +38,6 @@ LABELS = {
 BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "12345678"
 STEP = 128  # pieces
-SHORTEST = 0.05  # seconds of a stage that are shown
 FEW_ROWS = 12  # below this only the stages and the answer are drawn
 
 
@@ -140,8 +139,7 @@ def stages_line(view: View, plain: bool, elapsed: float = 0.0) -> Text:
 def _append_stage(text: Text, stage: Stage, state: StageView, plain: bool, elapsed: float) -> None:
     if state.seconds is not None:
         text.append("+ " if plain else "✓ ", "green").append(stage.value)
-        if state.seconds >= SHORTEST:
-            text.append(f" {_seconds(state.seconds)}", "dim")
+        text.append(f" {_seconds(state.seconds)}", "dim")
     elif state.running:
         text.append("> " if plain else "● ", "yellow").append(stage.value, "bold")
         if state.share is not None:
@@ -154,7 +152,7 @@ def _append_stage(text: Text, stage: Stage, state: StageView, plain: bool, elaps
 
 def _seconds(value: float) -> str:
     """Short enough for four stages in 80 columns."""
-    return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
+    return short_time(value) if value < 9.95 else f"{value:.0f} s"
 
 
 def question_line(view: View) -> Text:

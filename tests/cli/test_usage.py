@@ -464,7 +464,7 @@ def test_names_cannot_act_on_the_terminal(here: Run, tiny_models: Path, tmp_path
 def test_python_errors_read_as_one_line_too(capsys: pytest.CaptureFixture[str]):
     import typer
 
-    from lvspec_cli.cli.reporting import reporting
+    from lvspec_cli.cli.reporting import as_lvspec_error, reporting
 
     with pytest.raises(typer.Exit) as ended, reporting(debug=False):
         raise ZeroDivisionError("division by zero")
@@ -472,6 +472,7 @@ def test_python_errors_read_as_one_line_too(capsys: pytest.CaptureFixture[str]):
     cause, remedy = capsys.readouterr().err.splitlines()
     assert cause == "error: ZeroDivisionError: division by zero"
     assert "--debug" in remedy
+    assert "--debug" not in as_lvspec_error(ZeroDivisionError(), debug=True).remedy
 
 
 def list_pairs(shell: Shell, stdout: int | TextIO) -> subprocess.CompletedProcess[str]:
