@@ -132,6 +132,15 @@ class DecodeTimeoutError(VideoError):
     kind = "decode_timeout"
 
 
+# Kinds of errors that the same file gives at every try. A repaired file is other content: it is done anyway.
+UNREADABLE = frozenset(
+    error.kind
+    for error in (
+        NoInputError, VideoError, NotAVideoError, NoVideoStreamError, EncryptedVideoError, DamagedVideoError,
+        VideoLimitError,
+    )
+)  # fmt: skip
+
 _OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 _SHORTAGES = (*_OPEN_FILES, errno.EAGAIN, errno.ENOMEM)
 ENOUGH = (

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from importlib.util import find_spec
+from pathlib import Path, PurePath
+from shlex import quote
 from typing import Any, Final, NoReturn, TextIO
 
+STDERR_NAMES: Final = ("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2")
 LONGEST_LOG: Final = 2**20  # bytes; a longer one begins anew with the next run
 LONGEST_EXTRACT: Final = 2**16  # bytes of it that are shown
 
@@ -50,6 +53,25 @@ def terminal_width(stream: TextIO) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):
         return 80
+
+
+def install_command(
+    *packages: str, prefix: str = sys.prefix, python: str = sys.executable, has_pip: bool | None = None
+) -> str:
+    """The command that installs packages where this lvspec runs, in an environment of pipx, of uv or another.
+
+    :param prefix: the environment's folder.
+    :param has_pip: whether pip is in it; None finds out.
+    """
+    parts, names = PurePath(prefix).parts, " ".join(map(quote, packages))
+    if "pipx" in parts and "venvs" in parts:
+        return f"pipx inject {quote(parts[-1])} {names}"
+    if "uv" in parts and "tools" in parts:
+        wanted = " ".join(f"--with {quote(package)}" for package in packages)
+        return f"uv tool install {quote(parts[-1])} {wanted}"
+    if has_pip if has_pip is not None else find_spec("pip") is not None:
+        return f"{quote(python)} -m pip install {names}"
+    return f"uv pip install --python {quote(python)} {names}"
 
 
 def quieten_libraries() -> None:
@@ -126,9 +148,11 @@ def libraries_logged(log: Path | None) -> Iterator[Callable[[], str]]:
 
     :param log: it is made if need be; if it is None or cannot be written, what libraries print is dropped.
     """
-    own_descriptor = os.dup(2)
-    descriptor = _open_log(log)
-    began = os.lseek(descriptor, 0, os.SEEK_END)
+    try:
+        own_descriptor = os.dup(2)
+    except OSError:  # too few open files, which the command itself will say
+        yield str
+        return
     before, own = sys.stderr, message_stream()
     libraries = _LibraryStream(
         io.BufferedWriter(_Lossy(2, "w", closefd=False)),
@@ -138,10 +162,10 @@ def libraries_logged(log: Path | None) -> Iterator[Callable[[], str]]:
     )
     own.flush()
     libraries.own = _steady(own_descriptor) if _descriptor_of(own) == 2 else own
-    os.dup2(descriptor, 2)
+    began = _log_to(log)
     sys.stderr = libraries
     try:
-        yield lambda: _logged_since(descriptor, began)
+        yield lambda: _logged_since(log, began)
     finally:
         for stream in (libraries, libraries.own):
             with suppress(OSError, ValueError):
@@ -149,7 +173,6 @@ def libraries_logged(log: Path | None) -> Iterator[Callable[[], str]]:
         sys.stderr = before
         os.dup2(own_descriptor, 2)
         os.close(own_descriptor)
-        os.close(descriptor)
 
 
 def _descriptor_of(stream: TextIO) -> int | None:
@@ -159,26 +182,36 @@ def _descriptor_of(stream: TextIO) -> int | None:
         return None
 
 
-def _open_log(log: Path | None) -> int:
-    """The descriptor of the log, which begins with a line about this run; else of the null device."""
+def _log_to(log: Path | None) -> int | None:
+    """Makes descriptor 2 the log, or else the null device; returns where in the log this run begins."""
     if log is not None:
         with suppress(OSError):
             log.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(
-                log, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600
-            )
-            if os.fstat(descriptor).st_size > LONGEST_LOG:
-                os.ftruncate(descriptor, 0)
-            line = f"{datetime.now(UTC).isoformat(timespec='seconds')} process {os.getpid()}\n"
-            os.write(descriptor, line.encode())
-            return descriptor
-    return os.open(os.devnull, os.O_RDWR)
-
-
-def _logged_since(descriptor: int, began: int) -> str:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            return _redirect(os.open(log, flags, 0o600))
     with suppress(OSError):
-        size = os.fstat(descriptor).st_size
-        first = max(began, size - LONGEST_EXTRACT)
-        os.lseek(descriptor, first, os.SEEK_SET)
-        return os.read(descriptor, max(0, size - first)).decode(errors="replace")
+        _redirect(os.open(os.devnull, os.O_WRONLY))
+    return None
+
+
+def _redirect(descriptor: int) -> int:
+    """Makes descriptor 2 the open file, in which a line about this run is added; returns the file's size."""
+    try:
+        if os.fstat(descriptor).st_size > LONGEST_LOG:
+            os.ftruncate(descriptor, 0)
+        line = f"{datetime.now(UTC).isoformat(timespec='seconds')} process {os.getpid()}\n"
+        os.write(descriptor, line.encode())
+        os.dup2(descriptor, 2)
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+
+
+def _logged_since(log: Path | None, began: int | None) -> str:
+    if log is None or began is None:
+        return ""
+    with suppress(OSError), log.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        stream.seek(max(began, size - LONGEST_EXTRACT))
+        return stream.read(LONGEST_EXTRACT).decode(errors="replace")
     return ""

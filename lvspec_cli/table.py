@@ -148,6 +148,11 @@ def clock(seconds: float, *, digits: int = 0, whole: bool = False) -> str:
     return f"{minutes}:{second:02}{point}" if minutes else f"{second}{point} s"
 
 
+def short_time(seconds: float) -> str:
+    """``3 ms``, ``0.4 s``, ``12.3 s``."""
+    return f"{seconds:.1f} s" if seconds >= 0.05 else f"{1000 * seconds:.0f} ms"
+
+
 def counted(count: int, noun: str) -> str:
     """``1 thread``, ``2 threads``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.cli.reporting import reporting, say
-from lvspec_cli.host import LONGEST_LOG, libraries_logged, message_stream
+from lvspec_cli.host import LONGEST_LOG, install_command, libraries_logged, message_stream
 
 
 def libraries_print() -> None:
@@ -55,6 +55,20 @@ def test_a_log_that_cannot_be_written_or_is_long_stops_nothing(
     assert b"x" not in long.read_bytes()
     assert long.read_bytes().endswith(b"process %d\n" % os.getpid())
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("prefix", "has_pip", "said"),
+    [
+        ("/home/a/.local/pipx/venvs/lvspec", True, "pipx inject lvspec pyarrow"),
+        ("/home/a/.local/share/uv/tools/lvspec", False, "uv tool install lvspec --with pyarrow"),
+        ("/home/a/my env", True, "'/home/a/my env/bin/python' -m pip install pyarrow"),
+        ("/home/a/env", False, "uv pip install --python /home/a/env/bin/python pyarrow"),
+    ],
+)
+def test_a_package_is_installed_where_lvspec_runs(prefix: str, has_pip: bool, said: str):
+    python = f"{prefix}/bin/python"
+    assert install_command("pyarrow", prefix=prefix, python=python, has_pip=has_pip) == said
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
 
-from lvspec_cli.errors import LvspecError, UsageError
+from lvspec_cli.errors import UNREADABLE, LvspecError, UsageError
 from lvspec_cli.output.jsonl import RowInfo
 from lvspec_cli.output.records import FileIdentity, record_key
 from lvspec_cli.pipeline import identify_video
@@ -83,6 +83,7 @@ class Outstanding:
     failed: int  # rows of failures that stay
     others: int  # rows of these videos with other settings, or of an earlier content
     moved: Mapping[str, Moved]  # rows under another name that stay, by the work's key
+    retryable: int = 0  # of the failures that stay, those that another try may mend
 
     @property
     def count(self) -> int:
@@ -109,6 +110,10 @@ def outstanding(
         failed=sum(existing[row].status == "error" for row in remaining.values()),
         others=_others(works, existing, planned.union(rows.values())),
         moved={key: move for key, move in moved.items() if key in remaining},
+        retryable=sum(
+            existing[row].status == "error" and existing[row].error_kind not in UNREADABLE
+            for row in remaining.values()
+        ),
     )
 
 

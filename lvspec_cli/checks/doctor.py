@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lvspec_cli import __version__
 from lvspec_cli.errors import LvspecError
-from lvspec_cli.host import usable_cores
+from lvspec_cli.host import install_command, usable_cores
 from lvspec_cli.table import counted, gigabytes
 
 State = Literal["ok", "note", "bad"]
@@ -134,7 +134,10 @@ def _decoders() -> Iterator[Finding]:
     except (ImportError, OSError) as error:
         text = f"not usable: {' '.join(str(error).split())[:100]}"
         yield Finding(
-            "decord", "note", text, "PyAV reads everything; pip install decord for --decoder decord"
+            "decord",
+            "note",
+            text,
+            f"PyAV reads everything; for --decoder decord: {install_command('decord')}",
         )
 
 
@@ -148,7 +151,10 @@ def _bitsandbytes() -> Iterator[Finding]:
         # Its import loads native libraries, which may raise anything.
         cause = " ".join(str(error).split())[:100]
         yield Finding(
-            "bitsandbytes", "note", f"not usable: {cause}", "pip install bitsandbytes for nf4 and int8"
+            "bitsandbytes",
+            "note",
+            f"not usable: {cause}",
+            f"for nf4 and int8: {install_command('bitsandbytes')}",
         )
         return
     devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
@@ -184,7 +190,7 @@ def _is_usable(kind: str, device: str) -> bool:
 
 def _matplotlib() -> Iterator[Finding]:
     if find_spec("matplotlib") is None:
-        remedy = "pip install 'lvspec[bench]' for bench, bench-relevance and tune"
+        remedy = f"for bench, bench-relevance and tune: {install_command('matplotlib')}"
         yield Finding("matplotlib", "note", "not installed", remedy)
         return
     version = metadata.version("matplotlib")

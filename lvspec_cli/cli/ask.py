@@ -17,6 +17,8 @@ from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import (
     argument_of,
     ask_mistake,
+    check_decoder,
+    check_effects,
     checked_system,
     chosen_pair,
     collect_questions,
@@ -27,7 +29,7 @@ from lvspec_cli.cli.requests import (
     videos_of,
 )
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
-from lvspec_cli.host import quieten_libraries
+from lvspec_cli.host import STDERR_NAMES, quieten_libraries
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Trace
@@ -116,6 +118,8 @@ def ask(
             checked_system(questions.system),
             questions.think,
         )
+        check_decoder(sampling.decoder)
+        check_effects(loading, decoding, rule, request.settings)
         missing = None if several else reading_error(Path(named[0]))
         if isinstance(missing, NoInputError):  # other faults get a record
             raise missing
@@ -160,6 +164,9 @@ def _tracing(file: Path | None, video: Path) -> Iterator[Trace | None]:
         return
     from lvspec_cli.output.files import check_ours
     from lvspec_cli.output.text import MARK, trace_line
+
+    if str(file) in STDERR_NAMES:
+        raise UsageError(f"--trace {file}: messages go there", "name a file")
 
     def explained(error: OSError) -> OutputError:
         return OutputError(f"{file}: {error.strerror or error}", "name a file that can be written")

@@ -19,7 +19,7 @@ from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
 from lvspec_cli.errors import UsageError
-from lvspec_cli.host import message_stream, quieten_libraries
+from lvspec_cli.host import install_command, message_stream, quieten_libraries
 from lvspec_cli.types import KeepBy
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def check_extra(command: str) -> None:
     """:raises UsageError: the package for the charts of the command's report is missing."""
     if find_spec("matplotlib") is None:
         raise UsageError(
-            f"{command} needs the package matplotlib", "install it with: pip install 'lvspec[bench]'"
+            f"{command} needs the package matplotlib", f"install it with: {install_command('matplotlib')}"
         )
 
 

@@ -23,6 +23,8 @@ from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs
 from lvspec_cli.cli.requests import (
     argument_of,
     caption_mistake,
+    check_decoder,
+    check_effects,
     checked_system,
     checked_text,
     chosen_pair,
@@ -34,7 +36,7 @@ from lvspec_cli.cli.requests import (
 from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.figures.audit import parse_share
-from lvspec_cli.host import message_stream, state_folder, usable_cores
+from lvspec_cli.host import STDERR_NAMES, message_stream, state_folder, usable_cores
 from lvspec_cli.memory.resolve import (
     MOST_SLOTS,
     check_device,
@@ -43,7 +45,7 @@ from lvspec_cli.memory.resolve import (
     sizes_of,
     workload_of,
 )
-from lvspec_cli.output.files import sweep
+from lvspec_cli.output.files import check_room, sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
 from lvspec_cli.speculation.company import best_company, clip_costs, company_of
@@ -92,6 +94,10 @@ def read_job(flags: CaptionFlags) -> Job:
         audit=_audit(records.audit, flags.decoding),
     )
     notes: list[Event] = []
+    check_effects(flags.loading, flags.decoding, flags.rule, request.settings)
+    check_decoder(flags.sampling.decoder)
+    if records.out != "-":
+        check_room(Path(records.out).absolute().parent)
     load_plan, base = prepared(_for_worker(choice, devices[0], devices), request, listen=notes.append)
     check_thinking(load_plan, base)
     at_once = _at_once(flags.workers.at_once, base.settings)
@@ -122,11 +128,13 @@ def _check_together(flags: CaptionFlags) -> None:
         raise UsageError("--overlap goes with --segment only", "add --segment, or leave it out")
     if records.redo and records.retry_errors:
         raise UsageError("--redo and --retry-errors exclude each other", "--redo does all of it again")
+    if inputs.null and not (inputs.from_list or "-" in (inputs.paths or ())):
+        raise UsageError("--null has no effect without a list of paths", "add --from-list, or leave out -0")
     if not all(map(str.strip, (devices or "cpu").split(","))):
         raise UsageError(f"--devices {devices!r} has an empty place", "write cuda:0,cuda:1")
     if devices and (flags.workers.workers > 1 or flags.loading.device != "auto"):
         raise UsageError("--devices excludes --device and --workers", "name each device in --devices")
-    if records.out in ("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"):
+    if records.out in STDERR_NAMES:
         raise UsageError(f"--out {records.out}: messages go there", "send the records to stdout: --out -")
     if records.out == "-" and (flags.export.to or records.retry_errors or records.redo):
         raise UsageError("--out - leaves no file to go on from or to export", "name a file with --out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from lvspec_cli.batch.work import Moved, Outstanding, Work, outstanding
 from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, read_job
 from lvspec_cli.cli.caption_options import CaptionFlags
 from lvspec_cli.cli.reporting import Stop, say, say_command, say_note, write_json, write_out
-from lvspec_cli.errors import LvspecError, NoInputError, UsageError, VideoError
+from lvspec_cli.errors import UNREADABLE, LvspecError, NoInputError, UsageError, VideoError
 from lvspec_cli.events import Event, Stage, StageFinished
 from lvspec_cli.host import message_stream, terminal_width
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
@@ -34,10 +34,10 @@ from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import RecordFile, RowInfo, read_records
 from lvspec_cli.output.records import Record, encode_name, failed_record, renamed, to_line
 from lvspec_cli.request import AskRequest
-from lvspec_cli.table import clock
+from lvspec_cli.table import clock, counted
 from lvspec_cli.types import WHOLE, Mode, VideoInfo
 from lvspec_cli.ui.state import BatchView, View, add_row, speeds
-from lvspec_cli.ui.summary import world_note
+from lvspec_cli.ui.summary import short_world_note, world_note
 from lvspec_cli.ui.tables import ForecastRow, for_stdout, forecast_table
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Outcome:
 
     view: BatchView
     failures: list[str] = field(default_factory=list)
+    retryable: int = 0  # failures that another try may mend
     fallbacks: int = 0
     partial: int = 0  # captions of fewer frames than were asked for
     seconds: float = 0.0
@@ -106,6 +107,8 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
                 rows.check()  # if the file was removed, there is nothing to summarise
             if not quiet:
                 _summarise(job, remaining, outcome, stopped=stop.asked())
+            elif outcome.ok and job.load_plan.choice.pair.world:
+                say(short_world_note(job.load_plan.choice.name, job.load_plan.choice.pair.world))
         if job.base.audit and not quiet:
             _report_audits(job, works, remaining, outcome)
     exported = stop.asked() or job.out is None or _export_rows(flags, job, works, remaining.moved)
@@ -134,6 +137,7 @@ def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outc
                     outcome.partial += is_partial(record)
                 else:
                     outcome.failures.append(f"{record.id}: {record.error.message}")
+                    outcome.retryable += record.error.kind not in UNREADABLE
                 if job.base.audit and job.out is None:
                     outcome.printed.append(record)
             shown(record)
@@ -216,8 +220,10 @@ def _summarise(job: Job, remaining: Outstanding, outcome: Outcome, *, stopped: b
         say(f"{left} left" + (": the same command goes on from there" if job.out is not None else ""))
     if job.out is not None:
         say(f"records: {job.out}")
-        if failures or remaining.failed:
+        if outcome.retryable or remaining.retryable:
             say_command("try:", _retrying(sys.argv))
+        elif failures or remaining.failed:
+            say("try: repair or remove the files that cannot be read, and run the same again")
         if outcome.ok and not stopped:
             say_command("next:", ["lvspec", "show", str(job.out)])
             say_command("or:", ["lvspec", "export", str(job.out), "--to", "csv"])
@@ -317,7 +323,8 @@ def dry_run(job: Job, quiet: bool) -> int:
         rows = list(_rows(job, works, remaining, existing, infos))
     write_out(for_stdout(forecast_table(rows)))
     if not quiet:
-        for line in _totals(job, remaining, rows):
+        unreadable = {key for work, row in zip(works, rows, strict=True) if row.problem for key in work.keys}
+        for line in _totals(job, remaining, rows, unreadable):
             say(line)
     return 1 if any(row.problem or not row.fits for row in rows) else 0
 
@@ -393,10 +400,14 @@ def _fitting(models: Sequence[PromptSizes], request: AskRequest, sampled: Foreca
     return frames
 
 
-def _totals(job: Job, remaining: Outstanding, rows: Sequence[ForecastRow]) -> Iterator[str]:
-    unreadable = sum(bool(row.problem) for row in rows)
-    to_do, done, failed = remaining.count, remaining.done, remaining.failed
-    yield f"{to_do} captions to do, {done} done, {failed} failed, {unreadable} unreadable"
+def _totals(
+    job: Job, remaining: Outstanding, rows: Sequence[ForecastRow], unreadable: Collection[str]
+) -> Iterator[str]:
+    """:param unreadable: keys of what cannot be read, and so is no work."""
+    problems = sum(bool(row.problem) for row in rows)
+    to_do = sum(work.keys[n - 1] not in unreadable for work in remaining.works for n in work.numbers)
+    done, failed = remaining.done, remaining.failed
+    yield f"{counted(to_do, 'caption')} to do, {done} done, {failed} failed, {problems} unreadable"
     yield from moved_lines(remaining)
     if (together := job.plans[0].company.slots) > 1:
         yield f"{together} captions at once"

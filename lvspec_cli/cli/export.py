@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cli.reporting import reporting, say, write_bytes, write_out
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport
 
@@ -55,7 +57,9 @@ def export(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="The one file of the other formats [beside RECORDS]."),
+        typer.Option(
+            "--out", metavar="FILE", help="The one file of the other formats [beside RECORDS]; - is stdout."
+        ),
     ] = None,
     prefix: Annotated[
         str,
@@ -80,12 +84,30 @@ def export(
 
         if videos is not None and not videos.is_dir():
             raise NoInputError(f"{videos}: no such folder", "name the folder that was captioned")
+        if out == Path("-"):
+            raise typer.Exit(_to_stdout(records, to, ExportPlaces(videos, out_dir), prefix, suffix))
         where = ExportPlaces(videos, out_dir, out if out or out_dir else to.beside(records))
         check_places(to, where)
         if where.out and where.out.exists() and records.exists() and where.out.samefile(records):
             raise UsageError(f"{records} is what would be exported", "name another file with --out")
         report = export_records(_non_empty(records), to, where, prefix=prefix, suffix=suffix, force=force)
         raise typer.Exit(_say_report(report, to))
+
+
+def _to_stdout(records: Path, to: ExportFormat, where: ExportPlaces, prefix: str, suffix: str) -> int:
+    """Prints the file of an export; returns the exit code."""
+    from lvspec_cli.output.exports.export import check_places, export_records
+
+    if to is ExportFormat.VIDEOFOLDER:
+        raise UsageError("a VideoFolder's metadata.jsonl lies with its videos", "leave out --out")
+    with TemporaryDirectory() as folder:
+        file = Path(folder, f"export.{to}")
+        check_places(to, replace(where, out=file))
+        report = export_records(
+            _non_empty(records), to, replace(where, out=file), prefix=prefix, suffix=suffix
+        )
+        write_bytes(file.read_bytes())
+    return _say_report(replace(report, written=(Path("stdout"),)), to)
 
 
 def _non_empty(file: Path) -> Iterator[Record]:

@@ -104,7 +104,7 @@ def main() -> None:
     except typer.TyperException as error:
         context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
         remedy = f"{context.command_path if context else 'lvspec'} --help"
-        message = error.format_message().replace("Value error, ", "")
+        message = " ".join(error.format_message().replace("Value error, ", "").split())
         if context and parameter and source_of(context, parameter.name) == CONFIGURED:
             message, remedy = f"config.toml: {message}", "lvspec config"
         code = explain(UsageError(message, remedy))

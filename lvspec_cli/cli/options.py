@@ -137,7 +137,7 @@ Schema = Annotated[
         "has failed.",
     ),
 ]  # fmt: skip
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors only.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print only results, errors and one-line warnings.")]
 Debug = Annotated[bool, Option("--debug", help="Show where an error came from, and what libraries printed.")]
 
 

@@ -53,7 +53,7 @@ def reporting(debug: bool) -> Iterator[Stop]:
                 # A library turned the signal's exception into another one, as extensions do at import.
                 say("interrupted")
                 raise typer.Exit(stop.exit_code) from None
-            raise typer.Exit(explain(as_lvspec_error(error))) from None
+            raise typer.Exit(explain(as_lvspec_error(error, debug=debug))) from None
         finally:
             if debug:
                 for line in logged().splitlines():
@@ -73,9 +73,14 @@ def write_out(text: str) -> None:
 
 def write_json(line: str) -> None:
     """As ``write_out``, for a line of JSON, which is always in UTF-8, whatever the locale."""
+    write_bytes(line.encode() + b"\n")
+
+
+def write_bytes(data: bytes) -> None:
+    """As ``write_out``, for bytes."""
     with _as_output_error():
         sys.stdout.flush()
-        sys.stdout.buffer.write(line.encode() + b"\n")
+        sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
 
@@ -92,8 +97,8 @@ def _as_output_error() -> Iterator[None]:
         ) from error
 
 
-def as_lvspec_error(error: Exception) -> LvspecError:
-    """Any exception as an error with cause and remedy."""
+def as_lvspec_error(error: Exception, *, debug: bool = False) -> LvspecError:
+    """Any exception as an error with cause and remedy. With ``debug`` its traceback has been shown."""
     if isinstance(error, MachineError):
         return error
     if short := shortage_behind(error):
@@ -104,9 +109,10 @@ def as_lvspec_error(error: Exception) -> LvspecError:
         check_machine(error, "the machine has not enough for this")
     except LvspecError as shortage:
         return shortage
-    return LvspecError(
-        f"{type(error).__name__}: {error}", "run it again with --debug, and report what it prints"
+    remedy = (
+        "report it with the lines above" if debug else "run it again with --debug, and report what it prints"
     )
+    return LvspecError(f"{type(error).__name__}: {error}", remedy)
 
 
 def explain(error: LvspecError) -> int:

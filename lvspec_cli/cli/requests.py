@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvspec_cli.cli.options import Decoding, FullSampling, Loading, Rule, Sampling
-from lvspec_cli.errors import LvspecError, NoInputError, UsageError
+from lvspec_cli.errors import LvspecError, NoInputError, PairError, UsageError
 from lvspec_cli.escape import shell_words
+from lvspec_cli.host import install_command
 from lvspec_cli.text_file import PROMPTS, read_file, read_stream, text_of
-from lvspec_cli.types import Constraint, DecodeSettings, Mode, RuleSettings, VideoRequest, read_gamma
+from lvspec_cli.types import (
+    Constraint,
+    DecoderName,
+    DecodeSettings,
+    KeepBy,
+    Looseness,
+    Mode,
+    Quantisation,
+    RelevanceName,
+    RuleSettings,
+    VideoRequest,
+    read_gamma,
+)
 from lvspec_cli.video.source import is_url, web_address
 
 if TYPE_CHECKING:
@@ -38,6 +53,12 @@ def chosen_pair(loading: Loading) -> PairChoice:
     if loading.draft_device is not None:
         check_device(loading.draft_device, "--draft-device")
     registry = load_registry(loading.models)
+    try:
+        registry.pair(loading.pair)
+    except PairError as error:
+        if loading.pair != os.environ.get("LVSPEC_PAIR"):
+            raise
+        raise PairError(f"LVSPEC_PAIR: {error.cause}", error.remedy) from None
     return replace(
         choose_pair(registry.with_mtp() if loading.draft == MTP else registry, loading.pair, loading.device),
         dtype=loading.dtype,
@@ -164,6 +185,70 @@ def _schema(file: Path | None) -> str:
     if not isinstance(schema, dict):
         raise UsageError(f"{file}: not a JSON schema", 'write an object, such as {"type": "object", ...}')
     return json.dumps(schema, ensure_ascii=False)
+
+
+def check_decoder(decoder: DecoderName) -> None:
+    """:raises UsageError: the decoder's package is missing."""
+    if decoder == "decord" and find_spec("decord") is None:
+        remedy = f"leave it out, or install it: {install_command('decord')}"
+        raise UsageError("--decoder decord needs the package decord", remedy)
+
+
+def check_effects(loading: Loading, decoding: Decoding, rule: Rule, settings: DecodeSettings) -> None:
+    """:raises UsageError: see ``effectless``."""
+    found = effectless(loading, decoding, rule, settings)
+    if found is not None:
+        flag, cause = found
+        raise UsageError(f"{flag} has no effect {cause}", f"leave out {flag}")
+
+
+_LAYERED = (
+    RelevanceName.ATTENTION, RelevanceName.RANK_ATTENTION, RelevanceName.SIMILARITY, RelevanceName.PAPER,
+    RelevanceName.LENS,
+)  # fmt: skip
+
+
+def effectless(
+    loading: Loading, decoding: Decoding, rule: Rule, settings: DecodeSettings
+) -> tuple[str, str] | None:
+    """A flag that was given and changes nothing, and why.
+
+    :param settings: what the flags and the pair's defaults give together.
+    """
+    mode, relevance = settings.mode, settings.rule.relevance
+    given = {name: value for name, value in asdict(rule).items() if value is not None}
+    looseness = given.pop("looseness")
+    rules = list(given)
+    if looseness is not Looseness.BALANCED and not (mode is Mode.EXACT and looseness is Looseness.STRICT):
+        rules.append("looseness")
+    drafting = {
+        "gamma": decoding.gamma is not None,
+        "fallback": decoding.fallback is True,
+        "draft_keep": decoding.draft_keep != 1,
+        "draft_frames": decoding.draft_frames is not None,
+        "draft_pixels": decoding.draft_pixels is not None,
+        "draft_device": loading.draft_device is not None,
+        "quant_draft": loading.quant_draft is not Quantisation.AUTO,
+    }
+    names: list[str] = []
+    cause = f"with --relevance {relevance.value}"
+    if mode is Mode.AR:
+        names, cause = [*rules, *(name for name, has in drafting.items() if has)], "with --mode ar"
+    elif mode is Mode.EXACT:
+        names, cause = rules, "with --mode exact"
+    elif relevance is RelevanceName.PLAUSIBLE:
+        names = [name for name in ("anchor_threshold", "random_rate", "layers") if name in given]
+        if not names and "anchor_margin" in given and not settings.rule.defer:  # ties need no window
+            names = ["anchor_margin"]
+    elif relevance is not RelevanceName.RANDOM and "random_rate" in given:
+        names = ["random_rate"]
+    elif relevance not in _LAYERED and "layers" in given:
+        names = ["layers"]
+    if not names and decoding.draft_keep == 1 and decoding.draft_keep_by is not KeepBy.ATTENTION:
+        names, cause = ["draft_keep_by"], "without --draft-keep"
+    if not names and settings.mode is Mode.LVSPEC and "defer_sure" in given and not settings.rule.defer:
+        names, cause = ["defer_sure"], "without --defer"
+    return ("--" + {"layers": "layer"}.get(names[0], names[0]).replace("_", "-"), cause) if names else None
 
 
 def _rule_settings(rule: Rule, pair: Pair) -> RuleSettings:

@@ -20,7 +20,7 @@ from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import Mode
 from lvspec_cli.ui.progress import PlainProgress
-from lvspec_cli.ui.summary import answer_summary, clip_summary, world_note
+from lvspec_cli.ui.summary import answer_summary, clip_summary, short_world_note, world_note
 
 if TYPE_CHECKING:
     from lvspec_cli.ui.state import View
@@ -62,6 +62,8 @@ def showing(
         progress.listen(event)
         if isinstance(event, ClipReady) and not quiet:
             _warn(event)
+        if isinstance(event, ClipReady) and quiet and choice.pair.world:
+            say(short_world_note(choice.name, choice.pair.world))
         show(event)
 
     try:

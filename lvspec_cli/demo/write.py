@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -18,10 +18,20 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from lvspec_cli.demo.scenes import BACKGROUNDS, COLOURS, Scene, colour_at, is_visible, position, sample_scene
+from lvspec_cli.demo.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    Scene,
+    colour_at,
+    is_visible,
+    position,
+    sample_scene,
+    scene_from_dict,
+)
 from lvspec_cli.demo.texts import caption, questions
-from lvspec_cli.errors import OutputError
+from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.output.files import has_mark, replacing, sweep
+from lvspec_cli.text_file import SETTINGS, read_own
 
 Pixels = NDArray[np.floating]
 
@@ -152,7 +162,7 @@ def clip_path(directory: Path, number: int) -> Path:
 def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) -> Path:
     """Write one clip, then its JSON file. If the JSON file exists, the clip is complete.
 
-    A clip with a JSON file by lvspec is replaced.
+    Another clip that lvspec wrote, of another seed, is replaced: it shows the scene of its JSON file.
 
     :raises OutputError: there is a foreign file of the same name (unless ``force``), or it cannot be written.
     """
@@ -167,8 +177,12 @@ def write_clip(directory: Path, seed: int, number: int, *, force: bool = False) 
         for file, content in ((path, video.getvalue()), (facts, text.encode() + b"\n"))
         if not _has_content(file, content)
     }
-    if not force and not has_mark(facts, MARK):
-        _refuse_others(missing)
+    for file in () if force else missing:
+        if os.path.lexists(file) and not (has_mark(facts, MARK) and (file == facts or _shows(path, facts))):
+            raise OutputError(
+                f"{file} was not written by lvspec, and is left alone",
+                "name another folder, or move it away; `lvspec demo --force` replaces it",
+            )
     for file, content in missing.items():
         with replacing(file, sync=False) as stream:
             stream.write(content)
@@ -180,13 +194,15 @@ def _has_content(file: Path, content: bytes) -> bool:
     return file.is_file() and file.stat().st_size == len(content) and file.read_bytes() == content
 
 
-def _refuse_others(files: Iterable[Path]) -> None:
-    for file in files:
-        if os.path.lexists(file):
-            raise OutputError(
-                f"{file} was not written by lvspec, and is left alone",
-                "name another folder, or move it away; `lvspec demo --force` replaces it",
-            )
+def _shows(clip: Path, facts: Path) -> bool:
+    """Whether ``clip`` is the very file that lvspec writes for the scene of ``facts``."""
+    try:
+        scene = scene_from_dict(json.loads(read_own(facts, SETTINGS))["scene"])
+    except (UsageError, ValueError, KeyError, TypeError, RecursionError):  # somebody changed it
+        return False
+    video = BytesIO()
+    encode_scene(scene, video)
+    return _has_content(clip, video.getvalue())
 
 
 def write_clips(

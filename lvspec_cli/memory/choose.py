@@ -11,8 +11,6 @@ from lvspec_cli.pairs.files import Stored, locate, locate_draft
 from lvspec_cli.pairs.registry import AUTO, BUNDLED, Pair, Registry
 from lvspec_cli.request import PairChoice
 
-LAPTOP = "smolvlm2-2.2b-256m"  # a pair that most machines can run
-
 
 @dataclass(frozen=True)
 class StoredPair:
@@ -55,24 +53,22 @@ def best(
     gaining = [pair for pair in local if pair.pair.no_gain is None]
     for pair in gaining:
         if is_fitting(pair):
-            note = f"pair {pair.name} (auto): the first of models.yaml that is on this machine and fits it"
-            return PairChoice(pair.name, pair.pair, f"{note}; `lvspec models fit` shows what else would")
-    if local:
-        names = ", ".join(pair.name for pair in gaining or local)
-        verb = "is" if len(gaining or local) == 1 else "are"
-        why = f"{names} {verb} here, and {'too large' if gaining else 'no faster than the target alone'}"
-        remedy = (
-            "`lvspec models fit` shows by how much"
-            if gaining
-            else f"`--pair {local[0].name}` takes it anyway"
-        )
+            note = f"pair {pair.name} (auto); `lvspec models fit` shows what else would fit"
+            return PairChoice(pair.name, pair.pair, note)
+    if gaining:
+        reason = f"{_counted(gaining)} too large: `lvspec models fit`"
+    elif local:
+        reason = f"{_counted(local)} no faster than its target: `--pair {local[0].name}`"
     else:
-        why = "no other is on this machine"
-        pull = f"`lvspec models pull {LAPTOP}` for real videos, or a larger one: " if LAPTOP in pairs else ""
-        remedy = f"{pull}`lvspec models fit` shows what this machine can run"
+        reason = "for real videos: `lvspec models fit`"
     world = pairs[BUNDLED].world
-    named = f"pair {BUNDLED} (auto)" + (f", which knows only {world}" if world else "")
-    return PairChoice(BUNDLED, pairs[BUNDLED], f"{named}: {why}; {remedy}")
+    named = f"pair {BUNDLED} (auto)" + (f" knows only {world}" if world else "")
+    return PairChoice(BUNDLED, pairs[BUNDLED], f"{named}; {reason}")
+
+
+def _counted(pairs: list[StoredPair]) -> str:
+    """``NAME is``, or how many there are: the note has to fit one line."""
+    return f"{pairs[0].name} is" if len(pairs) == 1 else f"{len(pairs)} others are"
 
 
 def fits(pair: StoredPair, device: str) -> bool:

@@ -22,6 +22,7 @@ import torch
 from transformers import AwqConfig, BitsAndBytesConfig, FineGrainedFP8Config, GPTQConfig, TorchAoConfig
 
 from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.host import install_command
 from lvspec_cli.models.kernels import small_batch
 from lvspec_cli.types import Quantisation
 
@@ -183,9 +184,9 @@ def check_usable(quantisation: Quantisation, device: torch.device, files: Quanti
     missing = [name for name in _PACKAGES.get(quantisation, ()) if find_spec(name) is None]
     if missing:
         extra = _EXTRAS.get(quantisation)
-        what = f"'lvspec[{extra}]'" if extra else " ".join(missing)
+        what = [f"lvspec[{extra}]"] if extra else missing
         raise PairError(
-            f"{quantisation} needs the package {missing[0]}", f"install it with: pip install {what}"
+            f"{quantisation} needs the package {missing[0]}", f"install it with: {install_command(*what)}"
         )
     least = _LEAST_CAPABILITY.get(quantisation)
     if least and device.type == "cuda" and torch.cuda.get_device_capability(device) < least:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import BinaryIO, Final
 from lvspec_cli.errors import OutputError
 from lvspec_cli.system import REPLACES_OPEN_FILES, is_of_another_user, lock_file, open_file
 
+LEAST_FREE: Final = 8 * 2**20  # bytes of disk, below which no run begins
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DRAFT = re.compile(r"\.lvspec-[0-9a-f]{12}\.tmp")
 
@@ -41,6 +43,32 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         remedy = "name a folder that can be written"
         raise OutputError(f"{folder}: {error.strerror or error}", remedy) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that files can be written to a folder, which may not exist yet, before anything slow starts.
+
+    :raises OutputError: there is no permission, or hardly any room.
+    """
+    existing = _existing(folder)
+    if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{existing}: no permission to write there", "name a folder that can be written")
+    check_room(folder)
+
+
+def check_room(folder: Path) -> None:
+    """:raises OutputError: the disk of a folder, which may not exist yet, has hardly any room."""
+    try:
+        free = shutil.disk_usage(_existing(folder)).free
+    except OSError:
+        return  # writing will say what is wrong
+    if free < LEAST_FREE:
+        raise OutputError(f"{folder}: the disk is full ({free // 2**20} MiB free)", "make room")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
 
 
 def lacks_room(error: OutputError) -> bool:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "lvspec.record.1"
 SAMPLE_BYTES = 64 * 1024
+INFINITY: Final = "Infinity"
 ODD: Final = "odd"  # error type of impossible values
 # Error kinds of answers that have a text: it has only thoughts, or the end of its JSON is missing.
 THINKING: Final = "thinking"
@@ -181,6 +182,7 @@ class Record(_Part):
     sampling: Sampling
     stats: Stats | None
     audit: Audit | Failure | None = None  # Failure: the answer in mode ar failed
+    warnings: tuple[str, ...] = ()  # about the answer; those about the frames are in ``sampling``
     version: str = __version__
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
@@ -296,7 +298,22 @@ _SETTINGS = TypeAdapter(DecodeSettings)
 def _without_infinity(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_infinity(item) for key, item in value.items()}
-    return "Infinity" if value == float("inf") else value
+    return INFINITY if value == float("inf") else value
+
+
+def _with_null(value: Any) -> Any:
+    """Settings for a record: a limit that is infinite, and so none, is null and not a text among numbers.
+
+    Keys are made of the settings with the text, so that those of older records stay valid.
+    """
+    if isinstance(value, dict):
+        return {key: _with_null(item) for key, item in value.items()}
+    return None if value == INFINITY else value
+
+
+def world_warning(world: str) -> str:
+    """The warning about a pair that knows only one kind of videos."""
+    return f"the pair knows only {world}: about other videos its answers mean nothing"
 
 
 def stats_fields(stats: DecodeStats, decode_video_seconds: float) -> Stats:
@@ -438,6 +455,8 @@ def _common(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number:
     }
     return {
         **fields,
+        "settings": _with_null(fields["settings"]),
+        "warnings": (world_warning(pair.world),) if pair.world else (),
         "key": key_of(identity, facts),
         "id": _readable_id(request, file_name, number),
         "file_name": file_name,

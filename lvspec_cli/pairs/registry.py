@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -256,11 +257,15 @@ class Registry:
         name = name or self.default
         name = BUNDLED if name == AUTO else name
         if name not in self.pairs:
-            known = ", ".join(self.pairs)
             raise PairError(
-                f"there is no pair named {name!r}", f"choose one of {known}, or add it to a models.yaml"
+                f"there is no pair named {name!r}", f"{self._guess(name)}`lvspec models` lists them"
             )
         return name, self.pairs[name]
+
+    def _guess(self, name: str) -> str:
+        near = [pair for pair in self.pairs if name.lower() in pair]
+        near = near or get_close_matches(name.lower(), self.pairs)
+        return f"did you mean {', '.join(near[:3])}? " if near else ""
 
 
 def load_registry(models: Path | None = None, environment: Mapping[str, str] = os.environ) -> Registry:
@@ -269,7 +274,10 @@ def load_registry(models: Path | None = None, environment: Mapping[str, str] = o
     :raises UsageError: a named file is missing, or a file is not valid.
     """
     shipped = read_models_file(shipped_models())
-    named = models or (Path(environment["LVSPEC_MODELS"]) if environment.get("LVSPEC_MODELS") else None)
+    variable = environment.get("LVSPEC_MODELS")
+    named = models or (Path(variable) if variable else None)
+    if named is not None and str(named) == variable and not named.exists():
+        raise UsageError(f"LVSPEC_MODELS: {named}: no such file", "unset it, or name a models.yaml")
     own = user_models(environment)
     read = named or (own if own and own.is_file() else None)
     users = read_models_file(read) if read else ModelsFile()

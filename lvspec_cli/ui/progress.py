@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lvspec_cli.escape import visible_line
 from lvspec_cli.events import Event, Noted, RoundDone, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.host import terminal_width
-from lvspec_cli.table import clock, size, wrapped
+from lvspec_cli.table import clock, short_time, size, wrapped
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -131,7 +131,7 @@ class PlainProgress:
         """Closes the stage; without a terminal, prints its duration."""
         self.close()
         if not self._moving:
-            print(f"{label}: {seconds:.1f} s", file=self._stream, flush=True)
+            print(f"{label}: {short_time(seconds)}", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Removes the bar."""

@@ -18,7 +18,7 @@ from rich.text import Text
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted
 from lvspec_cli.host import message_stream
-from lvspec_cli.table import counted
+from lvspec_cli.table import counted, short_time
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.state import StageView, View, fold
 
@@ -163,7 +163,7 @@ def _append_stage(text: Text, stage: Stage, state: StageView, plain: bool, elaps
 
 def _seconds(value: float) -> str:
     """Short enough for four stages in 80 columns."""
-    return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
+    return short_time(value) if value < 9.95 else f"{value:.0f} s"
 
 
 def question_line(view: View) -> Text:

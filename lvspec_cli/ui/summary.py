@@ -132,6 +132,11 @@ def clip_summary(record: Record) -> str:
     )
 
 
+def short_world_note(pair: str, world: str) -> str:
+    """The note of ``world_note`` with ``--quiet``."""
+    return f"warning: {pair} knows only {world}"
+
+
 def world_note(pair: str, world: str) -> str:
     """A note that a pair knows only one world of clips, and how to choose another pair."""
     return f"{pair} knows only {world}; --pair takes another of `lvspec models`"

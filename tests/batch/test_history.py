@@ -99,7 +99,7 @@ def test_drafts_that_killed_runs_left_in_the_folder_for_state_go_with_the_next_r
     (left,) = scenes.parent.rglob(".lvspec-*.tmp")
     assert left.parent == scenes
     living.communicate()
-    assert sorted(path.name for path in scenes.parent.rglob("*")) == ["b.json", "scenes"]
+    assert sorted(path.name for path in scenes.parent.rglob("*")) == ["b.json", "libraries.log", "scenes"]
 
 
 def test_folders_of_the_user_are_named_by_the_environment_or_lie_at_home() -> None:

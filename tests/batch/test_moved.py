@@ -158,7 +158,7 @@ def test_a_folder_and_then_two_captions_the_second_alone(
     assert caption("d1", "--out", "out.jsonl").returncode == 0
     before = (tmp_path / "out.jsonl").read_bytes()
     planned = caption("d1", "d2", "--out", "out.jsonl", "--dry-run")
-    assert "1 captions to do, 5 done, 0 failed, 0 unreadable" in planned.stderr
+    assert "1 caption to do, 5 done, 0 failed, 0 unreadable" in planned.stderr
     printed = caption("d1", "d2", "--out", "out.jsonl", "--to", "txt")
     assert printed.returncode == 0, printed.stderr
     assert printed.stderr.splitlines()[:2] == [

@@ -175,11 +175,10 @@ def test_flags_reach_the_record(tiny, video_file: Path):
 
 def test_rule_flags_and_looseness_reach_the_rule(tiny, video_file: Path):
     flags = "--relevance random --random-rate 0.25 --filler-margin inf --anchor-margin 0.1 --shift-window 1"
-    done = tiny(video_file, "What?", *flags.split(), "--max-loose-run", "1", "--layer", "0", "--json", "-q")
+    done = tiny(video_file, "What?", *flags.split(), "--max-loose-run", "1", "--json", "-q")
     rule = json.loads(done.stdout)["settings"]["rule"]
-    assert (rule["relevance"], rule["random_rate"], rule["filler_margin"]) == ("random", 0.25, "Infinity")
+    assert (rule["relevance"], rule["random_rate"], rule["filler_margin"]) == ("random", 0.25, None)
     assert (rule["anchor_margin"], rule["shift_window"], rule["max_loose_run"]) == (0.1, 1, 1)
-    assert rule["layers"] == [0]
 
 
 def test_strict_gives_the_words_of_the_target_alone(tiny, video_file: Path):
@@ -214,6 +213,9 @@ def test_a_pair_of_little_knowledge_says_so(here, tiny_models: Path, video_file:
     assert done.returncode == 0, done.stderr
     *_, note = done.stderr.splitlines()
     assert note == "small knows only noise; --pair takes another of `lvspec models`"
+    quiet = here("ask", video_file, "What?", "--models", models, "--pair", "small", "-q", "--json")
+    assert quiet.stderr == "warning: small knows only noise\n"
+    assert "knows only noise" in json.loads(quiet.stdout)["warnings"][0]
     named = {"LVSPEC_PAIR": "small"}
     again = here("ask", video_file, "What?", "--models", models, "--json", environment=named)
     assert json.loads(again.stdout)["pair"] == "small"

@@ -18,6 +18,7 @@ import torch
 from lvspec_cli.bench.results import Results, read_results, to_json
 from lvspec_cli.figures.answers import BenchMode
 from lvspec_cli.figures.summary import Measured, summarise
+from lvspec_cli.host import install_command
 from tests.bench import made
 from tests.bench.made import known
 from tests.conftest import Printed, Shell, write_video
@@ -48,7 +49,7 @@ def test_without_the_package_for_charts_nothing_begins(
     assert (done.returncode, (tmp_path / "out").exists()) == (2, False)
     assert done.stderr.splitlines() == [
         f"error: lvspec {command} needs the package matplotlib",
-        "try: install it with: pip install 'lvspec[bench]'",
+        f"try: install it with: {install_command('matplotlib')}",
     ]
 
 
@@ -64,7 +65,7 @@ def test_the_other_commands_do_without_the_package_for_charts(
     (found,) = (
         row for row in json.loads(tiny("doctor", "--json").stdout)["findings"] if row["what"] == "matplotlib"
     )
-    assert (found["state"], "lvspec[bench]" in found["remedy"]) == ("note", True)
+    assert (found["state"], "install matplotlib" in found["remedy"]) == ("note", True)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,11 @@ def test_clips_of_its_own_are_kept_or_give_way_to_those_of_another_seed(
     assert (clip.read_bytes(), clip.stat().st_mtime_ns) == (first, when)
     assert here("demo", "--dir", tmp_path, "--count", 1, "--seed", 5).returncode == 0
     assert clip.read_bytes() != first
-    assert sorted(path.name for path in tmp_path.iterdir()) == [facts.name, clip.name]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [facts.name, clip.name]
+    clip.write_bytes(first)  # somebody's own, although it stands beside lvspec's facts of another clip
+    refused = here("demo", "--dir", tmp_path, "--count", 1, "--seed", 6)
+    assert (refused.returncode, clip.read_bytes()) == (5, first)
+    assert f"{clip} was not written by lvspec" in refused.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_a_5(here: Callable[..., Printed], tmp_path: Path):

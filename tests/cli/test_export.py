@@ -55,6 +55,17 @@ def test_a_table_lies_beside_the_records(here: Run, records: Path):
     assert "Two.!" in (records.parent / "captions.csv").read_text()
 
 
+def test_a_table_can_go_to_stdout(here: Run, records: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(records.parent)
+    done = here("export", records, "--to", "csv", "--out", "-")
+    assert (done.returncode, done.stderr) == (0, "stdout: 2 captions written\n")
+    assert done.stdout.startswith("id,file_name,")
+    assert done.stdout.count("\n") == 3
+    folder = here("export", records, "--to", "videofolder", "--videos", "clips", "--out", "-")
+    assert (folder.returncode, folder.stdout) == (2, "")
+    assert not Path("-").exists()
+
+
 @pytest.mark.parametrize("to", ["txt", "srt", "vtt", "csv", "parquet", "videofolder", "musubi"])
 def test_a_row_that_lvspec_cannot_have_written_is_named(here: Run, records: Path, to: str):
     odd = to_line(caption(b"c.mp4")).replace('"start": 0.0', '"start": "NaN"')

@@ -112,7 +112,7 @@ def test_an_output_that_is_there_or_in_use_is_not_touched(here: Run, tmp_path: P
     assert "is being written by process" in done.stderr
     assert here("merge", out, out, shard, "--force").returncode == 0, "a shard may be the output"
     assert [row.file_name for row in read_records(out)] == ["b.mp4", "a.mp4"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.jsonl", "out.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["1.jsonl", "out.jsonl"]
 
 
 HOLDER = """
@@ -164,4 +164,4 @@ def test_a_shard_that_cannot_be_read_leaves_nothing_behind(
     done = here("merge", "out.jsonl", "good.jsonl", shard)
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["good.jsonl", "wrong.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["good.jsonl", "wrong.jsonl"]

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 import av
 import pytest
 
-from lvspec_cli.cli.requests import Argument, ArgumentKind, argument_of, ask_mistake, caption_mistake
+from lvspec_cli.cli import options
+from lvspec_cli.cli.requests import (
+    Argument,
+    ArgumentKind,
+    argument_of,
+    ask_mistake,
+    caption_mistake,
+    decode_settings,
+    effectless,
+)
+from lvspec_cli.host import install_command
 from lvspec_cli.output.records import Record
-from lvspec_cli.pairs.registry import PACKAGE
+from lvspec_cli.pairs.registry import PACKAGE, load_registry
+from lvspec_cli.types import KeepBy, Looseness, Mode, RelevanceName
 from tests.conftest import Printed, Shell, write_video
 from tests.video.clips import make_clip, make_sound
 
@@ -112,7 +125,20 @@ WRONG = [
     (["ask", "x.mp4", "q", "--draft-keep", "2"], 2, "--draft-keep 2 is out of range"),
     (["ask", "x.mp4", "q", "--dtype", "int3"], 2, "'int3' is not one of 'auto'"),
     (["ask", "x.mp4", "q", "--models", "none.yaml"], 2, "none.yaml: No such file or directory"),
-    (["ask", "x.mp4", "q", "--pair", "nope"], 3, "there is no pair named 'nope'"),
+    (
+        ["ask", "x.mp4", "q", "--pair", "nope"],
+        3,
+        "there is no pair named 'nope'\ntry: `lvspec models` lists them",
+    ),
+    (["ask", "x.mp4", "q", "--pair", "Qwen3-vl-8"], 3, "try: did you mean qwen3-vl-8b-"),
+    (["ask", "x.mp4", "q", "--pair", "dmeo"], 3, "try: did you mean demo? `lvspec models` lists them"),
+    (
+        ["ask", "x.mp4", "q", "--mode", "ar", "--looseness", "loose"],
+        2,
+        "--looseness has no effect with --mode ar",
+    ),
+    (["caption", "x.mp4", "-0"], 2, "--null has no effect without a list of paths"),
+    (["export", "x.jsonl"], 2, "Missing option '--to'. Choose from: txt, srt,"),
     (["ask", CLIP, "q", "--pair", "qwen2.5-vl-32b-7b"], 3, "is not wholly in the local cache"),
     (["ask", "x.mp4", "--questions", "none.txt"], 4, "none.txt: No such file or directory"),
     (["ask", CLIP, "q", "--trace", "no/such/folder/t"], 5, "no/such/folder/t: No such file or directory"),
@@ -129,6 +155,65 @@ def test_wrong_usage(here: Run, arguments: list[str], code: int, message: str):
     assert printed.stdout == ""
     lines = printed.stderr.splitlines()
     assert [line.split(" ")[0] for line in lines] == ["error:", "try:"]
+
+
+LVSPEC = options.Decoding()
+LAYER, RATE = ("--layer", "with --relevance lexicon"), ("--random-rate", "with --relevance lens")
+KEEP_BY = ("--draft-keep-by", "without --draft-keep")
+AR, EXACT = options.Decoding(mode=Mode.AR), options.Decoding(mode=Mode.EXACT)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "rule", "said"),
+    [
+        (LVSPEC, options.Rule(filler_margin=3.0, looseness=Looseness.STRICT), None),
+        (LVSPEC, options.Rule(anchor_threshold=7.0), ("--anchor-threshold", "with --relevance plausible")),
+        (LVSPEC, options.Rule(relevance=RelevanceName.ATTENTION, anchor_threshold=7.0, layers=[1]), None),
+        (LVSPEC, options.Rule(relevance=RelevanceName.LEXICON, layers=[1]), LAYER),
+        (LVSPEC, options.Rule(relevance=RelevanceName.LENS, random_rate=0.1), RATE),
+        (LVSPEC, options.Rule(defer_sure=True, defer=0), ("--defer-sure", "without --defer")),
+        (replace(LVSPEC, draft_keep_by=KeepBy.EVEN), options.Rule(), KEEP_BY),
+        (replace(LVSPEC, draft_keep_by=KeepBy.EVEN, draft_keep=0.5), options.Rule(), None),
+        (EXACT, options.Rule(filler_margin=3.0), ("--filler-margin", "with --mode exact")),
+        (EXACT, options.Rule(looseness=Looseness.PAPER), ("--looseness", "with --mode exact")),
+        (EXACT, options.Rule(looseness=Looseness.STRICT), None),
+        (AR, options.Rule(), None),
+        (AR, options.Rule(max_loss=0.1), ("--max-loss", "with --mode ar")),
+        (replace(AR, gamma="4"), options.Rule(), ("--gamma", "with --mode ar")),
+        (replace(AR, fallback=False), options.Rule(), None),
+    ],
+)  # fmt: skip
+def test_a_flag_that_changes_nothing_is_refused(
+    decoding: options.Decoding, rule: options.Rule, said: tuple[str, str] | None
+):
+    _, pair = load_registry(environment={}).pair("demo")
+    settings = decode_settings(decoding, rule, pair)
+    assert effectless(options.Loading(), decoding, rule, settings) == said
+    drafting = effectless(options.Loading(draft_device="cpu"), decoding, rule, settings)
+    assert (drafting is None) == (said is None and decoding.mode is not Mode.AR)
+
+
+def test_a_variable_that_names_no_pair_or_file_is_named(here: Run):
+    done = here("ask", "x.mp4", "q", environment={"LVSPEC_PAIR": "nope"})
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        3, "error: LVSPEC_PAIR: there is no pair named 'nope'",
+    )  # fmt: skip
+    done = here("models", environment={"LVSPEC_MODELS": "none.yaml"})
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        2,
+        "error: LVSPEC_MODELS: none.yaml: no such file",
+    )
+
+
+def test_what_a_run_will_need_is_looked_for_before_it_begins(
+    here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "captions.jsonl"
+    for module, flags in (("pyarrow", ["--to", "parquet"]), ("decord", ["--decoder", "decord"])):
+        monkeypatch.setitem(sys.modules, module, None)
+        done = here("caption", CLIP, "--out", out, *flags)
+        assert install_command(module) in done.stderr.splitlines()[-1]
+        assert (done.returncode, done.stdout, out.exists()) == (5 if module == "pyarrow" else 2, "", False)
 
 
 VIDEO, WORDS, FOLDER, TEXT = (
@@ -381,7 +466,7 @@ def test_names_cannot_act_on_the_terminal(here: Run, tiny_models: Path, tmp_path
 def test_python_errors_read_as_one_line_too(capsys: pytest.CaptureFixture[str]):
     import typer
 
-    from lvspec_cli.cli.reporting import reporting
+    from lvspec_cli.cli.reporting import as_lvspec_error, reporting
 
     with pytest.raises(typer.Exit) as ended, reporting(debug=False):
         raise ZeroDivisionError("division by zero")
@@ -389,6 +474,7 @@ def test_python_errors_read_as_one_line_too(capsys: pytest.CaptureFixture[str]):
     cause, remedy = capsys.readouterr().err.splitlines()
     assert cause == "error: ZeroDivisionError: division by zero"
     assert "--debug" in remedy
+    assert "--debug" not in as_lvspec_error(ZeroDivisionError(), debug=True).remedy
 
 
 def list_pairs(shell: Shell, stdout: int | TextIO) -> subprocess.CompletedProcess[str]:

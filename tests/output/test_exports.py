@@ -12,15 +12,20 @@ import sys
 import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.host import install_command
 from lvspec_cli.output.exports.captions import gather
 from lvspec_cli.output.exports.export import LEDGER, check_places, export_records
+from lvspec_cli.output.exports.formats import apart, blocks
 from lvspec_cli.output.exports.trainers import Labelled, shards
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
 from lvspec_cli.output.records import Record, Requested, Sampling
@@ -257,11 +262,44 @@ def test_no_text_becomes_a_cue_of_its_own(videos: Path, to: ExportFormat):
         caption(b"b.mp4", "Next.", segment=part(2, 4)),
     ]
     export_records(rows, to, ExportPlaces(videos))
-    (start, end, text), following = subtitles(videos / f"b.{to}")
-    assert (start, end) == (0.0, 2.0)
-    assert text.splitlines()[3] == "FORGED"
-    assert len(text.splitlines()) == 7
+    *parts, following = subtitles(videos / f"b.{to}")
+    assert (parts[0][0], parts[-1][1]) == (0.0, 2.0)
+    lines = [line for _, _, text in parts for line in text.splitlines()]
+    assert (len(lines), lines[3]) == (7, "FORGED")
     assert following == (2.0, 4.0, "Next.")
+
+
+def test_a_long_caption_becomes_several_cues_of_two_short_lines(videos: Path):
+    text = "A cat sits on a wall, " * 9 + "and then it leaves."
+    rows = [
+        caption(b"b.mp4", text, segment=part(0, 12)),
+        caption(b"b.mp4", "The end.", segment=part(10, 20)),  # as with --overlap
+    ]
+    export_records(rows, SRT, ExportPlaces(videos))
+    cues = subtitles(videos / "b.srt")
+    assert len(cues) == 4
+    assert " ".join(part for _, _, part in cues[:-1]).replace("\n", " ") == text
+    assert all(len(part.splitlines()) == 2 for _, _, part in cues[:-1])
+    assert (cues[0][0], cues[-2][1], cues[-1]) == (0.0, 10.0, (10.0, 20.0, "The end."))
+
+
+times = st.floats(0, 1000)
+
+
+@given(st.lists(st.tuples(times, times).map(lambda two: (min(two), max(two))), max_size=9).map(sorted))
+def test_stretches_never_overlap_and_none_is_lost(stretches: list[tuple[float, float]]):
+    cut = apart(stretches)
+    assert len(cut) == len(stretches)
+    assert all(end > start for start, end in cut)
+    assert all(end <= start for (_, end), (start, _) in pairwise(cut))
+
+
+@given(st.text(alphabet="ab -\n", max_size=400))
+def test_blocks_keep_every_word_and_are_small(text: str):
+    found = blocks(text)
+    assert "".join(found).replace("\n", "").replace(" ", "") == "".join(text.split())
+    assert all(1 <= len(block.split("\n")) <= 2 for block in found)
+    assert all(0 < len(line) <= 42 for block in found for line in block.split("\n"))
 
 
 def test_times_and_numbers_beyond_all_clocks_stop_no_export(videos: Path):
@@ -393,7 +431,7 @@ def test_without_pyarrow_parquet_says_what_to_install(tmp_path: Path):
     path = tmp_path / "t.parquet"
     command = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert "pyarrow, which is not here | pip install 'lvspec[parquet]'" in done.stdout
+    assert f"pyarrow, which is not here | {install_command('pyarrow')}" in done.stdout
     assert not path.exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lvspec_cli.bench.run import MARKS
 from lvspec_cli.errors import OutputError
-from lvspec_cli.output.files import check_all_ours, check_ours, has_mark
+from lvspec_cli.output.files import check_all_ours, check_folder, check_ours, has_mark
 
 MARK = b'{"question": 1, "round": '
 
@@ -45,3 +45,13 @@ def test_one_file_of_somebody_else_is_enough(tmp_path: Path, name: str):
     (tmp_path / name).write_text("mine")
     with pytest.raises(OutputError, match=name):
         check_all_ours(tmp_path, MARKS)
+
+
+def test_a_folder_is_looked_at_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check_folder(tmp_path / "not" / "yet")
+    monkeypatch.setattr("lvspec_cli.output.files.LEAST_FREE", 2**80)
+    with pytest.raises(OutputError, match="the disk is full"):
+        check_folder(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(OutputError, match=f"{tmp_path}: no permission to write there"):
+        check_folder(tmp_path / "not" / "yet")

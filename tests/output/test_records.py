@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from lvspec_cli.errors import VideoError
 from lvspec_cli.output.records import (
     FileIdentity,
     Record,
     encode_name,
+    failed_record,
     identify,
     key_of,
     record_key,
@@ -30,7 +32,7 @@ from tests.output.rows import record
 
 # docs/design.md, "Records", in its order.
 FIELDS = """schema key id status file_name file_name_b64 segment task system prompt text thoughts value error
-finish_reason pair target draft mode settings lossless sampling stats audit version created"""
+finish_reason pair target draft mode settings lossless sampling stats audit warnings version created"""
 SAMPLING = """requested duration begins frames_expected decoded timestamps width height visual_tokens
 oom_retries warnings"""
 
@@ -57,6 +59,25 @@ def test_infinite_margins_stay_json():
     settings = DecodeSettings(rule=RuleSettings(filler_margin=inf))
     line = to_line(record(settings=settings_fields(settings)))
     assert json.loads(line, parse_constant=pytest.fail)["settings"]["rule"]["filler_margin"] == "Infinity"
+
+
+def test_a_record_has_null_for_no_limit_and_keeps_its_key_and_the_warning_of_its_pair():
+    plan = demo_plan()
+    settings = DecodeSettings(rule=RuleSettings(filler_margin=inf), max_new_tokens=9)
+    request = AskRequest(VideoRequest(Path("a.mp4"), max_frames=8, max_pixels=784), ("What?",), settings)
+    row = failed_record(plan, request, IDENTITY, 1, VideoError("broken"))
+    assert row.settings["rule"]["filler_margin"] is None
+    assert row.settings["rule"]["anchor_margin"] == 0.5
+    assert row.key == record_key(plan, request, IDENTITY, 1)
+    finite = replace(settings, rule=RuleSettings(filler_margin=4.0))
+    assert row.key != record_key(plan, replace(request, settings=finite), IDENTITY, 1)
+    assert row.warnings == (
+        "the pair knows only the demo world: about other videos its answers mean nothing",
+    )
+    known = replace(
+        plan, choice=replace(plan.choice, pair=plan.choice.pair.model_copy(update={"world": None}))
+    )
+    assert failed_record(known, request, IDENTITY, 1, VideoError("broken")).warnings == ()
 
 
 def test_settings_hold_only_what_the_mode_reads():

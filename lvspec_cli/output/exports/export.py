@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from io import BufferedReader
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Literal
 
 from lvspec_cli.errors import OutputError, UsageError
+from lvspec_cli.host import install_command
 from lvspec_cli.output.exports.captions import (
     Caption,
     Captions,
@@ -40,7 +42,7 @@ from lvspec_cli.output.exports.formats import (
 )
 from lvspec_cli.output.exports.trainers import labelled, shards, trainer_files
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Fill, Skipped
-from lvspec_cli.output.files import lacks_room, locked, replacing, sweep, sync_all, unwritable
+from lvspec_cli.output.files import check_folder, lacks_room, locked, replacing, sweep, sync_all, unwritable
 from lvspec_cli.output.records import Record
 from lvspec_cli.text_file import LISTS, read_own
 
@@ -161,8 +163,11 @@ def check_places(to: ExportFormat, where: ExportPlaces) -> None:
     """Checks the paths of an export, before anything slow starts.
 
     :raises UsageError: the format needs a path that is missing, or cannot use one that is given.
-    :raises OutputError: a path is not a regular file, but a device, for example.
+    :raises OutputError: a path is not a regular file, but a device, for example, or cannot be written; or a
+        package is missing.
     """
+    if to is ExportFormat.PARQUET and find_spec("pyarrow") is None:
+        raise OutputError("Parquet is written by pyarrow, which is not here", install_command("pyarrow"))
     if where.out and where.out_dir:
         raise UsageError("--out and --out-dir are both given", "give one of them")
     if where.out and to.is_sidecar:
@@ -183,7 +188,9 @@ def check_places(to: ExportFormat, where: ExportPlaces) -> None:
             "leave out --out and --out-dir: it is then written to the folder of the videos",
         )
     if not to.is_sidecar and not to.is_dataset:
-        _one_file(to, where)
+        check_folder(_one_file(to, where).parent)
+    elif folder := where.out_dir or where.videos:
+        check_folder(folder)
 
 
 def _check_folder(to: ExportFormat, where: ExportPlaces) -> None:

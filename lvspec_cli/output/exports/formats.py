@@ -10,10 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, fields
+from itertools import accumulate
 from pathlib import Path
+from textwrap import wrap
 from typing import IO, Any, get_args, get_type_hints
 
 from lvspec_cli.errors import OutputError
+from lvspec_cli.host import install_command
 from lvspec_cli.output.exports.captions import Caption, Videos
 from lvspec_cli.output.exports.types import Skipped
 from lvspec_cli.table import clock
@@ -54,7 +57,7 @@ def write_parquet(captions: Sequence[Caption], stream: IO[bytes]) -> None:
         from pyarrow import parquet
     except ImportError as error:
         raise OutputError(
-            "Parquet is written by pyarrow, which is not here", "pip install 'lvspec[parquet]'"
+            "Parquet is written by pyarrow, which is not here", install_command("pyarrow")
         ) from error
     types = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64(), bool: pyarrow.bool_()}
     hints = get_type_hints(Caption)
@@ -67,6 +70,7 @@ def write_parquet(captions: Sequence[Caption], stream: IO[bytes]) -> None:
 
 LONGEST = 359_999.999  # seconds: the latest time with two digits for hours
 SHORTEST = 1.0  # seconds of a cue whose end is unknown, or before the start of the picture
+LINE, LINES = 42, 2  # most characters in a line of a subtitle, and lines in a cue, as broadcasters have it
 
 
 def srt(captions: Sequence[Caption]) -> str:
@@ -88,9 +92,47 @@ def vtt(captions: Sequence[Caption]) -> str:
 
 
 def _cues(captions: Sequence[Caption]) -> list[tuple[float, float, str]]:
-    """Start, end and text of each cue. Blank lines are removed from texts, because they would end the cue."""
-    timed = [(_start(caption), _end(caption), _lines(caption.text)) for caption in captions]
-    return [(start, end, text) for start, end, text in timed if text]
+    """Start, end and text of each cue, in order and without overlaps.
+
+    A long caption becomes several cues, each with a share of its time that goes by its length.
+    """
+    timed = [(_start(caption), _end(caption), blocks(caption.text)) for caption in captions]
+    cues: list[tuple[float, float, str]] = []
+    for (start, end), parts in zip(
+        apart([(start, end) for start, end, parts in timed if parts]),
+        [parts for _, _, parts in timed if parts],
+        strict=True,
+    ):
+        lengths = [len(part) for part in parts]
+        marks = [start + (end - start) * done / sum(lengths) for done in accumulate(lengths, initial=0)]
+        marks[-1] = end
+        cues += zip(marks, marks[1:], parts, strict=False)
+    return cues
+
+
+def apart(stretches: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Stretches in order of time, cut where the next one begins, so that none overlaps another.
+
+    One that would be left with nothing is moved behind the one before, and takes ``SHORTEST`` seconds.
+    """
+    cut: list[tuple[float, float]] = []
+    for index, (start, end) in enumerate(stretches):
+        following = [later for later, _ in stretches[index + 1 : index + 2] if later > start]
+        begin = max(start, cut[-1][1] if cut else start)
+        until = min(end, *following) if following else end
+        cut.append((begin, until if until > begin else begin + SHORTEST))
+    return cut
+
+
+def blocks(text: str) -> list[str]:
+    """The text in blocks of at most LINES lines of LINE characters, without blank lines: they end a cue."""
+    lines = [
+        line
+        for paragraph in text.splitlines()
+        for line in wrap(paragraph, LINE, break_on_hyphens=False)
+        if line.strip()
+    ]
+    return ["\n".join(lines[first : first + LINES]) for first in range(0, len(lines), LINES)]
 
 
 def _start(caption: Caption) -> float:
@@ -109,10 +151,6 @@ def _end(caption: Caption) -> float:
 def _without_arrows(text: str) -> str:
     """Shortens arrows: SubRip has no escapes, and a line with two times and an arrow would start a cue."""
     return re.sub("-{2,}>", "->", text)
-
-
-def _lines(text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if line.strip())
 
 
 def _clock(seconds: float, point: str) -> str:
