@@ -124,9 +124,9 @@ Think = Annotated[
 Choices = Annotated[
     str | None,
     Option(
-        "--choices", metavar="A,B,...",
-        help="The answer is one of these, to the letter, and a record has it in `value`. Say in the question "
-        "what they mean.",
+        "--choices", metavar="LIST",
+        help="The answer is one of these (yes,no,unsure), to the letter; a record has it in `value`. Say in the "
+        "question what they mean.",
     ),
 ]  # fmt: skip
 Schema = Annotated[
