@@ -70,8 +70,8 @@ class Measuring(OptionGroup):
     quick: bool = flag(False, "A minute's look: two clips, short answers.", "--quick")
     modes: str | None = flag(
         None,
-        "Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted, and control, the target's own second "
-        "choices; lvspec:random is the rule with another relevance. Left out, all but the last, and control "
+        "Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted, and control, the target's own "
+        "second choices; lvspec:random is the rule with another relevance. Left out, all but the last, and control "
         "where no right answers are known.",
         metavar="LIST",
     )

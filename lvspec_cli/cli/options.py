@@ -125,8 +125,8 @@ Choices = Annotated[
     str | None,
     Option(
         "--choices", metavar="LIST",
-        help="The answer is one of these (yes,no,unsure), to the letter; a record has it in `value`. Say in the "
-        "question what they mean.",
+        help="The answer is one of these (yes,no,unsure), to the letter; a record has it in `value`. Say in "
+        "the question what they mean.",
     ),
 ]  # fmt: skip
 Schema = Annotated[
