@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from lvspec_cli.events import Stage, StageFinished, StageStarted
+from lvspec_cli.events import Answered, InSlot, Stage, StageFinished, StageStarted
 from lvspec_cli.output.records import Record, stats_fields
 from lvspec_cli.table import clock
 from lvspec_cli.types import DecodeStats
@@ -17,7 +19,7 @@ from lvspec_cli.ui.batch import BatchPicture, BatchShow, failure_line
 from lvspec_cli.ui.state import BatchView, add_event, add_row, counts, rates
 from tests.output.rows import caption, failure
 from tests.ui.test_render import EVENTS
-from tests.ui.test_state import EMPTY
+from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND
 
 STATS = stats_fields(DecodeStats(output_tokens=41, rounds=8, drafted=64, accepted_exact=32), 0.1)
 START = BatchView(total=10, skipped=4, current=EMPTY)
@@ -64,9 +66,25 @@ def test_the_picture_shows_the_clip_the_last_results_and_how_far_it_is() -> None
         assert part in text, part
 
 
-@given(st.integers(20, 200), st.integers(3, 50))
-def test_the_picture_fits_any_terminal(columns: int, rows: int) -> None:
+def test_clips_that_are_decoded_together_have_a_line_each_until_their_rows_are_there() -> None:
+    other = replace(CLIP, path=Path("other.mp4"))
+    both = [
+        InSlot(slot, event) for slot, clip in enumerate((CLIP, other)) for event in (clip, PREFILL, ROUND)
+    ]
+    drawn = draw(reduce(add_event, both, START), columns=40)
+    assert [line for line in drawn if ".mp4" in line] == [
+        "a.mp4  4 tokens  A red ball",
+        "other.mp4  4 tokens  A red ball",
+    ]
+    begun = [*both, InSlot(1, Answered(caption(b"other.mp4"))), InSlot(1, StageStarted(Stage.ENCODING))]
+    assert "  encoding the video" in draw(reduce(add_event, begun, START))
+    assert not any("other" in line for line in draw(reduce(add_event, begun, START)))
+
+
+@given(st.integers(20, 200), st.integers(3, 50), st.integers(0, 40))
+def test_the_picture_fits_any_terminal(columns: int, rows: int, slots: int) -> None:
     seen = reduce(add_event, EVENTS, view(*(caption(b"x" * 300, "y" * 900) for _ in range(5))))
+    seen = reduce(add_event, (InSlot(slot, event) for slot in range(slots) for event in (CLIP, ROUND)), seen)
     drawn = draw(seen, columns, rows)
     assert len(drawn) < rows
     assert all(cell_len(line) <= columns for line in drawn)
