@@ -17,10 +17,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def lasting(row: dict[str, Any]) -> dict[str, Any]:
-    """What two runs of the same agree on: all but times."""
+    """What two runs of the same agree on: all but times, and a loss but for the rounding of its sum."""
     stats = row["stats"] and {
         name: value for name, value in row["stats"].items() if not name.endswith("_s") or name == "tokens"
     }
+    if stats and stats["loss_per_token"]:
+        stats["loss_per_token"] = round(stats["loss_per_token"], 3)
     return {**row, "stats": stats, "created": None}
 
 

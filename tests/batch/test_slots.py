@@ -114,7 +114,7 @@ def test_an_interruption_leaves_whole_rows_and_the_next_run_does_the_rest(
     caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(number: int, count: int) -> None:
-        if number == 60:
+        if number == 12:
             signal.raise_signal(signal.SIGINT)
 
     failing(monkeypatch, interrupt)
