@@ -187,7 +187,7 @@ def _kept(result: ModeResult) -> str:
 
 
 def _lost(noun: str, quality: RelativeQuality) -> str:
-    """``no fact of 38 lost``; a share where right ones were lost and others found, or are not counted."""
+    """``no fact of 38 lost``; a share where they were not counted, or where wrong ones were added."""
     if quality.lost is None or (quality.lost == 0 and quality.mode < quality.ar):
         return f"{percent(quality.mode / quality.ar if quality.ar else None, 1)} of ar's {noun}s"
     return f"{quality.lost or 'no'} {noun}{'s' if quality.lost > 1 else ''} of {quality.count:,} lost"
@@ -221,7 +221,7 @@ def notes(results: Results) -> Iterator[str]:
                 " words of ar's that the control keeps, and are no shorter and no more repetitive"
             )
         else:
-            yield (f"{WINNER} the fastest of those that keep {percent(MIN_RETENTION, 1)} of ar's quality")
+            yield f"{WINNER} the fastest of those that keep {percent(MIN_RETENTION, 1)} of ar's quality"
     sure = max(filter(_is_sure, results.modes), key=median_speedup, default=None)
     if best is not None and sure is not None and not keeps_quality(best):
         speed = f"{median_speedup(sure):.1f} times as fast as {results.reference}"
@@ -241,9 +241,8 @@ def _is_sure(result: ModeResult) -> bool:
 def few_clips(clips: int) -> Iterator[str]:
     """Says that there are no intervals, if there are too few clips for them."""
     if clips < FEW_CLIPS:
-        yield f"no intervals: {counted(clips, 'clip')} are too few for them, {FEW_CLIPS} the least".replace(
-            "1 clip are", "1 clip is"
-        )
+        over = counted(clips, "clip")
+        yield f"no intervals: over {over} they would be too narrow; {FEW_CLIPS} are the least"
 
 
 def _clips(results: Results) -> int:

@@ -71,8 +71,8 @@ class Measuring(OptionGroup):
     modes: str | None = flag(
         None,
         "Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted, and control, the target's own "
-        "second choices; lvspec:random is the rule with another relevance. Left out: all of them, control where "
-        "no right answers are known.",
+        "second choices; lvspec:random is the rule with another relevance. Left out: all, control where no "
+        "right answers are known.",
         metavar="LIST",
     )
     gamma: str | None = flag(None, "Tokens the draft proposes a round: auto,3,5,8,12.", metavar="LIST")

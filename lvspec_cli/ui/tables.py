@@ -22,8 +22,6 @@ from lvspec_cli.pairs.registry import Source
 from lvspec_cli.table import NO_BREAK, Table, plain, size, wrapped
 
 _STYLES = {"best": "bold", "worse": "red"}
-
-
 GAP = 2  # characters between two columns
 PROSE = 16  # characters that a column of prose gets at least, if it has so many
 
@@ -85,10 +83,6 @@ def _drawn(table: Table, widths: Sequence[int]) -> RichTable:
         style = _STYLES.get(table.styles.get(index, ""), "")
         drawn.add_row(*(Text("\n".join(cell_lines(cell)), style) for cell in row))
     return drawn
-
-
-GAP = 2  # characters between two columns
-PROSE = 16  # characters that a column of prose gets at least, if it has so many
 
 
 def fitted(table: Table, width: int) -> tuple[Table, tuple[int, ...]] | None:

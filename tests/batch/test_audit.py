@@ -111,7 +111,8 @@ def test_the_summary_is_over_clips_and_names_speed_and_what_is_kept():
     said = "\n".join(audit_lines(found, 0.5))
     assert "4 of 6 captions answered in mode ar as well" in said
     assert "1 more could not be: not enough memory" in said
-    assert "3.50 (2.00-4.00) times as fast as ar" in said
+    assert "decoding is 3.50 times as fast as ar" in said  # of four clips no interval can be trusted
+    assert "no intervals: over 4 clips they would be too narrow" in said
     assert "identical 75.0 %" in said
 
 

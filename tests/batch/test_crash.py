@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import signal
 import time
@@ -99,6 +100,7 @@ def test_a_signal_stops_within_a_second_and_leaves_a_file_that_resumes(
     assert len(rows(out)) == done
     assert not run.family()
     assert "interrupted" in run.stderr
+    assert re.search(r"^\d+ left: the same command goes on from there$", run.stderr, re.MULTILINE)
     assert lvspec.start(tmp_path, "caption", many, "--out", out).wait() == 1
     assert_complete(out)
 

@@ -141,7 +141,7 @@ def test_few_clips_have_no_intervals_and_that_is_said() -> None:
     assert ".00 (" not in cells(few)
     assert ".50 (" not in cells(few)
     assert "% (" not in cells(few)
-    assert "no intervals: 1 clip is too few for them, 20 the least" in notes(few)
+    assert "no intervals: over 1 clip they would be too narrow; 20 are the least" in notes(few)
     assert not any("no intervals" in line for line in notes(many))
     assert any("with 95 % intervals" in line for line in notes(many))
     assert not any("95 %" in line for line in notes(few))

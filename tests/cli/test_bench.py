@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lvspec_cli.bench.lines import verdict
 from lvspec_cli.bench.results import Results, read_results, to_json
 from lvspec_cli.figures.answers import BenchMode
 from lvspec_cli.figures.summary import Measured, summarise
@@ -99,6 +100,7 @@ def test_quick_measures_every_mode_on_clips_of_its_own(tiny, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     heading, *lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert heading[:3] == ["mode", "γ", "speedup"]
+    assert done.stderr.count(verdict(read_results(out)) + "\n") == 1
     names = [line[0].removesuffix(" *") for line in lines]
     assert names == [*map(str, BenchMode), "hf-assisted"]  # once as it is, once with our gamma
     results = read_results(out)
@@ -249,6 +251,10 @@ def test_compare_shows_what_changed_and_fails_on_a_regression(tiny, clips: Path,
     doctored(1.1)
     better = tiny("bench-compare", first / "results.json", second)
     assert (better.returncode, better.stderr) == (0, "")
+    alone = results.model_copy(update={"modes": (exact.model_copy(update={"gamma": 9}),)})
+    (second / "results.json").write_text(to_json(alone))
+    neither = tiny("bench-compare", first, second)
+    assert (neither.returncode, f"error: {second} has no mode of {first}\n" in neither.stderr) == (2, True)
     (second / "results.json").write_text("{}")
     assert tiny("bench-compare", first, second).returncode == 2
     assert tiny("bench-compare", first, tmp_path / "gone").returncode == 4

@@ -6,7 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
+from lvspec_cli.cli.show import WordLines
 from tests.cli.terminal import Terminal
 from tests.conftest import Shell
 
@@ -111,9 +115,40 @@ def test_a_file_that_cannot_be_read_does_not_flash_the_view(named: Shell, tmp_pa
     assert "error: " in terminal.text
 
 
+words = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=12)
+
+
+@settings(max_examples=30)
+@given(st.lists(words, max_size=20), st.integers(1, 9), st.integers(12, 60))
+def test_streamed_text_ends_its_lines_between_words(parts: list[str], size: int, width: int) -> None:
+    text = " ".join(parts)
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    passed, lines = WordLines(None), WordLines(width)
+    assert "".join(map(passed.feed, pieces)) + passed.end() == text
+    shown = "".join(map(lines.feed, pieces)) + lines.end()
+    assert "".join(shown.split()) == "".join(text.split())
+    assert all(cell_len(line) <= width for line in shown.split("\n"))
+    if text.isascii():
+        assert shown.split() == parts
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (("A re", "d ba", "ll ro", "lls."), "A red ball\nrolls."),
+        (("one\n\ntwo th", "ree four"), "one\n\ntwo three\nfour"),
+        (("a-word-without-end and", " more"), "a-word-with\nout-end and\nmore"),
+        (("赤い", "ボールが", "転がる"), "赤いボール\nが転がる"),
+    ],
+)
+def test_streamed_text_by_hand(pieces: tuple[str, ...], shown: str) -> None:
+    lines = WordLines(11)
+    assert "".join(map(lines.feed, pieces)) + lines.end() == shown
+
+
 def test_models_is_a_table(named: Shell):
     terminal = Terminal(named, "models", columns=100)
     assert terminal.finish() == 0
     assert "tiny (default)" in terminal.scrollback
-    assert "──" in terminal.text
+    assert "──" in terminal.scrollback
     assert "\t" not in terminal.text

@@ -90,10 +90,7 @@ def begun(name: str, *stages: Stage) -> list[Event]:
 
 def test_a_clip_begins_with_no_stage_of_the_one_before() -> None:
     loading: list[Event] = [StageStarted(Stage.LOADING), StageFinished(Stage.LOADING, 2.0)]
-    first: list[Event] = [
-        *begun("a.mp4", Stage.ENCODING, Stage.ANSWERING),
-        StageFinished(Stage.ANSWERING, 3.0),
-    ]
+    first = [*begun("a.mp4", Stage.ENCODING, Stage.ANSWERING), StageFinished(Stage.ANSWERING, 3.0)]
     at_first = "\n".join(draw(reduce(add_event, [*loading, *first], START)))
     assert "✓ decoding 0.5 s  ✓ loading 2.0 s  ✓ encoding the video 0.5 s  ✓ answering 3.0 s" in at_first
     waiting = reduce(add_event, [*loading, *first, StageStarted(Stage.DECODING)], START)

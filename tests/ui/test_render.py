@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from lvspec_cli.events import (
     Event,
@@ -21,7 +22,16 @@ from lvspec_cli.events import (
     StageStarted,
 )
 from lvspec_cli.types import Piece, Round, TokenKind
-from lvspec_cli.ui.render import STEP, STYLES, Picture, answer_text, bars, current_text, last_pieces
+from lvspec_cli.ui.render import (
+    STEP,
+    STYLES,
+    Picture,
+    answer_text,
+    bars,
+    current_text,
+    kept_answer,
+    last_pieces,
+)
 from lvspec_cli.ui.state import View, fold
 from tests.ui.test_state import CLIP, EMPTY, PREFILL, ROUND, SHORT
 
@@ -165,6 +175,36 @@ def test_rounds_of_one_answer_only():
         FULL, RoundDone(3, Round((6, 7), (TokenKind.SHIFT, TokenKind.TARGET), drafted=(6,)), (), 1.0)
     )
     assert later.lengths == (3, 1, 2)
+
+
+def test_an_answer_is_kept_with_its_colours_and_what_they_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    words = (
+        "A",
+        " large",
+        " red",
+        " ball",
+        " rolls",
+        " from",
+        " left",
+        " to",
+        " right",
+        " slowly",
+        ".\x1b[2J",
+    )
+    view = replace(FULL, pieces=tuple(Piece(word, TokenKind.FILLER) for word in words))
+    drawn = kept_answer(view)
+    assert "\x1b[4;33m" in drawn
+    assert [line.rstrip() for line in Text.from_ansi(drawn).plain.splitlines()] == [
+        "A large red ball rolls from",
+        "left to right slowly.\\x1b[2J",
+        "exact 1   filler 1   shift 0",
+        "the target's own 3",
+    ]
+    alone = kept_answer(replace(view, gamma=None))
+    assert "exact" not in alone  # nothing was drafted
 
 
 def test_of_thoughts_only_their_length_is_shown() -> None:
