@@ -447,22 +447,29 @@ class Conversation:
     ) -> Record:
         """The record of an answer. The turn is added to the history, even of an answer that was interrupted.
 
-        :param listen: gets a Noted event when the oldest turns are left out.
+        :param listen: gets a Noted event when turns are left out of the history.
         :raises LvspecError: the question has no room in the context, or the pair fails. The conversation can
             go on.
         """
+        from lvspec_cli.models.prompt import check_text
+
+        request = self._asked(question, listen)
+        run = self._run(request, listen)
         try:
             with self._memory_errors():
-                request = self._asked(question, listen)
-                run = self._run(request, listen)
                 self._prompts = run.encoded(self._session, question, self._prompts)
                 record = run.answer(self._session, self._prompts, 1, interrupted)
         except BaseException:
             self._renew()  # the caches may be inconsistent
             raise
         self.records.append(record)
-        if record.text:
-            self.history = (*request.history, Turn(question, record.text))
+        self.history = request.history
+        try:
+            check_text(self._pair.target.processor, record.text or "")
+        except UsageError as error:  # no prompt may hold such an answer
+            listen(Noted(f"later questions will not know of this answer: {error.cause}"))
+        else:
+            self.history += (Turn(question, record.text),) if record.text else ()
         return record
 
     def reset(self) -> None:
