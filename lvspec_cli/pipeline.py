@@ -583,21 +583,28 @@ class Conversation:
     ) -> Record:
         """The record of an answer. The turn is added to the history, even of an answer that was interrupted.
 
-        :param listen: gets a Noted event when the oldest turns are left out.
+        :param listen: gets a Noted event when turns are left out of the history.
         :raises LvspecError: the question has no room in the context, or the pair fails. The conversation can
             go on.
         """
+        from lvspec_cli.models.prompt import check_text
+
+        request = self._asked(question, listen)
         try:
             with self._memory_errors():
-                request = self._asked(question, listen)
                 self._about = self._answers(request, self._about)
                 record = alone(self._about.turn(1, listen, interrupted))
         except BaseException:
             self._renew()  # the caches may be inconsistent
             raise
         self.records.append(record)
-        if record.text:
-            self.history = (*request.history, Turn(question, record.text))
+        self.history = request.history
+        try:
+            check_text(self._pair.target.processor, record.text or "")
+        except UsageError as error:  # no prompt may hold such an answer
+            listen(Noted(f"later questions will not know of this answer: {error.cause}"))
+        else:
+            self.history += (Turn(question, record.text),) if record.text else ()
         return record
 
     def reset(self) -> None:

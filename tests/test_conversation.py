@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from lvspec_cli import pipeline
 from lvspec_cli.errors import ContextError, UsageError
@@ -20,7 +22,6 @@ from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Clip, DecodeSettings, Mode, Turn, VideoRequest
 from lvspec_cli.video.decode import read_clip
 from tests.conftest import demo_plan
-from tests.speculation.conftest import stock_model
 
 TOKENS = 12
 VIDEO = VideoRequest(PACKAGE / "demo/clips/clip_0001.mp4", max_frames=4)
@@ -50,6 +51,12 @@ def ask(talk: Conversation, question: str, **options: Any) -> tuple[Record, list
     return talk.ask(question, events.append, **options), events
 
 
+@functools.cache
+def stock() -> Any:
+    """The target as transformers runs it, in float32 as the pair is: its files are bfloat16."""
+    return AutoModelForImageTextToText.from_pretrained(FOLDERS[0], dtype=torch.float32)
+
+
 def generated(pair: LoadedPair, clip: Clip, history: tuple[Turn, ...], question: str) -> str:
     """The answer of transformers alone to a conversation that is written by hand."""
     turns: list[dict[str, Any]] = []
@@ -64,8 +71,7 @@ def generated(pair: LoadedPair, clip: Clip, history: tuple[Turn, ...], question:
     text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     inputs = features_of(processor, text, clip)
     with torch.inference_mode():
-        model = stock_model(str(FOLDERS[0])).float()  # as the pair computes; its file is in bfloat16
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+        tokens = stock().generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
     return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).lstrip(" ")
 
 
@@ -135,7 +141,9 @@ def test_a_short_context_leaves_out_turns_and_refuses_a_question_that_has_no_roo
     assert ask_anew(talk, QUESTIONS[0])[0].text == record.text, "it goes on"
 
 
-def test_what_goes_wrong_in_an_answer_ends_that_answer_alone(talk: Conversation):
+def test_what_goes_wrong_in_an_answer_ends_that_answer_alone(
+    talk: Conversation, monkeypatch: pytest.MonkeyPatch
+):
     whole, _ = ask(talk, QUESTIONS[2])
     talk.reset()
     with pytest.raises(UsageError, match=r"<\|im_end\|>"):
@@ -154,4 +162,13 @@ def test_what_goes_wrong_in_an_answer_ends_that_answer_alone(talk: Conversation)
     assert cut.text
     assert whole.text.startswith(cut.text)
     assert talk.history == (Turn(QUESTIONS[2], cut.text),), "what was said is said"
-    assert ask_anew(talk, QUESTIONS[2])[0].text == whole.text
+
+    def refuse(processor: Any, text: str) -> None:
+        if text == whole.text:
+            raise UsageError("the text holds a command")
+
+    monkeypatch.setattr("lvspec_cli.models.prompt.check_text", refuse)
+    again, events = ask_anew(talk, QUESTIONS[2])
+    assert again.text == whole.text
+    assert events[-1] == Noted("later questions will not know of this answer: the text holds a command")
+    assert not talk.history

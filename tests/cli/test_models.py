@@ -150,7 +150,7 @@ def test_a_pair_of_your_own_is_added(here: Run, tiny_models: Path, tmp_path: Pat
     assert here("models", "add", "other", "owner/name", "mtp").returncode == 0
     assert file.read_text().startswith("# mine\npairs:\n  other:\n")
     rows = [line.split("\t") for line in here("models", "list").stdout.splitlines()]
-    assert [(row[0], row[3]) for row in rows[1:3]] == [("other", "not here"), ("mine", "local")]
+    assert [(row[0], row[3]) for row in rows[1:3]] == [("other", "not here"), ("mine", "folder")]
     before = file.read_bytes()
     for words, cause in (
         (("mine", *folders), "there is a pair named 'mine' already"),
