@@ -120,7 +120,7 @@ class Workers(OptionGroup):
     )
     devices: str | None = flag(None, "One pair on each: cuda:0,cuda:1.", metavar="LIST")
     at_once: str = flag(
-        "auto",
+        "1",
         "Captions that each pair decodes together. auto: as many as fit and gain; 1 on a GPU.",
         metavar="N",
     )
