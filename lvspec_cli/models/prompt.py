@@ -5,6 +5,7 @@ The processor alone tells the number of a video's tokens, before any weights are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,6 @@ from lvspec_cli.models.processing import makes_the_same, process
 from lvspec_cli.models.prompt_length import TEMPLATE, Limit, Role, frames_within, positions_of
 from lvspec_cli.models.read import chat_text, read_config, read_processor
 from lvspec_cli.types import WHOLE, Clip, DraftView, PairPrompts, Prompt, Turn
-from lvspec_cli.video.pixels import fitted_size
 
 
 def build_prompts(
@@ -211,7 +211,9 @@ def shown(clip: Clip, view: DraftView) -> Clip:
         times = tuple(clip.timestamps[index] for index in chosen)
         clip = replace(clip, frames=clip.frames[chosen], timestamps=times)
     if view.pixels is not None and view.pixels < pixels:
-        width, height = fitted_size(clip.width, clip.height, None, view.pixels)
+        scale = math.sqrt(view.pixels / pixels)
+        width = max(1, math.floor(clip.width * scale))
+        height = max(1, min(math.floor(clip.height * scale), view.pixels // width))
         frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
         smaller = interpolate(frames, (height, width), mode="bicubic", antialias=True)
         clip = replace(clip, frames=smaller.permute(0, 2, 3, 1).contiguous().numpy())
