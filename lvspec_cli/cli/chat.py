@@ -103,6 +103,7 @@ def converse(choice: PairChoice, request: AskRequest, stop: Stop, *, quiet: bool
         progress.close()
     if not quiet:
         say(f"{choice.name} has seen {request.video.path.name}; /help lists commands, Ctrl-D ends the chat")
+    stop.is_shown = True  # Ctrl-C ends an answer, and not the chat
     talk, failed = _Chat(conversation, choice, stop, quiet), 0
     for line in _lines(stop):
         if line == "/quit":
