@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.errors import LvspecError, UsageError
+from lvspec_cli.host import install_command
 from lvspec_cli.types import Constraint
 
 # As Python's json writes it. With spaces left open, some models never stop writing spaces.
@@ -40,7 +41,8 @@ def check_constraint(constraint: Constraint) -> None:
         from llguidance import LLMatcher
     except ImportError:
         raise UsageError(
-            "--choices and --schema need llguidance, which is not here", "pip install 'lvspec[constrained]'"
+            "--choices and --schema need llguidance, which is not here",
+            install_command("lvspec[constrained]"),
         ) from None
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar_of(constraint))
     if failed:

@@ -17,6 +17,7 @@ from lvspec_cli.figures.audit import is_audited, parse_share, summarise_audits
 from lvspec_cli.figures.labels import chrf, rouge_l
 from lvspec_cli.output.records import Audit, Failure, Record, Stats
 from lvspec_cli.speculation.answer import Answer
+from lvspec_cli.speculation.draft import Proposal
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.speculation.fallback import Pace
 from lvspec_cli.types import FinishReason, Mode
@@ -179,7 +180,7 @@ def test_the_video_is_encoded_once_and_an_audit_changes_no_answer(
 ):
     prompts = ("--prompt", "Describe it.", "--prompt", "What is there?", "--prompt", "Who?")
     # Without a look at the clock, on which a loose text may depend.
-    loose = ("--filler-margin", "inf", "--relevance", "plausible", "--anchor-margin", "inf", "--no-fallback")
+    loose = ("--filler-margin", "inf", "--relevance", "plausible", "--no-fallback")
     caption(clips / "a.mp4", "--out", "plain.jsonl", *prompts, *loose)
     encoded: list[Session] = []
     original = Session._encode_target
@@ -267,16 +268,16 @@ def test_failed_rows_and_stdout(caption: Caption, clips: Path):
 def test_an_audit_that_memory_does_not_suffice_for_costs_no_caption(
     caption: Caption, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    original = Answer.round
+    original = Answer.verification
     prompts = ("--prompt", "Describe it.", "--prompt", "What is there?")
     caption(clips / "a.mp4", "--out", "plain.jsonl", *prompts)
 
-    def short(self: Answer) -> Any:
+    def short(self: Answer, proposal: Proposal) -> Any:
         if self._settings.mode is Mode.AR and len(self.tokens) == 2:
             raise torch.OutOfMemoryError("too little")
-        return original(self)
+        return original(self, proposal)
 
-    monkeypatch.setattr(Answer, "round", short)
+    monkeypatch.setattr(Answer, "verification", short)
     done = caption(clips / "a.mp4", "--out", "out.jsonl", "--audit", "100%", *prompts)
     assert done.returncode == 0, done.stderr
     ours, plain = rows(tmp_path / "out.jsonl"), rows(tmp_path / "plain.jsonl")

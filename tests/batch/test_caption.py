@@ -275,11 +275,11 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tried: list[int] = []
     encode = Session.encode
 
-    def limited(self: Session, prompts: Any, settings: Any = None) -> None:
+    def limited(self: Session, prompts: Any, settings: Any = None, **more: Any) -> None:
         tried.append(prompts.target.visual_tokens)
         if tried[-1] > 12:
             torch.empty(1 << 60, dtype=torch.uint8)  # what an allocator says when memory ends
-        encode(self, prompts, settings)
+        encode(self, prompts, settings, **more)
 
     monkeypatch.setattr(Session, "encode", limited)
     return tried
@@ -573,7 +573,7 @@ def test_jobs_and_prompts_are_read_as_other_programs_write_them(
 def test_the_place_of_an_unknown_field_is_named(caption: Caption, clips: Path, tmp_path: Path):
     (clips / "jobs.csv").write_text("path;prompt\na.mp4;Well?\nb.mp4;Which {colour}?\n")
     (tmp_path / "prompt.txt").write_text("Look at {name}.\nWhich {colour}?\n")
-    remedy = "try: use {name} and {duration}; write {{ and }} for braces"
+    remedy = "try: use {name}, {duration} and {subtitles}; write {{ and }} for braces"
     for arguments, place in (
         ((clips / "jobs.csv",), f"{clips}/jobs.csv, line 3"),
         ((clips, "--prompt-file", "prompt.txt"), "prompt.txt, line 2"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lvspec_cli.errors import PairError, UsageError
+from lvspec_cli.host import install_command
 from lvspec_cli.memory.plan import Choice, Workload, need
 from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.families import FAMILIES
@@ -387,10 +388,10 @@ def test_float16_is_taken_only_where_the_family_does_not_overflow_in_it(
 @pytest.mark.parametrize(
     ("quantisation", "device", "package", "remedy"),
     [
-        ("fp8", "cuda", "kernels", "'lvspec[fp8]'"),
-        ("gptq", "cuda", "gptqmodel", "'lvspec[gptq]'"),
-        ("awq", "cpu", "gptqmodel", "'lvspec[gptq]'"),
-        ("torchao-int4", "cpu", "torchao", "'lvspec[torchao]'"),
+        ("fp8", "cuda", "kernels", "lvspec[fp8]"),
+        ("gptq", "cuda", "gptqmodel", "lvspec[gptq]"),
+        ("awq", "cpu", "gptqmodel", "lvspec[gptq]"),
+        ("torchao-int4", "cpu", "torchao", "lvspec[torchao]"),
         ("nf4", "cpu", "bitsandbytes", "bitsandbytes"),
     ],
 )
@@ -400,7 +401,7 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: None)
     with pytest.raises(PairError, match=f"needs the package {package}") as caught:
         check_usable(Quantisation(quantisation), torch.device(device))
-    assert caught.value.remedy == f"install it with: pip install {remedy}"
+    assert caught.value.remedy == f"install it with: {install_command(remedy)}"
 
 
 def test_what_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
