@@ -53,9 +53,9 @@ SETTINGS = {
 RULE = """relevance anchor_threshold anchor_margin filler_margin sentence_margin shift_window max_loose_run
 max_loose_in_window loose_window never_loosely random_rate layers"""
 
-RULE_FLAGS = """--relevance random --anchor-threshold 0.25 --anchor-margin 0.75 --filler-margin inf
+RULE_FLAGS = """--relevance lens --anchor-threshold 0.25 --anchor-margin 0.75 --filler-margin inf
 --sentence-margin 0.5 --shift-window 3 --max-loose-run 4 --max-loose-in-window 7 --loose-window 14
---random-rate 0.125 --layer 2 --layer -1"""
+--layer 2 --layer -1"""
 VIDEO_FLAGS = "--start 1 --end 0:02.5 --fps 2 --frames 8 --max-pixels 50176 --background white"
 
 ASKED = {
@@ -73,7 +73,7 @@ ASKED = {
     "--looseness strict": "3f31599423083dff8c8cdedd2c556b20",
     "--looseness loose": "9ab72d6969b6a7ad9a73caa6db783dbc",
     "--defer 2 --no-defer-sure --max-loss 0.07": "b1cae2ca1214a4ae93a6eea2e9053e3a",
-    RULE_FLAGS: "c4e259f1cbe9659aa597e3a2492174b3",
+    RULE_FLAGS: "1540778068aaa925f0d4f52bdbe004f7",
     VIDEO_FLAGS: "d05ed8937dfd4dc7fee527775aaa2282",
     "--decoder decord": "c6c5582e20a3b65a98b48f4e5c5397a6",
     "--dtype bfloat16": "4ff85243089834c458e59b538a1e0083",
@@ -87,8 +87,8 @@ CAPTIONED = {
     "--gamma 4": "eadcad40e8d310c20017e917a9475d76",
 }
 BUNDLED = {
-    "ask": "c2ce22fd448895e14de1219aa57321e5",
-    "caption": "3a4c146d10fdc05b0f065d8226c7b449",
+    "ask": "c2cef4f32c2e09af6eadfc8457d3c47b",
+    "caption": "b83b51fa5552043c67406c6a76519329",
 }
 LIBRARY = {
     Mode.LVSPEC: "2fcadf630404c5b0b9c0a91ab65a06b1",
@@ -130,6 +130,9 @@ def key(row: Row, revisions: Sequence[str], content: bytes) -> str:
     if sampling["background"] is None:
         sampling = {name: value for name, value in sampling.items() if name != "background"}
     facts = {name: row[name] for name in FACTS.split() if name in row}
+    if rule := row["settings"].get("rule"):  # null is no limit, and a key has a text in its place
+        unlimited = {name: "Infinity" for name, value in rule.items() if value is None}
+        facts["settings"] = {**row["settings"], "rule": {**rule, **unlimited}}
     facts |= {"revisions": [*revisions, None][:2], "sampling": sampling}
     whole = {
         "name": row["file_name"].encode().hex(),
@@ -197,7 +200,7 @@ def test_names_of_what_a_key_is_made_of(lvspec: Run, mode: str) -> None:
 
 
 def test_parts_of_the_rule_that_are_off_are_in_no_key(lvspec: Run) -> None:
-    off = asked(lvspec, "--defer", "0", "--no-defer-sure", "--max-loss", "inf")
+    off = asked(lvspec, "--defer", "0", "--max-loss", "inf")
     assert off["key"] == ASKED[""]
     rule = asked(lvspec, "--defer", "2", "--max-loss", "0.07")["settings"]["rule"]
     assert (rule["defer"], rule["defer_sure"], rule["max_loss"]) == (2, True, 0.07)
