@@ -61,10 +61,11 @@ def test_a_pair_of_the_user_wins_over_a_shipped_one(tmp_path: Path):
     assert registry.pairs["demo"].target.path == tmp_path / "big"
 
 
-def test_unknown_pair_names_the_known_ones():
-    with pytest.raises(PairError, match="no pair named 'nope'") as caught:
-        load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pair("nope")
-    assert "demo" in caught.value.remedy
+@pytest.mark.parametrize(("name", "remedy"), [("nope", "lvspec models"), ("dem0", "did you mean demo")])
+def test_an_unknown_pair_is_said_with_one_that_is_near(name: str, remedy: str):
+    with pytest.raises(PairError, match=f"no pair named '{name}'") as caught:
+        load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pair(name)
+    assert remedy in caught.value.remedy
 
 
 def test_a_prediction_layer_in_place_of_the_draft(tmp_path: Path):
