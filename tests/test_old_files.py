@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from lvspec_cli.bench.journal import environment_of
+from lvspec_cli.bench.run import words_digest
 from lvspec_cli.models.load import load_pair
 from lvspec_cli.pairs.registry import PACKAGE
 from tests.conftest import Printed
@@ -65,6 +66,9 @@ def moved_here(old: Path) -> Callable[[str], bytes]:
         facts = whole if "environment" in whole else whole["asked"]
         draft = facts["environment"]["draft_dtype"]  # of mode ar there is none
         facts["environment"] = {**this_machine, "draft_dtype": draft}
+        for part in (whole.get("settings", {}), facts):  # other words are another run, too
+            if "words" in part:
+                part["words"] = words_digest(pair.words)
         text = json.dumps(whole, separators=(",", ":"))
         path.write_text(text + newline + lines if name.endswith(".jsonl") else text)
         return path.read_bytes()
@@ -186,6 +190,7 @@ def test_a_finished_bench_measures_nothing_again(
     assert (done.returncode, done.stderr) == (0, "")
     assert (old / "bench" / "measurements.jsonl").read_bytes() == journal
     after = json.loads((old / "bench" / "results.json").read_text())
+    after["settings"]["words"] = before["settings"]["words"]
     for mode in after["modes"]:
         fidelity = mode.get("fidelity") or {}
         assert fidelity.pop("content_kept", None) is not None or mode["mode"] == "ar"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,9 @@ def test_it_runs_from_where_it_is_installed(wheel: Path, tmp_path: Path) -> None
         archive.extractall(site)
     shell = Shell(tmp_path, {"PYTHONPATH": str(site)})
     (commands,) = site.glob("*.dist-info/entry_points.txt")
-    module, _, function = commands.read_text().partition("lvspec = ")[2].strip().partition(":")
+    entries = ConfigParser()
+    entries.read_string(commands.read_text())
+    module, _, function = entries["console_scripts"]["lvspec"].partition(":")
     code = f"import {module}\nassert {module}.__file__.startswith({str(site)!r})\n{module}.{function}()\n"
     done = subprocess.run(
         [sys.executable, "-c", code, "models"],

@@ -460,6 +460,8 @@ def models_yaml(name: str, pair: Pair, best: Trial, costs: RoundCosts) -> str:
     entry["rules"] = {"balanced": as_yaml(best.rule.rule)}
     if "rules" in pair.model_fields_set and "loose" in pair.rules.model_fields_set:
         entry["rules"]["loose"] = as_yaml(pair.rules.loose)
+    if kept := pair.rules.percentiles.loose.model_dump(exclude_none=True):
+        entry["rules"]["percentiles"] = {"loose": kept}  # those of balanced would replace what was found
     return _dump({"pairs": {name: entry}})
 
 

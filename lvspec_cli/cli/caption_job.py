@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from lvspec_cli.batch.answer import OnOutOfMemory
+from lvspec_cli.batch.company import best_company, clip_costs, company_of
 from lvspec_cli.batch.cutting import check_lengths
 from lvspec_cli.batch.history import PastRun
 from lvspec_cli.batch.inputs import collect
@@ -48,7 +49,6 @@ from lvspec_cli.memory.resolve import (
 from lvspec_cli.output.files import check_room, sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
-from lvspec_cli.speculation.company import best_company, clip_costs, company_of
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, Gate, Mode
 

@@ -69,8 +69,11 @@ def test_a_part_that_is_not_there_is_put_in():
 
 def test_controls_are_every_other_relevance():
     assert [each.name for each in controls(BASE)] == [
-        f"lvspec:{name}" for name in ["similarity", "lens", "lexicon", "rank", "paper", "plausible", "random"]
-    ]
+        f"lvspec:{name}"
+        for name in (
+            "similarity", "lens", "lexicon", "rank", "rank-attention", "paper", "plausible", "random"
+        )
+    ]  # fmt: skip
 
 
 def test_a_file_says_what_is_other_than_in_the_pairs_rule(tmp_path: Path):

@@ -31,7 +31,7 @@ from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Estimate
 from lvspec_cli.memory.resolve import SMALLEST_WORKLOAD, resolve
 from lvspec_cli.models.load import LoadedPair, load_pair
-from lvspec_cli.pairs.registry import read_models_file, shipped_models
+from lvspec_cli.pairs.registry import MarginPercentiles, read_models_file, shipped_models
 from lvspec_cli.request import PairChoice
 from lvspec_cli.types import DecodeSettings, RelevanceName, RoundCosts, RuleSettings, VideoRequest
 from tests.conftest import write_video
@@ -165,7 +165,10 @@ def test_every_shipped_pair_keeps_what_else_its_entry_says(tmp_path: Path):
     for name, known in read_models_file(shipped_models()).pairs.items():
         file.write_text(models_yaml(name, known, BEST, COSTS))
         found = read_models_file(file).pairs[name]
-        rules = found.rules.model_copy(update={"balanced": known.rules.balanced})
+        assert found.rules.percentiles.balanced == MarginPercentiles()
+        kept = {"balanced": known.rules.balanced, "percentiles": known.rules.percentiles}
+        rules = found.rules.model_copy(update=kept)
+        assert found.rules.percentiles.loose == known.rules.percentiles.loose
         assert found.model_copy(update={"defaults": known.defaults, "rules": rules}) == known
         assert found.defaults.max_new_tokens == known.defaults.max_new_tokens
 

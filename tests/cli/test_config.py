@@ -71,7 +71,7 @@ def test_what_is_set_is_shown(here: Run, file: Path):
     assert "frames is not set there" in here("config", "unset", "ask.frames").stderr
     explained = here("config", "explain", "threads").stdout
     assert f"value: 4 ({file})\n" in explained
-    assert "taken by: ask, caption" in explained
+    assert "taken by: ask, chat, caption" in explained
 
 
 def test_a_flag_takes_the_place_of_its_rival_in_the_file():

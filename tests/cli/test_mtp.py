@@ -81,7 +81,7 @@ def test_a_bench_measures_it(lvspec: Callable[..., Printed], video_file: Path, t
     results = json.loads((tmp_path / "bench" / "results.json").read_text())
     assert results["settings"]["draft"] == "mtp"
     measured = {each["mode"]: each for each in results["blocks"][0]["measurements"]}
-    assert set(measured) == {"ar", "exact", "lvspec", "hf-ar"}
+    assert set(measured) == {"ar", "exact", "lvspec", "hf-ar", "control"}
     assert measured["ar"]["text"] == measured["exact"]["text"] == measured["hf-ar"]["text"]
     assert measured["exact"]["drafted"] > 0
     named = lvspec("bench", video_file, *flags, "--modes", "ar,exact-pruned", "--out", tmp_path / "pruned")
@@ -115,7 +115,7 @@ def test_what_is_said_of_it(lvspec: Callable[..., Printed]) -> None:
         (("--pair", "demo"), 3, "has no prediction layer: no tensor mtp.*"),
         (("--draft-device", "cpu"), 2, "and stays on its device, not on cpu"),
         (("--quant-draft", "nf4"), 2, "it is never packed"),
-        (("--draft-keep", "0.5"), 2, "--draft-keep cannot make that less"),
+        (("--draft-keep", "0.5"), 2, "--draft-frames and --draft-pixels cannot make that less"),
     ],
 )
 def test_what_does_not_go_with_it(

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.request import Company
-from lvspec_cli.speculation.company import (
+from lvspec_cli.batch.company import (
     ClipCosts,
     answer_cost,
     best_company,
@@ -18,6 +17,7 @@ from lvspec_cli.speculation.company import (
     draft_pays,
     token_cost,
 )
+from lvspec_cli.request import Company
 from lvspec_cli.speculation.draft_length import costs_beside, round_cost
 from lvspec_cli.types import RoundCosts
 
