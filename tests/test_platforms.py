@@ -83,7 +83,8 @@ def test_every_module_is_imported_where_the_ways_of_linux_are_missing(tmp_path: 
         f"for name in {modules!r}:\n"
         "    try:\n        importlib.import_module(name)\n"
         "    except ModuleNotFoundError as error:\n"
-        "        if error.name not in ('triton', 'lmms_eval'):\n            print(name, traceback.format_exc())\n"
+        "        if error.name not in ('triton', 'lmms_eval'):\n"
+        "            print(name, traceback.format_exc())\n"
         "    except Exception:\n        print(name, traceback.format_exc())\n"
         "print('END')\n"
     )
