@@ -91,6 +91,7 @@ class _Pass:
     """A walker's pass: the readings of the nodes that it came to."""
 
     readings: tuple[Reading, ...]
+    logits: Tensor | None = None  # once they were asked for
 
     @property
     def hidden(self) -> Tensor:
@@ -101,7 +102,11 @@ class _Pass:
 class _Walker:
     """Walks over the trie, as a decoder decodes: what :class:`Answer` uses of it."""
 
+    reads_target = False
+    slot = 0
+
     def __init__(self, root: Node, loaded: Any, layer_count: int, *, draft: bool) -> None:
+        self.cache = object()  # of its own: walkers never share a pass
         self.loaded, self.layer_count = loaded, layer_count
         self.attention_layers = tuple(range(layer_count))
         self._path, self._draft = [root], draft
