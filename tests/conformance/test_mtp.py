@@ -421,7 +421,7 @@ def test_it_stays_unpacked_beside_a_packed_target(subject: Subject) -> None:
 
 def test_a_draft_that_sees_less_of_the_video_is_refused(subject: Subject) -> None:
     for by in KeepBy:
-        with pytest.raises(UsageError, match="--draft-keep cannot make that less"):
+        with pytest.raises(UsageError, match="--draft-frames and --draft-pixels cannot make that less"):
             decode(subject.pair, subject.prompts("odd"), replace(WANTED, draft_keep=0.5, draft_keep_by=by))
 
 

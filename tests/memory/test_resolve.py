@@ -265,8 +265,14 @@ def test_workers_are_given_their_place_before_any_is_loaded(
     ],
 )
 def test_who_shares_a_device(
-    workers: Workers, draft_device: str | None, counts: list[int], plan: LoadPlan, request_: AskRequest
+    workers: Workers,
+    draft_device: str | None,
+    counts: list[int],
+    plan: LoadPlan,
+    request_: AskRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("lvspec_cli.memory.resolve._has_gpu_file", lambda: True)
     there = replace(plan, choice=replace(plan.choice, draft_device=draft_device))
     plans = worker_plans(there, request_, workers, devices_of(workers, "cpu"), "fail", ALONE)
     assert [each.load_plan.choice.side_by_side for each in plans] == counts
