@@ -16,8 +16,7 @@ from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.chat import WrappedAnswer
-from tests.cli.terminal import Terminal
-from tests.conftest import Printed, Shell
+from tests.conftest import Printed
 
 
 @pytest.fixture
@@ -63,27 +62,6 @@ def test_what_cannot_be_read_ends_it_at_once(tiny, tmp_path: Path):
     done = tiny("chat", tmp_path / "notes.mp4", "-q", stdin="What?\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
-
-
-def test_control_c_ends_an_answer_and_control_d_the_chat(
-    endless_models: Path, video_file: Path, tmp_path: Path
-):
-    """By ``ask`` without a question, which is a chat in a terminal."""
-    shell = Shell(tmp_path, {"LVSPEC_MODELS": str(endless_models)})
-    terminal = Terminal(shell, "ask", video_file, columns=60)
-    terminal.read(lambda text: "\n>\n" in text)
-    terminal.type("half a line")
-    terminal.read(lambda text: "half a line" in text)
-    terminal.type("\x03")
-    terminal.read(lambda text: text.count("\n>") == 2)
-    for number in (1, 2):
-        enough = len(terminal.raw) + 300
-        terminal.type("What?\r")
-        terminal.read(lambda _: len(terminal.raw) > enough)  # noqa: B023
-        terminal.type("\x03")
-        terminal.read(lambda _: terminal.scrollback.count("tokens/s, interrupted") == number)  # noqa: B023
-    terminal.type("\x04")
-    assert terminal.finish() == 0
 
 
 WORDS = st.text(st.sampled_from("abcé漢 \n"), max_size=60)
