@@ -118,7 +118,9 @@ def test_a_second_signal_ends_at_once(
     assert run.wait() == 130
     assert not run.family()
     assert not rows(out)
-    assert run.stderr == "interrupted\n"
+    assert (
+        run.stderr.removeprefix("stopping\n") == "interrupted\n"
+    )  # the first signal may find nothing to finish
 
 
 def test_a_full_disk_stops_with_one_error_and_keeps_the_rows(
