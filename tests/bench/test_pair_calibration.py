@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,9 @@ from lvspec_cli.bench.pair_calibration import (
     two_classes,
 )
 from lvspec_cli.errors import NoInputError
+from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair, load_pair
+from lvspec_cli.models.probe import video_attention
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.pairs.calibration import (
     PairCalibration,
@@ -102,7 +105,14 @@ def test_the_evidence_of_a_caption_is_the_targets_own(pair: LoadedPair) -> None:
     layers = pair.target.family.layers(pair.target.model)
     assert set(shown.attention) == set(range(len(layers)))
     assert all(len(shares) == len(shown.ids) for shares in shown.attention.values())
-    assert all(0 <= share <= 1 for shares in shown.attention.values() for share in shares)
+    decoder = Decoder(pair.target)
+    with torch.inference_mode():
+        decoder.encode(prompts.target)
+        decoder.begin(prompts.target, len(tokens))
+        passed = decoder.forward(torch.tensor(tokens[:-1]), [1])  # what precedes each token
+        shares = video_attention(decoder, passed, 1, len(tokens) - 1).mean(dim=0)
+    assert shown.attention[1] == pytest.approx(shares.tolist(), abs=1e-5)
+    assert len(set(shown.attention[1])) > 1
 
 
 MEASURED = PairCalibration(

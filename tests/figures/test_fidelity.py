@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from lvspec_cli.figures.fidelity import (
     combined_quality,
     compare_blocks,
     fidelity_of,
+    freedom_of,
     label_of,
 )
 from lvspec_cli.figures.labels import Reference
@@ -245,3 +247,21 @@ def test_an_item_says_how_its_answers_are_judged() -> None:
         "colour", "What colour?", "It is red.", ("red",)
     )
     assert label_of(item.model_copy(update={"choices": ("red", "blue")})) == Reference(None, ("red", "blue"))
+
+
+def test_a_mode_is_held_beside_the_control_over_what_both_answered():
+    def beside(clip: str, mode: str, control: str) -> tuple[Comparison, Comparison]:
+        ours, theirs = (asked(clip, text, "red ball rolls left") for text in (mode, control))
+        return ours, replace(theirs, mode=said(control, loss=0.5, output_tokens=5))
+
+    pairs = [
+        beside("1.mp4", "red ball rolls left", "red ball rolls"),
+        beside("2.mp4", "a ball rolls", "red cat left"),
+    ]
+    others = asked("3.mp4", "nothing", "red ball rolls left")  # which the control did not answer
+    found = freedom_of([*(mode for mode, _ in pairs), others], [control for _, control in pairs])
+    assert found is not None
+    # 6 of ar's 8 content words are kept, by the control 5.
+    assert (found.control_content, found.content.value) == (5 / 8, pytest.approx(6 / 5))
+    assert (found.control_loss, found.control_length) == (0.1, 5.0)
+    assert freedom_of([mode for mode, _ in pairs], []) is None
