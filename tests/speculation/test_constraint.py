@@ -143,6 +143,19 @@ def test_a_choice_is_never_changed_by_loose_acceptance(pair: LoadedPair) -> None
     assert {*found.kinds} <= {TokenKind.EXACT, TokenKind.TARGET}
 
 
+@pytest.mark.parametrize("constraint", [CHOICES, JSON], ids=["choices", "schema"])
+def test_the_draft_proposes_what_the_grammar_allows(pair: LoadedPair, constraint: Constraint) -> None:
+    allowed = by_text(pair) if constraint is CHOICES else by_replay(pair)
+    wanted = DecodeSettings(mode=Mode.EXACT, gamma=4, max_new_tokens=40, constraint=constraint)
+    _, rounds = decode(pair, prompts_for(pair), wanted)
+    answer: list[int] = []
+    for done in rounds:
+        for at, token in enumerate(done.drafted):
+            assert token in allowed([*answer, *done.drafted[:at]])
+        answer += done.tokens
+    assert any(len(done.drafted) > 1 for done in rounds)
+
+
 def test_loose_tokens_stand_in_free_text_alone(pair: LoadedPair) -> None:
     """In JSON: what a string of any text says, not where it ends, nor keys, nor values of an enum."""
     prompts = prompts_for(pair)
