@@ -153,8 +153,9 @@ def _best_layer(
 ) -> tuple[int, float, np.ndarray] | None:
     """The layer whose attention tells rare tokens from frequent ones best, its AUC, and its shares."""
     best = None
-    for layer in sorted(set.intersection(*(set(caption.attention) for caption in captions))):
-        shares = [share for caption in captions for share in caption.attention[layer]]
+    seen = [caption.attention for caption in captions if caption.ids]
+    for layer in sorted(set.intersection(*map(set, seen))):
+        shares = [share for attention in seen for share in attention[layer]]
         area = auc(shares, rare)
         if area is not None and (best is None or area >= best[1]):
             best = layer, area, np.array(shares)

@@ -65,6 +65,12 @@ def test_without_layers_that_attend_rank_is_left() -> None:
     assert (found.layer, found.layer_auc, set(found.thresholds)) == (None, None, {RelevanceName.RANK})
 
 
+def test_a_caption_of_one_token_takes_no_layer_away() -> None:
+    empty = caption(ids=(), gaps=(), attention={})
+    found, without = calibration_of([caption(), empty], 150_000), calibration_of([caption()], 150_000)
+    assert (found.captions, found.layer, found.thresholds) == (2, 1, without.thresholds)
+
+
 def test_few_mismatches_are_too_few() -> None:
     with pytest.raises(NoInputError, match="49 mismatches"):
         calibration_of([caption(gaps=GAPS[:49])], 150_000)
