@@ -168,6 +168,12 @@ def lvspec(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Itera
 
 
 @pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without what takes most of their time; tests/bench/test_report.py draws them."""
+    monkeypatch.setattr("lvspec_cli.bench.charts.svg", lambda *made, **how: "<svg></svg>")
+
+
+@pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     """Knows the shipped pairs only."""
     return Shell(tmp_path)

@@ -21,6 +21,8 @@ from lvspec_cli.models.load import load_pair
 from lvspec_cli.pairs.registry import PACKAGE
 from tests.conftest import Printed
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 PINNED = Path(__file__).parent / "data" / "pinned"
 BUNDLED = PACKAGE / "demo" / "pair"
 CAPTION = ("caption", "clips", "--device", "cpu", "--prompt", "Describe the video.")

@@ -52,22 +52,24 @@ from lvspec_cli.pairs.files import broken_file
 from lvspec_cli.output.exports import export
 from lvspec_cli.types import VideoRequest
 
-folder, video = map(Path, sys.argv[1:])
-found = {}
+video, *folders = map(Path, sys.argv[1:])
 def read(name, reader):
     try:
         found[name] = reader()
     except LvspecError as error:
         found[name] = error.cause
-read("history", lambda: past_runs(folder / "runs.jsonl"))
-read("facts", lambda: read_scene_labels(folder / "clip.mp4"))
-read("ledger", lambda: export._read(folder / "ledger"))
-read("model", lambda: str(broken_file(folder / "model")))
-read("journal", lambda: read_journal(folder))
-read("calibration", lambda: tune._read(folder / "calibration.json", {}))
+all_found = {}
 scenes = (Stretch(0.0, 1.0),)
-read("scenes", lambda: known_scenes(VideoRequest(video), folder / "scenes", lambda _: scenes) == scenes)
-print(json.dumps(found))
+for folder in folders:
+    all_found[folder.name] = found = {}
+    read("history", lambda: past_runs(folder / "runs.jsonl"))
+    read("facts", lambda: read_scene_labels(folder / "clip.mp4"))
+    read("ledger", lambda: export._read(folder / "ledger"))
+    read("model", lambda: str(broken_file(folder / "model")))
+    read("journal", lambda: read_journal(folder))
+    read("calibration", lambda: tune._read(folder / "calibration.json", {}))
+    read("scenes", lambda: known_scenes(VideoRequest(video), folder / "scenes", lambda _: scenes) == scenes)
+print(json.dumps(all_found))
 """
 
 
@@ -75,18 +77,13 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [(huge, "larger than"), (device, "is not a regular file"), (fifo, "is not a regular file")],
-)
-def test_files_of_our_own_are_read_within_bounds(
-    video_file: Path, tmp_path: Path, spoil: Callable[[Path], None], said: str
-) -> None:
+SPOILT = {huge: "larger than", device: "is not a regular file", fifo: "is not a regular file"}
+
+
+def test_files_of_our_own_are_read_within_bounds(video_file: Path, tmp_path: Path) -> None:
     from lvspec_cli.batch.cutting import Stretch, known_scenes
     from lvspec_cli.types import VideoRequest
 
-    known_scenes(VideoRequest(video_file), tmp_path / "scenes", lambda _: (Stretch(0.0, 1.0),))
-    (tmp_path / "model").mkdir()
     names = [
         "runs.jsonl",
         "clip.json",
@@ -95,10 +92,14 @@ def test_files_of_our_own_are_read_within_bounds(
         "measurements.jsonl",
         "calibration.json",
     ]
-    for file in (*(tmp_path / name for name in names), *(tmp_path / "scenes").iterdir()):
-        spoil(file)
+    folders = {spoil: tmp_path / spoil.__name__ for spoil in SPOILT}
+    for spoil, folder in folders.items():
+        known_scenes(VideoRequest(video_file), folder / "scenes", lambda _: (Stretch(0.0, 1.0),))
+        (folder / "model").mkdir()
+        for file in (*(folder / name for name in names), *(folder / "scenes").iterdir()):
+            spoil(file)
     done = subprocess.run(
-        [sys.executable, "-c", READERS, str(tmp_path), str(video_file)],
+        [sys.executable, "-c", READERS, str(video_file), *map(str, folders.values())],
         preexec_fn=limited,
         timeout=SECONDS,
         capture_output=True,
@@ -106,12 +107,14 @@ def test_files_of_our_own_are_read_within_bounds(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    for name, needed in (("journal", "measurements.jsonl"), ("calibration", "calibration.json")):
-        assert found.pop(name).startswith(str(tmp_path / needed))
-        assert said in json.loads(done.stdout)[name]
-    broken = str(tmp_path / "model" / "config.json")
-    assert found == {"history": [], "facts": None, "ledger": {}, "model": broken, "scenes": True}
+    for spoil, folder in folders.items():
+        found = json.loads(done.stdout)[spoil.__name__]
+        for name, needed in (("journal", "measurements.jsonl"), ("calibration", "calibration.json")):
+            cause = found.pop(name)
+            assert cause.startswith(str(folder / needed))
+            assert SPOILT[spoil] in cause
+        broken = str(folder / "model" / "config.json")
+        assert found == {"history": [], "facts": None, "ledger": {}, "model": broken, "scenes": True}
 
 
 @pytest.mark.parametrize("spoil", [huge, device, fifo])

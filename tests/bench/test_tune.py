@@ -37,6 +37,8 @@ from lvspec_cli.types import DecodeSettings, RelevanceName, RoundCosts, RuleSett
 from tests.conftest import write_video
 from tests.tiny_models import save_pair
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 SETTINGS = DecodeSettings(gamma=4, max_new_tokens=12)
 
 

@@ -26,6 +26,7 @@ from tests.bench.made import known
 from tests.conftest import Printed, Shell, write_video
 
 SHORT = ("--max-new-tokens", 6, "--frames", 2)
+pytestmark = pytest.mark.usefixtures("no_charts")
 
 
 @pytest.fixture

@@ -59,19 +59,27 @@ def complete(shell: Shell, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run(shell.command, env=whole, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--version"], *HELP])
-def test_help_imports_nothing_heavy(shell: Shell, arguments: list[str]):
+def test_help_imports_nothing_heavy(shell: Shell):
+    """Each command in a fork of its own, so that none is charged with what another imports."""
     code = (
-        "import sys\n"
-        f"sys.argv = ['lvspec', *{arguments!r}]\n"
+        "import os, sys\n"
         "from lvspec_cli.cli.main import main\n"
-        "try:\n    main()\n"
-        "except SystemExit as end:\n    assert not end.code\n"
-        "print('IMPORTED', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
+        f"for arguments in {[['--version'], *HELP]!r}:\n"
+        "    sys.stdout.flush()\n"
+        "    if os.fork():\n"
+        "        assert os.wait()[1] == 0, arguments\n"
+        "        continue\n"
+        "    sys.argv = ['lvspec', *arguments]\n"
+        "    try:\n        main()\n"
+        "    except SystemExit as end:\n        assert not end.code\n"
+        "    print('IMPORTED', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
+        "    sys.stdout.flush()\n"
+        "    os._exit(0)\n"
     )
-    imported = run_python(code, shell).partition("IMPORTED")[2].split()
-    assert "typer" in imported
-    assert sorted(set(imported) & HEAVY - (set() if "--version" in arguments else DRAWS)) == []
+    lines = [line.split() for line in run_python(code, shell).splitlines() if line.startswith("IMPORTED")]
+    for arguments, (_, *imported) in zip([["--version"], *HELP], lines, strict=True):
+        assert "typer" in imported
+        assert sorted(set(imported) & HEAVY - (set() if "--version" in arguments else DRAWS)) == [], arguments
 
 
 def test_completion_and_the_list_of_pairs_need_no_torch(tiny_shell: Shell):

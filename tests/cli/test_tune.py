@@ -13,6 +13,8 @@ from lvspec_cli.bench.results import read_results
 from lvspec_cli.pairs.registry import PACKAGE, read_models_file
 from tests.conftest import Printed, write_video
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 CLIPS = sorted((PACKAGE / "demo" / "clips").glob("*.mp4"))
 
 

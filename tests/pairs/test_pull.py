@@ -227,6 +227,7 @@ def black_hole() -> Iterator[tuple[str, list[socket.socket]]]:
 
 
 NOBODY = "http://127.0.0.1:9"
+IMPATIENT = "import lvspec_cli.pairs.hub as hub\nhub.ANSWER_S, hub.LIST_S = 0.5, 2.0"
 
 
 @pytest.mark.parametrize("address", [NOBODY, "http://nowhere.invalid", "black hole"])
@@ -254,14 +255,17 @@ def test_without_a_hub_what_is_in_the_cache_is_used(real: Shell, tmp_path: Path)
     """One line, and nothing of the client's; an answer needs no hub at all."""
     with black_hole() as (address, taken):
         shell = Shell(real.home, {**real.extra, "HF_ENDPOINT": address})
-        checked = shell.run("models", "verify", "made-up", "--no-self-test", "--device", "cpu")
+        checked = shell.run(
+            "models", "verify", "made-up", "--no-self-test", "--device", "cpu", first=IMPATIENT
+        )
         assert checked.returncode == 0, checked.stderr
         lost = f"the hub, {address}, cannot be reached"
         assert checked.stderr == f"{lost}; the cache's own hashes are taken\n"
         assert checked.stdout.count("match the hashes in the cache's names\n") == 2
         assert len(taken) == 1  # the other model did not ask again
         video = write_video(tmp_path / "v.mp4")
-        answered = shell.run("ask", video, "What?", "--pair", "made-up", "--frames", "2", "--quiet")
+        few = ("--frames", "2", "--max-new-tokens", "4", "--quiet")
+        answered = shell.run("ask", video, "What?", "--pair", "made-up", *few)
         assert (answered.returncode, answered.stderr) == (0, "")
         assert len(taken) == 1
     pulled = Shell(real.home, {**real.extra, "HF_ENDPOINT": NOBODY}).run(
@@ -277,7 +281,7 @@ def test_without_a_hub_what_is_in_the_cache_is_used(real: Shell, tmp_path: Path)
 def test_a_hub_that_answers_and_then_gives_no_list(real: Shell, hub: Hub) -> None:
     """What it is asked for takes longer than anybody waits: said once, and the other model asks no more."""
     hub.held, before = "tree", len(hub.asked)
-    done = real.run("models", "verify", "made-up", "--no-self-test", "--device", "cpu")
+    done = real.run("models", "verify", "made-up", "--no-self-test", "--device", "cpu", first=IMPATIENT)
     assert (done.returncode, done.stdout.count("match the hashes in the cache's names\n")) == (0, 2)
     assert done.stderr.splitlines() == [
         f"the hub, {hub.address}, cannot be reached for some/large; the cache's own hashes are taken"

@@ -21,7 +21,7 @@ from tests.conftest import write_video
 
 KILLS = int(os.environ.get("LVSPEC_STRESS_KILLS", "3"))
 WORKERS = (2, 4) if KILLS > 3 else (2,)
-COUNT = 60
+COUNT = 24
 
 
 @pytest.fixture(scope="module")

@@ -334,12 +334,14 @@ def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
 
 
 @pytest.fixture
-def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without what takes most of their time; another test draws them."""
-    monkeypatch.setattr("lvspec_cli.bench.charts.svg", lambda *made, **how: "<svg></svg>")
+def few_lines(no_charts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another test measures whole: speed of two lines, texts without the rule's parts."""
+    timed = {Variant(BenchMode.AR): 1, Variant(BenchMode.LVSPEC, 4): 1}
+    monkeypatch.setattr(demo_report, "speed_lines", lambda *asked: timed)
+    monkeypatch.setattr(demo_report, "ablations", lambda rule: ())
 
 
-@pytest.mark.usefixtures("no_charts")
+@pytest.mark.usefixtures("few_lines")
 def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_path: Path, tiny_models: Path):
     report = Report(
         out=tmp_path / "first", scenes=1, speed=1, page=tmp_path / "page.md", models=tiny_models, pair="tiny",
@@ -378,7 +380,7 @@ def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_pat
     assert '"mode":"hf-ar"' in (tmp_path / "third" / label / "measurements.jsonl").read_text()
 
 
-@pytest.mark.usefixtures("no_charts")
+@pytest.mark.usefixtures("few_lines")
 def test_another_machine_helps_with_further_scenes(
     tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_cli.bench.run import demo_clips
+from lvspec_cli.demo.write import clip_path, write_clip
 from lvspec_cli.errors import OutputError
 from tools.demo_report.drawing import draw_clips
 
@@ -19,13 +19,16 @@ def test_a_clip_of_somebody_else_is_not_drawn_over(tmp_path: Path):
 
 
 def test_clips_behind_others_are_drawn_side_by_side(tmp_path: Path):
-    first = demo_clips(tmp_path / "one", 3, seed=5)
+    first = [clip_path(tmp_path / "one", number) for number in (2, 3)]
+    (tmp_path / "one").mkdir()
+    for number in (2, 3):
+        write_clip(tmp_path / "one", 5, number)
     told: list[tuple[int, int]] = []
     found = draw_clips(
         tmp_path / "two", range(2, 4), lambda *done: told.append(done), seed=5, processes=2
     )  # fmt: skip
-    assert [path.name for path in found] == [path.name for path in first[1:]]
-    assert [path.read_bytes() for path in found] == [path.read_bytes() for path in first[1:]]
+    assert [path.name for path in found] == [path.name for path in first]
+    assert [path.read_bytes() for path in found] == [path.read_bytes() for path in first]
     assert told == [(0, 2), (1, 2), (2, 2)]
 
 

@@ -1,7 +1,6 @@
 """The measurement of decoding ahead: how it finds the clips' size, and that it runs."""
 
 import re
-import subprocess
 import sys
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_cli.demo.write import scene_of
-from tools.overlap import better_size, enlarged
+from tools.overlap import better_size, enlarged, main
 
 
 @given(st.integers(1, 50), st.floats(1e6, 1e9))
@@ -37,11 +36,13 @@ def test_a_size_changes_by_bounded_steps():
     assert better_size(2.0, 1e6, 1.0) == 0.125
 
 
-def test_it_times_both_sides_over_the_same_clips():
+def test_it_times_both_sides_over_the_same_clips(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     flags = "--clips 2 --repeats 1 --megapixels 2 --threads 1 --decode-workers 1"
-    command = [sys.executable, "-m", "tools.overlap", *flags.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    last = done.stdout.splitlines()[-3:]
+    monkeypatch.setattr(sys, "argv", ["overlap", *flags.split()])
+    main()
+    last = capsys.readouterr().out.splitlines()[-3:]
     rates = [float(match[1]) for line in last[:2] if (match := re.search(r"([\d.]+) clips/s", line))]
     assert (last[0][:7], last[1][:7]) == ("in turn", "ahead i")
     assert all(rate > 0 for rate in rates)

@@ -26,8 +26,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     flags = f"--copies 1 --repeats 1 --kinds MP4 TS --threads 1 --work {folder} --page {page}"
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr("tools.hours.WIDTH", 320)
-        patch.setattr("tools.hours.HEIGHT", 180)
+        patch.setattr("tools.hours.WIDTH", 160)
+        patch.setattr("tools.hours.HEIGHT", 100)
         patch.setattr(sys, "argv", ["seek", *flags.split()])
         main()
     return printed.getvalue(), page.read_text()

@@ -124,9 +124,8 @@ def test_a_picture_that_begins_after_the_sound_keeps_the_players_clock(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["a.flv", "a.mkv", "a.mp4"])
-@pytest.mark.parametrize("seconds", [5.0, 200_000.0])
 @pytest.mark.parametrize(
-    "noise", [False, True]
+    ("noise", "seconds"), [(False, 5.0), (False, 200_000.0), (True, 200_000.0)]
 )  # a file that is scanned, one that is looked at from its ends
 def test_a_header_is_believed_as_far_as_packets_bear_it_out(tmp_path, name, seconds, noise):
     size: dict[str, Any] = {"noise": True, "size": (320, 192)} if noise else {}
@@ -144,7 +143,7 @@ def test_what_is_really_too_long_is_refused(tmp_path):
         read_clip(VideoRequest(joined, limits=VideoLimits(duration=30.0)))
 
 
-@pytest.mark.parametrize(("rate", "count"), [(25, 4000), (Fraction(30_000, 1001), 2000)])
+@pytest.mark.parametrize(("rate", "count"), [(25, 1500), (Fraction(30_000, 1001), 1500)])
 @pytest.mark.parametrize("name", ["a.vob", "a.mpg"])
 def test_frames_without_times_do_not_drift(tmp_path, name, rate, count):
     """Many small frames in one pack: only the first that begins in it has a time."""
