@@ -14,6 +14,7 @@ import pytest
 
 import lvspec_cli as lvspec
 from tests.conftest import Printed, Shell
+from tests.warm import WARM
 
 PAGE = Path(__file__).parents[1] / "docs" / "asking.md"
 CLIP = Path(__file__).parents[1] / "lvspec_cli" / "demo" / "clips" / "clip_0001.mp4"
@@ -80,7 +81,7 @@ def test_the_pages_example_is_what_the_command_says(
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "one.mp4").write_bytes(CLIP.read_bytes())
     done = subprocess.run(
-        [sys.executable, "-c", example],
+        [sys.executable, "-c", WARM + example],
         env=shell.environment, cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     command = ("ask", tmp_path / "clip.mp4", QUESTION, "--json", "--quiet", "--pair", "demo")

@@ -108,6 +108,21 @@ def test_folders_of_the_user_are_named_by_the_environment_or_lie_at_home() -> No
     assert state_folder({}) == Path.home() / ".local/state/lvspec"
 
 
+ONE_BY_ONE = """
+import contextlib, io, json, sys
+from lvspec_cli.cli.main import main
+
+said = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["lvspec", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, arguments
+    said.append(out.getvalue())
+print(json.dumps(said))
+"""
 STRANGER = ("unshare", "--user", "--map-user=54321")  # the same files are there, and another user
 
 
@@ -123,16 +138,13 @@ def test_a_user_without_a_home_folder_can_do_everything(
     kept = {name: value for name, value in os.environ.items() if not name.startswith(users)}
     kept |= {"PYTHONPATH": LEAN_PATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-    def run(*arguments: object, **environment: str) -> str:
-        command = [*STRANGER, sys.executable, "-m", "lvspec_cli", *map(str, arguments)]
-        whole = {**kept, **environment}
-        done = subprocess.run(command, env=whole, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "demo\t" in run("models")
-    assert "set HF_HOME to a folder of your own" in run("doctor")
-    few = ("--max-new-tokens", 4, "--scenes", "--out", "out.jsonl")
-    run("caption", clips / "a.mp4", *few, LVSPEC_MODELS=str(tiny_models))
+    caption = ("caption", str(clips / "a.mp4"), "--max-new-tokens", "4", "--scenes", "--out", "out.jsonl")
+    command = [*STRANGER, sys.executable, "-c", ONE_BY_ONE, json.dumps([["models"], ["doctor"], caption])]
+    kept |= {"LVSPEC_MODELS": str(tiny_models)}
+    done = subprocess.run(command, env=kept, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    models, doctor, _ = json.loads(done.stdout)
+    assert "demo\t" in models
+    assert "set HF_HOME to a folder of your own" in doctor
     assert [row["status"] for row in rows(tmp_path / "out.jsonl")] == ["ok"]
     assert not (tmp_path / "~").exists()

@@ -26,7 +26,7 @@ from tests.tiny_tokenizers import build_tokenizer
 
 Run = Callable[..., Printed]
 QUESTION = "What moves?"
-TOKENS = 60
+TOKENS = 40
 # As in Qwen3.5's own template.
 SWITCH = (
     "{%- if add_generation_prompt %}{{- '<think>\\n' }}"
