@@ -82,7 +82,7 @@ def fabricate(
     join_windows(model)
     workspace = workspace_for([device], quantisation) if captured else None
     install_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
-    fused = None if workspace is None else fused_layers(layers, device, quantisation, dtype)
+    fused = None if workspace is None else fused_layers(family, model, device, quantisation, dtype)
     return LoadedModel(
         name=name,
         model=model.eval().requires_grad_(False),

@@ -30,6 +30,8 @@ class Pass:
     rotary: Rotary
     inputs: Mapping[int, Tensor] = field(default_factory=dict)  # of the watched layers, (1, rows, width)
     logits: Tensor | None = None  # (rows, vocabulary), if the pass computed them too
+    # Shares of attention that go to the video, float32 (heads, rows), of the watched layers of which it told.
+    shares: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -154,6 +156,8 @@ class Decoder:
         rotary = family.rotary(model, embeddings, positions)
         self._prefix_length = len(self.video)
         passed = self._run(embeddings, rotary, watch, deeper)
+        if self._workspace is not None:
+            self.cache.mark_video(self.video)
         if with_question:
             last = (rotary[0][:, -1:], rotary[1][:, -1:])
             # A copy of the row, so that the states of the whole prompt need not stay.
@@ -187,7 +191,7 @@ class Decoder:
         if not is_asked:
             self.cache.rollback(self._prefix_length)
             self.cache.mark()
-        if self._workspace is not None:  # captured passes are lost when the cache grows
+        if self._workspace is not None:  # some captured passes are lost when the cache grows
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         passed = asked[1] if asked is not None and is_asked else self._run_question(prompt, watch, on_pass)
         self._prompt_length = self.cache.length
@@ -215,7 +219,9 @@ class Decoder:
         rotary = self.next_rotary(rows)
         if self._workspace is not None and (width := width_of(rows)) is not None:
             self.cache.reserve(self.cache.length + width)
-            step = self._workspace.step(width, watch, rotary[0], partial(self._fixed_pass, tuple(watch)))
+            run, fused = partial(self._fixed_pass, tuple(watch)), self.loaded.fused
+            finds_rows = fused is not None and fused.takes(rotary[0])
+            step = self._workspace.step(width, watch, rotary[0], run, finds_rows=finds_rows)
             if step is not None:
                 return self._replayed(*step, tokens, rotary)
         return self._run(self._embedded(tokens), rotary, watch)
@@ -283,7 +289,8 @@ class Decoder:
         outputs = replay()
         self.cache.advance(rows)
         watched = {layer: states[:, :rows] for layer, states in outputs.inputs.items()}
-        return Pass(outputs.hidden[:, :rows], start, rotary, watched, outputs.logits[:rows])
+        shares = {layer: share[:, :rows] for layer, share in outputs.shares.items()}
+        return Pass(outputs.hidden[:, :rows], start, rotary, watched, outputs.logits[:rows], shares)
 
     def _fixed_pass(self, watch: Collection[int], step: StepInputs, rows: FixedRows) -> StepOutputs:
         """The pass that is captured. It never needs a value on the host."""
@@ -291,11 +298,9 @@ class Decoder:
         embeddings, rotary = family.embed(model, step.ids.view(1, -1)), (step.cosines, step.sines)
         fused = self.loaded.fused
         if fused is not None and fused.takes(step.cosines):
-            states, inputs = fused(embeddings, rotary, rows, watch)
-            hidden = family.norm(model, states)
-        else:
-            mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
-            hidden, inputs = self._through(embeddings, rotary, mask, rows, watch)
+            return fused(embeddings, rotary, rows, watch)
+        mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
+        hidden, inputs = self._through(embeddings, rotary, mask, rows, watch)
         return StepOutputs(hidden, family.head(model, hidden[0]).float(), inputs)
 
     def _through(

@@ -243,7 +243,7 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
         install_kernels(family.language(model), devices, quantisation, captured=workspace is not None)
         fused = None
         if workspace is not None:
-            fused = fused_layers(family.layers(model), devices[0], quantisation, dtype)
+            fused = fused_layers(family, model, devices[0], quantisation, dtype)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
         name=name,
@@ -274,13 +274,13 @@ def install_kernels(
 
 
 def fused_layers(
-    layers: Sequence[Any], device: torch.device, quantisation: Quantisation, dtype: torch.dtype
+    family: Family, model: Any, device: torch.device, quantisation: Quantisation, dtype: torch.dtype
 ) -> FusedLayers | None:
-    """The decoder layers in few kernels, if their weights are not packed and the device has them."""
+    """The language model in few kernels, if its weights are not packed and the device has them."""
     if quantisation not in (Quantisation.NONE, Quantisation.BF16):
         return None
     operations = triton_operations(device, dtype)
-    return None if operations is None else fuse_layers(layers, operations)
+    return fuse_layers(family.layers(model), family.language(model).norm, model.lm_head, operations)
 
 
 def _loading_options(

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lvspec_cli.models.families import FAMILIES
-from lvspec_cli.models.kernels.fused import Twins, fuse_layers
-from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.kernels.fused import FusedLayers, Twins, fuse_layers
+from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.steps import MOST_CAPTURED, WIDTHS, Replay, StepOutputs, Workspace, run_again, width_of
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
@@ -45,6 +45,12 @@ class Counted:
         return replay
 
 
+def by_twins(loaded: LoadedModel) -> FusedLayers | None:
+    """The model's layers of few operations, in PyTorch, where its family's can be made so."""
+    family, model = loaded.family, loaded.model
+    return fuse_layers(family.layers(model), family.language(model).norm, model.lm_head, [Twins()])
+
+
 @dataclass(frozen=True)
 class Fixed:
     """A pair whose passes are in fixed memory."""
@@ -60,7 +66,7 @@ class Fixed:
             replace(
                 loaded,
                 workspace=Workspace(capture),
-                fused=fuse_layers(loaded.family.layers(loaded.model), Twins()) if fused else None,
+                fused=by_twins(loaded) if fused else None,
             )
             for loaded, capture in ((self.pair.target, self.target), (self.pair.draft, self.draft))
         )
@@ -78,8 +84,10 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
 
 # Biases, normalised heads, and neither; ``tests/models/test_fused.py`` has the layers of every family.
 @pytest.mark.parametrize("subject", ["qwen2_5_vl", "qwen3_vl", "smolvlm"], indirect=True)
-def test_layers_in_few_operations_give_the_same_answers(subject: Subject) -> None:
-    """And what relevance reads of the layers that it watches."""
+def test_layers_in_few_operations_give_the_same_answers(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what relevance wants of the layers that it watches, without computing queries again."""
     pair = Fixed(subject.pair).made(fused=True)
     assert pair.target.fused is not None
     check(replace(subject, pair=pair), Case("wide", gamma=5, keep=0.1))
@@ -87,7 +95,10 @@ def test_layers_in_few_operations_give_the_same_answers(subject: Subject) -> Non
         relevance=RelevanceName.ATTENTION, anchor_threshold=0.3, filler_margin=3.0, layers=(1, -1)
     )
     wanted = DecodeSettings(gamma=5, rule=rule, max_new_tokens=12, repetition_guard=False)
-    rounds, others = (decode(each, subject.prompts("wide"), wanted)[1] for each in (pair, subject.pair))
+    with monkeypatch.context() as patched:
+        patched.setattr(type(pair.target.family), "queries", None)
+        _, rounds = decode(pair, subject.prompts("wide"), wanted)
+    _, others = decode(subject.pair, subject.prompts("wide"), wanted)
     for one, other in zip(rounds, others, strict=True):
         assert one.tokens == other.tokens
         assert one.relevance == pytest.approx(other.relevance, abs=1e-4)
@@ -165,6 +176,22 @@ def test_another_clip_finds_the_passes_that_were_captured(subject: Subject) -> N
     found, _ = decode(pair, subject.prompts("odd"), replace(WANTED, max_new_tokens=600))
     assert list(found.tokens) == subject.generate("odd", max_new_tokens=600)
     assert fixed.target.captured > counts[0][0]
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_layers_in_few_operations_are_not_captured_anew_where_the_memory_grows(subject: Subject) -> None:
+    """They find keys and values where these have moved to, and tell what goes to this clip's video."""
+    fixed = Fixed(subject.pair)
+    pair, rooms = fixed.made(fused=True), []
+    memory = pair.target.workspace
+    assert memory is not None
+    for clip, tokens in (("two-frames", 24), ("odd", 600), ("over-a-minute", 24)):
+        wanted = replace(WANTED, max_new_tokens=tokens)
+        found, _ = decode(pair, subject.prompts(clip), wanted)
+        assert list(found.tokens) == subject.generate(clip, max_new_tokens=tokens)
+        rooms.append(memory.cache.capacity)
+    assert rooms[0] < rooms[1]
+    assert fixed.target.captured == len(memory._steps) <= 4, "each once, of up to 5 rows"
 
 
 @captured
