@@ -484,7 +484,9 @@ class ClipAnswers:
         facts = Facts(
             self.clip,
             prompts.target.visual_tokens,
-            full_precision=self._pair.target.full_precision,
+            to_the_letter=session.is_to_the_letter(
+                self._request.settings, is_audited=bool(self._request.audit)
+            ),
             oom_retries=self._oom_retries,
         )
         record = answered_record(

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from lvspec_cli.models.attention import causal, packed_mask
 from lvspec_cli.models.cache import JoinedCaches, KeyValueCache, SlotCache, SlotMemory, cache_argument
 from lvspec_cli.models.families.base import Rotary
+from lvspec_cli.models.kernels.fused import MOST_ROWS
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepOutputs, mask_of, width_of
 from lvspec_cli.types import Prompt
@@ -105,6 +106,20 @@ class Decoder:
         is_asked = not watching and self._asked is not None and self._asked[0] is prompt
         has_prefix = not (self._is_past_prefix and self.loaded.family.has_states)
         return self.holds_clip and (is_asked or has_prefix)
+
+    @property
+    def exact_rows(self) -> int | None:
+        """The most rows of a pass over the answer that are each, to the bit, what a pass of its own gives.
+
+        0: that is not known. None: any number of them, but for rounding in float32.
+        """
+        fused, memory = self.loaded.fused, self._workspace
+        if self.loaded.full_precision:
+            return None
+        if fused is None or memory is None or not memory.is_usable or self._rotary is None:
+            return 0
+        is_shown = fused.rows_stand_alone and fused.takes(self._rotary[0][:, :1])
+        return MOST_ROWS if is_shown else 0
 
     def _check_clip(self) -> None:
         if not self.holds_clip:

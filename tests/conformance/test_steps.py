@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
+from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.families import FAMILIES
-from lvspec_cli.models.kernels.fused import FusedLayers, Twins, fuse_layers
+from lvspec_cli.models.kernels.fused import MOST_ROWS, FusedLayers, Twins, fuse_layers
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.steps import MOST_CAPTURED, WIDTHS, Replay, StepOutputs, Workspace, run_again, width_of
 from lvspec_cli.speculation.engine import Session
@@ -192,6 +193,23 @@ def test_layers_in_few_operations_are_not_captured_anew_where_the_memory_grows(s
         rooms.append(memory.cache.capacity)
     assert rooms[0] < rooms[1]
     assert fixed.target.captured == len(memory._steps) <= 4, "each once, of up to 5 rows"
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+@torch.inference_mode()
+def test_what_is_known_of_the_rows_of_a_pass(subject: Subject) -> None:
+    whole = Fixed(subject.pair).made(fused=True).target
+    assert whole.fused is not None
+    assert Decoder(whole).exact_rows is None, "in float32"
+    half, prompt = replace(whole, dtype=torch.bfloat16), subject.prompts("odd").target
+    for stands_alone, usable, known in ((True, True, MOST_ROWS), (False, True, 0), (True, False, 0)):
+        fused = replace(whole.fused, rows_stand_alone=stands_alone)
+        decoder = Decoder(replace(half, fused=fused, workspace=Workspace(run_again, is_usable=usable)))
+        assert decoder.exact_rows == 0
+        decoder.encode(prompt)
+        decoder.begin(prompt, 8)
+        assert decoder.exact_rows == known
+    assert Decoder(replace(half, fused=None)).exact_rows == 0
 
 
 @captured
