@@ -1,7 +1,8 @@
 """The operations of ``fused`` in Triton (Tillet et al. 2019). Compile-time constants are in capitals.
 
 Tiles depend on shapes of the model alone, and sums have a fixed order, so that a row does not depend on those
-beside it. How many keys there are, and where, is read on the device.
+beside it. For the same reason nothing is compiled for a number of rows (``do_not_specialize``). How many keys
+there are, and where, is read on the device.
 """
 
 # ruff: noqa: N803
@@ -46,7 +47,7 @@ def add_norm_kernel(
     tl.store(normed + row * width + column, (values * scale * factors).to(normed.dtype.element_ty), is_valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rotate_kernel(
     projected,  # (rows, (heads + 2 * key_heads) * size)
     cosines,  # (rows, size)
@@ -103,7 +104,7 @@ def rotate_kernel(
         tl.store(target + half, later, is_valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "packed"])
 def attend_kernel(
     queries,  # (heads, rows, size): those of a key head's group are one block of packed rows
     table,  # long (2,): the cache's capacity, and the address of the video's mask, uint8 (capacity,)
@@ -165,7 +166,7 @@ def attend_kernel(
             tl.store(shares + cell, of_video, is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def combine_kernel(
     parts,
     maxima,
@@ -207,7 +208,7 @@ def combine_kernel(
         tl.store(to_video + index, tl.sum(factors * of_video, axis=0) / whole)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def product_kernel(
     inputs,  # (rows, width)
     weight,  # (outputs, width)
