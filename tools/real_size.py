@@ -405,7 +405,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), metavar="TARGET/DRAFT")
     parser.add_argument(
-        "--quantisations", nargs="+", default=["bf16", "nf4"], choices=["bf16", "nf4", "torchao-int4", "none"]
+        "--quantisations",
+        nargs="+",
+        default=["bf16", "nf4"],
+        choices=["bf16", "nf4", "int4", "torchao-int4", "none"],
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--device", default="auto")

@@ -24,7 +24,8 @@ from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
 from lvspec_cli.models.kernels import small_batch
-from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, triton_operations
+from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, int4_product, triton_operations
+from lvspec_cli.models.kernels.int4 import pack_linear_layers
 from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.processing import quiet
@@ -234,6 +235,10 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
             model = _read_weights(folder, name, config, dtype, options)
         if files is Quantisation.FP8 and quantisation is Quantisation.NONE:
             model = model.to(dtype)  # dequantised weights have the dtype of their scales
+        if quantisation is Quantisation.INT4:
+            there = devices[0] if len(devices) == 1 else None
+            pack_linear_layers(family.layers(model), there, int4_product(devices[0], dtype))
+            model = model if there is None else model.to(there)
         if devices[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
         can_capture = request.captured and not family.waits_for_host
@@ -276,8 +281,8 @@ def install_kernels(
 def fused_layers(
     family: Family, model: Any, device: torch.device, quantisation: Quantisation, dtype: torch.dtype
 ) -> FusedLayers | None:
-    """The language model in few kernels, if its weights are not packed and the device has them."""
-    if quantisation not in (Quantisation.NONE, Quantisation.BF16):
+    """The language model in few kernels, if they read its weights and the device has them."""
+    if quantisation not in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4):
         return None
     operations = triton_operations(device, dtype)
     return fuse_layers(family.layers(model), family.language(model).norm, model.lm_head, operations)
@@ -295,8 +300,9 @@ def _loading_options(
 
     ``quantisation``: how weights are quantised as they are read; NONE if the files are quantised already.
     """
-    options = {"device_map": {"": str(devices[0])}}
-    if len(devices) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16):
+    # Packed by ourselves, matrix by matrix, so that a GPU never holds all of them unpacked.
+    options = {"device_map": {"": "cpu" if quantisation is Quantisation.INT4 else str(devices[0])}}
+    if len(devices) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4):
         return options
     blocks, unconverted = _language_blocks(config, family)
     if len(devices) > 1:

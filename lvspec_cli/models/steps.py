@@ -27,7 +27,15 @@ from lvspec_cli.types import Quantisation
 # Widths that are captured, few because each costs memory and time. 65 is enough for the greatest gamma.
 WIDTHS = (1, 2, 3, 5, 9, 13, 17, 25, 33, 65)
 MOST_CAPTURED = 48  # captured passes that a model keeps
-_CAPTURED = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4, Quantisation.TORCHAO_INT4})
+_CAPTURED = frozenset(
+    {
+        Quantisation.NONE,
+        Quantisation.BF16,
+        Quantisation.NF4,
+        Quantisation.TORCHAO_INT4,
+        Quantisation.INT4,
+    }
+)
 
 Replay = Callable[[], "StepOutputs"]
 Capture = Callable[[Callable[[], "StepOutputs"]], Replay]

@@ -18,7 +18,15 @@ BUNDLED = Path(lvspec_cli.__file__).parent / "demo" / "pair" / "target"
 
 def test_kernels_are_their_twins() -> None:
     pytest.importorskip("triton")
-    from tests.models.fused_checks import PRODUCTS, SHAPES, check_kernels, check_layer, check_products
+    from tests.models.fused_checks import (
+        PACKED,
+        PRODUCTS,
+        SHAPES,
+        check_kernels,
+        check_layer,
+        check_packed,
+        check_products,
+    )
 
     for shape in (*SHAPES, (40, 8, 128, 17, 200), (16, 2, 128, 33, 340)):
         check_kernels(*shape, device=DEVICE)
@@ -29,6 +37,8 @@ def test_kernels_are_their_twins() -> None:
         (22016, 2048, False),
     ):
         check_products(outputs, inputs, biased, DEVICE, most=33)
+    for outputs, inputs, biased in (*PACKED, (2560, 2048, True), (2048, 11008, False)):
+        check_packed(outputs, inputs, biased, DEVICE, most=33)
     check_layer(DEVICE)
 
 

@@ -11,10 +11,13 @@ from lvspec_cli.models.attention import register
 from lvspec_cli.models.cache import KeyValueCache, Stored
 from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, fuse_layers
 from lvspec_cli.models.kernels.fused_kernels import Kernels
+from lvspec_cli.models.kernels.int4 import Packed4, by_unpacking
+from lvspec_cli.models.kernels.int4_kernels import unpacked
 
 # Heads, key heads, size of a head, rows and the first one's slot: in one stretch of keys, and across two.
 SHAPES = ((4, 2, 16, 1, 0), (6, 1, 40, 3, 254), (2, 1, 16, 16, 120))
 PRODUCTS = ((70, 200, False), (65, 1040, True))  # outputs, inputs, biased: sums of one part, and of two
+PACKED = ((70, 192, True), (65, 576, False))
 ROOM = 384
 
 
@@ -96,6 +99,21 @@ def check_products(outputs: int, inputs: int, biased: bool, device: str = "cpu",
     for count in range(1, most):
         found = Kernels().multiply(rows[most - count :], weight, bias if biased else None)
         assert torch.equal(found, whole[most - count :]), count
+
+
+def check_packed(outputs: int, inputs: int, biased: bool, device: str = "cpu", most: int = 16) -> None:
+    """The same of weights in 4 bits, which are unpacked as the twin unpacks them."""
+    generator = torch.Generator().manual_seed(outputs)
+    weight, bias, rows = (
+        torch.randn(shape, generator=generator).half().to(device)
+        for shape in ((outputs, inputs), (outputs,), (most, inputs))
+    )
+    matrix, added = Packed4.of(weight), bias if biased else None
+    assert torch.equal(unpacked(matrix, torch.float32), matrix.unpacked(torch.float32))
+    whole = Kernels().multiply(rows, matrix, added)
+    assert_close(whole, by_unpacking(rows.float(), matrix, None if added is None else added.float()).half())
+    for count in range(1, most, 5):
+        assert torch.equal(Kernels().multiply(rows[most - count :], matrix, added), whole[most - count :])
 
 
 def fused_llama(operations: list[Operations], kind: torch.dtype, device: str = "cpu") -> FusedLayers | None:

@@ -31,6 +31,7 @@ from lvspec_cli.models.kernels.fused import (
     splits_of,
     triton_operations,
 )
+from lvspec_cli.models.kernels.int4 import Packed4, by_unpacking, pack_linear_layers
 from lvspec_cli.models.load import fused_layers
 from lvspec_cli.types import Quantisation
 from tests.tiny_families import TINY, TinyShape
@@ -78,6 +79,22 @@ def test_layers_of_every_family_are_what_they_were_or_stay(family: str) -> None:
         assert not made.takes(torch.empty(1, 1, size // 2)), "a part of each head is rotated"
 
 
+def test_layers_in_four_bits_are_joined_too() -> None:
+    model = model_of("smolvlm")
+    layers = model.model.text_model.layers
+    assert pack_linear_layers(layers, None, by_unpacking) == 14
+    made = fused_of(model)
+    assert made is not None
+    attention, joined = layers[1].self_attn, made.layers[1].projection.weight
+    assert isinstance(joined, Packed4)
+    for name in ("words", "scales"):
+        parts = [getattr(part, name) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        assert {part.untyped_storage().data_ptr() for part in parts} == {
+            getattr(joined, name).untyped_storage().data_ptr()
+        }
+    assert fused_of(model, Louder()) is None
+
+
 class Quantised(nn.Linear):
     """Weights that cannot be joined."""
 
@@ -99,7 +116,7 @@ class Broken(Twins):
 class OneByOne(Twins):
     """Products in which a row does not depend on the others."""
 
-    def multiply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
         return torch.cat([super(OneByOne, self).multiply(row[None], weight, bias) for row in inputs])
 
     def attend(self, queries: Tensor, *stored: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -114,7 +131,7 @@ class OneByOne(Twins):
 class Mixing(OneByOne):
     """Nearly: what a row gets depends on how many there are, by less than what rounding may change."""
 
-    def multiply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
         return super().multiply(inputs, weight, bias) * (1 + 1e-6 * (len(inputs) > 12))
 
 
@@ -180,8 +197,10 @@ def test_where_layers_are_made_of_kernels(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("lvspec_cli.models.load.triton_operations", told)
     for quantisation in Quantisation:
         made = fused_layers(FAMILIES["smolvlm"], model_of("smolvlm"), gpu, quantisation, torch.bfloat16)
-        assert (made is not None) == (quantisation in (Quantisation.NONE, Quantisation.BF16))
-    assert asked == [(gpu, torch.bfloat16)] * 2
+        assert (made is not None) == (
+            quantisation in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4)
+        )
+    assert asked == [(gpu, torch.bfloat16)] * 3
 
 
 def test_the_kernels_compile_for_a_gpu() -> None:

@@ -30,6 +30,7 @@ from torch.nn.functional import linear, silu
 
 from lvspec_cli.models.attention import packed_mask
 from lvspec_cli.models.cache import KeyValueCache, Stored, cache_argument
+from lvspec_cli.models.kernels.int4 import Int4Linear, Multiply, Packed4, by_unpacking, is_right
 from lvspec_cli.models.steps import WIDTHS, FixedRows, StepOutputs, cuda_graphs
 
 MOST_ROWS = 33  # of a pass; wider ones are bound by their products
@@ -79,7 +80,7 @@ class Operations(Protocol):
     def gated(self, both: Tensor) -> Tensor:
         """silu of the first half of each row times the second: (rows, 2 * n) -> (rows, n)."""
 
-    def multiply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
         """A linear layer: (rows, width) -> (rows, outputs)."""
 
 
@@ -127,7 +128,9 @@ class Twins:
         gate, up = both.float().chunk(2, dim=-1)
         return (silu(gate) * up).to(both.dtype)
 
-    def multiply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, Packed4):
+            return by_unpacking(inputs, weight, bias)
         return linear(inputs, weight, bias)
 
 
@@ -148,26 +151,34 @@ def _rotated(heads: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
 class Product:
     """The weights of one or of several linear layers that read the same input."""
 
-    weight: Tensor
+    weight: Tensor | Packed4
     bias: Tensor | None
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.inputs if isinstance(self.weight, Packed4) else self.weight.shape[1]
 
     @classmethod
     def of(cls, *layers: Any) -> Product:
         """The layers' weights in one tensor, which the layers share from now on.
 
-        :raises TypeError: one is no plain linear layer, or only some have a bias.
+        :raises TypeError: they are not all plain, nor all of ``int4``, or only some have a bias.
         """
-        if any(type(layer) is not nn.Linear for layer in layers):
-            raise TypeError("weights that are packed cannot be joined")
+        kinds = {type(layer) for layer in layers}
+        if kinds not in ({nn.Linear}, {Int4Linear}):
+            raise TypeError("weights that are packed otherwise cannot be joined")
         biases = [layer.bias for layer in layers]
         if len({bias is None for bias in biases}) > 1:
             raise TypeError("only some of the layers have a bias")
-        if len(layers) == 1:
-            return cls(layers[0].weight, biases[0])
-        return cls(_joined(layers, "weight"), None if biases[0] is None else _joined(layers, "bias"))
+        bias = None if biases[0] is None else _joined(layers, "bias")
+        if kinds == {Int4Linear}:
+            return cls(Packed4(_joined(layers, "words"), _joined(layers, "scales")), bias)
+        return cls(_joined(layers, "weight"), bias)
 
 
-def _joined(layers: Sequence[nn.Linear], name: str) -> Tensor:
+def _joined(layers: Sequence[nn.Module], name: str) -> Tensor:
+    if len(layers) == 1:
+        return getattr(layers[0], name)
     parts = [getattr(layer, name) for layer in layers]
     whole = torch.cat([part.detach() for part in parts])
     for layer, view in zip(layers, whole.split([len(part) for part in parts]), strict=True):
@@ -281,10 +292,10 @@ class FusedLayers:
         return run.multiply(attended, layer.output.weight, layer.output.bias), share
 
 
-def splits_of(outputs: int, inputs: int) -> tuple[int, int]:
-    """Programs that share a sum of a product, and the steps of each: by the matrix alone, so that sums do not
-    depend on the rows."""
-    steps, tiles, splits = -(-inputs // INPUTS), -(-outputs // OUTPUTS), 1
+def splits_of(outputs: int, inputs: int, columns: int = INPUTS) -> tuple[int, int]:
+    """Programs that share a sum of a product, and the steps of each, of so many columns: by the matrix alone,
+    so that sums do not depend on the rows."""
+    steps, tiles, splits = -(-inputs // columns), -(-outputs // OUTPUTS), 1
     while splits < _MOST_SPLITS and tiles * splits < _PROGRAMS and steps // (2 * splits) >= _LEAST_STEPS:
         splits *= 2
     return splits, -(-steps // splits)
@@ -293,16 +304,33 @@ def splits_of(outputs: int, inputs: int) -> tuple[int, int]:
 def triton_operations(device: torch.device, dtype: torch.dtype) -> tuple[Operations, ...]:
     """The kernels, if Triton can compile them for the device, in 16 bits: with our own products, and with
     torch's. Nothing: they cannot be used."""
-    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
-        return ()
-    has_compiler = any(shutil.which(name) for name in _COMPILERS)
-    if not has_compiler or dtype not in (torch.bfloat16, torch.float16):
-        return ()
-    if torch.cuda.get_device_capability(device) < LEAST:
+    if not can_compile(device, dtype):
         return ()
     from lvspec_cli.models.kernels.fused_kernels import Kernels
 
     return Kernels(), Kernels(products=False)
+
+
+def can_compile(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton can compile kernels in the dtype, of 16 bits, for the device."""
+    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+        return False
+    has_compiler = any(shutil.which(name) for name in _COMPILERS)
+    if not has_compiler or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= LEAST
+
+
+def int4_product(device: torch.device, dtype: torch.dtype) -> Multiply:
+    """How ``int4`` weights are multiplied there: by our kernels, if they compile and are right, else by
+    torch, one matrix at a time unpacked."""
+    if can_compile(device, dtype):
+        with contextlib.suppress(Exception):  # whatever Triton, a compiler or the device raise
+            from lvspec_cli.models.kernels.int4_kernels import multiply
+
+            if is_right(multiply, device, dtype):
+                return multiply
+    return by_unpacking
 
 
 def fuse_layers(
@@ -399,7 +427,7 @@ class _Probe:
         size, draw = attention.head_dim, torch.Generator().manual_seed(attention.layer_idx)
 
         def drawn(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=draw).to(attention.q_proj.weight)
+            return torch.randn(shape, generator=draw).to(layer.input_layernorm.weight)
 
         hidden, turns = drawn(1, rows, attention.q_proj.in_features), drawn(1, rows, size // 2)
         earlier = drawn(2, 1, attention.k_proj.out_features // size, _PROBE_START, size)
@@ -429,8 +457,8 @@ def _is_fast_enough(made: FusedLayers, others: Operations) -> bool:
     """By the products of the first layer, on a GPU, for as many rows as a verification has."""
     layer = made.layers[0]
     products = (layer.projection, layer.output, layer.gate_up, layer.down)
-    inputs = [part.weight.new_ones(_TIMED_ROWS, part.weight.shape[1]) for part in products]
-    capture = cuda_graphs(made.head.weight.device)
+    inputs = [made.norm[0].new_ones(_TIMED_ROWS, part.inputs) for part in products]
+    capture = cuda_graphs(inputs[0].device)
 
     def seconds(run: Operations) -> float:
         def multiply() -> StepOutputs:

@@ -18,7 +18,9 @@ from triton import cdiv, next_power_of_2
 
 from lvspec_cli.models.attention import SPLIT_KEYS
 from lvspec_cli.models.cache import Stored
+from lvspec_cli.models.kernels import int4_kernels
 from lvspec_cli.models.kernels.fused import INPUTS, OUTPUTS, splits_of
+from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.kernels.small_batch_kernels import ADDED, add_up
 
 KEYS = tl.constexpr(SPLIT_KEYS)  # of a stretch
@@ -328,7 +330,9 @@ class Kernels:
             gated_kernel[(rows, cdiv(width, COLUMNS))](both, result, width, WIDTH=COLUMNS, num_warps=4)
         return result
 
-    def multiply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, Packed4):
+            return int4_kernels.multiply(inputs, weight, bias)
         if not self._products:
             return linear(inputs, weight, bias)
         (rows, width), outputs = inputs.shape, len(weight)
