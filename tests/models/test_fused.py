@@ -20,18 +20,16 @@ from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import FAMILIES
 from lvspec_cli.models.kernels import fused as fused_module
 from lvspec_cli.models.kernels.fused import (
-    INPUTS,
     MOST_ROWS,
-    OUTPUTS,
     FusedLayers,
     Operations,
     Twins,
     fuse_layers,
     pays,
-    splits_of,
     triton_operations,
 )
 from lvspec_cli.models.kernels.int4 import Packed4, by_unpacking, pack_linear_layers
+from lvspec_cli.models.kernels.products import INPUTS, OUTPUTS, splits_of
 from lvspec_cli.models.load import fused_layers
 from lvspec_cli.types import Quantisation
 from tests.tiny_families import TINY, TinyShape

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lvspec_cli.memory.plan import matrix_bytes
 from lvspec_cli.models.kernels import fused
-from lvspec_cli.models.kernels.fused import OUTPUTS, int4_product
+from lvspec_cli.models.kernels.fused import int4_product
 from lvspec_cli.models.kernels.int4 import (
     GROUP,
     Int4Linear,
@@ -26,6 +26,7 @@ from lvspec_cli.models.kernels.int4 import (
     is_right,
     pack_linear_layers,
 )
+from lvspec_cli.models.kernels.products import OUTPUTS
 from lvspec_cli.models.load import ModelRequest, load_models
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, Quantisation

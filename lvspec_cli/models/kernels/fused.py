@@ -34,8 +34,6 @@ from lvspec_cli.models.kernels.int4 import Int4Linear, Multiply, Packed4, by_unp
 from lvspec_cli.models.steps import WIDTHS, FixedRows, StepOutputs, cuda_graphs
 
 MOST_ROWS = 33  # of a pass; wider ones are bound by their products
-OUTPUTS, INPUTS = 64, 128  # of a product's tile
-_PROGRAMS, _MOST_SPLITS, _LEAST_STEPS = 512, 16, 4  # as many programs as a large GPU runs at once
 LEAST = (8, 0)  # compute capability: of bfloat16
 _COMPILERS = ("cc", "gcc", "clang")  # Triton needs one of them to compile its launchers
 _PROBE_ROWS, _PROBE_START = 3, 140  # of the pass that is compared, behind more than one stretch of keys
@@ -290,15 +288,6 @@ class FusedLayers:
         queries = run.rotate_and_write(projected, factors, norms, epsilon, stored, slots)
         attended, share = run.attend(queries, stored, slots, layer.scaling, watched=watched)
         return run.multiply(attended, layer.output.weight, layer.output.bias), share
-
-
-def splits_of(outputs: int, inputs: int, columns: int = INPUTS) -> tuple[int, int]:
-    """Programs that share a sum of a product, and the steps of each, of so many columns: by the matrix alone,
-    so that sums do not depend on the rows."""
-    steps, tiles, splits = -(-inputs // columns), -(-outputs // OUTPUTS), 1
-    while splits < _MOST_SPLITS and tiles * splits < _PROGRAMS and steps // (2 * splits) >= _LEAST_STEPS:
-        splits *= 2
-    return splits, -(-steps // splits)
 
 
 def triton_operations(device: torch.device, dtype: torch.dtype) -> tuple[Operations, ...]:

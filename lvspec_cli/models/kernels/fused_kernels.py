@@ -19,8 +19,8 @@ from triton import cdiv, next_power_of_2
 from lvspec_cli.models.attention import SPLIT_KEYS
 from lvspec_cli.models.cache import Stored
 from lvspec_cli.models.kernels import int4_kernels
-from lvspec_cli.models.kernels.fused import INPUTS, OUTPUTS, splits_of
 from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.products import INPUTS, OUTPUTS, splits_of
 from lvspec_cli.models.kernels.small_batch_kernels import ADDED, add_up
 
 KEYS = tl.constexpr(SPLIT_KEYS)  # of a stretch

@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 from triton import cdiv
 
 from lvspec_cli.models.kernels import int4
-from lvspec_cli.models.kernels.fused import OUTPUTS, splits_of
 from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.products import OUTPUTS, splits_of
 from lvspec_cli.models.kernels.small_batch_kernels import ADDED, add_up
 
 GROUP = tl.constexpr(int4.GROUP)
