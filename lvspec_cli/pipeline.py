@@ -287,6 +287,7 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
                 device=choice.draft_device or choice.device,
                 quantisation=loading.draft,
                 shares=placement.draft,
+                proposes=choice.pair.draft.vocabulary,
             )
         with memory_errors(plan, workload):
             pair = load_models(

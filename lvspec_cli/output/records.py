@@ -442,6 +442,7 @@ def _common(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number:
         "settings": {
             **settings_fields(request.settings),
             "loading": asdict(plan.loading),
+            **({"draft_vocabulary": pair.draft.vocabulary} if with_draft and pair.draft.vocabulary else {}),
             **({"think": True} if request.think else {}),  # keys of other records stay valid
             **({"history": [asdict(turn) for turn in request.history]} if request.history else {}),
         },

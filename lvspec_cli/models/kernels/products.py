@@ -1,4 +1,4 @@
-"""How products of few rows are cut into programs: by the matrix alone, so that sums depend on no other rows."""
+"""How products of few rows are cut into programs: by the matrix alone, so that no row depends on others."""
 
 from __future__ import annotations
 
