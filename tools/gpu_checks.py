@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -141,8 +142,6 @@ def tower(place: Place) -> Iterator[str]:
 
 def fabricate_around(model: Any, family: Any, device: torch.device) -> LoadedModel:
     """As much of a loaded model as a prompt of noise needs."""
-    from types import SimpleNamespace
-
     made: Any = SimpleNamespace(model=model, family=family, device=device)
     return made
 

@@ -7,16 +7,19 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.families import FAMILIES
-from lvspec_cli.models.kernels.fused import MOST_ROWS, FusedLayers, Twins, fuse_layers
-from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.kernels.fused import MOST_ROWS, FusedLayers, Operations, Twins, fuse_layers
+from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.models.steps import MOST_CAPTURED, WIDTHS, Replay, StepOutputs, Workspace, run_again, width_of
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
 from tests.conformance.conftest import Subject
 from tests.conformance.test_exact import CASES, WANTED, Case, check
+from tests.models.test_fused import OneByOne
 from tests.speculation.conftest import decode
 
 # Passes of experts are not captured: the host has to know where rows go.
@@ -46,10 +49,17 @@ class Counted:
         return replay
 
 
-def by_twins(loaded: LoadedModel) -> FusedLayers | None:
-    """The model's layers of few operations, in PyTorch, where its family's can be made so."""
+def in_few(loaded: LoadedModel, operations: Operations) -> FusedLayers | None:
+    """The model's layers of few operations, where its family's can be made so."""
     family, model = loaded.family, loaded.model
-    return fuse_layers(family.layers(model), family.language(model).norm, model.lm_head, [Twins()])
+    return fuse_layers(family.layers(model), family.language(model).norm, model.lm_head, [operations])
+
+
+class Uneven(OneByOne):
+    """Products in which rows are not quite what they are alone."""
+
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        return super().multiply(inputs, weight, bias) * (1.01 if len(inputs) > 1 else 1.0)
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,15 @@ class Fixed:
     target: Counted = field(default_factory=Counted)
     draft: Counted = field(default_factory=Counted)
 
-    def made(self, *, fused: bool = False) -> LoadedPair:
+    def made(self, *, fused: bool = False, operations: Operations | None = None) -> LoadedPair:
         """:param fused: decoder layers are made of few operations, where their family's can be."""
+        run = operations or Twins()
         assert self.pair.draft is not None
         target, draft = (
             replace(
                 loaded,
                 workspace=Workspace(capture),
-                fused=by_twins(loaded) if fused else None,
+                fused=in_few(loaded, run) if fused else None,
             )
             for loaded, capture in ((self.pair.target, self.target), (self.pair.draft, self.draft))
         )
@@ -210,6 +221,33 @@ def test_what_is_known_of_the_rows_of_a_pass(subject: Subject) -> None:
         decoder.begin(prompt, 8)
         assert decoder.exact_rows == known
     assert Decoder(replace(half, fused=None)).exact_rows == 0
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_where_rows_stand_alone_exact_is_ar_to_the_letter_in_16_bits_too(subject: Subject) -> None:
+    """``tests/gpu/test_precision.py`` shows it of the kernels that are for this."""
+    half = Fixed(load_pair(*subject.folders, device="cpu", dtype="bfloat16"))
+    pair = half.made(fused=True, operations=OneByOne())
+    assert pair.target.fused is not None
+    assert pair.target.fused.rows_stand_alone
+    session = Session.of(pair)
+    for clip, gamma in (("odd", 7), ("wide", 16)):
+        exact = replace(WANTED, gamma=gamma)
+        texts = [
+            decode(pair, subject.prompts(clip), replace(exact, mode=mode), session)[0].tokens
+            for mode in (Mode.AR, Mode.EXACT)
+        ]
+        assert texts[0] == texts[1]
+        assert session.is_to_the_letter(exact)
+    assert half.target.replayed
+    other = half.made(fused=True, operations=Uneven())
+    session = Session.of(other)
+    texts = [
+        decode(other, subject.prompts("odd"), replace(WANTED, gamma=7, mode=mode), session)
+        for mode in (Mode.AR, Mode.EXACT)
+    ]
+    assert texts[0][0].tokens != texts[1][0].tokens
+    assert not session.is_to_the_letter(replace(WANTED, gamma=7)), "and it is seen when a model is loaded"
 
 
 @captured

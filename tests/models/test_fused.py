@@ -104,6 +104,14 @@ class Louder(Twins):
         return 1.2 * super().gated(both)
 
 
+class Blind(Twins):
+    """Kernels that tell another share of attention."""
+
+    def attend(self, *given: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
+        attended, share = super().attend(*given, watched=watched)
+        return attended, None if share is None else 0.9 * share
+
+
 class Broken(Twins):
     """Kernels that do not compile."""
 
@@ -120,10 +128,13 @@ class OneByOne(Twins):
     def attend(self, queries: Tensor, *stored: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
         cache, slots, scaling = stored
         parts = [
-            super(OneByOne, self).attend(queries[:, row : row + 1], cache, slots[row : row + 1], scaling)[0]
+            super(OneByOne, self).attend(
+                queries[:, row : row + 1], cache, slots[row : row + 1], scaling, watched=True
+            )
             for row in range(len(slots))
         ]
-        return torch.cat(parts), None
+        shares = [share for _, share in parts if share is not None]
+        return torch.cat([part for part, _ in parts]), torch.cat(shares, dim=1) if watched else None
 
 
 class Mixing(OneByOne):
@@ -136,6 +147,7 @@ class Mixing(OneByOne):
 def test_a_layer_that_is_not_reproduced_keeps_all_of_them_plain() -> None:
     assert fused_of(model_of("smolvlm"), Louder()) is None
     assert fused_of(model_of("smolvlm"), Broken()) is None
+    assert fused_of(model_of("smolvlm"), Blind()) is None
     other = model_of("smolvlm")
     other.model.text_model.layers[1].mlp.act_fn = GELUActivation()
     assert fused_of(other) is None

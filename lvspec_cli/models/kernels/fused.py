@@ -353,13 +353,13 @@ def fuse_layers(
 @torch.inference_mode()
 def _is_the_same(layer: Any, part: FusedLayer, made: FusedLayers, norm: Any, head: Any) -> bool:
     attention, single = layer.self_attn, replace(made, layers=(part,))
-    probe = _Probe.of(layer, _PROBE_ROWS)
+    number, probe = attention.layer_idx, _Probe.of(layer, _PROBE_ROWS)
     outputs = []
     for is_fused in (False, True):
         rows = probe.rows()
         if is_fused:
-            found = single(probe.hidden, probe.rotary, rows, first=attention.layer_idx)
-            values = [found.hidden, found.logits]
+            found = single(probe.hidden, probe.rotary, rows, (number,), first=number)
+            values = [found.hidden, found.logits, found.shares[number]]
         else:
             allowed = torch.arange(rows.cache.capacity, device=rows.slots.device) <= rows.slots[:, None]
             groups = attention.q_proj.out_features // attention.k_proj.out_features
@@ -370,8 +370,9 @@ def _is_the_same(layer: Any, part: FusedLayer, made: FusedLayers, norm: Any, hea
                 split_k=True,
                 **{cache_argument(layer): rows},
             )
-            normed = norm(hidden)
-            values = [normed, head(normed[0]).float()]
+            normed, twins = norm(hidden), replace(single, operations=Twins())  # a layer tells no shares
+            shares = twins(probe.hidden, probe.rotary, probe.rows(), (number,), first=number).shares
+            values = [normed, head(normed[0]).float(), shares[number]]
         outputs.append((*values, *probe.written(rows)))
     eps = torch.finfo(probe.hidden.dtype).eps
     return all(_is_close(one, other, eps) for one, other in zip(*outputs, strict=True))
@@ -428,6 +429,7 @@ class _Probe:
         cache, rows = KeyValueCache(), self.hidden.shape[1]
         cache.reserve(_PROBE_START + rows)
         cache.update(self.earlier[0], self.earlier[1], self.number)
+        cache.mark_video(torch.arange(_PROBE_START, device=self.hidden.device) % 3 == 0)
         return FixedRows(cache, torch.arange(_PROBE_START, _PROBE_START + rows, device=self.hidden.device))
 
     def written(self, rows: FixedRows) -> tuple[Tensor, Tensor]:
