@@ -96,9 +96,8 @@ def test_kernels_that_are_wrong_or_do_not_compile_are_left_out(monkeypatch: pyte
     assert int4_product(cpu, torch.bfloat16) is by_unpacking
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "smolvlm"])
-def test_models_are_loaded_in_it(family: str, tmp_path: Path) -> None:
-    plain = save_model(tmp_path, family, shape=TinyShape(width=2 * GROUP))
+def test_models_are_loaded_in_it(tmp_path: Path) -> None:
+    plain = save_model(tmp_path, "qwen2_5_vl", shape=TinyShape(width=2 * GROUP))
     pair = load_models(
         ModelRequest(plain, device="cpu", quantisation=INT4),
         ModelRequest(plain, device="cpu", quantisation=INT4),
