@@ -287,6 +287,7 @@ def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: No
                 device=choice.draft_device or choice.device,
                 quantisation=loading.draft,
                 shares=placement.draft,
+                proposes=choice.pair.draft.vocabulary,
             )
         with memory_errors(plan, workload):
             pair = load_models(
@@ -484,7 +485,9 @@ class ClipAnswers:
         facts = Facts(
             self.clip,
             prompts.target.visual_tokens,
-            full_precision=self._pair.target.full_precision,
+            to_the_letter=session.is_to_the_letter(
+                self._request.settings, is_audited=bool(self._request.audit)
+            ),
             oom_retries=self._oom_retries,
         )
         record = answered_record(

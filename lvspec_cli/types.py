@@ -89,6 +89,7 @@ class Quantisation(StrEnum):
     AWQ = "awq"
     GPTQ = "gptq"
     TORCHAO_INT4 = "torchao-int4"
+    INT4 = "int4"  # packed by ``models.kernels.int4``
     AUTO = "auto"  # decided by what fits and is fast on this machine
 
 

@@ -17,6 +17,8 @@ from lvspec_cli.memory.sizes import size_of_model
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
+from lvspec_cli.models.kernels.fused import int4_product
+from lvspec_cli.models.kernels.int4 import pack_linear_layers
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.load import LoadedModel, choose_dtype, fused_layers, install_kernels
 from lvspec_cli.models.processing import quiet
@@ -51,7 +53,7 @@ def fabricate(
 ) -> LoadedModel:
     """A model whose decoder layers are made and packed one by one: never more than one is there unpacked.
 
-    It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4 or torchao-int4.
+    It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4, int4 or torchao-int4.
     """
     family = family_of(config.model_type, name)
     dtype = choose_dtype("auto", device, quantisation, float16_is_safe=family.float16_is_safe)
@@ -73,6 +75,8 @@ def fabricate(
             _pack(layer, dtype)
         elif quantisation is Quantisation.TORCHAO_INT4:
             _pack_by_torchao(layer, device.type)
+        elif quantisation is Quantisation.INT4:
+            pack_linear_layers(layer, None, int4_product(device, dtype))
         if number:
             layers.append(layer)
         else:
@@ -82,7 +86,7 @@ def fabricate(
     join_windows(model)
     workspace = workspace_for([device], quantisation) if captured else None
     install_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
-    fused = None if workspace is None else fused_layers(layers, device, quantisation, dtype)
+    fused = None if workspace is None else fused_layers(family, model, device, quantisation, dtype)
     return LoadedModel(
         name=name,
         model=model.eval().requires_grad_(False),

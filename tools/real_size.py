@@ -158,7 +158,7 @@ def measure_model(
         )
     finally:
         del loaded
-        _release(device)
+        release(device)
 
 
 def _clips_that_fit(
@@ -170,7 +170,7 @@ def _clips_that_fit(
             yield measure_clip(loaded, size, choice, frames, work)
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was computed
-        _release(loaded.device)
+        release(loaded.device)
 
 
 def _inner(part: Any) -> list[Tensor]:
@@ -179,7 +179,7 @@ def _inner(part: Any) -> list[Tensor]:
     return [getattr(part, name) for name in names] or [part]
 
 
-def _release(device: torch.device) -> None:
+def release(device: torch.device) -> None:
     """Give back what nothing holds any more."""
     gc.collect()
     if device.type == "cuda":
@@ -405,7 +405,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), metavar="TARGET/DRAFT")
     parser.add_argument(
-        "--quantisations", nargs="+", default=["bf16", "nf4"], choices=["bf16", "nf4", "torchao-int4", "none"]
+        "--quantisations",
+        nargs="+",
+        default=["bf16", "nf4"],
+        choices=["bf16", "nf4", "int4", "torchao-int4", "none"],
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--device", default="auto")
@@ -456,7 +459,7 @@ def _measured(name: str, quantisation: Quantisation, device: torch.device, work:
         figures = measure_model(config, name, quantisation, device, work)
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)  # they hold what was built
-        _release(device)
+        release(device)
         print(f"{name} {quantisation}: does not fit", flush=True)
         return None
     print(*model_lines(figures), sep="\n", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -39,6 +40,9 @@ class KeyValueCache:
         self.states = LayerStates()
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
+        self._video: Tensor | None = None  # uint8 (capacity,), 1 where a row is of the video
+        self._table: Tensor | None = None
+        self._has_moved = True  # since the table was written
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write a layer's rows ``(1, key heads, rows, head size)``; return all its keys and values so far.
@@ -61,6 +65,7 @@ class KeyValueCache:
     def _stores(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._keys:
             self._keys[layer], self._values[layer] = self._blank(keys), self._blank(values)
+            self._has_moved = True
         return self._keys[layer], self._values[layer]
 
     def advance(self, rows: int) -> None:
@@ -89,6 +94,7 @@ class KeyValueCache:
         self.states = LayerStates()
         self._keys.clear()
         self._values.clear()
+        self._video, self._has_moved = None, True
 
     @property
     def bytes(self) -> int:
@@ -100,9 +106,36 @@ class KeyValueCache:
         """The first ``length`` keys of a layer, ``(1, key heads, length, head size)``."""
         return self._keys[layer].narrow(2, 0, length)
 
-    def stored(self, layer: int) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer that has some, valid or not: (key heads, capacity, head size)."""
-        return self._keys[layer][0], self._values[layer][0]
+    def stored(self, layer: int) -> Stored:
+        """All rows of a layer that has some, valid or not."""
+        return Stored(self, layer)
+
+    def mark_video(self, video: Tensor) -> None:
+        """Note which of the first rows are the video's, bool (n,), for :attr:`Stored.video`."""
+        self._video = torch.zeros(self.capacity, dtype=torch.uint8, device=video.device)
+        self._video[: len(video)] = video
+        self._has_moved = True
+
+    def located(self) -> Tensor | None:
+        """Tell the device where the rows are now. Returns what it is told: see :attr:`Stored.table`.
+
+        None: there are no rows yet.
+        """
+        if not self._keys:
+            return None
+        if self._has_moved or self._table is None:
+            places = [(self.capacity, 0 if self._video is None else self._video.data_ptr())]
+            for layer in range(max(self._keys) + 1):
+                stores = (self._keys.get(layer), self._values.get(layer))
+                first, second = (0 if store is None else store.data_ptr() for store in stores)
+                places.append((first, second))
+            told = torch.tensor(places)
+            if self._table is None or len(self._table) != len(told):
+                self._table = told.to(next(iter(self._keys.values())).device)
+            else:
+                self._table.copy_(told)
+            self._has_moved = False
+        return self._table
 
     def reserve(self, capacity: int, spare: int = SPARE) -> None:
         """Make room for at least ``capacity`` rows plus ``spare``. Valid rows are kept."""
@@ -110,9 +143,13 @@ class KeyValueCache:
         if capacity <= self.capacity:
             return
         self.capacity = -(-(capacity + spare) // BLOCK) * BLOCK
+        self._has_moved = True
         if not self.length:  # free the old memory before new memory is allocated
             self._keys.clear()
             self._values.clear()
+            self._video = None
+        if self._video is not None:
+            self.mark_video(self._video[: self.length])
         for store in (self._keys, self._values):
             for layer, old in store.items():
                 store[layer] = self._blank(old)
@@ -122,6 +159,42 @@ class KeyValueCache:
         batch, heads, _, size = like.shape
         # Zeros, because a masked row is multiplied by 0, and 0 * NaN would be NaN.
         return like.new_zeros(batch, heads, self.capacity, size)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A layer's rows, wherever they are when they are read: a cache that grows moves them."""
+
+    cache: KeyValueCache
+    layer: int
+
+    @property
+    def keys(self) -> Tensor:
+        """(key heads, capacity, head size)."""
+        return self.cache._keys[self.layer][0]
+
+    @property
+    def values(self) -> Tensor:
+        return self.cache._values[self.layer][0]
+
+    @property
+    def video(self) -> Tensor:
+        """1 where a row is of the video, else 0: uint8 (capacity,)."""
+        if self.cache._video is None:
+            raise RuntimeError("mark_video() comes before")
+        return self.cache._video
+
+    @property
+    def table(self) -> Tensor:
+        """Where a device finds the rows, long (1 + layers, 2): the capacity and the address of :attr:`video`,
+        then addresses of each layer's keys and values.
+
+        It stays where it is, and :meth:`KeyValueCache.located` writes it anew. So a captured pass that reads
+        it finds rows that have moved since.
+        """
+        table = self.cache.located()
+        assert table is not None
+        return table
 
 
 class SlotMemory:

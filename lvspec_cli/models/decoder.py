@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from lvspec_cli.models.attention import causal, packed_mask
 from lvspec_cli.models.cache import JoinedCaches, KeyValueCache, SlotCache, SlotMemory, cache_argument
 from lvspec_cli.models.families.base import Rotary
+from lvspec_cli.models.kernels.fused import MOST_ROWS
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepOutputs, mask_of, width_of
 from lvspec_cli.types import Prompt
@@ -30,6 +31,8 @@ class Pass:
     rotary: Rotary
     inputs: Mapping[int, Tensor] = field(default_factory=dict)  # of the watched layers, (1, rows, width)
     logits: Tensor | None = None  # (rows, vocabulary), if the pass computed them too
+    # Shares of attention that go to the video, float32 (heads, rows), of the watched layers of which it told.
+    shares: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -104,6 +107,20 @@ class Decoder:
         has_prefix = not (self._is_past_prefix and self.loaded.family.has_states)
         return self.holds_clip and (is_asked or has_prefix)
 
+    @property
+    def exact_rows(self) -> int | None:
+        """The most rows of a pass over the answer that are each, to the bit, what a pass of its own gives.
+
+        0: that is not known. None: any number of them, but for rounding in float32.
+        """
+        fused, memory = self.loaded.fused, self._workspace
+        if self.loaded.full_precision:
+            return None
+        if fused is None or memory is None or not memory.is_usable or self._rotary is None:
+            return 0
+        is_shown = fused.rows_stand_alone and fused.takes(self._rotary[0][:, :1])
+        return MOST_ROWS if is_shown else 0
+
     def _check_clip(self) -> None:
         if not self.holds_clip:
             raise RuntimeError("another decoder of this model has encoded a clip since")
@@ -154,6 +171,8 @@ class Decoder:
         rotary = family.rotary(model, embeddings, positions)
         self._prefix_length = len(self.video)
         passed = self._run(embeddings, rotary, watch, deeper)
+        if self._workspace is not None:
+            self.cache.mark_video(self.video)
         if with_question:
             last = (rotary[0][:, -1:], rotary[1][:, -1:])
             # A copy of the row, so that the states of the whole prompt need not stay.
@@ -187,7 +206,7 @@ class Decoder:
         if not is_asked:
             self.cache.rollback(self._prefix_length)
             self.cache.mark()
-        if self._workspace is not None:  # captured passes are lost when the cache grows
+        if self._workspace is not None:  # some captured passes are lost when the cache grows
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         passed = asked[1] if asked is not None and is_asked else self._run_question(prompt, watch, on_pass)
         self._prompt_length = self.cache.length
@@ -215,7 +234,9 @@ class Decoder:
         rotary = self.next_rotary(rows)
         if self._workspace is not None and (width := width_of(rows)) is not None:
             self.cache.reserve(self.cache.length + width)
-            step = self._workspace.step(width, watch, rotary[0], partial(self._fixed_pass, tuple(watch)))
+            run, fused = partial(self._fixed_pass, tuple(watch)), self.loaded.fused
+            finds_rows = fused is not None and fused.takes(rotary[0])
+            step = self._workspace.step(width, watch, rotary[0], run, finds_rows=finds_rows)
             if step is not None:
                 return self._replayed(*step, tokens, rotary)
         return self._run(self._embedded(tokens), rotary, watch)
@@ -283,7 +304,8 @@ class Decoder:
         outputs = replay()
         self.cache.advance(rows)
         watched = {layer: states[:, :rows] for layer, states in outputs.inputs.items()}
-        return Pass(outputs.hidden[:, :rows], start, rotary, watched, outputs.logits[:rows])
+        shares = {layer: share[:, :rows] for layer, share in outputs.shares.items()}
+        return Pass(outputs.hidden[:, :rows], start, rotary, watched, outputs.logits[:rows], shares)
 
     def _fixed_pass(self, watch: Collection[int], step: StepInputs, rows: FixedRows) -> StepOutputs:
         """The pass that is captured. It never needs a value on the host."""
@@ -291,11 +313,9 @@ class Decoder:
         embeddings, rotary = family.embed(model, step.ids.view(1, -1)), (step.cosines, step.sines)
         fused = self.loaded.fused
         if fused is not None and fused.takes(step.cosines):
-            states, inputs = fused(embeddings, rotary, rows, watch)
-            hidden = family.norm(model, states)
-        else:
-            mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
-            hidden, inputs = self._through(embeddings, rotary, mask, rows, watch)
+            return fused(embeddings, rotary, rows, watch)
+        mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
+        hidden, inputs = self._through(embeddings, rotary, mask, rows, watch)
         return StepOutputs(hidden, family.head(model, hidden[0]).float(), inputs)
 
     def _through(

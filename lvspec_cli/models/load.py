@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
+from torch import nn
 from transformers import AutoModelForImageTextToText
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
@@ -24,7 +25,8 @@ from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
 from lvspec_cli.models.kernels import small_batch
-from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, triton_operations
+from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, int4_product, triton_operations
+from lvspec_cli.models.kernels.int4 import pack_linear_layers
 from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.processing import quiet
@@ -63,10 +65,11 @@ class LoadedModel:
     device: torch.device  # of its inputs and logits; some decoder layers may be on other devices
     dtype: torch.dtype  # the compute dtype
     generation: GenerationRules
-    vocabulary: int  # rows of the output head, padding included
+    vocabulary: int  # rows of the output head as it is in the files, padding included
     quantisation: Quantisation = Quantisation.NONE
     workspace: Workspace | None = None  # memory of captured passes; without it every pass runs eagerly
     fused: FusedLayers | None = None  # its decoder layers, for captured passes of few rows
+    proposes: int | None = None  # as a draft, only ids below: its head computes no others
     is_prediction_layer: bool = False  # of the target, see ``models.mtp``; all else here is the target's
 
     @cached_property
@@ -110,6 +113,12 @@ def shared_vocabulary(target: LoadedModel, draft: LoadedModel | None) -> int:
     return min(len(target.tokenizer), *(model.vocabulary for model in models))
 
 
+def proposed_vocabulary(target: LoadedModel, draft: LoadedModel | None) -> int:
+    """Of the ids that exist in both models, the draft proposes those below this number."""
+    shared = shared_vocabulary(target, draft)
+    return shared if draft is None or draft.proposes is None else min(shared, draft.proposes)
+
+
 @dataclass(frozen=True)
 class ModelRequest:
     """One model to load, and how.
@@ -119,6 +128,7 @@ class ModelRequest:
     ``shares``: devices and their numbers of decoder layers, in order. The first device also gets everything
     that is not a decoder layer. Shares replace ``device``.
     ``captured``: passes of an answer are captured as CUDA graphs if that works.
+    ``proposes``: as a draft, only ids below this one; None: all.
     """
 
     source: str | Path
@@ -128,6 +138,7 @@ class ModelRequest:
     quantisation: Quantisation = Quantisation.NONE
     shares: tuple[Share, ...] = ()
     captured: bool = True
+    proposes: int | None = None
 
 
 def load_pair(
@@ -234,6 +245,10 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
             model = _read_weights(folder, name, config, dtype, options)
         if files is Quantisation.FP8 and quantisation is Quantisation.NONE:
             model = model.to(dtype)  # dequantised weights have the dtype of their scales
+        if quantisation is Quantisation.INT4:
+            there = devices[0] if len(devices) == 1 else None
+            pack_linear_layers(family.layers(model), there, int4_product(devices[0], dtype))
+            model = model if there is None else model.to(there)
         if devices[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
         can_capture = request.captured and not family.waits_for_host
@@ -241,9 +256,12 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
         family.prepare(model)
         join_windows(model)
         install_kernels(family.language(model), devices, quantisation, captured=workspace is not None)
+        vocabulary = model.get_output_embeddings().out_features
+        if request.proposes is not None:
+            cut_head(model, request.proposes)
         fused = None
         if workspace is not None:
-            fused = fused_layers(family.layers(model), devices[0], quantisation, dtype)
+            fused = fused_layers(family, model, devices[0], quantisation, dtype)
         generation = read_generation(model.generation_config, name)
     return LoadedModel(
         name=name,
@@ -254,11 +272,29 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
         device=devices[0],
         dtype=dtype,
         generation=generation,
-        vocabulary=model.get_output_embeddings().out_features,
+        vocabulary=vocabulary,
         quantisation=quantisation,
         workspace=workspace,
         fused=fused,
+        proposes=request.proposes,
     )
+
+
+def cut_head(model: Any, count: int) -> None:
+    """Leave a model the logits of the first ids only, in place; the weights are shared.
+
+    The ids of tokenizers trained by byte-pair encoding are in the order of how frequent their parts were, so
+    that a draft rarely needs the late ones, and reads a part of its head (Zhao et al. 2025, FR-Spec, arXiv
+    2502.14856, where the ids are chosen by frequency).
+    """
+    head = model.lm_head
+    if count >= head.out_features:
+        return
+    first = nn.Linear(head.in_features, count, bias=head.bias is not None, device="meta")
+    first.weight = nn.Parameter(head.weight[:count], requires_grad=False)
+    if head.bias is not None:
+        first.bias = nn.Parameter(head.bias[:count], requires_grad=False)
+    model.lm_head = first
 
 
 def install_kernels(
@@ -274,13 +310,13 @@ def install_kernels(
 
 
 def fused_layers(
-    layers: Sequence[Any], device: torch.device, quantisation: Quantisation, dtype: torch.dtype
+    family: Family, model: Any, device: torch.device, quantisation: Quantisation, dtype: torch.dtype
 ) -> FusedLayers | None:
-    """The decoder layers in few kernels, if their weights are not packed and the device has them."""
-    if quantisation not in (Quantisation.NONE, Quantisation.BF16):
+    """The language model in few kernels, if they read its weights and the device has them."""
+    if quantisation not in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4):
         return None
     operations = triton_operations(device, dtype)
-    return None if operations is None else fuse_layers(layers, operations)
+    return fuse_layers(family.layers(model), family.language(model).norm, model.lm_head, operations)
 
 
 def _loading_options(
@@ -295,8 +331,9 @@ def _loading_options(
 
     ``quantisation``: how weights are quantised as they are read; NONE if the files are quantised already.
     """
-    options = {"device_map": {"": str(devices[0])}}
-    if len(devices) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16):
+    # Packed by ourselves, matrix by matrix, so that a GPU never holds all of them unpacked.
+    options = {"device_map": {"": "cpu" if quantisation is Quantisation.INT4 else str(devices[0])}}
+    if len(devices) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4):
         return options
     blocks, unconverted = _language_blocks(config, family)
     if len(devices) > 1:

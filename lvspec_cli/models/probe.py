@@ -23,8 +23,10 @@ _ROWS = 128  # rows of logits over the vocabulary at a time
 def video_attention(decoder: Decoder, passed: Pass, layer: int, rows: int) -> Tensor:
     """Share of attention that the first ``rows`` of a pass give to the video: (heads, rows), 0 to 1.
 
-    The pass must have watched ``layer``.
+    The pass must have watched ``layer``. Where it did not tell the share, queries are computed again.
     """
+    if (share := passed.shares.get(layer)) is not None:
+        return share[:, :rows]
     weights, video = _attention(decoder, passed, layer, rows)
     return (weights @ video.float()).to(decoder.loaded.device)
 

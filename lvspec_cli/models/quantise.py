@@ -1,4 +1,5 @@
-"""Quantisation of weights by transformers' quantisers: their requirements, and the pass width that is fast.
+"""Quantisation of weights, mostly by transformers' quantisers: their requirements, and the pass width that is
+fast.
 
 Only the linear layers of the language model's blocks are quantised, which hold nearly all weights. The video
 tower, the embeddings and the output head stay in the compute dtype: the tower is read once a clip and its
@@ -53,7 +54,7 @@ _EXTRAS = {
     Quantisation.TORCHAO_INT4: "torchao",
 }
 _LEAST_CAPABILITY = {Quantisation.FP8: (8, 9), Quantisation.TORCHAO_INT4: (8, 0)}
-_ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4})
+_ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4, Quantisation.INT4})
 _ROW_BY_ROW_ON_A_CPU = frozenset(
     {Quantisation.INT8, Quantisation.AWQ, Quantisation.GPTQ, Quantisation.TORCHAO_INT4}
 )

@@ -4,7 +4,8 @@ In eager mode the host needs about the same time for a layer of any size, so tha
 long as one of the target, and speculation gains nothing (docs/real-size.md). A captured pass reads and writes
 fixed memory: tokens, cache slots and rotary factors are copied into it, rows are padded to one of a few
 widths, and attention spans the whole cache, with a mask for slots that are not filled. gpt-fast (PyTorch,
-2023) and nano-vllm capture decoding in the same way.
+2023) and nano-vllm capture decoding in the same way. Where a cache has to grow, such passes are captured
+anew. Those of ``kernels.fused`` are not: they read on the device where keys and values are, and how many.
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.attention import packed_mask
-from lvspec_cli.models.cache import KeyValueCache
+from lvspec_cli.models.cache import KeyValueCache, Stored
 from lvspec_cli.models.delta import LayerStates
 from lvspec_cli.types import Quantisation
 
 # Widths that are captured, few because each costs memory and time. 65 is enough for the greatest gamma.
 WIDTHS = (1, 2, 3, 5, 9, 13, 17, 25, 33, 65)
 MOST_CAPTURED = 48  # captured passes that a model keeps
-_CAPTURED = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4, Quantisation.TORCHAO_INT4})
+_CAPTURED = frozenset(
+    {
+        Quantisation.NONE,
+        Quantisation.BF16,
+        Quantisation.NF4,
+        Quantisation.TORCHAO_INT4,
+        Quantisation.INT4,
+    }
+)
 
 Replay = Callable[[], "StepOutputs"]
 Capture = Callable[[Callable[[], "StepOutputs"]], Replay]
@@ -66,6 +75,7 @@ class StepOutputs:
     hidden: Tensor  # (1, width, model width), after the last normalisation
     logits: Tensor  # float32 (width, vocabulary)
     inputs: Mapping[int, Tensor]  # watched layers' inputs
+    shares: Mapping[int, Tensor] = field(default_factory=dict)  # of ``decoder.Pass``, for all of the width
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class FixedRows:
         """As ``KeyValueCache.update``, for slots that only the device knows."""
         return self.cache.write(keys, values, layer, self.slots)
 
-    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+    def of_layer(self, layer: int) -> Stored:
         """As ``KeyValueCache.stored``."""
         return self.cache.stored(layer)
 
@@ -108,7 +118,7 @@ class Workspace:
     is_usable: bool = True
     lease: int = 0
     _capacity: int = 0  # of the cache when the steps were captured
-    _steps: dict[tuple[int, tuple[int, ...]], tuple[StepInputs, Replay]] = field(default_factory=dict)
+    _steps: dict[tuple[int, tuple[int, ...]], _Captured] = field(default_factory=dict)
 
     def take(self) -> int:
         """Empty the cache and return a new lease. The decoder with the previous lease loses its clip."""
@@ -128,15 +138,20 @@ class Workspace:
         watch: Collection[int],
         like: Tensor,
         run: Callable[[StepInputs, FixedRows], StepOutputs],
+        *,
+        finds_rows: bool = False,
     ) -> tuple[StepInputs, Replay] | None:
         """The inputs and the replay of a pass, which is captured at first use; None if that is impossible.
 
         :param like: rotary factors with the right head size, dtype and device.
         :param run: the pass itself; it gets the memory that it reads and writes.
+        :param finds_rows: it reads on the device where the cache's rows are (``Stored.table``), so that it is
+            not captured anew when they move.
         """
-        if self._capacity != self.cache.capacity:
-            self._steps.clear()  # captured passes write to the cache's old memory
+        if self._capacity != self.cache.capacity:  # other captured passes write to the cache's old memory
+            self._steps = {key: step for key, step in self._steps.items() if step.finds_rows}
             self._capacity = self.cache.capacity
+        self.cache.located()
         key = width, tuple(sorted(watch))
         if key not in self._steps and self.is_usable:
             while len(self._steps) >= MOST_CAPTURED:
@@ -150,8 +165,16 @@ class Workspace:
                 self.is_usable = False
                 self._steps.clear()
             else:
-                self._steps[key] = inputs, replay
-        return self._steps.get(key)
+                self._steps[key] = _Captured(inputs, replay, finds_rows)
+        step = self._steps.get(key)
+        return None if step is None else (step.inputs, step.replay)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    inputs: StepInputs
+    replay: Replay
+    finds_rows: bool
 
 
 def width_of(rows: int) -> int | None:

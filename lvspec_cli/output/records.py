@@ -332,11 +332,11 @@ def stats_fields(stats: DecodeStats, decode_video_seconds: float) -> Stats:
 
 @dataclass(frozen=True)
 class Facts:
-    """The clip that was sampled, and whether the target computes in float32."""
+    """The clip that was sampled, and whether the answer is what the target alone says."""
 
     clip: Clip
     visual_tokens: int
-    full_precision: bool
+    to_the_letter: bool
     oom_retries: int = 0
 
 
@@ -360,7 +360,7 @@ def answered_record(
         value=value_of(constraint, parts.answer) if constraint and not error else None,
         error=error,
         finish_reason=generation.finish_reason,
-        lossless=facts.full_precision and not request.settings.is_loose,
+        lossless=facts.to_the_letter,
         sampling=Sampling(
             requested=_requested(request),
             duration=clip.duration,
@@ -442,6 +442,7 @@ def _common(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number:
         "settings": {
             **settings_fields(request.settings),
             "loading": asdict(plan.loading),
+            **({"draft_vocabulary": pair.draft.vocabulary} if with_draft and pair.draft.vocabulary else {}),
             **({"think": True} if request.think else {}),  # keys of other records stay valid
             **({"history": [asdict(turn) for turn in request.history]} if request.history else {}),
         },

@@ -69,6 +69,7 @@ class Source(Section):
     folder: Path | None = None
     bundled: Path | None = None
     mtp: bool = False
+    vocabulary: Annotated[int, Ge(256)] | None = None  # of a draft: it proposes only ids below
     parameters: str | None = None  # text for the list of pairs, such as 7.6B
     size: str | None = None  # of the weight files, such as 15.2 GB
 
@@ -107,6 +108,8 @@ class Source(Section):
             )
         if self.revision is not None and self.repo is None:
             raise ValueError("revision goes with repo only")
+        if self.vocabulary is not None and self.mtp:
+            raise ValueError("vocabulary goes with a draft of its own: mtp has the target's head")
         return self
 
     @property
@@ -209,6 +212,8 @@ class Pair(Section):
     def _target_is_a_model(cls, target: Source) -> Source:
         if target.mtp:
             raise ValueError("mtp is for a draft: the target needs repo or folder")
+        if target.vocabulary is not None:
+            raise ValueError("vocabulary is for a draft: the target says all that it knows")
         return target
 
     def with_mtp(self) -> Pair:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lvspec_cli.models.constraint import Guide
 from lvspec_cli.models.decoder import Decoder, Pass, Step, run_together
-from lvspec_cli.models.load import LoadedModel, shared_vocabulary
+from lvspec_cli.models.load import LoadedModel, proposed_vocabulary, shared_vocabulary
 from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.draft import Drafting, Proposal, propose
@@ -71,11 +71,12 @@ class Answer:
         self._words, self._settings, self._relevance = words, settings, relevance
         self._target, self._draft = target, draft if settings.mode != Mode.AR else None
         loaded, drafting = target.loaded, self._draft.loaded if self._draft else None
-        self._shared_vocabulary = shared_vocabulary(loaded, drafting)
+        shared = shared_vocabulary(loaded, drafting)
+        self._proposed_vocabulary = proposed_vocabulary(loaded, drafting)
         self._device = loaded.device
         self._rule = settings.rule if settings.is_loose else EXACT_RULE
         constraint = settings.constraint
-        self._guide = None if constraint is None else _guide(loaded, constraint, self._shared_vocabulary)
+        self._guide = None if constraint is None else _guide(loaded, constraint, shared)
         self._generator = torch.Generator(self._device).manual_seed(settings.seed)
         self._history = History()
         # A constrained answer ends where its grammar does.
@@ -154,8 +155,8 @@ class Answer:
             # The target may say an id of its untrained padding, which a smaller draft has no row for.
             self._pending(self._draft).clamp_max(self._draft.loaded.vocabulary - 1),
             most,
-            self._shared_vocabulary,
-            self._logits.drafting(self._shared_vocabulary),
+            self._proposed_vocabulary,
+            self._logits.drafting(self._proposed_vocabulary),
             self._settings.temperature,
             self._generator,
             self._policy,

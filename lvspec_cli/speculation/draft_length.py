@@ -102,8 +102,8 @@ class AdaptiveLength:
     steps: float = 0.0  # that rounds cost, in steps of the target alone
 
     def observe(self, logits: Tensor) -> Sequence[float]:
-        """The draft's highest probabilities: one transfer to the host."""
-        probs: list[float] = logits.softmax(dim=-1).amax(dim=-1).tolist()
+        """The draft's highest probabilities: one transfer to the host. 0 where it may propose nothing."""
+        probs: list[float] = logits.softmax(dim=-1).amax(dim=-1).nan_to_num(0.0).tolist()
         return probs
 
     def acceptance(self, draft_prob: float) -> float:

@@ -36,6 +36,18 @@ def _never() -> bool:
     return False
 
 
+def is_to_the_letter(settings: DecodeSettings, exact_rows: int | None, *, same_prefill: bool) -> bool:
+    """Whether an answer is token for token what the target alone says.
+
+    :param exact_rows: see ``Decoder.exact_rows``.
+    :param same_prefill: the target reads the prompt in the very passes of mode ar.
+    """
+    if settings.is_loose:
+        return False
+    rows = 1 if settings.mode is Mode.AR else settings.greatest_gamma + 1
+    return exact_rows is None or (same_prefill and rows <= exact_rows)
+
+
 @dataclass(frozen=True)
 class SharedMemory:
     """Where several sessions of a pair, up to ``slots`` of them at a time, keep what they have read."""
@@ -146,6 +158,15 @@ class Session:
         fallback.before_answer(answer)
         seconds, self._encode_seconds = self._encode_seconds + time.perf_counter() - began, 0.0
         return Rounds(answer, prompts, fallback, interrupted, seconds)
+
+    def is_to_the_letter(self, settings: DecodeSettings, *, is_audited: bool = False) -> bool:
+        """Whether the answer that was given last is token for token what the target alone says.
+
+        :param is_audited: another answer to the same question was to follow.
+        """
+        follows = self.draft is not None and self.draft.reads_target and settings.mode is not Mode.AR
+        same_prefill = not (follows or settings.draft_is_guided or is_audited)
+        return is_to_the_letter(settings, self.target.exact_rows, same_prefill=same_prefill)
 
     def _fallback_for(self, settings: DecodeSettings) -> Fallback:
         """The fallback of this clip and these settings, with all that was timed so far.

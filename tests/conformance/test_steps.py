@@ -7,15 +7,19 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from torch import Tensor
 
+from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.families import FAMILIES
-from lvspec_cli.models.kernels.fused import Twins, fuse_layers
-from lvspec_cli.models.load import LoadedPair
+from lvspec_cli.models.kernels.fused import MOST_ROWS, FusedLayers, Operations, Twins, fuse_layers
+from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.models.steps import MOST_CAPTURED, WIDTHS, Replay, StepOutputs, Workspace, run_again, width_of
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
 from tests.conformance.conftest import Subject
 from tests.conformance.test_exact import CASES, WANTED, Case, check
+from tests.models.test_fused import OneByOne
 from tests.speculation.conftest import decode
 
 # Passes of experts are not captured: the host has to know where rows go.
@@ -45,6 +49,19 @@ class Counted:
         return replay
 
 
+def in_few(loaded: LoadedModel, operations: Operations) -> FusedLayers | None:
+    """The model's layers of few operations, where its family's can be made so."""
+    family, model = loaded.family, loaded.model
+    return fuse_layers(family.layers(model), family.language(model).norm, model.lm_head, [operations])
+
+
+class Uneven(OneByOne):
+    """Products in which rows are not quite what they are alone."""
+
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        return super().multiply(inputs, weight, bias) * (1.01 if len(inputs) > 1 else 1.0)
+
+
 @dataclass(frozen=True)
 class Fixed:
     """A pair whose passes are in fixed memory."""
@@ -53,14 +70,15 @@ class Fixed:
     target: Counted = field(default_factory=Counted)
     draft: Counted = field(default_factory=Counted)
 
-    def made(self, *, fused: bool = False) -> LoadedPair:
+    def made(self, *, fused: bool = False, operations: Operations | None = None) -> LoadedPair:
         """:param fused: decoder layers are made of few operations, where their family's can be."""
+        run = operations or Twins()
         assert self.pair.draft is not None
         target, draft = (
             replace(
                 loaded,
                 workspace=Workspace(capture),
-                fused=fuse_layers(loaded.family.layers(loaded.model), Twins()) if fused else None,
+                fused=in_few(loaded, run) if fused else None,
             )
             for loaded, capture in ((self.pair.target, self.target), (self.pair.draft, self.draft))
         )
@@ -78,8 +96,10 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
 
 # Biases, normalised heads, and neither; ``tests/models/test_fused.py`` has the layers of every family.
 @pytest.mark.parametrize("subject", ["qwen2_5_vl", "qwen3_vl", "smolvlm"], indirect=True)
-def test_layers_in_few_operations_give_the_same_answers(subject: Subject) -> None:
-    """And what relevance reads of the layers that it watches."""
+def test_layers_in_few_operations_give_the_same_answers(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what relevance wants of the layers that it watches, without computing queries again."""
     pair = Fixed(subject.pair).made(fused=True)
     assert pair.target.fused is not None
     check(replace(subject, pair=pair), Case("wide", gamma=5, keep=0.1))
@@ -87,7 +107,10 @@ def test_layers_in_few_operations_give_the_same_answers(subject: Subject) -> Non
         relevance=RelevanceName.ATTENTION, anchor_threshold=0.3, filler_margin=3.0, layers=(1, -1)
     )
     wanted = DecodeSettings(gamma=5, rule=rule, max_new_tokens=12, repetition_guard=False)
-    rounds, others = (decode(each, subject.prompts("wide"), wanted)[1] for each in (pair, subject.pair))
+    with monkeypatch.context() as patched:
+        patched.setattr(type(pair.target.family), "queries", None)
+        _, rounds = decode(pair, subject.prompts("wide"), wanted)
+    _, others = decode(subject.pair, subject.prompts("wide"), wanted)
     for one, other in zip(rounds, others, strict=True):
         assert one.tokens == other.tokens
         assert one.relevance == pytest.approx(other.relevance, abs=1e-4)
@@ -165,6 +188,66 @@ def test_another_clip_finds_the_passes_that_were_captured(subject: Subject) -> N
     found, _ = decode(pair, subject.prompts("odd"), replace(WANTED, max_new_tokens=600))
     assert list(found.tokens) == subject.generate("odd", max_new_tokens=600)
     assert fixed.target.captured > counts[0][0]
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_layers_in_few_operations_are_not_captured_anew_where_the_memory_grows(subject: Subject) -> None:
+    """They find keys and values where these have moved to, and tell what goes to this clip's video."""
+    fixed = Fixed(subject.pair)
+    pair, rooms = fixed.made(fused=True), []
+    memory = pair.target.workspace
+    assert memory is not None
+    for clip, tokens in (("two-frames", 24), ("odd", 600), ("over-a-minute", 24)):
+        wanted = replace(WANTED, max_new_tokens=tokens)
+        found, _ = decode(pair, subject.prompts(clip), wanted)
+        assert list(found.tokens) == subject.generate(clip, max_new_tokens=tokens)
+        rooms.append(memory.cache.capacity)
+    assert rooms[0] < rooms[1]
+    assert fixed.target.captured == len(memory._steps) <= 4, "each once, of up to 5 rows"
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+@torch.inference_mode()
+def test_what_is_known_of_the_rows_of_a_pass(subject: Subject) -> None:
+    whole = Fixed(subject.pair).made(fused=True).target
+    assert whole.fused is not None
+    assert Decoder(whole).exact_rows is None, "in float32"
+    half, prompt = replace(whole, dtype=torch.bfloat16), subject.prompts("odd").target
+    for stands_alone, usable, known in ((True, True, MOST_ROWS), (False, True, 0), (True, False, 0)):
+        fused = replace(whole.fused, rows_stand_alone=stands_alone)
+        decoder = Decoder(replace(half, fused=fused, workspace=Workspace(run_again, is_usable=usable)))
+        assert decoder.exact_rows == 0
+        decoder.encode(prompt)
+        decoder.begin(prompt, 8)
+        assert decoder.exact_rows == known
+    assert Decoder(replace(half, fused=None)).exact_rows == 0
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_where_rows_stand_alone_exact_is_ar_to_the_letter_in_16_bits_too(subject: Subject) -> None:
+    """``tests/gpu/test_precision.py`` shows it of the kernels that are for this."""
+    half = Fixed(load_pair(*subject.folders, device="cpu", dtype="bfloat16"))
+    pair = half.made(fused=True, operations=OneByOne())
+    assert pair.target.fused is not None
+    assert pair.target.fused.rows_stand_alone
+    session = Session.of(pair)
+    for clip, gamma in (("odd", 7), ("wide", 16)):
+        exact = replace(WANTED, gamma=gamma)
+        texts = [
+            decode(pair, subject.prompts(clip), replace(exact, mode=mode), session)[0].tokens
+            for mode in (Mode.AR, Mode.EXACT)
+        ]
+        assert texts[0] == texts[1]
+        assert session.is_to_the_letter(exact)
+    assert half.target.replayed
+    other = half.made(fused=True, operations=Uneven())
+    session = Session.of(other)
+    texts = [
+        decode(other, subject.prompts("odd"), replace(WANTED, gamma=7, mode=mode), session)[0].tokens
+        for mode in (Mode.AR, Mode.EXACT)
+    ]
+    assert texts[0] != texts[1]
+    assert not session.is_to_the_letter(replace(WANTED, gamma=7)), "and it is seen when a model is loaded"
 
 
 @captured

@@ -18,14 +18,34 @@ BUNDLED = Path(lvspec_cli.__file__).parent / "demo" / "pair" / "target"
 
 def test_kernels_are_their_twins() -> None:
     pytest.importorskip("triton")
-    from tests.models.fused_checks import SHAPES, check_kernels
+    from tests.models.fused_checks import (
+        PACKED,
+        PRODUCTS,
+        SHAPES,
+        check_kernels,
+        check_layer,
+        check_packed,
+        check_products,
+    )
 
     for shape in (*SHAPES, (40, 8, 128, 17, 200), (16, 2, 128, 33, 340)):
         check_kernels(*shape, device=DEVICE)
+    for outputs, inputs, biased in (
+        *PRODUCTS,
+        (7168, 5120, True),
+        (5120, 27648, False),
+        (22016, 2048, False),
+    ):
+        check_products(outputs, inputs, biased, DEVICE, most=33)
+    for outputs, inputs, biased in (*PACKED, (2560, 2048, True), (2048, 11008, False)):
+        check_packed(outputs, inputs, biased, DEVICE, most=33)
+    check_layer(DEVICE)
 
 
 def test_models_in_16_bits_run_by_them() -> None:
-    assert load_model(BUNDLED, device=DEVICE, dtype="bfloat16").fused is not None
+    made = load_model(BUNDLED, device=DEVICE, dtype="bfloat16").fused
+    assert made is not None
+    assert made.rows_stand_alone
     assert load_model(BUNDLED, device=DEVICE, dtype="float32").fused is None
     packed = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=Quantisation.NF4)
     assert packed.fused is None

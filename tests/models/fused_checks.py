@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lvspec_cli.models.kernels.fused import Twins
+from lvspec_cli.models.attention import register
+from lvspec_cli.models.cache import KeyValueCache, Stored
+from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, fuse_layers
 from lvspec_cli.models.kernels.fused_kernels import Kernels
+from lvspec_cli.models.kernels.int4 import Packed4, by_unpacking
+from lvspec_cli.models.kernels.int4_kernels import unpacked
 
 # Heads, key heads, size of a head, rows and the first one's slot: in one stretch of keys, and across two.
-SHAPES = ((4, 2, 16, 1, 0), (6, 1, 40, 3, 254))
+SHAPES = ((4, 2, 16, 1, 0), (6, 1, 40, 3, 254), (2, 1, 16, 16, 120))
+PRODUCTS = ((70, 200, False), (65, 1040, True))  # outputs, inputs, biased: sums of one part, and of two
+PACKED = ((70, 192, True), (65, 576, False))
+ROOM = 384
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     assert float((found - expected).float().norm() / expected.float().norm()) < 1e-3
+
+
+def filled(rows: Tensor) -> Stored:
+    """Keys and values (2, key heads, ROOM, size) in a cache, of whose rows every third is the video's."""
+    cache = KeyValueCache()
+    cache.reserve(ROOM, spare=0)
+    cache.update(rows[0][None], rows[1][None], 0)
+    cache.advance(ROOM)
+    cache.mark_video(torch.arange(ROOM, device=rows.device) % 3 == 0)
+    return cache.stored(0)
 
 
 def check_kernels(heads: int, key_heads: int, size: int, rows: int, start: int, device: str = "cpu") -> None:
@@ -41,17 +60,76 @@ def check_kernels(heads: int, key_heads: int, size: int, rows: int, start: int, 
     assert_close(interpreted.gated(both), twins.gated(both))
     slots, turns = torch.arange(start, start + rows, device=device), drawn(rows, size // 2).repeat(1, 2)
     factors, projected = (turns.cos(), turns.sin()), drawn(rows, (heads + 2 * key_heads) * size)
-    stored = drawn(2, key_heads, 384, size)
+    earlier = drawn(2, key_heads, ROOM, size)
     for norms in (None, (drawn(size), drawn(size))):
-        own, others = stored.clone(), stored.clone()
-        queries = interpreted.rotate_and_write(projected, factors, norms, 1e-6, tuple(own), slots)
-        assert_close(queries, twins.rotate_and_write(projected, factors, norms, 1e-6, tuple(others), slots))
-        assert_close(own, others)
-    attended = interpreted.attend(queries, tuple(own), slots, size**-0.5)
-    assert_close(attended, twins.attend(queries, tuple(own), slots, size**-0.5))
-    # Stretches behind the last key are not read, and no row depends on those beside it.
-    own[:, :, (start + rows - 1) // 128 * 128 + 128 :] = float("nan")
-    for row in {0, rows - 1}:
+        own, others = filled(earlier), filled(earlier)
+        queries = interpreted.rotate_and_write(projected, factors, norms, 1e-6, own, slots)
+        assert_close(queries, twins.rotate_and_write(projected, factors, norms, 1e-6, others, slots))
+        assert_close(own.keys, others.keys)
+        assert_close(own.values, others.values)
+    attended, shares = interpreted.attend(queries, own, slots, size**-0.5, watched=True)
+    expected, expected_shares = twins.attend(queries, own, slots, size**-0.5, watched=True)
+    assert_close(attended, expected)
+    assert shares is not None
+    assert expected_shares is not None
+    assert_close(shares, expected_shares)
+    # No row depends on those beside it. Stretches behind the last key are not read, and what a captured pass
+    # was told of the rows' place holds after they have moved.
+    table = own.table
+    own.cache.reserve(2 * ROOM)
+    for part in (own.keys, own.values):
+        part[:, (start + rows - 1) // 128 * 128 + 128 :] = float("nan")
+    assert own.table is table
+    for row in range(rows):
         alone = queries[:, row : row + 1].contiguous()
-        found = interpreted.attend(alone, tuple(own), slots[row : row + 1], size**-0.5)
+        found, none = interpreted.attend(alone, own, slots[row : row + 1], size**-0.5)
         assert torch.equal(found, attended[row : row + 1])
+        assert none is None
+
+
+def check_products(outputs: int, inputs: int, biased: bool, device: str = "cpu", most: int = 16) -> None:
+    """Products are the twins', and a row's is the same to the bit beside any others."""
+    generator = torch.Generator().manual_seed(outputs)
+    weight, bias, rows = (
+        torch.randn(shape, generator=generator).half().to(device)
+        for shape in ((outputs, inputs), (outputs,), (most, inputs))
+    )
+    whole = Kernels().multiply(rows, weight, bias if biased else None)
+    assert_close(whole, Twins().multiply(rows, weight, bias if biased else None))
+    for count in range(1, most):
+        found = Kernels().multiply(rows[most - count :], weight, bias if biased else None)
+        assert torch.equal(found, whole[most - count :]), count
+
+
+def check_packed(outputs: int, inputs: int, biased: bool, device: str = "cpu", most: int = 16) -> None:
+    """The same of weights in 4 bits, which are unpacked as the twin unpacks them."""
+    generator = torch.Generator().manual_seed(outputs)
+    weight, bias, rows = (
+        torch.randn(shape, generator=generator).half().to(device)
+        for shape in ((outputs, inputs), (outputs,), (most, inputs))
+    )
+    matrix, added = Packed4.of(weight), bias if biased else None
+    assert torch.equal(unpacked(matrix, torch.float32), matrix.unpacked(torch.float32))
+    whole = Kernels().multiply(rows, matrix, added)
+    assert_close(whole, by_unpacking(rows.float(), matrix, None if added is None else added.float()).half())
+    for count in range(1, most, 5):
+        assert torch.equal(Kernels().multiply(rows[most - count :], matrix, added), whole[most - count :])
+
+
+def fused_llama(operations: list[Operations], kind: torch.dtype, device: str = "cpu") -> FusedLayers | None:
+    """A layer, a normalisation and a head of Llama by these operations, as a loaded model has them."""
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+    )
+    config._attn_implementation = register()
+    torch.manual_seed(0)
+    layer, norm = LlamaDecoderLayer(config, 0).to(device, kind), nn.RMSNorm(32, 1e-6).to(device, kind)
+    head = nn.Linear(32, 48, bias=False).to(device, kind)
+    return fuse_layers([layer], norm, head, operations)
+
+
+def check_layer(device: str = "cpu") -> None:
+    """A whole layer's rows, of every captured width, are those of passes of one row."""
+    made = fused_llama([Kernels()], torch.float16, device)
+    assert made is not None
+    assert made.rows_stand_alone

@@ -5,24 +5,38 @@ The kernels run in Triton's interpreter. What a GPU would run is compiled here, 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 from transformers.activations import GELUActivation
 
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import FAMILIES
-from lvspec_cli.models.kernels.fused import MOST_ROWS, Twins, fuse_layers, triton_operations
+from lvspec_cli.models.kernels import fused as fused_module
+from lvspec_cli.models.kernels.fused import (
+    MOST_ROWS,
+    FusedLayers,
+    Operations,
+    Twins,
+    fuse_layers,
+    pays,
+    triton_operations,
+)
+from lvspec_cli.models.kernels.int4 import Packed4, by_unpacking, pack_linear_layers
+from lvspec_cli.models.kernels.products import INPUTS, OUTPUTS, splits_of
 from lvspec_cli.models.load import fused_layers
 from lvspec_cli.types import Quantisation
 from tests.tiny_families import TINY, TinyShape
 
 
-def layers_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Decoder layers whose weights, also those of norms and biases, are random."""
+def model_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A model whose decoder layers have random weights, also those of norms and biases."""
     tiny = TINY[family]
     config = tiny.config(tiny.tokenizer(), TinyShape(layers=2))
     config.get_text_config()._attn_implementation = register()
@@ -31,14 +45,21 @@ def layers_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     for weight in layers.parameters():
         nn.init.normal_(weight, std=0.3)
-    return layers
+    return model
+
+
+def fused_of(model: Any, *operations: Operations) -> FusedLayers | None:
+    family = FAMILIES[model.config.model_type]
+    language = family.language(model)
+    return fuse_layers(language.layers, language.norm, model.lm_head, operations or [Twins()])
 
 
 @pytest.mark.parametrize("family", [*TINY])
 def test_layers_of_every_family_are_what_they_were_or_stay(family: str) -> None:
-    layers = layers_of(family, torch.bfloat16 if family == "qwen3_vl" else torch.float32)
+    model = model_of(family, torch.bfloat16 if family == "qwen3_vl" else torch.float32)
+    layers = FAMILIES[model.config.model_type].layers(model)
     before = {name: weight.clone() for name, weight in layers.state_dict().items()}
-    made = fuse_layers(layers, Twins())
+    made = fused_of(model)
     assert (made is None) == family.startswith("qwen3_5"), "which has states and gates"
     after = layers.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
@@ -56,6 +77,22 @@ def test_layers_of_every_family_are_what_they_were_or_stay(family: str) -> None:
         assert not made.takes(torch.empty(1, 1, size // 2)), "a part of each head is rotated"
 
 
+def test_layers_in_four_bits_are_joined_too() -> None:
+    model = model_of("smolvlm")
+    layers = model.model.text_model.layers
+    assert pack_linear_layers(layers, None, by_unpacking) == 14
+    made = fused_of(model)
+    assert made is not None
+    attention, joined = layers[1].self_attn, made.layers[1].projection.weight
+    assert isinstance(joined, Packed4)
+    for name in ("words", "scales"):
+        parts = [getattr(part, name) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        assert {part.untyped_storage().data_ptr() for part in parts} == {
+            getattr(joined, name).untyped_storage().data_ptr()
+        }
+    assert fused_of(model, Louder()) is None
+
+
 class Quantised(nn.Linear):
     """Weights that cannot be joined."""
 
@@ -67,36 +104,113 @@ class Louder(Twins):
         return 1.2 * super().gated(both)
 
 
+class Blind(Twins):
+    """Kernels that tell another share of attention."""
+
+    def attend(self, *given: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
+        attended, share = super().attend(*given, watched=watched)
+        return attended, None if share is None else 0.9 * share
+
+
+class Broken(Twins):
+    """Kernels that do not compile."""
+
+    def add_norm(self, *_: Any) -> tuple[Tensor, Tensor]:
+        raise RuntimeError("ptxas failed")
+
+
+class OneByOne(Twins):
+    """Products in which a row does not depend on the others."""
+
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        return torch.cat([super(OneByOne, self).multiply(row[None], weight, bias) for row in inputs])
+
+    def attend(self, queries: Tensor, *stored: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
+        cache, slots, scaling = stored
+        parts = [
+            super(OneByOne, self).attend(
+                queries[:, row : row + 1], cache, slots[row : row + 1], scaling, watched=True
+            )
+            for row in range(len(slots))
+        ]
+        shares = [share for _, share in parts if share is not None]
+        return torch.cat([part for part, _ in parts]), torch.cat(shares, dim=1) if watched else None
+
+
+class Mixing(OneByOne):
+    """Nearly: what a row gets depends on how many there are, by less than what rounding may change."""
+
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        return super().multiply(inputs, weight, bias) * (1 + 1e-6 * (len(inputs) > 12))
+
+
 def test_a_layer_that_is_not_reproduced_keeps_all_of_them_plain() -> None:
-    assert fuse_layers(layers_of("smolvlm"), Louder()) is None
-    other = layers_of("smolvlm")
-    other[1].mlp.act_fn = GELUActivation()
-    assert fuse_layers(other, Twins()) is None
-    packed = layers_of("smolvlm")
-    packed[1].mlp.up_proj.__class__ = Quantised
-    assert fuse_layers(packed, Twins()) is None
-    biased = layers_of("smolvlm")
-    biased[0].mlp.up_proj.bias = nn.Parameter(torch.ones(128))
-    assert fuse_layers(biased, Twins()) is None
+    assert fused_of(model_of("smolvlm"), Louder()) is None
+    assert fused_of(model_of("smolvlm"), Broken()) is None
+    assert fused_of(model_of("smolvlm"), Blind()) is None
+    other = model_of("smolvlm")
+    other.model.text_model.layers[1].mlp.act_fn = GELUActivation()
+    assert fused_of(other) is None
+    packed = model_of("smolvlm")
+    packed.model.text_model.layers[1].mlp.up_proj.__class__ = Quantised
+    assert fused_of(packed) is None
+    biased = model_of("smolvlm")
+    biased.model.text_model.layers[0].mlp.up_proj.bias = nn.Parameter(torch.ones(128))
+    assert fused_of(biased) is None
+    scaled = model_of("smolvlm")
+    scaled.lm_head.register_forward_hook(lambda *values: 2 * values[2])
+    assert fused_of(scaled) is None
+
+
+@pytest.mark.parametrize(("fast", "taken"), [(True, OneByOne), (False, Twins)])
+def test_our_products_are_taken_where_rows_stand_alone_and_they_are_not_slow(
+    fast: bool, taken: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_module, "_is_fast_enough", lambda *_: fast)
+    model, others = model_of("smolvlm"), Twins()
+    for first in (Louder(), Broken(), Mixing()):  # wrong, or of rows that depend on each other
+        made = fused_of(model, first, others)
+        assert made is not None
+        assert made.operations is others
+    made = fused_of(model, OneByOne(), others)
+    assert made is not None
+    assert type(made.operations) is taken
+    if fast:
+        assert made.rows_stand_alone
+    assert fused_of(model, OneByOne()).rows_stand_alone  # type: ignore[union-attr]
+    assert not fused_of(model, Mixing()).rows_stand_alone  # type: ignore[union-attr]
+
+
+def test_products_of_ours_may_take_a_little_longer() -> None:
+    assert [pays(own, 1.0) for own in (0.5, 1.0, 1.1, 1.2)] == [True, True, True, False]
+
+
+@given(outputs=st.integers(1, 200_000), inputs=st.integers(1, 40_000))
+def test_splits_cover_a_matrix(outputs: int, inputs: int) -> None:
+    splits, steps = splits_of(outputs, inputs)
+    assert inputs <= splits * steps * INPUTS
+    assert splits == 1 or (steps >= 4 and -(-outputs // OUTPUTS) * splits < 1024)
 
 
 def test_where_layers_are_made_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, asked = torch.device("cuda:0"), []
-    assert triton_operations(torch.device("cpu"), torch.bfloat16) is None
+    assert triton_operations(torch.device("cpu"), torch.bfloat16) == ()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert triton_operations(gpu, torch.float16) is None
+    assert triton_operations(gpu, torch.float16) == ()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert triton_operations(gpu, torch.float32) is None
+    assert triton_operations(gpu, torch.float32) == ()
 
-    def told(device: torch.device, dtype: torch.dtype) -> Twins:
+    def told(device: torch.device, dtype: torch.dtype) -> tuple[Twins]:
         asked.append((device, dtype))
-        return Twins()
+        return (Twins(),)
 
     monkeypatch.setattr("lvspec_cli.models.load.triton_operations", told)
     for quantisation in Quantisation:
-        made = fused_layers(layers_of("smolvlm"), gpu, quantisation, torch.bfloat16)
-        assert (made is not None) == (quantisation in (Quantisation.NONE, Quantisation.BF16))
-    assert asked == [(gpu, torch.bfloat16)] * 2
+        made = fused_layers(FAMILIES["smolvlm"], model_of("smolvlm"), gpu, quantisation, torch.bfloat16)
+        assert (made is not None) == (
+            quantisation in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4)
+        )
+    assert asked == [(gpu, torch.bfloat16)] * 3
 
 
 def test_the_kernels_compile_for_a_gpu() -> None:
@@ -106,19 +220,30 @@ def test_the_kernels_compile_for_a_gpu() -> None:
 
     from lvspec_cli.models.kernels import fused_kernels as kernels
 
-    floats = dict.fromkeys(("parts", "maxima", "sums"), "*fp32") | {"slots": "*i64"}
+    floats = dict.fromkeys(("parts", "maxima", "sums", "shares", "to_video"), "*fp32")
+    floats |= dict.fromkeys(("slots", "table", "places"), "*i64")
     floats |= dict.fromkeys(("epsilon", "scaling"), "fp32")
     numbers = dict.fromkeys(
-        ("width", "rows", "heads", "key_heads", "capacity", "size", "packed", "stretches"), "i32"
+        ("width", "rows", "heads", "key_heads", "size", "packed", "outputs", "steps"), "i32"
     )
     for kernel, constants in (
         (kernels.add_norm_kernel, {"ADD": True, "WIDTH": 2048}),
         (kernels.rotate_kernel, {"NORM": True, "HALF": 64}),
-        (kernels.attend_kernel, {"SIZE": 128}),
-        (kernels.combine_kernel, {"SIZE": 128, "STRETCHES": 64}),
+        (kernels.attend_kernel, {"SIZE": 128, "SHARES": True}),
+        (kernels.combine_kernel, {"SIZE": 128, "SHARES": True}),
         (kernels.gated_kernel, {"WIDTH": kernels.COLUMNS}),
+        (kernels.product_kernel, {"WHOLE": True, "BIAS": True, "INPUTS": INPUTS, "OUTPUTS": OUTPUTS}),
     ):
         kinds = floats | numbers | dict.fromkeys(constants, "constexpr")
         signature = {name: kinds.get(name, "*bf16") for name in kernel.arg_names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["cubin"]
+        even = {
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(kernel.arg_names)
+            if signature[name].startswith("*") or name in ("width", "size")
+        }
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=even)
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        assert made.asm["cubin"]
+        if kernel in (kernels.attend_kernel, kernels.product_kernel):
+            # Keys and weights are read 16 bytes at a time, although the address of keys is read too.
+            assert re.search(r"ld\.global\S*\.v4|cp\.async\.cg.*, 0x10", made.asm["ptx"])

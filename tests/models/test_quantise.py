@@ -187,7 +187,7 @@ def test_float32_stays_float32_where_the_processor_has_bfloat16() -> None:
     ("quantisation", "device", "found"),
     [("none", "cuda", True), ("nf4", "cuda", True), ("int8", "cuda", False), ("int8", "cpu", True),
      ("nf4", "cpu", True), ("fp8", "cuda", False), ("awq", "cuda", False), ("awq", "cpu", True),
-     ("torchao-int4", "cuda", False), ("torchao-int4", "cpu", True)],
+     ("torchao-int4", "cuda", False), ("torchao-int4", "cpu", True), ("int4", "cuda", True)],
 )  # fmt: skip
 def test_where_a_row_stands_alone(quantisation: str, device: str, found: bool) -> None:
     assert is_row_by_row(Quantisation(quantisation), device) == found

@@ -47,10 +47,20 @@ for outputs, inputs, rows, biased in [(48, 256, 1, True), (40, 192, 3, False), (
         alone = multiply(values[row : row + 1], matrix, bias, by_table=True)
         assert torch.equal(found[row : row + 1], alone)
 
-from tests.models.fused_checks import SHAPES, check_kernels
+import triton.language as tl
+from lvspec_cli.models.kernels import fused, fused_kernels
+from tests.models.fused_checks import PACKED, PRODUCTS, SHAPES
+from tests.models.fused_checks import check_kernels, check_layer, check_packed, check_products
 
+# Few, because the interpreter is slow, and so that a program has several stretches of keys.
+fused_kernels.PARTS, fused.MOST_ROWS = tl.constexpr(2), 3
 for shape in SHAPES:
     check_kernels(*shape)
+for product in PRODUCTS:
+    check_products(*product)
+for product in PACKED:
+    check_packed(*product)
+check_layer()
 """
 
 

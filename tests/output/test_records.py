@@ -150,6 +150,20 @@ def test_the_sample_reads_beginning_middle_and_end(tmp_path: Path, place: int):
     assert identify(tmp_path / "a", b"x").size == 1_000_000
 
 
+def test_what_a_draft_may_propose_is_a_setting():
+    plan = demo_plan()
+    draft = plan.choice.pair.draft.model_copy(update={"vocabulary": 600})
+    other = replace(
+        plan, choice=replace(plan.choice, pair=plan.choice.pair.model_copy(update={"draft": draft}))
+    )
+    for mode, differs in ((Mode.EXACT, True), (Mode.AR, False)):
+        asked = AskRequest(VideoRequest(Path("a.mp4")), ("What?",), DecodeSettings(mode=mode))
+        rows = [failed_record(each, asked, IDENTITY, 1, VideoError("broken")) for each in (plan, other)]
+        assert (rows[0].key != rows[1].key) == differs
+        assert rows[0].settings.get("draft_vocabulary") is None
+        assert rows[1].settings.get("draft_vocabulary") == (600 if differs else None)
+
+
 def test_names_that_are_not_utf_8_keep_their_bytes():
     assert encode_name("été.mp4".encode()) == ("été.mp4", None)
     raw = b"caf\xe9.mp4"

@@ -121,6 +121,14 @@ def test_a_prediction_layer_in_place_of_the_draft(tmp_path: Path):
         (f"pairs:\n  a:\n    {PAIR}  a:\n    {PAIR}", "line 5: a: stands there twice"),
         ("pairs: [1, 2]\n", "line 1: pairs: Input should be a valid dictionary"),
         ("pairs:\n  'a b':\n    about: x\n", "line 2: pairs.a b"),
+        (
+            "pairs:\n  a:\n    target: {folder: /t, vocabulary: 999}\n    draft: {folder: /d}\n",
+            "vocabulary is for a draft",
+        ),
+        (
+            "pairs:\n  a:\n    target: {folder: /t}\n    draft: {mtp: true, vocabulary: 999}\n",
+            "vocabulary goes with a draft of its own",
+        ),
         ("pairs: {\n", "line 2: "),
         ("just words\n", "line 1: the file: "),
         ("default: gone\n", "default: there is no pair named 'gone'"),

@@ -24,10 +24,11 @@ from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.records import stats_fields
 from lvspec_cli.request import check_draft_view
-from lvspec_cli.speculation.engine import Session
+from lvspec_cli.speculation.engine import Session, is_to_the_letter
 from lvspec_cli.types import (
     DecodeSettings,
     FinishReason,
+    Gamma,
     KeepBy,
     Mode,
     RelevanceName,
@@ -498,3 +499,40 @@ def test_what_loose_tokens_give_up_is_told(pair: LoadedPair) -> None:
     assert found.stats.loss == pytest.approx(total)
     assert found.stats.loss_per_token == pytest.approx(total / len(found.tokens))
     assert stats_fields(found.stats, 0.0).loss_per_token == found.stats.loss_per_token
+
+
+@pytest.mark.parametrize(
+    ("mode", "gamma", "exact_rows", "same_prefill", "promised"),
+    [
+        (Mode.LVSPEC, 4, None, True, False),
+        (Mode.EXACT, 64, None, False, True),
+        (Mode.EXACT, 32, 33, True, True),
+        (Mode.EXACT, 33, 33, True, False),
+        (Mode.EXACT, "auto", 33, True, True),
+        (Mode.EXACT, "auto", 16, True, False),
+        (Mode.EXACT, 4, 33, False, False),
+        (Mode.EXACT, 1, 0, True, False),
+        (Mode.AR, 64, 33, True, True),
+        (Mode.AR, 1, 0, True, False),
+    ],
+)
+def test_what_is_promised_of_an_answer(
+    mode: Mode, gamma: Gamma, exact_rows: int | None, same_prefill: bool, promised: bool
+) -> None:
+    wanted = DecodeSettings(mode=mode, gamma=gamma)
+    assert is_to_the_letter(wanted, exact_rows, same_prefill=same_prefill) == promised
+
+
+def test_other_passes_over_the_prompt_are_no_promise_in_lower_precision(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, exact = Session.of(pair), DecodeSettings(mode=Mode.EXACT)
+    guided = replace(exact, draft_keep=0.5)
+    assert session.is_to_the_letter(guided), "in float32 it is"
+    monkeypatch.setattr(Decoder, "exact_rows", 33)
+    assert session.is_to_the_letter(exact)
+    assert not session.is_to_the_letter(exact, is_audited=True)
+    assert not session.is_to_the_letter(guided)
+    assert session.is_to_the_letter(replace(guided, mode=Mode.AR))
+    monkeypatch.setattr(Decoder, "reads_target", True)
+    assert not session.is_to_the_letter(exact)

@@ -56,7 +56,9 @@ def tiny_configs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_size, "real_config", tiny)
 
 
-@pytest.mark.parametrize("quantisation", [Quantisation.NONE, Quantisation.NF4, Quantisation.TORCHAO_INT4])
+@pytest.mark.parametrize(
+    "quantisation", [Quantisation.NONE, Quantisation.NF4, Quantisation.INT4, Quantisation.TORCHAO_INT4]
+)
 def test_what_is_measured_of_a_model(quantisation: Quantisation) -> None:
     config = tiny("Qwen/Qwen2.5-VL-7B-Instruct")
     found = measure_model(config, "7B", quantisation, CPU, WORK)

@@ -1,1 +1,1 @@
-"""Kernels of our own for GPUs: NF4 products of small batches, fused norms."""
+"""Kernels of our own for GPUs: products of few rows by packed weights, layers and towers in few kernels."""

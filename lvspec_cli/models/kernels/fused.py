@@ -1,21 +1,26 @@
-"""Decoder layers of Llama's shape in few kernels, for captured passes of few rows in 16 bits.
+"""Language models of Llama's shape in few kernels, for captured passes of few rows in 16 bits.
 
 A step of a small draft is mostly small kernels: transformers' modules take about 34 a layer. Here it is ten,
-and what torch adds to the four products. Queries, keys and values are one product, as are gate and up; a
+and one more for a product of a small matrix. Queries, keys and values are one product, as are gate and up; a
 residual is added where the next normalisation reads it; the rotation writes keys and values where they stay;
 attention is split over stretches of keys at fixed places, of which only those are read that have keys (flash
-decoding, Dao et al. 2023). A row's sums have the same order whatever rows are beside it, except in the
-products, which are torch's.
+decoding, Dao et al. 2023), and tells how much of it goes to the video. Where keys are, and how many, is read
+on the device.
+
+A row's sums have the same order whatever rows are beside it, so that a verification has the step's very
+results (batch invariance, He and Thinking Machines Lab 2025). Torch's products have not; they are taken where
+ours are slower.
 
 Every kernel (``fused_kernels``) has a twin here, in PyTorch, of the same signature.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -24,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from lvspec_cli.models.attention import packed_mask
-from lvspec_cli.models.cache import KeyValueCache, cache_argument
-from lvspec_cli.models.steps import FixedRows
+from lvspec_cli.models.cache import KeyValueCache, Stored, cache_argument
+from lvspec_cli.models.kernels.int4 import Int4Linear, Multiply, Packed4, by_unpacking, is_right
+from lvspec_cli.models.steps import WIDTHS, FixedRows, StepOutputs, cuda_graphs
 
 MOST_ROWS = 33  # of a pass; wider ones are bound by their products
 LEAST = (8, 0)  # compute capability: of bfloat16
@@ -33,6 +39,8 @@ _COMPILERS = ("cc", "gcc", "clang")  # Triton needs one of them to compile its l
 _PROBE_ROWS, _PROBE_START = 3, 140  # of the pass that is compared, behind more than one stretch of keys
 _TOLERANCE = 8  # times the dtype's precision, of the largest value
 _LEAST_TOLERANCE = 1e-4
+_TIMED_ROWS, _IN_A_ROW, _TIMED = 5, 8, 20  # rows of products that are timed, how many of each, how often
+_SLOWER_BY = 1.15  # than torch's; what comes of it is that exact mode in 16 bits is ar to the letter
 
 
 class Operations(Protocol):
@@ -49,24 +57,29 @@ class Operations(Protocol):
         factors: tuple[Tensor, Tensor],
         norms: tuple[Tensor, Tensor] | None,
         epsilon: float,
-        cache: tuple[Tensor, Tensor],
+        stored: Stored,
         slots: Tensor,
     ) -> Tensor:
-        """Write rotated keys, and values, to ``slots`` of a cache; return the rotated queries.
+        """Write rotated keys, and values, to ``slots`` of a layer's cache; return the rotated queries.
 
         :param projected: queries, keys and values side by side, (rows, (heads + 2 * key heads) * size).
         :param factors: cosines and sines, (rows, size).
         :param norms: weights of the normalisation of each query's and each key's head, (size,).
-        :param cache: keys and values, (key heads, capacity, size).
         :param slots: long (rows,).
         :returns: (heads, rows, size).
         """
 
-    def attend(self, queries: Tensor, cache: tuple[Tensor, Tensor], slots: Tensor, scaling: float) -> Tensor:
-        """Attention of each row to the keys up to its own slot: (rows, heads * size)."""
+    def attend(
+        self, queries: Tensor, stored: Stored, slots: Tensor, scaling: float, *, watched: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of each row to the keys up to its own slot, (rows, heads * size); if it is watched, the
+        share of it that goes to the video, float32 (heads, rows)."""
 
     def gated(self, both: Tensor) -> Tensor:
         """silu of the first half of each row times the second: (rows, 2 * n) -> (rows, n)."""
+
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        """A linear layer: (rows, width) -> (rows, outputs)."""
 
 
 class Twins:
@@ -84,28 +97,39 @@ class Twins:
         factors: tuple[Tensor, Tensor],
         norms: tuple[Tensor, Tensor] | None,
         epsilon: float,
-        cache: tuple[Tensor, Tensor],
+        stored: Stored,
         slots: Tensor,
     ) -> Tensor:
-        key_heads, _, size = cache[0].shape
+        key_heads, _, size = stored.keys.shape
         heads = projected.unflatten(-1, (-1, size)).transpose(0, 1)
         queries, keys, values = heads.split([len(heads) - 2 * key_heads, key_heads, key_heads])
         if norms is not None:
             queries, keys = _normed(queries, norms[0], epsilon), _normed(keys, norms[1], epsilon)
-        cache[0].index_copy_(1, slots, _rotated(keys, factors))
-        cache[1].index_copy_(1, slots, values)
+        stored.keys.index_copy_(1, slots, _rotated(keys, factors))
+        stored.values.index_copy_(1, slots, values)
         return _rotated(queries, factors)
 
-    def attend(self, queries: Tensor, cache: tuple[Tensor, Tensor], slots: Tensor, scaling: float) -> Tensor:
-        groups = len(queries) // len(cache[0])
-        keys, values = (part.repeat_interleave(groups, dim=0).float() for part in cache)
+    def attend(
+        self, queries: Tensor, stored: Stored, slots: Tensor, scaling: float, *, watched: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        groups = len(queries) // len(stored.keys)
+        keys, values = (
+            part.repeat_interleave(groups, dim=0).float() for part in (stored.keys, stored.values)
+        )
         is_later = torch.arange(keys.shape[1], device=slots.device) > slots[:, None]
         scores = (queries.float() @ keys.transpose(1, 2) * scaling).masked_fill(is_later, -math.inf)
-        return (scores.softmax(dim=-1) @ values).to(queries.dtype).transpose(0, 1).flatten(1)
+        weights = scores.softmax(dim=-1)
+        attended = (weights @ values).to(queries.dtype).transpose(0, 1).flatten(1)
+        return attended, weights @ stored.video.float() if watched else None
 
     def gated(self, both: Tensor) -> Tensor:
         gate, up = both.float().chunk(2, dim=-1)
         return (silu(gate) * up).to(both.dtype)
+
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, Packed4):
+            return by_unpacking(inputs, weight, bias)
+        return linear(inputs, weight, bias)
 
 
 def _normed(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -125,29 +149,34 @@ def _rotated(heads: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
 class Product:
     """The weights of one or of several linear layers that read the same input."""
 
-    weight: Tensor
+    weight: Tensor | Packed4
     bias: Tensor | None
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        return linear(inputs, self.weight, self.bias)
+    @property
+    def inputs(self) -> int:
+        return self.weight.inputs if isinstance(self.weight, Packed4) else self.weight.shape[1]
 
     @classmethod
     def of(cls, *layers: Any) -> Product:
         """The layers' weights in one tensor, which the layers share from now on.
 
-        :raises TypeError: one is no plain linear layer, or only some have a bias.
+        :raises TypeError: they are not all plain, nor all of ``int4``, or only some have a bias.
         """
-        if any(type(layer) is not nn.Linear for layer in layers):
-            raise TypeError("weights that are packed cannot be joined")
+        kinds = {type(layer) for layer in layers}
+        if kinds not in ({nn.Linear}, {Int4Linear}):
+            raise TypeError("weights that are packed otherwise cannot be joined")
         biases = [layer.bias for layer in layers]
         if len({bias is None for bias in biases}) > 1:
             raise TypeError("only some of the layers have a bias")
-        if len(layers) == 1:
-            return cls(layers[0].weight, biases[0])
-        return cls(_joined(layers, "weight"), None if biases[0] is None else _joined(layers, "bias"))
+        bias = None if biases[0] is None else _joined(layers, "bias")
+        if kinds == {Int4Linear}:
+            return cls(Packed4(_joined(layers, "words"), _joined(layers, "scales")), bias)
+        return cls(_joined(layers, "weight"), bias)
 
 
-def _joined(layers: Sequence[nn.Linear], name: str) -> Tensor:
+def _joined(layers: Sequence[nn.Module], name: str) -> Tensor:
+    if len(layers) == 1:
+        return getattr(layers[0], name)
     parts = [getattr(layer, name) for layer in layers]
     whole = torch.cat([part.detach() for part in parts])
     for layer, view in zip(layers, whole.split([len(part) for part in parts]), strict=True):
@@ -196,11 +225,14 @@ def _norm_of(norm: Any) -> tuple[Tensor, float]:
 
 @dataclass(frozen=True)
 class FusedLayers:
-    """All decoder layers of a language model, for captured passes."""
+    """All decoder layers of a language model, and what follows them, for captured passes."""
 
     layers: tuple[FusedLayer, ...]
+    norm: tuple[Tensor, float]  # the last one: weight, epsilon
+    head: Product
     operations: Operations
-    size: int  # of a head
+    size: int  # of a head of attention
+    rows_stand_alone: bool = False  # it was seen here that a row is to the bit what it is without the others
 
     def takes(self, cosines: Tensor) -> bool:
         """Whether a pass is narrow enough, and rotates whole heads. ``cosines``: (1, rows, size)."""
@@ -213,112 +245,232 @@ class FusedLayers:
         rows: FixedRows,
         watch: Collection[int] = (),
         first: int = 0,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Hidden states (1, rows, width) behind the last layer, and the inputs of the watched ones.
+    ) -> StepOutputs:
+        """A pass through the layers, the last normalisation and the head. ``embeddings``: (1, rows, width).
 
         :param rotary: cosines and sines, (1, rows, head size).
         :param first: the number of the first of these layers, in the cache and in ``watch``.
         """
-        hidden, inputs = embeddings[0], {}
-        factors = (rotary[0][0], rotary[1][0])
-        added: Tensor | None = None
+        run, factors = self.operations, (rotary[0][0], rotary[1][0])
+        hidden, added = embeddings[0], None
+        inputs: dict[int, Tensor] = {}
+        shares: dict[int, Tensor] = {}
         for number, layer in enumerate(self.layers, start=first):
-            hidden, normed = self.operations.add_norm(hidden, added, *layer.norms[0])
+            hidden, normed = run.add_norm(hidden, added, *layer.norms[0])
             if number in watch:
                 inputs[number] = hidden[None]
-            hidden, added = self._layer(layer, hidden, normed, factors, rows.of_layer(number), rows.slots)
-        if added is not None:
-            hidden = hidden + added
+            stored = rows.of_layer(number)
+            attended, share = self._attention(layer, normed, factors, stored, rows.slots, number in watch)
+            if share is not None:
+                shares[number] = share
+            hidden, normed = run.add_norm(hidden, attended, *layer.norms[1])
+            both = run.multiply(normed, layer.gate_up.weight, layer.gate_up.bias)
+            added = run.multiply(run.gated(both), layer.down.weight, layer.down.bias)
+        hidden, normed = run.add_norm(hidden, added, *self.norm)
         if first + len(self.layers) in watch:
             inputs[first + len(self.layers)] = hidden[None]
-        return hidden[None], inputs
+        logits = run.multiply(normed, self.head.weight, self.head.bias).float()
+        return StepOutputs(normed[None], logits, inputs, shares)
 
-    def _layer(
+    def _attention(
         self,
         layer: FusedLayer,
-        hidden: Tensor,
         normed: Tensor,
         factors: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
+        stored: Stored,
         slots: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The residual before the MLP, and what is to be added to it."""
+        watched: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What attention adds to the residual, (rows, width), and the share of a watched one to the video."""
         run = self.operations
-        queries = run.rotate_and_write(
-            layer.projection(normed), factors, layer.head_norms, layer.head_epsilon, cache, slots
-        )
-        attended = layer.output(run.attend(queries, cache, slots, layer.scaling))
-        hidden, normed = run.add_norm(hidden, attended, *layer.norms[1])
-        return hidden, layer.down(run.gated(layer.gate_up(normed)))
+        projected = run.multiply(normed, layer.projection.weight, layer.projection.bias)
+        norms, epsilon = layer.head_norms, layer.head_epsilon
+        queries = run.rotate_and_write(projected, factors, norms, epsilon, stored, slots)
+        attended, share = run.attend(queries, stored, slots, layer.scaling, watched=watched)
+        return run.multiply(attended, layer.output.weight, layer.output.bias), share
 
 
-def triton_operations(device: torch.device, dtype: torch.dtype) -> Operations | None:
-    """The kernels, if Triton can compile them for the device, in 16 bits."""
-    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
-        return None
-    has_compiler = any(shutil.which(name) for name in _COMPILERS)
-    if not has_compiler or dtype not in (torch.bfloat16, torch.float16):
-        return None
-    if torch.cuda.get_device_capability(device) < LEAST:
-        return None
+def triton_operations(device: torch.device, dtype: torch.dtype) -> tuple[Operations, ...]:
+    """The kernels, if Triton can compile them for the device, in 16 bits: with our own products, and with
+    torch's. Nothing: they cannot be used."""
+    if not can_compile(device, dtype):
+        return ()
     from lvspec_cli.models.kernels.fused_kernels import Kernels
 
-    return Kernels()
+    return Kernels(), Kernels(products=False)
 
 
-def fuse_layers(layers: Sequence[Any], operations: Operations) -> FusedLayers | None:
-    """The layers with these operations; None if one of them would not compute what transformers' layer does.
+def can_compile(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton can compile kernels in the dtype, of 16 bits, for the device."""
+    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+        return False
+    has_compiler = any(shutil.which(name) for name in _COMPILERS)
+    if not has_compiler or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= LEAST
 
-    Weights that are joined are shared with the layers: their old names become views.
+
+def int4_product(device: torch.device, dtype: torch.dtype) -> Multiply:
+    """How ``int4`` weights are multiplied there: by our kernels, if they compile and are right, else by
+    torch, one matrix at a time unpacked."""
+    if can_compile(device, dtype):
+        with contextlib.suppress(Exception):  # whatever Triton, a compiler or the device raise
+            from lvspec_cli.models.kernels.int4_kernels import multiply
+
+            if is_right(multiply, device, dtype):
+                return multiply
+    return by_unpacking
+
+
+def fuse_layers(
+    layers: Sequence[Any], norm: Any, head: Any, operations: Sequence[Operations]
+) -> FusedLayers | None:
+    """A language model by the first of these operations by which its layers, its last normalisation and its
+    head compute what transformers' modules do; None if there are none.
+
+    Weights that are joined are shared with the modules: their old names become views.
+
+    :param operations: the first are taken only if a row's results then do not depend on the others, and
+        products take hardly longer than the last ones'.
     """
-    fused: list[FusedLayer] = []
-    for layer in layers:
-        try:
-            single = FusedLayers((FusedLayer.of(layer),), operations, layer.self_attn.head_dim)
-            if not _is_the_same(layer, single):
-                return None
-        except Exception:  # a layer of another kind, or whatever Triton, a compiler or the device raise
-            return None
-        fused += single.layers
-    return FusedLayers(tuple(fused), operations, layers[0].self_attn.head_dim)
+    size = layers[0].self_attn.head_dim if layers and hasattr(layers[0], "self_attn") else 0
+    try:
+        parts = tuple(FusedLayer.of(layer) for layer in layers)
+        last, words = _norm_of(norm), Product.of(head)
+    except (TypeError, AttributeError):  # a layer of another kind
+        return None
+    for run in operations:
+        made = FusedLayers(parts, last, words, run, size)
+        with contextlib.suppress(Exception):  # whatever Triton, a compiler or the device raise
+            if not all(_is_the_same(*one, made, norm, head) for one in zip(layers, parts, strict=True)):
+                continue
+            stands_alone = rows_stand_alone(made, layers[0])
+            if run is operations[-1] or (stands_alone and _is_fast_enough(made, operations[-1])):
+                return replace(made, rows_stand_alone=stands_alone)
+    return None
 
 
 @torch.inference_mode()
-def _is_the_same(layer: Any, fused: FusedLayers) -> bool:
-    attention, width = layer.self_attn, layer.self_attn.q_proj.in_features
-    like, size = attention.q_proj.weight, attention.head_dim
-    key_heads, number = attention.k_proj.out_features // size, attention.layer_idx
-    draw = torch.Generator().manual_seed(number)
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw).to(like)
-
-    hidden, turns = drawn(1, _PROBE_ROWS, width), drawn(1, _PROBE_ROWS, size // 2).repeat(1, 1, 2)
-    rotary, outputs = (turns.cos(), turns.sin()), []
-    earlier = drawn(2, 1, key_heads, _PROBE_START, size)
+def _is_the_same(layer: Any, part: FusedLayer, made: FusedLayers, norm: Any, head: Any) -> bool:
+    attention, single = layer.self_attn, replace(made, layers=(part,))
+    number, probe = attention.layer_idx, _Probe.of(layer, _PROBE_ROWS)
+    outputs = []
     for is_fused in (False, True):
-        cache = KeyValueCache()
-        cache.reserve(_PROBE_START + _PROBE_ROWS)
-        cache.update(earlier[0], earlier[1], number)
-        slots = torch.arange(_PROBE_START, _PROBE_START + _PROBE_ROWS, device=like.device)
-        rows = FixedRows(cache, slots)
+        rows = probe.rows()
         if is_fused:
-            found = fused(hidden, rotary, rows, first=number)[0]
+            found = single(probe.hidden, probe.rotary, rows, (number,), first=number)
+            values = [found.hidden, found.logits, found.shares[number]]
         else:
-            allowed = torch.arange(cache.capacity, device=like.device) <= slots[:, None]
-            mask = packed_mask(allowed, attention.q_proj.out_features // size // key_heads, like.dtype)
-            found = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=rotary,
+            allowed = torch.arange(rows.cache.capacity, device=rows.slots.device) <= rows.slots[:, None]
+            groups = attention.q_proj.out_features // attention.k_proj.out_features
+            hidden = layer(
+                probe.hidden,
+                attention_mask=packed_mask(allowed, groups, probe.hidden.dtype),
+                position_embeddings=probe.rotary,
                 split_k=True,
                 **{cache_argument(layer): rows},
             )
-        outputs.append((found, *(part[:, slots] for part in rows.of_layer(number))))
-    return all(_is_close(one, other) for one, other in zip(*outputs, strict=True))
+            normed, twins = norm(hidden), replace(single, operations=Twins())  # a layer tells no shares
+            shares = twins(probe.hidden, probe.rotary, probe.rows(), (number,), first=number).shares
+            values = [normed, head(normed[0]).float(), shares[number]]
+        outputs.append((*values, *probe.written(rows)))
+    eps = torch.finfo(probe.hidden.dtype).eps
+    return all(_is_close(one, other, eps) for one, other in zip(*outputs, strict=True))
 
 
-def _is_close(expected: Tensor, found: Tensor) -> bool:
-    tolerance = max(_LEAST_TOLERANCE, _TOLERANCE * torch.finfo(expected.dtype).eps)
+@torch.inference_mode()
+def rows_stand_alone(made: FusedLayers, layer: Any) -> bool:
+    """Whether each row of a pass, of any captured width, is to the bit what it is in a pass of its own.
+
+    The order of a layer's sums does not depend on its weights, so the first of the layers shows it for all.
+    """
+    single, probe = replace(made, layers=made.layers[:1]), _Probe.of(layer, MOST_ROWS)
+    number, rows = layer.self_attn.layer_idx, probe.rows()
+
+    def run(first: int, count: int) -> tuple[Tensor, Tensor]:
+        some, rotary = slice(first, first + count), [part[:, first : first + count] for part in probe.rotary]
+        there = FixedRows(rows.cache, rows.slots[some])
+        found = single(probe.hidden[:, some], (rotary[0], rotary[1]), there, first=number)
+        return found.hidden[0], found.logits
+
+    alone = [run(row, 1) for row in range(MOST_ROWS)]
+    written = [part.clone() for part in probe.written(rows)]
+    for width in (width for width in WIDTHS if 1 < width <= MOST_ROWS):
+        for found, *expected in zip(run(0, width), *alone[:width], strict=True):
+            if not torch.equal(found, torch.cat(expected)):
+                return False
+    return all(torch.equal(one, other) for one, other in zip(written, probe.written(rows), strict=True))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Inputs for a layer, the same each time, behind keys that are in more than one stretch."""
+
+    hidden: Tensor  # (1, rows, width)
+    rotary: tuple[Tensor, Tensor]
+    earlier: Tensor  # keys and values, (2, 1, key heads, _PROBE_START, size)
+    number: int  # of the layer
+
+    @classmethod
+    def of(cls, layer: Any, rows: int) -> _Probe:
+        attention = layer.self_attn
+        size, draw = attention.head_dim, torch.Generator().manual_seed(attention.layer_idx)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=draw).to(layer.input_layernorm.weight)
+
+        hidden, turns = drawn(1, rows, attention.q_proj.in_features), drawn(1, rows, size // 2)
+        earlier = drawn(2, 1, attention.k_proj.out_features // size, _PROBE_START, size)
+        turns = turns.repeat(1, 1, 2)
+        return cls(hidden, (turns.cos(), turns.sin()), earlier, attention.layer_idx)
+
+    def rows(self) -> FixedRows:
+        """A cache that holds what is earlier, and room for the rows."""
+        cache, rows = KeyValueCache(), self.hidden.shape[1]
+        cache.reserve(_PROBE_START + rows)
+        cache.update(self.earlier[0], self.earlier[1], self.number)
+        cache.mark_video(torch.arange(_PROBE_START, device=self.hidden.device) % 3 == 0)
+        return FixedRows(cache, torch.arange(_PROBE_START, _PROBE_START + rows, device=self.hidden.device))
+
+    def written(self, rows: FixedRows) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows."""
+        stored = rows.of_layer(self.number)
+        return stored.keys[:, rows.slots], stored.values[:, rows.slots]
+
+
+def _is_close(expected: Tensor, found: Tensor, epsilon: float) -> bool:
     off = (found.float() - expected.float()).abs().max()
-    return bool(off <= tolerance * expected.float().abs().max())
+    return bool(off <= max(_LEAST_TOLERANCE, _TOLERANCE * epsilon) * expected.float().abs().max())
+
+
+@torch.inference_mode()
+def _is_fast_enough(made: FusedLayers, others: Operations) -> bool:
+    """By the products of the first layer, on a GPU, for as many rows as a verification has."""
+    layer = made.layers[0]
+    products = (layer.projection, layer.output, layer.gate_up, layer.down)
+    inputs = [made.norm[0].new_ones(_TIMED_ROWS, part.inputs) for part in products]
+    capture = cuda_graphs(inputs[0].device)
+
+    def seconds(run: Operations) -> float:
+        def multiply() -> StepOutputs:
+            for _ in range(_IN_A_ROW):
+                for some, part in zip(inputs, products, strict=True):
+                    last = run.multiply(some, part.weight, part.bias)
+            return StepOutputs(last, last, {})
+
+        replay, times = capture(multiply), []  # as in a step: the host launches once
+        for _ in range(_TIMED):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            replay()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        return sorted(times)[_TIMED // 4]
+
+    return pays(seconds(made.operations), seconds(others))
+
+
+def pays(own: float, others: float) -> bool:
+    """Whether products of our own, which took so long, are taken rather than others."""
+    return own <= _SLOWER_BY * others

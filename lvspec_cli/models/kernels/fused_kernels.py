@@ -1,7 +1,8 @@
 """The operations of ``fused`` in Triton (Tillet et al. 2019). Compile-time constants are in capitals.
 
 Tiles depend on shapes of the model alone, and sums have a fixed order, so that a row does not depend on those
-beside it. How many keys there are is read on the device.
+beside it. For the same reason nothing is compiled for a number of rows (``do_not_specialize``). How many keys
+there are, and where, is read on the device.
 """
 
 # ruff: noqa: N803
@@ -12,13 +13,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import linear
 from triton import cdiv, next_power_of_2
 
 from lvspec_cli.models.attention import SPLIT_KEYS
+from lvspec_cli.models.cache import Stored
+from lvspec_cli.models.kernels import int4_kernels
+from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.products import INPUTS, OUTPUTS, splits_of
+from lvspec_cli.models.kernels.small_batch_kernels import ADDED, add_up
 
 KEYS = tl.constexpr(SPLIT_KEYS)  # of a stretch
 PACKED = tl.constexpr(16)  # query rows of a program
-AT_ONCE = tl.constexpr(16)  # stretches that are added at once
+PARTS = tl.constexpr(128)  # programs that share a key head's stretches
+AT_ONCE = tl.constexpr(16)  # parts that are added at once
+ROWS = tl.constexpr(16)  # rows of a product in a program
 COLUMNS = 1024  # of a row of the MLP in a program
 
 
@@ -40,22 +49,21 @@ def add_norm_kernel(
     tl.store(normed + row * width + column, (values * scale * factors).to(normed.dtype.element_ty), is_valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rotate_kernel(
     projected,  # (rows, (heads + 2 * key_heads) * size)
     cosines,  # (rows, size)
     sines,
     query_norm,  # (size,), used with NORM
     key_norm,
-    keys,  # (key_heads, capacity, size)
-    values,
+    table,  # long: the cache's capacity
+    places,  # long (2,): addresses of keys and values, (key_heads, capacity, size)
     queries,  # (heads, rows, size)
     slots,  # long (rows,)
     epsilon,
     rows,
     heads,
     key_heads,
-    capacity,
     size,
     NORM: tl.constexpr,
     HALF: tl.constexpr,
@@ -67,11 +75,12 @@ def rotate_kernel(
     source = projected + (row * (heads + 2 * key_heads) + head) * size + column
     first = tl.load(source, is_valid, other=0.0).to(tl.float32)
     second = tl.load(source + half, is_valid, other=0.0).to(tl.float32)
-    slot = tl.load(slots + row)
+    slot, capacity = tl.load(slots + row), tl.load(table)
     if head >= heads + key_heads:
+        values = tl.load(places + 1).to(queries.dtype)
         target = values + ((head - heads - key_heads) * capacity + slot) * size + column
-        tl.store(target, first.to(values.dtype.element_ty), is_valid)
-        tl.store(target + half, second.to(values.dtype.element_ty), is_valid)
+        tl.store(target, first.to(queries.dtype.element_ty), is_valid)
+        tl.store(target + half, second.to(queries.dtype.element_ty), is_valid)
     else:
         if NORM:
             scale = tl.rsqrt(
@@ -91,89 +100,153 @@ def rotate_kernel(
         later = (second * later_cosine + first * later_sine).to(queries.dtype.element_ty)
         target = queries + (head * rows + row) * size + column
         if head >= heads:
+            keys = tl.load(places).to(queries.dtype)
             target = keys + ((head - heads) * capacity + slot) * size + column
         tl.store(target, turned, is_valid)
         tl.store(target + half, later, is_valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "packed"])
 def attend_kernel(
     queries,  # (heads, rows, size): those of a key head's group are one block of packed rows
-    keys,  # (key heads, capacity, size)
-    values,
+    table,  # long (2,): the cache's capacity, and the address of the video's mask, uint8 (capacity,)
+    places,  # long (2,): addresses of keys and values, (key heads, capacity, size)
     slots,  # long (rows,), ascending
-    parts,  # float32 (heads * rows, stretches, size)
-    maxima,  # float32 (heads * rows, stretches)
+    parts,  # float32 (heads * rows, PARTS, size)
+    maxima,  # float32 (heads * rows, PARTS)
     sums,
+    shares,
     scaling,
     rows,
     packed,  # rows of a group
-    capacity,
-    stretches,
     size,
     SIZE: tl.constexpr,
+    SHARES: tl.constexpr,
 ):
-    """Attention of a block of a key head's rows to one stretch of keys: weighted values, maximum, sum."""
-    key_head, stretch = tl.program_id(0), tl.program_id(1)
+    """Attention of a block of a key head's rows to every PARTS-th stretch of keys: weighted values, maximum,
+    sum of the weights and, with SHARES, of those of the video's keys."""
+    key_head, part = tl.program_id(0), tl.program_id(1)
     row, column = tl.program_id(2) * PACKED + tl.arange(0, PACKED), tl.arange(0, SIZE)
-    key = stretch * KEYS + tl.arange(0, KEYS)
-    if stretch * KEYS <= tl.load(slots + rows - 1):
+    stretches = (tl.load(slots + rows - 1) // KEYS).to(tl.int32) + 1
+    if part < stretches:
         is_row, is_column = row < packed, column < size
+        capacity = tl.load(table)
+        keys = tl.multiple_of(tl.load(places).to(queries.dtype), 16)
+        values = tl.multiple_of(tl.load(places + 1).to(queries.dtype), 16)
         slot = tl.load(slots + row % rows, is_row, other=0)
         index = key_head * packed + row
         query = tl.load(
             queries + index[:, None] * size + column[None, :], is_row[:, None] & is_column[None, :], other=0.0
         )
-        places = (key_head * capacity + key)[:, None] * size + column[None, :]
-        stored = tl.load(keys + places, is_column[None, :], other=0.0)
-        scores = tl.dot(query, tl.trans(stored)).to(tl.float32) * scaling
-        scores = tl.where(key[None, :] <= slot[:, None], scores, float("-inf"))
-        highest = tl.max(scores, axis=1)
-        base = tl.where(highest == float("-inf"), 0.0, highest)
-        weights = tl.exp(scores - base[:, None])
-        value = tl.load(values + places, is_column[None, :], other=0.0)
-        part = tl.dot(weights.to(value.dtype), value).to(tl.float32)
-        cell = index * stretches + stretch
-        tl.store(parts + cell[:, None] * size + column[None, :], part, is_row[:, None] & is_column[None, :])
-        tl.store(maxima + cell, highest, is_row)
-        tl.store(sums + cell, tl.sum(weights, axis=1), is_row)
+        top = tl.full((PACKED,), float("-inf"), tl.float32)
+        total, of_video = tl.zeros((PACKED,), tl.float32), tl.zeros((PACKED,), tl.float32)
+        result = tl.zeros((PACKED, SIZE), tl.float32)
+        # A stretch behind a row's last key changes nothing of what the row has so far.
+        for stretch in tl.range(part, stretches, PARTS, num_stages=1):
+            key = stretch * KEYS + tl.arange(0, KEYS)
+            cells = (key_head * capacity + key)[:, None] * size + column[None, :]
+            stored = tl.load(keys + cells, is_column[None, :], other=0.0)
+            scores = tl.dot(query, tl.trans(stored)).to(tl.float32) * scaling
+            scores = tl.where(key[None, :] <= slot[:, None], scores, float("-inf"))
+            highest = tl.maximum(top, tl.max(scores, axis=1))
+            base = tl.where(highest == float("-inf"), 0.0, highest)
+            weights, kept = tl.exp(scores - base[:, None]), tl.exp(top - base)
+            value = tl.load(values + cells, is_column[None, :], other=0.0)
+            added = tl.dot(weights.to(value.dtype), value).to(tl.float32)
+            result = result * kept[:, None] + added
+            total = total * kept + tl.sum(weights, axis=1)
+            if SHARES:
+                mask = tl.load(table + 1).to(tl.pointer_type(tl.uint8))
+                is_video = tl.load(mask + key).to(tl.float32)
+                of_video = of_video * kept + tl.sum(weights * is_video[None, :], axis=1)
+            top = highest
+        cell = index * PARTS + part
+        tl.store(parts + cell[:, None] * size + column[None, :], result, is_row[:, None] & is_column[None, :])
+        tl.store(maxima + cell, top, is_row)
+        tl.store(sums + cell, total, is_row)
+        if SHARES:
+            tl.store(shares + cell, of_video, is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def combine_kernel(
     parts,
     maxima,
     sums,
+    shares,
     slots,
     attended,  # (rows, heads * size)
+    to_video,  # float32 (heads, rows), written with SHARES
     rows,
     heads,
-    stretches,
     size,
     SIZE: tl.constexpr,
-    STRETCHES: tl.constexpr,
+    SHARES: tl.constexpr,
 ):
-    """The sum over a row's stretches, as many as it has keys in, always in the same order."""
+    """The sum over a row's parts, as many as it has keys in, always in the same order."""
     index, column = tl.program_id(0), tl.arange(0, SIZE)
     row, head = index % rows, index // rows
-    count = tl.load(slots + row) // KEYS + 1
-    stretch, is_column = tl.arange(0, STRETCHES), column < size
-    is_valid = stretch < count
-    highest = tl.load(maxima + index * stretches + stretch, is_valid, other=float("-inf"))
+    count = tl.minimum((tl.load(slots + row) // KEYS).to(tl.int32) + 1, PARTS)
+    part, is_column = tl.arange(0, PARTS), column < size
+    is_valid = part < count
+    highest = tl.load(maxima + index * PARTS + part, is_valid, other=float("-inf"))
     top = tl.max(highest, axis=0)
-    shares = tl.exp(highest - top) * tl.load(sums + index * stretches + stretch, is_valid, other=0.0)
+    factors = tl.exp(highest - top)
+    whole = tl.sum(factors * tl.load(sums + index * PARTS + part, is_valid, other=0.0), axis=0)
     total = tl.zeros((SIZE,), tl.float32)
     for first in range(0, count, AT_ONCE):
         some = first + tl.arange(0, AT_ONCE)
         is_some = some < count
-        cell = index * stretches + some
-        share = tl.exp(tl.load(maxima + cell, is_some, other=float("-inf")) - top)
-        part = tl.load(
+        cell = index * PARTS + some
+        factor = tl.exp(tl.load(maxima + cell, is_some, other=float("-inf")) - top)
+        one = tl.load(
             parts + cell[:, None] * size + column[None, :], is_some[:, None] & is_column[None, :], other=0.0
         )
-        total += tl.sum(part * share[:, None], axis=0)
-    result = (total / tl.sum(shares, axis=0)).to(attended.dtype.element_ty)
+        total += tl.sum(one * factor[:, None], axis=0)
+    result = (total / whole).to(attended.dtype.element_ty)
     tl.store(attended + (row * heads + head) * size + column, result, is_column)
+    if SHARES:
+        of_video = tl.load(shares + index * PARTS + part, is_valid, other=0.0)
+        tl.store(to_video + index, tl.sum(factors * of_video, axis=0) / whole)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def product_kernel(
+    inputs,  # (rows, width)
+    weight,  # (outputs, width)
+    bias,  # (outputs,), used with BIAS
+    result,  # (rows, outputs); float32 (splits, rows, outputs) unless WHOLE
+    rows,
+    outputs,
+    width,
+    steps,  # of a program, each of INPUTS columns
+    WHOLE: tl.constexpr,
+    BIAS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    """Sums of a tile of outputs over a range of the inputs, for 16 rows.
+
+    Tile and range depend on the matrix alone, so that a row's sums do not depend on the rows beside it.
+    """
+    # Programs for the same weights run at the same time, so that memory is read once.
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    output, split = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS), tl.program_id(2)
+    column = split * steps * INPUTS + tl.arange(0, INPUTS)
+    read = tl.minimum(output, outputs - 1).to(tl.int64)  # beyond the last output: it again, not stored
+    is_row, is_output = row < rows, output < outputs
+    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
+    for step in tl.range(0, steps, num_stages=4):
+        at = column + step * INPUTS
+        is_valid = at < width
+        some = tl.load(weight + read[:, None] * width + at[None, :], is_valid[None, :], other=0.0)
+        cells = inputs + row[None, :] * width + at[:, None]
+        values = tl.load(cells, is_valid[:, None] & is_row[None, :], other=0.0)
+        total = tl.dot(some, values, total)
+    if WHOLE and BIAS:
+        total += tl.load(bias + output, is_output, other=0.0).to(tl.float32)[:, None]
+    cell = (split * rows + row[None, :]) * outputs + output[:, None]
+    tl.store(result + cell, total.to(result.dtype.element_ty), is_output[:, None] & is_row[None, :])
 
 
 @triton.jit
@@ -189,6 +262,12 @@ def gated_kernel(both, result, width, WIDTH: tl.constexpr):
 
 class Kernels:
     """The operations of ``fused.Operations`` by these kernels, on contiguous tensors."""
+
+    def __init__(self, *, products: bool = True) -> None:
+        """
+        :param products: by a kernel of our own, too; else by torch's, in which a row may depend on others.
+        """
+        self._products = products
 
     def add_norm(
         self, hidden: Tensor, added: Tensor | None, weight: Tensor, epsilon: float
@@ -209,38 +288,40 @@ class Kernels:
         factors: tuple[Tensor, Tensor],
         norms: tuple[Tensor, Tensor] | None,
         epsilon: float,
-        cache: tuple[Tensor, Tensor],
+        stored: Stored,
         slots: Tensor,
     ) -> Tensor:
-        (key_heads, capacity, size), rows = cache[0].shape, len(projected)
+        (key_heads, _, size), rows = stored.keys.shape, len(projected)
         heads = projected.shape[1] // size - 2 * key_heads
         queries = projected.new_empty(heads, rows, size)
         query_norm, key_norm = norms or (projected, projected)
         with torch.cuda.device_of(projected):
             rotate_kernel[(rows, heads + 2 * key_heads)](
-                projected, factors[0], factors[1], query_norm, key_norm, cache[0], cache[1], queries, slots,
-                epsilon, rows, heads, key_heads, capacity, size,
+                projected, factors[0], factors[1], query_norm, key_norm, *_addresses(stored), queries, slots,
+                epsilon, rows, heads, key_heads, size,
                 NORM=norms is not None, HALF=next_power_of_2(size // 2), num_warps=1,
             )  # fmt: skip
         return queries
 
-    def attend(self, queries: Tensor, cache: tuple[Tensor, Tensor], slots: Tensor, scaling: float) -> Tensor:
-        (key_heads, capacity, size), (heads, rows, _) = cache[0].shape, queries.shape
-        packed, stretches = heads // key_heads * rows, capacity // SPLIT_KEYS
-        parts = queries.new_empty(heads * rows, stretches, size, dtype=torch.float32)
-        maxima, sums = parts.new_empty(2, heads * rows, stretches)
-        attended = queries.new_empty(rows, heads * size)
+    def attend(
+        self, queries: Tensor, stored: Stored, slots: Tensor, scaling: float, *, watched: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        (key_heads, _, size), (heads, rows, _) = stored.keys.shape, queries.shape
+        packed, count = heads // key_heads * rows, PARTS.value
+        parts = queries.new_empty(heads * rows, count, size, dtype=torch.float32)
+        maxima, sums, shares = parts.new_empty(3, heads * rows, count)
+        attended, to_video = queries.new_empty(rows, heads * size), parts.new_empty(heads, rows)
         padded = max(16, next_power_of_2(size))
         with torch.cuda.device_of(queries):
-            attend_kernel[(key_heads, stretches, cdiv(packed, PACKED.value))](
-                queries, cache[0], cache[1], slots, parts, maxima, sums, scaling, rows, packed, capacity,
-                stretches, size, SIZE=padded, num_warps=4,
+            attend_kernel[(key_heads, count, cdiv(packed, PACKED.value))](
+                queries, *_addresses(stored), slots, parts, maxima, sums, shares, scaling, rows, packed, size,
+                SIZE=padded, SHARES=watched, num_warps=4,
             )  # fmt: skip
             combine_kernel[(heads * rows,)](
-                parts, maxima, sums, slots, attended, rows, heads, stretches, size,
-                SIZE=padded, STRETCHES=next_power_of_2(stretches), num_warps=4,
+                parts, maxima, sums, shares, slots, attended, to_video, rows, heads, size,
+                SIZE=padded, SHARES=watched, num_warps=4,
             )  # fmt: skip
-        return attended
+        return attended, to_video if watched else None
 
     def gated(self, both: Tensor) -> Tensor:
         rows, width = both.shape[0], both.shape[1] // 2
@@ -248,3 +329,30 @@ class Kernels:
         with torch.cuda.device_of(both):
             gated_kernel[(rows, cdiv(width, COLUMNS))](both, result, width, WIDTH=COLUMNS, num_warps=4)
         return result
+
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, Packed4):
+            return int4_kernels.multiply(inputs, weight, bias)
+        if not self._products:
+            return linear(inputs, weight, bias)
+        (rows, width), outputs = inputs.shape, len(weight)
+        splits, steps = splits_of(outputs, width)
+        result = inputs.new_empty(rows, outputs)
+        sums = result if splits == 1 else result.new_empty(splits, rows, outputs, dtype=torch.float32)
+        bias_or_any = weight if bias is None else bias
+        with torch.cuda.device_of(inputs):
+            product_kernel[(cdiv(rows, ROWS.value), cdiv(outputs, OUTPUTS), splits)](
+                inputs.contiguous(), weight, bias_or_any, sums, rows, outputs, width, steps,
+                WHOLE=splits == 1, BIAS=bias is not None, INPUTS=INPUTS, OUTPUTS=OUTPUTS, num_warps=4,
+            )  # fmt: skip
+            if splits > 1:
+                add_up[(rows, cdiv(outputs, ADDED))](
+                    sums, bias_or_any, result, rows, outputs,
+                    SPLITS=splits, BIAS=bias is not None, OUTPUTS=ADDED,
+                )  # fmt: skip
+        return result
+
+
+def _addresses(stored: Stored) -> tuple[Tensor, Tensor]:
+    """Where a layer's rows are: the table's first row, and the layer's own."""
+    return stored.table, stored.table[1 + stored.layer]

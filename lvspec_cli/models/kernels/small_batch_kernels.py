@@ -118,7 +118,7 @@ def partial_sums(
     tl.store(sums + cell, total, (output < outputs)[:, None] & (row < rows)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def add_up(
     sums,  # float32 (splits, rows, outputs)
     bias,  # (outputs,)

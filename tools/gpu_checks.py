@@ -1,0 +1,327 @@
+"""All checks of the fast path on one GPU, in order of importance, in under 8 minutes:
+``python -m tools.gpu_checks``.
+
+Every figure is printed as soon as it is there, with what was predicted for an H100 and an H200 beside it. A
+check that fails is told in a line, and the next one follows; one that would not end in time is left out.
+Models are those of ``tools.real_size``: real sizes, random weights, nothing is downloaded.
+
+``--dry`` runs everything that needs no GPU, on the CPU with tiny models: their figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from lvspec_cli.bench.own import now
+from lvspec_cli.memory.plan import Choice
+from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.families import family_of
+from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, triton_operations
+from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.windows import join_windows
+from lvspec_cli.models.load import LoadedModel
+from lvspec_cli.models.steps import StepOutputs, cuda_graphs
+from lvspec_cli.types import Quantisation
+from tools.fabricate import fabricate, real_config, size_of_config
+from tools.real_size import (
+    REPOS,
+    ModelFigures,
+    Work,
+    measure_clip,
+    model_lines,
+    narrowed,
+    pair_lines,
+    prompt_of_noise,
+    release,
+)
+
+SECONDS = 470.0
+FRAMES, DRY_FRAMES, DRY_SIDE = 64, 2, 224
+WIDTHS = (1, 2, 5, 9, 17)
+# Milliseconds of a step over 64 frames of 448 x 448 by the cost model of docs/real-size.md: H100, H200.
+PREDICTED = {
+    ("3B", Quantisation.BF16): (3.2, 2.7),
+    ("3B", Quantisation.INT4): (1.5, 1.3),
+    ("32B", Quantisation.BF16): (23.9, 17.5),
+    ("32B", Quantisation.NF4): (None, 22.0),
+}
+TOWER_MS_A_FRAME = (10, 2)  # before and after
+INVARIANCE = "tests/gpu/test_precision.py::test_exact_is_ar_to_the_letter_where_rows_stand_alone"
+
+
+@dataclass
+class Place:
+    """Where checks run, and what they found of models."""
+
+    device: torch.device
+    is_dry: bool
+    ends: float  # by time.monotonic
+    found: dict[tuple[str, Quantisation], ModelFigures] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Work:
+        if self.is_dry:
+            return Work(frames=(DRY_FRAMES,), side=DRY_SIDE, widths=WIDTHS[:3], repeats=1)
+        return Work(frames=(FRAMES,), widths=WIDTHS)
+
+    @property
+    def left(self) -> float:
+        return self.ends - time.monotonic()
+
+    def config(self, name: str) -> Any:
+        config = real_config(REPOS[name])
+        return tiny(config) if self.is_dry else config
+
+
+@dataclass(frozen=True)
+class Check:
+    """``seconds``: that must be left for it to be begun."""
+
+    name: str
+    seconds: float
+    lines: Callable[[Place], Iterator[str]]
+
+
+def tiny(config: Any) -> Any:
+    """The config of a model that a CPU builds and runs at once."""
+    config = deepcopy(narrowed(config))
+    text = config.get_text_config()
+    text.num_hidden_layers, text.layer_types = 2, text.layer_types[:2]
+    config.vision_config.depth = 2
+    return config
+
+
+# --- the checks ------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def tower(place: Place) -> Iterator[str]:
+    """The video tower with transformers' attention, and with one call for all windows of one length."""
+    config, work = deepcopy(place.config("3B")), place.work
+    config.get_text_config().num_hidden_layers = 1
+    config.get_text_config().layer_types = config.get_text_config().layer_types[:1]
+    dtype = torch.float32 if place.device.type == "cpu" else torch.bfloat16
+    with torch.device(place.device):
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+    family = family_of(config.model_type, "3B")
+    loaded = fabricate_around(model, family, place.device)
+    prompt = prompt_of_noise(loaded, work.frames[0], work.side)
+    inputs = {name: value.to(place.device) for name, value in prompt.video_inputs.items()}
+
+    def seconds() -> tuple[float, Tensor]:
+        times, features = [], None
+        for _ in range(1 + (1 if place.is_dry else 3)):
+            began = now(place.device)
+            features = family.video_features(model, inputs, prompt.visual_tokens).embeddings
+            times.append(now(place.device) - began)
+        assert features is not None
+        return min(times[1:]), features
+
+    (before, first), joined, (after, second) = seconds(), join_windows(model), seconds()
+    off = float((first - second).abs().max() / first.abs().max())
+    expected = [work.frames[0] * each for each in TOWER_MS_A_FRAME]
+    yield f"tower of the 3B, {work.frames[0]} frames: {1000 * before:.0f} ms before, {1000 * after:.0f} after"
+    yield f"  predicted {expected[0]} and {expected[1]}; {joined} layers joined, results differ by {off:.1e}"
+
+
+def fabricate_around(model: Any, family: Any, device: torch.device) -> LoadedModel:
+    """As much of a loaded model as a prompt of noise needs."""
+    made: Any = SimpleNamespace(model=model, family=family, device=device)
+    return made
+
+
+def model_check(name: str, quantisation: Quantisation) -> Callable[[Place], Iterator[str]]:
+    """A whole model: what runs by which kernels, its passes, and what a replayed step is made of."""
+
+    def lines(place: Place) -> Iterator[str]:
+        config, began = place.config(name), time.monotonic()
+        loaded = fabricate(config, name, quantisation, place.device)
+        yield f"{name} {quantisation}: built in {time.monotonic() - began:.0f} s; {_kernels_of(loaded.fused)}"
+        size, choice = size_of_config(config, name), Choice(quantisation, loaded.dtype.itemsize)
+        clip = measure_clip(loaded, size, choice, place.work.frames[0], place.work)
+        figures = ModelFigures(name, quantisation, 1, 1, (clip,), captured=loaded.workspace is not None)
+        place.found[name, quantisation] = figures
+        yield from list(model_lines(figures))[1:]
+        cards = zip(("H100", "H200"), PREDICTED[name, quantisation], strict=True)
+        yield "  a step predicted: " + ", ".join(f"{card} {ms} ms" for card, ms in cards if ms)
+        yield from profiled(loaded, place)
+
+    return lines
+
+
+def _kernels_of(fused: FusedLayers | None) -> str:
+    if fused is None:
+        return "layers as transformers has them"
+    rows = "stand alone" if fused.rows_stand_alone else "may depend on each other"
+    return f"layers in few kernels ({type(fused.operations).__name__}), rows {rows}"
+
+
+@torch.inference_mode()
+def profiled(loaded: LoadedModel, place: Place, most: int = 8) -> Iterator[str]:
+    """The kernels of one step, those that take longest first."""
+    decoder = Decoder(loaded)
+    prompt = prompt_of_noise(loaded, place.work.frames[0], place.work.side)
+    decoder.encode(prompt)
+    decoder.begin(prompt, 4)
+    token = torch.zeros(1, dtype=torch.long, device=place.device)
+    for _ in range(2):
+        decoder.forward(token)
+        decoder.rollback(0)
+    on_gpu = place.device.type == "cuda"
+    kind = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kind.CUDA if on_gpu else kind.CPU]) as profile:
+        decoder.logits(decoder.forward(token), 1)
+        now(place.device)
+    events = profile.key_averages()
+    times = {
+        event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
+        for event in events
+    }
+    ordered = sorted(times.items(), key=lambda item: -item[1][0])
+    total = sum(micros for micros, _ in times.values())
+    yield f"  one step: {sum(count for _, count in times.values())} kernels, {total / 1000:.2f} ms in them"
+    for kernel, (micros, count) in ordered[:most]:
+        yield f"    {micros / 1000:7.3f} ms in {count:4}: {kernel[:70]}"
+
+
+@torch.inference_mode()
+def products(place: Place) -> Iterator[str]:
+    """Every product of a layer by our kernel, by torch and in 4 bits, in microseconds."""
+    runs = triton_operations(place.device, torch.bfloat16) or (Twins(), Twins())
+    for name in ("32B", "3B"):
+        text = place.config(name).get_text_config()
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        heads = text.num_attention_heads + 2 * text.num_key_value_heads
+        wide, inner = text.hidden_size, text.intermediate_size
+        shapes = {"qkv": (heads * size, wide), "gate, up": (2 * inner, wide), "down": (wide, inner)}
+        for part, (outputs, inputs) in shapes.items():
+            weight = torch.randn(outputs, inputs, device=place.device, dtype=torch.bfloat16)
+            told = []
+            for rows in (1, 5, 16):
+                values = torch.randn(rows, inputs, device=place.device, dtype=torch.bfloat16)
+                own, others = (_micros(run, values, weight, place) for run in runs)
+                packed = _micros(runs[0], values, Packed4.of(weight), place)
+                told.append(f"{rows} rows {own:.1f} / {others:.1f} / {packed:.1f}")
+            yield f"{name} {part} {outputs} x {inputs}, us, ours / torch's / int4: " + "; ".join(told)
+
+
+def _micros(run: Operations, values: Tensor, weight: Tensor | Packed4, place: Place) -> float:
+    """Microseconds of a product in a graph of 16; on a CPU of a single one."""
+    if place.device.type == "cpu":
+        began = time.perf_counter()
+        run.multiply(values, weight, None)
+        return 1e6 * (time.perf_counter() - began)
+
+    def multiply() -> StepOutputs:
+        for _ in range(16):
+            last = run.multiply(values, weight, None)
+        return StepOutputs(last, last, {})
+
+    replay, times = cuda_graphs(place.device)(multiply), []
+    for _ in range(8):
+        began = now(place.device)
+        replay()
+        times.append(now(place.device) - began)
+    return 1e6 * min(times) / 16
+
+
+def tests(*chosen: str) -> Callable[[Place], Iterator[str]]:
+    """``pytest -m gpu`` on some tests, in a process of its own; a dry run only collects them."""
+
+    def lines(place: Place) -> Iterator[str]:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "--durations=5", *chosen]
+        done = subprocess.run(
+            [*command, *(["--collect-only"] if place.is_dry else [])],
+            capture_output=True, text=True, timeout=max(1.0, place.left), check=False,
+        )  # fmt: skip
+        last = [line for line in done.stdout.splitlines() if line.strip()]
+        yield from last[-1:] if done.returncode == 0 else last[-25:]
+        if done.returncode:
+            raise RuntimeError(f"pytest ended with {done.returncode}")
+
+    return lines
+
+
+def pairs(place: Place) -> Iterator[str]:
+    """What follows for 32B/3B of what was measured."""
+    for target in ((name, kind) for name, kind in place.found if name == "32B"):
+        for draft in ((name, kind) for name, kind in place.found if name == "3B"):
+            yield from pair_lines(place.found[target], place.found[draft])
+
+
+CHECKS = (
+    Check("tower", 15, tower),
+    Check("kernels", 45, tests("tests/gpu/test_fused.py")),
+    Check("3B bf16", 40, model_check("3B", Quantisation.BF16)),
+    Check("3B int4", 30, model_check("3B", Quantisation.INT4)),
+    Check("32B bf16", 60, model_check("32B", Quantisation.BF16)),
+    Check("pairs", 0, pairs),
+    Check("rows of the bundled pair", 45, tests(f"{INVARIANCE}[bundled]")),
+    Check("32B nf4", 60, model_check("32B", Quantisation.NF4)),
+    Check("products", 30, products),
+    Check("pairs again", 0, pairs),
+    Check("rows of every family", 90, tests(INVARIANCE)),
+    Check("exact mode", 60, tests("tests/gpu/test_exact.py", "tests/gpu/test_small_batch.py")),
+)
+
+
+def run(checks: Sequence[Check], place: Place, say: Callable[[str], None]) -> list[str]:
+    """Run checks one after the other. Returns the names of those that failed."""
+    failed = []
+    for check in checks:
+        if place.left < check.seconds and not place.is_dry:
+            say(f"== {check.name}: left out, {place.left:.0f} s are left")
+            continue
+        say(f"== {check.name} ({place.left:.0f} s left)")
+        try:
+            for line in check.lines(place):
+                say(line)
+        except Exception as error:  # of torch, Triton or the device: the others are still worth their time
+            traceback.clear_frames(error.__traceback__)  # they hold what was built
+            first, *_ = str(error).splitlines() or [""]
+            say(f"failed: {type(error).__name__}: {first}")
+            failed.append(check.name)
+        release(place.device)
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dry", action="store_true", help="on the CPU, with tiny models")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the checks, by name")
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    given = parser.parse_args(arguments)
+    if not given.dry and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here: --dry runs what needs none")
+    device = torch.device("cpu" if given.dry else "cuda")
+    place = Place(device, given.dry, time.monotonic() + given.seconds)
+    name = "dry run, figures mean nothing" if given.dry else torch.cuda.get_device_name(device)
+    print(f"{name}, torch {torch.__version__}", flush=True)
+    chosen = [check for check in CHECKS if given.only is None or check.name in given.only]
+    with contextlib.suppress(KeyboardInterrupt):
+        failed = run(chosen, place, lambda line: print(line, flush=True))
+        print(f"failed: {', '.join(failed) or 'nothing'}", flush=True)
+        return 1 if failed else 0
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
