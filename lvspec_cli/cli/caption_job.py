@@ -18,7 +18,7 @@ from lvspec_cli.batch.inputs import collect
 from lvspec_cli.batch.layout import Cutting, check_file, check_template, lay_out, request_for
 from lvspec_cli.batch.lists import read_paths
 from lvspec_cli.batch.names import Collected, Input
-from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.batch.serve import WorkerPlan, decoders_of
 from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_shard
 from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs, Prompts, Workers
 from lvspec_cli.cli.requests import (
@@ -268,7 +268,7 @@ def worker_plans(
 ) -> tuple[WorkerPlan, ...]:
     """The plan of each worker, with its share of the machine."""
     cores = usable_cores()
-    decoding = workers.decode_workers or max(1, min(4, cores // 2) // len(devices))
+    decoding = workers.decode_workers or decoders_of(cores, len(devices))
     choice = load_plan.choice
     if len(devices) > 1 and choice.threads is None:
         choice = replace(choice, threads=max(1, cores // len(devices)))
