@@ -18,6 +18,7 @@ from lvspec_cli.figures.throughput import Run, Throughput, throughput_of
 from lvspec_cli.table import plain
 from tests.bench import made
 from tests.bench.made import SETTINGS, item
+from tools.batch_throughput import missed
 
 AR, LVSPEC, BATCHED = BenchMode.AR, BenchMode.LVSPEC, BenchMode.HF_BATCHED
 
@@ -142,3 +143,17 @@ def test_numbers_and_modes_as_they_are_written() -> None:
         parse_throughput_modes("ar,hf-ar")
     with pytest.raises(UsageError, match="names none"):
         parse_throughput_modes(",")
+
+
+def test_what_has_to_be_reached() -> None:
+    enough = (run(AR, 1, 20.0), run(AR, 8, 6.6), run(LVSPEC, 1, 10.0), run(LVSPEC, 8, 5.5))
+    assert list(missed(throughput_of(enough))) == []
+    slow = (run(AR, 1, 20.0), run(AR, 8, 6.7), run(LVSPEC, 1, 10.0), run(LVSPEC, 2, 10.1))
+    assert list(missed(throughput_of(slow))) == [
+        "ar, 8 at once: 2.99 times the clips an hour of one at a time, not 3.0",
+        "lvspec, 2 at once: 0.99 times the clips an hour of one at a time, not 1.0",
+    ]
+    assert list(missed(throughput_of((run(AR, 1, 9.0), run(AR, 8, 1.0, texts=("a", "b", "c", "x")))))) == [
+        "ar, 8 at once: 25.0% of the texts are not those of one at a time"
+    ]
+    assert list(missed(throughput_of((run(AR, 8, 0.0, error="no room"),)))) == ["ar, 8 at once: no room"]
