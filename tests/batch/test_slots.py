@@ -26,17 +26,8 @@ def by_key(file: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def caption(caption: Caption, tiny_models: Path, tmp_path: Path) -> Caption:
-    """With a draft that is said to cost little, so that it pays beside others."""
-    models = tmp_path / "cheap.yaml"
-    models.write_text(
-        "default: tiny\npairs:\n  tiny:\n"
-        f"    target: {{folder: {tiny_models.parent / 'target'}}}\n"
-        f"    draft: {{folder: {tiny_models.parent / 'draft'}}}\n"
-        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 24, fallback: false, adaptation:"
-        " {costs: {draft: 0.01}}}\n"
-    )
-    return partial(caption, "--models", models)
+def caption(caption: Caption, cheap_models: Path) -> Caption:
+    return partial(caption, "--models", cheap_models)
 
 
 @pytest.fixture(scope="module")
