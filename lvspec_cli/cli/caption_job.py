@@ -187,15 +187,19 @@ def chosen_company(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tup
     """How many captions each pair decodes together, whether the draft pays then, and what to tell of it.
 
     ``auto`` is 1 on GPUs: there a pass of several answers is not captured, and whether that is faster has not
-    been measured. It never leaves out the draft of loose answers, so that they say the same for any number.
+    been measured. It is 1 where what is beside an answer could change its text: computed in 16 bits, and
+    where tokens are drawn, for what is drafted changes what is drawn. It never leaves out the draft of loose
+    answers. So rows are the same for any number.
 
     :param at_once: the number, if the user has named one.
     """
-    if at_once == 1 or (at_once is None and plan.loading.device != "cpu"):
+    loading, is_drawn = plan.loading, base.settings.temperature > 0
+    is_open = loading.device == "cpu" and loading.dtype == "float32" and not is_drawn
+    if at_once == 1 or (at_once is None and not is_open):
         return ALONE, []
     load = workload_of(base)
     fitting = fitting_slots(plan, load, at_once or MOST_SLOTS)
-    clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, plan.loading.device)
+    clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, loading.device)
     if at_once is None:
         company = best_company(clip, fitting, keeps_draft=base.settings.mode is Mode.LVSPEC)
     else:

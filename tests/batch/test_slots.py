@@ -116,6 +116,28 @@ def test_an_interruption_leaves_whole_rows_and_the_next_run_does_the_rest(
     assert by_key(tmp_path / "out.jsonl") == expected
 
 
+def test_a_dry_run_says_how_many_and_that_memory_holds_fewer(
+    caption: Caption, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvspec_cli.cli.caption_job.fitting_slots", lambda plan, load, most: 2)
+    printed = caption(clips, "--at-once", 3, "--dry-run")
+    assert "there is memory for 2 captions at once, not 3" in printed.stderr
+    assert "\n2 captions at once\n" in printed.stderr
+
+
+def test_loose_captions_without_the_draft_are_the_targets_own_whatever_is_beside_them(
+    caption: Caption, clips: Path, tiny_models: Path, tmp_path: Path
+) -> None:
+    dear = ("--models", tiny_models)  # a draft that costs as much as its target
+    assert caption(clips, *dear, "--mode", "ar", "--out", "ar.jsonl").returncode == 0
+    texts = {row["file_name"]: row["text"] for row in rows(tmp_path / "ar.jsonl")}
+    printed = caption(clips, *dear, "--at-once", 3, "--out", "out.jsonl")
+    assert "3 captions at once go without the draft: it would cost more than it saves" in printed.stderr
+    found = rows(tmp_path / "out.jsonl")
+    assert {row["file_name"]: row["text"] for row in found} == texts
+    assert {(row["mode"], row["stats"]["drafted"]) for row in found} == {("lvspec", 0)}
+
+
 @pytest.mark.parametrize(
     ("flags", "cause"),
     [
