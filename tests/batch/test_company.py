@@ -92,10 +92,8 @@ def test_auto_takes_several_only_where_rows_stay_the_same() -> None:
         chosen_company(plan, replace(base, settings=replace(base.settings, temperature=0.7)), None)[0]
         == ALONE
     )
-    for other in ({"dtype": "bfloat16"}, {"device": "cuda"}):
-        assert chosen_company(replace(plan, loading=replace(plan.loading, **other)), base, None) == (
-            ALONE,
-            [],
-        )
+    in_16_bits, on_a_gpu = replace(plan.loading, dtype="bfloat16"), replace(plan.loading, device="cuda")
+    for loading in (in_16_bits, on_a_gpu):
+        assert chosen_company(replace(plan, loading=loading), base, None) == (ALONE, [])
     assert chosen_company(plan, base, 5) == (Company(5), [])
     assert chosen_company(plan, base, 1) == (ALONE, [])

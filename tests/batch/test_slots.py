@@ -126,8 +126,11 @@ def test_a_dry_run_says_how_many_and_that_memory_holds_fewer(
 
 
 def test_loose_captions_without_the_draft_are_the_targets_own_whatever_is_beside_them(
-    caption: Caption, clips: Path, tiny_models: Path, tmp_path: Path
+    caption: Caption, clips: Path, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        Session, "_encode_draft", Mock(side_effect=AssertionError("it is not even prefilled"))
+    )
     dear = ("--models", tiny_models)  # a draft that costs as much as its target
     assert caption(clips, *dear, "--mode", "ar", "--out", "ar.jsonl").returncode == 0
     texts = {row["file_name"]: row["text"] for row in rows(tmp_path / "ar.jsonl")}
