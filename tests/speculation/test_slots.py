@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory, next_rounds
 from lvspec_cli.types import DecodeSettings, Gamma, Generation, Mode, PairPrompts, Round, RuleSettings
-from tests.speculation.conftest import prompts_for
+from tests.speculation.conftest import prompts_for, with_generation
+from tests.speculation.test_engine import Transfers
 
 QUESTIONS = ("What moves?", "how many balls are there now", "why")
 WANTED = DecodeSettings(rule=RuleSettings(filler_margin=3.0), repetition_guard=False)
@@ -106,6 +107,21 @@ def test_a_copy_answers_another_question_while_the_first_is_answered(pair: Loade
         pass
     assert one.generation.tokens == Session.of(pair).answer(first, wanted).run().tokens
     assert other.generation.tokens == Session.of(pair).answer(second, wanted).run().tokens
+
+
+def test_one_transfer_to_the_host_a_round_for_all(pair: LoadedPair) -> None:
+    pair, shared = with_generation(pair, end_ids=()), SharedMemory(3)
+    wanted = replace(WANTED, gamma=3, max_new_tokens=40)
+    modes = (Mode.LVSPEC, Mode.EXACT, Mode.AR)
+    many = [
+        Session.of(pair, shared).answer(prompts_for(pair, question), replace(wanted, mode=mode))
+        for question, mode in zip(QUESTIONS, modes, strict=True)
+    ]
+    next_rounds(many)
+    for _ in range(3):
+        with Transfers() as transfers:
+            next_rounds(many)
+        assert transfers.count == 1
 
 
 def test_answers_without_memory_for_several_have_no_copies(pair: LoadedPair) -> None:
