@@ -150,7 +150,9 @@ def _run_throughput(
             loaded, job.load_plan, job.clips, job.plan, job.slots, fitting, journal,
             progress=progress, warn=warn,
         )  # fmt: skip
-    runs = tuple(journal.runs.values())
+    modes = [variant.mode for variant in job.plan.variants]
+    by_line = sorted(journal.runs.values(), key=lambda run: (modes.index(run.mode), run.slots, run.repeat))
+    runs = tuple(by_line)
     results = Results(
         command=job.command,
         environment=header.environment,

@@ -23,7 +23,7 @@ from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Journal
 from lvspec_cli.bench.measure import WARM_TOKENS, Plan, Progress
 from lvspec_cli.bench.peers import generate_batch, one_line_error, text_of_answer
-from lvspec_cli.errors import LvspecError, NoInputError
+from lvspec_cli.errors import LvspecError, NoInputError, PairError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.figures.answers import Variant
 from lvspec_cli.figures.throughput import Run
@@ -143,6 +143,8 @@ class _Runner:
             if variant.mode.is_peer:
                 return run.model_copy(update=self._peer(slots))
             return run.model_copy(update=self._own(variant, slots))
+        except PairError:  # nothing can be measured with this pair any more
+            raise
         except Exception as error:  # of a clip, of memory, of the peer: each is a result
             release_memory(self.pair)
             cause = error.cause if isinstance(error, LvspecError) else one_line_error(error)

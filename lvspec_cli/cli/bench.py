@@ -152,7 +152,6 @@ def bench(flags: BenchFlags) -> None:
 
     lvspec bench --quick
     lvspec bench clips --pair qwen2.5-vl-32b-7b --out results
-    lvspec bench clips --throughput --at-once 1,8
 
     It can be stopped, and goes on where it was.
     """
