@@ -1,90 +1,36 @@
-"""Clips captioned per hour by how many are decoded together: ``python -m tools.batch_throughput``.
+"""Holds what docs/throughput.md claims of the bundled pair: ``python -m tools.batch_throughput``.
 
-The loop of ``lvspec caption`` runs over scenes of the demo world with the bundled pair, in each mode with
-each number of slots, alternately in this process. Times are from the first request to the last record.
-Beside the clips per hour, which suffer from other work on the machine, stand the seconds of this process's
-own processor time a clip. Texts must be those of one slot.
+It runs ``lvspec bench --throughput`` with the bundled pair on clips of its own world, and fails where clips
+an hour, in those of one caption at a time, are fewer than they have to be, or where texts differ. Measure on
+a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 
-from lvspec_cli.batch.serve import WorkerPlan, serving
-from lvspec_cli.batch.slots import Finished
-from lvspec_cli.batch.work import Work, make_work
-from lvspec_cli.demo.write import encode_scene, scene_of
-from lvspec_cli.host import usable_cores
-from lvspec_cli.request import AskRequest, Company, LoadPlan
-from lvspec_cli.types import Mode
-from tools.overlap import bundled
+from lvspec_cli.bench.results import read_results
+from lvspec_cli.figures.answers import BenchMode
+from lvspec_cli.figures.throughput import Throughput
 
-_SEED = 3
+LEAST = {(BenchMode.LVSPEC, 8): 1.8, (BenchMode.AR, 8): 3.0}  # clips an hour, in those of one at a time
 
 
-@dataclass(frozen=True)
-class Timed:
-    """One run over all clips."""
-
-    clips: int
-    seconds: float
-    own_seconds: float  # processor time of this process, which does not decode the videos
-    texts: frozenset[tuple[str, str | None]]
-
-    @property
-    def rate(self) -> float:
-        """Clips an hour."""
-        return 3600 * self.clips / self.seconds
-
-    @property
-    def own(self) -> float:
-        """Seconds of processor time a clip."""
-        return self.own_seconds / self.clips
-
-
-def scenes_in(folder: Path, count: int) -> list[Path]:
-    """Videos of so many scenes; those that are there are used again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:03}.mp4" for number in range(1, count + 1)]
-    for number, path in enumerate(paths, start=1):
-        if not path.exists():
-            encode_scene(scene_of(_SEED, number)[0], path.with_suffix(".new.mp4"))
-            path.with_suffix(".new.mp4").replace(path)
-    return paths
-
-
-def works_of(load_plan: LoadPlan, base: AskRequest, videos: Sequence[Path]) -> list[Work]:
-    return [make_work(load_plan, replace(base, video=replace(base.video, path=path))) for path in videos]
-
-
-def run(load_plan: LoadPlan, works: Sequence[Work], slots: int, threads: int | None) -> Timed:
-    """Captions all ``works``.
-
-    :raises RuntimeError: one of them failed.
-    """
-    plan = WorkerPlan(
-        load_plan=replace(load_plan, choice=replace(load_plan.choice, threads=threads)),
-        base=works[0].request,
-        decode_workers=1,
-        decode_bytes=1 << 30,
-        on_out_of_memory="fail",
-        company=Company(slots),
-    )
-    with serving(plan, lambda event: None, lambda: False) as serve:
-        began, own = time.perf_counter(), time.process_time()
-        records = [done for done in serve(works) if not isinstance(done, Finished)]
-        seconds, own_seconds = time.perf_counter() - began, time.process_time() - own
-    failed = next((record.error.message for record in records if record.error), None)
-    if failed or len(records) != len(works):
-        raise RuntimeError(f"not all clips were captioned: {failed}")
-    return Timed(len(works), seconds, own_seconds, frozenset((record.id, record.text) for record in records))
+def missed(found: Sequence[Throughput]) -> Iterator[str]:
+    """What is not as it has to be, in words."""
+    for row in found:
+        name, ratio = f"{row.mode}, {row.slots} at once", row.vs_one
+        if row.error is not None:
+            yield f"{name}: {row.error}"
+        elif not row.mode.is_peer and row.same_texts not in (None, 1.0):
+            yield f"{name}: {1 - (row.same_texts or 0):.1%} of the texts are not those of one at a time"
+        elif ratio is not None and ratio < (least := LEAST.get((row.mode, row.slots), 1.0)):
+            yield f"{name}: {ratio:.2f} times the clips an hour of one at a time, not {least}"
 
 
 def main() -> None:
@@ -94,32 +40,31 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--modes", type=Mode, nargs="+", default=[Mode.LVSPEC, Mode.AR])
+    parser.add_argument("--modes", type=BenchMode, nargs="+", default=[BenchMode.LVSPEC, BenchMode.AR])
     parser.add_argument("--threads", type=int, help="of torch; as many as it takes by itself if not given")
-    parser.add_argument("--folder", type=Path, help="keep the clips here")
+    parser.add_argument("--folder", type=Path, help="keep the clips and the results here, to go on there")
     given = parser.parse_args()
-    print(f"{usable_cores()} cores, {platform.machine()}, Python {platform.python_version()}")
-    load_plan, base = bundled()
-    timed: dict[tuple[Mode, int], list[Timed]] = {}
     with tempfile.TemporaryDirectory() as name:
-        videos = scenes_in(given.folder or Path(name), given.clips)
-        for repeat in range(given.repeats):
-            for mode in given.modes:
-                request = replace(base, settings=replace(base.settings, mode=mode))
-                works = works_of(load_plan, request, videos)
-                for slots in given.slots if repeat % 2 == 0 else reversed(given.slots):
-                    timed.setdefault((mode, slots), []).append(run(load_plan, works, slots, given.threads))
-    for mode in given.modes:
-        first = timed[mode, given.slots[0]]
-        for slots in given.slots:
-            found = timed[mode, slots]
-            rates, own = [run.rate for run in found], median(run.own for run in found)
-            faster = median(one.seconds / run.seconds for one, run in zip(first, found, strict=True))
-            less = median(run.own for run in first) / own
-            spread = f"{median(rates):.0f} clips/h ({min(rates):.0f} to {max(rates):.0f}), x{faster:.2f}"
-            print(f"{mode}, {slots} at once: {spread}; {own:.3f} s of processor a clip, x{less:.2f}")
-        if len({run.texts for slots in given.slots for run in timed[mode, slots]}) > 1:
-            raise SystemExit(f"{mode}: texts depend on how many clips are decoded together")
+        out = given.folder or Path(name)
+        flags = {
+            "--pair": "demo",
+            "--limit": given.clips,
+            "--repeat": given.repeats,
+            "--at-once": ",".join(map(str, given.slots)),
+            "--modes": ",".join(given.modes),
+            "--out": out,
+        }
+        if given.threads is not None:
+            flags["--threads"] = given.threads
+        pairs = (str(part) for pair in flags.items() for part in pair)
+        command = [sys.executable, "-m", "lvspec_cli", "bench", "--throughput", *pairs]
+        done = subprocess.run(command, check=False)
+        if done.returncode != 0:
+            raise SystemExit(done.returncode)
+        misses = list(missed(read_results(out).throughput))
+    if misses:
+        raise SystemExit("\n".join(misses))
+    print("as it has to be")
 
 
 if __name__ == "__main__":

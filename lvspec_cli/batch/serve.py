@@ -54,6 +54,11 @@ class WorkerPlan:
         return replace(workload_of(self.base), slots=self.company.slots)
 
 
+def decoders_of(cores: int, pairs: int = 1) -> int:
+    """How many videos are decoded at a time for each of so many pairs, if the user does not say it."""
+    return max(1, min(4, cores // 2) // pairs)
+
+
 @contextmanager
 def serving(
     plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
@@ -63,12 +68,21 @@ def serving(
     :raises PairError: the pair cannot be loaded, or does not fit.
     :raises UsageError: a prompt contains a special token of the pair, or the pair lacks a requested layer.
     """
+    pair = load(plan.load_plan, plan.workload, listen)
+    _check(pair, plan.base)
+    with serving_with(pair, plan, listen, interrupted) as serve:
+        yield serve
+
+
+@contextmanager
+def serving_with(
+    pair: LoadedPair, plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
+) -> Iterator[Callable[[Iterable[Work]], Generator[Done, None, None]]]:
+    """``serving`` with a loaded pair."""
     from lvspec_cli.speculation.engine import SharedMemory
     from lvspec_cli.video.decode import read_clip
     from lvspec_cli.video.pool import DecodePool
 
-    pair = load(plan.load_plan, plan.workload, listen)
-    _check(pair, plan.base)
     shared = SharedMemory(plan.company.slots) if plan.company.slots > 1 else None
     answering = Answering(
         pair, plan.load_plan, read_clip, plan.on_out_of_memory, listen, interrupted, plan.company, shared

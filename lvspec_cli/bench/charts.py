@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvspec_cli.bench.variants import gamma_order
 from lvspec_cli.figures.answers import BenchMode, Estimate, Kinds, ModeResult, Spread
+from lvspec_cli.figures.throughput import Throughput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ _LOOKS = {
     BenchMode.LVSPEC: ("#d55e00", "^"),
     BenchMode.LVSPEC_PRUNED: ("#e69f00", "P"),
     BenchMode.HF_ASSISTED: ("#009e73", "X"),
+    BenchMode.HF_BATCHED: ("#999999", "D"),
 }
 COLOURS = {mode: colour for mode, (colour, _) in _LOOKS.items()}
 KIND_COLOURS = {"exact": "#009e73", "filler": "#e69f00", "shift": "#cc79a7", "target": "#999999"}
@@ -153,6 +155,32 @@ def lines_by_gamma(results: Sequence[ModeResult]) -> str | None:
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
 
     return svg("gammas", 3.6, draw)
+
+
+def throughput_lines(rows: Sequence[Throughput]) -> str | None:
+    """Clips an hour of each mode over the number of captions at once."""
+    lines: dict[BenchMode, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row.clips_per_hour is not None:
+            lines.setdefault(row.mode, []).append((row.slots, row.clips_per_hour))
+    if not lines:
+        return None
+    slots = sorted({slot for line in lines.values() for slot, _ in line})
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for mode, line in lines.items():
+            colour, marker = _LOOKS[mode]
+            positions = [slots.index(slot) for slot, _ in line]
+            axes.plot(positions, [rate for _, rate in line], label=mode, color=colour, marker=marker)
+        axes.set_xticks(range(len(slots)), list(map(str, slots)))
+        axes.set_xlabel("captions at once")
+        axes.set_ylabel("clips an hour")
+        axes.set_ylim(bottom=0.0)
+        axes.grid(True)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+
+    return svg("throughput", 3.6, draw)
 
 
 _Range = tuple[float, float, float]  # value, low, high

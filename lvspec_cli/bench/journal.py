@@ -2,6 +2,7 @@
 
 ``measurements.jsonl`` starts with a header (what is measured, and where). A line follows for each item whose
 clip was read or failed, and for each finished block. A block is written whole: it is of one process and time.
+With ``--throughput`` there is a line for each run over all clips in place of the blocks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lvspec_cli import __version__
 from lvspec_cli.bench.results import BenchSettings, Environment, differing_fields
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import Block, Item
+from lvspec_cli.figures.throughput import Run
 from lvspec_cli.host import usable_cores
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.output.files import (
@@ -63,6 +65,7 @@ class _Line(BaseModel):
 
     item: Item | None = None
     block: Block | None = None
+    run: Run | None = None
 
 
 def digest_of(facts: Sequence[Any]) -> str:
@@ -122,6 +125,8 @@ class Journal:
         self.items = {line.item.id: line.item for line in lines.stored if line.item}
         blocks = (line.block for line in lines.stored if line.block)
         self.blocks = {(block.item, block.repeat): block for block in blocks}
+        runs = (line.run for line in lines.stored if line.run)
+        self.runs = {(run.mode, run.slots, run.repeat): run for run in runs}
         self._lines = lines
 
     def add_item(self, item: Item) -> None:
@@ -140,6 +145,14 @@ class Journal:
         """
         self._lines.add(_Line(block=block))
         self.blocks[block.item, block.repeat] = block
+
+    def add_run(self, run: Run) -> None:
+        """Stores a run; it is on disk when this returns.
+
+        :raises OutputError: it cannot be written.
+        """
+        self._lines.add(_Line(run=run))
+        self.runs[run.mode, run.slots, run.repeat] = run
 
 
 @contextmanager

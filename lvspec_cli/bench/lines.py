@@ -8,6 +8,7 @@ from typing import TypeVar
 from lvspec_cli.bench.results import Environment, Results
 from lvspec_cli.figures.answers import (
     RULE_OF_THREE,
+    BenchMode,
     Estimate,
     Fidelity,
     FrozenModel,
@@ -23,6 +24,7 @@ from lvspec_cli.figures.summary import (
     median_speedup,
     winner,
 )
+from lvspec_cli.figures.throughput import Throughput
 from lvspec_cli.table import Style, Table, counted, markdown_lines, markdown_text
 
 HEADINGS = (
@@ -74,6 +76,54 @@ def _cells(result: ModeResult, best: Variant | None) -> tuple[str, ...]:
         number(result.o, 2),
         number(result.predicted_speedup, 2),
     )
+
+
+def throughput_table(results: Results) -> Table:
+    """A row for each mode and number of captions at once."""
+    legend = {
+        "at once": "captions that are decoded together; of hf-batched, clips in a batch",
+        "to one": "clips an hour, in those of the same mode one at a time",
+        "to ar": "in those of ar one at a time",
+        "CPU s/clip": "processor time of the process, without decoding videos",
+        "same": "texts that are those of one at a time; of hf-batched, those of ar",
+    }
+    headings = ("mode", "at once", "clips/h", "to one", "to ar", "s/clip", "CPU s/clip", "tokens/s", "same")
+    rows = [
+        (
+            str(row.mode) + (", no draft" if _goes_without(row) else ""),
+            str(row.slots),
+            number(row.clips_per_hour, 0),
+            number(row.vs_one, 2),
+            number(row.vs_ar, 2),
+            number(row.seconds_per_clip, 3),
+            number(row.processor_s_per_clip, 3),
+            number(row.tokens_per_s, 1),
+            percent(row.same_texts, 0),
+        )
+        for row in results.throughput
+    ]
+    return Table(headings, rows, optional=("CPU s/clip", "tokens/s", "s/clip"), legend=legend)
+
+
+def _goes_without(row: Throughput) -> bool:
+    return row.error is None and row.mode.drafts and not row.drafts
+
+
+def _throughput_verdict(rows: Sequence[Throughput]) -> str:
+    """Of the pair's own modes the number of captions at once with the most clips an hour."""
+    own = [row for row in rows if not row.mode.is_peer and row.clips_per_hour is not None]
+    best = max(own, key=lambda row: row.clips_per_hour or 0.0, default=None)
+    if best is None:
+        return "nothing was captioned"
+    compared = [
+        f"{ratio:.2f} times {what} one at a time"
+        for ratio, what in ((best.vs_one, "as many as"), (best.vs_ar, "those of ar"))
+        if ratio is not None
+    ]
+    if best.mode is BenchMode.AR:
+        del compared[1:]
+    told = f"{best.mode}, {best.slots} at once: {best.clips_per_hour:.0f} clips an hour"
+    return ", ".join([told, *compared])
 
 
 def contrast_table(results: Results) -> Table:
@@ -132,6 +182,8 @@ def _ends(low: float | None, high: float | None, factor: float, digits: int) -> 
 
 def verdict(results: Results) -> str:
     """In one sentence which mode to take, by how much it is faster, and what that costs in quality."""
+    if results.settings.slots:
+        return _throughput_verdict(results.throughput)
     drafting = [result for result in results.modes if result.mode.drafts]
     if not results.settings.timed:
         kept = [f"{_name(result, drafting)}: {_kept(result)}" for result in drafting if result.mode.is_loose]
@@ -195,6 +247,9 @@ def _lost(noun: str, quality: RelativeQuality) -> str:
 
 def notes(results: Results) -> Iterator[str]:
     """Remarks needed to read the table, one sentence each."""
+    if results.settings.slots:
+        yield from _throughput_notes(results)
+        return
     for result in results.modes:
         if result.error is not None:
             yield f"{result.variant} cannot run: {result.error}"
@@ -231,6 +286,30 @@ def notes(results: Results) -> Iterator[str]:
         if best is not None and result.retention is not None and median_speedup(result) > faster:
             kept = percent(result.retention.value, 1)
             yield f"{result.variant} is faster, and keeps {kept} of ar's quality"
+    yield machine(results.environment)
+
+
+def _throughput_notes(results: Results) -> Iterator[str]:
+    for row in results.throughput:
+        if row.error is not None:
+            yield f"{row.mode}, {row.slots} at once, cannot run: {row.error}"
+    if any(_goes_without(row) for row in results.throughput):
+        yield "no draft: beside so many it would cost more than it saves, and caption goes without it"
+    repeat, clips = results.settings.repeat, _clips(results)
+    yield (
+        f"{counted(clips, 'clip')}, captioned {'once' if repeat == 1 else f'{repeat} times'} in each line,"
+        f" at most {results.settings.max_new_tokens} tokens; from the first video to the last caption, in"
+        " turns in one process" + ("; medians" if repeat > 1 else "")
+    )
+    most = max((row.slots for row in results.throughput), default=1)
+    if most > 1 and clips < 2 * most:
+        yield (
+            f"{counted(clips, 'clip')} for {most} at once: the larger part of such a run is its end, at which"
+            " slots are empty; name more clips"
+        )
+    for item in results.items:
+        if item.error is not None:
+            yield f"not measured: {item.id}: {item.error}"
     yield machine(results.environment)
 
 
@@ -289,6 +368,11 @@ def machine(environment: Environment) -> str:
 def markdown(results: Results) -> str:
     """``results.md``."""
     settings = results.settings
+    if settings.slots:
+        tables, explained = [throughput_table(results)], THROUGHPUT_TERMS
+    else:
+        tables = [result_table(results), contrast_table(results), fidelity_table(results)]
+        explained = _TERMS
     lines = [
         "# lvspec bench",
         "",
@@ -297,20 +381,28 @@ def markdown(results: Results) -> str:
         "",
         markdown_text(verdict(results)),
         "",
-        *markdown_lines(result_table(results)),
-        *markdown_lines(contrast_table(results)),
-        *markdown_lines(fidelity_table(results)),
+        *(line for table in tables for line in markdown_lines(table)),
         *(f"- {markdown_text(note)}" for note in notes(results)),
         "",
         f"Measured {results.created:%Y-%m-%d} with:",
         "",
         f"    {results.command}",
         "",
-        "speedup: decoding only, seconds a token of the reference / of the mode. end to end: video, prefill"
-        " and an answer as long as the reference's. c, v, o: a draft step, a verification and the overhead of"
-        " a round, in steps of the reference; predicted: accepted length / (γ c + v + o).",
+        explained,
     ]
     return "\n".join(lines) + "\n"
+
+
+_TERMS = (
+    "speedup: decoding only, seconds a token of the reference / of the mode. end to end: video, prefill"
+    " and an answer as long as the reference's. c, v, o: a draft step, a verification and the overhead of"
+    " a round, in steps of the reference; predicted: accepted length / (γ c + v + o)."
+)
+THROUGHPUT_TERMS = (
+    "clips/h: from the first video to the last caption. to one: in clips an hour of the same mode one at a"
+    " time; to ar: of ar one at a time. CPU s/clip: processor time of the process, without decoding videos."
+    " same: texts that are those of one at a time; of hf-batched, those of ar."
+)
 
 
 def fidelity_table(results: Results) -> Table:

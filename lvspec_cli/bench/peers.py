@@ -1,4 +1,4 @@
-"""The baselines: ``generate`` of transformers, plain and with an assistant, on the same weights.
+"""The baselines: ``generate`` of transformers, plain, with an assistant, in batches, on the same weights.
 
 The models run with the attention that transformers uses by default (``sdpa``).
 """
@@ -6,7 +6,7 @@ The models run with the attention that transformers uses by default (``sdpa``).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from lvspec_cli.bench.own import now, synchronise
 from lvspec_cli.figures.answers import BenchMode, Item, Measurement, Variant
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.processing import features_of, quiet
+from lvspec_cli.models.processing import batch_features_of, features_of, quiet
 from lvspec_cli.models.read import chat_text
 from lvspec_cli.types import Clip
 
@@ -48,6 +48,40 @@ def measure_peer(
     return Measurement(**asdict(variant), **answer)
 
 
+def generate_batch(
+    pair: LoadedPair,
+    clips: Sequence[Clip],
+    questions: Sequence[str],
+    max_new_tokens: int,
+    *,
+    system: str | None = None,
+) -> list[tuple[int, ...]]:
+    """The tokens of a greedy answer about each clip, all in one batch of ``generate``; end tokens included.
+
+    Any exception of the library is passed on.
+    """
+    target = pair.target
+    _check_one_device(target)
+    texts = [chat_text(target.processor, question, system, target.name) for question in questions]
+    with quiet(), _stock_attention(replace(pair, draft=None)), torch.inference_mode():
+        inputs = _on_device(target, batch_features_of(target.processor, texts, clips))
+        output = target.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    length = int(inputs["input_ids"].shape[1])
+    return [_until_end(row, target.generation.end_ids) for row in output[:, length:].tolist()]
+
+
+def _until_end(tokens: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
+    """The tokens up to the first end token: ``generate`` goes on with padding until all rows have ended."""
+    end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
+    return tuple(tokens[: end + 1])
+
+
+def text_of_answer(target: LoadedModel, tokens: Sequence[int]) -> str:
+    """The text of an answer's tokens, without special ones."""
+    text: str = target.tokenizer.backend_tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return text.lstrip(" ")
+
+
 def one_line_error(error: Exception) -> str:
     """A library's error in one line."""
     message = " ".join(str(error).split())
@@ -73,7 +107,7 @@ def _answer(
     length = int(inputs["input_ids"].shape[1])
     tokens = tuple(output[0, length:].tolist())
     answer = {
-        "text": target.tokenizer.backend_tokenizer.decode(list(tokens), skip_special_tokens=True).lstrip(" "),
+        "text": text_of_answer(target, tokens),
         "finish_reason": "stop" if tokens and tokens[-1] in target.generation.end_ids else "length",
         "output_tokens": len(tokens),
         "video_s": clip.decode_seconds,
@@ -110,11 +144,16 @@ def _check_one_device(target: LoadedModel) -> None:
 def _inputs(target: LoadedModel, clip: Clip, question: str, system: str | None) -> Mapping[str, Any]:
     """The same text, frames and timestamps that our own modes read."""
     text = chat_text(target.processor, question, system, target.name)
-    inputs = features_of(target.processor, text, clip).to(target.device)
+    return _on_device(target, features_of(target.processor, text, clip))
+
+
+def _on_device(target: LoadedModel, features: Any) -> Mapping[str, Any]:
+    inputs = features.to(target.device)
     for name, value in inputs.items():
         if name.startswith("pixel_values"):
             inputs[name] = value.to(target.dtype)
-    return inputs
+    found: Mapping[str, Any] = inputs
+    return found
 
 
 def _assistant_arguments(pair: LoadedPair) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from lvspec_cli.bench import charts
 from lvspec_cli.bench.lines import (
+    THROUGHPUT_TERMS,
     contrast_table,
     estimate,
     machine,
@@ -20,6 +21,7 @@ from lvspec_cli.bench.lines import (
     percent,
     result_table,
     retention,
+    throughput_table,
     verdict,
     without_few,
 )
@@ -130,7 +132,11 @@ def report(results: Results | None, relevance: RelevanceResults | None = None) -
         target, draft = results.settings.target, results.settings.draft
         lead.insert(0, f"{target} with {draft}" if draft else target)
         drawn = without_few(results)
-        figures = [_speed(results, drawn), _rounds(drawn), _fidelity(drawn), _examples(results)]
+        figures = (
+            [_throughput(results)]
+            if results.settings.slots
+            else [_speed(results, drawn), _rounds(drawn), _fidelity(drawn), _examples(results)]
+        )
         sections = [*figures, *sections, _setting(results)]
     pair = results.settings.pair if results else relevance.pair if relevance else ""
     return render_page(
@@ -179,6 +185,22 @@ def _speed(results: Results, drawn: Results) -> Section:
             *chart(charts.lines_by_gamma(drawn.modes), "By the number of tokens that the draft proposes."),
         ),
         tables=(replace(table, rows=rows, notes=notes_of_rows), *([contrasts] if contrasts.rows else [])),
+    )
+
+
+def _throughput(results: Results) -> Section:
+    return Section(
+        "Throughput",
+        text=(
+            verdict(results),
+            *(note for note in notes(results) if note != machine(results.environment)),
+            THROUGHPUT_TERMS,
+        ),
+        charts=chart(
+            charts.throughput_lines(results.throughput),
+            "Clips an hour by how many are captioned together, from the first video to the last caption.",
+        ),
+        tables=(throughput_table(results),),
     )
 
 

@@ -4,6 +4,8 @@
     blocks         one item in one repeat: every mode once, one after the other, in one process
     modes          figures of each mode and gamma over all blocks, computed from the other parts
 
+With ``--throughput`` there are ``throughput`` and ``runs`` in place of ``modes`` and ``blocks``.
+
 Times are in seconds, rates in tokens a second, shares from 0 to 1. Unknown values are null.
 """
 
@@ -30,6 +32,7 @@ from lvspec_cli.figures.answers import (
     ModeResult,
     Variant,
 )
+from lvspec_cli.figures.throughput import Run, Throughput
 from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import Gamma, KeepBy
 
@@ -69,6 +72,7 @@ class BenchSettings(FrozenModel):
     rules: dict[str, dict[str, Any]] = Field(default_factory=dict)  # of the named lines
     views: dict[str, dict[str, int | None]] = Field(default_factory=dict)  # what their draft is shown
     words: str = ""  # a digest of the words that the rule treats specially
+    slots: tuple[int, ...] = ()  # captions at once, of --throughput
     timed: bool = True
     first: dict[str, int] = Field(
         default_factory=dict
@@ -98,8 +102,10 @@ class Results(FrozenModel):
     reference: BenchMode  # the baseline of speedups: the faster of ar and hf-ar
     modes: tuple[ModeResult, ...]
     contrasts: tuple[Contrast, ...] = ()  # the pair's own rule against every other line
+    throughput: tuple[Throughput, ...] = ()  # of each mode and number of captions at once
     items: tuple[Item, ...]
     blocks: tuple[Block, ...]
+    runs: tuple[Run, ...] = ()  # over all clips, one after the other in one process
 
     def measurements(self, variant: Variant) -> Iterator[tuple[Item, Block, Measurement]]:
         """Every answer of a variant without error, with its item and block, in the order of the blocks."""
@@ -190,7 +196,8 @@ class Margins:
 
 # In all of them more is better. Tokens a second depend on the machine: they are shown but not judged.
 _FIGURES = ("speedup", "end-to-end speedup", "mean accepted length", "retention", "content kept", "tokens/s")
-_SHOWN_ONLY = ("tokens/s",)
+_THROUGHPUT_FIGURES = ("against one at once", "against ar", "clips/h")
+_SHOWN_ONLY = ("tokens/s", "clips/h")
 
 
 def compare_results(before: Results, after: Results, margins: Margins) -> tuple[Change, ...]:
@@ -198,38 +205,41 @@ def compare_results(before: Results, after: Results, margins: Margins) -> tuple[
 
     A mode that cannot run in ``after`` is a regression; a figure that was not measured there is none.
     """
-    old, new = _by_variant(before), _by_variant(after)
+    old, new = _by_name(before), _by_name(after)
     return tuple(
-        change
-        for variant in old
-        if variant in new
-        for change in _changes(str(variant), old[variant], new[variant], margins)
+        change for name in old if name in new for change in _changes(name, old[name], new[name], margins)
     )
 
 
-def _by_variant(results: Results) -> dict[Variant, ModeResult]:
-    return {result.variant: result for result in results.modes}
+def _by_name(results: Results) -> dict[str, ModeResult | Throughput]:
+    modes: dict[str, ModeResult | Throughput] = {str(result.variant): result for result in results.modes}
+    return modes | {f"{row.mode}, {row.slots} at once": row for row in results.throughput}
 
 
 def unmeasured(before: Results, after: Results) -> Iterator[str]:
     """The modes that were run for one of the two only, in words."""
-    old, new = _by_variant(before), _by_variant(after)
+    old, new = _by_name(before), _by_name(after)
     for name, modes, others in (("B", old, new), ("A", new, old)):
-        if missing := [str(variant) for variant in modes if variant not in others]:
+        if missing := [variant for variant in modes if variant not in others]:
             yield f"not measured in {name}: {', '.join(missing)}"
 
 
-def _changes(name: str, before: ModeResult, after: ModeResult, margins: Margins) -> Iterator[Change]:
+def _changes(
+    name: str, before: ModeResult | Throughput, after: ModeResult | Throughput, margins: Margins
+) -> Iterator[Change]:
     first, second = _figures(before), _figures(after)
-    for figure in _FIGURES:
-        old, new = first[figure], second[figure]
+    for figure, old in first.items():
+        new = second[figure]
         if old is None and new is None:
             continue
         fails = old is not None and after.error is not None and figure not in _SHOWN_ONLY
         yield Change(name, figure, old, new, fails or _is_worse(figure, old, new, margins))
 
 
-def _figures(result: ModeResult) -> dict[str, float | None]:
+def _figures(result: ModeResult | Throughput) -> dict[str, float | None]:
+    if isinstance(result, Throughput):
+        ratios = (result.vs_one, result.vs_ar, result.clips_per_hour)
+        return dict(zip(_THROUGHPUT_FIGURES, ratios, strict=True))
     content = result.fidelity.content_kept if result.fidelity else None
     spreads = (result.speedup_vs_ar, result.end_to_end_speedup_vs_ar)
     values = (

@@ -20,14 +20,16 @@ from lvspec_cli.bench.report import FILE_NAME as REPORT_NAME
 from lvspec_cli.bench.report import MARK as REPORT_MARK
 from lvspec_cli.bench.report import write_report
 from lvspec_cli.bench.results import FILE_NAME, BenchSettings, Results, to_json
+from lvspec_cli.bench.throughput import measure_runs
 from lvspec_cli.bench.variants import rule_fields
 from lvspec_cli.demo.write import HELD_OUT_SEED, clip_path, write_clip
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.events import Listener
-from lvspec_cli.figures.answers import Variant
+from lvspec_cli.figures.answers import BenchMode, Variant
 from lvspec_cli.figures.summary import Measured, contrasts, summarise
+from lvspec_cli.figures.throughput import throughput_of
 from lvspec_cli.memory.plan import Workload
-from lvspec_cli.memory.resolve import workload_of
+from lvspec_cli.memory.resolve import fitting_slots, workload_of
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.output.files import replacing, sweep
@@ -40,6 +42,7 @@ _ADAPTATION = TypeAdapter(Adaptation)
 
 # Numbers of demo clips that a command draws if the user names no clips.
 BENCH_CLIPS, QUICK_CLIPS = 8, 2  # a quick look at every mode, in minutes
+THROUGHPUT_CLIPS, QUICK_THROUGHPUT_CLIPS = 32, 8  # enough to fill slots more than once
 RELEVANCE_CLIPS = 20  # enough tokens to distinguish schemes
 TUNING_CLIPS = 200  # half of them have enough facts to prove a retention of 99.8 %
 
@@ -66,6 +69,7 @@ class BenchJob:
     redo: bool = False
     command: str = ""
     processes: int = 1  # for untimed texts only
+    slots: tuple[int, ...] = ()  # captions at once, where throughput is measured in place of single answers
 
     @property
     def workload(self) -> Workload:
@@ -116,6 +120,8 @@ def run_bench(
 
     :raises LvspecError: the pair, the clips or the folder cannot be used.
     """
+    if job.slots:
+        return _run_throughput(job, listen, progress, warn)
     loaded = load(job.load_plan, job.workload, listen)
     return run_loaded(loaded, job, progress=progress, warn=warn)
 
@@ -129,6 +135,35 @@ def run_loaded(
 ) -> Results:
     """``run_bench`` with a loaded pair."""
     results = results_of(loaded, job, measured_of(loaded, job, progress=progress, warn=warn))
+    write_results(results, job.out)
+    return results
+
+
+def _run_throughput(
+    job: BenchJob, listen: Listener, progress: Progress, warn: Callable[[str], None]
+) -> Results:
+    fitting = fitting_slots(job.load_plan, job.workload, max(job.slots))  # of the memory before it is loaded
+    loaded = load(job.load_plan, job.workload, listen)
+    header = header_of(loaded, job)
+    with open_journal(job.out, header, redo=job.redo) as journal:
+        measure_runs(
+            loaded, job.load_plan, job.clips, job.plan, job.slots, fitting, journal,
+            progress=progress, warn=warn,
+        )  # fmt: skip
+    modes = [variant.mode for variant in job.plan.variants]
+    by_line = sorted(journal.runs.values(), key=lambda run: (modes.index(run.mode), run.slots, run.repeat))
+    runs = tuple(by_line)
+    results = Results(
+        command=job.command,
+        environment=header.environment,
+        settings=header.settings,
+        reference=BenchMode.AR,
+        modes=(),
+        throughput=throughput_of(runs),
+        items=tuple(journal.items[item.id] for clip in job.clips for item in clip.items),
+        blocks=(),
+        runs=runs,
+    )
     write_results(results, job.out)
     return results
 
@@ -222,6 +257,7 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         rules={name: rule_fields(rule) for name, rule in plan.rules.items()},
         views={name: asdict(view) for name, view in plan.views.items()},
         words=words_digest(loaded.words),
+        slots=job.slots,
         timed=plan.timed,
         first={str(variant): count for variant, count in plan.first.items()},
         adaptation=_ADAPTATION.dump_python(plan.settings.adaptation, mode="json"),

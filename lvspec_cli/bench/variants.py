@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter, create_model
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.figures.answers import BenchMode, Variant
+from lvspec_cli.memory.resolve import MOST_SLOTS
 from lvspec_cli.pairs.registry import Name, read_yaml
 from lvspec_cli.types import (
     GREATEST_GAMMA,
@@ -174,9 +175,11 @@ def rules_by_name(named: Sequence[NamedRule]) -> Mapping[str, RuleSettings]:
 
 
 # ar first: it is the baseline, and shows whether a clip can be measured at all.
-ALL_MODES = tuple(map(str, BenchMode))
+ALL_MODES = tuple(str(mode) for mode in BenchMode if mode is not BenchMode.HF_BATCHED)
 # Where all right answers are known, the control has nothing to say.
 LABELLED_MODES = tuple(mode for mode in ALL_MODES if mode != BenchMode.CONTROL)
+THROUGHPUT_MODES = (BenchMode.AR, BenchMode.EXACT, BenchMode.LVSPEC, BenchMode.HF_BATCHED)
+THROUGHPUT_SLOTS = (1, 2, 4, 8, 16)
 
 
 _DECODE_MODES = {
@@ -198,6 +201,38 @@ def parse_modes(text: str) -> tuple[Variant, ...]:
     if not any(variant.mode.is_plain for variant in modes):
         raise UsageError("--modes has nothing to compare with", "add ar or hf-ar")
     return modes
+
+
+def parse_throughput_modes(text: str) -> tuple[BenchMode, ...]:
+    """Parses modes of ``--throughput``, without duplicates.
+
+    :raises UsageError: one of them is not measured so, or there is none.
+    """
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    known = f"choose among {', '.join(THROUGHPUT_MODES)}"
+    for word in words:
+        if word not in THROUGHPUT_MODES:
+            raise UsageError(f"--throughput does not measure {word!r}", known)
+    if not words:
+        raise UsageError(f"--modes {text!r} names none", known)
+    return tuple(map(BenchMode, words))
+
+
+def parse_slots(text: str) -> tuple[int, ...]:
+    """Parses numbers of captions at once, separated by commas; ascending, without duplicates.
+
+    :raises UsageError: one of them is no such number, or there is none.
+    """
+    words = {word.strip() for word in text.split(",") if word.strip()}
+    for word in words:
+        if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= MOST_SLOTS):
+            raise UsageError(f"--at-once {word!r} is not a number from 1 to {MOST_SLOTS}", _SLOTS_REMEDY)
+    if not words:
+        raise UsageError(f"--at-once {text!r} names none", _SLOTS_REMEDY)
+    return tuple(sorted({int(word) for word in words}))
+
+
+_SLOTS_REMEDY = "write --at-once 1,8"
 
 
 def _parse_mode(word: str) -> Variant:

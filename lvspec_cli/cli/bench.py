@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lvspec_cli.ui.progress import PlainProgress
 
 QUESTIONS, QUICK_QUESTIONS = 2, 1  # about each clip that has some
-QUICK_TOKENS = 64
+QUICK_TOKENS, QUICK_SLOTS = 64, (1, 4)
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Measuring(OptionGroup):
     """What is compared, and how."""
 
     section = "Measurements"
-    common = ("quick", "modes", "gamma", "texts_only", "repeat")
+    common = ("quick", "modes", "gamma", "texts_only", "throughput", "repeat")
 
     quick: bool = flag(False, "A minute's look: two clips, short answers.", "--quick")
     modes: str | None = flag(
         None,
         "Of ar,exact,exact-pruned,lvspec,lvspec-pruned,hf-ar,hf-assisted, and control, the target's own "
         "second choices; lvspec:random is the rule with another relevance. Left out: all, control where no "
-        "right answers are known.",
+        "right answers are known. With --throughput: of ar,exact,lvspec,hf-batched.",
         metavar="LIST",
     )
     gamma: str | None = flag(None, "Tokens the draft proposes a round: auto,3,5,8,12.", metavar="LIST")
@@ -90,6 +90,15 @@ class Measuring(OptionGroup):
     controls: bool = flag(False, "Run every other relevance too, with the same thresholds.", "--controls")
     texts_only: bool = flag(
         False, "Fidelity alone, of many clips: nothing is timed, all goes quicker.", "--texts-only"
+    )
+    throughput: bool = flag(
+        False,
+        "Clips an hour by how many are captioned together, the whole way from the files to the texts, beside "
+        "batches of transformers.",
+        "--throughput",
+    )
+    at_once: str | None = flag(
+        None, "Captions at once that --throughput measures. Left out: 1,2,4,8,16.", metavar="LIST"
     )
     repeat: int = flag(1, "Measure everything N times.", min=1, max=9999, metavar="N")
     draft_keep: float = flag(
@@ -208,6 +217,7 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     clips, measuring, work = flags.clips, flags.measuring, flags.work
     check_all_ours(work.out, MARKS)
     choice = chosen_pair(flags.loading)
+    _check_throughput(flags)
     if work.processes > 1 and not measuring.texts_only:
         raise UsageError("--processes would spoil what is timed", "add --texts-only, or leave it out")
     if clips.questions is not None and (clips.clips or clips.prompt):
@@ -223,6 +233,7 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     if measuring.quick and measuring.max_new_tokens is None:
         settings = replace(settings, max_new_tokens=min(QUICK_TOKENS, settings.max_new_tokens))
     named = _named_rules(measuring, settings.rule)
+    slots = _slots(measuring)
     modes = _modes(measuring, settings.rule, named, mtp=choice.pair.draft.mtp)
     gammas = parse_gammas(measuring.gamma) if measuring.gamma else (settings.gamma,)
     variants = variants_of(modes, gammas)
@@ -230,8 +241,10 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     mode, keep = Mode.AR if plain else Mode.LVSPEC, 1.0 if choice.pair.draft.mtp else settings.draft_keep
     unresolved = AskRequest(video, (), replace(settings, mode=mode, draft_keep=keep), system)
     load_plan, request = prepared(choice, unresolved, progress.listen)
-    chosen = chosen_clips(clips, work.out, video, progress, quick=measuring.quick)
-    if not measuring.modes and not are_labelled(chosen):
+    chosen = chosen_clips(
+        clips, work.out, video, progress, quick=measuring.quick, throughput=measuring.throughput
+    )
+    if not slots and not measuring.modes and not are_labelled(chosen):
         control = Variant(BenchMode.CONTROL)
         modes, variants = (*modes, control), (*variants, control)
     return BenchJob(
@@ -253,8 +266,43 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
         out=work.out,
         redo=work.redo,
         processes=work.processes,
+        slots=slots,
         command=shlex.join(["lvspec", *sys.argv[1:]]),
     )
+
+
+def _check_throughput(flags: BenchFlags) -> None:
+    """:raises UsageError: flags that say nothing about ``--throughput``, or nothing without it."""
+    from lvspec_cli.bench.variants import parse_gammas
+
+    clips, measuring, work = flags.clips, flags.measuring, flags.work
+    if not measuring.throughput:
+        if measuring.at_once is not None:
+            raise UsageError("--at-once goes with --throughput only", "add --throughput, or leave it out")
+        return
+    others = {
+        "--questions": clips.questions is not None,
+        "--questions-per-clip": clips.questions_per_clip is not None,
+        "--variants": measuring.variants is not None,
+        "--ablate": measuring.ablate,
+        "--controls": measuring.controls,
+        "--texts-only": measuring.texts_only,
+        "--processes": work.processes > 1,
+        "--gamma with several": measuring.gamma is not None and len(parse_gammas(measuring.gamma)) > 1,
+    }
+    for flag_ in (name for name, is_given in others.items() if is_given):
+        raise UsageError(f"{flag_} has no effect on --throughput", "leave out one of them")
+
+
+def _slots(measuring: Measuring) -> tuple[int, ...]:
+    """The numbers of captions at once that are measured; none without ``--throughput``."""
+    from lvspec_cli.bench.variants import THROUGHPUT_SLOTS, parse_slots
+
+    if not measuring.throughput:
+        return ()
+    if measuring.at_once is not None:
+        return parse_slots(measuring.at_once)
+    return QUICK_SLOTS if measuring.quick else THROUGHPUT_SLOTS
 
 
 def _named_rules(measuring: Measuring, rule: RuleSettings) -> tuple[NamedRule, ...]:
@@ -270,11 +318,23 @@ def _modes(
 ) -> tuple[Variant, ...]:
     """The modes of ``--modes``, the rule with every other relevance if requested, and the named rules.
 
+    With ``--throughput`` those that are measured so.
+
     :param mtp: the draft is a prediction layer, for which there are fewer.
     :raises UsageError: one of those that were named is not among them.
     """
-    from lvspec_cli.bench.variants import LABELLED_MODES, controls, needs_draft_model, parse_modes
+    from lvspec_cli.bench.variants import (
+        LABELLED_MODES,
+        THROUGHPUT_MODES,
+        controls,
+        needs_draft_model,
+        parse_modes,
+        parse_throughput_modes,
+    )
+    from lvspec_cli.figures.answers import Variant
 
+    if measuring.throughput:
+        return tuple(map(Variant, parse_throughput_modes(measuring.modes or ",".join(THROUGHPUT_MODES))))
     others = controls(rule) if measuring.controls else ()
     modes = parse_modes(measuring.modes or ",".join(LABELLED_MODES))
     chosen = (*dict.fromkeys((*modes, *others)), *(rule.variant for rule in named))
@@ -296,26 +356,29 @@ def chosen_clips(
     progress: PlainProgress,
     *,
     quick: bool = False,
+    throughput: bool = False,
     drawn: int | None = None,
     seed: int | None = None,
 ) -> tuple[BenchClip, ...]:
     """The clips that the flags name, or else drawn clips of the demo world.
 
+    :param throughput: the clips are captioned only, and there are more of them if they are drawn.
     :param drawn: how many clips to draw, by default as many as a bench uses.
     :param seed: of drawn clips, by default that of a bench.
     :raises LvspecError: there is nothing to measure, or a file is not valid.
     """
     from lvspec_cli.bench.items import clips_of, clips_of_questions
-    from lvspec_cli.bench.run import BENCH_CLIPS, QUICK_CLIPS
+    from lvspec_cli.bench.run import BENCH_CLIPS, QUICK_CLIPS, QUICK_THROUGHPUT_CLIPS, THROUGHPUT_CLIPS
 
-    limit = clips.limit or (QUICK_CLIPS if quick else None)
+    few, many = (QUICK_THROUGHPUT_CLIPS, THROUGHPUT_CLIPS) if throughput else (QUICK_CLIPS, BENCH_CLIPS)
+    limit = clips.limit or (few if quick else None)
     if clips.questions is not None:
         return clips_of_questions(clips.questions, video, limit=limit)
     per_clip = clips.questions_per_clip
     if per_clip is None:
-        per_clip = 0 if clips.prompt else QUICK_QUESTIONS if quick else QUESTIONS
+        per_clip = 0 if clips.prompt or throughput else QUICK_QUESTIONS if quick else QUESTIONS
     sources = [Path(text) for text in clips.clips or ()]
-    sources = sources or drawn_clips(out / "clips", limit or drawn or BENCH_CLIPS, progress, seed)
+    sources = sources or drawn_clips(out / "clips", limit or drawn or many, progress, seed)
     prompts = [checked_text(text, "--prompt") for text in clips.prompt or ()]
     return clips_of(sources, video, prompts=prompts, questions=per_clip, limit=limit)
 

@@ -18,7 +18,7 @@ from lvspec_cli.batch.inputs import collect
 from lvspec_cli.batch.layout import Cutting, check_file, check_template, lay_out, request_for
 from lvspec_cli.batch.lists import read_paths
 from lvspec_cli.batch.names import Collected, Input
-from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.batch.serve import WorkerPlan, decoders_of
 from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_shard
 from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs, Prompts, Workers
 from lvspec_cli.cli.requests import (
@@ -187,15 +187,19 @@ def chosen_company(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tup
     """How many captions each pair decodes together, whether the draft pays then, and what to tell of it.
 
     ``auto`` is 1 on GPUs: there a pass of several answers is not captured, and whether that is faster has not
-    been measured. It never leaves out the draft of loose answers, so that they say the same for any number.
+    been measured. It is 1 where what is beside an answer could change its text: computed in 16 bits, and
+    where tokens are drawn, for what is drafted changes what is drawn. It never leaves out the draft of loose
+    answers. So rows are the same for any number.
 
     :param at_once: the number, if the user has named one.
     """
-    if at_once == 1 or (at_once is None and plan.loading.device != "cpu"):
+    loading, is_drawn = plan.loading, base.settings.temperature > 0
+    is_open = loading.device == "cpu" and loading.dtype == "float32" and not is_drawn
+    if at_once == 1 or (at_once is None and not is_open):
         return ALONE, []
     load = workload_of(base)
     fitting = fitting_slots(plan, load, at_once or MOST_SLOTS)
-    clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, plan.loading.device)
+    clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, loading.device)
     if at_once is None:
         company = best_company(clip, fitting, keeps_draft=base.settings.mode is Mode.LVSPEC)
     else:
@@ -268,7 +272,7 @@ def worker_plans(
 ) -> tuple[WorkerPlan, ...]:
     """The plan of each worker, with its share of the machine."""
     cores = usable_cores()
-    decoding = workers.decode_workers or max(1, min(4, cores // 2) // len(devices))
+    decoding = workers.decode_workers or decoders_of(cores, len(devices))
     choice = load_plan.choice
     if len(devices) > 1 and choice.threads is None:
         choice = replace(choice, threads=max(1, cores // len(devices)))

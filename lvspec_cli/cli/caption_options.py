@@ -121,7 +121,8 @@ class Workers(OptionGroup):
     devices: str | None = flag(None, "One pair on each: cuda:0,cuda:1.", metavar="LIST")
     at_once: str = flag(
         "1",
-        "Captions that each pair decodes together. auto: as many as fit and gain; 1 on a GPU.",
+        "Captions that each pair decodes together. auto: as many as fit and gain; 1 on a GPU, in 16 bits, "
+        "and with --temperature.",
         metavar="N",
     )
     decode_workers: int | None = flag(None, "Videos decoded ahead at a time.", min=1, max=64, metavar="N")

@@ -14,7 +14,7 @@ from lvspec_cli.types import Gamma, RelevanceName, TaskName, TokenKind
 
 
 class BenchMode(StrEnum):
-    """The modes of the bench: our own, and two of transformers (the peers) on the same weights."""
+    """The modes of the bench: our own, and those of transformers (the peers) on the same weights."""
 
     AR = "ar"
     EXACT = "exact"
@@ -24,15 +24,16 @@ class BenchMode(StrEnum):
     CONTROL = "control"  # ar, but by a coin its own second choice where the two are near
     HF_AR = "hf-ar"  # generate()
     HF_ASSISTED = "hf-assisted"  # generate(assistant_model=...)
+    HF_BATCHED = "hf-batched"  # generate() of several clips in one padded batch, where throughput is measured
 
     @property
     def is_peer(self) -> bool:
-        return self in (BenchMode.HF_AR, BenchMode.HF_ASSISTED)
+        return self in (BenchMode.HF_AR, BenchMode.HF_ASSISTED, BenchMode.HF_BATCHED)
 
     @property
     def is_plain(self) -> bool:
         """Whether it decodes token by token, without a draft, and the target's own text."""
-        return self in (BenchMode.AR, BenchMode.HF_AR)
+        return self in (BenchMode.AR, BenchMode.HF_AR, BenchMode.HF_BATCHED)
 
     @property
     def drafts(self) -> bool:

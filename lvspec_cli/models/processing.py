@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,22 +34,39 @@ def features_of(processor: Any, text: str, clip: Clip) -> Any:
 
     :raises VideoError: the processor does not accept the frames' size.
     """
+    with _as_video_error(clip):
+        return _features(processor, [text], [clip])
+
+
+def batch_features_of(processor: Any, texts: Sequence[str], clips: Sequence[Clip]) -> Any:
+    """As ``features_of``, for several clips at once: shorter prompts are padded on the left."""
+    return _features(processor, texts, clips, padding=True, padding_side="left")
+
+
+def _features(processor: Any, texts: Sequence[str], clips: Sequence[Clip], **padding: Any) -> Any:
+    with quiet():
+        features = processor(
+            text=list(texts),
+            # nested, because early releases of transformers 5 need it for SmolVLM2
+            videos=[[_frames_for(processor, clip)] for clip in clips],
+            video_metadata=[video_metadata(clip) for clip in clips],
+            do_sample_frames=False,
+            return_tensors="pt",
+            **_uncapped(processor),
+            **padding,
+        )
+    features.pop("video_metadata", None)
+    return features
+
+
+def _frames_for(processor: Any, clip: Clip) -> Tensor:
+    """The frames (count, 3, height, width), at least as many as the processor takes."""
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
     # Qwen3-VL rejects a single frame. Where frames are used in pairs, an odd one is repeated anyway.
     missing = getattr(processor.video_processor, "temporal_patch_size", 1) - len(frames)
     if missing > 0:
         frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
-    with quiet(), _as_video_error(clip):
-        features = processor(
-            text=[text],
-            videos=[[frames]],  # nested, because early releases of transformers 5 need it for SmolVLM2
-            video_metadata=[video_metadata(clip)],
-            do_sample_frames=False,
-            return_tensors="pt",
-            **_uncapped(processor),
-        )
-    features.pop("video_metadata", None)
-    return features
+    return frames
 
 
 def makes_the_same(processor: Any, other: Any) -> bool:

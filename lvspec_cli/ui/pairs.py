@@ -138,7 +138,9 @@ def fit_details(fit: PairFit, machine: Machine) -> str:
     )
     below = [f"auto: {_auto_choice(fit)}"]
     if fit.decision.plan.fits:
-        below.append(f"at once: memory for {counted(fit.at_once, 'clip')} in caption")
+        below.append(
+            f"at once: memory for {counted(fit.at_once, 'clip')} in caption, each with a cache of its own"
+        )
     if fit.no_gain:
         below.append(f"gain: none: {fit.no_gain}")
     width = terminal_width(sys.stdout)

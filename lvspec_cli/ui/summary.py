@@ -16,6 +16,7 @@ from lvspec_cli.bench.lines import (
     result_table,
     retention,
     spread,
+    throughput_table,
     trusted,
 )
 from lvspec_cli.bench.results import Change, Results
@@ -40,6 +41,9 @@ _SETTINGS = (
 
 def results_text(results: Results) -> str:
     """One table in a pipe; three in a terminal: gains, round costs, the pair's rule against other lines."""
+    if results.settings.slots:
+        table = throughput_table(results)
+        return for_stdout(table) if sys.stdout.isatty() else plain(table)
     if not sys.stdout.isatty():
         return plain(result_table(results))
     tables = (

@@ -44,6 +44,20 @@ def clips(some_clips: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(some_clips, tmp_path / "clips"))
 
 
+@pytest.fixture(scope="session")
+def cheap_models(tiny_models: Path) -> Path:
+    """The tiny pair with a draft that is said to cost little, so that it pays beside others."""
+    models, folder = tiny_models.parent / "cheap.yaml", tiny_models.parent
+    models.write_text(
+        "default: tiny\npairs:\n  tiny:\n"
+        f"    target: {{folder: {folder / 'target'}}}\n"
+        f"    draft: {{folder: {folder / 'draft'}}}\n"
+        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 24, fallback: false, adaptation:"
+        " {costs: {draft: 0.01}}}\n"
+    )
+    return models
+
+
 @pytest.fixture
 def caption(here: Caption, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caption:
     """Runs ``lvspec caption`` in this process with the tiny pair, in ``tmp_path``."""

@@ -176,11 +176,11 @@ def test_all_rows_hold_what_mode_ar_says(caption: Caption, clips: Path, tmp_path
 
 
 def test_the_video_is_encoded_once_and_an_audit_changes_no_answer(
-    caption: Caption, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    caption: Caption, clips: Path, cheap_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     prompts = ("--prompt", "Describe it.", "--prompt", "What is there?", "--prompt", "Who?")
     # Without a look at the clock, on which a loose text may depend.
-    loose = ("--filler-margin", "inf", "--relevance", "plausible", "--no-fallback")
+    loose = ("--filler-margin", "inf", "--relevance", "plausible", "--no-fallback", "--models", cheap_models)
     caption(clips / "a.mp4", "--out", "plain.jsonl", *prompts, *loose)
     encoded: list[Session] = []
     original = Session._encode_target
@@ -190,10 +190,10 @@ def test_the_video_is_encoded_once_and_an_audit_changes_no_answer(
         original(self, *rest, **named)
 
     monkeypatch.setattr(Session, "_encode_target", counted)
-    caption(clips / "a.mp4", "--out", "out.jsonl", "--audit", "100%", *prompts, *loose)
+    caption(clips / "a.mp4", "--out", "out.jsonl", "--audit", "100%", "--at-once", 4, *prompts, *loose)
     assert len(encoded) == 1
     ours, plain = rows(tmp_path / "out.jsonl"), rows(tmp_path / "plain.jsonl")
-    assert [(line["key"], line["text"]) for line in ours] == [(line["key"], line["text"]) for line in plain]
+    assert {line["key"]: line["text"] for line in ours} == {line["key"]: line["text"] for line in plain}
     assert all(line["audit"] for line in ours)
     assert not any(line["audit"] for line in plain)
     for line in ours:

@@ -103,7 +103,7 @@ def test_failures_are_rows_and_stay_failures_until_they_are_retried(
     good = (clips / "b.mp4").read_bytes()
     (clips / "b.mp4").write_bytes(b"no video")
     (clips / "c.mkv").write_bytes(good[: len(good) // 3])
-    printed = caption(clips, "--out", "out.jsonl")
+    printed = caption(clips, "--out", "out.jsonl", "--at-once", 4)
     assert printed.returncode == 1
     found = {row["file_name"]: row for row in rows(tmp_path / "out.jsonl")}
     assert [found[name]["status"] for name in NAMES] == ["ok", "error", "error", "ok", "ok"]
@@ -114,7 +114,7 @@ def test_failures_are_rows_and_stay_failures_until_they_are_retried(
     again = caption(clips, "--out", "out.jsonl")
     assert again.returncode == 1, "a failure that was only skipped is still one"
     assert "3 done, 2 failed, 0 to do" in again.stderr
-    retried = caption(clips, "--out", "out.jsonl", "--retry-errors")
+    retried = caption(clips, "--out", "out.jsonl", "--retry-errors", "--at-once", 4)
     assert retried.returncode == 1
     assert "3 done, 0 failed, 2 to do" in retried.stderr
     assert len(rows(tmp_path / "out.jsonl")) == 5

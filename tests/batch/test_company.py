@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,12 @@ from lvspec_cli.batch.company import (
     draft_pays,
     token_cost,
 )
-from lvspec_cli.request import Company
+from lvspec_cli.cli.caption_job import chosen_company
+from lvspec_cli.pairs.registry import settings_of_pair
+from lvspec_cli.request import ALONE, AskRequest, Company
 from lvspec_cli.speculation.draft_length import costs_beside, round_cost
-from lvspec_cli.types import RoundCosts
+from lvspec_cli.types import RoundCosts, VideoRequest
+from tests.conftest import demo_plan
 
 COSTS = RoundCosts(draft=0.1, verification=1.0, row=0.02, overhead=0.1)
 CLIP = ClipCosts(COSTS, gamma=4, tokens=100, prefill=10.0, draft_prefill=1.0)
@@ -77,3 +81,19 @@ def test_more_at_once_is_never_dearer(draft: float, row: float, prefill: float, 
     for drafts in kinds:
         costs = [answer_cost(clip, slots, drafts=drafts) for slots in range(1, 33)]
         assert all(later <= earlier + 1e-9 for earlier, later in pairwise(costs))
+
+
+def test_auto_takes_several_only_where_rows_stay_the_same() -> None:
+    plan, video = demo_plan(), VideoRequest(Path("a.mp4"), max_frames=8, max_pixels=110_592)
+    base = AskRequest(video, ("?",), settings_of_pair(plan.choice.pair))
+    company, notes = chosen_company(plan, base, None)
+    assert (1 < company.slots < 32, company.drafts, notes) == (True, True, [])
+    assert (
+        chosen_company(plan, replace(base, settings=replace(base.settings, temperature=0.7)), None)[0]
+        == ALONE
+    )
+    in_16_bits, on_a_gpu = replace(plan.loading, dtype="bfloat16"), replace(plan.loading, device="cuda")
+    for loading in (in_16_bits, on_a_gpu):
+        assert chosen_company(replace(plan, loading=loading), base, None) == (ALONE, [])
+    assert chosen_company(plan, base, 5) == (Company(5), [])
+    assert chosen_company(plan, base, 1) == (ALONE, [])

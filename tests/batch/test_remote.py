@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from dataclasses import replace
 from multiprocessing import Pipe
 
 import pytest
 
 from lvspec_cli.batch.remote import _Crew, _Worker
-from lvspec_cli.batch.serve import Row, Setup, WorkerPlan
+from lvspec_cli.batch.serve import Loaded, Row, Setup, WantsWork, WorkDone, WorkerPlan
 from lvspec_cli.errors import PairError, VideoError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.output.records import Record, failed_record
+from lvspec_cli.request import Company
 from lvspec_cli.workers import start_worker
 from tests.batch.test_moved import PLAN, work
+from tests.bench.made import known
 
 
 def worker(command: str) -> _Worker:
@@ -35,6 +38,37 @@ def test_work_that_comes_back_too_late_for_the_others_is_an_error():
     crew.worker_ended(at_its_last)
     with pytest.raises(PairError, match="exit code 1"):
         crew.check_done()
+
+
+def test_a_clip_that_kills_a_worker_twice_is_a_failed_row(monkeypatch: pytest.MonkeyPatch):
+    """The clips beside it, and those that were decoded ahead, are given back."""
+    monkeypatch.setattr(
+        "lvspec_cli.batch.remote.start_worker",
+        lambda module: (subprocess.Popen(["false"]), Pipe()[0]),
+    )
+    done, bad, beside, ahead, later = (work(f"{name}.mp4", name) for name in "abcde")
+    plan = WorkerPlan(PLAN, bad.request, 1, 2**20, "fail", company=Company(2))
+    rows: list[Record] = []
+    crew = _Crew(deque([done, bad, beside, ahead, later]), rows.append, lambda event: None)
+
+    def started(takes: int) -> _Worker:
+        (worker,) = crew.workers
+        crew.handle(worker, Loaded())
+        for _ in range(takes):
+            crew.handle(worker, WantsWork())
+        return worker
+
+    crew.start(Setup(plan))
+    first = started(4)
+    crew.handle(first, WorkDone(0))
+    crew.worker_ended(first)
+    assert not rows
+    assert crew.pending == deque([replace(bad, alone=True), replace(beside, alone=True), ahead, later])
+    crew.worker_ended(started(2))
+    assert [(row.file_name, known(row.error).kind) for row in rows] == [("b.mp4", "worker_died")]
+    assert crew.pending == deque([replace(beside, alone=True), ahead, later])
+    (third,) = crew.workers
+    third.end()
 
 
 def test_stopping_does_not_wait_for_workers_and_loses_nothing_that_they_have_sent():

@@ -26,17 +26,8 @@ def by_key(file: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def caption(caption: Caption, tiny_models: Path, tmp_path: Path) -> Caption:
-    """With a draft that is said to cost little, so that it pays beside others."""
-    models = tmp_path / "cheap.yaml"
-    models.write_text(
-        "default: tiny\npairs:\n  tiny:\n"
-        f"    target: {{folder: {tiny_models.parent / 'target'}}}\n"
-        f"    draft: {{folder: {tiny_models.parent / 'draft'}}}\n"
-        "    defaults: {frames: 4, gamma: 4, max_new_tokens: 24, fallback: false, adaptation:"
-        " {costs: {draft: 0.01}}}\n"
-    )
-    return partial(caption, "--models", models)
+def caption(caption: Caption, cheap_models: Path) -> Caption:
+    return partial(caption, "--models", cheap_models)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +114,31 @@ def test_an_interruption_leaves_whole_rows_and_the_next_run_does_the_rest(
     assert done.items() < expected.items()
     assert caption(clips, *PROMPTS, "--at-once", 4, "--out", "out.jsonl").returncode == 0
     assert by_key(tmp_path / "out.jsonl") == expected
+
+
+def test_a_dry_run_says_how_many_and_that_memory_holds_fewer(
+    caption: Caption, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvspec_cli.cli.caption_job.fitting_slots", lambda plan, load, most: 2)
+    printed = caption(clips, "--at-once", 3, "--dry-run")
+    assert "there is memory for 2 captions at once, not 3" in printed.stderr
+    assert "\n2 captions at once\n" in printed.stderr
+
+
+def test_loose_captions_without_the_draft_are_the_targets_own_whatever_is_beside_them(
+    caption: Caption, clips: Path, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Session, "_encode_draft", Mock(side_effect=AssertionError("it is not even prefilled"))
+    )
+    dear = ("--models", tiny_models)  # a draft that costs as much as its target
+    assert caption(clips, *dear, "--mode", "ar", "--out", "ar.jsonl").returncode == 0
+    texts = {row["file_name"]: row["text"] for row in rows(tmp_path / "ar.jsonl")}
+    printed = caption(clips, *dear, "--at-once", 3, "--out", "out.jsonl")
+    assert "3 captions at once go without the draft: it would cost more than it saves" in printed.stderr
+    found = rows(tmp_path / "out.jsonl")
+    assert {row["file_name"]: row["text"] for row in found} == texts
+    assert {(row["mode"], row["stats"]["drafted"]) for row in found} == {("lvspec", 0)}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lvspec_cli.bench.items import BenchClip
 from lvspec_cli.bench.journal import Header, environment_of, open_journal
 from lvspec_cli.bench.measure import Plan, measure, rotated
 from lvspec_cli.bench.own import measure_own, profile_own
-from lvspec_cli.bench.peers import measure_peer, one_line_error
+from lvspec_cli.bench.peers import generate_batch, measure_peer, one_line_error
 from lvspec_cli.bench.variants import parse_modes, settings_of, variants_of
 from lvspec_cli.errors import NoInputError
 from lvspec_cli.figures.answers import BenchMode, Item, Variant
@@ -51,6 +51,17 @@ def pair(request: pytest.FixtureRequest, pairs: dict[str, LoadedPair]) -> Loaded
 
 def own(pair: LoadedPair, variant: Variant):
     return measure_own(pair, CLIP, ITEM, variant, settings_of(variant, BASE, 0.1))
+
+
+def test_a_batch_of_generate_gives_each_clips_own_answer(pair: LoadedPair):
+    """Prompts of other lengths, which are padded on the left."""
+    questions = (ITEM.prompt, "how many balls are there, and what moves first?")
+    clips = (CLIP, make_clip(seed=1))
+    alone = [
+        measure_peer(pair, clip, Item(id="a", file_name="a", prompt=question), HF_AR, 12).tokens
+        for clip, question in zip(clips, questions, strict=True)
+    ]
+    assert generate_batch(pair, clips, questions, 12) == alone
 
 
 def test_our_modes_count_what_they_did(pair: LoadedPair):

@@ -24,6 +24,7 @@ from lvspec_cli.host import install_command
 from tests.bench import made
 from tests.bench.made import known
 from tests.conftest import Printed, Shell, write_video
+from tests.schemas import check
 
 SHORT = ("--max-new-tokens", 6, "--frames", 2)
 pytestmark = pytest.mark.usefixtures("no_charts")
@@ -124,6 +125,52 @@ def test_quick_measures_every_mode_on_clips_of_its_own(tiny, tmp_path: Path):
     text = (out / "results.md").read_text()
     assert all(f"| {name}" in text for name in names)
     assert results.environment.device_name.split()[0] in text
+
+
+def test_clips_an_hour_are_measured_by_how_many_are_captioned_together(tiny, clips: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    (clips / "broken.mp4").write_bytes(b"no video")
+    modes = ("--modes", "lvspec,hf-batched", "--at-once", "1,2,16")
+    command = partial(tiny, "bench", clips, "--throughput", "--out", out, *modes, *SHORT)
+    done = command()
+    assert done.returncode == 1, done.stderr  # one could not be read
+    assert "warning: not measured: 16 at once, of 2 captions in all" in done.stderr
+    _, *lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["lvspec", "1"],
+        ["lvspec, no draft", "2"],  # as caption has it, for this draft costs as much as the target
+        ["hf-batched", "1"],
+        ["hf-batched", "2"],
+    ]
+    results = read_results(out)
+    check("results", json.loads((out / "results.json").read_text()))
+    assert [item.error is None for item in results.items] == [True, True, False]
+    assert [(run.error, run.clips, run.output_tokens) for run in results.runs] == [(None, 2, 4)] * 4
+    _, without_draft, one, two = (run.texts for run in results.runs)
+    assert without_draft == one == two, "both are the target's own"
+    assert [row.vs_one == 1.0 for row in results.throughput] == [True, False, True, False]
+    assert command().stdout == done.stdout, "what is measured is not measured again"
+    other = tiny("bench", clips, "--out", out, "--modes", "ar", *SHORT)
+    assert (other.returncode, "is of another run: " in other.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "cause"),
+    [
+        (("--at-once", "1,8"), "--at-once goes with --throughput only"),
+        (("--throughput", "--ablate"), "--ablate has no effect on --throughput"),
+        (("--throughput", "--questions", "qa.jsonl"), "--questions has no effect on --throughput"),
+        (("--throughput", "--gamma", "3,5"), "--gamma with several has no effect on --throughput"),
+        (("--throughput", "--modes", "ar,hf-assisted"), "--throughput does not measure 'hf-assisted'"),
+        (("--throughput", "--at-once", "0"), "--at-once '0' is not a number from 1 to 32"),
+        (("--modes", "ar,hf-batched"), "--modes does not know 'hf-batched'"),
+    ],
+)
+def test_flags_that_say_nothing_of_throughput(
+    tiny, clips: Path, tmp_path: Path, flags: tuple[str, ...], cause: str
+):
+    done = tiny("bench", clips, "--out", tmp_path / "out", *flags)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, f"error: {cause}")
 
 
 def test_the_figures_can_be_computed_again_from_the_file(tiny, clips: Path, tmp_path: Path):

@@ -47,6 +47,7 @@ class Subject:
     folders: tuple[Path, Path]
     pair: LoadedPair
     _prompts: dict[tuple[str, str], PairPrompts] = field(default_factory=dict)
+    _generated: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
 
     @functools.cached_property
     def processor(self) -> Any:
@@ -69,6 +70,13 @@ class Subject:
         inputs = features_of(self.processor, chat_text(self.processor, question, None), clip_of(clip))
         tokens = (model or stock_model(self.pair.target.name)).generate(**inputs, do_sample=False, **values)
         return tokens[0, inputs["input_ids"].shape[1] :].tolist()
+
+    def generated(self, clip: str, question: str, tokens: int) -> list[int]:
+        """At most so many tokens of ``generate``, computed once."""
+        key = (clip, question, tokens)
+        if key not in self._generated:
+            self._generated[key] = self.generate(clip, question, max_new_tokens=tokens)
+        return self._generated[key]
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

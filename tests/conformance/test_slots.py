@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory, next_rounds
 from lvspec_cli.types import DecodeSettings, Generation, Mode
 from tests.conformance.conftest import Subject
 
-EXACT = DecodeSettings(mode=Mode.EXACT, gamma=3, max_new_tokens=10, repetition_guard=False)
+LONGEST = 10  # tokens
+EXACT = DecodeSettings(mode=Mode.EXACT, gamma=3, max_new_tokens=LONGEST, repetition_guard=False)
 ASKED = (
     ("odd", "What moves?"),
     ("one-frame", "how many balls"),
@@ -45,9 +49,13 @@ def together(subject: Subject, answers: Sequence[Joining], wanted: DecodeSetting
     return [done[index] for index in range(len(answers))]
 
 
-def test_answers_together_are_generate(subject: Subject) -> None:
-    answers = [Joining(0, 0, 10), Joining(1, 0, 7), Joining(2, 2, 10), Joining(3, 3, 4)]
-    found = together(subject, answers, EXACT)
-    for answer, generation in zip(answers, found, strict=True):
-        expected = subject.generate(*ASKED[answer.asked], max_new_tokens=answer.tokens)
-        assert list(generation.tokens) == expected
+joining = st.builds(Joining, st.integers(0, 3), st.integers(0, 5), st.integers(1, LONGEST))
+
+
+@settings(max_examples=2)
+@given(st.lists(joining, min_size=2, max_size=4))
+@example([Joining(0, 0, LONGEST), Joining(1, 0, 7), Joining(2, 2, LONGEST), Joining(3, 3, 4)])
+def test_answers_together_are_generate(subject: Subject, answers: list[Joining]) -> None:
+    for answer, generation in zip(answers, together(subject, answers, EXACT), strict=True):
+        whole = subject.generated(*ASKED[answer.asked], LONGEST)
+        assert list(generation.tokens) == whole[: answer.tokens]

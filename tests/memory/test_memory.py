@@ -10,16 +10,21 @@ from hypothesis import strategies as st
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.memory.plan import (
+    CONTEXT,
     GIGABYTE,
+    SLACK,
     SPARE_ROWS,
     TEXT_TOKENS,
     Choice,
     Device,
     Machine,
     Need,
+    PlanRequest,
+    Sizes,
     Workload,
     need,
     plan,
+    slots_that_fit,
     together,
 )
 from lvspec_cli.types import Quantisation, Share
@@ -51,6 +56,24 @@ def test_7b_in_four_bits_by_hand() -> None:
     assert found.weights == round(matrices * (0.5 + 1 / 64 + 4 / (64 * 256))) + (8_292_166_656 - matrices) * 2
     assert found.weights == pytest.approx(6.9e9, rel=0.01)
     assert found.cache == 28 * 2 * 4 * 128 * (8192 + TEXT_TOKENS + 512 + SPARE_ROWS) * 2
+
+
+def test_each_answer_at_a_time_takes_a_cache_and_workers_share_the_machine() -> None:
+    alone, sizes = need(size(SMALL), LOAD), Sizes(size(SMALL), None)
+    assert need(size(SMALL), replace(LOAD, slots=5)).total == alone.total + 4 * alone.cache
+    free = int((alone.total + 4.5 * alone.cache + CONTEXT["gpu"]) / (1 - SLACK))
+
+    def at_once(card: int, workers: int = 1, most: int = 32) -> int:
+        request = PlanRequest(Quantisation.NONE, Quantisation.NONE)
+        of_each = Machine(Device("cpu", 64, 64), (Device("cuda:0", card, card),)).shared(workers)
+        return slots_that_fit(of_each, sizes, LOAD, request, most)
+
+    assert [at_once(free), at_once(free, most=3), at_once(2 * free, workers=2), at_once(free, 2)] == [
+        5,
+        3,
+        5,
+        0,
+    ]
 
 
 def test_auto_has_no_size() -> None:
