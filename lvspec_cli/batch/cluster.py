@@ -342,32 +342,30 @@ def how_lost(error: Exception) -> str:
     return "its node was lost"
 
 
-class Cluster:
-    """A Ray cluster that this process has joined."""
+def workers_of(nodes: Sequence[Mapping[str, float]], share: Share) -> int:
+    """How many workers the nodes have room for, if nothing else runs there.
 
-    def __init__(self, ray: Any, gpus: float | None = None, threads: int | None = None) -> None:
+    :raises MachineError: none.
+    """
+    count = sum(map(share.fits, nodes))
+    if not count:
+        remedy = "take less with --gpus-per-worker or --threads, or wait for more nodes with --workers 1"
+        raise MachineError(f"no node of the cluster has {share} for a worker", remedy)
+    return count
+
+
+class Cluster:
+    """A Ray cluster that this process has joined, and how many workers it runs for it."""
+
+    def __init__(self, ray: Any, workers: int | None, gpus: float | None, threads: int | None) -> None:
+        """The parameters are those of ``joined``."""
         self._ray = ray
-        self.nodes: Sequence[Mapping[str, float]] = [
-            node["Resources"] for node in ray.nodes() if node["Alive"]
-        ]
-        self.share = share_of(self.nodes, gpus, threads)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.share = share_of(nodes, gpus, threads)
+        self.workers = workers or workers_of(nodes, self.share)
         reserved = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "scheduling_strategy": "SPREAD"}
         self._actor = ray.remote(**reserved, max_restarts=0)(Actor)
         self._call = ray.remote(**reserved)(call_here)
-
-    @property
-    def most_workers(self) -> int:
-        """How many workers the nodes have room for, if nothing else runs there.
-
-        :raises MachineError: none.
-        """
-        count = sum(map(self.share.fits, self.nodes))
-        if not count:
-            remedy = (
-                "take less with --gpus-per-worker or --threads, or name --workers to wait for nodes to come"
-            )
-            raise MachineError(f"no node of the cluster has {self.share} for a worker", remedy)
-        return count
 
     def call(self, function: Callable[..., T], *arguments: Any, tell: Callable[[str], None]) -> T:
         """The result of a function that runs on a node like a worker does.
@@ -416,11 +414,16 @@ class Cluster:
 
 
 @contextmanager
-def joined(address: str, gpus: float | None = None, threads: int | None = None) -> Iterator[Cluster]:
+def joined(
+    address: str, workers: int | None = None, gpus: float | None = None, threads: int | None = None
+) -> Iterator[Cluster]:
     """The cluster at an address; ``auto`` is the one that this machine is a part of.
 
+    :param workers: None: as many as its nodes have room for.
+    :param gpus: of each worker; None: 1 if the cluster has any.
+    :param threads: of each worker's torch; None: its share of a node's CPUs.
     :raises UsageError: Ray is not installed, or the address is none.
-    :raises MachineError: no cluster answers, or it has other versions.
+    :raises MachineError: no cluster answers, it has other versions, or no room.
     """
     if find_spec("ray") is None:
         install = f"install it with: {install_command('lvspec[ray]')}"
@@ -445,7 +448,7 @@ def joined(address: str, gpus: float | None = None, threads: int | None = None) 
     vars(driver)["_worker_logs_enabled"] = False  # else losses of nodes would be printed among the rows
     _join(ray, place)
     try:
-        yield Cluster(ray, gpus, threads)
+        yield Cluster(ray, workers, gpus, threads)
     finally:
         ray.shutdown()
 

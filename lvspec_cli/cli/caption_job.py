@@ -163,11 +163,11 @@ def plan_workers(
 
 def _cluster(flags: CaptionFlags, stack: ExitStack) -> Cluster | None:
     """The cluster of ``--ray``, which this process stays in until the stack is closed."""
-    if flags.workers.ray is None:
+    workers = flags.workers
+    if workers.ray is None:
         return None
-    return stack.enter_context(
-        joined(flags.workers.ray, flags.workers.gpus_per_worker, flags.loading.threads)
-    )
+    count = None if workers.workers == "auto" else int(workers.workers)
+    return stack.enter_context(joined(workers.ray, count, workers.gpus_per_worker, flags.loading.threads))
 
 
 def _there(cluster: Cluster, function: Callable[..., T], *arguments: object) -> T:
@@ -183,12 +183,11 @@ def _planned_there(
     at_once: int | None,
     texts: Mapping[str, str],
 ) -> Planned:
-    """As ``plan_workers``, made on a node, since the pair is loaded there: on a GPU that this machine may lack.
+    """As ``plan_workers``, made on a node: the pair is loaded there, on GPUs that this machine may lack.
 
     :raises MachineError: the models are at other paths there.
     """
     share, workers = cluster.share, flags.workers
-    count = cluster.most_workers if workers.workers == "auto" else int(workers.workers)
     choice = replace(choice, threads=share.threads)
     there = ["auto"] * share.side_by_side
     planned = _there(
@@ -199,7 +198,7 @@ def _planned_there(
     if workers.decode_workers is None:
         plan = replace(plan, decode_workers=max(1, min(4, share.threads // 2)))
     memory = workers.decode_memory * 2**20 // share.on_a_node
-    return replace(planned, workers=(replace(plan, decode_bytes=memory),) * count)
+    return replace(planned, workers=(replace(plan, decode_bytes=memory),) * cluster.workers)
 
 
 def _check_together(flags: CaptionFlags) -> None:
