@@ -46,7 +46,7 @@ from tests.batch.test_moved import PLAN, work
 from tests.conftest import Printed, write_video
 from tests.warm import LEAN_PATH
 
-COUNT = 12
+COUNT = 10
 QUIET = {
     "PYTHONPATH": LEAN_PATH,
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -72,19 +72,27 @@ class TwoNodes:
     def complete(self) -> None:
         self._second = self._second or self._cluster.add_node(num_cpus=1)
 
-    def workers(self, *, of_second: bool = False) -> list[psutil.Process]:
+    def workers(self) -> list[psutil.Process]:
         """The worker processes on the nodes."""
-        raylet = self._second.all_processes["raylet"][0].process.pid if of_second else None
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                above = [each.pid for each in process.parents()]
-                if "lvspec_cli.batch.worker" in process.cmdline() and (raylet is None or raylet in above):
-                    found.append(process)
-        return found
+        return _running("lvspec_cli.batch.worker", psutil.Process())
+
+    def second_has_work(self) -> bool:
+        """Whether a video is decoded for the second node's worker."""
+        raylet = psutil.Process(self._second.all_processes["raylet"][0].process.pid)
+        return bool(_running("lvspec_cli.video.worker", raylet))
 
     def close(self) -> None:
         self._cluster.shutdown()
+
+
+def _running(module: str, below: psutil.Process) -> list[psutil.Process]:
+    time.sleep(0.1)  # asked again and again, this is work
+    found = []
+    for process in below.children(recursive=True):
+        with suppress(psutil.Error):
+            if module in process.cmdline():
+                found.append(process)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +151,7 @@ def test_stopping_gives_back_the_nodes_and_a_node_that_is_lost_costs_no_clip(
         return out.read_bytes().count(b"\n") if out.exists() else 0
 
     first = lvspec.start(tmp_path, *command, "--workers", 1)
-    assert until(lambda: whole_rows() >= 2), first.stderr
+    assert until(lambda: whole_rows() >= 1), first.stderr
     began = time.monotonic()
     first.kill(signal.SIGINT)
     assert first.wait() == 130
@@ -151,10 +159,11 @@ def test_stopping_gives_back_the_nodes_and_a_node_that_is_lost_costs_no_clip(
     assert until(lambda: not nodes.workers(), 10)
     assert "the same command goes on from there" in first.stderr
     done = whole_rows()
-    assert 2 <= done < COUNT
+    assert len(rows(out)) == done
+    assert 1 <= done < COUNT
 
     second = lvspec.start(tmp_path, *command)
-    assert until(lambda: any(each.children() for each in nodes.workers(of_second=True))), second.stderr
+    assert until(nodes.second_has_work), second.stderr
     nodes.lose_second()
     assert second.wait() == 0, second.stderr
     assert f"{done} done, 0 failed, {COUNT - done} to do" in second.stderr
