@@ -1,10 +1,11 @@
-"""A worker without models, for tests of what becomes of workers: every clip fails, and one ends it."""
+"""A worker without models, for tests of workers: one clip ends it, one takes long, all others fail."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from itertools import count
 
 from lvspec_cli.batch.serve import Loaded, Row, Setup, WantsWork, WorkDone
@@ -13,7 +14,7 @@ from lvspec_cli.errors import NoInputError, VideoError
 from lvspec_cli.output.records import failed_record
 from lvspec_cli.system import parent_of
 
-KILLER = b"killer.mp4"
+KILLER, SLEEPER = b"killer.mp4", b"sleeper.mp4"
 
 
 def main(argument: str) -> None:
@@ -27,6 +28,8 @@ def main(argument: str) -> None:
             return
         if work.name == KILLER:
             os.kill(os.getpid(), signal.SIGKILL)
+        if work.name == SLEEPER:
+            time.sleep(600)
         there = work.request.video.path.exists()
         error = VideoError("read") if there else NoInputError("no such file")
         for prompt in work.numbers:

@@ -20,6 +20,7 @@ import pytest
 
 from lvspec_cli.batch.cluster import (
     UNSEEN,
+    Cluster,
     Needed,
     Node,
     Share,
@@ -35,27 +36,29 @@ from lvspec_cli.batch.cluster import (
 from lvspec_cli.batch.remote import after_death, run
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Work, make_work
-from lvspec_cli.errors import LvspecError, MachineError, NoInputError
+from lvspec_cli.errors import MachineError, NoInputError, VideoError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.host import install_command
 from lvspec_cli.output.records import Record
 from lvspec_cli.types import VideoRequest
 from tests.batch.conftest import lasting, rows
-from tests.batch.processes import Processes, until
+from tests.batch.processes import Processes, Run, until
 from tests.batch.test_moved import PLAN, work
 from tests.conftest import Printed, write_video
 from tests.warm import LEAN_PATH
 
-COUNT = 10
+COUNT = 8
+SHORT = "tests.batch.short_worker"
 QUIET = {
     "PYTHONPATH": LEAN_PATH,
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
 class TwoNodes:
-    """A cluster with one CPU on each of two nodes, of which the second may be lost, and come back."""
+    """A cluster with one CPU on each of two nodes, of which the second may be lost."""
 
     def __init__(self, folder: str) -> None:
         from ray.cluster_utils import Cluster
@@ -67,14 +70,10 @@ class TwoNodes:
 
     def lose_second(self) -> None:
         self._cluster.remove_node(self._second, allow_graceful=False)
-        self._second = None
 
-    def complete(self) -> None:
-        self._second = self._second or self._cluster.add_node(num_cpus=1)
-
-    def workers(self) -> list[psutil.Process]:
-        """The worker processes on the nodes."""
-        return _running("lvspec_cli.batch.worker", psutil.Process())
+    def has_workers(self) -> bool:
+        """Whether worker processes without models run on the nodes."""
+        return bool(_running(SHORT, psutil.Process()))
 
     def second_has_work(self) -> bool:
         """Whether a video is decoded for the second node's worker."""
@@ -107,10 +106,11 @@ def nodes() -> Iterator[TwoNodes]:
         nodes.close()
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers need no models: what becomes of them is the same."""
-    monkeypatch.setattr("lvspec_cli.batch.remote.WORKER", "tests.batch.short_worker")
+@pytest.fixture(scope="module")
+def cluster(nodes: TwoNodes) -> Iterator[Cluster]:
+    """The nodes, joined by this process."""
+    with joined(nodes.address) as cluster:
+        yield cluster
 
 
 def made(folder: Path, *names: str) -> list[Work]:
@@ -121,131 +121,104 @@ def made(folder: Path, *names: str) -> list[Work]:
     return [make_work(PLAN, replace(like, video=VideoRequest(folder / name))) for name in names]
 
 
-def run_there(
-    address: str, works: Sequence[Work], write: Callable[[Record], None], workers: int | None = None
-) -> list[str]:
-    """Answers works on a cluster, and gives the lines for the user."""
-    told: list[str] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Noted):
-            told.append(event.text)
-
-    with joined(address, workers) as cluster:
-        plans = [WorkerPlan(PLAN, works[0].request, 1, 2**20, "fail")] * cluster.workers
-        run(works, plans, write=write, listen=listen, cluster=cluster)
-    return told
+Answer = Callable[[Sequence[Work]], tuple[list[Record], list[str]]]
 
 
-def test_stopping_gives_back_the_nodes_and_a_node_that_is_lost_costs_no_clip(
-    nodes: TwoNodes, lvspec: Processes, here: Callable[..., Printed], tmp_path: Path
-) -> None:
-    clips, out, alone = tmp_path / "clips", tmp_path / "out.jsonl", tmp_path / "alone.jsonl"
-    clips.mkdir()
-    for number in range(COUNT):
-        write_video(clips / f"{number:02}.mp4", seconds=0.5 + number / 20)
-    what = ("--pair", "demo", "--frames", 4, "--max-new-tokens", 16)
-    command = ("caption", "clips", *what, "--out", out, "--ray", nodes.address)
+@pytest.fixture
+def answer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """Has works answered by one worker without models. Gives the records, and the lines for the user."""
+    monkeypatch.setattr("lvspec_cli.batch.remote.WORKER", SHORT)
 
-    def whole_rows() -> int:
-        return out.read_bytes().count(b"\n") if out.exists() else 0
+    def run_there(works: Sequence[Work]) -> tuple[list[Record], list[str]]:
+        done: list[Record] = []
+        told: list[str] = []
 
-    first = lvspec.start(tmp_path, *command, "--workers", 1)
-    assert until(lambda: whole_rows() >= 1), first.stderr
-    began = time.monotonic()
-    first.kill(signal.SIGINT)
-    assert first.wait() == 130
-    assert time.monotonic() - began < 5  # far less on a quiet machine
-    assert until(lambda: not nodes.workers(), 10)
-    assert "the same command goes on from there" in first.stderr
-    done = whole_rows()
-    assert len(rows(out)) == done
-    assert 1 <= done < COUNT
+        def listen(event: Event) -> None:
+            if isinstance(event, Noted):
+                told.append(event.text)
 
-    second = lvspec.start(tmp_path, *command)
-    assert until(nodes.second_has_work), second.stderr
-    nodes.lose_second()
-    assert second.wait() == 0, second.stderr
-    assert f"{done} done, 0 failed, {COUNT - done} to do" in second.stderr
-    assert "a worker has ended (its node was lost): " in second.stderr
-    assert "raylet" not in second.stderr  # Ray's own messages
-    assert (tmp_path / "stdout.txt").read_text() == ""
-    assert not nodes.workers()
-    assert here("caption", str(clips), *what, "--out", alone).returncode == 0
-    assert sorted(map(str, map(lasting, rows(out)))) == sorted(map(str, map(lasting, rows(alone))))
+        plan = WorkerPlan(PLAN, works[0].request, 1, 2**20, "fail")
+        run(works, [plan], write=done.append, listen=listen, cluster=cluster)
+        return done, told
+
+    return run_there
 
 
-def test_a_killed_command_leaves_nothing_on_the_nodes(
-    nodes: TwoNodes, lvspec: Processes, tmp_path: Path
-) -> None:
-    nodes.complete()
-    write_video(tmp_path / "a.mp4")
-    run = lvspec.start(tmp_path, "caption", "a.mp4", "--pair", "demo", "--ray", nodes.address)
-    assert until(lambda: bool(nodes.workers())), run.stderr
-    run.kill(signal.SIGKILL)
-    run.wait()
-    assert until(lambda: not nodes.workers(), 20)
-
-
-def test_a_clip_that_ends_two_workers_fails_and_the_others_are_done(
-    nodes: TwoNodes, short: None, tmp_path: Path
-) -> None:
-    nodes.complete()
-    works = made(tmp_path, "a.mp4", "killer.mp4", "b.mp4", "c.mp4")
-    done: list[Record] = []
-    told = run_there(nodes.address, works, done.append)
+def test_a_clip_that_ends_two_workers_fails_and_the_others_are_done(answer: Answer, tmp_path: Path) -> None:
+    done, told = answer(made(tmp_path, "a.mp4", "killer.mp4", "b.mp4"))
     errors = {record.file_name: record.error for record in done}
-    assert len(done) == len(errors) == 4
+    assert len(done) == len(errors) == 3
     killer = errors.pop("killer.mp4")
     assert killer is not None
     assert (killer.kind, killer.message) == ("worker_died", "two workers ended at this clip (SIGKILL)")
     assert {error and error.message for error in errors.values()} == {"read"}
-    assert any(line.startswith("a worker has ended (SIGKILL): ") for line in told)
+    assert told == ["a worker has ended (SIGKILL): 1 clip to be done again"]
 
 
-def test_what_a_node_does_not_see_is_said_in_the_row_and_before(
-    nodes: TwoNodes, short: None, tmp_path: Path
-) -> None:
+def test_what_a_node_does_not_see_is_said_in_the_row_and_before(answer: Answer, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     works = [*made(tmp_path, "a.mp4"), *made(tmp_path / "gone", "b.mp4")]
     (tmp_path / "gone" / "b.mp4").unlink()
     (tmp_path / "gone").rmdir()
-    done: list[Record] = []
-    told = run_there(nodes.address, works, done.append, workers=1)
-    assert [line for line in told if "gone" in line and "does not see" in line]
+    done, told = answer(works)
+    assert [line for line in told if line.endswith("gone: what it is given of these videos fails")]
     kinds = {record.file_name: record.error and record.error.kind for record in done}
     assert kinds == {"a.mp4": "video", "b.mp4": UNSEEN}
-    with pytest.raises(NoInputError, match="does not see"):  # one that sees none takes none
-        run_there(nodes.address, works[1:], done.append, workers=1)
-    assert len(done) == 2
+    with pytest.raises(NoInputError, match=r"^node .* does not see .*gone$"):  # one that sees none takes none
+        answer(works[1:])
 
 
 def test_nodes_with_other_versions_are_refused(
-    nodes: TwoNodes, short: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cluster: Cluster, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lvspec_cli.batch.cluster.versions", lambda: versions() | {"torch": "1.0"})
-    done: list[Record] = []
-    with pytest.raises(MachineError, match=r"^node .* has torch \d.*, here it is 1\.0$"):
-        run_there(nodes.address, made(tmp_path, "a.mp4"), done.append)
-    with (
-        joined(nodes.address, 1) as cluster,
-        pytest.raises(MachineError, match=r"^node .* has torch \d.*, here it is 1\.0$"),
-    ):
-        cluster.call(os.getpid, tell=print)
-    assert not done
-
-
-def test_what_a_command_needs_to_know_of_the_node_comes_from_there(nodes: TwoNodes) -> None:
     told: list[str] = []
-    with joined(nodes.address) as cluster:
-        assert cluster.call(os.getpid, tell=told.append) != os.getpid()
-        with pytest.raises(LvspecError, match="no model there"):
-            cluster.call(_fail, "no model there", tell=told.append)
+    assert cluster.call(os.getpid, tell=told.append) != os.getpid()
+    with pytest.raises(VideoError, match="no such model there"):
+        cluster.call(_fail, "no such model there", tell=told.append)
+    monkeypatch.setattr("lvspec_cli.batch.cluster.versions", lambda: versions() | {"torch": "1.0"})
+    refused = r"^node .* has torch \d.*, here it is 1\.0$"
+    with pytest.raises(MachineError, match=refused):
+        answer(made(tmp_path, "a.mp4"))
+    with pytest.raises(MachineError, match=refused):
+        cluster.call(os.getpid, tell=told.append)
     assert not told
 
 
 def _fail(cause: str) -> None:
-    raise LvspecError(cause)
+    raise VideoError(cause)
+
+
+def test_however_the_command_ends_the_nodes_are_free(
+    nodes: TwoNodes, lvspec: Processes, tmp_path: Path
+) -> None:
+    names, out = ("a.mp4", "b.mp4", "sleeper.mp4"), tmp_path / "out.jsonl"
+    command = ("caption", *names, "--pair", "demo", "--workers", 1, "--out", out)
+    for name in names:
+        write_video(tmp_path / name, seconds=0.5)
+    before = f"import lvspec_cli.batch.remote as remote; remote.WORKER = {SHORT!r}"
+
+    def start() -> Run:
+        return lvspec.start(tmp_path, *command, "--ray", nodes.address, before=before)
+
+    def is_asleep() -> bool:
+        return out.exists() and out.read_bytes().count(b"\n") == 2
+
+    run = start()
+    assert until(is_asleep), run.stderr
+    began = time.monotonic()
+    run.kill(signal.SIGINT)
+    assert run.wait() == 130
+    assert time.monotonic() - began < 5  # 0.6 on a quiet machine
+    assert until(lambda: not nodes.has_workers(), 10)
+    assert "1 left: the same command goes on from there" in run.stderr
+    assert len(rows(out)) == 2
+
+    run = start()
+    assert until(nodes.has_workers), run.stderr
+    run.kill(signal.SIGKILL)
+    run.wait()
+    assert until(lambda: not nodes.has_workers(), 20)
+    assert len(rows(out)) == 2
 
 
 def test_no_cluster_is_one_line_at_once(here: Callable[..., Printed], video_file: Path) -> None:
@@ -351,3 +324,23 @@ def test_the_first_worker_that_dies_may_have_been_lost_with_its_node() -> None:
     failed, left = after_death([a, b], slots=1, tries=2)
     assert (failed, left) == ((), [replace(a, alone=True), b])
     assert after_death(left, slots=1, tries=2) == (left[:1], left[1:])
+
+
+def test_a_node_that_is_lost_costs_no_clip(
+    nodes: TwoNodes, lvspec: Processes, here: Callable[..., Printed], tmp_path: Path
+) -> None:
+    """The last one: the second node does not come back."""
+    clips, out, alone = tmp_path / "clips", tmp_path / "out.jsonl", tmp_path / "alone.jsonl"
+    clips.mkdir()
+    for number in range(COUNT):
+        write_video(clips / f"{number:02}.mp4", seconds=0.5 + number / 20)
+    what = ("--pair", "demo", "--frames", 4, "--max-new-tokens", 16, "--threads", 1)
+    run = lvspec.start(tmp_path, "caption", "clips", *what, "--out", out, "--ray", nodes.address)
+    assert until(nodes.second_has_work), run.stderr
+    nodes.lose_second()
+    assert run.wait() == 0, run.stderr
+    assert "a worker has ended (its node was lost): " in run.stderr
+    assert "raylet" not in run.stderr  # nothing of what Ray prints then
+    assert (tmp_path / "stdout.txt").read_text() == ""
+    assert here("caption", str(clips), *what, "--out", alone).returncode == 0
+    assert sorted(map(str, map(lasting, rows(out)))) == sorted(map(str, map(lasting, rows(alone))))
