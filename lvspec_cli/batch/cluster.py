@@ -205,10 +205,12 @@ class Actor:
         sys.path[:] = [path for path in sys.path if path not in ("", folder)]
         self._worker = start_worker(module)
 
-    def exchange(self, messages: Sequence[bytes]) -> tuple[list[bytes], int | None]:
+    def exchange(self, messages: Sequence[bytes], started: None) -> tuple[list[bytes], int | None]:
         """Sends messages; returns those that have come, and the worker's exit code if it has ended.
 
         Waits a little for the first one only.
+
+        :param started: what ``start`` gives. If it has failed, so does this.
         """
         process, connection = self._worker
         received: list[bytes] = []
@@ -250,10 +252,11 @@ class ActorLink:
     actor: Any
     module: str
     paths: Needed
+    told: set[str]  # lines about nodes, which other links may have told
     node: str = ""  # its name, once the cluster has found it room
     since: float = field(default_factory=time.monotonic)
     _call: Any = None  # the answer that is under way
-    _is_open: bool = False
+    _started: Any = None
     _outgoing: list[bytes] = field(default_factory=list)
     _incoming: deque[Any] = field(default_factory=deque)
     _ended: int | str | None = None
@@ -266,9 +269,9 @@ class ActorLink:
     def ask(self) -> Any:
         """The answer that is under way. Asks for one if there is none."""
         if self._call is None:
-            if self._is_open:
+            if self._started is not None:
                 outgoing, self._outgoing = self._outgoing, []
-                self._call = self.actor.exchange.remote(outgoing)
+                self._call = self.actor.exchange.remote(outgoing, self._started)
             else:
                 self._call = self.actor.look.remote([*self.paths.models, *self.paths.folders])
         return self._call
@@ -281,7 +284,7 @@ class ActorLink:
         except self.ray.exceptions.RayError as error:  # also where it may be reached again: something is lost
             self._ended = how_lost(error)
             return
-        if self._is_open:
+        if self._started is not None:
             messages, self._ended = answer
             self._incoming.extend(map(pickle.loads, messages))
             return
@@ -293,10 +296,10 @@ class ActorLink:
         if isinstance(problem, LvspecError):
             self._incoming.append(problem)
             return
-        if problem is not None:
+        if problem is not None and problem not in self.told:
+            self.told.add(problem)
             self.tell(problem)
-        self._is_open = True
-        self.actor.start.remote(self.module, os.getcwd())  # noqa: PTH109
+        self._started = self.actor.start.remote(self.module, os.getcwd())  # noqa: PTH109
 
     def tell(self, text: str) -> None:
         """Lets the user know a line."""
@@ -333,12 +336,17 @@ class ActorLink:
 
 
 def how_lost(error: Exception) -> str:
-    """In words, why an actor has ended."""
-    text = str(error)
+    """In words, why an actor has ended.
+
+    :param error: one of Ray's.
+    """
+    text = str(error).strip()
     if "No module named 'lvspec_cli" in text:
         return f"its node has no lvspec {__version__}"
     if "out of memory" in text.lower() or type(error).__name__ == "OutOfMemoryError":
         return "Ray ended it because its node was short of memory"
+    if hasattr(error, "traceback_str"):  # an exception on the node
+        return text.splitlines()[-1]
     return "its node was lost"
 
 
@@ -364,6 +372,7 @@ class Cluster:
         self.share = share_of(nodes, gpus, threads)
         self.workers = workers or workers_of(nodes, self.share)
         reserved = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "scheduling_strategy": "SPREAD"}
+        self._told: set[str] = set()
         self._actor = ray.remote(**reserved, max_restarts=0)(Actor)
         self._call = ray.remote(**reserved)(call_here)
 
@@ -382,7 +391,7 @@ class Cluster:
         try:
             found, result = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
-            raise MachineError(f"nothing can be run on the cluster: {how_lost(error)}", _TOGETHER) from error
+            raise MachineError(f"it cannot be run on the cluster: {how_lost(error)}", _TOGETHER) from error
         if problem := differing(Node.read(found), own):
             raise problem
         returned = pickle.loads(result)  # noqa: S301
@@ -397,7 +406,7 @@ class Cluster:
 
     def start_worker(self, module: str, paths: Needed) -> ActorLink:
         """A worker on whichever node has room for it first."""
-        return ActorLink(self._ray, self._actor.remote(), module, paths)
+        return ActorLink(self._ray, self._actor.remote(), module, paths, self._told)
 
     def ready(self, links: Sequence[ActorLink], timeout: float | None) -> Sequence[ActorLink]:
         """Those that have a message, or whose worker has ended; waits for the first."""

@@ -175,6 +175,8 @@ def test_nodes_with_other_versions_are_refused(
     assert cluster.call(os.getpid, tell=told.append) != os.getpid()
     with pytest.raises(VideoError, match="no such model there"):
         cluster.call(_fail, "no such model there", tell=told.append)
+    with pytest.raises(MachineError, match=r"cannot be run on the cluster: ZeroDivisionError: "):
+        cluster.call(divmod, 1, 0, tell=told.append)
     monkeypatch.setattr("lvspec_cli.batch.cluster.versions", lambda: versions() | {"torch": "1.0"})
     refused = r"^node .* has torch \d.*, here it is 1\.0$"
     with pytest.raises(MachineError, match=refused):
