@@ -340,13 +340,14 @@ def how_lost(error: Exception) -> str:
 
     :param error: one of Ray's.
     """
-    text = str(error).strip()
+    text = str(error)
     if "No module named 'lvspec_cli" in text:
         return f"its node has no lvspec {__version__}"
     if "out of memory" in text.lower() or type(error).__name__ == "OutOfMemoryError":
         return "Ray ended it because its node was short of memory"
-    if hasattr(error, "traceback_str"):  # an exception on the node
-        return text.splitlines()[-1]
+    if type(error).__name__.startswith("RayTaskError"):  # an exception on the node
+        cause = getattr(error, "cause", error)
+        return " ".join(f"{type(cause).__name__}: {cause}".split())
     return "its node was lost"
 
 
