@@ -90,7 +90,7 @@ def read_job(flags: CaptionFlags, stack: ExitStack) -> Job:
     _check_together(flags)
     cluster = _cluster(flags, stack)
     choice = chosen_pair(flags.loading, partial(_there, cluster, choose_pair) if cluster else None)
-    prompts = _prompts(flags.prompts)
+    devices, prompts = devices_of(flags.workers, choice.device), _prompts(flags.prompts)
     request = AskRequest(
         video_request(flags.sampling, choice.pair),
         tuple(prompts),
@@ -111,7 +111,6 @@ def read_job(flags: CaptionFlags, stack: ExitStack) -> Job:
     collected = _collected(inputs)
     texts = prompts | _origins(collected)
     if cluster is None:
-        devices = devices_of(flags.workers, choice.device)
         planned = plan_workers(choice, request, flags.workers, devices, records.on_oom, at_once, texts)
     else:
         planned = _planned_there(cluster, choice, request, flags, at_once, texts)
