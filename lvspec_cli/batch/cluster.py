@@ -411,7 +411,7 @@ class Cluster:
 
     def ready(self, links: Sequence[ActorLink], timeout: float | None) -> Sequence[ActorLink]:
         """Those that have a message, or whose worker has ended; waits for the first."""
-        if all(not link.node and time.monotonic() > link.since + PATIENCE for link in links):
+        if links and all(not link.node and time.monotonic() > link.since + PATIENCE for link in links):
             links[0].tell(self.waiting)
             for link in links:
                 link.since = float("inf")

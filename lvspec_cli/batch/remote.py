@@ -25,7 +25,7 @@ from lvspec_cli.batch.serve import (
 )
 from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import Work
-from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError, UsageError
+from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, NotFiniteError, PairError, UsageError
 from lvspec_cli.events import Listener, Noted
 from lvspec_cli.memory.resolve import place
 from lvspec_cli.output.records import Record, failed_record
@@ -146,11 +146,11 @@ class _Crew(Crew[_Worker]):
         worker.send(work)
 
     def worker_failed(self, worker: _Worker, error: LvspecError) -> None:
-        """Continues without a node on which the pair cannot be loaded. Elsewhere none could do it.
+        """Continues without a node on which something is wrong.
 
-        :raises LvspecError: the error, if it is not of one node.
+        :raises LvspecError: the error, if it is this machine's or would be that of all nodes.
         """
-        if self.cluster is None or isinstance(error, UsageError):
+        if self.cluster is None or isinstance(error, UsageError | NotFiniteError):
             raise error
         self.workers.remove(worker)
         self.pending.extendleft(reversed(worker.rest()))
@@ -171,7 +171,7 @@ class _Crew(Crew[_Worker]):
         failed, left = after_death(
             worker.rest(), worker.setup.plan.company.slots, tries=1 if self.cluster is None else 2
         )
-        if self.cluster is not None and not failed:
+        if self.cluster is not None and left and not failed:
             self.listen(Noted(f"a worker has ended ({how}): {counted(len(left), 'clip')} to be done again"))
         who = "the worker" if self.cluster is None else "two workers"
         error = WorkerDiedError(f"{who} ended at this clip ({how})", "--retry-errors does it again")

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -33,10 +34,17 @@ from lvspec_cli.batch.cluster import (
     versions,
     workers_of,
 )
-from lvspec_cli.batch.remote import after_death, run
+from lvspec_cli.batch.remote import _Crew, after_death, run
 from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Work, make_work
-from lvspec_cli.errors import MachineError, NoInputError, VideoError
+from lvspec_cli.errors import (
+    LvspecError,
+    MachineError,
+    NoInputError,
+    NotFiniteError,
+    UsageError,
+    VideoError,
+)
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.host import install_command
 from lvspec_cli.output.records import Record
@@ -319,6 +327,14 @@ def test_what_a_node_lacks() -> None:
     assert isinstance(blind(Node("n", own, frozenset(paths.folders)), paths), NoInputError)
     assert isinstance(blind(Node("n", own, frozenset(paths.models)), paths), MachineError)
     assert how_lost(Exception("No module named 'lvspec_cli'")).startswith("its node has no lvspec ")
+
+
+@pytest.mark.parametrize("error", [UsageError("a special token"), NotFiniteError("NaN")])
+def test_an_error_that_every_node_would_have_ends_the_run(error: LvspecError) -> None:
+    there: Any = object()
+    crew = _Crew(deque(), lambda record: None, lambda event: None, cluster=there)
+    with pytest.raises(type(error)):
+        crew.worker_failed(there, error)
 
 
 def test_the_first_worker_that_dies_may_have_been_lost_with_its_node() -> None:
