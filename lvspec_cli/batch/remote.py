@@ -1,4 +1,7 @@
-"""Runs works in this process, or in several worker processes. Only this process writes records."""
+"""Runs works in this process, or in several worker processes, here or on the nodes of a cluster.
+
+Only this process writes records.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from lvspec_cli.batch.cluster import Cluster, Needed, needed, with_absolute_path
 from lvspec_cli.batch.serve import (
     EventSent,
     Loaded,
@@ -20,13 +25,15 @@ from lvspec_cli.batch.serve import (
 )
 from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import Work
-from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, PairError
+from lvspec_cli.errors import ENOUGH, LvspecError, MachineError, NotFiniteError, PairError, UsageError
 from lvspec_cli.events import Listener, Noted
 from lvspec_cli.memory.resolve import place
 from lvspec_cli.output.records import Record, failed_record
-from lvspec_cli.workers import Crew, Worker, start_worker
+from lvspec_cli.table import counted
+from lvspec_cli.workers import Channel, Crew, Process, Worker, start_worker
 
 POLL = 0.2  # seconds between checks for an interruption
+WORKER = "lvspec_cli.batch.worker"
 
 
 class WorkerDiedError(LvspecError):
@@ -39,6 +46,7 @@ class WorkerDiedError(LvspecError):
 class _Worker(Worker):
     setup: Setup
     ready: bool = False
+    is_second: bool = False  # in the place of one that was lost while it loaded
     sent: int = 0  # works
     in_progress: dict[int, Work] = field(default_factory=dict)  # by number, oldest first
     written: set[str] = field(default_factory=set)  # keys of rows
@@ -56,12 +64,15 @@ def run_remote(
     write: Callable[[Record], None],
     listen: Listener,
     interrupted: Callable[[], bool],
+    cluster: Cluster | None = None,
 ) -> None:
     """As ``run``, in worker processes. If a worker dies, its current clip fails and it is started again.
 
-    A worker that dies while it loads is not started again: the other workers continue without it.
+    A worker that dies while it loads is not started again: the other workers continue without it. In a
+    cluster workers are also lost with their nodes: there a clip fails with the second one that dies, and so
+    does loading.
     """
-    crew = _Crew(deque(works), write, listen)
+    crew = _Crew(deque(works), write, listen, cluster, needed(works, plans[0].load_plan))
     setups = [Setup(plan, number) for number, plan in enumerate(plans[: len(works)])]
     with closing(crew):
         for setup in setups:
@@ -71,6 +82,7 @@ def run_remote(
                 crew.stop()
             for worker, message in crew.heard(POLL):
                 crew.handle(worker, message)
+            crew.end_idle()
         crew.check_done()
 
 
@@ -81,16 +93,29 @@ class _Crew(Crew[_Worker]):
     pending: deque[Work]
     write: Callable[[Record], None]
     listen: Listener
+    cluster: Cluster | None = None
+    paths: Needed = field(default_factory=Needed)  # for a cluster
     stopping: bool = False
-    lost: str = ""  # how the last worker that was not started again ended
+    lost: LvspecError | None = None  # why the last worker that was not started again ended
 
-    def start(self, setup: Setup) -> None:
+    def start(self, setup: Setup, *, is_second: bool = False) -> None:
+        process: Process
+        connection: Channel
         try:
-            worker = _Worker(*start_worker("lvspec_cli.batch.worker"), setup)
+            if self.cluster is None:
+                process, connection = start_worker(WORKER)
+            else:
+                process = connection = self.cluster.start_worker(WORKER, self.paths)
         except OSError as error:
             raise MachineError(f"no worker can be started ({error.strerror})", ENOUGH) from error
+        worker = _Worker(process, connection, setup, is_second=is_second)
         self.workers.append(worker)
         worker.send(setup)
+
+    def ready(self, connections: Sequence[Any], timeout: float | None) -> Sequence[Any]:
+        if self.cluster is None:
+            return super().ready(connections, timeout)
+        return self.cluster.ready(connections, timeout)
 
     def stop(self) -> None:
         """Ends all workers. What they have sent is still received: the other answers are dropped."""
@@ -120,6 +145,18 @@ class _Crew(Crew[_Worker]):
             worker.sent += 1
         worker.send(work)
 
+    def worker_failed(self, worker: _Worker, error: LvspecError) -> None:
+        """Continues without a node on which something is wrong.
+
+        :raises LvspecError: the error, if it is this machine's or would be that of all nodes.
+        """
+        if self.cluster is None or isinstance(error, UsageError | NotFiniteError):
+            raise error
+        self.workers.remove(worker)
+        self.pending.extendleft(reversed(worker.rest()))
+        worker.end()
+        self._continue_without(error)
+
     def worker_ended(self, worker: _Worker) -> None:
         """Fails the work that it ended at, takes back the others, and starts it again if it had loaded the
         pair."""
@@ -129,10 +166,15 @@ class _Crew(Crew[_Worker]):
         if code == 0 or self.stopping:
             return
         if not worker.ready:
-            self._continue_without(f"a worker ended while it loaded the pair ({how})")
+            self._ended_loading(worker, code, how)
             return
-        failed, left = after_death(worker.rest(), worker.setup.plan.company.slots)
-        error = WorkerDiedError(f"the worker ended at this clip ({how})", "--retry-errors does it again")
+        failed, left = after_death(
+            worker.rest(), worker.setup.plan.company.slots, tries=1 if self.cluster is None else 2
+        )
+        if self.cluster is not None and left and not failed:
+            self.listen(Noted(f"a worker has ended ({how}): {counted(len(left), 'clip')} to be done again"))
+        who = "the worker" if self.cluster is None else "two workers"
+        error = WorkerDiedError(f"{who} ended at this clip ({how})", "--retry-errors does it again")
         for work in failed:
             for number in work.numbers:
                 self.write(
@@ -143,32 +185,48 @@ class _Crew(Crew[_Worker]):
             try:
                 self.start(worker.setup)
             except MachineError as error:
-                self._continue_without(error.cause)
+                self._continue_without(error)
 
-    def _continue_without(self, cause: str) -> None:
+    def _ended_loading(self, worker: _Worker, code: int | None, how: str) -> None:
+        if code is None and not worker.is_second and self.pending:  # with its node: there may be others
+            self.start(worker.setup, is_second=True)
+            return
+        remedy = "take fewer --workers, or see with --workers 1 what is wrong"
+        self._continue_without(PairError(f"a worker ended while it loaded the pair ({how})", remedy))
+
+    def _continue_without(self, error: LvspecError) -> None:
         """Leaves the remaining works to the other workers, if there are any."""
-        self.lost = cause
+        self.lost = error
         if self.workers:
-            self.listen(Noted(f"{cause}: {len(self.workers)} go on"))
+            self.listen(Noted(f"{error.cause}: {len(self.workers)} go on"))
+
+    def end_idle(self) -> None:
+        """When all works are done: ends the workers that still load, or wait for a node, maybe for long."""
+        if self.pending or any(worker.in_progress for worker in self.workers):
+            return
+        for worker in [worker for worker in self.workers if not worker.ready]:
+            self.workers.remove(worker)
+            worker.end()
 
     def check_done(self) -> None:
         """Called when no worker is left.
 
-        :raises PairError: there are works that nobody has done.
+        :raises LvspecError: there are works that nobody has done.
         """
-        if self.pending:
-            raise PairError(self.lost, "take fewer --workers, or see with --workers 1 what is wrong")
+        if self.pending and self.lost is not None:
+            raise self.lost
 
 
-def after_death(rest: Sequence[Work], slots: int) -> tuple[Sequence[Work], Sequence[Work]]:
+def after_death(rest: Sequence[Work], slots: int, *, tries: int = 1) -> tuple[Sequence[Work], Sequence[Work]]:
     """The works that a worker which died leaves: one that fails, if it is known, and those to be done again.
 
     The oldest works were under way, one in each of its slots. If that is a single one, it was the reason, and
     fails. If not, each of them is done again with nothing beside it.
 
     :param rest: what it has not finished, oldest first.
+    :param tries: 2 if a single one is done again, too, because a worker may have died for another reason.
     """
-    if slots == 1 or (rest and rest[0].alone):
+    if (slots == 1 and tries == 1) or (rest and rest[0].alone):
         return rest[:1], rest[1:]
     return (), [*(replace(work, alone=True) for work in rest[:slots]), *rest[slots:]]
 
@@ -180,18 +238,21 @@ def run(
     write: Callable[[Record], None],
     listen: Listener = lambda event: None,
     interrupted: Callable[[], bool] = lambda: False,
+    cluster: Cluster | None = None,
 ) -> None:
     """Answers all works. ``write`` is called with each record.
 
-    A single plan runs in this process. Several plans run in a process each, with one queue of works.
-    ``listen`` gets their events as ``InWorker``.
+    A single plan runs in this process. Several plans run in a process each, with one queue of works, and so
+    do those for a cluster. ``listen`` gets their events as ``InWorker``.
 
     :param interrupted: checked once a round; if true, current answers are dropped and no other starts.
     :raises PairError: the pair cannot be loaded, or does not fit.
     """
+    if cluster is not None:
+        works = [with_absolute_path(work) for work in works]
+        run_remote(works, plans, write=write, listen=listen, interrupted=interrupted, cluster=cluster)
+        return
     if len(plans) > 1:
-        from lvspec_cli.batch.remote import run_remote
-
         # The placement is decided before any worker takes memory.
         plans = [replace(plan, load_plan=place(plan.load_plan, plan.workload)) for plan in plans]
         run_remote(works, plans, write=write, listen=listen, interrupted=interrupted)

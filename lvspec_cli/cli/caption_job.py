@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from lvspec_cli.batch.answer import OnOutOfMemory
+from lvspec_cli.batch.cluster import Cluster, check_here, joined
 from lvspec_cli.batch.company import best_company, clip_costs, company_of
 from lvspec_cli.batch.cutting import check_lengths
 from lvspec_cli.batch.history import PastRun
@@ -21,6 +24,7 @@ from lvspec_cli.batch.names import Collected, Input
 from lvspec_cli.batch.serve import WorkerPlan, decoders_of
 from lvspec_cli.batch.work import Again, Outstanding, Work, make_work, parse_shard
 from lvspec_cli.cli.caption_options import CaptionDecoding, CaptionFlags, Inputs, Prompts, Workers
+from lvspec_cli.cli.reporting import say
 from lvspec_cli.cli.requests import (
     argument_of,
     caption_mistake,
@@ -38,6 +42,7 @@ from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.events import Event, Noted
 from lvspec_cli.figures.audit import parse_share
 from lvspec_cli.host import STDERR_NAMES, message_stream, state_folder, usable_cores
+from lvspec_cli.memory.choose import choose_pair
 from lvspec_cli.memory.resolve import (
     MOST_SLOTS,
     check_device,
@@ -51,6 +56,8 @@ from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, Gate, Mode
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,13 @@ class Job:
     gates: frozenset[Gate]
     out: Path | None  # None for stdout
     notes: tuple[Event, ...] = ()  # for the user, when nothing is wrong with the command
+    cluster: Cluster | None = None  # whose nodes the workers run on
 
 
-def read_job(flags: CaptionFlags) -> Job:
+def read_job(flags: CaptionFlags, stack: ExitStack) -> Job:
     """Reads and checks all flags and inputs, before anything slow starts.
 
+    :param stack: keeps this process in a cluster until it is closed.
     :raises UsageError: flags are wrong or exclude each other.
     :raises NoInputError: there is nothing to caption.
     """
@@ -78,8 +87,9 @@ def read_job(flags: CaptionFlags) -> Job:
     mistake = caption_mistake([argument_of(text) for text in inputs.paths or ()])
     if mistake is not None:
         raise mistake
-    choice = chosen_pair(flags.loading)
     _check_together(flags)
+    cluster = _cluster(flags, stack)
+    choice = chosen_pair(flags.loading, partial(_there, cluster, choose_pair) if cluster else None)
     devices, prompts = devices_of(flags.workers, choice.device), _prompts(flags.prompts)
     request = AskRequest(
         video_request(flags.sampling, choice.pair),
@@ -93,29 +103,101 @@ def read_job(flags: CaptionFlags) -> Job:
         task="caption",
         audit=_audit(records.audit, flags.decoding),
     )
-    notes: list[Event] = []
     check_effects(flags.loading, flags.decoding, flags.rule, request.settings)
     check_decoder(flags.sampling.decoder)
     if records.out != "-":
         check_room(Path(records.out).absolute().parent)
-    load_plan, base = prepared(_for_worker(choice, devices[0], devices), request, listen=notes.append)
-    check_thinking(load_plan, base)
-    at_once = _at_once(flags.workers.at_once, base.settings)
-    company, said = chosen_company(load_plan, base, at_once)
-    notes += map(Noted, said)
+    at_once = _at_once(flags.workers.at_once, request.settings)
     collected = _collected(inputs)
-    check_prompts(load_plan, base, prompts | _origins(collected))
+    texts = prompts | _origins(collected)
+    if cluster is None:
+        planned = plan_workers(choice, request, flags.workers, devices, records.on_oom, at_once, texts)
+    else:
+        planned = _planned_there(cluster, choice, request, flags, at_once, texts)
     return Job(
-        load_plan=load_plan,
-        base=base,
+        load_plan=planned.load_plan,
+        base=planned.base,
         collected=collected,
         cutting=Cutting(inputs.segment, inputs.overlap, inputs.scenes),
         again=Again.ALL if records.redo else Again.ERRORS if records.retry_errors else Again.NOTHING,
-        plans=worker_plans(load_plan, base, flags.workers, devices, records.on_oom, company),
+        plans=planned.workers,
         gates=_gates(records.fail_on or ()),
         out=None if records.out == "-" else Path(records.out),
-        notes=tuple(notes),
+        notes=planned.notes,
+        cluster=cluster,
     )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """How the pair is loaded, the request that suits it, and the plan of each worker."""
+
+    load_plan: LoadPlan
+    base: AskRequest
+    workers: tuple[WorkerPlan, ...]
+    notes: tuple[Event, ...] = ()
+
+
+def plan_workers(
+    choice: PairChoice,
+    request: AskRequest,
+    workers: Workers,
+    devices: Sequence[str],
+    on_out_of_memory: OnOutOfMemory,
+    at_once: int | None,
+    texts: Mapping[str, str],
+) -> Planned:
+    """The plan of a worker on each device of this machine, before any weights are read.
+
+    :param texts: the prompts, each with its origin.
+    """
+    notes: list[Event] = []
+    load_plan, base = prepared(_for_worker(choice, devices[0], devices), request, listen=notes.append)
+    check_thinking(load_plan, base)
+    company, said = chosen_company(load_plan, base, at_once)
+    check_prompts(load_plan, base, texts)
+    plans = worker_plans(load_plan, base, workers, devices, on_out_of_memory, company)
+    return Planned(load_plan, base, plans, (*notes, *map(Noted, said)))
+
+
+def _cluster(flags: CaptionFlags, stack: ExitStack) -> Cluster | None:
+    """The cluster of ``--ray``, which this process stays in until the stack is closed."""
+    workers = flags.workers
+    if workers.ray is None:
+        return None
+    count = None if workers.workers == "auto" else int(workers.workers)
+    return stack.enter_context(joined(workers.ray, count, workers.gpus_per_worker, flags.loading.threads))
+
+
+def _there(cluster: Cluster, function: Callable[..., T], *arguments: object) -> T:
+    """The result of a function that depends on the machine, on one of the cluster's nodes."""
+    return cluster.call(function, *arguments, tell=say)
+
+
+def _planned_there(
+    cluster: Cluster,
+    choice: PairChoice,
+    request: AskRequest,
+    flags: CaptionFlags,
+    at_once: int | None,
+    texts: Mapping[str, str],
+) -> Planned:
+    """As ``plan_workers``, made on a node: the pair is loaded there, on GPUs that this machine may lack.
+
+    :raises MachineError: the models are at other paths there.
+    """
+    share, workers = cluster.share, flags.workers
+    choice = replace(choice, threads=share.threads)
+    there = ["auto"] * share.side_by_side
+    planned = _there(
+        cluster, plan_workers, choice, request, workers, there, flags.records.on_oom, at_once, texts
+    )
+    check_here(planned.load_plan)
+    plan = planned.workers[0]
+    if workers.decode_workers is None:
+        plan = replace(plan, decode_workers=max(1, min(4, share.threads // 2)))
+    memory = workers.decode_memory * 2**20 // share.on_a_node
+    return replace(planned, workers=(replace(plan, decode_bytes=memory),) * cluster.workers)
 
 
 def _check_together(flags: CaptionFlags) -> None:
@@ -132,12 +214,31 @@ def _check_together(flags: CaptionFlags) -> None:
         raise UsageError("--null has no effect without a list of paths", "add --from-list, or leave out -0")
     if not all(map(str.strip, (devices or "cpu").split(","))):
         raise UsageError(f"--devices {devices!r} has an empty place", "write cuda:0,cuda:1")
-    if devices and (flags.workers.workers > 1 or flags.loading.device != "auto"):
+    if devices and (flags.workers.workers not in ("auto", "1") or flags.loading.device != "auto"):
         raise UsageError("--devices excludes --device and --workers", "name each device in --devices")
+    if flags.workers.ray is not None:
+        _check_ray(flags)
+    elif flags.workers.gpus_per_worker is not None:
+        raise UsageError("--gpus-per-worker goes with --ray only", "add --ray, or leave it out")
     if records.out in STDERR_NAMES:
         raise UsageError(f"--out {records.out}: messages go there", "send the records to stdout: --out -")
     if records.out == "-" and (flags.export.to or records.retry_errors or records.redo):
         raise UsageError("--out - leaves no file to go on from or to export", "name a file with --out")
+
+
+def _check_ray(flags: CaptionFlags) -> None:
+    named = {
+        "--devices": flags.workers.devices,
+        "--device": flags.loading.device != "auto",
+        "--draft-device": flags.loading.draft_device,
+    }
+    if flag := next((flag for flag, is_named in named.items() if is_named), None):
+        raise UsageError(f"--ray excludes {flag}: Ray gives each worker its GPUs", "take --gpus-per-worker")
+    gpus = flags.workers.gpus_per_worker
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise UsageError(
+            f"--gpus-per-worker {gpus:g} is no number of GPUs", "give a whole number, or less than 1"
+        )
 
 
 def _prompts(prompts: Prompts) -> dict[str, str]:
@@ -296,7 +397,7 @@ def devices_of(workers: Workers, device: str) -> list[str]:
         for name in names:
             check_device(name, "--devices")
         return names
-    return [device] * workers.workers
+    return [device] * (1 if workers.workers == "auto" else int(workers.workers))
 
 
 def _for_worker(choice: PairChoice, device: str, devices: Sequence[str]) -> PairChoice:
@@ -354,7 +455,7 @@ def past_run(job: Job, rows: int, seconds: float) -> PastRun:
     return PastRun(
         pair=job.load_plan.choice.name,
         mode=base.settings.mode.value,
-        device=",".join(plan.load_plan.choice.device for plan in job.plans),
+        device="ray" if job.cluster else ",".join(plan.load_plan.choice.device for plan in job.plans),
         workers=len(job.plans),
         frames=base.video.max_frames,
         rows=rows,

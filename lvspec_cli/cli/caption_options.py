@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument
+from typer import Argument, BadParameter
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, flag
 from lvspec_cli.output.exports.types import ExportFormat
+
+MOST_WORKERS = 512
+
+
+def _checked_workers(text: str) -> str:
+    if text != "auto" and not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST_WORKERS):
+        raise BadParameter(f"{text} is neither auto nor a number from 1 to {MOST_WORKERS}")
+    return text
 
 
 def _records_to(path: str) -> str:
@@ -113,12 +121,30 @@ class Workers(OptionGroup):
     """The number of workers, and their shares of the machine."""
 
     section = "Speed"
-    common = ("workers",)
+    common = ("workers", "ray")
 
-    workers: int = flag(
-        1, "Pairs side by side. Each has its share of the memory.", min=1, max=64, metavar="N"
+    workers: str = flag(
+        "auto",
+        "Pairs side by side. Each has its share of the memory. auto: 1, or with --ray as many as the cluster "
+        "has room for.",
+        metavar="N|auto",
+        callback=_checked_workers,
     )
     devices: str | None = flag(None, "One pair on each: cuda:0,cuda:1.", metavar="LIST")
+    ray: str | None = flag(
+        None,
+        "Run the workers on the nodes of this Ray cluster, which see videos and models at the same paths. "
+        "auto: the cluster that this machine is a part of.",
+        metavar="ADDRESS",
+    )
+    gpus_per_worker: float | None = flag(
+        None,
+        "GPUs of each worker with --ray; 0.5: two share one.",
+        min=0,
+        max=64,
+        metavar="N",
+        shown="1 if the cluster has any",
+    )
     at_once: str = flag(
         "1",
         "Captions that each pair decodes together. auto: as many as fit and gain; 1 on a GPU, in 16 bits, "

@@ -84,14 +84,15 @@ class Outcome:
 
 def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     """Runs the command and gives its exit code."""
-    job, quiet = read_job(flags), flags.messages.quiet
-    _check_export(flags, job.collected)
-    if not quiet:
-        for note in job.notes:
-            say_note(note)
-    if flags.records.dry_run:
-        return dry_run(job, quiet)
+    quiet = flags.messages.quiet
     with ExitStack() as stack:
+        job = read_job(flags, stack)
+        _check_export(flags, job.collected)
+        if not quiet:
+            for note in job.notes:
+                say_note(note)
+        if flags.records.dry_run:
+            return dry_run(job, quiet)
         rows: Rows = stack.enter_context(RecordFile.open(job.out)) if job.out else Printed()
         works = lay_out_job(job, quiet)
         remaining = outstanding(job.load_plan, works, rows.existing, job.again)
@@ -163,6 +164,7 @@ def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outc
                     write=write,
                     listen=listen_all,
                     interrupted=stop.asked,
+                    cluster=job.cluster,
                 )
         finally:
             outcome.seconds = time.monotonic() - began

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
@@ -43,11 +43,14 @@ TEXT_SUFFIXES = (".txt", ".lst", ".list", ".md", ".srt", ".vtt", ".json", ".yaml
 LEAST_TEMPERATURE = 1e-3  # with a lower one, logits would overflow half precision
 
 
-def chosen_pair(loading: Loading) -> PairChoice:
-    """The pair of the flags, with the options for loading it."""
+def chosen_pair(loading: Loading, choose: Callable[..., PairChoice] | None = None) -> PairChoice:
+    """The pair of the flags, with the options for loading it.
+
+    :param choose: decides for ``auto`` in the place of ``choose_pair``, which goes by this machine.
+    """
     from lvspec_cli.memory.choose import choose_pair
     from lvspec_cli.memory.resolve import check_device
-    from lvspec_cli.pairs.registry import MTP, load_registry
+    from lvspec_cli.pairs.registry import AUTO, MTP, load_registry
 
     check_device(loading.device)
     if loading.draft_device is not None:
@@ -59,8 +62,10 @@ def chosen_pair(loading: Loading) -> PairChoice:
         if loading.pair != os.environ.get("LVSPEC_PAIR"):
             raise
         raise PairError(f"LVSPEC_PAIR: {error.cause}", error.remedy) from None
+    is_open = (loading.pair or registry.default) == AUTO
+    choose = choose if choose is not None and is_open else choose_pair
     return replace(
-        choose_pair(registry.with_mtp() if loading.draft == MTP else registry, loading.pair, loading.device),
+        choose(registry.with_mtp() if loading.draft == MTP else registry, loading.pair, loading.device),
         dtype=loading.dtype,
         quant_target=loading.quant_target,
         quant_draft=loading.quant_draft,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,12 +95,14 @@ def test_a_process_that_ends_is_said_so(
     header = Header(settings=SETTINGS, environment=environment_of(pair), inputs="")
     crew = _Crew(plan if killed else replace(plan, target=Path("gone")), SMALLEST_WORKLOAD, 1)
     crew.start()
+    process = crew.workers[0].process
+    assert isinstance(process, subprocess.Popen)
     if killed:
-        os.kill(crew.workers[0].process.pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
     with open_journal(tmp_path / "out", header) as kept, pytest.raises(PairError, match=said):
         crew.measure(clips, PLAN, kept)
     crew.close()
-    assert crew.workers[0].process.returncode is not None
+    assert process.returncode is not None
 
 
 def test_places_count_clips_and_items(clips: tuple[BenchClip, ...]):

@@ -258,7 +258,7 @@ def test_workers_are_given_their_place_before_any_is_loaded(
 @pytest.mark.parametrize(
     ("workers", "draft_device", "counts"),
     [
-        (Workers(workers=3), None, [3, 3, 3]),
+        (Workers(workers="3"), None, [3, 3, 3]),
         (Workers(devices="cuda:0, cuda:1,cuda:0"), None, [2, 1, 2]),
         (Workers(devices="cuda:0,cuda:1"), "cuda:2", [2, 2]),
         (Workers(), None, [1]),
