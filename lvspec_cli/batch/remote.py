@@ -34,6 +34,7 @@ from lvspec_cli.workers import Channel, Crew, Process, Worker, start_worker
 
 POLL = 0.2  # seconds between checks for an interruption
 WORKER = "lvspec_cli.batch.worker"
+MOST_TRIES = 3  # to load the pair: a node that is lost may be chosen once more before the cluster knows
 
 
 class WorkerDiedError(LvspecError):
@@ -46,7 +47,7 @@ class WorkerDiedError(LvspecError):
 class _Worker(Worker):
     setup: Setup
     ready: bool = False
-    is_second: bool = False  # in the place of one that was lost while it loaded
+    tries: int = 1  # to load the pair, with those that were lost
     sent: int = 0  # works
     in_progress: dict[int, Work] = field(default_factory=dict)  # by number, oldest first
     written: set[str] = field(default_factory=set)  # keys of rows
@@ -69,8 +70,8 @@ def run_remote(
     """As ``run``, in worker processes. If a worker dies, its current clip fails and it is started again.
 
     A worker that dies while it loads is not started again: the other workers continue without it. In a
-    cluster workers are also lost with their nodes: there a clip fails with the second one that dies, and so
-    does loading.
+    cluster workers are also lost with their nodes: there a clip fails with the second one that dies, and
+    loading with the third.
     """
     crew = _Crew(deque(works), write, listen, cluster, needed(works, plans[0].load_plan))
     setups = [Setup(plan, number) for number, plan in enumerate(plans[: len(works)])]
@@ -98,7 +99,7 @@ class _Crew(Crew[_Worker]):
     stopping: bool = False
     lost: LvspecError | None = None  # why the last worker that was not started again ended
 
-    def start(self, setup: Setup, *, is_second: bool = False) -> None:
+    def start(self, setup: Setup, tries: int = 1) -> None:
         process: Process
         connection: Channel
         try:
@@ -108,7 +109,7 @@ class _Crew(Crew[_Worker]):
                 process = connection = self.cluster.start_worker(WORKER, self.paths)
         except OSError as error:
             raise MachineError(f"no worker can be started ({error.strerror})", ENOUGH) from error
-        worker = _Worker(process, connection, setup, is_second=is_second)
+        worker = _Worker(process, connection, setup, tries=tries)
         self.workers.append(worker)
         worker.send(setup)
 
@@ -188,8 +189,8 @@ class _Crew(Crew[_Worker]):
                 self._continue_without(error)
 
     def _ended_loading(self, worker: _Worker, code: int | None, how: str) -> None:
-        if code is None and not worker.is_second and self.pending:  # with its node: there may be others
-            self.start(worker.setup, is_second=True)
+        if code is None and worker.tries < MOST_TRIES and self.pending:  # with its node: there are others
+            self.start(worker.setup, worker.tries + 1)
             return
         remedy = "take fewer --workers, or see with --workers 1 what is wrong"
         self._continue_without(PairError(f"a worker ended while it loaded the pair ({how})", remedy))

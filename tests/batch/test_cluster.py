@@ -35,13 +35,14 @@ from lvspec_cli.batch.cluster import (
     workers_of,
 )
 from lvspec_cli.batch.remote import _Crew, after_death, run
-from lvspec_cli.batch.serve import WorkerPlan
+from lvspec_cli.batch.serve import Setup, WorkerPlan
 from lvspec_cli.batch.work import Work, make_work
 from lvspec_cli.errors import (
     LvspecError,
     MachineError,
     NoInputError,
     NotFiniteError,
+    PairError,
     UsageError,
     VideoError,
 )
@@ -335,6 +336,24 @@ def test_an_error_that_every_node_would_have_ends_the_run(error: LvspecError) ->
     crew = _Crew(deque(), lambda record: None, lambda event: None, cluster=there)
     with pytest.raises(type(error)):
         crew.worker_failed(there, error)
+
+
+def test_loading_is_tried_again_elsewhere_but_not_without_end() -> None:
+    """As on a cluster where every node is lost."""
+    started: list[str] = []
+
+    def start_worker(module: str, paths: Needed) -> Any:
+        started.append(module)
+        return SimpleNamespace(send=str, close=str, wait=lambda: "its node was lost")
+
+    there: Any = SimpleNamespace(start_worker=start_worker)
+    crew = _Crew(deque([work("/a.mp4")]), lambda record: None, lambda event: None, cluster=there)
+    crew.start(Setup(WorkerPlan(PLAN, work("/a.mp4").request, 1, 2**20, "fail")))
+    while crew.workers:
+        crew.worker_ended(crew.workers[0])
+    assert len(started) == 3
+    with pytest.raises(PairError, match=r"while it loaded the pair \(its node was lost\)$"):
+        crew.check_done()
 
 
 def test_the_first_worker_that_dies_may_have_been_lost_with_its_node() -> None:
