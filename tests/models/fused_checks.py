@@ -17,7 +17,7 @@ from lvspec_cli.models.kernels.int4_kernels import unpacked
 # Heads, key heads, size of a head, rows and the first one's slot: in one stretch of keys, and across two.
 SHAPES = ((4, 2, 16, 1, 0), (6, 1, 40, 3, 254), (2, 1, 16, 16, 120))
 PRODUCTS = ((70, 200, False), (65, 1040, True))  # outputs, inputs, biased: sums of one part, and of two
-PACKED = ((70, 192, True), (65, 576, False))
+PACKED = ((70, 192, True), (40, 1088, False))
 ROOM = 384
 
 
