@@ -67,6 +67,7 @@ def fabricate(
     text = deepcopy(config.get_text_config())
     text._attn_implementation = _ATTENTION["text_config"]
     kind = type(layers[0])
+    multiply = int4_product(device, dtype) if quantisation is Quantisation.INT4 else None
     for number in range(text.num_hidden_layers):
         with torch.device(device), _default_dtype(dtype):
             layer = kind(text, number)
@@ -75,8 +76,8 @@ def fabricate(
             _pack(layer, dtype)
         elif quantisation is Quantisation.TORCHAO_INT4:
             _pack_by_torchao(layer, device.type)
-        elif quantisation is Quantisation.INT4:
-            pack_linear_layers(layer, None, int4_product(device, dtype))
+        elif multiply is not None:
+            pack_linear_layers(layer, None, multiply)
         if number:
             layers.append(layer)
         else:

@@ -49,3 +49,6 @@ def test_models_in_16_bits_run_by_them() -> None:
     assert load_model(BUNDLED, device=DEVICE, dtype="float32").fused is None
     packed = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=Quantisation.NF4)
     assert packed.fused is None
+    ours = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=Quantisation.INT4).fused
+    assert ours is not None
+    assert ours.rows_stand_alone

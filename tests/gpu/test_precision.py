@@ -40,6 +40,7 @@ WAYS = [
     ("float32", Quantisation.NF4),
     ("bfloat16", Quantisation.NF4),
     ("bfloat16", Quantisation.INT8),
+    ("bfloat16", Quantisation.INT4),
 ]
 
 
@@ -79,7 +80,11 @@ def test_the_draft_is_worth_something(pair: LoadedPair) -> None:
 
 
 def test_what_is_packed(pair: LoadedPair) -> None:
-    kind = {Quantisation.NF4: "Linear4bit", Quantisation.INT8: "Linear8bitLt"}
+    kind = {
+        Quantisation.NF4: "Linear4bit",
+        Quantisation.INT8: "Linear8bitLt",
+        Quantisation.INT4: "Int4Linear",
+    }
     target = pair.target
     layers = target.family.layers(target.model)
     wanted = kind.get(target.quantisation, "Linear")
@@ -116,7 +121,7 @@ def test_rows_that_nf4_takes_at_once(name: str, monkeypatch: pytest.MonkeyPatch)
     assert min(written) - 1 == verification_width_limit(Quantisation.NF4, device, bitsandbytes.__version__)
 
 
-@pytest.mark.parametrize("quantisation", [Quantisation.BF16, Quantisation.NF4])
+@pytest.mark.parametrize("quantisation", [Quantisation.BF16, Quantisation.NF4, Quantisation.INT4])
 def test_the_bench_of_real_sizes(quantisation: Quantisation) -> None:
     """At a tiny size, where what is planned of a prefill is not to scale."""
     config, device = tiny("Qwen/Qwen2.5-VL-7B-Instruct"), torch.device(DEVICE)

@@ -17,7 +17,7 @@ from lvspec_cli.models.kernels.int4_kernels import unpacked
 # Heads, key heads, size of a head, rows and the first one's slot: in one stretch of keys, and across two.
 SHAPES = ((4, 2, 16, 1, 0), (6, 1, 40, 3, 254), (2, 1, 16, 16, 120))
 PRODUCTS = ((70, 200, False), (65, 1040, True))  # outputs, inputs, biased: sums of one part, and of two
-PACKED = ((70, 192, True), (65, 576, False))
+PACKED = ((70, 192, True), (40, 1088, False))
 ROOM = 384
 
 
@@ -80,7 +80,7 @@ def check_kernels(heads: int, key_heads: int, size: int, rows: int, start: int, 
     for part in (own.keys, own.values):
         part[:, (start + rows - 1) // 128 * 128 + 128 :] = float("nan")
     assert own.table is table
-    for row in range(rows):
+    for row in {0, rows // 2, rows - 1}:
         alone = queries[:, row : row + 1].contiguous()
         found, none = interpreted.attend(alone, own, slots[row : row + 1], size**-0.5)
         assert torch.equal(found, attended[row : row + 1])
@@ -96,7 +96,7 @@ def check_products(outputs: int, inputs: int, biased: bool, device: str = "cpu",
     )
     whole = Kernels().multiply(rows, weight, bias if biased else None)
     assert_close(whole, Twins().multiply(rows, weight, bias if biased else None))
-    for count in range(1, most):
+    for count in range(1, most) if inputs < 512 else (1, 2, 9):  # larger ones take the interpreter long
         found = Kernels().multiply(rows[most - count :], weight, bias if biased else None)
         assert torch.equal(found, whole[most - count :]), count
 
@@ -112,7 +112,7 @@ def check_packed(outputs: int, inputs: int, biased: bool, device: str = "cpu", m
     assert torch.equal(unpacked(matrix, torch.float32), matrix.unpacked(torch.float32))
     whole = Kernels().multiply(rows, matrix, added)
     assert_close(whole, by_unpacking(rows.float(), matrix, None if added is None else added.float()).half())
-    for count in range(1, most, 5):
+    for count in (1, 2, 9):
         assert torch.equal(Kernels().multiply(rows[most - count :], matrix, added), whole[most - count :])
 
 

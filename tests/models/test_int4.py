@@ -19,6 +19,7 @@ from lvspec_cli.memory.plan import matrix_bytes
 from lvspec_cli.models.kernels import fused
 from lvspec_cli.models.kernels.fused import int4_product
 from lvspec_cli.models.kernels.int4 import (
+    BLOCK,
     GROUP,
     Int4Linear,
     Packed4,
@@ -67,18 +68,18 @@ class Wrong(nn.Linear):
 
 def test_linear_layers_are_packed_where_they_can_be() -> None:
     blocks = nn.ModuleDict(
-        {"one": nn.Linear(GROUP, 24), "odd": nn.Linear(GROUP + 8, 24), "other": Wrong(GROUP, 24)}
+        {"one": nn.Linear(BLOCK, 24), "odd": nn.Linear(GROUP + 8, 24), "other": Wrong(GROUP, 24)}
     )
     bias = blocks["one"].bias
     assert pack_linear_layers(blocks, None, by_unpacking) == 1
     assert [type(part) for part in blocks.values()] == [Int4Linear, nn.Linear, Wrong]
-    inputs, packed = torch.randn(2, 3, GROUP), blocks["one"]
+    inputs, packed = torch.randn(2, 3, BLOCK), blocks["one"]
     assert isinstance(packed, Int4Linear)
     assert isinstance(bias, Tensor)
     expected = nn.functional.linear(inputs, packed.matrix.unpacked(torch.float32), bias)
     assert torch.equal(packed(inputs), expected)
     stored = sum(part.nbytes for name, part in packed.named_parameters() if name != "bias")
-    assert stored == matrix_bytes(INT4, 4) * GROUP * 24 == matrix_bytes(INT4, 2) * GROUP * 24
+    assert stored == matrix_bytes(INT4, 4) * BLOCK * 24 == matrix_bytes(INT4, 2) * BLOCK * 24
 
 
 def test_kernels_that_are_wrong_or_do_not_compile_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,10 @@ def test_the_kernels_compile_for_a_gpu() -> None:
 
     numbers = dict.fromkeys(("rows", "outputs", "width", "steps"), "i32")
     for kernel, constants in (
-        (kernels.packed_product_kernel, {"WHOLE": True, "BIAS": True, "OUTPUTS": OUTPUTS}),
+        (
+            kernels.packed_product_kernel,
+            {"WHOLE": True, "BIAS": True, "OUTPUTS": OUTPUTS, "PLAIN": 0x4300, "OFFSET": 136},
+        ),
         (kernels.unpack_kernel, {"WIDTH": kernels.COLUMNS}),
     ):
         kinds = {"words": "*i32"} | numbers | dict.fromkeys(constants, "constexpr")
@@ -140,3 +144,5 @@ def test_the_kernels_compile_for_a_gpu() -> None:
         assert made.asm["cubin"]
         if kernel is kernels.packed_product_kernel:
             assert re.search(r"(mma|wgmma)\S*m\d+n\d+k16\S*bf16", made.asm["ptx"])
+            # Codes become numbers in registers, without a conversion or a way through shared memory.
+            assert not re.search(r"cvt\.rn\.bf16\.s32|st\.shared\S*b16", made.asm["ptx"])

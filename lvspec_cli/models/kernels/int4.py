@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 GROUP = 64  # weights of a row that share a scale
 WORD = 8  # codes in 32 bits
+WORDS = 16  # of a block: code i of word j is of column 16 i + j, so that all codes i are a tile's columns
+BLOCK = WORD * WORDS
 ROWS = 80  # the most rows that are multiplied packed: a verification with the greatest gamma has 65
 _EXTREME = 8  # code of a group's extreme value, if its scale is not made smaller
 _FACTORS = (8 / 7, 1.0, 0.95, 0.9, 0.85)  # of scales that are tried
@@ -33,7 +35,7 @@ Multiply = Callable[[Tensor, "Packed4", Tensor | None], Tensor]
 class Packed4:
     """A matrix (outputs, inputs)."""
 
-    words: Tensor  # int32 (outputs, inputs / 8): code i of a word is in its bits from 4 i on, 8 added
+    words: Tensor  # int32 (outputs, 16 a block): code i of a word is in its bits from 4 i on, 8 added
     scales: Tensor  # bfloat16 (outputs, inputs / 64)
 
     @property
@@ -42,7 +44,7 @@ class Packed4:
 
     @property
     def inputs(self) -> int:
-        return self.words.shape[1] * WORD
+        return self.scales.shape[1] * GROUP
 
     @classmethod
     def of(cls, weight: Tensor) -> Packed4:
@@ -62,14 +64,16 @@ class Packed4:
             is_better = error < least
             least, scales = torch.where(is_better, error, least), torch.where(is_better, scale, scales)
             best = torch.where(is_better, codes, best)
-        codes = best.flatten(1).long().add_(8).unflatten(1, (-1, WORD))
-        words = (codes << 4 * torch.arange(WORD, device=weight.device)).sum(dim=2)
+        codes = pad(best.flatten(1).long().add_(8), (0, -weight.shape[1] % BLOCK))
+        codes = codes.unflatten(1, (-1, WORD, WORDS)).transpose(2, 3)
+        words = (codes << 4 * torch.arange(WORD, device=weight.device)).sum(dim=3).flatten(1)
         return cls(words.to(torch.int32), scales.squeeze(2).bfloat16())
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """The matrix that it stands for."""
         codes = (self.words.unsqueeze(2) >> 4 * torch.arange(WORD, device=self.words.device)) & 15
-        groups = (codes - 8).flatten(1).unflatten(1, (-1, GROUP)).to(dtype)
+        columns = codes.unflatten(1, (-1, WORDS)).transpose(2, 3).flatten(1)[:, : self.inputs]
+        groups = (columns - 8).unflatten(1, (-1, GROUP)).to(dtype)
         return (groups * self.scales.unsqueeze(2).to(dtype)).flatten(1)
 
 

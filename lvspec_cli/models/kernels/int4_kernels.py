@@ -17,25 +17,32 @@ from lvspec_cli.models.kernels.products import OUTPUTS, splits_of
 from lvspec_cli.models.kernels.small_batch_kernels import ADDED, add_up
 
 GROUP = tl.constexpr(int4.GROUP)
-WORD = tl.constexpr(int4.WORD)
+WORD, WORDS = tl.constexpr(int4.WORD), tl.constexpr(int4.WORDS)
+BLOCK = tl.constexpr(int4.BLOCK)
 ROWS = tl.constexpr(16)  # rows of a product in a program
 COLUMNS = 1024  # of a row that a program of ``unpack_kernel`` writes
+WIDE = 8192  # outputs from which on a program has two tiles of them, with fewer instructions a weight
+# The bits of a power of two, to which a code is added by the lowest of them, and what is to be taken from the
+# sum. A conversion of integers would take four times as long.
+_PLAIN = {torch.bfloat16: (0x4300, 128 + 8), torch.float16: (0x6400, 1024 + 8)}
 
 
 @triton.jit(do_not_specialize=["rows"])
 def packed_product_kernel(
     inputs,  # (rows, width)
-    words,  # int32 (outputs, width / WORD)
+    words,  # int32 (outputs, blocks * WORDS)
     scales,  # (outputs, width / GROUP)
     bias,  # (outputs,), used with BIAS
     result,  # (rows, outputs); float32 (splits, rows, outputs) unless WHOLE
     rows,
     outputs,
     width,
-    steps,  # of a program, a group each
+    steps,  # of a program, a block each
     WHOLE: tl.constexpr,
     BIAS: tl.constexpr,
     OUTPUTS: tl.constexpr,
+    PLAIN: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):
     """Sums of a tile of outputs over a range of the inputs, for 16 rows.
 
@@ -45,21 +52,27 @@ def packed_product_kernel(
     # Programs for the same weights run at the same time, so that memory is read once.
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output, split = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS), tl.program_id(2)
-    word, column, bit = tl.arange(0, GROUP // WORD), tl.arange(0, GROUP), 4 * tl.arange(0, WORD)
+    word, groups, blocks = tl.arange(0, WORDS), width // GROUP, (width + BLOCK - 1) // BLOCK
     read = tl.minimum(output, outputs - 1).to(tl.int64)  # beyond the last output: it again, not stored
-    is_row, is_output, groups = row < rows, output < outputs, width // GROUP
+    is_row, is_output = row < rows, output < outputs
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     for step in tl.range(0, steps, num_stages=4):
-        group = split * steps + step
-        is_valid = (group + word * 0 < groups)[None, :]
-        packed = tl.load(words + read[:, None] * (width // WORD) + group * (GROUP // WORD) + word[None, :],
-                         is_valid, other=0)  # fmt: skip
-        codes = ((packed[:, :, None] >> bit[None, None, :]) & 15) - 8
-        some = tl.reshape(codes, (OUTPUTS, GROUP)).to(inputs.dtype.element_ty)
-        cells = inputs + row[None, :] * width + group * GROUP + column[:, None]
-        values = tl.load(cells, (group + column * 0 < groups)[:, None] & is_row[None, :], other=0.0)
-        scale = tl.load(scales + read * groups + group, group + output * 0 < groups, other=0.0)
-        total += tl.dot(some, values) * scale.to(tl.float32)[:, None]
+        block = split * steps + step
+        packed = tl.load(words + read[:, None] * (blocks * WORDS) + block * WORDS + word[None, :],
+                         (block + word * 0 < blocks)[None, :], other=0)  # fmt: skip
+        for half in tl.static_range(BLOCK // GROUP):
+            part = tl.zeros((OUTPUTS, ROWS), tl.float32)
+            for nibble in tl.static_range(GROUP // WORDS):
+                place = half * (GROUP // WORDS) + nibble
+                bits = (((packed >> (4 * place)) & 15) | PLAIN).to(tl.int16)
+                some = bits.to(inputs.dtype.element_ty, bitcast=True) - OFFSET
+                column = block * BLOCK + place * WORDS + word
+                cells = inputs + row[None, :] * width + column[:, None]
+                values = tl.load(cells, (column < width)[:, None] & is_row[None, :], other=0.0)
+                part = tl.dot(some.to(values.dtype), values, part)
+            group = block * (BLOCK // GROUP) + half
+            scale = tl.load(scales + read * groups + group, group + output * 0 < groups, other=0.0)
+            total += part * scale.to(tl.float32)[:, None]
     if WHOLE and BIAS:
         total += tl.load(bias + output, is_output, other=0.0).to(tl.float32)[:, None]
     cell = (split * rows + row[None, :]) * outputs + output[:, None]
@@ -71,9 +84,10 @@ def unpack_kernel(words, scales, result, width, WIDTH: tl.constexpr):
     """A part of a row of the matrix, (outputs, width)."""
     output = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    is_valid = column < width
-    packed = tl.load(words + output * (width // WORD) + column // WORD, is_valid, other=0)
-    codes = ((packed >> (4 * (column % WORD))) & 15) - 8
+    is_valid, blocks = column < width, (width + BLOCK - 1) // BLOCK
+    word = column // BLOCK * WORDS + column % WORDS
+    packed = tl.load(words + output * (blocks * WORDS) + word, is_valid, other=0)
+    codes = ((packed >> (4 * (column % BLOCK // WORDS))) & 15) - 8
     scale = tl.load(scales + output * (width // GROUP) + column // GROUP, is_valid, other=0.0)
     values = codes.to(tl.float32) * scale.to(tl.float32)
     tl.store(result + output * width + column, values.to(result.dtype.element_ty), is_valid)
@@ -84,14 +98,16 @@ def multiply(inputs: Tensor, matrix: Packed4, bias: Tensor | None) -> Tensor:
     if len(inputs) > int4.ROWS:
         return linear(inputs, unpacked(matrix, inputs.dtype), bias)
     rows, outputs, width = len(inputs), matrix.outputs, matrix.inputs
-    splits, steps = splits_of(outputs, width, int4.GROUP)
+    tile = 2 * OUTPUTS if outputs >= WIDE else OUTPUTS
+    splits, steps = splits_of(outputs, width, int4.BLOCK)
+    plain, offset = _PLAIN[inputs.dtype]
     result = inputs.new_empty(rows, outputs)
     sums = result if splits == 1 else result.new_empty(splits, rows, outputs, dtype=torch.float32)
     bias_or_any = matrix.scales if bias is None else bias
     with torch.cuda.device_of(inputs):  # Triton launches on the current device
-        packed_product_kernel[(cdiv(rows, ROWS.value), cdiv(outputs, OUTPUTS), splits)](
+        packed_product_kernel[(cdiv(rows, ROWS.value), cdiv(outputs, tile), splits)](
             inputs.contiguous(), matrix.words, matrix.scales, bias_or_any, sums, rows, outputs, width, steps,
-            WHOLE=splits == 1, BIAS=bias is not None, OUTPUTS=OUTPUTS, num_warps=4,
+            WHOLE=splits == 1, BIAS=bias is not None, OUTPUTS=tile, PLAIN=plain, OFFSET=offset, num_warps=4,
         )  # fmt: skip
         if splits > 1:
             add_up[(rows, cdiv(outputs, ADDED))](
