@@ -16,7 +16,14 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import Stop, as_lvspec_error, explain, reporting, say, write_out
-from lvspec_cli.cli.requests import checked_system, chosen_pair, decode_settings, video_request
+from lvspec_cli.cli.requests import (
+    argument_of,
+    ask_mistake,
+    checked_system,
+    chosen_pair,
+    decode_settings,
+    video_request,
+)
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Answered, ClipReady, Event, Noted, RoundDone
@@ -68,10 +75,14 @@ def chat(
     with reporting(messages.debug) as stop:
         if not messages.debug:
             quieten_libraries()
+        from lvspec_cli.batch.names import reading_error
         from lvspec_cli.request import AskRequest
 
         if not video:
             raise NoInputError("the video's name is empty", "name a video file")
+        mistake = ask_mistake([argument_of(video)]) or reading_error(Path(video))
+        if mistake is not None:
+            raise mistake
         choice = chosen_pair(loading)
         request = AskRequest(
             video_request(sampling, choice.pair, Path(video)),

@@ -28,7 +28,17 @@ from lvspec_cli.ui.render import (
     stage_text,
     stages_line,
 )
-from lvspec_cli.ui.state import RECENT, BatchView, View, add_event, add_row, counts, place_of, rates
+from lvspec_cli.ui.state import (
+    RECENT,
+    BatchView,
+    View,
+    add_event,
+    add_row,
+    counts,
+    has_loaded,
+    place_of,
+    rates,
+)
 
 ANSWER_LINES = 4
 WORKER_LINES = 8
@@ -148,6 +158,7 @@ class BatchShow:
         self._stream = stream
         self._console = console
         self._began = self._shown = time.monotonic()
+        self._is_loaded = False
         self._stage_began = [self._began] * len(start.places)
         self._loading = PlainProgress(stream)
 
@@ -155,11 +166,11 @@ class BatchShow:
         if isinstance(event, Noted):
             self.say(visible_line(event.text))
         self.view = add_event(self.view, event)
+        if not self._is_loaded and has_loaded(event):
+            self._began, self._is_loaded = time.monotonic(), True  # the rates do not include loading
         place, event = place_of(event, self.view.slots)
         if isinstance(event, StageStarted):
             self._stage_began[place] = time.monotonic()
-        elif isinstance(event, StageFinished) and event.stage is Stage.LOADING:
-            self._began = time.monotonic()  # the rates do not include loading
         if self._console is None and is_loading(event) and place == 0:
             self._loading.listen(event)
 

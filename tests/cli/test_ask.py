@@ -38,7 +38,13 @@ def test_piped_answers_come_alone_and_in_order(tiny_shell: Shell, tiny, video_fi
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stderr
-    for said in ("decoding", "loading", "encoding the video", "mean accepted length", "4 of 4 frames"):
+    for said in (
+        "decoding",
+        "loading",
+        "encoding the video",
+        "tokens a step of the large model",
+        "4 of 4 frames",
+    ):
         assert said in done.stderr, said
 
     before = trace.read_text()
