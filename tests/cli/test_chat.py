@@ -67,7 +67,7 @@ def test_control_c_ends_the_answer_and_not_the_chat(endless_models: Path, video_
         # Only while words come: a Ctrl-C that arrives just before readline waits is not seen by it.
         terminal.read(lambda text: len(text.rpartition("What?")[2].split()) > 3)
         terminal.type("\x03")
-        terminal.read(lambda text, count=number: text.count(", interrupted") == count)
+        assert terminal.read(lambda text: text.count(", interrupted") == number)  # noqa: B023
     terminal.type("/quit\r")
     assert terminal.finish() == 0
 
