@@ -105,7 +105,7 @@ def worker_line(number: int, view: View, elapsed: float, width: int, plain: bool
     :param number: of the worker, from 1.
     """
     name = f"worker {number}" if view.clip is None else visible_line(view.clip.path.name)
-    line = Text(name, "bold", no_wrap=True)
+    line = Text(no_wrap=True).append(name, "bold")
     line.append("  ").append(stage_text(view, plain, elapsed))
     room = width - line.cell_len - 2
     if view.pieces and room > LEAST_TEXT:
@@ -127,7 +127,7 @@ def last_results(records: Sequence[Record], width: int) -> str:
 
 def result_line(record: Record) -> Text:
     """A successful row as one line."""
-    text = Text("done ", "green")
+    text = Text().append("done ", "green")
     text.append(visible_line(record.id), "bold")
     return text.append(f" {visible_line(record.text or '')}", "dim")
 
