@@ -44,7 +44,7 @@ class Scene:
 SCENES = (
     Scene("ask", 'lvspec ask clips/clip_0001.mp4 "Describe the video."', live="● answering"),
     Scene("answer", 'lvspec ask clips/clip_0001.mp4 "Describe the video."'),
-    Scene("caption", "lvspec caption clips --workers 2", live="● answering(.|\n)*● answering"),
+    Scene("caption", "lvspec caption clips --workers 2", live=r"● (.|\n)*● (.|\n)*[12] of 4"),
     Scene("at-once", "lvspec caption clips --at-once 4", live="● answering(.|\n)*● answering"),
     Scene(
         "chat",
