@@ -98,6 +98,7 @@ def converse(choice: PairChoice, request: AskRequest, stop: Stop, *, quiet: bool
     """Holds the conversation to its end, and gives the exit code: 1 if a question could not be answered."""
     from lvspec_cli.pipeline import Conversation
     from lvspec_cli.ui.progress import PlainProgress
+    from lvspec_cli.ui.summary import short_world_note
 
     progress = PlainProgress(None if quiet else message_stream())
 
@@ -114,6 +115,8 @@ def converse(choice: PairChoice, request: AskRequest, stop: Stop, *, quiet: bool
         progress.close()
     if not quiet:
         say(f"{choice.name} has seen {request.video.path.name}; /help lists commands, Ctrl-D ends the chat")
+    elif choice.pair.world:
+        say(short_world_note(choice.name, choice.pair.world))
     stop.is_shown = True  # Ctrl-C ends an answer, and not the chat
     talk, failed = _Chat(conversation, choice, stop, quiet), 0
     for line in _lines(stop):
