@@ -1,94 +1,135 @@
-"""Writes docs/live-view.svg and docs/batch-view.svg from real runs, each as it stood near its end.
+"""Writes docs/screens/*.svg: what commands show in real terminals of 80 and 120 columns.
 
-    python docs/picture.py
+    python docs/picture.py [NAME...]
 
-The bundled pair is asked about a shipped clip, and captions all of them.
+Each command runs in tmux with the bundled pair and the shipped clips, and its screen is taken as it stands:
+of a live view near its end, of anything else when it has ended, with the lines that have left the screen.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from dataclasses import replace
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from rich.console import Console, RenderableType
-
-from lvspec_cli import pipeline
-from lvspec_cli.batch.remote import run
-from lvspec_cli.batch.serve import WorkerPlan
-from lvspec_cli.batch.work import make_work
-from lvspec_cli.events import Answered, Event
-from lvspec_cli.output.records import Record
-from lvspec_cli.pairs.registry import load_registry, settings_of_pair
-from lvspec_cli.request import AskRequest, PairChoice
-from lvspec_cli.types import DEFAULT_PROMPT, VideoRequest
-from lvspec_cli.ui.batch import BatchPicture
-from lvspec_cli.ui.render import Picture
-from lvspec_cli.ui.state import BatchView, View, add_event, add_row, fold
+from rich.ansi import AnsiDecoder
+from rich.console import Console
+from rich.text import Text
 
 ROOT = Path(__file__).parents[1]
-CLIPS = sorted((ROOT / "lvspec_cli/demo/clips").glob("*.mp4"))
-QUESTION = "Describe the video."
+SIZES = ((80, 24), (120, 40))
+PATIENCE = 300.0  # seconds for a command
+ENDED = "[ended]"
 
 
-CHOICE = PairChoice(*load_registry().pair("demo"))
+@dataclass(frozen=True)
+class Scene:
+    """A command, what is typed into it, and what its screen shows when it is taken; at its end by default.
+
+    ``typed``: each line after the text that is waited for on the screen.
+    """
+
+    name: str
+    command: str
+    typed: tuple[tuple[str, str], ...] = ()
+    live: str = ""
 
 
-def request(clip: Path, question: str) -> AskRequest:
-    defaults = CHOICE.pair.defaults
-    video = VideoRequest(clip, max_frames=defaults.frames, fps=defaults.fps, max_pixels=defaults.max_pixels)
-    return AskRequest(video, (question,), settings_of_pair(CHOICE.pair))
+SCENES = (
+    Scene("ask", 'lvspec ask clips/clip_0001.mp4 "Describe the video."', live="● answering"),
+    Scene("answer", 'lvspec ask clips/clip_0001.mp4 "Describe the video."'),
+    Scene("caption", "lvspec caption clips --workers 2", live=r"● (.|\n)*● (.|\n)*[12] of 4"),
+    Scene("at-once", "lvspec caption clips --at-once 4", live="● answering(.|\n)*● answering"),
+    Scene(
+        "chat",
+        "lvspec chat clips/clip_0002.mp4",
+        (
+            ("Ctrl-D ends", "What happens?"),
+            (r"happens\?(.|\n)*tokens/s", "How many objects are there?"),
+            (r"there\?(.|\n)*tokens/s", "/quit"),
+        ),
+    ),
+    Scene("models", "lvspec models"),
+    Scene("bench", "lvspec bench --quick"),
+)
 
 
-def answer_view() -> View:
-    """The view of one question, just before its answer ended."""
-    asked = request(CLIPS[0], QUESTION)
-    view = View(CHOICE.name, asked.settings.mode.value, asked.settings.gamma)
-
-    def listen(event: Event) -> None:
-        nonlocal view
-        if not isinstance(event, Answered):
-            view = fold(view, event)
-
-    pipeline.ask(CHOICE, asked, listen)
-    return view
+def tmux(*arguments: str) -> str:
+    command = ["tmux", "-L", "lvspec-pictures", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def batch_picture() -> BatchPicture:
-    """The view of a batch, just before the last caption ended."""
-    load_plan, base = pipeline.prepared(CHOICE, replace(request(CLIPS[0], DEFAULT_PROMPT), task="caption"))
-    works = [make_work(load_plan, replace(base, video=replace(base.video, path=clip))) for clip in CLIPS]
-    empty = View(CHOICE.name, base.settings.mode.value, base.settings.gamma)
-    view, seconds = BatchView(total=len(works), skipped=0, places=(empty,)), 0.0
-
-    def listen(event: Event) -> None:
-        nonlocal view
-        if view.done < len(works):
-            view = add_event(view, event)
-
-    def write(record: Record) -> None:
-        nonlocal view, seconds
-        if view.done < len(works) - 1:
-            view = add_row(view, record)
-            assert record.stats is not None
-            seconds += record.stats.decode_s + record.stats.prefill_s
-
-    plan = WorkerPlan(load_plan, base, decode_workers=1, decode_bytes=2**28, on_out_of_memory="shrink")
-    run(works, [plan], write=write, listen=listen)
-    return BatchPicture(view, seconds, stage_seconds=(0.0,))
+def screen(name: str, *, whole: bool = False, colours: bool = False) -> str:
+    """The terminal's content; ``whole``: with the lines that have left it."""
+    return tmux("capture-pane", "-p", "-t", name, *["-e"] * colours, *["-S", "-"] * whole)
 
 
-def save(picture: RenderableType, rows: int, title: str, name: str) -> None:
+def await_text(name: str, pattern: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not re.search(pattern, screen(name, whole=True)):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{name}: {pattern} was not seen:\n{screen(name)}")
+        time.sleep(0.05)
+
+
+def play(scene: Scene, columns: int, rows: int, folder: Path) -> str:
+    """The scene's screen, with its colours as escape sequences."""
+    name = f"{scene.name}-{columns}"
+    tmux("new-session", "-d", "-s", name, "-x", str(columns), "-y", str(rows), "-c", str(folder), "sh")
+    tmux("send-keys", "-t", name, f"clear; {scene.command}; printf '\\033[8m{ENDED}'; read stop", "Enter")
+    try:
+        for after, line in scene.typed:
+            await_text(name, after)
+            tmux("send-keys", "-t", name, line, "Enter")
+        if not scene.live:
+            await_text(name, re.escape(ENDED) + r"\s*$")
+            return screen(name, whole=True, colours=True).rpartition(ENDED)[0].rpartition("\n")[0]
+        taken = ""
+        while not screen(name).rstrip().endswith(ENDED):
+            seen = screen(name, colours=True)
+            taken = seen if re.search(scene.live, Text.from_ansi(seen).plain) else taken
+            time.sleep(0.02)
+        return taken.rstrip()
+    finally:
+        tmux("kill-session", "-t", name)
+
+
+def svg(content: str, columns: int, title: str) -> str:
+    """The content as an SVG that fetches no font: the reader's own monospace does."""
+    lines = list(AnsiDecoder().decode(content))
     console = Console(
-        file=io.StringIO(), record=True, width=80, height=rows, force_terminal=True, markup=False
+        file=io.StringIO(), record=True, width=columns, height=len(lines), force_terminal=True, markup=False
     )
-    console.print(picture, height=rows)
-    # The picture fetches no font: the reader's own monospace does.
-    svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
-    (ROOT / "docs" / name).write_text(svg, encoding="utf-8")
+    for line in lines:
+        console.print(line, no_wrap=True, crop=True)
+    drawn = console.export_svg(title=title, unique_id="s")
+    for useless in (
+        r"@font-face \{.*?\}",
+        r'<clipPath id="s-line-.*?</clipPath>',
+        r' clip-path="url\(#s-line-\d+\)"',
+    ):
+        drawn = re.sub(useless, "", drawn, flags=re.DOTALL)
+    # Some programs drop no-break spaces at the ends of a text; all of them keep preserved ones.
+    drawn = drawn.replace("&#160;", " ").replace("<text ", '<text xml:space="preserve" ')
+    return re.sub(r"\n\s*\n+", "\n", drawn)
+
+
+def main(names: list[str]) -> None:
+    out = ROOT / "docs" / "screens"
+    out.mkdir(exist_ok=True)
+    for scene in (scene for scene in SCENES if not names or scene.name in names):
+        for columns, rows in SIZES:
+            with TemporaryDirectory() as folder:
+                shutil.copytree(ROOT / "lvspec_cli/demo/clips", Path(folder, "clips"))
+                content = play(scene, columns, rows, Path(folder))
+            (out / f"{scene.name}-{columns}.svg").write_text(svg(content, columns, scene.command))
 
 
 if __name__ == "__main__":
-    save(Picture(answer_view()), 20, f'lvspec ask {CLIPS[0].name} "{QUESTION}"', "live-view.svg")
-    save(batch_picture(), 14, "lvspec caption ./clips --out captions.jsonl", "batch-view.svg")
+    main(sys.argv[1:])

@@ -10,13 +10,14 @@ Defaults are those of the command line: the pair's frames, its rule and its gamm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lvspec_cli.errors import ContextError, LvspecError, VideoError
+from lvspec_cli.errors import ContextError, LvspecError, UsageError, VideoError
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.pairs.registry import MTP, Defaults, load_registry, settings_of_pair
@@ -31,7 +32,15 @@ from lvspec_cli.pipeline import (
 )
 from lvspec_cli.pipeline import load as load_models
 from lvspec_cli.request import AskRequest, LoadPlan
-from lvspec_cli.types import DEFAULT_PROMPT, Clip, DecodeSettings, Mode, Quantisation, VideoRequest
+from lvspec_cli.types import (
+    DEFAULT_PROMPT,
+    Clip,
+    Constraint,
+    DecodeSettings,
+    Mode,
+    Quantisation,
+    VideoRequest,
+)
 
 if TYPE_CHECKING:
     from lvspec_cli.models.load import LoadedPair
@@ -76,15 +85,21 @@ class VideoModel:
         sampling: Sampling = Sampling(),
         system: str | None = None,
         think: bool = False,
+        choices: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
     ) -> Record:
         """The record of one answer, its text in ``text``.
 
         :param think: the target thinks first, and its thoughts are in ``thoughts``.
-        :raises LvspecError: the video cannot be read, the question is too long, or the target cannot think.
+        :param choices: the answer is one of these, to the letter; the record has it in ``value``.
+        :param schema: a JSON schema; the answer is JSON that it allows, parsed in ``value``.
+        :raises LvspecError: the video cannot be read, the question is too long, the target cannot think, or
+            the answer cannot be constrained so.
         """
         from lvspec_cli.video.decode import read_clip
 
-        request = self._request(video, (question,), sampling, system, think)
+        model = self._constrained(choices, schema, think)
+        request = model._request(video, (question,), sampling, system, think)
         check_prompts(self.plan, request, {question: "the question"})
         (record,) = self._answered(request, read_clip(request.video))
         return record
@@ -97,6 +112,8 @@ class VideoModel:
         sampling: Sampling = Sampling(),
         system: str | None = None,
         think: bool = False,
+        choices: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
     ) -> list[Record]:
         """The records of several answers about one video, which is decoded and encoded once.
 
@@ -104,7 +121,8 @@ class VideoModel:
         """
         from lvspec_cli.video.decode import read_clip
 
-        request = self._request(video, tuple(questions), sampling, system, think)
+        model = self._constrained(choices, schema, think)
+        request = model._request(video, tuple(questions), sampling, system, think)
         check_prompts(
             self.plan, request, {text: f"question {n}" for n, text in enumerate(questions, start=1)}
         )
@@ -118,6 +136,8 @@ class VideoModel:
         sampling: Sampling = Sampling(),
         system: str | None = None,
         think: bool = False,
+        choices: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
     ) -> Iterator[Record]:
         """A record for each video, in order. The next videos are decoded at the same time.
 
@@ -125,12 +145,15 @@ class VideoModel:
         more frames than a model's context has room for is taken with fewer, and its record warns of that.
         Results do not depend on the clock: no answer falls back to the target alone.
 
-        :param think: as ``ask`` has it.
-        :raises LvspecError: the prompt is too long, or the target cannot think.
+        ``think``, ``choices`` and ``schema`` are as in ``ask``.
+
+        :raises LvspecError: the prompt is too long, the target cannot think, or the answers cannot be
+            constrained so.
         """
         from lvspec_cli.video.pool import DecodePool
 
-        timeless = self.with_settings(replace(self.settings, fallback=False))
+        model = self._constrained(choices, schema, think)
+        timeless = model.with_settings(replace(model.settings, fallback=False))
         requests = [
             replace(timeless._request(video, (prompt,), sampling, system, think), task="caption")
             for video in videos
@@ -147,6 +170,14 @@ class VideoModel:
                 else:
                     error = decoded.error or LvspecError(f"{request.video.path}: nothing was decoded")
                     yield failed_record(self.plan, request, identify_video(request), 1, error)
+
+    def _constrained(
+        self, choices: Sequence[str], schema: Mapping[str, Any] | None, think: bool
+    ) -> VideoModel:
+        if not choices and schema is None:
+            return self
+        constraint = constraint_for(choices, schema, think=think)
+        return self.with_settings(replace(self.settings, constraint=constraint))
 
     def _request(
         self,
@@ -221,6 +252,27 @@ def load(
     return VideoModel(load_models(plan, workload_of(request)), plan, request.settings)
 
 
+def constraint_for(
+    choices: Sequence[str], schema: Mapping[str, Any] | None, *, think: bool = False
+) -> Constraint:
+    """The only answers that are allowed: one of two or more choices, or JSON of a schema.
+
+    :raises UsageError: both are given, one of them cannot be used, or the target is to think.
+    """
+    from lvspec_cli.models.constraint import check_constraint
+
+    if choices and schema is not None:
+        raise UsageError("choices and schema exclude each other", "leave out one of them")
+    if think:
+        raise UsageError("the target thinks before free answers only", "leave out think")
+    named = tuple(choices)
+    if schema is None and (isinstance(choices, str) or len(set(named)) < max(2, len(named)) or "" in named):
+        raise UsageError(f"{choices!r} are no two different answers", 'name several: ["yes", "no"]')
+    constraint = Constraint(named, None if schema is None else json.dumps(schema, ensure_ascii=False))
+    check_constraint(constraint)
+    return constraint
+
+
 def _video_request(video: Path, sampling: Sampling, defaults: Defaults) -> VideoRequest:
     is_sampled = sampling.frames is not None or sampling.fps is not None
     return VideoRequest(
@@ -241,13 +293,17 @@ def ask(
     sampling: Sampling = Sampling(),
     system: str | None = None,
     think: bool = False,
+    choices: Sequence[str] = (),
+    schema: Mapping[str, Any] | None = None,
 ) -> Record:
     """One answer, as ``lvspec ask`` gives it. For more than one, ``load`` the pair and ask it.
 
     :raises LvspecError: as ``load`` and ``VideoModel.ask``.
     """
     model = load(pair) if isinstance(pair, str) else pair
-    return model.ask(video, question, sampling=sampling, system=system, think=think)
+    return model.ask(
+        video, question, sampling=sampling, system=system, think=think, choices=choices, schema=schema
+    )
 
 
 def caption(
@@ -258,10 +314,14 @@ def caption(
     sampling: Sampling = Sampling(),
     system: str | None = None,
     think: bool = False,
+    choices: Sequence[str] = (),
+    schema: Mapping[str, Any] | None = None,
 ) -> Iterator[Record]:
     """A record for each video, as ``lvspec caption`` writes them: see ``VideoModel.caption``.
 
     :raises LvspecError: as ``load`` and ``VideoModel.caption``.
     """
     model = load(pair) if isinstance(pair, str) else pair
-    yield from model.caption(videos, prompt, sampling=sampling, system=system, think=think)
+    yield from model.caption(
+        videos, prompt, sampling=sampling, system=system, think=think, choices=choices, schema=schema
+    )

@@ -95,11 +95,8 @@ def ask(
     try:
         clip = _decode(request.video, listen)
         check_unchanged(request, identity)
-        check_context(plan, request, clip)
-        for note in notes:  # not before an error
-            listen(note)
         workload = clip_workload(request, clip)
-        loaded = load(plan, workload, listen)
+        loaded = _load_for(clip, plan, request, workload, notes, listen)
         with memory_errors(plan, workload):
             return list(
                 answers(loaded, plan, request, identity, clip, listen, trace=trace, interrupted=interrupted)
@@ -136,7 +133,11 @@ def ask_each(
         try:
             clip = _decode(request.video, listen)
             check_unchanged(request, identity)
-            check_context(plan, request, clip)
+            workload = clip_workload(request, clip)
+            if loaded is None:
+                loaded = _load_for(clip, plan, request, workload, (), listen)
+            else:
+                check_context(plan, request, clip)
         except (VideoError, ContextError) as error:
             failed = [
                 failed_record(plan, request, identity, number, error)
@@ -146,8 +147,6 @@ def ask_each(
                 listen(Answered(record))
             records += failed
             continue
-        workload = clip_workload(request, clip)
-        loaded = loaded or load(plan, workload, listen)
         with memory_errors(plan, workload):
             records += answers(loaded, plan, request, identity, clip, listen, interrupted=interrupted)
     return records
@@ -253,14 +252,43 @@ def check_thinking(plan: LoadPlan, request: AskRequest) -> None:
         thinking_of(read_processor(plan.target), plan.choice.pair.target.name)
 
 
-def load(plan: LoadPlan, workload: Workload, listen: Listener = lambda event: None) -> LoadedPair:
+def _load_for(
+    clip: Clip,
+    plan: LoadPlan,
+    request: AskRequest,
+    workload: Workload,
+    notes: Sequence[Event],
+    listen: Listener,
+) -> LoadedPair:
+    """Loads the pair for a clip that fits its context.
+
+    :param notes: told once nothing is wrong with the request.
+    """
+
+    def check() -> None:
+        check_context(plan, request, clip)
+        for note in notes:
+            listen(note)
+
+    return load(plan, workload, listen, first=check)
+
+
+def load(
+    plan: LoadPlan,
+    workload: Workload,
+    listen: Listener = lambda event: None,
+    *,
+    first: Callable[[], None] = lambda: None,
+) -> LoadedPair:
     """Loads the models of the plan.
 
     :param workload: the largest clip and answer. It decides the placement, if the plan has none yet, and the
         remedy if memory is short.
+    :param first: a check that belongs to the stage, because what it imports may take longest.
     :raises PairError: they cannot be read, or do not fit.
     """
     with timed_stage(Stage.LOADING, listen):
+        first()
         import torch
 
         from lvspec_cli.memory.resolve import place
@@ -569,13 +597,14 @@ class Conversation:
 
         :param request: its questions and its history are not used.
         """
-        plan, request = prepared(choice, request, listen, _duration(request.video))
+        notes: list[Event] = []
+        plan, request = prepared(choice, request, notes.append, _duration(request.video))
         check_thinking(plan, request)
         request, identity = replace(request, questions=("",), history=()), identify_video(request)
         clip = _decode(request.video, listen)
         check_unchanged(request, identity)
-        check_context(plan, request, clip)
-        loaded = load(plan, _with_history(clip_workload(request, clip)), listen)
+        workload = _with_history(clip_workload(request, clip))
+        loaded = _load_for(clip, plan, request, workload, notes, listen)
         conversation = cls(loaded, plan, request, identity, clip)
         with conversation._memory_errors():
             conversation._about.encode(listen)

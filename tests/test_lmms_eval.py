@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
+import runpy
 import sys
 import tomllib
 import types
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +19,9 @@ import pytest
 from PIL import Image
 
 import lvspec_cli as lvspec
+from lvspec_cli.demo.texts import is_right
+from lvspec_cli.figures.labels import read_scene_labels
+from tools.lmms_eval_score import write_task
 
 ROOT = Path(__file__).parents[1]
 GREEDY = {"max_new_tokens": 6, "temperature": 0, "until": ["\n\n"]}
@@ -85,3 +91,16 @@ def test_what_cannot_be_asked_is_said(plugin: Any, tiny_models: Path) -> None:
             plugin.as_file(visuals, Path("x.png"))
     assert plugin.cut("A dog.\n\nIt barks. Q:", ("\n\n", "Q:")) == "A dog."
     assert plugin.stops_of({"until": "END"}) == ("END",)
+
+
+def test_the_local_task_asks_and_judges_what_bench_does(tmp_path: Path) -> None:
+    clips = ROOT / "lvspec_cli" / "demo" / "clips"
+    count = write_task(clips, tmp_path / "task")
+    rows = [json.loads(line) for line in (tmp_path / "task" / "questions.jsonl").read_text().splitlines()]
+    own = [label.questions for clip in sorted(clips.glob("*.mp4")) if (label := read_scene_labels(clip))]
+    assert count == len(rows) == sum(map(len, own)) > 10
+    judge = runpy.run_path(str(tmp_path / "task" / "judge.py"))
+    for row, question in zip(rows, chain(*own), strict=True):
+        assert (judge["visual"](row), judge["text"](row)) == ([row["path"]], question.question)
+        for answer in (question.answer, "I do not know."):
+            assert judge["right"](row, [answer]) == {"right": float(is_right(question, answer))}

@@ -19,7 +19,6 @@ from lvspec_cli.memory.plan import (
     prompt_tokens,
 )
 from lvspec_cli.request import Company
-from lvspec_cli.speculation.draft_length import costs_beside, costs_of_sizes, round_cost
 from lvspec_cli.types import DecodeSettings, Mode, RoundCosts
 
 # A row of a prefill, the vision tower included, in steps. On a CPU as measured on the bundled pair; on a GPU
@@ -47,6 +46,8 @@ def clip_costs(
 
     :param device: the kind, cpu or cuda.
     """
+    from lvspec_cli.speculation.draft_length import costs_of_sizes  # imports torch
+
     row = PREFILL_ROW.get(device, PREFILL_ROW["cuda"])
     target, draft, (element, draft_element) = sizes.target, sizes.draft, request.elements
     prefill, tokens = row * prompt_tokens(target, load), min(TYPICAL_TOKENS, load.new_tokens)
@@ -67,6 +68,8 @@ def step_cost(costs: RoundCosts, slots: int) -> float:
 
 def token_cost(clip: ClipCosts, slots: int, *, drafts: bool) -> float:
     """One token of an answer beside others: its share of what a pass costs."""
+    from lvspec_cli.speculation.draft_length import costs_beside, round_cost
+
     step = step_cost(clip.round, slots) / slots
     if not drafts:
         return step

@@ -17,8 +17,17 @@ from typer import Argument
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
-from lvspec_cli.cli.requests import checked_system, checked_text, chosen_pair, decode_settings, video_request
-from lvspec_cli.errors import UsageError
+from lvspec_cli.cli.requests import (
+    argument_of,
+    bench_mistake,
+    check_local,
+    checked_system,
+    checked_text,
+    chosen_pair,
+    decode_settings,
+    video_request,
+)
+from lvspec_cli.errors import NoInputError, UsageError
 from lvspec_cli.host import install_command, message_stream, quieten_libraries
 from lvspec_cli.types import KeepBy
 
@@ -138,8 +147,19 @@ class BenchFlags(OptionGroup):
     messages: options.Messages
 
 
-def check_extra(command: str) -> None:
-    """:raises UsageError: the package for the charts of the command's report is missing."""
+def check_before(command: str, clips: Sequence[str] | None) -> None:
+    """Checks what can be checked before anything heavy is imported.
+
+    :raises UsageError: the package for the charts of the command's report is missing, or a clip is text.
+    :raises NoInputError: a clip is not there.
+    """
+    given = [argument_of(text) for text in clips or ()]
+    mistake = bench_mistake(given)
+    if mistake is not None:
+        raise mistake
+    for argument in given:
+        if not Path(argument.text).exists():
+            raise NoInputError(f"no such file: {argument.text}", "check the name and the folder")
     if find_spec("matplotlib") is None:
         raise UsageError(
             f"{command} needs the package matplotlib", f"install it with: {install_command('matplotlib')}"
@@ -156,7 +176,7 @@ def bench(flags: BenchFlags) -> None:
     It can be stopped, and goes on where it was.
     """
     with reporting(flags.messages.debug):
-        check_extra("lvspec bench")
+        check_before("lvspec bench", flags.clips.clips)
         if not flags.messages.debug:
             quieten_libraries()
         raise typer.Exit(_bench(flags))
@@ -438,6 +458,7 @@ def bench_compare(before: First, after: Second, flags: CompareFlags) -> None:
         from lvspec_cli.ui.summary import change_table
         from lvspec_cli.ui.tables import for_stdout
 
+        check_local(before, after)
         first, second = read_results(before), read_results(after)
         changes = compare_results(first, second, Margins(flags.margin, flags.retention_margin))
         if not changes and first.modes:

@@ -14,7 +14,7 @@ import typer
 from typer import Argument
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import check_extra, drawn_clips, resumable, warn
+from lvspec_cli.cli.bench import check_before, drawn_clips, resumable, warn
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
@@ -88,7 +88,7 @@ def bench_relevance(flags: RelevanceFlags) -> None:
     It can be stopped, and goes on where it was.
     """
     with reporting(flags.messages.debug):
-        check_extra("lvspec bench-relevance")
+        check_before("lvspec bench-relevance", flags.scoring.clips)
         if not flags.messages.debug:
             quieten_libraries()
         raise typer.Exit(_bench_relevance(flags))

@@ -22,12 +22,13 @@ from lvspec_cli.batch.history import (
 )
 from lvspec_cli.batch.names import Collected, absolute
 from lvspec_cli.batch.remote import run
+from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Moved, Outstanding, Work, outstanding
 from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, read_job
 from lvspec_cli.cli.caption_options import CaptionFlags
 from lvspec_cli.cli.reporting import Stop, say, say_command, say_note, write_json, write_out
 from lvspec_cli.errors import UNREADABLE, LvspecError, NoInputError, UsageError, VideoError
-from lvspec_cli.events import Event, Stage, StageFinished
+from lvspec_cli.events import Event
 from lvspec_cli.host import message_stream, terminal_width
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
@@ -36,7 +37,7 @@ from lvspec_cli.output.records import Record, encode_name, failed_record, rename
 from lvspec_cli.request import AskRequest
 from lvspec_cli.table import clock, counted
 from lvspec_cli.types import WHOLE, Mode, VideoInfo
-from lvspec_cli.ui.state import BatchView, View, add_row, speeds
+from lvspec_cli.ui.state import BatchView, View, add_row, has_loaded, speeds
 from lvspec_cli.ui.summary import short_world_note, world_note
 from lvspec_cli.ui.tables import ForecastRow, for_stdout, forecast_table
 
@@ -125,7 +126,7 @@ def _announce(remaining: Outstanding) -> None:
 
 
 def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
-    began = time.monotonic()
+    began, is_loaded = time.monotonic(), False
     with _showing(outcome.view, stop, quiet) as (listen, shown):
 
         def write(record: Record) -> None:
@@ -144,17 +145,17 @@ def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outc
             shown(record)
 
         def listen_all(event: Event) -> None:
-            nonlocal began
-            if isinstance(event, StageFinished) and event.stage is Stage.LOADING:
-                began = time.monotonic()  # loading does not count
+            nonlocal began, is_loaded
+            if not is_loaded and has_loaded(event):
+                began, is_loaded = time.monotonic(), True  # loading does not count
             stop.listen(event)
             listen(event)
 
-        readable = [work for work in remaining.works if work.error is None]
-        for work in remaining.works:
-            if work.error is not None:
-                for number in work.numbers:
-                    write(failed_record(job.load_plan, work.request, work.identity, number, work.error))
+        unread, readable = without_unreadable(remaining.works, job.plans[0])
+        for work in unread:
+            for number in work.numbers:
+                assert work.error is not None
+                write(failed_record(job.load_plan, work.request, work.identity, number, work.error))
         try:
             if readable:
                 rows_left = sum(len(work.numbers) for work in readable)
@@ -170,6 +171,25 @@ def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outc
             outcome.seconds = time.monotonic() - began
     if outcome.ok:
         remember(past_run(job, outcome.ok, outcome.seconds), history_file())
+
+
+def without_unreadable(works: Sequence[Work], plan: WorkerPlan) -> tuple[list[Work], list[Work]]:
+    """The works that are known not to be readable, with their errors, and the others.
+
+    Files are looked at up to the first that can be read: a folder without any need not load the pair.
+    """
+    from lvspec_cli.video.pool import DecodePool
+
+    known = [work for work in works if work.error is not None]
+    others = [work for work in works if work.error is None]
+    paths = (work.request.video.path for work in others)
+    found = list[Work]()
+    with DecodePool(1, plan.decode_bytes) as pool:
+        for work, probed in zip(others, pool.probes(paths, timeout=plan.base.video.timeout), strict=False):
+            if not (isinstance(probed, LvspecError) and probed.kind in UNREADABLE):
+                break
+            found.append(replace(work, error=probed))
+    return [*known, *found], others[len(found) :]
 
 
 @contextmanager

@@ -16,7 +16,14 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import Stop, as_lvspec_error, explain, reporting, say, write_out
-from lvspec_cli.cli.requests import checked_system, chosen_pair, decode_settings, video_request
+from lvspec_cli.cli.requests import (
+    argument_of,
+    ask_mistake,
+    checked_system,
+    chosen_pair,
+    decode_settings,
+    video_request,
+)
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Answered, ClipReady, Event, Noted, RoundDone
@@ -68,10 +75,14 @@ def chat(
     with reporting(messages.debug) as stop:
         if not messages.debug:
             quieten_libraries()
+        from lvspec_cli.batch.names import reading_error
         from lvspec_cli.request import AskRequest
 
         if not video:
             raise NoInputError("the video's name is empty", "name a video file")
+        mistake = ask_mistake([argument_of(video)]) or reading_error(Path(video))
+        if mistake is not None:
+            raise mistake
         choice = chosen_pair(loading)
         request = AskRequest(
             video_request(sampling, choice.pair, Path(video)),
@@ -87,6 +98,7 @@ def converse(choice: PairChoice, request: AskRequest, stop: Stop, *, quiet: bool
     """Holds the conversation to its end, and gives the exit code: 1 if a question could not be answered."""
     from lvspec_cli.pipeline import Conversation
     from lvspec_cli.ui.progress import PlainProgress
+    from lvspec_cli.ui.summary import short_world_note
 
     progress = PlainProgress(None if quiet else message_stream())
 
@@ -103,6 +115,8 @@ def converse(choice: PairChoice, request: AskRequest, stop: Stop, *, quiet: bool
         progress.close()
     if not quiet:
         say(f"{choice.name} has seen {request.video.path.name}; /help lists commands, Ctrl-D ends the chat")
+    elif choice.pair.world:
+        say(short_world_note(choice.name, choice.pair.world))
     stop.is_shown = True  # Ctrl-C ends an answer, and not the chat
     talk, failed = _Chat(conversation, choice, stop, quiet), 0
     for line in _lines(stop):

@@ -13,6 +13,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_bytes, write_out
+from lvspec_cli.cli.requests import check_local
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport
 
@@ -82,6 +83,7 @@ def export(
     with reporting(debug):
         from lvspec_cli.output.exports.export import check_places, export_records
 
+        check_local(records)
         if videos is not None and not videos.is_dir():
             raise NoInputError(f"{videos}: no such folder", "name the folder that was captioned")
         if out == Path("-"):
@@ -167,6 +169,7 @@ def merge(
     with reporting(debug):
         from lvspec_cli.output.merging import merge_records
 
+        check_local(*shards)
         merged = merge_records(shards, out, force=force, warn=lambda message: say(f"warning: {message}"))
         for shard in merged.shards:
             say(f"{shard.path}: {shard.rows} rows, {shard.doubles} doubles dropped, {shard.errors} failed")

@@ -248,12 +248,15 @@ def usage(command: TyperCommand | TyperGroup, context: Context) -> list[str]:
 
 def _argument_name(argument: Any) -> str:
     name = _metavar(argument)
+    if " " in name:  # it says itself what may be repeated and left out
+        return name
     return (name if argument.required else f"[{name}]") + ("..." if argument.nargs != 1 else "")
 
 
 def _metavar(parameter: Any) -> str:
     """A word for the parameter's value, without brackets."""
-    return (parameter.metavar or parameter.name.upper()).strip("[].")
+    name: str = parameter.metavar or parameter.name.upper()
+    return name if " " in name else name.strip("[].")
 
 
 def help_parts(command: TyperCommand | TyperGroup) -> tuple[str, list[str], list[str]]:

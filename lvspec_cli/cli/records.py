@@ -14,6 +14,7 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cli.requests import check_local
 from lvspec_cli.errors import LvspecError, NoInputError, UsageError
 
 LOOKS = {"name": {"bold": True}, "prompt": {"dim": True}, "failed": {"fg": "red"}}
@@ -59,6 +60,7 @@ def show(
     lvspec show captions.jsonl --failed --format '{name}: {error}'
     """
     with reporting(debug):
+        check_local(file)
         if open_page:
             _open(file)
         elif file.is_dir() or file.name == "results.json":

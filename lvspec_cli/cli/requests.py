@@ -412,6 +412,8 @@ def ask_mistake(given: Sequence[Argument]) -> LvspecError | None:
             return _list_for_video(first.text)
         case ArgumentKind.WORDS if sources:
             return UsageError("the question stands before the video", _ask_command(sources, question))
+        case ArgumentKind.WORDS if not rest and any(map(str.isspace, first.text.strip())):
+            return NoInputError(f"no such video: {first.text}", _ask_command(["VIDEO"], first.text))
     if rest and rest[-1].kind is ArgumentKind.TEXT_FILE:
         remedy = _ask_command([*sources, "--questions"], rest[-1].text)
         return UsageError(f"{rest[-1].text} is a file, not a question", f"did you mean {remedy}")
@@ -448,6 +450,26 @@ def caption_mistake(given: Sequence[Argument]) -> LvspecError | None:
                 remedy = shell_words(["lvspec", "caption", "VIDEOS", "--prompt", argument.text])
                 return NoInputError(f"no such file: {argument.text}", f"did you mean {remedy}")
     return None
+
+
+def bench_mistake(given: Sequence[Argument]) -> LvspecError | None:
+    """What is wrong with the clips of a command that measures, if anything: files and folders."""
+    for argument in given:
+        if argument.kind is ArgumentKind.TEXT_FILE:
+            remedy = "name videos or folders, or a JSONL file with --questions"
+            return UsageError(f"{argument.text} is text, not a video", remedy)
+        if argument.kind is ArgumentKind.PATTERN:
+            return NoInputError(
+                f"no such file: {argument.text}", f"name the folder: {Path(argument.text).parent}"
+            )
+    return caption_mistake([argument for argument in given if argument.kind is ArgumentKind.URL])
+
+
+def check_local(*files: Path) -> None:
+    """:raises NoInputError: one of them is a URL, which a path shows with a slash less."""
+    for file in files:
+        if is_url(str(file)):
+            raise web_address(str(file))
 
 
 _SOURCES = (ArgumentKind.VIDEO, ArgumentKind.FOLDER)

@@ -57,13 +57,16 @@ def showing(
     show = _records if as_json else text.listen
     silent = as_json or not sys.stdout.isatty()
     progress = PlainProgress(None if quiet else message_stream(), answering=silent)
+    world = choice.pair.world if quiet else None
 
     def listen_all(event: Event) -> None:
+        nonlocal world
         progress.listen(event)
         if isinstance(event, ClipReady) and not quiet:
             _warn(event)
-        if isinstance(event, ClipReady) and quiet and choice.pair.world:
-            say(short_world_note(choice.name, choice.pair.world))
+        if isinstance(event, ClipReady) and world:
+            say(short_world_note(choice.name, world))
+            world = None  # it is said once
         show(event)
 
     try:

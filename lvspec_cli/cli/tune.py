@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import Clips, Work, check_extra, chosen_clips, resumable, warn
+from lvspec_cli.cli.bench import Clips, Work, check_before, chosen_clips, resumable, warn
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
@@ -97,7 +97,7 @@ def tune(flags: TuneFlags) -> None:
     was.
     """
     with reporting(flags.messages.debug):
-        check_extra("lvspec tune")
+        check_before("lvspec tune", flags.clips.clips)
         if not flags.messages.debug:
             quieten_libraries()
         raise typer.Exit(_tune(flags))

@@ -111,7 +111,7 @@ def rows_of(path: Path) -> Iterator[Row]:
     except OSError as error:
         raise LvspecError(f"{path}: {error.strerror or error}", "name a file of records") from error
     except NotARecordError as error:
-        raise LvspecError(f"{path}, {error}", "mend or remove that line") from error
+        raise LvspecError(f"{path}, {error}", "name a file of records, or mend that line") from error
 
 
 class RecordFile:

@@ -170,9 +170,6 @@ class AnswerStream:
 MARK: Final = b'{"question": 1, "round": '  # first bytes of a trace
 
 
-NotFinite = Literal["inf", "-inf", "nan"]
-
-
 class TraceToken(BaseModel):
     """A token, and its text alone."""
 
@@ -197,9 +194,9 @@ class TraceRow(BaseModel):
     accepted_length: int
     draft: tuple[TraceToken, ...]
     target: tuple[TraceToken, ...]  # one more than drafted
-    relevance: tuple[float | NotFinite, ...]
-    gap: tuple[float | NotFinite, ...]  # nats
-    loss: float | NotFinite  # nats
+    relevance: tuple[float | None, ...]
+    gap: tuple[float | None, ...]  # nats
+    loss: float | None  # nats
     verdict: tuple[Literal["exact", "filler", "shift", "rejected", "unread"], ...]
     output: tuple[OutputToken, ...]
 
@@ -244,5 +241,6 @@ def _token(token: int, word: Callable[[int], str]) -> dict[str, Any]:
     return {"id": token, "text": word(token)}
 
 
-def _finite(value: float) -> float | str:
-    return round(value, 6) if math.isfinite(value) else str(value)
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers, and a text among numbers would be no number for a reader of columns."""
+    return round(value, 6) if math.isfinite(value) else None

@@ -28,7 +28,17 @@ from lvspec_cli.ui.render import (
     stage_text,
     stages_line,
 )
-from lvspec_cli.ui.state import RECENT, BatchView, View, add_event, add_row, counts, place_of, rates
+from lvspec_cli.ui.state import (
+    RECENT,
+    BatchView,
+    View,
+    add_event,
+    add_row,
+    counts,
+    has_loaded,
+    place_of,
+    rates,
+)
 
 ANSWER_LINES = 4
 WORKER_LINES = 8
@@ -95,7 +105,7 @@ def worker_line(number: int, view: View, elapsed: float, width: int, plain: bool
     :param number: of the worker, from 1.
     """
     name = f"worker {number}" if view.clip is None else visible_line(view.clip.path.name)
-    line = Text(name, "bold", no_wrap=True)
+    line = Text(no_wrap=True).append(name, "bold")
     line.append("  ").append(stage_text(view, plain, elapsed))
     room = width - line.cell_len - 2
     if view.pieces and room > LEAST_TEXT:
@@ -117,7 +127,7 @@ def last_results(records: Sequence[Record], width: int) -> str:
 
 def result_line(record: Record) -> Text:
     """A successful row as one line."""
-    text = Text("done ", "green")
+    text = Text().append("done ", "green")
     text.append(visible_line(record.id), "bold")
     return text.append(f" {visible_line(record.text or '')}", "dim")
 
@@ -148,6 +158,7 @@ class BatchShow:
         self._stream = stream
         self._console = console
         self._began = self._shown = time.monotonic()
+        self._is_loaded = False
         self._stage_began = [self._began] * len(start.places)
         self._loading = PlainProgress(stream)
 
@@ -155,11 +166,11 @@ class BatchShow:
         if isinstance(event, Noted):
             self.say(visible_line(event.text))
         self.view = add_event(self.view, event)
+        if not self._is_loaded and has_loaded(event):
+            self._began, self._is_loaded = time.monotonic(), True  # the rates do not include loading
         place, event = place_of(event, self.view.slots)
         if isinstance(event, StageStarted):
             self._stage_began[place] = time.monotonic()
-        elif isinstance(event, StageFinished) and event.stage is Stage.LOADING:
-            self._began = time.monotonic()  # the rates do not include loading
         if self._console is None and is_loading(event) and place == 0:
             self._loading.listen(event)
 

@@ -30,10 +30,10 @@ STYLES = {
     TokenKind.TARGET: "bold",
 }
 LABELS = {
-    TokenKind.EXACT: "exact",
-    TokenKind.FILLER: "filler",
-    TokenKind.SHIFT: "shift",
-    TokenKind.TARGET: "the target's own",
+    TokenKind.EXACT: "same as the large model",
+    TokenKind.FILLER: "draft's wording",
+    TokenKind.SHIFT: "moved",
+    TokenKind.TARGET: "the large model's own",
 }
 BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "12345678"
@@ -60,7 +60,7 @@ class Picture:
         foot: list[Text] = []
         if height >= FEW_ROWS:
             head = [clip_line(self.view), *head, Text(), question_line(self.view)]
-            foot = [Text(), legend_line(self.view), *panel_lines(self.view, width, plain)]
+            foot = [Text(), *legend_lines(self.view, width), *panel_lines(self.view, width, plain)]
         room = max(1, height - len(head) - len(foot))
         body = current_text(self.view, room * width).wrap(console, width)[-room:]
         blank = [Text()] * (room - len(body)) if self.fill else []
@@ -175,14 +175,18 @@ def question_line(view: View) -> Text:
     return Text(f"{number}{visible_line(question.question)}", "bold cyan")
 
 
-def legend_line(view: View) -> Text:
-    """The kinds of tokens in their styles, with their counts."""
-    text = Text()
+def legend_lines(view: View, width: int) -> list[Text]:
+    """The kinds of tokens in their styles, with their counts; of moved ones only if there are any."""
+    lines = [Text()]
     for kind, label in LABELS.items():
-        if text:
-            text.append("   ")
-        text.append(label, STYLES[kind]).append(f" {view.kinds.get(kind, 0)}")
-    return text
+        count = view.kinds.get(kind, 0)
+        if kind is TokenKind.SHIFT and not count:
+            continue
+        entry = Text().append(label, STYLES[kind]).append(f" {count}")
+        if lines[-1] and lines[-1].cell_len + 3 + entry.cell_len > width:
+            lines.append(Text())
+        lines[-1].append("   " if lines[-1] else "").append_text(entry)
+    return lines
 
 
 def panel_lines(view: View, width: int, plain: bool) -> list[Text]:
@@ -191,14 +195,14 @@ def panel_lines(view: View, width: int, plain: bool) -> list[Text]:
     figures = Text()
     for value, label in (
         (_figure(view.tokens_per_second, ".1f"), "tokens/s"),
-        (_figure(view.mean_accepted_length, ".2f"), "mean accepted length"),
-        (_figure(view.acceptance_rate, ".0%"), "acceptance rate"),
+        (_figure(view.mean_accepted_length, ".1f"), "tokens a step of the large model"),
+        (_figure(view.acceptance_rate, ".0%"), "of the draft kept"),
     ):
         if figures:
             figures.append("   ")
         figures.append(value, "bold").append(f" {label}", "dim")
     count = len(view.lengths)
-    rounds = Text(f"{counted(count, 'round')} ", "dim")
+    rounds = Text(f"{counted(count, 'step')} ", "dim")
     return [rule, figures, rounds.append(bars(view, max(0, width - len(rounds)), plain), "cyan")]
 
 
@@ -242,7 +246,8 @@ def kept_answer(view: View) -> str:
     with console.capture() as drawn:
         console.print(answer_text(view.pieces))
         if view.gamma is not None:
-            console.print(legend_line(view))
+            for line in legend_lines(view, console.width):
+                console.print(line)
     return drawn.get()
 
 

@@ -197,6 +197,12 @@ def place_of(event: Event, slots: int) -> tuple[int, Event]:
     return number * slots + slot, event
 
 
+def has_loaded(event: Event) -> bool:
+    """Whether a worker has loaded the pair. From the first one on a batch's speed is measured."""
+    _, event = place_of(event, 1)
+    return isinstance(event, StageFinished) and event.stage is Stage.LOADING
+
+
 def rates(view: BatchView, seconds: float) -> str:
     """The speed and the remaining time, as far as they are known."""
     parts = [speed] if (speed := speeds(view, seconds)) else []
@@ -208,13 +214,13 @@ def rates(view: BatchView, seconds: float) -> str:
 def speeds(view: BatchView, seconds: float) -> str:
     """Rows and tokens a second, and the mean accepted length, if known."""
     parts = []
-    if view.done and seconds > 0:
-        rate = view.done / seconds
+    if view.ok and seconds > 0:
+        rate = view.ok / seconds
         parts.append(f"{rate:.{1 if rate >= 1 else 2}f} captions/s")
         if view.tokens:
             parts.append(f"{view.tokens / seconds:.0f} tokens/s")
     if view.mean_accepted_length is not None:
-        parts.append(f"mean accepted length {view.mean_accepted_length:.2f}")
+        parts.append(f"{view.mean_accepted_length:.1f} tokens a step of the large model")
     return ", ".join(parts)
 
 

@@ -105,9 +105,11 @@ def answer_summary(record: Record) -> list[str]:
     ending = ending and f", {ending}"
     lines = [f"{stats.output_tokens} tokens in {stats.decode_s:.1f} s{speed}{ending}"]
     if stats.mean_accepted_length is not None and stats.acceptance_rate is not None:
+        moved = f", moved {stats.accepted_shift}" if stats.accepted_shift else ""
         lines.append(
-            f"mean accepted length {stats.mean_accepted_length:.2f}, {stats.acceptance_rate:.0%} accepted"
-            f" (exact {stats.accepted_exact}, filler {stats.accepted_filler}, shift {stats.accepted_shift})"
+            f"{stats.mean_accepted_length:.1f} tokens a step of the large model,"
+            f" {stats.acceptance_rate:.0%} of the draft kept (same as the large model"
+            f" {stats.accepted_exact}, draft's wording {stats.accepted_filler}{moved})"
         )
     if stats.loss_per_token:
         lines[-1] += f", {stats.loss_per_token:.3f} nats a token given up"

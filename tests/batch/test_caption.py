@@ -247,6 +247,19 @@ def test_what_cannot_be_taken_is_a_row_that_failed(caption: Caption, clips: Path
     assert len(rows(tmp_path / "out.jsonl")) == 3
 
 
+def test_a_folder_without_a_readable_video_does_not_load_the_pair(
+    caption: Caption, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "bad").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "bad" / name).write_bytes(b"no video")
+    monkeypatch.setattr("lvspec_cli.cli.caption_run.run", None)
+    done = caption("bad", "--out", "out.jsonl")
+    assert done.returncode == 1
+    assert [row["error"]["kind"] for row in rows(tmp_path / "out.jsonl")] == ["not_a_video"] * 2
+    assert "0 captioned, 2 failed in 0 s\n" in done.stderr, "a speed of nothing is none"
+
+
 def test_gates_make_failures_that_keep_their_text(caption: Caption, clips: Path, tmp_path: Path):
     short = ("--max-new-tokens", 3, "--out", "out.jsonl")
     printed = caption(clips / "a.mp4", *short, "--fail-on", "length")

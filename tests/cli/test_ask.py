@@ -38,7 +38,13 @@ def test_piped_answers_come_alone_and_in_order(tiny_shell: Shell, tiny, video_fi
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stderr
-    for said in ("decoding", "loading", "encoding the video", "mean accepted length", "4 of 4 frames"):
+    for said in (
+        "decoding",
+        "loading",
+        "encoding the video",
+        "tokens a step of the large model",
+        "4 of 4 frames",
+    ):
         assert said in done.stderr, said
 
     before = trace.read_text()
@@ -213,9 +219,26 @@ def test_a_pair_of_little_knowledge_says_so(here, tiny_models: Path, video_file:
     assert done.returncode == 0, done.stderr
     *_, note = done.stderr.splitlines()
     assert note == "small knows only noise; --pair takes another of `lvspec models`"
-    quiet = here("ask", video_file, "What?", "--models", models, "--pair", "small", "-q", "--json")
+    shutil.copy(video_file, tmp_path / "b.mp4")
+    several = (
+        "ask",
+        video_file,
+        tmp_path / "b.mp4",
+        "What?",
+        "--models",
+        models,
+        "--pair",
+        "small",
+        "--json",
+    )
+    quiet = here(*several, "-q", "--max-new-tokens", 5)
     assert quiet.stderr == "warning: small knows only noise\n"
-    assert "knows only noise" in json.loads(quiet.stdout)["warnings"][0]
+    assert ["knows only noise" in json.loads(row)["warnings"][0] for row in quiet.stdout.splitlines()] == [
+        True,
+        True,
+    ]
+    chat = here("chat", video_file, "--models", models, "--pair", "small", "-q")
+    assert chat.stderr == "warning: small knows only noise\n"
     named = {"LVSPEC_PAIR": "small"}
     again = here("ask", video_file, "What?", "--models", models, "--json", environment=named)
     assert json.loads(again.stdout)["pair"] == "small"

@@ -16,7 +16,8 @@ from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.chat import WrappedAnswer
-from tests.conftest import Printed
+from tests.cli.terminal import Terminal
+from tests.conftest import Printed, Shell
 
 
 @pytest.fixture
@@ -55,6 +56,20 @@ def test_each_line_of_a_pipe_is_a_question_or_a_command(tiny, video_file: Path, 
     ):
         assert expected in said, expected
     assert sum("6 tokens in" in line for line in said) == 3
+
+
+def test_control_c_ends_the_answer_and_not_the_chat(endless_models: Path, video_file: Path, tmp_path: Path):
+    shell = Shell(tmp_path, {"LVSPEC_MODELS": str(endless_models)})
+    terminal = Terminal(shell, "chat", video_file)
+    terminal.read(lambda text: "Ctrl-D ends the chat" in text)
+    for number in (1, 2):
+        terminal.type("What?\r")
+        # Only while words come: a Ctrl-C that arrives just before readline waits is not seen by it.
+        terminal.read(lambda text: len(text.rpartition("What?")[2].split()) > 3)
+        terminal.type("\x03")
+        assert terminal.read(lambda text: text.count(", interrupted") == number)  # noqa: B023
+    terminal.type("/quit\r")
+    assert terminal.finish() == 0
 
 
 def test_what_cannot_be_read_ends_it_at_once(tiny, tmp_path: Path):

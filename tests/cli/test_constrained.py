@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lvspec_cli.errors import UsageError
+from lvspec_cli.library import load
 from tests.conftest import Printed
 from tests.schemas import check
 
@@ -85,6 +88,31 @@ def test_what_cannot_constrain_is_refused_before_anything_is_loaded(
         failed = lvspec(*command, *flags)
         assert failed.returncode == 2
         assert message in failed.stderr
+
+
+def test_the_library_constrains_as_the_commands_do(lvspec: Run, tiny_models: Path, video_file: Path) -> None:
+    row = json.loads(lvspec("ask", video_file, "Is it red?", "--choices", "yes,no", "--json").stdout)
+    model = load("tiny", models=tiny_models)
+    record = model.ask(video_file, "Is it red?", choices=["yes", "no"])
+    assert (record.key, record.value) == (row["key"], row["value"])
+    (captioned,) = model.caption([video_file], "Which?", schema=SCHEMA)
+    assert captioned.value is not None and json.loads(captioned.text or "") == captioned.value
+    assert [
+        one.value in ("a", "b") for one in model.ask_all(video_file, ["A?", "B?"], choices=["a", "b"])
+    ] == [
+        True,
+        True,
+    ]
+    wrong: list[tuple[Any, Any, bool, str]] = [
+        (["yes"], None, False, "no two different answers"),
+        ("yes", None, False, "no two different answers"),
+        (["a", "b"], SCHEMA, False, "exclude each other"),
+        ((), {"type": "colour"}, False, "the schema cannot be used"),
+        (["a", "b"], None, True, "free answers only"),
+    ]
+    for choices, schema, think, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            model.ask(video_file, "Which?", choices=choices, schema=schema, think=think)
 
 
 def test_a_missing_library_is_named(lvspec: Run, monkeypatch: pytest.MonkeyPatch) -> None:

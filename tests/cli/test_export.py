@@ -74,7 +74,7 @@ def test_a_row_that_lvspec_cannot_have_written_is_named(here: Run, records: Path
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"error: {records}, line 3: not a record of lvspec (segment.start is not a time)",
-        "try: mend or remove that line",
+        "try: name a file of records, or mend that line",
     ]
 
 
@@ -151,8 +151,8 @@ def test_wrong_usage(
     [
         (None, 4, "captions.jsonl: no such file"),
         ("", 4, "captions.jsonl: no record in it"),
-        ("hello\n", 1, "captions.jsonl, line 1: not a record of lvspec (not JSON)\ntry: mend or remove"),
-        ('{"id": "a"}\n', 1, "captions.jsonl, line 1: not a record of lvspec (no key)\ntry: mend or remove"),
+        ("hello\n", 1, "captions.jsonl, line 1: not a record of lvspec (not JSON)\ntry: name a file"),
+        ('{"id": "a"}\n', 1, "captions.jsonl, line 1: not a record of lvspec (no key)\ntry: name a file"),
     ],
 )
 def test_files_that_hold_no_records(here: Run, tmp_path: Path, content: str | None, code: int, message: str):

@@ -91,6 +91,7 @@ def test_completion_and_the_list_of_pairs_need_no_torch(tiny_shell: Shell):
         "from lvspec_cli.cli.main import main\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code\n"
+        "import lvspec_cli.cli.caption_run\n"
         "assert not {'torch', 'transformers', 'av'} & set(sys.modules)\n"
     )
     run_python(code, tiny_shell)

@@ -43,13 +43,12 @@ def test_the_live_view_and_what_stays(named: Shell, video_file: Path, tmp_path: 
     assert "decoding" in top[1]
     assert "1/2 What" in terminal.text
     for part in (
-        "exact",
-        "filler",
-        "shift",
-        "the target's own",
+        "same as the large model",
+        "draft's wording",
+        "the large model's own",
         "tokens/s",
-        "mean accepted length",
-        " round",
+        "tokens a step of the large model",
+        "of the draft kept",
     ):
         assert part in terminal.text, part
 
@@ -60,7 +59,9 @@ def test_the_live_view_and_what_stays(named: Shell, video_file: Path, tmp_path: 
     left = terminal.scrollback
     assert terminal.screen.switches == 1
     assert terminal.screen.saved is None, "the second screen was left"
-    assert left.count("the target's own") == 2, "each answer keeps its colours, and a line that explains them"
+    assert left.count("the large model's own") == 2, (
+        "each answer keeps its colours, and a line that explains them"
+    )
     assert "○" not in left, "the live view leaves nothing else behind"
     assert any(cell.underscore for line in terminal.screen.buffer.values() for cell in line.values())
     assert left.count("tokens in") == 2
@@ -74,7 +75,7 @@ def test_a_dumb_terminal_gets_plain_text(named: Shell, video_file: Path):
     terminal = Terminal(named, "ask", video_file, "What?", term="dumb")
     assert terminal.finish() == 0
     assert terminal.screen.switches == 0
-    assert "mean accepted length" in terminal.text
+    assert "of the draft kept" in terminal.text
 
 
 def test_no_color_keeps_the_view_and_drops_the_colours(named: Shell, video_file: Path, tmp_path: Path):

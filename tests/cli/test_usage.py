@@ -19,6 +19,7 @@ from lvspec_cli.cli.requests import (
     ArgumentKind,
     argument_of,
     ask_mistake,
+    bench_mistake,
     caption_mistake,
     decode_settings,
     effectless,
@@ -42,6 +43,14 @@ WRONG = [
     (["ask", "x.mp4", "q\udce9"], 2, "a question is not UTF-8 text"),
     (["ask", "x.mp4", "q", "--system", "\udce9"], 2, "--system is not UTF-8 text"),
     (["ask", "x.mp4", "What", "moves?"], 2, "quote the question: lvspec ask x.mp4 'What moves?'"),
+    (["ask", "What moves?"], 4, "no such video: What moves?\ntry: lvspec ask VIDEO 'What moves?'"),
+    (["chat", "http:/a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
+    (["chat", "no.mp4"], 4, "no such file: no.mp4"),
+    (["bench", "http:/a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
+    (["tune", "no.mp4"], 4, "no such file: no.mp4"),
+    (["bench-relevance", "no/*.mp4"], 4, "no such file: no/*.mp4\ntry: name the folder: no"),
+    (["show", "http://a.org/x.jsonl"], 4, "file: http://a.org/x.jsonl\ntry: download it first"),
+    (["export", "http://a.org/x.jsonl", "--to", "csv"], 4, "file: http://a.org/x.jsonl\ntry: download"),
     (["ask", "x.mp4", "y.mp4"], 4, "no such file: x.mp4, nor 1 more"),
     (["ask", "http://a.org/x.mp4", "q"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
     (["caption", "http://a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
@@ -275,6 +284,7 @@ def test_arguments_of_ask_that_are_not_a_video_and_a_question(
 def test_arguments_of_caption_that_are_no_videos(given: list[Argument], remedy: str | None):
     mistake = caption_mistake(given)
     assert (mistake and mistake.remedy) == remedy
+    assert "is text" in str(bench_mistake([A, CLIPS, LIST])) and bench_mistake([A, CLIPS, QUESTION]) is None
 
 
 def test_what_an_argument_is_goes_by_its_form_and_by_the_disk(

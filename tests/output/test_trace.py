@@ -37,6 +37,6 @@ def test_a_row_holds_the_round_and_is_json_without_infinity():
     assert row["draft"] == [{"id": 7, "text": "<7>"}, {"id": 8, "text": "<8>"}]
     assert [token["id"] for token in row["target"]] == [7, 9, 3]
     assert row["relevance"] == [0.25, 0.5]
-    assert row["gap"] == [0.0, "inf"]
+    assert row["gap"] == [0.0, None]
     assert row["verdict"] == ["exact", "rejected"]
     assert [token["kind"] for token in row["output"]] == ["exact", "target"]

@@ -60,7 +60,9 @@ def test_the_picture_says_that_it_stops() -> None:
 
 def test_rates_are_of_all_rows_so_far() -> None:
     seen = view(caption(b"a.mp4", stats=STATS), caption(b"b.mp4", stats=STATS), failure(b"c.mp4"))
-    assert rates(seen, 6.0) == "0.50 captions/s, 14 tokens/s, mean accepted length 5.00, 14 s left"
+    assert rates(seen, 6.0) == (
+        "0.33 captions/s, 14 tokens/s, 5.0 tokens a step of the large model, 14 s left"
+    )
 
 
 def test_nothing_is_said_of_what_is_not_known() -> None:
@@ -174,15 +176,18 @@ def test_without_a_terminal_failures_are_said_at_once_and_progress_now_and_then(
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     stream = io.StringIO()
-    show = BatchShow(START, stream)
+    show = BatchShow(replace(START, places=START.places * 2), stream)
     for number in range(6):
+        if number in (0, 2):  # the first worker's loading does not count; the other's is time like any
+            now += 0.0 if number else 7.0
+            show.listen(InWorker(number // 2, StageFinished(Stage.LOADING, 7.0)))
         now += 4.0
         show.add(caption(b"%d.mp4" % number))
     show.add(failure(b"bad.mp4"))
-    lines = stream.getvalue().splitlines()
+    _, *lines = stream.getvalue().splitlines()
     assert lines[:2] == [
-        "3 of 10 done, 4 skipped, 0.25 captions/s, 28 s left",
-        "6 of 10 done, 4 skipped, 0.25 captions/s, 16 s left",
+        "1 of 10 done, 4 skipped, 0.25 captions/s, 36 s left",
+        "4 of 10 done, 4 skipped, 0.25 captions/s, 24 s left",
     ]
     assert lines[2].startswith("failed bad.mp4: ")
 

@@ -62,9 +62,9 @@ def test_everything_the_user_is_promised_is_there():
     text = "\n".join(draw(FULL))
     for part in (
         "a.mp4", "6.0 s", "12 frames of 320x240", "decoding 0.4 s", "loading 2.0 s", "encoding the video",
-        "answering", "1/3 What [bold]moves?", "A red ball.", "exact 1", "filler 1", "shift 0",
-        "the target's own 3",
-        "5.0 tokens/s", "2.00 mean accepted length", "25% acceptance rate", "2 rounds",
+        "answering", "1/3 What [bold]moves?", "A red ball.",
+        "same as the large model 1   draft's wording 1   the large model's own 3",
+        "5.0 tokens/s   2.0 tokens a step of the large model   25% of the draft kept", "2 steps",
     ):  # fmt: skip
         assert part in text, part
 
@@ -141,10 +141,10 @@ def test_before_the_first_sign_of_a_clip():
 def test_the_panel_stands_at_the_bottom_and_shows_the_last_rounds():
     lines = draw(replace(FULL, lengths=(1,) * 200 + (5, 3)))
     assert len(lines) == 24
-    assert lines[-1].startswith("202 rounds ▂")
+    assert lines[-1].startswith("202 steps ▂")
     assert lines[-1].endswith("▂█▅")
     assert cell_len(lines[-1]) == 80
-    assert draw(replace(FULL, lengths=(3,)))[-1].startswith("1 round ▅")
+    assert draw(replace(FULL, lengths=(3,)))[-1].startswith("1 step ▅")
 
 
 def test_a_low_terminal_keeps_stages_and_answer():
@@ -200,11 +200,12 @@ def test_an_answer_is_kept_with_its_colours_and_what_they_mean(monkeypatch: pyte
     assert [line.rstrip() for line in Text.from_ansi(drawn).plain.splitlines()] == [
         "A large red ball rolls from",
         "left to right slowly.\\x1b[2J",
-        "exact 1   filler 1   shift 0",
-        "the target's own 3",
+        "same as the large model 1",
+        "draft's wording 1",
+        "the large model's own 3",
     ]
     alone = kept_answer(replace(view, gamma=None))
-    assert "exact" not in alone  # nothing was drafted
+    assert "same as" not in alone  # nothing was drafted
 
 
 def test_of_thoughts_only_their_length_is_shown() -> None:

@@ -18,7 +18,8 @@ STATS = DecodeStats(
 def test_speed_then_acceptance():
     assert answer_summary(record(stats=stats_fields(STATS, 0.5))) == [
         "21 tokens in 2.0 s, 10.0 tokens/s",
-        "mean accepted length 4.00, 38% accepted (exact 10, filler 4, shift 1)",
+        "4.0 tokens a step of the large model, 38% of the draft kept (same as the large model 10,"
+        " draft's wording 4, moved 1)",
     ]
 
 
