@@ -206,7 +206,8 @@ def _search_facts(loaded: LoadedPair, job: TuneJob) -> dict[str, Any]:
     choice = job.load_plan.choice
     settings = bench_settings(_bench_job(job, job.clips, (), job.settings, job.out), loaded)
     return {
-        **settings.model_dump(mode="json", exclude=set() if settings.views else {"views"}),  # newer
+        # Newer than some calibrations: left out where they say nothing.
+        **settings.model_dump(mode="json", exclude={"slots"} if settings.views else {"slots", "views"}),
         "environment": environment_of(loaded).model_dump(mode="json"),
         "clips": inputs_digest(job.clips),
         "weights": [choice.quant_target, choice.quant_draft, choice.draft_device],

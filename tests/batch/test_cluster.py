@@ -108,8 +108,11 @@ def nodes() -> Iterator[TwoNodes]:
     # Not in pytest's folder: paths of sockets have to be short.
     with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in QUIET.items():
+            for name, value in {**QUIET, "RAY_TMPDIR": folder}.items():
                 patch.setenv(name, value)
+            (
+                Path(folder) / "ray"
+            ).mkdir()  # where the address is noted; a folder that is not there is not made
             nodes = TwoNodes(folder)
         yield nodes
         nodes.close()

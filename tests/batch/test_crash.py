@@ -189,7 +189,8 @@ def test_a_decoder_that_hangs_costs_its_clip(lvspec: Processes, tmp_path: Path) 
     run = lvspec.start(
         tmp_path, "caption", folder, "--out", out, "--decode-timeout", 5, "--decode-workers", 1, "--fps", 8
     )
-    assert until(lambda: bool(run.decoders()))
+    # The first one only looks whether there is anything to read.
+    assert until(lambda: whole_rows(out) >= 1 and bool(run.decoders()))
     os.kill(run.decoders()[0], signal.SIGSTOP)
     assert run.wait() == 1
     failed = [row for row in rows(out) if row["status"] == "error"]

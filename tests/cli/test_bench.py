@@ -27,6 +27,7 @@ from tests.conftest import Printed, Shell, write_video
 from tests.schemas import check
 
 SHORT = ("--max-new-tokens", 6, "--frames", 2)
+CLIP = Path(__file__).parents[2] / "lvspec_cli/demo/clips/clip_0001.mp4"
 pytestmark = pytest.mark.usefixtures("no_charts")
 
 
@@ -242,7 +243,7 @@ def test_a_clip_that_cannot_be_read_is_a_1_and_the_rest_is_measured(tiny, clips:
         (("--modes", "fast"), 2, "--modes does not know 'fast'"),
         (("--gamma", "0"), 2, "--gamma: 0 is neither auto nor a number"),
         (("--draft-keep", "0"), 2, "--draft-keep 0 is out of range"),
-        (("--questions", "qa.jsonl", "clip.mp4"), 2, "names its own clips"),
+        (("--questions", "qa.jsonl", str(CLIP)), 2, "names its own clips"),
         (("gone.mp4",), 4, "gone.mp4"),
         (("--pair", "gone"), 3, "no pair named 'gone'"),
     ],

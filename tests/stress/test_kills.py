@@ -21,7 +21,7 @@ from tests.conftest import write_video
 
 KILLS = int(os.environ.get("LVSPEC_STRESS_KILLS", "3"))
 WORKERS = (2, 4) if KILLS > 3 else (2,)
-COUNT = 24
+COUNT = 40
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_whoever_is_killed_every_clip_gets_its_row(
         flags = ("caption", many, "--out", out)
         run = lvspec.start(tmp_path, *flags, "--workers", workers)
         assert until(partial(there_is, run, kind), 120)
-        time.sleep(dice.uniform(0.0, 0.7))
+        time.sleep(dice.uniform(0.0, 0.4))
         victims = victims_of(run, kind)
         assert victims, "all was done before"
         with suppress(ProcessLookupError):

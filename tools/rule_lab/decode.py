@@ -194,6 +194,7 @@ class Lab:
             tokenizer=tokenizer,
             device=torch.device("cpu"),
             is_prediction_layer=False,
+            proposes=None,
             family=SimpleNamespace(head=lambda model, states: model.get_output_embeddings()(states)),
             model=target.model,
         )
