@@ -10,11 +10,12 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.13 python3.11 python3
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 CLIP := lvspec_cli/demo/clips/clip_0001.mp4
 
-.PHONY: help demo test check lint types types-windows format clean
+.PHONY: help demo test test-all check lint types types-windows format clean
 
 help:
 	@echo "make demo    install, then ask the bundled pair about a shipped clip"
 	@echo "make test    install, then run the tests"
+	@echo "make test-all  run those that take long, too"
 	@echo "make check   format, lint, types and tests, as continuous integration runs them"
 	@echo "make format  format and mend what the linter can"
 
@@ -26,7 +27,8 @@ $(VENV)/made:
 $(VENV)/installed-dev: EXTRA := [dev]
 $(VENV)/installed $(VENV)/installed-dev: pyproject.toml $(VENV)/made
 	@echo "installing into $(VENV): torch and its libraries are several gigabytes"
-	$(BIN)/python -m pip install --quiet --editable '.$(EXTRA)'
+	# Not compiled: that takes a minute more, and Python does it for what is imported.
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.$(EXTRA)'
 	touch $@
 
 demo: $(VENV)/installed
@@ -34,6 +36,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(TESTS)
+
+test-all: $(VENV)/installed-dev
+	$(TESTS) -m 'not gpu'
 
 check: $(VENV)/installed-dev
 	$(MAKE) --jobs 2 lint types types-windows

@@ -118,6 +118,7 @@ def test_several_workers_write_records_that_are_held_and_gone_on_with_there(shel
     assert list(tmp_path.glob("*.lock")) == []
 
 
+@pytest.mark.thorough
 def test_a_chat_template_that_does_not_end_is_ended_there(shell: Shell):
     template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     code = (

@@ -126,6 +126,7 @@ print(json.dumps(said))
 STRANGER = ("unshare", "--user", "--map-user=54321")  # the same files are there, and another user
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(
     shutil.which("unshare") is None or subprocess.run([*STRANGER, "true"], check=False).returncode != 0,
     reason="the system lets nobody be another user",

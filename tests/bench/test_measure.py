@@ -177,6 +177,7 @@ def header(one_family: LoadedPair) -> Header:
     return Header(settings=SETTINGS, environment=environment_of(one_family), inputs="")
 
 
+@pytest.mark.thorough
 def test_all_modes_answer_everything_in_turns(one_family, clips, header, tmp_path: Path):
     plan = plan_of("ar,exact,lvspec", repeat=2, examples=1, profiles=1)
     told: list[tuple[int, int]] = []

@@ -174,6 +174,7 @@ def test_flags_that_say_nothing_of_throughput(
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, f"error: {cause}")
 
 
+@pytest.mark.thorough
 def test_the_figures_can_be_computed_again_from_the_file(tiny, clips: Path, tmp_path: Path):
     out = tmp_path / "out"
     flags = ("--modes", "ar,exact,lvspec:random", "--gamma", "2,3", "--repeat", 2, "--prompt", "What?")
@@ -333,6 +334,7 @@ def test_rules_with_names_are_lines_of_their_own(tiny, clips: Path, tmp_path: Pa
     assert tiny("bench", clips, "--variants", tmp_path / "gone.yaml").returncode == 2
 
 
+@pytest.mark.thorough
 def test_texts_alone_are_the_same_texts_without_times(tiny, clips: Path, tmp_path: Path):
     flags = (
         "bench",

@@ -177,6 +177,7 @@ def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
     assert (one.returncode, "its size is not known beforehand" in one.stderr) == (3, True)
 
 
+@pytest.mark.thorough
 def test_memory_in_models_yaml_is_what_fit_says() -> None:
     from lvspec_cli.memory.resolve import workload_of_pair
 

@@ -73,6 +73,7 @@ def test_captions_are_audited(lvspec: Callable[..., Printed], video_file: Path, 
     assert "0 captioned, 0 failed, 1 skipped" in again.stderr
 
 
+@pytest.mark.thorough
 def test_a_bench_measures_it(lvspec: Callable[..., Printed], video_file: Path, tmp_path: Path) -> None:
     """Left out, the modes that need a second model are not among those that are measured."""
     flags = ("--prompt", "What?", "--gamma", "3", "--max-new-tokens", 12, "--draft", "mtp")

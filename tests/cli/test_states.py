@@ -50,6 +50,7 @@ def test_exact_is_ar_for_several_questions_and_captions(
     assert row["audit"]["output_tokens"] > 0
 
 
+@pytest.mark.thorough
 def test_a_bench_measures_it(lvspec: Callable[..., Printed], video_file: Path, tmp_path: Path) -> None:
     """transformers itself refuses a draft for such a model: that line says so."""
     flags = ("--prompt", "What?", "--modes", "ar,exact,lvspec,hf-ar,hf-assisted", "--max-new-tokens", 24)

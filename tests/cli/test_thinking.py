@@ -130,6 +130,7 @@ def test_an_answer_that_ends_in_its_thoughts_is_said_to(lvspec: Run, video_file:
     assert not list(Path("texts").glob("*"))
 
 
+@pytest.mark.thorough
 def test_captions_are_kept_apart_from_thoughts(lvspec: Run, video_file: Path) -> None:
     """Rows of either kind go on where they were, exports and audits see captions only."""
     ask = ("--prompt", QUESTION, "--out", "rows.jsonl")

@@ -144,6 +144,7 @@ def test_a_batch_of_questions_over_one_prefix(subject: Subject) -> None:
         assert list(found.tokens) == subject.generate("wide", question, max_new_tokens=16)
 
 
+@pytest.mark.thorough
 def test_paddings_of_the_vocabularies_may_differ(subject: Subject, tmp_path: Path) -> None:
     """The pair's own draft has more rows than its target, this one has fewer."""
     assert subject.pair.draft is not None

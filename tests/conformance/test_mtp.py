@@ -153,6 +153,7 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
     check(subject, whole(case))
 
 
+@pytest.mark.thorough
 @given(
     case=st.builds(
         Case,
@@ -229,6 +230,7 @@ def test_a_long_question_is_run_in_pieces(subject: Subject, monkeypatch: pytest.
     check_rounds(subject, prompts.target, rounds)
 
 
+@pytest.mark.thorough
 def test_a_batch_of_questions_over_one_prefix(subject: Subject) -> None:
     """The video is encoded once, by the layer too; an answer without it in between changes nothing."""
     session = Session.of(subject.pair)

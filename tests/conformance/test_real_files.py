@@ -350,6 +350,7 @@ def test_families_of_all_shipped_pairs_are_here() -> None:
     assert {config["model_type"] for config in configs} <= FAMILIES.keys()
 
 
+@pytest.mark.thorough
 def test_verify_finds_nothing(hub: Hub, here: Callable[..., Printed], tmp_path: Path) -> None:
     for repo in hub.cache.iterdir():
         (tmp_path / repo.name).symlink_to(repo)  # the cache that ``here`` has

@@ -68,6 +68,7 @@ def test_exact_modes_say_what_transformers_says(pair: LoadedPair, clip: Clip, mo
         assert text == answer_batch(pair.target, [(clip, question)], 256)[0]
 
 
+@pytest.mark.thorough
 def test_exact_modes_say_what_transformers_says_of_a_long_clip(pair: LoadedPair, tmp_path: Path) -> None:
     """Its times go further than the prompt's positions."""
     scene, _ = scene_of(9, 1)

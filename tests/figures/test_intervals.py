@@ -133,6 +133,7 @@ def test_a_draw_with_nothing_to_divide_by_leaves_the_others():
     assert (found.low, found.high) == (1.0, 1.0)
 
 
+@pytest.mark.thorough
 def test_a_thousand_clips_take_seconds_and_no_more_memory_than_their_draws():
     columns = np.random.default_rng(8).integers(0, 12, (4, 1000)).tolist()
     tracemalloc.start()

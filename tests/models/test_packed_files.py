@@ -111,7 +111,7 @@ def test_fp8_is_not_made_without_a_gpu(tmp_path: Path) -> None:
         load_model(ModelRequest(plain, device="cpu", quantisation=Quantisation.FP8))
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("method", ["gptq", pytest.param("awq", marks=pytest.mark.thorough)])
 def test_what_the_package_says_is_kept_from_standard_output(tmp_path: Path, method: str) -> None:
     """In a process of its own: it speaks when it is imported, too."""
     plain = save_model(tmp_path / "plain", "qwen2_5_vl", shape=TinyShape(width=128))

@@ -300,6 +300,7 @@ def test_gptqmodel_chooses_where_the_kernel_for_cpus_does_not_go() -> None:
         assert "aten" not in str(here.backend)
 
 
+@pytest.mark.thorough
 def test_gptqmodel_is_imported_without_a_word_and_leaves_the_environment_alone(shell: Shell) -> None:
     """Else processes started later would look for a pair in another cache."""
     code = (

@@ -31,7 +31,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from lvspec_cli.models.kernels.small_batch import Packed, multiply
 
 for outputs, inputs, rows, biased in [(48, 256, 1, True), (40, 192, 3, False), (96, 1088, 5, True),
-                                      (33, 640, 17, True), (130, 4096, 16, False)]:
+                                      (33, 640, 17, True), (130, 2048, 16, False)]:
     torch.manual_seed(outputs)
     packed, state = quantize_4bit(torch.randn(outputs, inputs) / 20, blocksize=64, quant_type="nf4",
                                   compress_statistics=True)

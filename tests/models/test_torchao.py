@@ -120,6 +120,7 @@ def test_other_devices_have_no_kernels_for_it(kind: str, device: str) -> None:
         check_usable(Quantisation(kind), torch.device(device))
 
 
+@pytest.mark.thorough
 def test_it_is_asked_for_on_the_command_line(tmp_path: Path) -> None:
     plain = save_model(tmp_path / "plain", "qwen2_5_vl", shape=SHAPE)
     models = tmp_path / "models.yaml"

@@ -542,6 +542,7 @@ def test_a_kill_within_a_rewrite_leaves_nothing_after_the_next_run(path: Path):
     assert left(path) == [path.name]
 
 
+@pytest.mark.thorough
 def test_kill_at_random_moments_loses_and_doubles_nothing(path: Path):
     moments = random.Random(3)
     for _ in range(8):

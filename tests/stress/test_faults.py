@@ -59,10 +59,10 @@ def test_a_file_system_with_odd_ways_takes_every_row(
     ("fault", "words", "whole"),
     [
         (failing("write", "ENOSPC", 3), "No space left", 2),
-        (failing("write", "EDQUOT", 3), "quota", 2),
+        pytest.param(failing("write", "EDQUOT", 3), "quota", 2, marks=pytest.mark.thorough),
         (failing("write", "EIO", 1), "Input/output error", 0),
         (failing("fsync", "EIO", 3), "Input/output error", 1),
-        (failing("fsync", "ENOSPC", 4), "No space left", 2),
+        pytest.param(failing("fsync", "ENOSPC", 4), "No space left", 2, marks=pytest.mark.thorough),
         (SHORT_THEN_FULL, "No space left", 0),
     ],
 )

@@ -53,7 +53,7 @@ def left_running(run: Run) -> list[int]:
     return run.family()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", WORKERS)
 def test_whoever_is_killed_every_clip_gets_its_row(
     lvspec: Processes, many: Path, tmp_path: Path, workers: int

@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tools.batch_memory import Reading, fitted, growth, peak_of
 
 MIB = 2**20
@@ -26,6 +28,7 @@ def test_the_most_that_a_process_has_held():
     assert 190 * MIB < large - small < 210 * MIB
 
 
+@pytest.mark.thorough
 def test_it_reads_the_memory_of_a_real_batch():
     command = "-m tools.batch_memory --clips 4 --tokens 4"
     done = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True, check=True)

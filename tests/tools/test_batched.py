@@ -42,6 +42,7 @@ def job_of(tmp_path: Path, paths: list[Path], *, tokens: int, processes: int = 1
     )
 
 
+@pytest.mark.thorough
 def test_many_at_a_time_say_what_ar_says_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By two processes: captions that are cut, answers that end before them, frames of several sizes."""
     monkeypatch.setattr(batched, "CHUNK", 2)

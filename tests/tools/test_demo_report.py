@@ -341,6 +341,7 @@ def few_lines(no_charts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_report, "ablations", lambda rule: ())
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("few_lines")
 def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_path: Path, tiny_models: Path):
     report = Report(
@@ -380,6 +381,7 @@ def test_texts_of_an_earlier_report_are_taken_over_where_nothing_changed(tmp_pat
     assert '"mode":"hf-ar"' in (tmp_path / "third" / label / "measurements.jsonl").read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("few_lines")
 def test_another_machine_helps_with_further_scenes(
     tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from lvspec_cli.errors import OutputError
 from tools.demo_report.drawing import draw_clips
 
 
+@pytest.mark.thorough
 def test_a_clip_of_somebody_else_is_not_drawn_over(tmp_path: Path):
     (tmp_path / "clip_0002.mp4").write_bytes(b"mine")
     for processes in (1, 2):
@@ -18,6 +19,7 @@ def test_a_clip_of_somebody_else_is_not_drawn_over(tmp_path: Path):
     assert (tmp_path / "clip_0002.mp4").read_bytes() == b"mine"
 
 
+@pytest.mark.thorough
 def test_clips_behind_others_are_drawn_side_by_side(tmp_path: Path):
     first = [clip_path(tmp_path / "one", number) for number in (2, 3)]
     (tmp_path / "one").mkdir()

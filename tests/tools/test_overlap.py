@@ -36,6 +36,7 @@ def test_a_size_changes_by_bounded_steps():
     assert better_size(2.0, 1e6, 1.0) == 0.125
 
 
+@pytest.mark.thorough
 def test_it_times_both_sides_over_the_same_clips(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -56,6 +56,7 @@ def tiny_configs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_size, "real_config", tiny)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "quantisation", [Quantisation.NONE, Quantisation.NF4, Quantisation.INT4, Quantisation.TORCHAO_INT4]
 )
@@ -150,6 +151,7 @@ def test_a_delta_layer_has_more_kernels_than_an_attending_one() -> None:
     assert kinds.count("linear_attention") == 3 * kinds.count("full_attention")
 
 
+@pytest.mark.thorough
 def test_predictions_are_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--predict", "--pairs", "7B/3B", "--frames", "32"])
     lines = capsys.readouterr().out.splitlines()
@@ -178,6 +180,7 @@ def test_costs_of_a_pair() -> None:
     assert len(lines) == 3  # gamma 12 was not measured
 
 
+@pytest.mark.thorough
 def test_the_script(
     tiny_configs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +195,7 @@ def test_the_script(
     assert [(each["model"], each["quantisation"]) for each in models] == [("7B", "nf4"), ("3B", "nf4")]
 
 
+@pytest.mark.thorough
 def test_a_clip_that_does_not_fit_takes_no_other_with_it(
     monkeypatch: pytest.MonkeyPatch, tiny_configs: None
 ) -> None:

@@ -39,6 +39,7 @@ def rows_of(text: str) -> list[list[str]]:
     return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
 
 
+@pytest.mark.thorough
 def test_lvspec_gives_the_right_frames_of_each_file(measured):
     printed, _ = measured
     rows = rows_of(printed.partition("| file | one stretch")[0])
@@ -52,6 +53,7 @@ def test_lvspec_gives_the_right_frames_of_each_file(measured):
     assert f"by {OURS}:" not in printed
 
 
+@pytest.mark.thorough
 def test_decord_gives_the_same_frames_of_mp4_and_others_of_ts(measured):
     pytest.importorskip("decord")
     printed, _ = measured
@@ -61,6 +63,7 @@ def test_decord_gives_the_same_frames_of_mp4_and_others_of_ts(measured):
     assert "\\* TS by decord: 8 of 8 frames are others. It was not timed." in printed
 
 
+@pytest.mark.thorough
 def test_the_page_gets_the_table_and_no_folder_of_this_machine(measured):
     printed, page = measured
     assert page == PAGE.replace("old\n", printed.removesuffix("\n"))
@@ -74,6 +77,7 @@ def test_a_page_without_marks_is_left_alone():
         with_block("no marks", "new")
 
 
+@pytest.mark.thorough
 def test_cost_is_told_beside_that_of_decoding_once(measured):
     printed, _ = measured
     rows = rows_of(printed.partition("| file | one stretch | all in segments | every frame once |")[2])

@@ -58,6 +58,7 @@ def test_eventful_scenes_have_more_events() -> None:
     assert abs(sum(eventful) / 300 - 1.52) < 0.15
 
 
+@pytest.mark.thorough
 def test_captions_have_80_to_200_tokens() -> None:
     tokenizer = train_tokenizer()
     rng = random.Random(11)
@@ -248,6 +249,7 @@ def test_the_rate_rises_stays_and_falls(step: int, share: float) -> None:
     assert rate_share(step, steps=100, warm_up=10, decay=0.2) == pytest.approx(share)
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, processor: Qwen2_5_VLProcessor) -> None:
     """Two runs of four steps, one of them cut off after two, end with the same model."""
     save_half(build_model("draft", processor.tokenizer, 1, 1), processor, tmp_path / "start")

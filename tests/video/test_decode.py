@@ -173,6 +173,7 @@ def large(folder):
     return make_clip(folder / "4k.mp4", count=40, size=(3840, 2160), options=options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_large_frames_do_not_fill_the_memory(large, decoder):
     code = (

@@ -85,7 +85,7 @@ def by_ffmpeg(path: Path, start: float) -> int:
     return numbers(np.frombuffer(raw, np.uint8).reshape(1, 96, 160, 3))[0]
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=20, suppress_health_check=list(HealthCheck), deadline=None)
 @given(name=st.sampled_from(sorted(FILES)), frame=st.integers(1, COUNT - 52))
 @example(name="b_frames.mp4", frame=COUNT - 52)
 @example(name="one_key_frame.ts", frame=COUNT // 2)
