@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from lvspec_cli import __version__
 from lvspec_cli.errors import NoInputError, UsageError
@@ -33,6 +33,7 @@ from lvspec_cli.figures.answers import (
     Variant,
 )
 from lvspec_cli.figures.throughput import Run, Throughput
+from lvspec_cli.output.records import with_null, without_null
 from lvspec_cli.text_file import LISTS, read_file
 from lvspec_cli.types import Gamma, KeepBy
 
@@ -89,6 +90,11 @@ class BenchSettings(FrozenModel):
     dtype: str = "auto"
     threads: int | None = None
 
+    @field_validator("rule", "rules", mode="before")
+    @classmethod
+    def _limits(cls, value: Any) -> Any:
+        return without_null(value)
+
 
 class Results(FrozenModel):
     """All of ``results.json``."""
@@ -107,6 +113,14 @@ class Results(FrozenModel):
     blocks: tuple[Block, ...]
     runs: tuple[Run, ...] = ()  # over all clips, one after the other in one process
 
+    @field_validator("modes", mode="before")
+    @classmethod
+    def _limits(cls, value: Any) -> Any:
+        for mode in value:
+            if isinstance(mode, dict) and "rule" in mode.get("settings", {}):
+                mode["settings"]["rule"] = without_null(mode["settings"]["rule"])
+        return value
+
     def measurements(self, variant: Variant) -> Iterator[tuple[Item, Block, Measurement]]:
         """Every answer of a variant without error, with its item and block, in the order of the blocks."""
         items = {item.id: item for item in self.items}
@@ -119,6 +133,9 @@ class Results(FrozenModel):
 def to_json(results: Results) -> str:
     """The file's text: a line for each mode, item and block, so that a line-based diff is useful."""
     fields = results.model_dump(mode="json", by_alias=True)
+    fields["settings"] |= {name: with_null(fields["settings"][name]) for name in ("rule", "rules")}
+    for mode in fields["modes"]:
+        mode["settings"] = with_null(mode["settings"])
     parts = [f"{json.dumps(name)}: {_by_line(value)}" for name, value in fields.items()]
     return "{\n" + ",\n".join(parts) + "\n}\n"
 

@@ -301,14 +301,21 @@ def _without_infinity(value: Any) -> Any:
     return INFINITY if value == float("inf") else value
 
 
-def _with_null(value: Any) -> Any:
-    """Settings for a record: a limit that is infinite, and so none, is null and not a text among numbers.
+def with_null(value: Any) -> Any:
+    """Settings for a file: a limit that is infinite, and so none, is null and not a text among numbers.
 
     Keys are made of the settings with the text, so that those of older records stay valid.
     """
     if isinstance(value, dict):
-        return {key: _with_null(item) for key, item in value.items()}
+        return {key: with_null(item) for key, item in value.items()}
     return None if value == INFINITY else value
+
+
+def without_null(value: Any) -> Any:
+    """A rule, or rules by name, as they were before :func:`with_null`."""
+    if isinstance(value, dict):
+        return {key: without_null(item) for key, item in value.items()}
+    return INFINITY if value is None else value
 
 
 def world_warning(world: str) -> str:
@@ -456,7 +463,7 @@ def _common(plan: LoadPlan, request: AskRequest, identity: FileIdentity, number:
     }
     return {
         **fields,
-        "settings": _with_null(fields["settings"]),
+        "settings": with_null(fields["settings"]),
         "warnings": (world_warning(pair.world),) if pair.world else (),
         "key": key_of(identity, facts),
         "id": _readable_id(request, file_name, number),

@@ -323,6 +323,11 @@ def test_rules_with_names_are_lines_of_their_own(tiny, clips: Path, tmp_path: Pa
     assert {"lvspec/bold γ=6", "lvspec/no-shift γ=4", "lvspec/no-list γ=4", "lvspec:random γ=4"} <= set(names)
     rules = {each.label: each.settings["rule"] for each in results.modes if each.label}
     assert rules["bold"]["filler_margin"] == "Infinity"
+    raw = json.loads((out / "results.json").read_text())  # where it is null among numbers
+    assert raw["settings"]["rules"]["bold"]["filler_margin"] is None
+    assert [
+        each["settings"]["rule"]["filler_margin"] for each in raw["modes"] if each["label"] == "bold"
+    ] == [None]
     assert rules["no-shift"]["shift_window"] == 0
     assert not rules["no-list"]["never_loosely"]
     assert [each.line for each in results.contrasts] == ["lvspec γ=4"] * (len(names) - 2)
