@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.12 python3.13 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-# Two tests at a time with one thread each: two with two would wait for each other.
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
+# Three tests at a time, of which one often waits, with one thread each: more would wait for each other.
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 3 --dist worksteal
 CLIP := lvspec_cli/demo/clips/clip_0001.mp4
 
 .PHONY: help demo test test-all check lint types types-windows format clean

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,24 @@ def demo_plan() -> LoadPlan:
     models = PACKAGE / "demo" / "pair"
     choice = PairChoice(*load_registry(environment={}).pair("demo"), device="cpu")
     return LoadPlan(choice, models / "target", models / "draft", plain)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Of a sampled test's cases, and of a family's in tests/conformance, `make test` takes a third.
+
+    Each family has another third than the one before it.
+    """
+    groups: dict[str, dict[object, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        if item.get_closest_marker("sampled") or {"subject"} < given.keys():
+            groups[item.nodeid.partition("[")[0]][given.get("subject")].append(item)
+    for families in groups.values():
+        for first, cases in enumerate(families.values()):
+            for number, item in enumerate(cases, first):
+                if number % min(3, len(cases)):
+                    item.add_marker(pytest.mark.thorough)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -138,7 +157,7 @@ class Shell:
 
     @property
     def environment(self) -> dict[str, str]:
-        users = ("LVSPEC", "XDG", "HF_")
+        users = ("LVSPEC", "XDG", "HF_", "COLUMNS", "LINES")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(users)}
         home = {"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home / "config"), "HF_HUB_OFFLINE": "1"}
         home["XDG_STATE_HOME"] = str(self.home / "state")

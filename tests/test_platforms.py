@@ -97,6 +97,7 @@ def shell(tmp_path: Path, tiny_models: Path) -> Shell:
     return elsewhere(tmp_path / "there", FOR_ANSWERS, LVSPEC_MODELS=str(tiny_models))
 
 
+@pytest.mark.thorough
 def test_several_workers_write_records_that_are_held_and_gone_on_with_there(shell: Shell, tmp_path: Path):
     """And where decord is asked for, it is said not to read."""
     out = tmp_path / "captions.jsonl"

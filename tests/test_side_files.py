@@ -117,6 +117,7 @@ def test_files_of_our_own_are_read_within_bounds(video_file: Path, tmp_path: Pat
         assert found == {"history": [], "facts": None, "ledger": {}, "model": broken, "scenes": True}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spoil", [huge, device, fifo])
 def test_a_batch_is_planned_beside_a_history_that_has_no_end(
     lvspec: Processes, video_file: Path, tmp_path: Path, spoil: Callable[[Path], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -220,7 +221,7 @@ def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-class _MessageConsole(Console):
+class _SizedConsole(Console):
     """A console with the size of its own stream's terminal: descriptor 2 may be the log of libraries."""
 
     @property
@@ -237,12 +238,12 @@ class _MessageConsole(Console):
 
 def message_console() -> Console:
     """A console on stderr, for lvspec's own messages."""
-    return _MessageConsole(file=message_stream(), markup=False, highlight=False, emoji=False)
+    return _SizedConsole(file=message_stream(), markup=False, highlight=False, emoji=False)
 
 
 def kept_answer(view: View) -> str:
     """A finished answer for the ordinary screen, in its colours, and below it what they mean."""
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = _SizedConsole(file=sys.stdout, markup=False, highlight=False, emoji=False)
     with console.capture() as drawn:
         console.print(answer_text(view.pieces))
         if view.gamma is not None:

@@ -385,6 +385,7 @@ ENDLESS_READ = {  # who reads which file, and what else it wants
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("command", ENDLESS_READ)
 @pytest.mark.parametrize("endless", ["device", "sparse"])
 def test_every_command_refuses_a_file_without_end_by_name(

@@ -40,6 +40,7 @@ def scene(folder: Path) -> Clip:
     return replace(clip, timestamps=tuple(slower * time for time in clip.timestamps), duration=SECONDS)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("made", [bar, scene])
 def test_ar_is_what_generate_says_of_twelve_seconds(made, pair: LoadedPair, tmp_path: Path):
     """The farther apart the frames, the farther from the prompt's end the answer's positions begin."""

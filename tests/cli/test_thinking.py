@@ -86,6 +86,7 @@ def rows(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", Mode)
 def test_thoughts_stand_in_the_record_and_nowhere_else(lvspec: Run, video_file: Path, mode: Mode) -> None:
     asked = ("ask", video_file, QUESTION, "--mode", mode, "--quiet")

@@ -148,6 +148,7 @@ def whole(case: Case) -> Case:
     return replace(case, keep=1.0)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.clip)
 def test_exact_is_generate(subject: Subject, case: Case) -> None:
     check(subject, whole(case))
@@ -186,6 +187,7 @@ LOAD = Workload(frames=8, max_pixels=112 * 112, new_tokens=64)
 LOOSE = RuleSettings(relevance=RelevanceName.PLAUSIBLE, filler_margin=inf, anchor_margin=inf)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rule", [None, LOOSE], ids=["exact", "loose"])
 @pytest.mark.parametrize(("clip", "gamma"), [("odd", 3), ("wide", 5), ("one-frame", 1), ("12-seconds", 2)])
 def test_drafts_are_what_recomputing_gives(

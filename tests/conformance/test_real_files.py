@@ -360,6 +360,7 @@ def test_verify_finds_nothing(hub: Hub, here: Callable[..., Printed], tmp_path: 
     assert states == {"ok"}, done.stdout
 
 
+@pytest.mark.sampled
 def test_ar_and_exact_are_generate(hub: Hub, model: VideoModel) -> None:
     subject = Subject(hub.family, hub.snapshots, model.pair)
     stock = AutoModelForImageTextToText.from_pretrained(hub.snapshots[0])
@@ -370,6 +371,7 @@ def test_ar_and_exact_are_generate(hub: Hub, model: VideoModel) -> None:
             assert list(found.tokens) == expected, mode
 
 
+@pytest.mark.sampled
 def test_answers(model: VideoModel, video_file: Path) -> None:
     texts = {}
     for mode in (Mode.AR, Mode.EXACT, Mode.LVSPEC):
@@ -387,6 +389,7 @@ def test_what_begins_a_number_is_protected(model: VideoModel) -> None:
         assert model.pair.words.any_protected(number)
 
 
+@pytest.mark.sampled
 @given(data=st.data())
 def test_the_stream_is_the_whole_decode(model: VideoModel, data: st.DataObject) -> None:
     """No ids raise an error, and no answer begins with the space that a template's end leaves."""

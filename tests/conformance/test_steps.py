@@ -169,7 +169,7 @@ def test_memory_is_given_back(subject: Subject) -> None:
     subject.pair.release()  # nothing is kept where nothing is captured
 
 
-@captured
+@pytest.mark.parametrize("subject", ["qwen2_5_vl", "qwen3_5"], indirect=True)
 def test_another_clip_finds_the_passes_that_were_captured(subject: Subject) -> None:
     fixed = Fixed(subject.pair)
     pair, counts = fixed.made(), []

@@ -60,6 +60,7 @@ def test_four_clips_ship_with_their_facts() -> None:
         assert told == json.loads(json.dumps(describe(drawn, rng)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", [Mode.AR, Mode.EXACT])
 def test_exact_modes_say_what_transformers_says(pair: LoadedPair, clip: Clip, mode: Mode) -> None:
     for question in QUESTIONS:

@@ -86,6 +86,7 @@ def test_the_blocks_are_made_fp8_and_nothing_else(pair: LoadedPair) -> None:
     assert not target.full_precision  # its exact mode promises no more than bfloat16's
 
 
+@pytest.mark.sampled
 def test_ar_is_generate(pair: LoadedPair) -> None:
     clip, question = make_clip(4, size=84), "Describe the video."
     expected = generated(pair.target, clip, question, 12)

@@ -51,6 +51,7 @@ def prompts(packed: LoadedPair) -> PairPrompts:
     return build_prompts(packed, CLIP, QUESTION)
 
 
+@pytest.mark.sampled
 def test_the_blocks_are_packed_and_nothing_else(packed: LoadedPair) -> None:
     target = packed.target
     layers = target.family.layers(target.model)
@@ -89,6 +90,7 @@ def test_they_are_the_numbers_that_they_stand_for(packed: LoadedPair, prompts: P
     assert not torch.equal(ours[0], ours[1])
 
 
+@pytest.mark.sampled
 def test_exact_is_ar_and_generate(packed: LoadedPair, prompts: PairPrompts) -> None:
     expected = generated(packed.target, CLIP, QUESTION, 16)
     assert list(decode(packed, prompts, replace(EXACT, mode=Mode.AR))[0].tokens) == expected
@@ -111,7 +113,8 @@ def test_fp8_is_not_made_without_a_gpu(tmp_path: Path) -> None:
         load_model(ModelRequest(plain, device="cpu", quantisation=Quantisation.FP8))
 
 
-@pytest.mark.parametrize("method", ["gptq", pytest.param("awq", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_what_the_package_says_is_kept_from_standard_output(tmp_path: Path, method: str) -> None:
     """In a process of its own: it speaks when it is imported, too."""
     plain = save_model(tmp_path / "plain", "qwen2_5_vl", shape=TinyShape(width=128))

@@ -81,6 +81,7 @@ def changed(file: str, *keys: str, **values: Any) -> Spoil:
     return lambda folder: change(folder, file, *keys, **values)
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("part", [(), ("text_config",), ("vision_config",)], ids=str)
 @pytest.mark.parametrize(
@@ -102,6 +103,7 @@ def test_a_config_inside_a_config_is_cleared_too(folder: Path) -> None:
     assert config.vision_config._attn_implementation is None
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

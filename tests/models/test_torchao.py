@@ -52,6 +52,7 @@ def in_four_bits(weight: Tensor) -> Tensor:
     return (least + ((groups - least) / step).round().clamp(0, 15) * step).reshape(rows, columns)
 
 
+@pytest.mark.sampled
 def test_the_blocks_are_packed_and_stand_for_their_numbers(packed: LoadedPair) -> None:
     target, draft = packed.target, packed.draft
     assert draft is not None
@@ -73,6 +74,7 @@ def test_the_blocks_are_packed_and_stand_for_their_numbers(packed: LoadedPair) -
     assert (target.quantisation, target.dtype, target.full_precision) == (INT4, torch.float32, True)
 
 
+@pytest.mark.sampled
 def test_exact_is_ar_and_generate(packed: LoadedPair) -> None:
     prompts = build_prompts(packed, CLIP, QUESTION)
     expected = generated(packed.target, CLIP, QUESTION, 16)

@@ -354,6 +354,7 @@ class Transfers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", RelevanceName)
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
 def test_one_transfer_to_the_host_a_round(pair: LoadedPair, name: RelevanceName, penalty: float) -> None:
@@ -467,6 +468,7 @@ def half_pairs(pair_folders: dict[str, tuple[Path, Path]]) -> dict[str, LoadedPa
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", RelevanceName)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_decodes_by_every_relevance(
@@ -501,6 +503,7 @@ def test_what_loose_tokens_give_up_is_told(pair: LoadedPair) -> None:
     assert stats_fields(found.stats, 0.0).loss_per_token == found.stats.loss_per_token
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("mode", "gamma", "exact_rows", "same_prefill", "promised"),
     [

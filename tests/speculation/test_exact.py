@@ -14,6 +14,7 @@ from tests.speculation.conftest import decode, generate, prompts_for, with_gener
 STRICT = RuleSettings(anchor_margin=0.0, filler_margin=0.0, shift_window=0)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "rule",
     [

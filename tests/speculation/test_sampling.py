@@ -91,6 +91,7 @@ def test_what_the_target_excludes_never_comes() -> None:
     assert results == [[0, 2]] * 200
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("mode", "gamma", "penalty"), [(Mode.EXACT, 2, 1.0), (Mode.EXACT, 3, 1.4), (Mode.AR, 1, 1.4)], ids=str
 )

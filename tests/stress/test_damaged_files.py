@@ -109,6 +109,7 @@ def test_every_damaged_file_gets_one_record(
     assert most < MEMORY
 
 
+@pytest.mark.thorough
 def test_a_plan_of_damaged_files_has_a_few_lines_for_each(
     lvspec: Processes, damaged: Path, tmp_path: Path
 ) -> None:

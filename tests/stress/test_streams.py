@@ -106,6 +106,7 @@ def test_a_closed_stdout_is_one_error(tiny_shell: Shell) -> None:
     assert done.stderr.startswith("error: standard output is closed\ntry: ")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("command", ["ask", "caption"])
 def test_records_are_utf_8_whatever_stdout_is(
@@ -128,6 +129,7 @@ def test_records_are_utf_8_whatever_stdout_is(
     assert (record["file_name"], record["prompt"]) == (NAME, prompt)
 
 
+@pytest.mark.thorough
 def test_records_are_utf_8_in_a_process_of_another_encoding(tiny_shell: Shell, tmp_path: Path) -> None:
     video = write_video(tmp_path / NAME)
     shell = Shell(tiny_shell.home, {**tiny_shell.extra, "PYTHONIOENCODING": "ascii"})

@@ -297,6 +297,7 @@ def test_controls_whose_anchors_do_nothing_are_named():
     assert "As they are set here" not in (own(2.0, "random") or "")
 
 
+@pytest.mark.thorough
 def test_the_report_is_measured_and_written(tmp_path: Path, tiny_models: Path):
     said: list[str] = []
     report = Report(

@@ -37,6 +37,7 @@ def halves(folder, name, **changes):
     ], made.get("rate", 12)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", JOINED)
 def test_files_joined_end_to_end_are_read_as_one(tmp_path, name):
     both, rate = halves(tmp_path, name)
@@ -51,6 +52,7 @@ def test_files_joined_end_to_end_are_read_as_one(tmp_path, name):
     assert probe(path).duration == clip.duration
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", JOINED)
 def test_a_stretch_of_a_joined_file_lies_where_its_clock_says(tmp_path, name):
     both, rate = halves(tmp_path, name)
@@ -123,6 +125,7 @@ def test_a_picture_that_begins_after_the_sound_keeps_the_players_clock(tmp_path,
     assert numbers(read_clip(VideoRequest(path, start=0.5, end=1.0)).frames) == [0]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["a.flv", "a.mkv", "a.mp4"])
 @pytest.mark.parametrize(
     ("noise", "seconds"), [(False, 5.0), (False, 200_000.0), (True, 200_000.0)]
@@ -143,6 +146,7 @@ def test_what_is_really_too_long_is_refused(tmp_path):
         read_clip(VideoRequest(joined, limits=VideoLimits(duration=30.0)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("rate", "count"), [(25, 1500), (Fraction(30_000, 1001), 1500)])
 @pytest.mark.parametrize("name", ["a.vob", "a.mpg"])
 def test_frames_without_times_do_not_drift(tmp_path, name, rate, count):

@@ -112,6 +112,7 @@ def test_a_stretch_begins_with_the_frame_of_ffmpegs_accurate_seek(folder, read, 
     assert round(times[0] * rate) % 256 == got[0]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"one_key_frame.ts"}))
 def test_a_stretch_shorter_than_a_frame_gives_the_one_on_show(folder, read, name):
     """Near key frames, whose neighbours are decoded in another order than they are shown in."""
@@ -127,6 +128,7 @@ def test_a_stretch_shorter_than_a_frame_gives_the_one_on_show(folder, read, name
     assert got == frames
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("share", [0.0, 0.5], ids=["begin", "middle"])
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"one_key_frame.ts", "h264.flv"}))
 def test_a_stretch_costs_by_its_length(folder, name, share):
@@ -172,6 +174,7 @@ def test_a_frame_of_a_joined_file_is_found_by_its_place(folder, name):
     assert numbers(pictures) == [ordinal % 256 for ordinal in wanted]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_as_long_by_its_ends_as_by_all_of_its_packets(folder, read, name):
     path = file_in(folder, name)
