@@ -27,8 +27,7 @@ $(VENV)/made:
 $(VENV)/installed-dev: EXTRA := [dev]
 $(VENV)/installed $(VENV)/installed-dev: pyproject.toml $(VENV)/made
 	@echo "installing into $(VENV): torch and its libraries are several gigabytes"
-	# Not compiled: that takes a minute more, and Python does it for what is imported.
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.$(EXTRA)'
+	$(BIN)/python -m pip install --quiet --editable '.$(EXTRA)'
 	touch $@
 
 demo: $(VENV)/installed
