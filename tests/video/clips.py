@@ -73,6 +73,7 @@ def make_clip(
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.codec_context.gop_size = group
+        stream.codec_context.thread_count = 1  # the same bytes on machines with other numbers of cores
         if setup:
             setup(stream)
         audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None

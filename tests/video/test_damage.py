@@ -21,6 +21,11 @@ def ts_packets(path):
     return [data[place : place + PACKET] for place in range(0, len(data), PACKET)]
 
 
+def starts_a_frame(packet):
+    unit_start, pid = packet[1] & 0x40, (packet[1] & 0x1F) << 8 | packet[2]
+    return bool(unit_start) and pid == 256  # the first stream's PID in FFmpeg's files
+
+
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory):
     return make_clip(
@@ -57,8 +62,10 @@ def test_lost_packets_are_told_where_they_show(tmp_path, codec):
 def test_scrambled_pictures_are_told(tmp_path, name):
     path = make_clip(tmp_path / name, count=24, codec="mjpeg", pixel_format="yuvj420p", noise=True)
     data = bytearray(path.read_bytes())
-    place = data.index(b"\xff\xd8", len(data) // 2) + 700
-    data[place : place + 300] = random.Random(1).randbytes(300)
+    begin = data.index(b"\xff\xd8", len(data) // 2)
+    length = data.index(b"\xff\xd9", begin) - begin
+    place = begin + length // 2
+    data[place : place + length // 4] = random.Random(1).randbytes(length // 4)
     path.write_bytes(data)
     clip = all_of(path)
     assert "24 of 24 frames, 1 decoding errors" in clip.warnings[0]
@@ -75,11 +82,14 @@ def test_a_cut_file_is_told(tmp_path, name):
 
 
 def test_a_stream_that_is_cut_within_a_frame_is_told(stream, tmp_path):
-    cut = tmp_path / "cut.ts"
-    cut.write_bytes(b"".join(ts_packets(stream)[: len(ts_packets(stream)) // 2]))
-    clip = all_of(cut)
-    assert numbers(clip.frames)[:40] == list(range(40))
-    assert "the file is damaged" in clip.warnings[0]
+    packets = ts_packets(stream)
+    start = next(place for place in range(len(packets) // 2, len(packets)) if starts_a_frame(packets[place]))
+    for length, damaged in [(start, False), (start + 1, True), (start + 3, True), (start + 5, True)]:
+        cut = tmp_path / f"{length}.ts"
+        cut.write_bytes(b"".join(packets[:length]))
+        clip = all_of(cut)
+        assert numbers(clip.frames)[:40] == list(range(40))
+        assert ["the file is damaged" in note for note in clip.warnings] == [True] * damaged
 
 
 def test_a_recording_that_begins_between_key_frames_is_not_damaged(stream, tmp_path):
