@@ -65,6 +65,8 @@ from lvspec_cli.types import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from lvspec_cli.memory.plan import Workload
     from lvspec_cli.models.load import LoadedPair
     from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory
@@ -377,6 +379,25 @@ def _thinking(loaded: LoadedPair, request: AskRequest) -> Thinking | None:
     return thinking_of(loaded.target.processor, loaded.target.name)
 
 
+def prompts_of(
+    loaded: LoadedPair, request: AskRequest, clip: Clip, number: int, earlier: PairPrompts | None = None
+) -> PairPrompts:
+    """The prompts of question ``number``, counted from 1; see ``build_prompts``."""
+    from lvspec_cli.models.prompt import build_prompts
+
+    return build_prompts(
+        loaded,
+        clip,
+        request.questions[number - 1],
+        system=request.system,
+        earlier=earlier,
+        new_tokens=request.settings.max_new_tokens,
+        think=request.think,
+        draft_view=request.settings.draft_view,
+        history=request.history,
+    )
+
+
 class ClipAnswers:
     """Answers about one clip, which is encoded once.
 
@@ -397,8 +418,10 @@ class ClipAnswers:
         shared: SharedMemory | None = None,
         drafts: bool = True,
         earlier: ClipAnswers | None = None,
+        ahead: Future[PairPrompts] | None = None,
     ) -> None:
         """
+        :param ahead: the prompts of the question that is asked first (``prompts_of``).
         :param earlier: answers about the same clip, over now, whose encoded video is taken over.
         :param oom_retries: how often the clip was made smaller, for the records.
         :param shared: of answers that are decoded at the same time.
@@ -412,6 +435,7 @@ class ClipAnswers:
         self._settings = request.settings if drafts else replace(request.settings, mode=Mode.AR)
         self._session: Session = earlier._session if earlier else self._new_session()
         self._is_taken = False
+        self._ahead = ahead
         # Of a question that was encoded.
         self._prompts: PairPrompts | None = earlier._prompts if earlier else None
 
@@ -462,28 +486,23 @@ class ClipAnswers:
         self._encode(self._session, 1, listen, is_last=False)
 
     def _encode(self, session: Session, number: int, listen: Listener, *, is_last: bool) -> PairPrompts:
-        from lvspec_cli.models.prompt import build_prompts
-
-        request = self._request
-        question = request.questions[number - 1]
         with timed_stage(Stage.ENCODING, listen):
-            if self._prompts is None and not self._has_room():
-                raise MemoryError
-            prompts = build_prompts(
-                self._pair,
-                self.clip,
-                question,
-                system=request.system,
-                earlier=self._prompts,
-                new_tokens=request.settings.max_new_tokens,
-                think=request.think,
-                draft_view=request.settings.draft_view,
-                history=request.history,
-            )
+            prompts = self._prompts_for(number)
             # An audit asks again.
             session.encode(prompts, self._settings, is_last=is_last and not self._request.audit)
         self._prompts = prompts
         return prompts
+
+    def _prompts_for(self, number: int) -> PairPrompts:
+        ahead, self._ahead = self._ahead, None
+        if self._prompts is None and not self._has_room():
+            ahead = None  # which frees the frames that were processed
+            if not self._has_room():
+                raise MemoryError
+        # Where it has failed, it fails again, and is told.
+        if ahead is not None and ahead.exception() is None:
+            return ahead.result()
+        return prompts_of(self._pair, self._request, self.clip, number, self._prompts)
 
     def _has_room(self) -> bool:
         from lvspec_cli.memory.resolve import has_room

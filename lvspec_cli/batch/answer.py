@@ -17,11 +17,21 @@ from lvspec_cli.events import Answered, Listener
 from lvspec_cli.memory.resolve import no_room_for
 from lvspec_cli.models.prompt_length import LEAST_FRAMES
 from lvspec_cli.output.records import Failure, Record, failed_record
-from lvspec_cli.pipeline import ClipAnswers, Underway, clip_ready, clip_workload, is_out_of_memory, shortened
+from lvspec_cli.pipeline import (
+    ClipAnswers,
+    Underway,
+    clip_ready,
+    clip_workload,
+    is_out_of_memory,
+    prompts_of,
+    shortened,
+)
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan
-from lvspec_cli.types import Clip, FinishReason, Gate, VideoRequest
+from lvspec_cli.types import Clip, FinishReason, Gate, PairPrompts, VideoRequest
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
     from lvspec_cli.models.load import LoadedPair
     from lvspec_cli.speculation.engine import SharedMemory
 
@@ -46,6 +56,7 @@ class Answering:
     """What answers works: a loaded pair, and what to do where memory or the context is short.
 
     ``read`` decodes a video again, if its clip has to be smaller. ``company``: how many answers at a time.
+    ``ahead``: where the frames of clips to come are processed; None: where and when their turn comes.
     """
 
     pair: LoadedPair
@@ -56,6 +67,13 @@ class Answering:
     interrupted: Callable[[], bool]
     company: Company = ALONE
     shared: SharedMemory | None = None  # for several answers at a time
+    ahead: Executor | None = None
+
+    def prepared(self, work: Work, clip: Clip) -> Future[PairPrompts] | None:
+        """The prompts of a work's first question, made while others are answered."""
+        if self.ahead is None:
+            return None
+        return self.ahead.submit(prompts_of, self.pair, work.request, clip, work.numbers[0])
 
     def failed(
         self, work: Work, error: LvspecError, numbers: Sequence[int] | None = None
@@ -73,13 +91,17 @@ class InProgress:
     Where memory or the context is short, the clip is made smaller for the prompts that are left.
     """
 
-    def __init__(self, answering: Answering, work: Work, clip: Clip) -> None:
+    def __init__(
+        self, answering: Answering, work: Work, clip: Clip, ahead: Future[PairPrompts] | None = None
+    ) -> None:
+        """:param ahead: the prompts of the first question."""
         self.work = work
         self.waiting, self.going = deque(work.numbers), set[int]()
         self._answering, self._clip = answering, clip
         self._video, self._expected = work.request.video, clip.frames_expected
         self._retries, self._too_long = 0, None  # type: int, ContextError | None
         self._answers: ClipAnswers | None = None
+        self._ahead = ahead
 
     @property
     def is_over(self) -> bool:
@@ -100,7 +122,9 @@ class InProgress:
                 oom_retries=self._retries,
                 shared=answering.shared,
                 drafts=answering.company.drafts,
+                ahead=self._ahead,
             )
+            self._ahead = None
         listen(clip_ready(self._clip))
         return self._answers.turn(number, listen, answering.interrupted, is_last=not self.waiting)
 

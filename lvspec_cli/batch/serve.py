@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from lvspec_cli.batch.slots import Done, Ready, Slots
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ChangedVideoError, LvspecError
 from lvspec_cli.events import Event, Listener, Noted, Stage
+from lvspec_cli.host import usable_cores
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record
 from lvspec_cli.pipeline import check_unchanged, load, timed_stage
@@ -59,6 +61,17 @@ def decoders_of(cores: int, pairs: int = 1) -> int:
     return max(1, min(4, cores // 2) // pairs)
 
 
+def has_spare_core(device: str, threads: int, pairs: int, cores: int) -> bool:
+    """Whether frames of the next clip can be processed while answers are decoded.
+
+    On a CPU only if a core is left: a pass with a thread on each core waits for the slowest of them.
+
+    :param device: the kind that the pair runs on, cpu or cuda.
+    :param threads: of torch for each of ``pairs`` on this machine.
+    """
+    return device != "cpu" or threads * pairs < cores
+
+
 @contextmanager
 def serving(
     plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
@@ -84,16 +97,46 @@ def serving_with(
     from lvspec_cli.video.pool import DecodePool
 
     shared = SharedMemory(plan.company.slots) if plan.company.slots > 1 else None
-    answering = Answering(
-        pair, plan.load_plan, read_clip, plan.on_out_of_memory, listen, interrupted, plan.company, shared
-    )
-    with DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool:
+    with (
+        DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool,
+        _processing(pair, plan.load_plan.choice.side_by_side) as ahead,
+    ):
+        answering = Answering(
+            pair,
+            plan.load_plan,
+            read_clip,
+            plan.on_out_of_memory,
+            listen,
+            interrupted,
+            plan.company,
+            shared,
+            ahead,
+        )
 
         def serve(works: Iterable[Work]) -> Generator[Done, None, None]:
             with closing(_Decoding(pool, works, listen, interrupted)) as decoding:
                 yield from Slots(answering, decoding.next_work).run()
 
         yield serve
+
+
+@contextmanager
+def _processing(pair: LoadedPair, pairs: int) -> Iterator[Executor | None]:
+    """A thread that processes frames ahead, or None where that would take from what is decoded.
+
+    A thread, not a process, because processed frames are four times as large as frames, and because torch
+    lets other threads run while it computes.
+    """
+    import torch
+
+    if not has_spare_core(pair.target.device.type, torch.get_num_threads(), pairs, usable_cores()):
+        yield None
+        return
+    executor = ThreadPoolExecutor(1, "processing", torch.set_num_threads, (1,))  # of this thread alone
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _Decoding:

@@ -7,7 +7,7 @@ slots are decoded together. With one slot this is one answer after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,11 @@ from lvspec_cli.errors import LvspecError, NotFiniteError
 from lvspec_cli.events import Event, InSlot, Listener, Noted
 from lvspec_cli.output.records import Record
 from lvspec_cli.pipeline import Underway
-from lvspec_cli.types import Clip, FinishReason
+from lvspec_cli.types import Clip, FinishReason, PairPrompts
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from lvspec_cli.speculation.engine import Rounds
 
 
@@ -32,11 +34,15 @@ class Finished:
 
 @dataclass(frozen=True)
 class Ready:
-    """A work whose video has been decoded, or cannot be."""
+    """A work whose video has been decoded, or cannot be.
+
+    ``prompts``: of its first question, where they are made ahead.
+    """
 
     work: Work
     clip: Clip | None = None
     error: LvspecError | None = None  # without either the work is left for the next run
+    prompts: Future[PairPrompts] | None = None
 
 
 Done = Record | Finished
@@ -68,6 +74,7 @@ class Slots:
         self._slots: list[_Slot] = []  # in the order in which they began
         self._works: list[InProgress] = []  # in order
         self._alone: set[int] = set()  # ids of works of which each prompt is answered alone
+        self._next: Ready | None = None  # the one whose frames are processed ahead
 
     def run(self) -> Generator[Done, None, None]:
         """The records in the order in which they are finished. After an interruption some are missing."""
@@ -76,6 +83,7 @@ class Slots:
                 yield from self._admit()
                 if not self._slots:
                     return
+                self._look_ahead()
                 yield from self._round()
         finally:
             for slot in self._slots:
@@ -86,7 +94,7 @@ class Slots:
         while len(self._slots) < self._most and not self._answering.interrupted():
             waiting = next((work for work in self._works if work.waiting), None)
             if waiting is None:
-                ready = self._next_work(not self._slots)
+                ready, self._next = self._next or self._next_work(not self._slots), None
                 if ready is None:
                     return
                 yield from self._take(ready)
@@ -96,12 +104,20 @@ class Slots:
                 return
             yield from self._begin(waiting, waiting.waiting[0])
 
+    def _look_ahead(self) -> None:
+        """Have the frames of the next clip processed beside the rounds, if it is decoded."""
+        if self._next is None and self._answering.ahead is not None:
+            ready = self._next_work(False)
+            if ready is not None and ready.clip is not None:
+                ready = replace(ready, prompts=self._answering.prepared(ready.work, ready.clip))
+            self._next = ready
+
     def _is_alone(self, work: InProgress) -> bool:
         return work.work.alone or id(work) in self._alone
 
     def _take(self, ready: Ready) -> Generator[Done, None, None]:
         if ready.clip is not None:
-            self._works.append(InProgress(self._answering, ready.work, ready.clip))
+            self._works.append(InProgress(self._answering, ready.work, ready.clip, ready.prompts))
             return
         if ready.error is not None:
             yield from self._answering.failed(ready.work, ready.error)

@@ -70,6 +70,7 @@ class BenchSettings(FrozenModel):
     rule: dict[str, Any]
     draft_frames: int | None = None  # the most that the draft is shown in the other modes
     draft_pixels: int | None = None
+    draft_vocabulary: int | None = None  # it proposes ids below this one only
     rules: dict[str, dict[str, Any]] = Field(default_factory=dict)  # of the named lines
     views: dict[str, dict[str, int | None]] = Field(default_factory=dict)  # what their draft is shown
     words: str = ""  # a digest of the words that the rule treats specially

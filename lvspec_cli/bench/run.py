@@ -254,6 +254,7 @@ def bench_settings(job: BenchJob, loaded: LoadedPair) -> BenchSettings:
         rule=rule_fields(plan.settings.rule),
         draft_frames=plan.settings.draft_frames,
         draft_pixels=plan.settings.draft_pixels,
+        draft_vocabulary=None if plain else pair.draft.vocabulary,
         rules={name: rule_fields(rule) for name, rule in plan.rules.items()},
         views={name: asdict(view) for name, view in plan.views.items()},
         words=words_digest(loaded.words),

@@ -205,9 +205,13 @@ def _calibration_of(
 def _search_facts(loaded: LoadedPair, job: TuneJob) -> dict[str, Any]:
     choice = job.load_plan.choice
     settings = bench_settings(_bench_job(job, job.clips, (), job.settings, job.out), loaded)
+    newer = {"slots", "views", "draft_vocabulary"}  # than some calibrations: left out where they say nothing
     return {
-        # Newer than some calibrations: left out where they say nothing.
-        **settings.model_dump(mode="json", exclude={"slots"} if settings.views else {"slots", "views"}),
+        **{
+            name: value
+            for name, value in settings.model_dump(mode="json").items()
+            if value or name not in newer
+        },
         "environment": environment_of(loaded).model_dump(mode="json"),
         "clips": inputs_digest(job.clips),
         "weights": [choice.quant_target, choice.quant_draft, choice.draft_device],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,12 +26,12 @@ from lvspec_cli.cli.requests import (
 from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Answered, ClipReady, Event, Noted, RoundDone
-from lvspec_cli.host import message_stream, quieten_libraries
+from lvspec_cli.host import message_stream, quieten_libraries, terminal_width
+from lvspec_cli.ui.lines import WordLines
 
 if TYPE_CHECKING:
     from lvspec_cli.pipeline import Conversation
     from lvspec_cli.request import AskRequest, PairChoice
-    from lvspec_cli.ui.chat import WrappedAnswer
 
 HELP = """\
 /reset      forget what was said, and keep the video
@@ -173,7 +172,7 @@ class _Chat:
 
         :raises LvspecError: it cannot be answered; the conversation can go on.
         """
-        answer = _answer_for_stdout()
+        answer = _lines_for_stdout()
         self._open = False  # whether a line of the answer is begun
 
         def listen(event: Event) -> None:
@@ -195,7 +194,7 @@ class _Chat:
             self._close()
             raise as_lvspec_error(error) from error
 
-    def _show(self, event: Event, answer: WrappedAnswer | None) -> None:
+    def _show(self, event: Event, answer: WordLines) -> None:
         from lvspec_cli.ui.summary import answer_summary
 
         match event:
@@ -203,9 +202,9 @@ class _Chat:
                 say(text)
             case RoundDone(pieces=pieces):
                 self._open = True
-                write_out(answer.feed(pieces) if answer else visible("".join(one.text for one in pieces)))
+                write_out("".join(answer.feed(visible(piece.text), piece.kind) for piece in pieces))
             case Answered(record, tail):
-                write_out(answer.end(tail) if answer else visible(tail) + "\n")
+                write_out(answer.feed(visible(tail)) + answer.end() + "\n")
                 self._open = False
                 for line in () if self._quiet else answer_summary(record)[:1]:
                     say(line)
@@ -252,13 +251,14 @@ class _Chat:
         say(f"{visible_line(name)}: {len(records)} answers")
 
 
-def _answer_for_stdout() -> WrappedAnswer | None:
-    """For a terminal; None for a pipe, which gets the text as it is."""
-    if not sys.stdout.isatty():
-        return None
-    from lvspec_cli.ui.chat import WrappedAnswer
+def _lines_for_stdout() -> WordLines:
+    """In colours in a terminal; a pipe gets the text as it is."""
+    width = terminal_width(sys.stdout)
+    if width is None:
+        return WordLines(None)
+    from lvspec_cli.ui.render import painter
 
-    return WrappedAnswer(shutil.get_terminal_size().columns, colours=True)
+    return WordLines(width, painter())
 
 
 def say_lines(text: str) -> None:

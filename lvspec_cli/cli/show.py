@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from lvspec_cli.host import message_stream, terminal_width
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import Mode
+from lvspec_cli.ui.lines import WordLines
 from lvspec_cli.ui.progress import PlainProgress
 from lvspec_cli.ui.summary import answer_summary, clip_summary, short_world_note, world_note
 
@@ -79,52 +79,6 @@ def showing(
 def _records(event: Event) -> None:
     if isinstance(event, Answered):
         write_json(to_line(event.record))
-
-
-class WordLines:
-    """Text that comes in pieces, in lines that end between words. A word is held back until it is whole.
-
-    :param width: of the terminal; None passes everything on.
-    """
-
-    def __init__(self, width: int | None) -> None:
-        self._width = width
-        self._column = 0
-        self._space = self._word = ""
-
-    def feed(self, text: str) -> str:
-        """What can be written now."""
-        if self._width is None:
-            return text
-        out = ""
-        for letter in text:
-            if letter.isspace():
-                out += self._take()
-                self._space += letter
-                if letter == "\n":
-                    out, self._space, self._column = out + self._space, "", 0
-            else:
-                self._word += letter
-                if unicodedata.east_asian_width(letter) in "WF" or len(self._word) >= self._width:
-                    out += self._take()  # a script without spaces, or a word that is too long for a line
-        return out
-
-    def end(self) -> str:
-        """The rest, after which another text may begin."""
-        out, self._column = self._take(), 0
-        return out
-
-    def _take(self) -> str:
-        if not self._word:
-            return ""
-        assert self._width is not None
-        cells = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in self._word)
-        if self._column and self._column + len(self._space) + cells > self._width:
-            self._space, self._column = "\n", 0
-        out = self._space + self._word
-        self._column += cells + (0 if self._space == "\n" else len(self._space))
-        self._space = self._word = ""
-        return out
 
 
 class _StreamedText:
@@ -211,13 +165,15 @@ def _print_answers(choice: PairChoice, request: AskRequest, view: View, events: 
             case Answered(record) if record.stats is not None:
                 write_out(kept_answer(view))
                 view, answers = replace(view, pieces=()), answers + 1
-                _summarise(record, choice, last=answers == len(request.questions))
+                _summarise(record, choice, last=answers == len(request.questions), kinds=view.gamma is None)
     if view.pieces:
         write_out(kept_answer(view))
 
 
-def _summarise(record: Record, choice: PairChoice, *, last: bool, noted: bool = False) -> None:
-    for line in answer_summary(record):
+def _summarise(
+    record: Record, choice: PairChoice, *, last: bool, noted: bool = False, kinds: bool = True
+) -> None:
+    for line in answer_summary(record, kinds=kinds):
         say(line)
     if last:
         say(clip_summary(record))

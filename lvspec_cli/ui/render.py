@@ -21,6 +21,7 @@ from lvspec_cli.events import Event, Listener, Stage, StageAdvanced, StageFinish
 from lvspec_cli.host import message_stream
 from lvspec_cli.table import counted, short_time
 from lvspec_cli.types import Piece, TokenKind
+from lvspec_cli.ui.lines import Paint
 from lvspec_cli.ui.state import StageView, View, fold
 
 # Attributes as well as colours: the kinds are distinguishable without colour.
@@ -86,6 +87,18 @@ def answer_text(pieces: Iterable[Piece]) -> Text:
     for kind, run in groupby(pieces, key=attrgetter("kind")):
         text.append(visible("".join(piece.text for piece in run)).expandtabs(4), STYLES[kind])
     return text
+
+
+def painter() -> Paint:
+    """Gives text on stdout the style of its kind, where its terminal has colours."""
+    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+
+    def paint(text: str, kind: TokenKind) -> str:
+        with console.capture() as drawn:
+            console.print(Text(text, STYLES[kind]), end="", soft_wrap=True)
+        return drawn.get()
+
+    return paint
 
 
 def last_pieces(pieces: Sequence[Piece], characters: int) -> Sequence[Piece]:

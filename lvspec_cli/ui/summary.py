@@ -93,8 +93,11 @@ ENDINGS = {
 }
 
 
-def answer_summary(record: Record) -> list[str]:
-    """Lines about one answer: speed, acceptance, and an unusual ending."""
+def answer_summary(record: Record, *, kinds: bool = True) -> list[str]:
+    """Lines about one answer: speed, acceptance, and an unusual ending.
+
+    :param kinds: with the number of tokens of each kind, which a legend may have told already.
+    """
     stats = record.stats
     if stats is None:
         return []
@@ -106,10 +109,12 @@ def answer_summary(record: Record) -> list[str]:
     lines = [f"{stats.output_tokens} tokens in {stats.decode_s:.1f} s{speed}{ending}"]
     if stats.mean_accepted_length is not None and stats.acceptance_rate is not None:
         moved = f", moved {stats.accepted_shift}" if stats.accepted_shift else ""
+        counts = (
+            f"same as the large model {stats.accepted_exact}, draft's wording {stats.accepted_filler}{moved}"
+        )
         lines.append(
             f"{stats.mean_accepted_length:.1f} tokens a step of the large model,"
-            f" {stats.acceptance_rate:.0%} of the draft kept (same as the large model"
-            f" {stats.accepted_exact}, draft's wording {stats.accepted_filler}{moved})"
+            f" {stats.acceptance_rate:.0%} of the draft kept{f' ({counts})' if kinds else ''}"
         )
     if stats.loss_per_token:
         lines[-1] += f", {stats.loss_per_token:.3f} nats a token given up"

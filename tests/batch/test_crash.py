@@ -201,7 +201,7 @@ def test_a_decoder_that_hangs_costs_its_clip(lvspec: Processes, tmp_path: Path) 
     assert not run.family()
 
 
-def test_two_workers_of_four_captions_at_once_write_the_rows_of_one(
+def test_two_devices_with_four_captions_at_once_each_write_the_rows_of_one(
     lvspec: Processes, many: Path, cheap_models: Path, tmp_path: Path
 ) -> None:
     from tests.batch.conftest import lasting
@@ -209,7 +209,7 @@ def test_two_workers_of_four_captions_at_once_write_the_rows_of_one(
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     pair = ("--models", cheap_models)
     assert lvspec.start(tmp_path, "caption", many, "--out", one, *pair).wait() == 1
-    run = lvspec.start(tmp_path, "caption", many, "--out", two, *pair, "--workers", 2, "--at-once", 4)
+    run = lvspec.start(tmp_path, "caption", many, "--out", two, *pair, "--devices", "cpu,cpu", "--at-once", 4)
     assert run.wait() == 1, run.stderr
     assert_complete(two)
 

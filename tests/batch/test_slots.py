@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from lvspec_cli.batch.remote import after_death
+from lvspec_cli.batch.serve import has_spare_core
+from lvspec_cli.pipeline import prompts_of
 from lvspec_cli.speculation import answer
 from lvspec_cli.speculation.engine import Session
 from tests.batch.conftest import Caption, lasting, rows
@@ -77,6 +80,35 @@ def test_rows_do_not_depend_on_what_is_decoded_beside_them(
     assert by_key(tmp_path / "out.jsonl") == expected
     assert max(sizes) == 3
     assert encode.call_count == 5, "both prompts of a clip share its prefix"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_frames_are_processed_ahead_and_once_more_where_that_has_failed(
+    caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+    fails: bool,
+) -> None:  # fmt: skip
+    threads: list[str] = []
+
+    def prompts(*given: Any) -> Any:
+        threads.append(current_thread().name)
+        if fails:
+            raise MemoryError
+        return prompts_of(*given)
+
+    monkeypatch.setattr("lvspec_cli.batch.serve.has_spare_core", lambda *facts: True)
+    monkeypatch.setattr("lvspec_cli.batch.answer.prompts_of", prompts)
+    printed = caption(clips, *PROMPTS, "--at-once", 2, "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    assert by_key(tmp_path / "out.jsonl") == expected
+    assert threads
+    assert all(name.startswith("processing") for name in threads)
+
+
+def test_frames_are_processed_ahead_where_a_core_is_left() -> None:
+    assert has_spare_core("cpu", threads=1, pairs=1, cores=2)
+    assert not has_spare_core("cpu", threads=2, pairs=1, cores=2)
+    assert not has_spare_core("cpu", threads=2, pairs=2, cores=4)
+    assert has_spare_core("cuda", threads=16, pairs=1, cores=16)
 
 
 def test_where_a_round_runs_out_of_memory_the_last_clip_waits_and_no_clip_is_made_smaller(

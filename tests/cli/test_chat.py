@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lvspec_cli.escape import visible
 from lvspec_cli.output.records import Record
-from lvspec_cli.types import Piece, TokenKind
-from lvspec_cli.ui.chat import WrappedAnswer
 from tests.cli.terminal import Terminal
 from tests.conftest import Printed, Shell
 
@@ -77,20 +71,3 @@ def test_what_cannot_be_read_ends_it_at_once(tiny, tmp_path: Path):
     done = tiny("chat", tmp_path / "notes.mp4", "-q", stdin="What?\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
-
-
-WORDS = st.text(st.sampled_from("abcé漢 \n"), max_size=60)
-
-
-@settings(max_examples=30)
-@given(text=WORDS, cuts=st.lists(st.integers(0, 60)), width=st.integers(12, 40))
-def test_words_are_whole_and_all_of_the_text_is_there(text: str, cuts: list[int], width: int):
-    ends = [0, *sorted(cuts), len(text)]
-    pieces = [Piece(text[a:b], TokenKind.EXACT) for a, b in pairwise(ends) if text[a:b]]
-    answer = WrappedAnswer(width, colours=False)
-    shown = "".join(answer.feed([piece]) for piece in pieces) + answer.end()
-    assert shown.split() == text.split()
-    for line in shown.splitlines():
-        wide = sum(2 if letter == "漢" else 1 for letter in line)
-        assert wide <= width or not re.search(r"\S\s+\S", line), "only a single word may be wider"
-    assert shown.count("\n") >= text.rstrip().count("\n")

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lvspec_cli.cli.show import WordLines
+from lvspec_cli.types import TokenKind
+from lvspec_cli.ui.lines import WordLines
 from tests.cli.terminal import Terminal
 from tests.conftest import Shell
 
@@ -145,6 +146,13 @@ def test_streamed_text_ends_its_lines_between_words(parts: list[str], size: int,
 def test_streamed_text_by_hand(pieces: tuple[str, ...], shown: str) -> None:
     lines = WordLines(11)
     assert "".join(map(lines.feed, pieces)) + lines.end() == shown
+
+
+def test_a_word_of_several_tokens_keeps_their_colours() -> None:
+    lines = WordLines(8, lambda text, kind: f"<{kind.value}:{text}>")
+    feeds = [("A re", TokenKind.EXACT), ("dder", TokenKind.FILLER), (" ball", TokenKind.TARGET)]
+    shown = "".join(lines.feed(text, kind) for text, kind in feeds) + lines.end()
+    assert shown == "<exact:A> <exact:re><filler:dder>\n<target:ball>"
 
 
 def test_models_is_a_table(named: Shell):
