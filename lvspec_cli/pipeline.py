@@ -398,6 +398,18 @@ def prompts_of(
     )
 
 
+def has_room_for(loaded: LoadedPair, plan: LoadPlan, request: AskRequest, clip: Clip) -> bool:
+    """Whether there is memory for a decoded clip; see ``has_room``."""
+    from lvspec_cli.memory.resolve import has_room
+    from lvspec_cli.models.prompt import build_prompts
+
+    def tokens_of_two() -> int:
+        first = replace(clip, frames=clip.frames[:2], timestamps=clip.timestamps[:2])
+        return build_prompts(loaded, first, request.questions[0]).target.visual_tokens
+
+    return has_room(plan, clip_workload(request, clip), clip.frames.nbytes, tokens_of_two)
+
+
 class ClipAnswers:
     """Answers about one clip, which is encoded once.
 
@@ -433,8 +445,9 @@ class ClipAnswers:
         self._trace, self._oom_retries, self._shared, self._drafts = trace, oom_retries, shared, drafts
         self._thinking = _thinking(pair, request)
         self._settings = request.settings if drafts else replace(request.settings, mode=Mode.AR)
-        self._session: Session = earlier._session if earlier else self._new_session()
-        self._is_taken = False
+        # None once no turn will need it, so that its memory is there for other clips.
+        self._session: Session | None = (earlier and earlier._session) or self._new_session()
+        self._is_taken = self._last_has_begun = False
         self._ahead = ahead
         # Of a question that was encoded.
         self._prompts: PairPrompts | None = earlier._prompts if earlier else None
@@ -454,6 +467,7 @@ class ClipAnswers:
         :raises LvspecError: the question is too long, or memory is short (MemoryError and torch's own, too).
         """
         listen(QuestionStarted(number, len(self._request.questions), self._request.questions[number - 1]))
+        self._last_has_begun = is_last
         with self._own_session() as session:
             prompts = self._encode(session, number, listen, is_last=is_last)
             if is_last:
@@ -472,17 +486,21 @@ class ClipAnswers:
     @contextmanager
     def _own_session(self) -> Iterator[Session]:
         """The clip's session, or a copy of it while another turn has it."""
+        session = self._session = self._session or self._new_session()
         if self._is_taken:
-            yield self._session.copied()
+            yield session.copied()
             return
         self._is_taken = True
         try:
-            yield self._session
+            yield session
         finally:
             self._is_taken = False
+            if self._last_has_begun:
+                self._session = None
 
     def encode(self, listen: Listener) -> None:
         """Encode the clip, as for the first question, for turns to come."""
+        self._session = self._session or self._new_session()
         self._encode(self._session, 1, listen, is_last=False)
 
     def _encode(self, session: Session, number: int, listen: Listener, *, is_last: bool) -> PairPrompts:
@@ -495,26 +513,17 @@ class ClipAnswers:
 
     def _prompts_for(self, number: int) -> PairPrompts:
         ahead, self._ahead = self._ahead, None
+        made = ahead.result() if ahead is not None and ahead.exception() is None else None
+        del ahead
         if self._prompts is None and not self._has_room():
-            ahead = None  # which frees the frames that were processed
+            made = None  # which frees the frames that were processed
             if not self._has_room():
                 raise MemoryError
-        # Where it has failed, it fails again, and is told.
-        if ahead is not None and ahead.exception() is None:
-            return ahead.result()
-        return prompts_of(self._pair, self._request, self.clip, number, self._prompts)
+        # What has failed ahead fails again, and is told.
+        return made or prompts_of(self._pair, self._request, self.clip, number, self._prompts)
 
     def _has_room(self) -> bool:
-        from lvspec_cli.memory.resolve import has_room
-
-        workload = clip_workload(self._request, self.clip)
-        return has_room(self._plan, workload, self.clip.frames.nbytes, self._tokens_of_two)
-
-    def _tokens_of_two(self) -> int:
-        from lvspec_cli.models.prompt import build_prompts
-
-        first = replace(self.clip, frames=self.clip.frames[:2], timestamps=self.clip.timestamps[:2])
-        return build_prompts(self._pair, first, self._request.questions[0]).target.visual_tokens
+        return has_room_for(self._pair, self._plan, self._request, self.clip)
 
     def _answer(
         self,

@@ -22,6 +22,7 @@ from lvspec_cli.pipeline import (
     Underway,
     clip_ready,
     clip_workload,
+    has_room_for,
     is_out_of_memory,
     prompts_of,
     shortened,
@@ -70,8 +71,8 @@ class Answering:
     ahead: Executor | None = None
 
     def prepared(self, work: Work, clip: Clip) -> Future[PairPrompts] | None:
-        """The prompts of a work's first question, made while others are answered."""
-        if self.ahead is None:
+        """The prompts of a work's first question, made while others are answered, if there is memory."""
+        if self.ahead is None or not has_room_for(self.pair, self.plan, work.request, clip):
             return None
         return self.ahead.submit(prompts_of, self.pair, work.request, clip, work.numbers[0])
 
@@ -139,7 +140,7 @@ class InProgress:
         :param failure: why; None if memory was short.
         :raises LvspecError: for the records of these prompts, if there is no smaller clip.
         """
-        self._answers = None
+        self._answers, self._ahead = None, None
         self._video = self._smaller(failure)
         self._retries += failure is None
         self._too_long = failure if isinstance(failure, ContextError) else self._too_long
@@ -200,14 +201,19 @@ def smaller_request(request: VideoRequest, clip: Clip) -> VideoRequest | None:
     return None
 
 
-def release_memory(pair: LoadedPair) -> None:
-    """Frees the memory of a failed attempt for the next one."""
+def release_memory(pair: LoadedPair, shared: SharedMemory | None = None) -> None:
+    """Frees the memory of a failed attempt for the next one.
+
+    :param shared: of answers that are decoded at the same time.
+    """
     import gc
 
     import torch
 
     pair.release()
     gc.collect()
+    if shared is not None:
+        shared.trim()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -47,6 +47,7 @@ class WorkerDiedError(LvspecError):
 class _Worker(Worker):
     setup: Setup
     ready: bool = False
+    looks_ahead: bool = False
     tries: int = 1  # to load the pair, with those that were lost
     sent: int = 0  # works
     in_progress: dict[int, Work] = field(default_factory=dict)  # by number, oldest first
@@ -127,8 +128,8 @@ class _Crew(Crew[_Worker]):
 
     def handle(self, worker: _Worker, message: Message) -> None:
         match message:
-            case Loaded():
-                worker.ready = True
+            case Loaded(looks_ahead):
+                worker.ready, worker.looks_ahead = True, looks_ahead
             case WantsWork():
                 self._send_work(worker)
             case Row(record):
@@ -169,9 +170,8 @@ class _Crew(Crew[_Worker]):
         if not worker.ready:
             self._ended_loading(worker, code, how)
             return
-        failed, left = after_death(
-            worker.rest(), worker.setup.plan.company.slots, tries=1 if self.cluster is None else 2
-        )
+        under_way = worker.setup.plan.company.slots + worker.looks_ahead
+        failed, left = after_death(worker.rest(), under_way, tries=1 if self.cluster is None else 2)
         if self.cluster is not None and left and not failed:
             self.listen(Noted(f"a worker has ended ({how}): {counted(len(left), 'clip')} to be done again"))
         who = "the worker" if self.cluster is None else "two workers"
@@ -218,18 +218,21 @@ class _Crew(Crew[_Worker]):
             raise self.lost
 
 
-def after_death(rest: Sequence[Work], slots: int, *, tries: int = 1) -> tuple[Sequence[Work], Sequence[Work]]:
+def after_death(
+    rest: Sequence[Work], under_way: int, *, tries: int = 1
+) -> tuple[Sequence[Work], Sequence[Work]]:
     """The works that a worker which died leaves: one that fails, if it is known, and those to be done again.
 
-    The oldest works were under way, one in each of its slots. If that is a single one, it was the reason, and
-    fails. If not, each of them is done again with nothing beside it.
+    The oldest works were under way. If that is a single one, it was the reason, and fails. If not, each of
+    them is done again with nothing beside it.
 
     :param rest: what it has not finished, oldest first.
+    :param under_way: how many works it had in hand: one in each slot, and one whose frames are processed.
     :param tries: 2 if a single one is done again, too, because a worker may have died for another reason.
     """
-    if (slots == 1 and tries == 1) or (rest and rest[0].alone):
+    if (under_way == 1 and tries == 1) or (rest and rest[0].alone):
         return rest[:1], rest[1:]
-    return (), [*(replace(work, alone=True) for work in rest[:slots]), *rest[slots:]]
+    return (), [*(replace(work, alone=True) for work in rest[:under_way]), *rest[under_way:]]
 
 
 def run(

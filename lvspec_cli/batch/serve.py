@@ -72,11 +72,27 @@ def has_spare_core(device: str, threads: int, pairs: int, cores: int) -> bool:
     return device != "cpu" or threads * pairs < cores
 
 
+@dataclass(frozen=True)
+class Serving:
+    """A loaded pair that turns works into records, which it gives as they are finished."""
+
+    answering: Answering
+    pool: DecodePool
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the frames of the next work are processed while others are answered."""
+        return self.answering.ahead is not None
+
+    def __call__(self, works: Iterable[Work]) -> Generator[Done, None, None]:
+        listen, interrupted = self.answering.listen, self.answering.interrupted
+        with closing(_Decoding(self.pool, works, listen, interrupted)) as decoding:
+            yield from Slots(self.answering, decoding.next_work).run()
+
+
 @contextmanager
-def serving(
-    plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
-) -> Iterator[Callable[[Iterable[Work]], Generator[Done, None, None]]]:
-    """Loads the pair, and yields the function that turns works into records, as they are finished.
+def serving(plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]) -> Iterator[Serving]:
+    """Loads the pair.
 
     :raises PairError: the pair cannot be loaded, or does not fit.
     :raises UsageError: a prompt contains a special token of the pair, or the pair lacks a requested layer.
@@ -90,7 +106,7 @@ def serving(
 @contextmanager
 def serving_with(
     pair: LoadedPair, plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
-) -> Iterator[Callable[[Iterable[Work]], Generator[Done, None, None]]]:
+) -> Iterator[Serving]:
     """``serving`` with a loaded pair."""
     from lvspec_cli.speculation.engine import SharedMemory
     from lvspec_cli.video.decode import read_clip
@@ -101,23 +117,20 @@ def serving_with(
         DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool,
         _processing(pair, plan.load_plan.choice.side_by_side) as ahead,
     ):
-        answering = Answering(
-            pair,
-            plan.load_plan,
-            read_clip,
-            plan.on_out_of_memory,
-            listen,
-            interrupted,
-            plan.company,
-            shared,
-            ahead,
+        yield Serving(
+            Answering(
+                pair,
+                plan.load_plan,
+                read_clip,
+                plan.on_out_of_memory,
+                listen,
+                interrupted,
+                plan.company,
+                shared,
+                ahead,
+            ),
+            pool,
         )
-
-        def serve(works: Iterable[Work]) -> Generator[Done, None, None]:
-            with closing(_Decoding(pool, works, listen, interrupted)) as decoding:
-                yield from Slots(answering, decoding.next_work).run()
-
-        yield serve
 
 
 @contextmanager
@@ -125,14 +138,14 @@ def _processing(pair: LoadedPair, pairs: int) -> Iterator[Executor | None]:
     """A thread that processes frames ahead, or None where that would take from what is decoded.
 
     A thread, not a process, because processed frames are four times as large as frames, and because torch
-    lets other threads run while it computes.
+    lets other threads run while it computes. It computes on one core, as do threads that begin after it.
     """
     import torch
 
     if not has_spare_core(pair.target.device.type, torch.get_num_threads(), pairs, usable_cores()):
         yield None
         return
-    executor = ThreadPoolExecutor(1, "processing", torch.set_num_threads, (1,))  # of this thread alone
+    executor = ThreadPoolExecutor(1, "processing", torch.set_num_threads, (1,))
     try:
         yield executor
     finally:
@@ -197,7 +210,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The pair is loaded."""
+    """The pair is loaded. ``looks_ahead``: see ``Serving``."""
+
+    looks_ahead: bool = False
 
 
 @dataclass(frozen=True)

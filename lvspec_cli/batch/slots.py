@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from lvspec_cli.batch.answer import Answering, InProgress, check_devices, explained, release_memory
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError, NotFiniteError
-from lvspec_cli.events import Event, InSlot, Listener, Noted
+from lvspec_cli.events import Event, InSlot, Listener, Noted, Stage
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import Underway
+from lvspec_cli.pipeline import Underway, timed_stage
 from lvspec_cli.types import Clip, FinishReason, PairPrompts
 
 if TYPE_CHECKING:
@@ -94,19 +94,31 @@ class Slots:
         while len(self._slots) < self._most and not self._answering.interrupted():
             waiting = next((work for work in self._works if work.waiting), None)
             if waiting is None:
-                ready, self._next = self._next or self._next_work(not self._slots), None
+                ready = self._next_ready()
                 if ready is None:
                     return
                 yield from self._take(ready)
+                del ready  # and with it what was processed of the clip, once it has been encoded
                 continue
             is_alone = self._is_alone(waiting) or any(self._is_alone(slot.part_of) for slot in self._slots)
             if is_alone and self._slots:
                 return
             yield from self._begin(waiting, waiting.waiting[0])
 
+    def _next_ready(self) -> Ready | None:
+        ready, self._next = self._next, None
+        if ready is None:
+            return self._next_work(not self._slots)
+        with timed_stage(Stage.DECODING, self._answering.listen):
+            return ready  # it was not waited for
+
     def _look_ahead(self) -> None:
-        """Have the frames of the next clip processed beside the rounds, if it is decoded."""
-        if self._next is None and self._answering.ahead is not None:
+        """Have the frames of the next clip processed beside the rounds, if it is decoded.
+
+        Not beside a clip that is answered alone, to find out whether it is the reason for a failure.
+        """
+        is_alone = any(self._is_alone(slot.part_of) for slot in self._slots)
+        if self._next is None and self._answering.ahead is not None and not is_alone:
             ready = self._next_work(False)
             if ready is not None and ready.clip is not None:
                 ready = replace(ready, prompts=self._answering.prepared(ready.work, ready.clip))
@@ -218,7 +230,7 @@ class Slots:
         if self._answering.interrupted():
             return  # a library turned the signal into an error: the clip has not failed
         if failure is None:
-            release_memory(self._answering.pair)
+            self._release()
             if self._slots:
                 self._take_fewer()
                 return
@@ -244,9 +256,14 @@ class Slots:
             self._slots.remove(slot)
             if failure is not None:
                 self._alone.add(id(slot.part_of))
-        release_memory(self._answering.pair)
+        self._release()
         if failure is None:
             self._take_fewer()
+
+    def _release(self) -> None:
+        if self._next is not None:
+            self._next = replace(self._next, prompts=None)
+        release_memory(self._answering.pair, self._answering.shared)
 
     def _take_fewer(self) -> None:
         self._most = max(1, len(self._slots))

@@ -83,7 +83,7 @@ def _work(
         send(EventSent(event if isinstance(event, Noted) else InWorker(setup.number, event)))
 
     with serving(setup.plan, listen, stop.is_set) as serve:
-        send(Loaded())
+        send(Loaded(serve.looks_ahead))
         for done in serve(works()):
             if isinstance(done, Finished):
                 send(WorkDone(numbers.pop(id(done.work))))

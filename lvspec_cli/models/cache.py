@@ -1,10 +1,11 @@
-"""The key-value cache of one sequence, in memory that is allocated in advance."""
+"""Key-value caches of one sequence or several, in memory that is allocated in advance."""
 
 from __future__ import annotations
 
 import copy
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -64,7 +65,8 @@ class KeyValueCache:
 
     def _stores(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._keys:
-            self._keys[layer], self._values[layer] = self._blank(keys), self._blank(values)
+            self._keys[layer] = self._blank(keys, self.capacity)
+            self._values[layer] = self._blank(values, self.capacity)
             self._has_moved = True
         return self._keys[layer], self._values[layer]
 
@@ -142,23 +144,24 @@ class KeyValueCache:
         self.states.before(self.length, capacity - self.length)
         if capacity <= self.capacity:
             return
-        self.capacity = -(-(capacity + spare) // BLOCK) * BLOCK
+        larger = -(-(capacity + spare) // BLOCK) * BLOCK
         self._has_moved = True
         if not self.length:  # free the old memory before new memory is allocated
             self._keys.clear()
             self._values.clear()
             self._video = None
-        if self._video is not None:
-            self.mark_video(self._video[: self.length])
         for store in (self._keys, self._values):
             for layer, old in store.items():
-                store[layer] = self._blank(old)
+                store[layer] = self._blank(old, larger)
                 store[layer].narrow(2, 0, self.length).copy_(old.narrow(2, 0, self.length))
+        self.capacity = larger  # after the stores, of which one may not fit into memory
+        if self._video is not None:
+            self.mark_video(self._video[: self.length])
 
-    def _blank(self, like: Tensor) -> Tensor:
+    def _blank(self, like: Tensor, capacity: int) -> Tensor:
         batch, heads, _, size = like.shape
         # Zeros, because a masked row is multiplied by 0, and 0 * NaN would be NaN.
-        return like.new_zeros(batch, heads, self.capacity, size)
+        return like.new_zeros(batch, heads, capacity, size)
 
 
 @dataclass(frozen=True)
@@ -213,9 +216,8 @@ class SlotMemory:
     def cache(self) -> SlotCache:
         """A cache in a free slot, which is free again when the cache is dropped."""
         if not self._free:
-            self._free.append(self._slots)
-            self._slots += 1
-            self._resize()
+            self._resize(self._slots + 1, self.capacity)
+            self._free.append(self._slots - 1)
         self._free.sort()
         slot = self._free.pop(0)
         cache = SlotCache(self, slot)
@@ -225,8 +227,7 @@ class SlotMemory:
     def reserve(self, capacity: int, spare: int) -> None:
         """Make room for so many rows in every slot."""
         if capacity > self.capacity:
-            self.capacity = -(-(capacity + spare) // BLOCK) * BLOCK
-            self._resize()
+            self._resize(self._slots, -(-(capacity + spare) // BLOCK) * BLOCK)
 
     def add_layer(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Make the stores of a layer. ``keys``, ``values``: rows like those to come."""
@@ -234,12 +235,32 @@ class SlotMemory:
             shape = (self._slots, like.shape[1], self.capacity, like.shape[3])
             stores[layer] = like.new_zeros(shape)
 
-    def _resize(self) -> None:
+    def trim(self) -> None:
+        """Free the memory of slots that are free behind the last one in use; all of it if none is in use."""
+        slots = self._slots
+        while slots and slots - 1 in self._free:
+            slots -= 1
+            self._free.remove(slots)
+        if slots == self._slots:
+            return
+        self._slots = slots
+        if not slots:
+            self.capacity = 0
+            self.keys.clear()
+            self.values.clear()
+        with suppress(RuntimeError, MemoryError):  # no room for the copy of a layer: then it stays as it is
+            for stores in (self.keys, self.values):
+                for layer, old in stores.items():
+                    stores[layer] = old[:slots].clone()
+
+    def _resize(self, slots: int, capacity: int) -> None:
+        """Make all stores larger. Where memory is short in between, some are, and nothing is lost."""
         for stores in (self.keys, self.values):
             for layer, old in stores.items():
-                slots, heads, rows, size = old.shape
-                stores[layer] = old.new_zeros(self._slots, heads, self.capacity, size)
-                stores[layer][:slots, :, :rows].copy_(old)
+                if old.shape[0] < slots or old.shape[2] < capacity:
+                    stores[layer] = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
+                    stores[layer][: len(old), :, : old.shape[2]].copy_(old)
+        self._slots, self.capacity = slots, capacity
 
 
 class SlotCache(KeyValueCache):

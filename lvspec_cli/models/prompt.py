@@ -84,11 +84,11 @@ def build_prompts(
     prompts: list[Prompt] = []
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
     for loaded, part, earlier_prompt in zip(models, parts, earlier_prompts, strict=False):
-        seen = clip if earlier_prompt else shown(clip, part.view)
-        is_same = prompts and seen is clip and makes_the_same(loaded.processor, pair.target.processor)
+        is_whole = not leaves_out(clip, part.view)
+        is_same = prompts and is_whole and makes_the_same(loaded.processor, pair.target.processor)
         if is_same and earlier_prompt is None:
             earlier_prompt = prompts[0]
-        prompt = build_prompt(loaded, seen, part.text, earlier=earlier_prompt)
+        prompt = build_prompt(loaded, clip, part.text, earlier=earlier_prompt, view=part.view)
         part.limit.check_prompt(
             prompt.length,
             prompt.visual_tokens,
@@ -200,6 +200,12 @@ def _parts(
     return parts
 
 
+def leaves_out(clip: Clip, view: DraftView) -> bool:
+    """Whether a draft is shown less than the whole clip."""
+    count, pixels = len(clip.timestamps), clip.width * clip.height
+    return (view.frames or count) < count or (view.pixels or pixels) < pixels
+
+
 def shown(clip: Clip, view: DraftView) -> Clip:
     """A clip as a draft is shown it; the clip itself where nothing of it is left out.
 
@@ -244,14 +250,22 @@ def _check_without_video(part: _Part, written: Sequence[str]) -> None:
         part.limit.check_tokens(len(processor.tokenizer(part.text)["input_ids"]), "the prompt")
 
 
-def build_prompt(loaded: LoadedModel, clip: Clip, text: str, *, earlier: Prompt | None = None) -> Prompt:
+def build_prompt(
+    loaded: LoadedModel,
+    clip: Clip,
+    text: str,
+    *,
+    earlier: Prompt | None = None,
+    view: DraftView = WHOLE,
+) -> Prompt:
     """One model's inputs: a conversation (``chat_text``) as tokens, and the frames at their real times.
 
     :param earlier: a prompt about the same clip, of this model or of one whose processor makes the same.
+    :param view: how much of the clip the model is shown.
     """
     ids = _expanded(loaded.processor, text, earlier) if earlier else None
     if ids is None or earlier is None:
-        ids, video_inputs = process(loaded.processor, text, clip)
+        ids, video_inputs = process(loaded.processor, text, shown(clip, view))
     else:
         video_inputs = dict(earlier.video_inputs)
     video = ids[0] == loaded.family.video_token(loaded.model)

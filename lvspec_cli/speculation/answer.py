@@ -220,14 +220,17 @@ class Answer:
         logits = self._logits.apply(logits, drafted, produced=len(self.tokens))
         return logits if self._guide is None else self._guide.apply(logits)
 
-    def settle(self) -> bool:
-        """Remove from the caches what is not part of the answer.
-
-        Whether the answer can go on after a round that failed: a prediction layer has lost what it read.
-        """
+    def settle(self) -> None:
+        """Remove from the caches what is not part of the answer."""
         for decoder in (self._target, self._draft):
             if decoder is not None:
                 decoder.rollback(len(self.tokens) - 1)
+
+    def drop_round(self) -> bool:
+        """Forget a round that failed. Whether the answer can go on: a prediction layer lost what it read."""
+        self.settle()
+        if self._guide is not None:
+            self._guide.take(())  # which forgets what was drafted
         return self._draft is None or not self._draft.reads_target
 
     def _drawn(self, proposal: Proposal, logits: Tensor) -> Tensor:

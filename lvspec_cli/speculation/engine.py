@@ -42,8 +42,8 @@ def is_to_the_letter(settings: DecodeSettings, exact_rows: int | None, *, same_p
     :param exact_rows: see ``Decoder.exact_rows``.
     :param same_prefill: the target reads the prompt in the very passes of mode ar.
     """
-    if settings.is_loose:
-        return False
+    if settings.is_loose or (settings.mode is not Mode.AR and settings.temperature > 0):
+        return False  # sampled with a draft, its tokens are distributed as the target's, and others
     rows = 1 if settings.mode is Mode.AR else settings.greatest_gamma + 1
     return exact_rows is None or (same_prefill and rows <= exact_rows)
 
@@ -55,6 +55,11 @@ class SharedMemory:
     slots: int
     target: SlotMemory = field(default_factory=SlotMemory)
     draft: SlotMemory = field(default_factory=SlotMemory)
+
+    def trim(self) -> None:
+        """Free what the sessions that are left do not need."""
+        self.target.trim()
+        self.draft.trim()
 
 
 class Session:
@@ -85,6 +90,7 @@ class Session:
         slots = shared.slots if shared else 1
         return cls(Decoder(pair.target, target), drafting, pair.words, slots=slots)
 
+    @torch.inference_mode()
     def copied(self) -> Session:
         """A session that has read the same clip, to answer another question at the same time."""
         draft = None if self.draft is None else self.draft.copied()
@@ -124,6 +130,7 @@ class Session:
         shown = (settings.draft_keep, settings.draft_view) if settings else (1.0, WHOLE)
         is_shown = kept and self._draft_holds == shown and self._draft_can_begin(prompts)
         if draft and not is_shown:
+            self._draft_holds = None  # should that fail
             self._encode_draft(prompts, shown[0], with_question=with_question)
             self._draft_holds = shown
         elif guided or not kept:
@@ -232,6 +239,7 @@ class Rounds(Iterator[Round]):
         self._fallback, self._interrupted = fallback, interrupted
         self._prefill_seconds, self._decode_seconds = prefill_seconds, 0.0
         self._failed = False  # also true while a round runs: one that fails leaves the caches in pieces
+        self._held = 0  # tokens before this round
 
     def __next__(self) -> Round:
         (done,) = next_rounds([self])
@@ -281,8 +289,8 @@ class Rounds(Iterator[Round]):
 
     @torch.inference_mode()
     def drop_round(self) -> bool:
-        """Go on after a round that failed before any token was taken. Whether that is possible."""
-        self._failed = not self._answer.settle()
+        """Go on after a round that failed. Whether that is possible: not if it has taken tokens already."""
+        self._failed = len(self._answer.tokens) != self._held or not self._answer.drop_round()
         return not self._failed
 
     def run(self) -> Generation:
@@ -296,8 +304,8 @@ def next_rounds(many: Sequence[Rounds]) -> list[Round | None]:
     """The next round of each of several answers; None for one that is over.
 
     The first round of an answer is its prefill, which runs alone. Other rounds are decoded together
-    (``decode_rounds``), and each counts an equal share of their seconds. If that fails, none has taken
-    tokens: :meth:`Rounds.drop_round` makes an answer go on.
+    (``decode_rounds``), and each counts an equal share of their seconds. If that fails,
+    :meth:`Rounds.drop_round` makes an answer go on.
     """
     done: dict[int, Round | None] = {}
     together: list[int] = []
@@ -316,7 +324,7 @@ def next_rounds(many: Sequence[Rounds]) -> list[Round | None]:
 def _decoded_together(many: Sequence[Rounds]) -> list[Round]:
     began = time.perf_counter()
     for rounds in many:
-        rounds._failed = True
+        rounds._failed, rounds._held = True, len(rounds._answer.tokens)
         rounds._fallback.before_round(rounds._answer)
     done = decode_rounds([rounds._answer for rounds in many])
     for rounds, round_ in zip(many, done, strict=True):

@@ -361,9 +361,9 @@ def test_loading_is_tried_again_elsewhere_but_not_without_end() -> None:
 
 def test_the_first_worker_that_dies_may_have_been_lost_with_its_node() -> None:
     a, b = work("/a.mp4"), work("/b.mp4")
-    failed, left = after_death([a, b], slots=1, tries=2)
+    failed, left = after_death([a, b], under_way=1, tries=2)
     assert (failed, left) == ((), [replace(a, alone=True), b])
-    assert after_death(left, slots=1, tries=2) == (left[:1], left[1:])
+    assert after_death(left, under_way=1, tries=2) == (left[:1], left[1:])
 
 
 def test_a_node_that_is_lost_costs_no_clip(

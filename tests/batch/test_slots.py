@@ -189,9 +189,9 @@ def test_wrong_numbers(caption: Caption, clips: Path, flags: tuple[str, ...], ca
 
 def test_a_dead_workers_clips_are_done_again_alone_and_one_that_kills_it_alone_fails() -> None:
     a, b, c, d = (work(f"/{name}.mp4", name) for name in "abcd")
-    failed, left = after_death([a, b, c, d], slots=2)
+    failed, left = after_death([a, b, c, d], under_way=2)
     assert not failed
     assert left == [replace(a, alone=True), replace(b, alone=True), c, d]
-    assert after_death(left, slots=2) == (left[:1], left[1:])
-    assert after_death([c, d], slots=1) == ([c], [d])
-    assert after_death([], slots=2) == ((), [])
+    assert after_death(left, under_way=2) == (left[:1], left[1:])
+    assert after_death([c, d], under_way=1) == ([c], [d])
+    assert after_death([], under_way=2) == ((), [])

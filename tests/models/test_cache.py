@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvspec_cli.models.cache import KeyValueCache, cache_argument
+from lvspec_cli.models.cache import KeyValueCache, SlotCache, SlotMemory, cache_argument
 
 STEPS = st.lists(
     st.one_of(
@@ -51,6 +53,64 @@ def test_grows_with_room_to_spare() -> None:
     assert cache.capacity == first > 10
     cache.reserve(first + 1)
     assert cache.capacity > first + 1
+
+
+def filled(memory: SlotMemory, value: float, rows: int) -> SlotCache:
+    """A cache of two layers whose rows all have the value."""
+    cache, new = memory.cache(), torch.full((1, 2, rows, 3), value)
+    cache.reserve(rows, spare=0)
+    for layer in (0, 1):
+        cache.update(new, -new, layer)
+    cache.advance(rows)
+    return cache
+
+
+def holds(cache: SlotCache, value: float) -> bool:
+    return all(bool((cache.keys(layer, cache.length) == value).all()) for layer in (0, 1))
+
+
+def test_free_slots_give_their_memory_back() -> None:
+    memory = SlotMemory()
+    first, second, third = (filled(memory, value, 5) for value in (1.0, 2.0, 3.0))
+    size = memory.keys[0].numel()
+    del first, third
+    memory.trim()
+    assert memory.keys[0].numel() == size * 2 // 3
+    assert holds(second, 2.0)
+    assert holds(filled(memory, 4.0, 900), 4.0)
+    assert holds(second, 2.0)
+    del second
+    memory.trim()
+    assert (memory.capacity, memory.keys) == (0, {})
+    assert holds(filled(memory, 5.0, 3), 5.0)
+
+
+def test_a_growth_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, alone, new = SlotMemory(), KeyValueCache(), torch.ones(1, 2, 5, 3)
+    cache = filled(memory, 1.0, 5)
+    alone.reserve(5)
+    for layer in (0, 1):
+        alone.update(new, new, layer)
+    alone.advance(5)
+    make, made = torch.Tensor.new_zeros, itertools.count()
+
+    def short(like: torch.Tensor, *size: int) -> torch.Tensor:
+        if next(made) % 2:
+            raise MemoryError
+        return make(like, *size)
+
+    for grown in (cache, alone):
+        before = grown.length
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "new_zeros", short)
+            with pytest.raises(MemoryError):
+                grown.reserve(900)
+        grown.reserve(900)
+        rows = torch.full((1, 2, 800, 3), 7.0)
+        for layer in (0, 1):
+            keys, _ = grown.update(rows, rows, layer)
+            assert (keys[:, :, :before] == 1).all()
+            assert (keys[:, :, before:] == 7).all()
 
 
 def test_cannot_roll_forward() -> None:

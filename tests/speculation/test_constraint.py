@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from unittest.mock import Mock
 
 import jsonschema
 import pytest
@@ -20,6 +21,8 @@ from lvspec_cli.models.constraint import check_constraint, grammar_of
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.output.records import value_of
 from lvspec_cli.output.text import TextStream
+from lvspec_cli.speculation.answer import Answer
+from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Constraint, DecodeSettings, Gamma, Mode, RelevanceName, RuleSettings, TokenKind
 from tests.conftest import demo_plan
 from tests.speculation.conftest import decode, generate, prompts_for
@@ -131,6 +134,22 @@ def test_ar_and_exact_are_generate_with_the_same_mask(pair: LoadedPair, constrai
         assert value in CHOICES.choices
     else:
         jsonschema.validate(value, SCHEMA)
+
+
+def test_an_answer_goes_on_after_a_round_that_failed(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = prompts_for(pair)
+    wanted = DecodeSettings(mode=Mode.EXACT, gamma=5, max_new_tokens=80, constraint=JSON)
+    whole, _ = decode(pair, prompts, wanted)
+    rounds = Session.of(pair).answer(prompts, wanted)
+    assert next(rounds).tokens + next(rounds).tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(Answer, "reduced", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            next(rounds)
+    assert rounds.drop_round()
+    assert rounds.run().tokens == whole.tokens
 
 
 def test_a_choice_is_never_changed_by_loose_acceptance(pair: LoadedPair) -> None:

@@ -24,7 +24,7 @@ from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.output.records import stats_fields
 from lvspec_cli.request import check_draft_view
-from lvspec_cli.speculation.engine import Session, is_to_the_letter
+from lvspec_cli.speculation.engine import Session, SharedMemory, is_to_the_letter
 from lvspec_cli.types import (
     DecodeSettings,
     FinishReason,
@@ -524,6 +524,21 @@ def test_what_is_promised_of_an_answer(
 ) -> None:
     wanted = DecodeSettings(mode=mode, gamma=gamma)
     assert is_to_the_letter(wanted, exact_rows, same_prefill=same_prefill) == promised
+
+
+def test_what_is_sampled_with_a_draft_is_not_the_targets_to_the_letter() -> None:
+    sampled = DecodeSettings(mode=Mode.EXACT, temperature=0.7)
+    assert not is_to_the_letter(sampled, None, same_prefill=True)
+    assert is_to_the_letter(replace(sampled, mode=Mode.AR), None, same_prefill=True)
+
+
+def test_a_session_is_copied_into_a_slot_that_was_free(pair: LoadedPair) -> None:
+    shared, prompts = SharedMemory(2), prompts_for(pair)
+    session, other = Session.of(pair, shared), Session.of(pair, shared)
+    del other
+    session.encode(prompts)
+    copied, wanted = session.copied(), replace(WANTED, mode=Mode.EXACT)
+    assert copied.answer(prompts, wanted).run().tokens == decode(pair, prompts, wanted)[0].tokens
 
 
 def test_other_passes_over_the_prompt_are_no_promise_in_lower_precision(

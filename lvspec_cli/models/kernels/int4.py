@@ -71,7 +71,8 @@ class Packed4:
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """The matrix that it stands for."""
-        codes = (self.words.unsqueeze(2) >> 4 * torch.arange(WORD, device=self.words.device)) & 15
+        shifts = 4 * torch.arange(WORD, dtype=torch.int32, device=self.words.device)
+        codes = (self.words.unsqueeze(2) >> shifts & 15).to(torch.int8)  # which is small
         columns = codes.unflatten(1, (-1, WORDS)).transpose(2, 3).flatten(1)[:, : self.inputs]
         groups = (columns - 8).unflatten(1, (-1, GROUP)).to(dtype)
         return (groups * self.scales.unsqueeze(2).to(dtype)).flatten(1)
