@@ -161,7 +161,7 @@ def merge(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Join files of records. One row is kept a key: a good one before a failed one, then the later one.
+    """Join files of records. Keeps one row per key: a successful one if there is one, otherwise the latest.
 
     lvspec merge all.jsonl shard-1.jsonl shard-2.jsonl
     lvspec merge all.jsonl shard-*.jsonl --inputs films

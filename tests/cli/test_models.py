@@ -41,7 +41,7 @@ def test_alone_it_lists(here: Run) -> None:
     assert len(rows) == 20
     assert [row[0] for row in rows if row[5].endswith("; gains nothing")] == ["qwen2.5-vl-7b-3b"]
     assert all(row[4] for row in rows)
-    assert sorted({row[3] for row in rows[2:]}) == ["not here"]
+    assert sorted({row[3] for row in rows[2:]}) == ["not downloaded"]
 
 
 def test_show(here: Run, tiny_models: Path) -> None:
@@ -53,7 +53,7 @@ def test_show(here: Run, tiny_models: Path) -> None:
     assert "gain           none: a step of the draft takes 0.76 of its target's" in shown
     intern = here("models", "show", "internvl3.5-38b-1b").stdout
     assert "InternVL3_5-1B-HF at 9191dbccf312b537016f041b25d61c72e7c5c9f3" in intern
-    assert "38.4B, 76.8 GB, not here" in intern
+    assert "38.4B, 76.8 GB, not downloaded" in intern
     mine = here("models", "show", "tiny", "--models", tiny_models).stdout
     assert f"folder: {tiny_models.parent / 'target'}" in mine
     assert here("models", "show", "nope").returncode == 3
@@ -150,7 +150,7 @@ def test_a_pair_of_your_own_is_added(here: Run, tiny_models: Path, tmp_path: Pat
     assert here("models", "add", "other", "owner/name", "mtp").returncode == 0
     assert file.read_text().startswith("# mine\npairs:\n  other:\n")
     rows = [line.split("\t") for line in here("models", "list").stdout.splitlines()]
-    assert [(row[0], row[3]) for row in rows[1:3]] == [("other", "not here"), ("mine", "folder")]
+    assert [(row[0], row[3]) for row in rows[1:3]] == [("other", "not downloaded"), ("mine", "folder")]
     before = file.read_bytes()
     for words, cause in (
         (("mine", *folders), "there is a pair named 'mine' already"),
