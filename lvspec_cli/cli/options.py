@@ -172,8 +172,8 @@ class Loading(OptionGroup):
         Quantisation.AUTO,
         "What the target's weights are kept in. auto: as the files are where that fits, else packed by what "
         "is fast on this device (`lvspec models fit` explains). fp8 wants a GPU, the others run on CPUs, "
-        "too; awq and gptq take files made so. Mode exact is ar to the letter in float32, on a GPU with none, "
-        "bf16, nf4 and int4 only; else near ties may fall the other way (a record's `lossless` tells).",
+        "too; awq and gptq take files made so. Mode exact is ar to the letter in float32, on a GPU with "
+        "none, bf16, nf4 and int4 only; else near ties may fall the other way (a record's `lossless` tells).",
         metavar="KIND",
     )
     quant_draft: Quantisation = flag(
