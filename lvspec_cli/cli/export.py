@@ -32,7 +32,7 @@ def export(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="txt: a file a caption; srt, vtt: a file a video; csv, parquet: a table (csv with an "
+            help="txt: one file per caption; srt, vtt: one per video; csv, parquet: a table (csv with an "
             "apostrophe before texts that would be formulas); videofolder: metadata.jsonl of a Hugging Face "
             "VideoFolder; webdataset: shards with the videos, to --out-dir. For trainers: musubi (JSONL of "
             "musubi-tuner), and in the folder of the videos diffusion-pipe (captions.json), finetrainers "

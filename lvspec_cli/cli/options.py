@@ -244,7 +244,7 @@ class Rule(OptionGroup):
     )
     anchor_margin: float | None = flag(None, "Margin at an anchor.", metavar="NATS", shown=THE_PAIRS)
     filler_margin: float | None = flag(
-        None, "Margin at a filler; inf for none.", metavar="NATS", shown=THE_PAIRS
+        None, "Margin at a filler; inf for no limit.", metavar="NATS", shown=THE_PAIRS
     )
     sentence_margin: float | None = flag(
         None,
@@ -265,7 +265,7 @@ class Rule(OptionGroup):
         shown=THE_PAIRS,
     )
     max_loss: float | None = flag(
-        None, "Nats a token that loose tokens may give up; inf for any.", metavar="NATS", shown=THE_PAIRS
+        None, "Nats a token that loose tokens may give up; inf for no limit.", metavar="NATS", shown=THE_PAIRS
     )
     max_loose_run: int | None = flag(None, "Loose tokens allowed in a row.", metavar="N", shown=THE_PAIRS)
     max_loose_in_window: int | None = flag(
