@@ -17,7 +17,7 @@ help:
 	@echo "make test    install, then run the tests"
 	@echo "make test-all  run those that take long, too"
 	@echo "make check   format, lint, types and tests, as continuous integration runs them"
-	@echo "make format  format and mend what the linter can"
+	@echo "make format  format and fix what the linter can"
 
 $(VENV)/made:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: set PYTHON=/path/to/python3" >&2; exit 1; }

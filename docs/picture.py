@@ -50,9 +50,9 @@ SCENES = (
         "chat",
         "lvspec chat clips/clip_0002.mp4",
         (
-            ("Ctrl-D ends", "What happens?"),
-            (r"happens\?(.|\n)*tokens/s", "How many objects are there?"),
-            (r"there\?(.|\n)*tokens/s", "/quit"),
+            ("Ctrl-D ends", "What shape is the purple object?"),
+            (r"object\?(.|\n)*tokens/s", "Does it change colour?"),
+            (r"colour\?(.|\n)*tokens/s", "/quit"),
         ),
     ),
     Scene("models", "lvspec models"),

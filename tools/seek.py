@@ -153,7 +153,7 @@ def stretches(seconds: float) -> tuple[Asked, ...]:
 def tasks(seconds: float) -> tuple[Task, ...]:
     parts, whole = stretches(seconds), (asked_of(0.0, seconds, ALL_FRAMES),)
     return (
-        Task(f"{STRETCHES} stretches, opened anew", parts),
+        Task(f"{STRETCHES} stretches, reopened", parts),
         Task(f"{STRETCHES} stretches, kept open", parts, is_kept=True),
         Task(f"{ALL_FRAMES} frames of all", whole, is_kept=True),
     )

@@ -181,7 +181,7 @@ def check_devices() -> None:
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise DeviceLostError(
-            f"the GPU does not answer any more: {reason}", "run the same again: it goes on where it was"
+            f"the GPU does not answer any more: {reason}", "run the same again: it resumes where it left off"
         ) from None
 
 

@@ -112,7 +112,7 @@ def subtitle_file(video: Path) -> Path:
 
 def _unread(file: Path | None, error: LvspecError) -> LvspecError:
     name = shown(file or Path())
-    return VideoError(f"its subtitles cannot be read: {name}", f"mend or move that file ({error.cause})")
+    return VideoError(f"its subtitles cannot be read: {name}", f"fix or move that file ({error.cause})")
 
 
 def what_is_said(cues: Iterable[Cue], start: float, end: float | None) -> str:

@@ -257,7 +257,7 @@ def _hub() -> Iterator[Finding]:
         return
     url = f"{constants.ENDPOINT}/api/models?limit=1"
     if not url.startswith(("https://", "http://")):
-        yield Finding("hub", "bad", f"{constants.ENDPOINT} is no web address", "mend HF_ENDPOINT")
+        yield Finding("hub", "bad", f"{constants.ENDPOINT} is no web address", "fix HF_ENDPOINT")
         return
     began = time.perf_counter()
     try:

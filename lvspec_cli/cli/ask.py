@@ -43,7 +43,7 @@ class Questions(OptionGroup):
     common = ("more", "file", "system")
 
     more: list[str] | None = flag(None, "A further question; repeat for more.", "--question", metavar="TEXT")
-    file: Path | None = flag(None, "Questions, one a line; - reads stdin.", "--questions", metavar="FILE")
+    file: Path | None = flag(None, "Questions, one per line; - reads stdin.", "--questions", metavar="FILE")
     system: options.System = None
     think: options.Think = False
     choices: options.Choices = None

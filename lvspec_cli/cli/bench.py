@@ -168,12 +168,12 @@ def check_before(command: str, clips: Sequence[str] | None) -> None:
 
 @with_groups
 def bench(flags: BenchFlags) -> None:
-    """Measure how fast and how faithful every mode is. It is held against ar and against transformers.
+    """Measure how fast and how faithful every mode is. Compares every mode with ar and with transformers.
 
     lvspec bench --quick
     lvspec bench clips --pair qwen2.5-vl-32b-7b --out results
 
-    It can be stopped, and goes on where it was.
+    It can be stopped, and resumes where it left off.
     """
     with reporting(flags.messages.debug):
         check_before("lvspec bench", flags.clips.clips)
@@ -476,7 +476,7 @@ def bench_compare(before: First, after: Second, flags: CompareFlags) -> None:
             raise RegressionError(
                 f"{worst.mode} got worse: {worst.figure} {_figure(worst.before)},"
                 f" now {_figure(worst.after)}{more}",
-                "mend it, or allow more with --margin or --retention-margin",
+                "fix it, or allow more with --margin or --retention-margin",
             )
 
 

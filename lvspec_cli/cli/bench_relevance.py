@@ -41,6 +41,7 @@ class SchemeName(StrEnum):
     ATTENTION = "attention"
     SIMILARITY = "similarity"
     LENS = "lens"
+    RANK = "rank"
     LEXICON = "lexicon"
     RANDOM = "random"
 
@@ -85,7 +86,7 @@ def bench_relevance(flags: RelevanceFlags) -> None:
     lvspec bench-relevance
     lvspec bench-relevance clips --relevance attention --relevance similarity
 
-    It can be stopped, and goes on where it was.
+    It can be stopped, and resumes where it left off.
     """
     with reporting(flags.messages.debug):
         check_before("lvspec bench-relevance", flags.scoring.clips)

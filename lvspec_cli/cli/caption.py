@@ -12,7 +12,7 @@ from lvspec_cli.host import quieten_libraries
 
 @with_groups
 def caption(flags: CaptionFlags) -> None:
-    """Caption many videos. It can be stopped at any time, and goes on where it was.
+    """Caption many videos. It can be stopped at any time, and resumes where it left off.
 
     lvspec caption holiday --prompt "Describe this clip in one sentence."
     lvspec caption films --segment 10 --to srt

@@ -40,7 +40,7 @@ class Inputs(OptionGroup):
             help="Videos, folders of videos, CSV, TSV or JSONL files of jobs; - reads paths from stdin.",
         ),
     ] = None
-    from_list: Path | None = flag(None, "A file of paths, one a line.", metavar="FILE")
+    from_list: Path | None = flag(None, "A file of paths, one per line.", metavar="FILE")
     null: bool = flag(False, "Paths in a list end with NUL, not a line feed.", "--null", "-0")
     recursive: bool = flag(True, "Also look into the folders of a folder.", "--recursive/--no-recursive")
     glob: str | None = flag(None, "Take these files of a folder: '*.mp4'.", metavar="PATTERN")
@@ -147,8 +147,8 @@ class Workers(OptionGroup):
     )
     at_once: str = flag(
         "1",
-        "Captions that each pair decodes together. auto: as many as fit and gain; 1 on a GPU, in 16 bits, "
-        "and with --temperature.",
+        "Captions that each pair decodes together. auto: as many as fit into memory and still pay; 1 on a "
+        "GPU, in 16 bits, and with --temperature.",
         metavar="N",
     )
     decode_workers: int | None = flag(None, "Videos decoded ahead at a time.", min=1, max=64, metavar="N")

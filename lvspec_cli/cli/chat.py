@@ -54,7 +54,7 @@ class Prompts(OptionGroup):
 
 @with_groups
 def chat(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video or a picture.")],
     *,
     prompts: Prompts,
     loading: options.Loading,
@@ -63,7 +63,7 @@ def chat(
     sampling: options.FullSampling,
     messages: options.Messages,
 ) -> None:
-    """Ask about a video, and ask on. The pair is loaded and the video encoded once.
+    """Ask follow-up questions about a video. The pair is loaded and the video encoded once.
 
     lvspec chat clip.mp4
     lvspec chat film.mkv --start 1:30 --end 2:00 --mode exact

@@ -240,7 +240,7 @@ def _written(value: Any) -> str:
 def config(context: typer.Context, debug: options.Debug = False) -> None:
     """Show or set defaults of flags. Alone it shows them, and where each comes from.
 
-    lvspec config set pair qwen2.5-vl-7b-3b
+    lvspec config set pair qwen3.5-9b-0.8b
     lvspec config set caption.prompt "Describe this clip in one sentence."
 
     They stand in config.toml. Flags go before environment variables, these before config.toml, that before

@@ -32,7 +32,7 @@ def export(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="txt: a file a caption; srt, vtt: a file a video; csv, parquet: a table (csv with an "
+            help="txt: one file per caption; srt, vtt: one per video; csv, parquet: a table (csv with an "
             "apostrophe before texts that would be formulas); videofolder: metadata.jsonl of a Hugging Face "
             "VideoFolder; webdataset: shards with the videos, to --out-dir. For trainers: musubi (JSONL of "
             "musubi-tuner), and in the folder of the videos diffusion-pipe (captions.json), finetrainers "
@@ -161,7 +161,7 @@ def merge(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Join files of records. One row is kept a key: a good one before a failed one, then the later one.
+    """Join files of records. Keeps one row per key: a successful one if there is one, otherwise the latest.
 
     lvspec merge all.jsonl shard-1.jsonl shard-2.jsonl
     lvspec merge all.jsonl shard-*.jsonl --inputs films

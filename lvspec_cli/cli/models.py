@@ -41,7 +41,7 @@ def models(
     """List, download and check pairs of models. Alone it lists them.
 
     lvspec models fit
-    lvspec models pull qwen2.5-vl-7b-3b
+    lvspec models pull qwen3.5-9b-0.8b
     """
     if context.invoked_subcommand is None:
         _list(models_file, debug)
@@ -49,7 +49,7 @@ def models(
 
 @app.command("list")
 def list_pairs(models_file: options.ModelsPath = None, debug: options.Debug = False) -> None:
-    """List the pairs. With sizes, licences, and whether they are here.
+    """List the pairs. With sizes, licences, and whether they are downloaded.
 
     lvspec models list
     lvspec models list --models my-models.yaml
@@ -62,7 +62,7 @@ def show(pair: PairArgument, models_file: options.ModelsPath = None, debug: opti
     """Show one pair. Where its models are, licence, memory, defaults and rule.
 
     lvspec models show demo
-    lvspec models show qwen2.5-vl-7b-3b
+    lvspec models show qwen3.5-9b-0.8b
     """
     with reporting(debug):
         from lvspec_cli.pairs.files import locate, locate_draft, locate_mtp
@@ -107,7 +107,7 @@ def pull(
     lvspec models pull qwen3.5-9b-0.8b --yes
 
     A connection that breaks is taken up where it broke. After a stop run it again: whole files stay, one that
-    was cut short begins anew.
+    was cut short starts again.
     """
     with reporting(debug):
         from lvspec_cli.pairs.hub import check_room
@@ -276,7 +276,7 @@ def fit(
     loaded.
 
     lvspec models fit
-    lvspec models fit qwen2.5-vl-7b-3b --frames 64
+    lvspec models fit qwen3.5-9b-0.8b --frames 64
     """
     with reporting(debug):
         quieten_libraries()
@@ -329,7 +329,7 @@ def verify(
     """Check a pair. Its files' hashes, tokenizers, chat templates and configs, and that exact equals ar.
 
     lvspec models verify demo
-    lvspec models verify qwen2.5-vl-7b-3b --no-self-test
+    lvspec models verify qwen3.5-9b-0.8b --no-self-test
     """
     with reporting(debug):
         quieten_libraries()
@@ -349,7 +349,7 @@ def verify(
         if failed:
             raise PairError(
                 f"{name}: {counted(failed, 'check')} {'has' if failed == 1 else 'have'} failed",
-                "see above; `lvspec models pull` mends files, another draft the rest",
+                "see above; `lvspec models pull` repairs files, another draft the rest",
             )
 
 

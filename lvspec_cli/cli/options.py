@@ -50,9 +50,11 @@ Draft = Annotated[
         "multi-token prediction that the target's files carry, as those of Qwen3.5, 3.6 and 3.8 do.",
     ),
 ]
-Device = Annotated[str, Option("--device", metavar="NAME", help="What computes: cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[
+    str, Option("--device", metavar="NAME", help="Device to run on: cpu, cuda, cuda:1 or mps.")
+]
 DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DataType = Annotated[DataTypeName, Option("--dtype", metavar="TYPE", help="What the models compute in.")]
+DataType = Annotated[DataTypeName, Option("--dtype", metavar="TYPE", help="Number type to compute in.")]
 FrameCap = Annotated[
     int | None,
     Option("--frames", min=1, max=2048, metavar="N", help="Take at most N frames.", show_default=THE_PAIRS),
@@ -73,7 +75,7 @@ DraftKeepBy = Annotated[
     Option(
         "--draft-keep-by",
         help="Which those are: the ones that the target looks at most when it reads the question (the draft"
-        " then encodes the video anew for each question), or evenly spread.",
+        " then encodes the video again for each question), or evenly spread.",
     ),
 ]
 MaxNewTokens = Annotated[
@@ -126,7 +128,7 @@ Choices = Annotated[
     Option(
         "--choices", metavar="LIST",
         help="The answer is one of these (yes,no,unsure), to the letter; a record has it in `value`. Say in "
-        "the question what they mean.",
+        "the question what they mean. Needs the extra lvspec[constrained].",
     ),
 ]  # fmt: skip
 Schema = Annotated[
@@ -134,7 +136,7 @@ Schema = Annotated[
     Option(
         "--schema", metavar="FILE",
         help="The answer is JSON of this JSON schema, and a record has it in `value`. One that is cut off "
-        "has failed.",
+        "has failed. Needs the extra lvspec[constrained].",
     ),
 ]  # fmt: skip
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print only results, errors and one-line warnings.")]
@@ -170,12 +172,14 @@ class Loading(OptionGroup):
         Quantisation.AUTO,
         "What the target's weights are kept in. auto: as the files are where that fits, else packed by what "
         "is fast on this device (`lvspec models fit` explains). fp8 wants a GPU, the others run on CPUs, "
-        "too; awq and gptq take files made so. On a GPU mode exact may differ from ar in all but none, bf16, "
-        "nf4 and int4.",
+        "too; awq and gptq take files made so. Mode exact is ar to the letter in float32, on a GPU with "
+        "none, bf16, nf4 and int4 only; else near ties may fall the other way (a record's `lossless` tells).",
         metavar="KIND",
     )
     quant_draft: Quantisation = flag(
-        Quantisation.AUTO, "The same for the draft; auto goes by what reads least.", metavar="KIND"
+        Quantisation.AUTO,
+        "The same for the draft; auto picks whichever reads the fewest bytes.",
+        metavar="KIND",
     )
     threads: int | None = flag(
         None,
@@ -193,8 +197,8 @@ class Decoding(OptionGroup):
 
     mode: Mode = flag(
         Mode.LVSPEC,
-        "Fast, or exact: no word changed. lvspec is loose speculative decoding; exact gives the very tokens "
-        "of the large model, the target; ar is the target alone.",
+        "Fast, or the large model's own words. lvspec is loose speculative decoding; exact gives the very "
+        "tokens of the large model, the target (in 16 bits near ties apart); ar is the target alone.",
     )
     gamma: Gamma = None
     fallback: bool | None = flag(
@@ -240,7 +244,7 @@ class Rule(OptionGroup):
     )
     anchor_margin: float | None = flag(None, "Margin at an anchor.", metavar="NATS", shown=THE_PAIRS)
     filler_margin: float | None = flag(
-        None, "Margin at a filler; inf for none.", metavar="NATS", shown=THE_PAIRS
+        None, "Margin at a filler; inf for no limit.", metavar="NATS", shown=THE_PAIRS
     )
     sentence_margin: float | None = flag(
         None,
@@ -252,13 +256,16 @@ class Rule(OptionGroup):
         None, "Places a token may shift; 0 for none.", metavar="N", shown=THE_PAIRS
     )
     defer: int | None = flag(
-        None, "A loose token stays only if the next N match; 0 for any.", metavar="N", shown=THE_PAIRS
+        None, "A loose token stays only if the next N match; 0 turns this off.", metavar="N", shown=THE_PAIRS
     )
     defer_sure: bool | None = flag(
-        None, "What the proposal does not show is no match.", "--defer-sure/--no-defer-sure", shown=THE_PAIRS
+        None,
+        "Count tokens beyond the proposal as mismatches.",
+        "--defer-sure/--no-defer-sure",
+        shown=THE_PAIRS,
     )
     max_loss: float | None = flag(
-        None, "Nats a token that loose tokens may give up; inf for any.", metavar="NATS", shown=THE_PAIRS
+        None, "Nats a token that loose tokens may give up; inf for no limit.", metavar="NATS", shown=THE_PAIRS
     )
     max_loose_run: int | None = flag(None, "Loose tokens allowed in a row.", metavar="N", shown=THE_PAIRS)
     max_loose_in_window: int | None = flag(

@@ -90,11 +90,11 @@ class TuneFlags(OptionGroup):
 def tune(flags: TuneFlags) -> None:
     """Find the fastest rule for a pair that keeps the quality. It is printed as lines for models.yaml.
 
-    lvspec tune --pair qwen2.5-vl-32b-7b
+    lvspec tune clips --pair qwen3.5-9b-0.8b
     lvspec tune clips --budget 100 --min-fidelity 99.5
 
-    It is searched on one half of the clips and reported on the other. It can be stopped, and goes on where it
-    was.
+    It is searched on one half of the clips and reported on the other. It can be stopped, and resumes where it
+    left off.
     """
     with reporting(flags.messages.debug):
         check_before("lvspec tune", flags.clips.clips)

@@ -41,7 +41,7 @@ def check_constraint(constraint: Constraint) -> None:
         from llguidance import LLMatcher
     except ImportError:
         raise UsageError(
-            "--choices and --schema need llguidance, which is not here",
+            "--choices and --schema need llguidance, which is not installed",
             install_command("lvspec[constrained]"),
         ) from None
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar_of(constraint))

@@ -111,7 +111,7 @@ def rows_of(path: Path) -> Iterator[Row]:
     except OSError as error:
         raise LvspecError(f"{path}: {error.strerror or error}", "name a file of records") from error
     except NotARecordError as error:
-        raise LvspecError(f"{path}, {error}", "name a file of records, or mend that line") from error
+        raise LvspecError(f"{path}, {error}", "name a file of records, or fix that line") from error
 
 
 class RecordFile:
@@ -229,7 +229,7 @@ def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except NotARecordError as error:
-        raise OutputError(f"{path}, {error}", "name another file, or mend that line") from error
+        raise OutputError(f"{path}, {error}", "name another file, or fix that line") from error
     except OSError as error:
         raise unwritable(path, error) from error
 

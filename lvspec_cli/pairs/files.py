@@ -20,7 +20,7 @@ from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.pairs.registry import Pair, Source
 from lvspec_cli.text_file import LISTS, MIB, read_file, read_own
 
-Location = Literal["bundled", "folder", "cached", "not here"]
+Location = Literal["bundled", "folder", "cached", "not downloaded", "missing"]
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 MTP_PREFIX = "mtp."  # of the names of a prediction layer's tensors
@@ -45,7 +45,7 @@ def locate(source: Source) -> Stored:
     """Looks for a model in the package, in the named folder, or in the hub's local cache."""
     folder = source.path or _cached(source)
     if folder is None or missing_files(folder):
-        return Stored("not here", None)
+        return Stored("missing" if source.path else "not downloaded", None)
     files = sorted(folder.glob("*.safetensors"))
     location: Location = "bundled" if source.bundled else "folder" if source.folder else "cached"
     return Stored(
@@ -62,11 +62,13 @@ def locate_draft(pair: Pair) -> Stored:
 
 
 def locate_mtp(target: Source) -> Stored:
-    """The prediction layer in a target's files: not here if they have none."""
+    """The prediction layer in a target's files: missing if they have none."""
     stored = locate(target)
-    shapes = {} if stored.folder is None else mtp_tensors(stored.folder)
+    if stored.folder is None:
+        return stored
+    shapes = mtp_tensors(stored.folder)
     if not shapes:
-        return Stored("not here", None)
+        return Stored("missing", None)
     parameters = sum(math.prod(entry["shape"]) for entry in shapes.values())
     size = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in shapes.values())
     return replace(stored, size=size, parameters=parameters)
@@ -118,7 +120,7 @@ def require(source: Source, pair: str | None = None) -> Path:
     if folder is not None and folder.is_dir():
         raise PairError(f"{folder} holds no {missing[0]}", "name a folder that from_pretrained can read")
     raise PairError(
-        f"there is no folder {folder}", "mend its path in models.yaml, or choose another pair with --pair"
+        f"there is no folder {folder}", "fix its path in models.yaml, or choose another pair with --pair"
     )
 
 

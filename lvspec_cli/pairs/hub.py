@@ -202,9 +202,9 @@ def _pair_error(source: Source, error: BaseException) -> PairError:
                 "accept them on its page, and set HF_TOKEN",
             )
         case errors.RevisionNotFoundError():
-            return PairError(f"the hub has no {name}", "mend its revision in models.yaml")
+            return PairError(f"the hub has no {name}", "fix its revision in models.yaml")
         case errors.RepositoryNotFoundError():
-            return PairError(f"the hub has no {name}, or it is private", "mend its name, or set HF_TOKEN")
+            return PairError(f"the hub has no {name}, or it is private", "fix its name, or set HF_TOKEN")
         case errors.DryRunError(__cause__=Exception() as reason):
             return _pair_error(source, reason)
         case errors.HfHubHTTPError():

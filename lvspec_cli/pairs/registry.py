@@ -405,7 +405,7 @@ def parse_yaml(text: str, path: Path, model: type[Parsed], what: str, remedy: st
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{_line_of(path, mark)}: {problem}", "mend the YAML") from error
+        raise UsageError(f"{_line_of(path, mark)}: {problem}", "fix the YAML") from error
     except ValidationError as error:
         raise UsageError(_explain(error, node, path), remedy) from error
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
@@ -487,7 +487,7 @@ def _check_depth(text: str, path: Path) -> None:
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEPTH:
-            raise UsageError(f"{_line_of(path, event.start_mark)}: nested too deep", "mend the YAML")
+            raise UsageError(f"{_line_of(path, event.start_mark)}: nested too deep", "fix the YAML")
 
 
 def _check_keys(node: yaml.Node, path: Path, visits: list[int], depth: int = 0) -> None:

@@ -338,5 +338,5 @@ def test_models_lists_pairs_with_sizes_and_places(tiny_shell: Shell):
     rows = {line[0]: dict(zip(heading, line, strict=True)) for line in lines}
     assert rows["tiny (default)"]["here"] == "folder"
     assert "MB" in rows["tiny (default)"]["target"]
-    assert rows["qwen2.5-vl-32b-7b"]["here"] == "not here"
+    assert rows["qwen2.5-vl-32b-7b"]["here"] == "not downloaded"
     assert "68.3 GB" in rows["qwen2.5-vl-32b-7b"]["target"]

@@ -74,7 +74,7 @@ def test_a_row_that_lvspec_cannot_have_written_is_named(here: Run, records: Path
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"error: {records}, line 3: not a record of lvspec (segment.start is not a time)",
-        "try: name a file of records, or mend that line",
+        "try: name a file of records, or fix that line",
     ]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from lvspec_cli.memory.plan import CONTEXT, GIGABYTE, SLACK, Device, Machine, need, together
 from lvspec_cli.memory.plan import Choice as Kept
-from lvspec_cli.memory.resolve import first_that_fits
+from lvspec_cli.memory.resolve import first_that_fits, fit_pair, workload_of_pair
 from lvspec_cli.pairs.hub import Missing
 from lvspec_cli.pairs.registry import load_registry, shipped_models
 from lvspec_cli.types import Quantisation
@@ -41,7 +41,7 @@ def test_alone_it_lists(here: Run) -> None:
     assert len(rows) == 20
     assert [row[0] for row in rows if row[5].endswith("; gains nothing")] == ["qwen2.5-vl-7b-3b"]
     assert all(row[4] for row in rows)
-    assert sorted({row[3] for row in rows[2:]}) == ["not here"]
+    assert sorted({row[3] for row in rows[2:]}) == ["not downloaded"]
 
 
 def test_show(here: Run, tiny_models: Path) -> None:
@@ -53,7 +53,7 @@ def test_show(here: Run, tiny_models: Path) -> None:
     assert "gain           none: a step of the draft takes 0.76 of its target's" in shown
     intern = here("models", "show", "internvl3.5-38b-1b").stdout
     assert "InternVL3_5-1B-HF at 9191dbccf312b537016f041b25d61c72e7c5c9f3" in intern
-    assert "38.4B, 76.8 GB, not here" in intern
+    assert "38.4B, 76.8 GB, not downloaded" in intern
     mine = here("models", "show", "tiny", "--models", tiny_models).stdout
     assert f"folder: {tiny_models.parent / 'target'}" in mine
     assert here("models", "show", "nope").returncode == 3
@@ -90,7 +90,8 @@ def advice(text: str, row: str) -> list[tuple[int, str, str]]:
 
 
 def test_the_advice_is_what_fit_computes() -> None:
-    """In models.yaml, the README and docs/pairs.md: the first pair that fits a card whose memory is free."""
+    """In models.yaml and docs/pairs.md: the first pair that fits a card whose memory is free. The README
+    pulls one that fits 24 GB in 16 bits, in which speculation pays, and names the first for quality."""
     pairs = load_registry(environment={"XDG_CONFIG_HOME": "/nowhere"}).pairs
     computed = []
     for card in (8, 16, 24, 48, 80):
@@ -101,11 +102,14 @@ def test_the_advice_is_what_fit_computes() -> None:
         computed.append((card, fit.name, str(fit.decision.target) if same else ", ".join(kinds)))
     assert advice(shipped_models().read_text(), r"^# +(\d+) GB  (\S+) +(.+)$") == computed
     assert advice(PAGE.read_text(encoding="utf-8"), r"^\| (\d+) \| `(.+)` \| (.+) \|$") == computed
-    pulled = re.search(
-        r"^    lvspec models pull (.+)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
-    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pulled = re.search(r"^    lvspec models pull (.+)$", readme, re.MULTILINE)
     assert pulled is not None
-    assert pulled[1] == next(pair for card, pair, _ in computed if card == 24)
+    chosen = pairs[pulled[1]]
+    taken = fit_pair(pulled[1], chosen, machine(1, 24), workload_of_pair(chosen)).decision
+    assert (taken.plan.fits, taken.target) == (True, Quantisation.NONE)
+    best = next(pair for card, pair, _ in computed if card == 24)
+    assert f"quality rather than speed: `{best}`" in readme
 
 
 def test_fit_names_the_first_choice(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +154,7 @@ def test_a_pair_of_your_own_is_added(here: Run, tiny_models: Path, tmp_path: Pat
     assert here("models", "add", "other", "owner/name", "mtp").returncode == 0
     assert file.read_text().startswith("# mine\npairs:\n  other:\n")
     rows = [line.split("\t") for line in here("models", "list").stdout.splitlines()]
-    assert [(row[0], row[3]) for row in rows[1:3]] == [("other", "not here"), ("mine", "folder")]
+    assert [(row[0], row[3]) for row in rows[1:3]] == [("other", "not downloaded"), ("mine", "folder")]
     before = file.read_bytes()
     for words, cause in (
         (("mine", *folders), "there is a pair named 'mine' already"),

@@ -441,5 +441,5 @@ def test_files_are_counted_without_it(subject: Subject, tmp_path: Path) -> None:
     assert (planned.parameters, planned.layers, planned.in_target) == (49_504, 1, True)
     assert need(planned, LOAD).cache * 2 == need(replace(size, state=0), LOAD).cache
     bare = save_model(tmp_path / "bare", "qwen3_5")
-    assert locate_mtp(Source(folder=bare)).place == "not here"
-    assert locate_mtp(Source(repo="no/where")).place == "not here"
+    assert locate_mtp(Source(folder=bare)).place == "missing"
+    assert locate_mtp(Source(repo="no/where")).place == "not downloaded"

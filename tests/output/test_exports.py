@@ -431,7 +431,7 @@ def test_without_pyarrow_parquet_says_what_to_install(tmp_path: Path):
     path = tmp_path / "t.parquet"
     command = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert f"pyarrow, which is not here | {install_command('pyarrow')}" in done.stdout
+    assert f"pyarrow, which is not installed | {install_command('pyarrow')}" in done.stdout
     assert not path.exists()
 
 

@@ -108,7 +108,7 @@ def test_what_was_whole_when_it_was_killed_is_not_asked_for_again(online: Shell,
         process.wait()
     assert not (snapshot(online, "some/large") / "model.safetensors").exists()
     shown = offline(online).run("models", "list").stdout
-    assert "made-up\t-\t-\tnot here" in shown
+    assert "made-up\t-\t-\tnot downloaded" in shown
     hub.held = None
     hub.release.set()
     hub.given.clear()
@@ -295,7 +295,7 @@ def test_a_repository_that_is_nowhere_is_not_asked_for(real: Shell, hub: Hub, tm
     models.write_text("pairs:\n  other:\n    target: {repo: some/other}\n    draft: {repo: some/small}\n")
     before = len(hub.asked)
     shown = real.run("models", "show", "other", "--models", models)
-    assert (shown.returncode, "not here" in shown.stdout) == (0, True)
+    assert (shown.returncode, "not downloaded" in shown.stdout) == (0, True)
     video = write_video(tmp_path / "v.mp4")
     done = real.run("ask", video, "What?", "--pair", "other", "--models", models)
     assert (done.returncode, done.stderr.splitlines()) == (

@@ -290,7 +290,7 @@ def test_require_says_how_to_download_what_is_not_cached(monkeypatch: pytest.Mon
     with pytest.raises(PairError, match=r"someone/large \(66.9 GB\)") as caught:
         require(source)
     assert "hf download someone/large --revision v2" in caught.value.remedy
-    assert locate(source).place == "not here"
+    assert locate(source).place == "not downloaded"
 
 
 def test_a_snapshot_in_the_cache_is_found_when_it_is_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

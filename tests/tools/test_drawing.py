@@ -42,4 +42,4 @@ def test_a_process_that_is_ended_from_outside_is_said(tmp_path: Path, monkeypatc
     monkeypatch.setattr("tools.demo_report.drawing.write_clip", end_at_once)
     with pytest.raises(OutputError, match="a process that drew clips was ended") as caught:
         draw_clips(tmp_path / "clips", range(1, 3), seed=5, processes=2)
-    assert "goes on where it was" in caught.value.remedy
+    assert "resumes where it left off" in caught.value.remedy

@@ -45,7 +45,7 @@ def draw_clips(
     except BrokenProcessPool as error:
         raise OutputError(
             f"{folder}: a process that drew clips was ended from outside",
-            "give the command again, it goes on where it was; fewer --processes need less memory",
+            "give the command again, it resumes where it left off; fewer --processes need less memory",
         ) from error
     return list(paths.values())
 

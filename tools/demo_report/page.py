@@ -37,6 +37,9 @@ def page(texts: Results, speed: Results, command: str, chart: Path, further: str
         "",
         f"    {command}",
         "",
+        "Version, models and rule are those of that day (the rule is in the last table); models.yaml has"
+        " today's.",
+        "",
         f"Fidelity over {asked['caption']} captions and {asked['ask']} questions of scenes that no training"
         f" saw; speed over {len(speed.items)} of these captions. Intervals are 95 %, over clips.",
         *_on_fewer(texts, speed),

@@ -1,7 +1,7 @@
 """The long report on the bundled pair, docs/bench-demo.md: ``python -m tools.demo_report.report``.
 
 Speed on some held-out scenes, by one process that wants the machine for itself; then texts of many more for
-fidelity, untimed, by several. It can be stopped, and goes on where it was. Lossless modes say what ar says:
+fidelity, untimed, by several. It can be stopped, and continues later. Lossless modes say what ar says:
 of them no texts are asked for, the timed part holds theirs beside ar's, and ar's own are those of
 transformers' ``generate``, many at a time. By further scenes the pair's own rule alone is judged more
 closely: captions and answers each come in portions, so that another run can add to them.

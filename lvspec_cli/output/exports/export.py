@@ -167,7 +167,7 @@ def check_places(to: ExportFormat, where: ExportPlaces) -> None:
         package is missing.
     """
     if to is ExportFormat.PARQUET and find_spec("pyarrow") is None:
-        raise OutputError("Parquet is written by pyarrow, which is not here", install_command("pyarrow"))
+        raise OutputError("Parquet is written by pyarrow, which is not installed", install_command("pyarrow"))
     if where.out and where.out_dir:
         raise UsageError("--out and --out-dir are both given", "give one of them")
     if where.out and to.is_sidecar:

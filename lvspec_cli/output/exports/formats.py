@@ -57,7 +57,7 @@ def write_parquet(captions: Sequence[Caption], stream: IO[bytes]) -> None:
         from pyarrow import parquet
     except ImportError as error:
         raise OutputError(
-            "Parquet is written by pyarrow, which is not here", install_command("pyarrow")
+            "Parquet is written by pyarrow, which is not installed", install_command("pyarrow")
         ) from error
     types = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64(), bool: pyarrow.bool_()}
     hints = get_type_hints(Caption)
