@@ -230,7 +230,8 @@ def here(
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(sys, "argv", ["lvspec", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        typed = io.BytesIO(stdin.encode(errors="surrogateescape"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed))
         with pytest.raises(SystemExit) as ended:
             main()
         printed = capsys.readouterr()

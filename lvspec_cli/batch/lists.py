@@ -40,7 +40,9 @@ def _lines(raw: bytes, name: str) -> list[bytes]:
         try:
             raw = text_with_names(raw, name).encode("utf-8", "surrogateescape")
         except UsageError as error:
-            raise UsageError(error.cause, f"add -0 if NULs part the paths, else {error.remedy}") from None
+            raise UsageError(
+                error.cause, f"add -0 if the paths are separated by NULs, else {error.remedy}"
+            ) from None
     end = b"\n" if b"\n" in raw else b"\r"
     return [line.removesuffix(b"\r") for line in raw.removeprefix(BOM_UTF8).split(end) if line.strip()]
 

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lvspec_cli.batch.answer import DeviceLostError
 from lvspec_cli.batch.cluster import Cluster, Needed, needed, with_absolute_path
 from lvspec_cli.batch.serve import (
     EventSent,
@@ -50,6 +51,7 @@ class _Worker(Worker):
     looks_ahead: bool = False
     tries: int = 1  # to load the pair, with those that were lost
     sent: int = 0  # works
+    dismissed: bool = False  # it was told that there is nothing more
     in_progress: dict[int, Work] = field(default_factory=dict)  # by number, oldest first
     written: set[str] = field(default_factory=set)  # keys of rows
 
@@ -142,16 +144,23 @@ class _Crew(Crew[_Worker]):
 
     def _send_work(self, worker: _Worker) -> None:
         work = self.pending.popleft() if self.pending else None
+        worker.dismissed = work is None
         if work is not None:
             worker.in_progress[worker.sent] = work
             worker.sent += 1
         worker.send(work)
 
     def worker_failed(self, worker: _Worker, error: LvspecError) -> None:
-        """Continues without a node on which something is wrong.
+        """Continues without a node on which something is wrong; with another process where a GPU was lost.
 
         :raises LvspecError: the error, if it is this machine's or would be that of all nodes.
         """
+        if isinstance(error, DeviceLostError):  # the row of the clip is written, or it was one of several
+            self.workers.remove(worker)
+            worker.end()
+            slots, rest = worker.setup.plan.company.slots, worker.rest()
+            self._start_again(worker, alone(rest, slots) if slots > 1 else rest, error.cause)
+            return
         if self.cluster is None or isinstance(error, UsageError | NotFiniteError):
             raise error
         self.workers.remove(worker)
@@ -161,19 +170,21 @@ class _Crew(Crew[_Worker]):
 
     def worker_ended(self, worker: _Worker) -> None:
         """Fails the work that it ended at, takes back the others, and starts it again if it had loaded the
-        pair."""
+        pair. One that somebody else tells to end (SIGTERM) ends with code 0, and none fails."""
         self.workers.remove(worker)
         worker.connection.close()
         code, how = worker.wait()
-        if code == 0 or self.stopping:
+        if code == 0:
+            if worker.rest() or not worker.dismissed:
+                self._start_again(worker, worker.rest(), "a worker was told to end")
+            return
+        if self.stopping:
             return
         if not worker.ready:
             self._ended_loading(worker, code, how)
             return
         under_way = worker.setup.plan.company.slots + worker.looks_ahead
         failed, left = after_death(worker.rest(), under_way, tries=1 if self.cluster is None else 2)
-        if self.cluster is not None and left and not failed:
-            self.listen(Noted(f"a worker has ended ({how}): {counted(len(left), 'clip')} to be done again"))
         who = "the worker" if self.cluster is None else "two workers"
         error = WorkerDiedError(f"{who} ended at this clip ({how})", "--retry-errors does it again")
         for work in failed:
@@ -181,6 +192,19 @@ class _Crew(Crew[_Worker]):
                 self.write(
                     failed_record(worker.setup.plan.load_plan, work.request, work.identity, number, error)
                 )
+        is_lost = self.cluster is not None and left and not failed  # maybe with its node
+        self._start_again(worker, left, f"a worker has ended ({how})" if is_lost else "")
+
+    def _start_again(self, worker: _Worker, left: Sequence[Work], why: str) -> None:
+        """Takes back what it has left undone, and puts another process in its place if there is work.
+
+        :param why: for the user, where it is not told otherwise.
+        """
+        if self.stopping:
+            return
+        if why:
+            again = f": {counted(len(left), 'clip')} to be done again" if left else ""
+            self.listen(Noted(f"{why}{again}"))
         self.pending.extendleft(reversed(left))
         if self.pending:
             try:
@@ -232,7 +256,12 @@ def after_death(
     """
     if (under_way == 1 and tries == 1) or (rest and rest[0].alone):
         return rest[:1], rest[1:]
-    return (), [*(replace(work, alone=True) for work in rest[:under_way]), *rest[under_way:]]
+    return (), alone(rest, under_way)
+
+
+def alone(rest: Sequence[Work], under_way: int) -> list[Work]:
+    """The works. Those that were under way are done with nothing beside them: one may be the reason."""
+    return [*(replace(work, alone=True) for work in rest[:under_way]), *rest[under_way:]]
 
 
 def run(

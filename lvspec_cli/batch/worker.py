@@ -1,7 +1,7 @@
 """A worker in a process of its own: ``python -m lvspec_cli.batch.worker SOCKET``.
 
 It receives a Setup, asks for works one by one, and sends records and events. It ends when its parent ends.
-On SIGTERM the current answer ends at its next round.
+On SIGTERM the current answer ends at its next round, and the parent takes back what is not done.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from itertools import count
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from lvspec_cli.batch.answer import DeviceLostError
 from lvspec_cli.batch.serve import EventSent, Loaded, Message, Row, Setup, WantsWork, WorkDone, serving
 from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import Work
@@ -41,9 +40,6 @@ def main(argument: str) -> NoReturn:
         _work(setup, connection, inbox, stop)
     except (EOFError, ConnectionError):  # the parent has ended, and nobody reads the results
         code = 1
-    except DeviceLostError as error:
-        code = 1  # the parent starts another process
-        sys.stderr.write(f"{error.cause}\n")
     except LvspecError as error:
         with suppress(ConnectionError):
             connection.send(error)

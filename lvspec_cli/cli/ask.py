@@ -17,7 +17,6 @@ from lvspec_cli.cli.reporting import reporting
 from lvspec_cli.cli.requests import (
     argument_of,
     ask_mistake,
-    check_decoder,
     check_effects,
     checked_system,
     chosen_pair,
@@ -118,14 +117,13 @@ def ask(
             checked_system(questions.system),
             questions.think,
         )
-        check_decoder(sampling.decoder)
         check_effects(loading, decoding, rule, request.settings)
         missing = None if several else reading_error(Path(named[0]))
         if isinstance(missing, NoInputError):  # other faults get a record
             raise missing
         if is_chat:
             raise typer.Exit(converse(choice, request, stop, quiet=messages.quiet))
-        labels = {item.path: encode_name(item.name)[0] for item in videos} if len(videos) > 1 else {}
+        labels = {item.path: encode_name(item.name)[0] for item in videos}  # also of a folder with one video
         with (
             _tracing(output.trace, Path(named[0])) as write_row,
             showing(

@@ -20,6 +20,7 @@ from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
     argument_of,
     bench_mistake,
+    check_effects,
     check_local,
     checked_system,
     checked_text,
@@ -255,6 +256,12 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     named = _named_rules(measuring, settings.rule)
     slots = _slots(measuring)
     modes = _modes(measuring, settings.rule, named, mtp=choice.pair.draft.mtp)
+    if not named and not any(variant.relevance for variant in modes):  # else the flags are of several rules
+        drafts = any(variant.mode.drafts for variant in modes)
+        loose = any(variant.mode.is_loose for variant in modes)
+        mode = Mode.LVSPEC if loose else Mode.EXACT if drafts else Mode.AR
+        given = options.Decoding(gamma=measuring.gamma, seed=measuring.seed)
+        check_effects(flags.loading, given, flags.rule, replace(settings, mode=mode))
     gammas = parse_gammas(measuring.gamma) if measuring.gamma else (settings.gamma,)
     variants = variants_of(modes, gammas)
     plain = all(variant.mode.is_plain for variant in variants)  # no draft is needed

@@ -24,6 +24,7 @@ from lvspec_cli.cli.requests import (
     video_request,
 )
 from lvspec_cli.host import quieten_libraries
+from lvspec_cli.table import counted
 from lvspec_cli.types import Mode, RelevanceName
 
 if TYPE_CHECKING:
@@ -110,12 +111,11 @@ def _bench_relevance(flags: RelevanceFlags) -> int:
     page = write_report(out)
     write_out(for_stdout(scheme_table(results)))
     if not flags.messages.quiet:
-        say(
-            f"{results.facts} tokens of facts, {results.fillers} others, in {results.clips} captions by"
-            f" {results.target}"
-        )
-        for name, cause in results.unread.items():
-            say(f"not measured: {name}: {cause}")
+        captions = counted(results.clips, "caption")
+        say(f"{results.facts} tokens of facts, {results.fillers} others, in {captions} by {results.target}")
+    for name, cause in results.unread.items():
+        say(f"not measured: {name}: {cause}")
+    if not flags.messages.quiet:
         say(f"results: {out / FILE_NAME}, {page}")
     return 1 if results.unread else 0
 

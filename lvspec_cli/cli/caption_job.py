@@ -28,7 +28,6 @@ from lvspec_cli.cli.reporting import say
 from lvspec_cli.cli.requests import (
     argument_of,
     caption_mistake,
-    check_decoder,
     check_effects,
     checked_system,
     checked_text,
@@ -54,6 +53,7 @@ from lvspec_cli.memory.resolve import (
 from lvspec_cli.output.files import check_room, sweep
 from lvspec_cli.pipeline import check_prompts, check_thinking, prepared
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan, PairChoice
+from lvspec_cli.table import counted
 from lvspec_cli.text_file import LISTS, read_file, read_stream
 from lvspec_cli.types import DEFAULT_PROMPT, DecodeSettings, Gate, Mode
 
@@ -104,7 +104,6 @@ def read_job(flags: CaptionFlags, stack: ExitStack) -> Job:
         audit=_audit(records.audit, flags.decoding),
     )
     check_effects(flags.loading, flags.decoding, flags.rule, request.settings)
-    check_decoder(flags.sampling.decoder)
     if records.out != "-":
         check_room(Path(records.out).absolute().parent)
     at_once = _at_once(flags.workers.at_once, request.settings)
@@ -307,7 +306,7 @@ def chosen_company(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tup
         company = company_of(clip, fitting)
     notes = []
     if at_once is not None and fitting < at_once:
-        notes.append(f"there is memory for {fitting} captions at once, not {at_once}")
+        notes.append(f"there is memory for {counted(fitting, 'caption')} at once, not {at_once}")
     if not company.drafts:
         notes.append(
             f"{company.slots} captions at once go without the draft: it would cost more than it saves"

@@ -28,6 +28,7 @@ from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, 
 from lvspec_cli.cli.caption_options import CaptionFlags
 from lvspec_cli.cli.reporting import Stop, say, say_command, say_note, write_json, write_out
 from lvspec_cli.errors import UNREADABLE, LvspecError, NoInputError, UsageError, VideoError
+from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event
 from lvspec_cli.host import message_stream, terminal_width
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
@@ -101,6 +102,9 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
             rows.remove(remaining.removed)
         if not quiet:
             _announce(remaining)
+        elif remaining.failed:
+            see = shell_words(["lvspec", "show", str(job.out), "--failed"])
+            say(f"warning: {remaining.failed} failed in an earlier run: `{see}`")
         outcome = Outcome(_start(job, remaining))
         try:
             _run(job, remaining, rows, stop, outcome, quiet=quiet)
@@ -122,7 +126,7 @@ def _announce(remaining: Outstanding) -> None:
     for line in moved_lines(remaining):
         say(line)
     if others := remaining.others:
-        say(f"{others} rows of these videos were made with other settings or another content; they stay")
+        say(f"left as it is: {counted(others, 'row')} of these videos with other settings or another content")
 
 
 def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
@@ -196,11 +200,12 @@ def without_unreadable(works: Sequence[Work], plan: WorkerPlan) -> tuple[list[Wo
 def _showing(
     start: BatchView, stop: Stop, quiet: bool
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
-    """The listeners for events and for finished records."""
+    """The listeners for events and for finished records. With ``quiet`` only what went wrong is said."""
+    from lvspec_cli.ui.batch import batch_show, failure_line
+
     if quiet or not start.total:
-        yield (lambda event: None), (lambda record: None)
+        yield say_note, lambda record: say(failure_line(record)) if record.error is not None else None
         return
-    from lvspec_cli.ui.batch import batch_show
 
     live = message_stream().isatty() and os.environ.get("TERM", "dumb") != "dumb"
     stop.is_shown = live
@@ -270,8 +275,9 @@ def _report_audits(job: Job, works: Sequence[Work], remaining: Outstanding, outc
 
 def _retrying(arguments: Sequence[str]) -> list[str]:
     """The same command with ``--retry-errors``."""
-    others = [text for text in arguments[1:] if text not in ("--redo", "--retry-errors")]
-    return ["lvspec", *others, "--retry-errors"]
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # behind it all are names
+    flags = [text for text in arguments[1:end] if text not in ("--redo", "--retry-errors")]
+    return ["lvspec", *flags, "--retry-errors", *arguments[end:]]
 
 
 def _check_export(flags: CaptionFlags, collected: Collected) -> None:
@@ -309,9 +315,9 @@ def _export(flags: CaptionFlags, to: ExportFormat, job: Job, names: Mapping[str,
         suffix=flags.export.suffix,
         force=flags.export.force,
     )
-    if not flags.messages.quiet:
-        for line in report_lines(report, to, NAMED_EXPORTS):
-            say(line)
+    written, *left_out = report_lines(report, to, NAMED_EXPORTS)
+    for line in left_out if flags.messages.quiet else (written, *left_out):
+        say(line)
     for path in report.foreign:
         say(f"warning: {path} was not written by lvspec, or changed since, and stays; --force replaces it")
     return not report.foreign and not report.skipped

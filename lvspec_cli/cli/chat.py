@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +20,7 @@ from lvspec_cli.cli.reporting import Stop, as_lvspec_error, explain, reporting, 
 from lvspec_cli.cli.requests import (
     argument_of,
     ask_mistake,
+    check_effects,
     checked_system,
     chosen_pair,
     decode_settings,
@@ -27,6 +30,8 @@ from lvspec_cli.errors import LvspecError, NoInputError, OutputError
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Answered, ClipReady, Event, Noted, RoundDone
 from lvspec_cli.host import message_stream, quieten_libraries, terminal_width
+from lvspec_cli.table import counted
+from lvspec_cli.types import Mode, TokenKind
 from lvspec_cli.ui.lines import WordLines
 
 if TYPE_CHECKING:
@@ -90,6 +95,7 @@ def chat(
             checked_system(prompts.system),
             prompts.think,
         )
+        check_effects(loading, decoding, rule, request.settings)
         raise typer.Exit(converse(choice, request, stop, quiet=messages.quiet))
 
 
@@ -104,7 +110,7 @@ def converse(choice: PairChoice, request: AskRequest, stop: Stop, *, quiet: bool
     def listen(event: Event) -> None:
         stop.heed()
         progress.listen(event)
-        if isinstance(event, ClipReady) and not quiet:
+        if isinstance(event, ClipReady):
             for warning in event.warnings:
                 say(f"warning: {warning}")
 
@@ -140,6 +146,8 @@ def is_interactive() -> bool:
 def _lines(stop: Stop) -> Iterator[str]:
     """What is typed, without empty lines, until Ctrl-D. Ctrl-C drops the line."""
     is_terminal = is_interactive()
+    if isinstance(sys.stdin, TextIOWrapper):  # what is not in its encoding is refused as any other question
+        sys.stdin.reconfigure(errors="surrogateescape")
     if is_terminal:
         with suppress(ImportError):
             import readline  # noqa: F401 # gives ``input`` its editing and its history
@@ -166,6 +174,7 @@ class _Chat:
 
     def __init__(self, conversation: Conversation, choice: PairChoice, stop: Stop, quiet: bool) -> None:
         self._conversation, self._choice, self._stop, self._quiet = conversation, choice, stop, quiet
+        self._explained = set[TokenKind]()  # of which the colour has been told
 
     def ask(self, question: str) -> None:
         """Shows the answer as it comes. Ctrl-C ends it; a second one drops it.
@@ -174,6 +183,7 @@ class _Chat:
         """
         answer = _lines_for_stdout()
         self._open = False  # whether a line of the answer is begun
+        self._kinds = Counter[TokenKind]()
 
         def listen(event: Event) -> None:
             self._stop.heed()
@@ -188,10 +198,10 @@ class _Chat:
         except KeyboardInterrupt:
             if self._stop.signal == signal.SIGTERM:
                 raise
-            self._close()
+            self._close(answer)
             say("interrupted")
         except Exception as error:
-            self._close()
+            self._close(answer)
             raise as_lvspec_error(error) from error
 
     def _show(self, event: Event, answer: WordLines) -> None:
@@ -200,18 +210,33 @@ class _Chat:
         match event:
             case Noted(text) if not self._quiet:
                 say(text)
-            case RoundDone(pieces=pieces):
+            case RoundDone(round=done, pieces=pieces):
                 self._open = True
+                self._kinds.update(done.kinds)
                 write_out("".join(answer.feed(visible(piece.text), piece.kind) for piece in pieces))
             case Answered(record, tail):
                 write_out(answer.feed(visible(tail)) + answer.end() + "\n")
                 self._open = False
-                for line in () if self._quiet else answer_summary(record)[:1]:
+                if self._quiet:
+                    if record.error is not None:  # its text is no whole answer
+                        say(f"error: {record.error.message}")
+                    return
+                self._explain_colours(record.mode)
+                for line in answer_summary(record)[:1]:
                     say(line)
 
-    def _close(self) -> None:
+    def _explain_colours(self, mode: Mode) -> None:
+        """Prints what the colours mean, after the first answer that has them."""
+        if mode is Mode.AR or self._kinds.keys() <= self._explained or not sys.stdout.isatty():
+            return
+        from lvspec_cli.ui.render import legend
+
+        write_out(legend(self._kinds))
+        self._explained |= self._kinds.keys()
+
+    def _close(self, answer: WordLines) -> None:
         if self._open:
-            write_out("\n")
+            write_out(answer.end() + "\n")
 
     def command(self, line: str) -> None:
         """Obeys a line that begins with a slash.
@@ -235,7 +260,10 @@ class _Chat:
 
         if not name:
             raise LvspecError("/save needs a file's name", "/save chat.txt")
-        records, file = self._conversation.records, Path(name).expanduser()
+        try:
+            records, file = self._conversation.records, Path(name).expanduser()
+        except RuntimeError:  # of a user that the system does not know
+            raise OutputError(f"{name}: there is no such home folder", "name the folder itself") from None
         lines = [to_line(record) for record in records]
         if file.suffix != ".jsonl":
             lines = [f"{PROMPT}{record.prompt}\n{visible(record.text or '')}\n" for record in records]
@@ -248,7 +276,7 @@ class _Chat:
             raise OutputError(
                 f"{file}: {error.strerror or error}", "name a file that can be written"
             ) from error
-        say(f"{visible_line(name)}: {len(records)} answers")
+        say(f"{visible_line(name)}: {counted(len(records), 'answer')}")
 
 
 def _lines_for_stdout() -> WordLines:

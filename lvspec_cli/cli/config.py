@@ -18,9 +18,8 @@ import typer
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import RESEARCH, App, default_text
-from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cli.reporting import reporting, say, write_line, write_out
 from lvspec_cli.errors import OutputError, UsageError
-from lvspec_cli.escape import visible_line
 from lvspec_cli.host import config_folder
 from lvspec_cli.text_file import SETTINGS, read_file, text_of
 
@@ -248,15 +247,14 @@ def config(context: typer.Context, debug: options.Debug = False) -> None:
     """
     if context.invoked_subcommand is None:
         with reporting(debug):
+            from lvspec_cli.table import Table
+            from lvspec_cli.ui.tables import for_stdout
+
             root, path = context.find_root().command, _path()
             settings = read_settings(path, root)
             keys = dict.fromkeys([*(("", name) for name in _SHOWN), *settings.values])
             rows = [(".".join(filter(None, key)), *_source(root, settings, key)) for key in keys]
-            widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-            for name, value, source in rows:
-                write_out(
-                    f"{name:{widths[0]}}  {visible_line(value):{widths[1]}}  {source}\n".rstrip() + "\n"
-                )
+            write_out(for_stdout(Table(("key", "value", "from"), rows, prose=("value", "from"))))
 
 
 KeyArgument = Annotated[
@@ -322,5 +320,6 @@ def explain_key(context: typer.Context, key: KeyArgument, debug: options.Debug =
         checked = _checked(root, key, "config explain")
         takers = _takers(root, checked)
         value, source = _source(root, read_settings(_path(), root), checked)
-        write_out(f"{next(iter(takers.values())).help}\nvalue: {visible_line(value)} ({source})\n")
-        write_out(f"taken by: {', '.join(takers)}\n")
+        write_line(next(iter(takers.values())).help, "")
+        write_line(f"value: {value} ({source})")
+        write_line(f"taken by: {', '.join(takers)}")

@@ -16,6 +16,7 @@ from lvspec_cli.cli.reporting import reporting, say, write_bytes, write_out
 from lvspec_cli.cli.requests import check_local
 from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport
+from lvspec_cli.table import counted
 
 if TYPE_CHECKING:
     from lvspec_cli.output.records import Record
@@ -172,8 +173,9 @@ def merge(
         check_local(*shards)
         merged = merge_records(shards, out, force=force, warn=lambda message: say(f"warning: {message}"))
         for shard in merged.shards:
-            say(f"{shard.path}: {shard.rows} rows, {shard.doubles} doubles dropped, {shard.errors} failed")
-        say(f"{out}: {merged.rows} rows, {merged.errors} failed")
+            duplicates = counted(shard.doubles, "duplicate")
+            say(f"{shard.path}: {counted(shard.rows, 'row')}, {duplicates} dropped, {shard.errors} failed")
+        say(f"{out}: {counted(merged.rows, 'row')}, {merged.errors} failed")
         missing = _missing(inputs, merged.names, recursive, glob) if inputs else {}
         if missing:
             _say_missing(missing, merged.names)
@@ -185,7 +187,7 @@ def _say_missing(missing: Mapping[bytes, Path], names: frozenset[bytes]) -> None
 
     last_parts = {name.rpartition(b"/")[2] for name in names}
     alike = sum(name.rpartition(b"/")[2] in last_parts for name in missing)
-    say(f"{len(missing)} inputs have no record:")
+    say(f"{counted(len(missing), 'input')} without a record:")
     write_out("".join(visible_line(str(path)) + "\n" for path in missing.values()))
     if alike:
         say(f"{alike} of them may have one under another folder: only `lvspec caption` compares contents")

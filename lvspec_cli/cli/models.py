@@ -126,7 +126,7 @@ def pull(
             incomplete = [model for model in missing if model.files]
             for model in incomplete:
                 pinned = "" if model.source.revision else " of main, no commit is pinned"
-                files = f"{len(model.files)} files{pinned}"
+                files = f"{counted(len(model.files), 'file')}{pinned}"
                 say(f"{model.source.name}: {files}, {gigabytes(model.size)} to download")
             if not incomplete:
                 say(f"{name}: all of it is here")
@@ -232,7 +232,11 @@ def add(
         from lvspec_cli.pairs.registry import FOLDER, load_registry, user_models, with_pair
 
         for source in (target, draft):
-            if source.startswith(FOLDER) and not Path(source).expanduser().is_dir():
+            try:
+                is_missing = source.startswith(FOLDER) and not Path(source).expanduser().is_dir()
+            except RuntimeError:  # the home folder of a user that the system does not know
+                is_missing = True
+            if is_missing:
                 raise PairError(f"there is no folder {source}", "name one, or a repository: owner/name")
         file = models_file or user_models(os.environ)
         if file is None:

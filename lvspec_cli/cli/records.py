@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import sys
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import check_local
 from lvspec_cli.errors import LvspecError, NoInputError, UsageError
+from lvspec_cli.host import terminal_width
 
 LOOKS = {"name": {"bold": True}, "prompt": {"dim": True}, "failed": {"fg": "red"}}
 
@@ -95,12 +96,17 @@ def _show_records(file: Path, failed: bool, grep: str | None, template: str | No
                 counts["shown"] += 1
                 yield record
 
-    is_terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if is_terminal else None
-    for text in map(line, chosen()) if line else pages(chosen(), width, _styled if is_terminal else _plain):
+    width = terminal_width(sys.stdout)
+    look = _plain if width is None or not has_styles(os.environ) else _styled
+    for text in map(line, chosen()) if line else pages(chosen(), width, look):
         write_out(text)
     if not quiet:
         say(count_line(counts["shown"], counts["failed"], counts["all"]))
+
+
+def has_styles(environment: Mapping[str, str]) -> bool:
+    """Whether a terminal is to get colours and bold letters (https://no-color.org)."""
+    return not environment.get("NO_COLOR") and environment.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def _plain(text: str, kind: str) -> str:

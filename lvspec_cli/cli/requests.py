@@ -78,10 +78,11 @@ def chosen_pair(loading: Loading, choose: Callable[..., PairChoice] | None = Non
 def video_request(sampling: Sampling, pair: Pair, path: Path = Path()) -> VideoRequest:
     """The video request of the flags, with the pair's defaults. A batch leaves the path empty.
 
-    :raises UsageError: a value is out of range, or flags do not go together.
+    :raises UsageError: a value is out of range, flags do not go together, or the decoder is not here.
     """
     from lvspec_cli.video.sample import parse_time
 
+    _check_decoder(sampling.decoder)
     start, end = (None if text is None else parse_time(text) for text in (sampling.start, sampling.end))
     if end is not None and end <= (start or 0.0):
         raise UsageError("--end is not after --start", "choose a later end")
@@ -192,7 +193,7 @@ def _schema(file: Path | None) -> str:
     return json.dumps(schema, ensure_ascii=False)
 
 
-def check_decoder(decoder: DecoderName) -> None:
+def _check_decoder(decoder: DecoderName) -> None:
     """:raises UsageError: the decoder's package is missing."""
     if decoder == "decord" and find_spec("decord") is None:
         remedy = f"leave it out, or install it: {install_command('decord')}"
@@ -251,6 +252,9 @@ def effectless(
         names = ["layers"]
     if not names and decoding.draft_keep == 1 and decoding.draft_keep_by is not KeepBy.ATTENTION:
         names, cause = ["draft_keep_by"], "without --draft-keep"
+    is_random = mode is Mode.LVSPEC and relevance is RelevanceName.RANDOM
+    if not names and decoding.seed and settings.temperature == 0 and not is_random:
+        names, cause = ["seed"], "without --temperature or --relevance random"
     if not names and settings.mode is Mode.LVSPEC and "defer_sure" in given and not settings.rule.defer:
         names, cause = ["defer_sure"], "without --defer"
     return ("--" + {"layers": "layer"}.get(names[0], names[0]).replace("_", "-"), cause) if names else None
@@ -367,7 +371,7 @@ def argument_of(text: str) -> Argument:
     from lvspec_cli.batch.lists import is_jobs_file
     from lvspec_cli.batch.names import VIDEO_SUFFIXES
 
-    path, has_space = Path(text), any(map(str.isspace, text))
+    path, has_space = Path(text), _has_space(text)
     suffix = path.suffix.lower()
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -399,15 +403,16 @@ def ask_mistake(given: Sequence[Argument]) -> LvspecError | None:
     words = [argument.text for argument in given if argument.kind is ArgumentKind.WORDS]
     sources = [argument.text for argument in given if argument.kind in _SOURCES]
     question = " ".join(words) or "What happens?"
+    for argument in given:
+        if argument.kind is ArgumentKind.URL and (argument is first or not _has_space(argument.text)):
+            return web_address(argument.text)
+        if argument.kind is ArgumentKind.PATTERN and (argument is first or _names_files(argument.text)):
+            path = Path(argument.text)
+            folder = [str(path.parent), "--glob", path.name]
+            return NoInputError(f"no such file: {argument.text}", _caption_command(folder, question))
     match first.kind:
-        case ArgumentKind.URL:
-            return web_address(first.text)
         case ArgumentKind.STDIN:
             return UsageError("a video cannot be read from stdin", "save it to a file first")
-        case ArgumentKind.PATTERN:
-            path = Path(first.text)
-            folder = [str(path.parent), "--glob", path.name]
-            return NoInputError(f"no such file: {first.text}", _caption_command(folder, question))
         case ArgumentKind.TEXT_FILE:
             return _list_for_video(first.text)
         case ArgumentKind.WORDS if sources:
@@ -423,6 +428,17 @@ def ask_mistake(given: Sequence[Argument]) -> LvspecError | None:
         cause = f"a question of {len(others)} arguments" if len(others) > 1 else "a video after the question"
         return UsageError(cause, f"quote the question: {whole}" if len(others) > 1 else whole)
     return None
+
+
+def _has_space(text: str) -> bool:
+    return any(map(str.isspace, text))
+
+
+def _names_files(pattern: str) -> bool:
+    """Whether it is of files, and not a question without spaces, as some scripts have none."""
+    from lvspec_cli.batch.names import VIDEO_SUFFIXES
+
+    return "/" in pattern or Path(pattern).suffix.lower() in VIDEO_SUFFIXES.split()
 
 
 def _ask_command(sources: Sequence[str], question: str) -> str:

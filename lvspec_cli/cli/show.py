@@ -62,7 +62,7 @@ def showing(
     def listen_all(event: Event) -> None:
         nonlocal world
         progress.listen(event)
-        if isinstance(event, ClipReady) and not quiet:
+        if isinstance(event, ClipReady):
             _warn(event)
         if isinstance(event, ClipReady) and world:
             say(short_world_note(choice.name, world))
@@ -113,7 +113,10 @@ class _StreamedText:
                 write_out(self._lines.feed(visible(tail)))
                 self.close()
                 self._answers += 1
-                if not self._quiet:
+                if self._quiet:
+                    if record.error is not None:  # its text is no whole answer
+                        say(f"error: {record.error.message}")
+                else:
                     last = self._answers == self._count
                     _summarise(record, self._choice, last=last, noted=self._noted)
                     self._noted |= last

@@ -120,7 +120,8 @@ def last_results(records: Sequence[Record], width: int) -> str:
     for record in records:
         text = wrapped(f"  {visible_line(record.text or '')}", width, "  ").splitlines()
         if len(text) > RESULT_LINES:
-            text[RESULT_LINES - 1 :] = [f"{text[RESULT_LINES - 1]} ..."]
+            cut = wrapped(text[RESULT_LINES - 1], width - 4, "  ").splitlines()[0]
+            text[RESULT_LINES - 1 :] = [f"{cut} ..."]
         lines += [visible_line(record.id), *text]
     return "".join(f"{line}\n" for line in lines)
 

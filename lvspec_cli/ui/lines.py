@@ -44,7 +44,7 @@ class WordLines:
 
     def end(self) -> str:
         """The rest, after which another text may begin."""
-        out, self._column = self._take(), 0
+        out, self._column, self._space = self._take(), 0, ""
         return out
 
     def _take(self) -> str:

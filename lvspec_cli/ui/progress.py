@@ -93,11 +93,12 @@ class PlainProgress:
 
     def _bar(self, stream: TextIO) -> Live:
         """A bar with a clock that runs by itself. It is removed at its end; what is said stands above it."""
-        from rich.console import Console
         from rich.live import Live
         from rich.text import Text
 
-        console = Console(file=stream, markup=False, highlight=False, emoji=False)
+        from lvspec_cli.ui.render import SizedConsole
+
+        console = SizedConsole(file=stream, markup=False, highlight=False, emoji=False)
 
         def draw() -> Text:
             seconds, plain = time.monotonic() - self._started, console.options.ascii_only

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -62,7 +62,7 @@ class Picture:
         foot: list[Text] = []
         if height >= FEW_ROWS:
             head = [clip_line(self.view), *head, Text(), question_line(self.view)]
-            foot = [Text(), *legend_lines(self.view, width), *panel_lines(self.view, width, plain)]
+            foot = [Text(), *legend_lines(self.view.kinds, width), *panel_lines(self.view, width, plain)]
         room = max(1, height - len(head) - len(foot))
         body = current_text(self.view, room * width).wrap(console, width)[-room:]
         blank = [Text()] * (room - len(body)) if self.fill else []
@@ -123,7 +123,7 @@ def clip_line(view: View) -> Text:
     text.append(visible_line(clip.path.name), "bold")
     facts = [
         f"{clip.duration:.1f} s" if clip.duration is not None else "length unknown",
-        f"{clip.frames} frames of {clip.width}x{clip.height}",
+        f"{counted(clip.frames, 'frame')} of {clip.width}x{clip.height}",
         view.pair,
         _mode(view),
     ]
@@ -189,11 +189,11 @@ def question_line(view: View) -> Text:
     return Text(f"{number}{visible_line(question.question)}", "bold cyan")
 
 
-def legend_lines(view: View, width: int) -> list[Text]:
+def legend_lines(kinds: Mapping[TokenKind, int], width: int) -> list[Text]:
     """The kinds of tokens in their styles, with their counts; of moved ones only if there are any."""
     lines = [Text()]
     for kind, label in LABELS.items():
-        count = view.kinds.get(kind, 0)
+        count = kinds.get(kind, 0)
         if kind is TokenKind.SHIFT and not count:
             continue
         entry = Text().append(label, STYLES[kind]).append(f" {count}")
@@ -234,7 +234,7 @@ def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-class _SizedConsole(Console):
+class SizedConsole(Console):
     """A console with the size of its own stream's terminal: descriptor 2 may be the log of libraries."""
 
     @property
@@ -251,17 +251,26 @@ class _SizedConsole(Console):
 
 def message_console() -> Console:
     """A console on stderr, for lvspec's own messages."""
-    return _SizedConsole(file=message_stream(), markup=False, highlight=False, emoji=False)
+    return SizedConsole(file=message_stream(), markup=False, highlight=False, emoji=False)
 
 
 def kept_answer(view: View) -> str:
     """A finished answer for the ordinary screen, in its colours, and below it what they mean."""
-    console = _SizedConsole(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    console = SizedConsole(file=sys.stdout, markup=False, highlight=False, emoji=False)
     with console.capture() as drawn:
         console.print(answer_text(view.pieces))
-        if view.gamma is not None:
-            for line in legend_lines(view, console.width):
-                console.print(line)
+    return drawn.get() + (legend(view.kinds) if view.gamma is not None else "")
+
+
+def legend(kinds: Mapping[TokenKind, int]) -> str:
+    """What the colours of an answer on stdout mean; nothing where its terminal has none.
+
+    :param kinds: the answer's tokens by kind.
+    """
+    console = SizedConsole(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    with console.capture() as drawn:
+        for line in legend_lines(kinds, console.width) if console.color_system is not None else ():
+            console.print(line)
     return drawn.get()
 
 

@@ -23,7 +23,7 @@ from lvspec_cli.bench.results import Change, Results
 from lvspec_cli.figures.answers import Fidelity
 from lvspec_cli.figures.audit import AuditSummary
 from lvspec_cli.output.records import THINKING, UNFINISHED, Record
-from lvspec_cli.table import Style, Table, plain
+from lvspec_cli.table import Style, Table, counted, plain, short_time
 from lvspec_cli.types import FinishReason
 from lvspec_cli.ui.tables import for_stdout
 
@@ -106,7 +106,7 @@ def answer_summary(record: Record, *, kinds: bool = True) -> list[str]:
     if record.error is not None and record.error.kind in (THINKING, UNFINISHED):
         ending = f"no answer: {record.error.message}"
     ending = ending and f", {ending}"
-    lines = [f"{stats.output_tokens} tokens in {stats.decode_s:.1f} s{speed}{ending}"]
+    lines = [f"{counted(stats.output_tokens, 'token')} in {short_time(stats.decode_s)}{speed}{ending}"]
     if stats.mean_accepted_length is not None and stats.acceptance_rate is not None:
         moved = f", moved {stats.accepted_shift}" if stats.accepted_shift else ""
         counts = (
@@ -157,11 +157,11 @@ def audit_lines(summary: AuditSummary, share: float) -> Iterator[str]:
     """Speed and quality relative to ar, with 95 % intervals over clips, one subject per line."""
     if not summary.audited and not summary.failures:
         yield (
-            f"audit: none of {summary.captions} captions is among the {share:.4g} of all that keys choose;"
-            " a larger --audit takes more, with --redo of captions that are there, too"
+            f"audit: none of {counted(summary.captions, 'caption')} is among the {share:.4g} of all that keys"
+            " choose; a larger --audit takes more, with --redo of captions that are there, too"
         )
         return
-    yield f"audit: {summary.audited} of {summary.captions} captions answered in mode ar as well"
+    yield f"audit: {summary.audited} of {counted(summary.captions, 'caption')} answered in mode ar as well"
     if summary.failures:
         yield f"audit: {len(summary.failures)} more could not be: {summary.failures[0]}"
     clips = summary.fidelity.clips if summary.fidelity is not None else 0

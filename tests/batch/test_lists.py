@@ -47,7 +47,7 @@ def test_nul_among_lines_is_said(raw):
         UsageError, match=r"^stdin, line \d: a NUL: UTF-16 without a byte order mark"
     ) as caught:
         read_paths(raw, "stdin")
-    assert caught.value.remedy == "add -0 if NULs part the paths, else save it as UTF-8 text"
+    assert caught.value.remedy == "add -0 if the paths are separated by NULs, else save it as UTF-8 text"
 
 
 def test_which_files_hold_jobs():

@@ -11,6 +11,7 @@ from multiprocessing import Pipe
 
 import pytest
 
+from lvspec_cli.batch.answer import DeviceLostError
 from lvspec_cli.batch.remote import _Crew, _Worker
 from lvspec_cli.batch.serve import Loaded, Row, Setup, WantsWork, WorkDone, WorkerPlan
 from lvspec_cli.errors import PairError, VideoError
@@ -38,6 +39,40 @@ def test_work_that_comes_back_too_late_for_the_others_is_an_error():
     crew.worker_ended(at_its_last)
     with pytest.raises(PairError, match="exit code 1"):
         crew.check_done()
+
+
+def test_a_worker_that_somebody_ends_or_that_loses_its_gpu_gives_all_back_and_another_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(
+        "lvspec_cli.batch.remote.start_worker", lambda module: (subprocess.Popen(["true"]), Pipe()[0])
+    )
+    events: list[Event] = []
+    rows: list[Record] = []
+    crew = _Crew(deque(map(work, ("a.mp4", "b.mp4", "c.mp4"))), rows.append, events.append)
+
+    def working(slots: int = 1) -> _Worker:
+        (current,) = crew.workers
+        current.setup = replace(current.setup, plan=replace(current.setup.plan, company=Company(slots)))
+        for message in (Loaded(), WantsWork(), WantsWork()):
+            crew.handle(current, message)
+        return current
+
+    crew.start(Setup(WorkerPlan(PLAN, work("a.mp4").request, 1, 2**20, "fail")))
+    crew.worker_ended(working())  # SIGTERM, and it ended with code 0
+    assert (rows, [each.name for each in crew.pending]) == ([], [b"a.mp4", b"b.mp4", b"c.mp4"])
+    assert events == [Noted("a worker was told to end: 2 clips to be done again")]
+    lost, at_fault = DeviceLostError("the GPU does not answer"), working()
+    failed = failed_record(PLAN, work("a.mp4").request, work("a.mp4").identity, 1, VideoError("broken"))
+    crew.handle(at_fault, Row(failed))
+    crew.worker_failed(at_fault, lost)
+    assert (len(rows), crew.pending) == (1, deque([work("b.mp4"), work("c.mp4")]))
+    assert events[-1] == Noted("the GPU does not answer: 1 clip to be done again")
+    crew.worker_failed(working(slots=2), lost)  # in a round of both: nobody knows which it was
+    assert crew.pending == deque(replace(work(name), alone=True) for name in ("b.mp4", "c.mp4"))
+    crew.stop()
+    crew.worker_failed(crew.workers[0], lost)
+    assert (crew.workers, len(events)) == ([], 3), "nothing begins again where all is to end"
 
 
 def test_a_clip_that_kills_a_worker_twice_is_a_failed_row(monkeypatch: pytest.MonkeyPatch):

@@ -51,4 +51,15 @@ def test_no_terminal_gets_lines_and_no_escapes(caption: Caption, tmp_path: Path)
     assert "1 captioned, 0 failed" in done.stderr
     quiet = caption(clip, "--out", "out.jsonl", "--redo", "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    (tmp_path / "bad.mp4").write_text("no video")
+    bad = ("bad.mp4", "--out", "bad.jsonl", "--to", "txt", "-q")
+    first, again = caption(*bad).stderr.splitlines(), caption(*bad).stderr.splitlines()
+    assert first[0].startswith("failed bad.mp4: not a video")
+    assert (first[1:], again) == (
+        ["left out: 1 that failed"],
+        [
+            "warning: 1 failed in an earlier run: `lvspec show bad.jsonl --failed`",
+            "left out: 1 that failed",
+        ],
+    )
     assert sorted(os.listdir(tmp_path / "state" / "lvspec")) == ["libraries.log", "runs.jsonl"]  # noqa: PTH208

@@ -123,6 +123,9 @@ def test_answers_about_several_videos_and_pictures_bear_their_names(tiny, video_
     assert shown.stdout == "".join(about)
     assert shown.stderr.count("error: not a video that can be read: ") == 2
     assert shown.stderr.count("loading: ") == 1
+    (folder / "c.mp4").rename(tmp_path / "clips/deep/b.mp4")  # alone in its folder
+    only = tiny(folder / "deep", "What?", "-q")
+    assert (only.returncode, only.stdout, only.stderr.count("error: not a video")) == (1, "", 1)
 
 
 @pytest.mark.parametrize(

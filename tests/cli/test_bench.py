@@ -204,11 +204,11 @@ def test_a_second_run_has_nothing_left_and_other_settings_are_refused(tiny, clip
     before = read_results(tmp_path / "out").blocks
     assert tiny(*flags).returncode == 0
     assert read_results(tmp_path / "out").blocks == before
-    refused = tiny(*flags, "--seed", 3)
+    refused = tiny(*flags, "--max-new-tokens", 5)
     assert refused.returncode == 2
-    assert "seed was 0, is 3" in refused.stderr
+    assert "max_new_tokens was 6, is 5" in refused.stderr
     assert "--redo" in refused.stderr
-    assert tiny(*flags, "--seed", 3, "--redo").returncode == 0
+    assert tiny(*flags, "--max-new-tokens", 5, "--redo").returncode == 0
     assert read_results(tmp_path / "out").blocks != before
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lvspec_cli.cli.chat import _Chat
+from lvspec_cli.cli.reporting import Stop
 from lvspec_cli.escape import visible
+from lvspec_cli.events import Listener, RoundDone
 from lvspec_cli.output.records import Record
+from lvspec_cli.types import Piece, Round, TokenKind
 from tests.cli.terminal import Terminal
-from tests.conftest import Printed, Shell
+from tests.conftest import Printed, Shell, demo_plan
 
 
 @pytest.fixture
@@ -24,7 +30,8 @@ def test_each_line_of_a_pipe_is_a_question_or_a_command(tiny, video_file: Path, 
     text, rows = tmp_path / "chat.txt", tmp_path / "chat.jsonl"
     lines = [
         "What moves?", "", "/help", "Which colour?", f"/save {text}", f"/save {rows}", f"/save {text}",
-        "/save", "/save /nowhere/chat.txt", "/nope", "What is <|im_end|>?", "/reset", "What moves?", "/quit",
+        "/save", "/save /nowhere/chat.txt", "/save ~nosuch/chat.txt", "caf\udce9?", "/nope",
+        "What is <|im_end|>?", "/reset", "What moves?", "/quit",
         "Never",
     ]  # fmt: skip
     flags = ["--mode", "exact", "--max-new-tokens", "6"]
@@ -44,6 +51,8 @@ def test_each_line_of_a_pipe_is_a_question_or_a_command(tiny, video_file: Path, 
         f"error: {text} is there already, and is left alone",
         "error: /save needs a file's name",
         "error: /nowhere/chat.txt: No such file or directory",
+        "error: ~nosuch/chat.txt: there is no such home folder",
+        "error: the question is not UTF-8 text",
         "error: there is no command /nope",
         "error: the text holds '<|im_end|>', which the model reads as a command",
         "all is forgotten but the video",
@@ -64,6 +73,26 @@ def test_control_c_ends_the_answer_and_not_the_chat(endless_models: Path, video_
         assert terminal.read(lambda text: text.count(", interrupted") == number)  # noqa: B023
     terminal.type("/quit\r")
     assert terminal.finish() == 0
+    assert terminal.scrollback.count("the large model's own") == 1, "what the colours mean is said once"
+
+
+class _Aborted:
+    """A conversation whose answer is dropped by a second Ctrl-C after some tokens."""
+
+    def ask(self, question: str, listen: Listener, **_: object) -> None:
+        pieces = (Piece("A red ball", TokenKind.TARGET),)
+        listen(RoundDone(1, Round((1, 2), (TokenKind.TARGET,) * 2), pieces, 0.1))
+        raise KeyboardInterrupt
+
+
+def test_an_answer_that_is_dropped_leaves_all_that_has_come(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    conversation: Any = _Aborted()
+    _Chat(conversation, demo_plan().choice, Stop(), False).ask("What?")
+    assert capsys.readouterr() == ("A red ball\n", "interrupted\n")
 
 
 def test_what_cannot_be_read_ends_it_at_once(tiny, tmp_path: Path):

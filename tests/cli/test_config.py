@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -51,8 +53,8 @@ def test_a_flag_goes_first_then_the_environment_then_the_file(here: Run, file: P
     assert "named 'from-flag'" in done.stderr
     assert "note:" not in done.stderr
     shown = here("config", environment=variable).stdout.splitlines()
-    assert shown[0].split() == ["pair", "from-variable", "environment,", "LVSPEC_PAIR"]
-    assert here("config").stdout.splitlines()[0].split() == ["pair", "from-file", str(file)]
+    assert shown[1].split() == ["pair", "from-variable", "environment,", "LVSPEC_PAIR"]
+    assert here("config").stdout.splitlines()[1].split() == ["pair", "from-file", str(file)]
     assert "from-file, from config.toml" in here("ask", "-h", environment={"COLUMNS": "200"}).stdout
 
 
@@ -72,6 +74,21 @@ def test_what_is_set_is_shown(here: Run, file: Path):
     explained = here("config", "explain", "threads").stdout
     assert f"value: 4 ({file})\n" in explained
     assert "taken by: ask, chat, caption" in explained
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_nothing_is_broken_inside_a_word_in_a_terminal(
+    here: Run, file: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+):
+    prompt = "Say what happens, who is there, and how it ends, in one sentence of plain words."
+    file.write_text(f"[caption]\nprompt = '{prompt}'\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    width = {"COLUMNS": str(columns)}
+    for command in (["config"], ["config", "explain", "caption.prompt"], ["config", "explain", "device"]):
+        lines = re.sub(r"\x1b\[[\d;]*m", "", here(*command, environment=width).stdout).splitlines()
+        assert all(len(line) <= columns or str(file) in line for line in lines), lines
+        words = " ".join(lines).split()
+        assert command[-1] == "device" or all(word in words for word in prompt.strip(".").split()[:-1])
 
 
 def test_a_flag_takes_the_place_of_its_rival_in_the_file():

@@ -62,6 +62,7 @@ def test_json_is_parsed_and_what_is_cut_off_has_failed(lvspec: Run, video_file: 
     assert cut["text"].startswith('{"')
     asked = lvspec("ask", video_file, "Which?", "--schema", "schema.json", "--max-new-tokens", 4)
     assert asked.returncode == 1
+    assert asked.stderr == f"error: {cut['error']['message']}\n"
 
 
 @pytest.mark.parametrize(

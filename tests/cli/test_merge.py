@@ -33,9 +33,9 @@ def test_doubles_are_dropped_and_counted(here: Run, tmp_path: Path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
         f"warning: {third}, line 3: cut off in its middle, left out",
-        f"{first}: 3 rows, 2 doubles dropped, 0 failed",
-        f"{second}: 3 rows, 1 doubles dropped, 0 failed",
-        f"{third}: 2 rows, 1 doubles dropped, 1 failed",
+        f"{first}: 3 rows, 2 duplicates dropped, 0 failed",
+        f"{second}: 3 rows, 1 duplicate dropped, 0 failed",
+        f"{third}: 2 rows, 1 duplicate dropped, 1 failed",
         f"{out}: 4 rows, 1 failed",
     ]
     assert [row.text for row in read_records(out)] == ["Good.", "Late.", "Done.", None]
@@ -58,7 +58,7 @@ def test_what_has_no_record_is_listed(here: Run, tmp_path: Path):
     done = here("merge", tmp_path / "out.jsonl", shard, "--inputs", clips)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [f"{clips}/deep/b.mp4", f"{clips}/deep/c\\n.mp4"]
-    assert done.stderr.endswith("2 inputs have no record:\n")
+    assert done.stderr.endswith("2 inputs without a record:\n")
     done = here("merge", tmp_path / "out.jsonl", shard, "--inputs", clips, "--no-recursive", "--force")
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -72,7 +72,7 @@ def test_what_may_have_a_record_under_another_folder_is_said(here: Run, tmp_path
     done = here("merge", tmp_path / "out.jsonl", shard, *inputs)
     assert (done.returncode, done.stdout) == (1, f"{tmp_path}/d1/a.mp4\n{tmp_path}/d2/c.mp4\n")
     assert done.stderr.splitlines()[-2:] == [
-        "2 inputs have no record:",
+        "2 inputs without a record:",
         "1 of them may have one under another folder: only `lvspec caption` compares contents",
     ]
 

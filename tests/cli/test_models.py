@@ -159,6 +159,7 @@ def test_a_pair_of_your_own_is_added(here: Run, tiny_models: Path, tmp_path: Pat
     for words, cause in (
         (("mine", *folders), "there is a pair named 'mine' already"),
         (("new", "./nowhere", folders[1]), "there is no folder ./nowhere"),
+        (("new", "~nosuch/x", folders[1]), "there is no folder ~nosuch/x"),
     ):
         refused = here("models", "add", *words)
         assert refused.returncode in (2, 3)

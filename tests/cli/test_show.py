@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def test_who_said_what(here: Run, file: Path):
         "  A man.",
         "  Then a dog.",
     ]
+
+
+def test_a_terminal_gets_colours_unless_it_has_none(here: Run, file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for wanted, variables in ((True, {}), (False, {"NO_COLOR": "1"}), (False, {"TERM": "dumb"})):
+        environment = {"TERM": "xterm", "NO_COLOR": "", **variables}
+        assert ("\x1b[" in here("show", file, environment=environment).stdout) == wanted
 
 
 @pytest.mark.parametrize(

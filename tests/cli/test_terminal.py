@@ -146,6 +146,7 @@ def test_streamed_text_ends_its_lines_between_words(parts: list[str], size: int,
 def test_streamed_text_by_hand(pieces: tuple[str, ...], shown: str) -> None:
     lines = WordLines(11)
     assert "".join(map(lines.feed, pieces)) + lines.end() == shown
+    assert lines.feed("one ") + lines.end() + lines.feed("two ") + lines.end() == "onetwo"
 
 
 def test_a_word_of_several_tokens_keeps_their_colours() -> None:

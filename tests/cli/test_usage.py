@@ -46,6 +46,13 @@ WRONG = [
     (["ask", "What moves?"], 4, "no such video: What moves?\ntry: lvspec ask VIDEO 'What moves?'"),
     (["chat", "http:/a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
     (["chat", "no.mp4"], 4, "no such file: no.mp4"),
+    (["chat", CLIP, "--mode", "ar", "--gamma", "3"], 2, "--gamma has no effect with --mode ar"),
+    (
+        ["bench", CLIP, "--modes", "ar,exact", "--max-loss", "1"],
+        2,
+        "--max-loss has no effect with --mode exact",
+    ),
+    (["bench", CLIP, "--modes", "ar,lvspec", "--seed", "1"], 2, "--seed has no effect without"),
     (["bench", "http:/a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
     (["tune", "no.mp4"], 4, "no such file: no.mp4"),
     (["bench-relevance", "no/*.mp4"], 4, "no such file: no/*.mp4\ntry: name the folder: no"),
@@ -168,6 +175,7 @@ def test_wrong_usage(here: Run, arguments: list[str], code: int, message: str):
 
 LVSPEC = options.Decoding()
 LAYER, RATE = ("--layer", "with --relevance lexicon"), ("--random-rate", "with --relevance lens")
+SEED = ("--seed", "without --temperature or --relevance random")
 KEEP_BY = ("--draft-keep-by", "without --draft-keep")
 AR, EXACT = options.Decoding(mode=Mode.AR), options.Decoding(mode=Mode.EXACT)
 
@@ -190,6 +198,10 @@ AR, EXACT = options.Decoding(mode=Mode.AR), options.Decoding(mode=Mode.EXACT)
         (AR, options.Rule(max_loss=0.1), ("--max-loss", "with --mode ar")),
         (replace(AR, gamma="4"), options.Rule(), ("--gamma", "with --mode ar")),
         (replace(AR, fallback=False), options.Rule(), None),
+        (replace(LVSPEC, seed=7), options.Rule(), SEED),
+        (replace(LVSPEC, seed=7), options.Rule(relevance=RelevanceName.RANDOM), None),
+        (replace(EXACT, seed=7, temperature=0.5), options.Rule(), None),
+        (replace(AR, seed=7), options.Rule(), SEED),
     ],
 )  # fmt: skip
 def test_a_flag_that_changes_nothing_is_refused(
@@ -223,10 +235,13 @@ def test_what_a_run_will_need_is_looked_for_before_it_begins(
         done = here("caption", CLIP, "--out", out, *flags)
         assert install_command(module) in done.stderr.splitlines()[-1]
         assert (done.returncode, done.stdout, out.exists()) == (5 if module == "pyarrow" else 2, "", False)
+    for command in ("chat", "bench"):
+        done = here(command, CLIP, "--decoder", "decord")
+        assert (done.returncode, install_command("decord") in done.stderr) == (2, True)
 
 
-VIDEO, WORDS, FOLDER, TEXT = (
-    ArgumentKind.VIDEO, ArgumentKind.WORDS, ArgumentKind.FOLDER, ArgumentKind.TEXT_FILE
+VIDEO, WORDS, FOLDER, TEXT, PATTERN = (
+    ArgumentKind.VIDEO, ArgumentKind.WORDS, ArgumentKind.FOLDER, ArgumentKind.TEXT_FILE, ArgumentKind.PATTERN
 )  # fmt: skip
 A, B, QUESTION = Argument("a.mp4", VIDEO), Argument("b.mp4", VIDEO), Argument("Why?", WORDS)
 CLIPS, LIST, JOBS = Argument("my clips", FOLDER), Argument("list.txt", TEXT), Argument("jobs.csv", TEXT)
@@ -248,13 +263,17 @@ CLIPS, LIST, JOBS = Argument("my clips", FOLDER), Argument("list.txt", TEXT), Ar
         ([QUESTION, A], 2, "lvspec ask a.mp4 'Why?'"),
         ([Argument("What", WORDS), Argument("moves?", WORDS), A], 2, "lvspec ask a.mp4 'What moves?'"),
         (
-            [Argument("in/*.mp4", ArgumentKind.PATTERN)],
+            [Argument("in/*.mp4", PATTERN)],
             4,
             "lvspec caption in --glob '*.mp4' --prompt 'What happens?'",
         ),
+        ([A, Argument("*.mkv", PATTERN), QUESTION], 4, "lvspec caption . --glob '*.mkv' --prompt 'Why?'"),
+        ([A, Argument("这是*什么*", PATTERN)], None, ""),
         ([Argument("-", ArgumentKind.STDIN), QUESTION], 2, "save it to a file first"),
         ([Argument("file:///a.mp4", ArgumentKind.URL)], 4, "name the file: /a.mp4"),
         ([Argument("https://a.org/?v=1", ArgumentKind.URL)], 4, "download it first: yt-dlp 'https://a.org/?v=1'"),
+        ([A, Argument("https://a.org/b.mp4", ArgumentKind.URL)], 4, "download it first: yt-dlp https://a.org/b.mp4"),
+        ([A, Argument("https://a.org/b shows what?", ArgumentKind.URL)], None, ""),
         ([LIST], 2, "did you mean lvspec caption --from-list list.txt"),
         ([JOBS, QUESTION], 2, "did you mean lvspec caption jobs.csv"),
         ([A, LIST], 2, "did you mean lvspec ask a.mp4 --questions list.txt"),
@@ -298,7 +317,7 @@ def test_what_an_argument_is_goes_by_its_form_and_by_the_disk(
     kinds = {
         "film": VIDEO, "gone.MP4": VIDEO, "clips": FOLDER, "notes.txt": TEXT, "jobs.jsonl": TEXT,
         "gone.txt": WORDS, "Is it a.mp4": WORDS, "What?": WORDS, "": WORDS, "x" * 5000: WORDS, "a\0": WORDS,
-        "*.mp4": ArgumentKind.PATTERN, "2 * 3 =": WORDS, "-": ArgumentKind.STDIN,
+        "*.mp4": PATTERN, "What*?": PATTERN, "2 * 3 =": WORDS, "-": ArgumentKind.STDIN,
         "https://a.org/b.mp4": ArgumentKind.URL, "http:none.mp4": VIDEO, "C:/a.mp4": VIDEO,
     }  # fmt: skip
     assert {text: argument_of(text).kind for text in kinds} == kinds

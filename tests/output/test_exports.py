@@ -12,6 +12,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from lvspec_cli.errors import OutputError, UsageError
 from lvspec_cli.host import install_command
 from lvspec_cli.output.exports.captions import gather
-from lvspec_cli.output.exports.export import LEDGER, check_places, export_records
+from lvspec_cli.output.exports.export import LEDGER, check_places, export_records, report_lines
 from lvspec_cli.output.exports.formats import apart, blocks
 from lvspec_cli.output.exports.trainers import Labelled, shards
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Skipped
@@ -133,6 +134,28 @@ def test_what_somebody_else_wrote_or_changed_is_left_alone(videos: Path):
     assert not export_records(changed, TXT, where, force=True).foreign
     assert set(files(videos).values()) == {"New.\n"}
     assert not export_records(rows, TXT, where).foreign, "what was forced is lvspec's own from then on"
+
+
+def test_what_only_an_earlier_export_of_the_same_videos_had_goes(videos: Path, tmp_path: Path):
+    def cut(count: int) -> list[Record]:
+        return [caption(b"b.mp4", f"{n}", segment=part(n, n + 1)) for n in range(count)]
+
+    for where in (ExportPlaces(videos), ExportPlaces(videos, out_dir=tmp_path / "out")):
+        folder = where.out_dir or videos
+        export_records([*cut(5), caption(b"a.mp4", "A.")], TXT, where)
+        export_records([caption(b"b.mp4")], SRT, where)
+        (folder / "b.004.txt").write_text("mended by hand")
+        (videos / "b.005.webm").touch()  # a video of its own, whose caption that may be
+        again = export_records(cut(2), TXT, where)
+        assert again.removed == (folder / "b.003.txt",)
+        kept = {"a.txt", "b.001.txt", "b.002.txt", "b.004.txt", "b.005.txt", "b.srt"}
+        assert {os.fsdecode(name) for name in files(folder)} == kept
+        whole = export_records([caption(b"b.mp4", "B."), caption(b"a.webm", "Other.")], TXT, where)
+        assert whole.removed == (folder / "b.001.txt", folder / "b.002.txt")
+        both = export_records([caption(b"a.webm", "Other."), caption(b"a.mp4", "A.")], TXT, where)
+        assert both.removed == (folder / "a.txt",)
+        for path in (videos / "b.005.webm", folder / "b.004.txt"):
+            path.unlink()
 
 
 @pytest.mark.parametrize("ledger", ["", "[]", '{"sha256": 3}', None])
@@ -591,7 +614,9 @@ def test_a_trainer_finds_its_files_in_the_folder_of_the_videos(
     assert export_records(labelled, to, ExportPlaces(videos)).written == ()
 
 
-def test_datasets_loads_shards_that_hold_the_videos(tmp_path: Path, video_file: Path):
+def test_datasets_loads_shards_that_hold_the_videos(
+    tmp_path: Path, video_file: Path, monkeypatch: pytest.MonkeyPatch
+):
     import datasets
 
     folder, out = tmp_path / "clips", tmp_path / "shards"
@@ -603,6 +628,14 @@ def test_datasets_loads_shards_that_hold_the_videos(tmp_path: Path, video_file: 
     where = ExportPlaces(folder, out_dir=out)
     assert export_records(rows, ExportFormat.WEBDATASET, where).written == (out / "captions-000000.tar",)
     assert export_records(rows, ExportFormat.WEBDATASET, where).unchanged == (out / "captions-000000.tar",)
+    monkeypatch.setattr("lvspec_cli.output.exports.export.shards", partial(shards, most=1))
+    assert len(export_records(rows, ExportFormat.WEBDATASET, where).written) == 3
+    monkeypatch.undo()
+    fewer = export_records(rows, ExportFormat.WEBDATASET, where)
+    assert fewer.removed == (out / "captions-000001.tar", out / "captions-000002.tar")
+    assert report_lines(fewer, ExportFormat.WEBDATASET, 10)[1:] == [
+        f"removed, as only an earlier export had it: {out}/captions-000001.tar and 1 more"
+    ]
     loaded = datasets.load_dataset(
         "webdataset", data_files=str(out / "*.tar"), split="train", streaming=True
     ).decode(False)

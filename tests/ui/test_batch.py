@@ -150,7 +150,7 @@ def test_the_last_results_are_left_with_their_texts() -> None:
     assert lines[:3] == ["a.mp4", "  A red ball.\\x1b[2J", "b.mp4"]
     assert len(lines) == 3 + 6
     assert lines[-1].endswith(" ...")
-    assert all(line.split()[0] == "word" and len(line) <= 44 for line in lines[3:])
+    assert all(line.split()[0] == "word" and len(line) <= 40 for line in lines[3:])
 
 
 @given(st.integers(20, 200), st.integers(3, 50), st.sampled_from([1, 3, 20]))

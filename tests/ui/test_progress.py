@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import termios
 import time
 
 import pyte
@@ -78,6 +80,16 @@ def test_the_clock_of_a_bar_runs_by_itself(monkeypatch):
     stream = Tty()
     with PlainProgress(stream).counting("loading"):
         assert waited(stream, "loading 00:01")
+
+
+def test_a_bar_is_as_wide_as_the_terminal_that_it_is_drawn_in(monkeypatch):
+    """Not as that of stdin, of stdout or of the log of libraries, which are none here."""
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 60))
+    with os.fdopen(theirs, "w") as stream:
+        assert PlainProgress(stream)._bar(stream).console.width == 60
+    os.close(ours)
 
 
 def test_nothing_is_shown_before_a_stage_begins():

@@ -35,6 +35,11 @@ def test_the_target_alone_accepts_nothing():
     assert answer_summary(record(stats=stats_fields(alone, 0.5))) == ["21 tokens in 2.0 s, 10.0 tokens/s"]
 
 
+def test_a_choice_is_one_token_in_hardly_any_time():
+    one = stats_fields(DecodeStats(output_tokens=1, decode_seconds=0.004), 0.5)
+    assert answer_summary(record(stats=one))[0].startswith("1 token in 4 ms")
+
+
 def test_without_an_answer_there_is_nothing_to_say():
     assert answer_summary(record(stats=None)) == []
 

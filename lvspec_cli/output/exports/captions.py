@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -203,6 +203,34 @@ def sidecar_names(labels: Mapping[bytes, Iterable[str]], suffix: str) -> dict[by
             return names
         for name in clashing:
             level[name] += 1
+
+
+def stale_sidecars(
+    known: Iterable[bytes],
+    names: Mapping[bytes, Mapping[str, bytes]],
+    suffix: str,
+    has_own_file: Callable[[bytes], bool],
+) -> list[bytes]:
+    """Of the sidecars that exports have written, those of these videos that have no place in ``names`` now.
+
+    An earlier export had other stretches or prompts, or fewer videos that are named alike.
+
+    :param names: as ``sidecar_names`` gives them.
+    :param has_own_file: whether there is another file with this stem: ``a.004.txt`` may belong to a video
+        ``a.004.mp4``, and then stays.
+    """
+    stems = {_name(video, level, "", "")[:-1] for video in names for level in range(3)}
+    placed = {name for sidecars in names.values() for name in sidecars.values()}
+    end = f".{suffix}".encode()
+    stale = []
+    for name in known:
+        stem = name.removesuffix(end)
+        if stem == name or name in placed:
+            continue
+        cut = {re.sub(label, b"", stem) for label in (rb"\.\d{3,}$", rb"\.\d+$", rb"\.\d{3,}\.\d+$")}
+        if stem in stems or (cut & stems and not has_own_file(stem)):
+            stale.append(name)
+    return stale
 
 
 def is_inside(name: bytes) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -24,11 +25,13 @@ from lvspec_cli.host import install_command
 from lvspec_cli.output.exports.captions import (
     Caption,
     Captions,
+    Spot,
     Videos,
     gather,
     is_inside,
     numbers,
     sidecar_names,
+    stale_sidecars,
     tracks,
 )
 from lvspec_cli.output.exports.formats import (
@@ -40,10 +43,11 @@ from lvspec_cli.output.exports.formats import (
     write_parquet,
     write_rows,
 )
-from lvspec_cli.output.exports.trainers import labelled, shards, trainer_files
+from lvspec_cli.output.exports.trainers import SHARD_NAME, labelled, shards, trainer_files
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces, ExportReport, Fill, Skipped
 from lvspec_cli.output.files import check_folder, lacks_room, locked, replacing, sweep, sync_all, unwritable
 from lvspec_cli.output.records import Record
+from lvspec_cli.table import counted
 from lvspec_cli.text_file import LISTS, read_own
 
 LEDGER = ".lvspec-export.json"
@@ -86,6 +90,19 @@ class OwnFiles:
             raise unwritable(path, error) from error
         self.digests[name] = new
         return outcome
+
+    def remove(self, names: Iterable[str]) -> list[Path]:
+        """Removes files that are as an export wrote them, and returns their paths. What cannot go stays."""
+        removed = []
+        for name in names:
+            path = self.folder / name
+            with suppress(OSError, OutputError):
+                self._enter(path.parent)
+                if _digest_of(path) == self.digests[name]:
+                    path.unlink()
+                    del self.digests[name]
+                    removed.append(path)
+        return removed
 
     def _enter(self, folder: Path) -> None:
         """At the first use of a folder: checks its real path, and removes what killed exports left in it."""
@@ -243,6 +260,7 @@ class _Done:
     captions: Captions
     outcomes: list[tuple[Path, Outcome]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    removed: list[Path] = field(default_factory=list)
     exported: int = 0
 
     def usable(self, videos: Path | None) -> Videos:
@@ -265,6 +283,7 @@ class _Done:
             unchanged=paths("unchanged"),
             foreign=paths("foreign"),
             skipped=tuple(self.skipped),
+            removed=tuple(self.removed),
             captions=self.exported,
             failed=self.captions.failed,
             superseded=self.captions.superseded,
@@ -322,8 +341,9 @@ def _write_sidecars(to: ExportFormat, where: ExportPlaces, force: bool, done: _D
     folder = where.out_dir or where.videos
     assert folder is not None
     videos = done.usable(None if where.out_dir else folder)
+    names = sidecar_names({name: _labels(to, spots) for name, spots in videos.items()}, to.value)
     with own_files(folder, force=force) as files:
-        for name, sidecar, captions in _sidecars(to, videos):
+        for name, sidecar, captions in _sidecars(to, videos, names):
             path = folder / os.fsdecode(sidecar)
             try:
                 done.outcomes.append((path, files.write(path, _sidecar(to, captions))))
@@ -332,6 +352,21 @@ def _write_sidecars(to: ExportFormat, where: ExportPlaces, force: bool, done: _D
                 if lacks_room(error):
                     raise
                 done.skipped.append(Skipped(name, error.cause))
+        if where.videos is not None:
+            known = {os.fsencode(name) for name in files.digests}
+            stale = stale_sidecars(
+                known, names, to.value, partial(_has_own_file, where.videos, {*known, *videos})
+            )
+            done.removed += files.remove(map(os.fsdecode, sorted(stale)))
+
+
+def _has_own_file(videos: Path, ours: Collection[bytes], stem: bytes) -> bool:
+    """Whether a file in the folder of the videos has this stem, besides those that are ours or exported."""
+    path = videos / os.fsdecode(stem)
+    with suppress(OSError):
+        found = (os.fsencode(entry.relative_to(videos)) for entry in path.parent.iterdir())
+        return any(name not in ours and (name + b".").startswith(stem + b".") for name in found)
+    return False
 
 
 def _write_dataset(to: ExportFormat, where: ExportPlaces, force: bool, done: _Done) -> None:
@@ -344,15 +379,23 @@ def _write_dataset(to: ExportFormat, where: ExportPlaces, force: bool, done: _Do
         filled = shards(videos, where.videos) if where.out_dir else trainer_files(to, videos)
         for name, fill in filled:
             done.outcomes.append((folder / name, files.write(folder / name, fill)))
+        if to is ExportFormat.WEBDATASET and done.outcomes:  # a longer list had more shards
+            current = {path.name for path, _ in done.outcomes}
+            known = [name for name in files.digests if re.fullmatch(SHARD_NAME, name)]
+            done.removed += files.remove(name for name in sorted(known) if name not in current)
 
 
-def _sidecars(to: ExportFormat, videos: Videos) -> Iterator[tuple[bytes, bytes, list[Caption]]]:
+def _labels(to: ExportFormat, spots: Sequence[Spot]) -> list[str]:
+    return numbers(spots) if to is ExportFormat.TXT else tracks(spots)
+
+
+def _sidecars(
+    to: ExportFormat, videos: Videos, names: Mapping[bytes, Mapping[str, bytes]]
+) -> Iterator[tuple[bytes, bytes, list[Caption]]]:
     """For each sidecar file: the video's name, its own name, and its captions."""
-    labels = {name: (numbers if to is ExportFormat.TXT else tracks)(spots) for name, spots in videos.items()}
-    names = sidecar_names(labels, to.value)
     for name, spots in videos.items():
         inside: dict[str, list[Caption]] = {}
-        for label, spot in zip(labels[name], spots, strict=True):
+        for label, spot in zip(_labels(to, spots), spots, strict=True):
             if spot.caption is not None:
                 inside.setdefault(label, []).append(spot.caption)
         for label, captions in inside.items():
@@ -387,6 +430,9 @@ def report_lines(report: ExportReport, to: ExportFormat, named: int) -> list[str
     lines += [f"left out: {os.fsdecode(skipped.name)}: {skipped.reason}" for skipped in shown]
     if len(report.skipped) > named:
         lines.append(f"left out: {len(report.skipped) - named} more")
+    if report.removed:
+        more = f" and {len(report.removed) - 1} more" if len(report.removed) > 1 else ""
+        lines.append(f"removed, as only an earlier export had it: {report.removed[0]}{more}")
     return lines
 
 
@@ -396,7 +442,8 @@ def _written(report: ExportReport, to: ExportFormat) -> str:
     if to.is_dataset:
         paths = ", ".join(map(str, (*report.written, *report.unchanged))) or "nothing written"
         state = "" if report.written else ", unchanged"
-        return f"{to}: {report.captions} captions in {paths}{state}"
-    done = [f"{path}: {report.captions} captions written" for path in report.written]
-    same = [f"{path}: unchanged, {report.captions} captions" for path in report.unchanged]
+        return f"{to}: {counted(report.captions, 'caption')} in {paths}{state}"
+    captions = counted(report.captions, "caption")
+    done = [f"{path}: {captions} written" for path in report.written]
+    same = [f"{path}: unchanged, {captions}" for path in report.unchanged]
     return "".join(done or same or [f"{to}: nothing written"])

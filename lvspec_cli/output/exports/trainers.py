@@ -22,6 +22,7 @@ from lvspec_cli.output.exports.captions import Videos
 from lvspec_cli.output.exports.types import ExportFormat, Fill, Skipped
 from lvspec_cli.video.source import is_picture
 
+SHARD_NAME = r"captions-\d{6}\.tar"
 SHARD_BYTES = 2**30  # a shard takes no further video beyond so many bytes of videos
 
 

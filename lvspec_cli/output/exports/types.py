@@ -91,6 +91,7 @@ class ExportReport:
     unchanged: tuple[Path, ...]  # they had the same content already
     foreign: tuple[Path, ...]  # not replaced: lvspec did not write them, or they were changed since
     skipped: tuple[Skipped, ...]
+    removed: tuple[Path, ...]  # of an earlier export, which this one does not write any more
     captions: int  # in the files
     failed: int  # clips and prompts without a caption
     superseded: int  # captions that were replaced by a later one of the same clip and prompt
