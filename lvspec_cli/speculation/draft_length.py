@@ -135,8 +135,8 @@ class AdaptiveLength:
 
         A step in vain costs a step; to look before one that is not costs a wait. So it is launched at once if
         the probability that it is in vain is below wait / (1 + wait). Of drafted tokens about x squared have
-        a draft probability below x. So one is as doubtful as the root of that rarely enough, and several of
-        them still more rarely.
+        a draft probability below x (counted on the bundled pair). So one is as doubtful as the root of that
+        rarely enough, and several of them still more rarely.
         """
         doubtful, count = sqrt(self.wait / (1.0 + self.wait)), 1
         while 2 * count <= left and self.should_continue([*draft_probs, *[doubtful] * (2 * count - 1)]):
