@@ -32,6 +32,7 @@ RATE = 1.5  # tokens a step of the target
 RATE_WEIGHT = 5.0  # steps of the target
 # On an H100, which reads 3.0 TB/s: 0.13 ms of small kernels a layer, 0.65 ms of the host (docs/real-size.md).
 CAPTURED_LAYER, EAGER_LAYER = 0.4e9, 2.0e9  # bytes
+FUSED_LAYER = 0.085e9  # predicted: 28 microseconds, of eleven kernels (``models.kernels.fused``)
 DECAY = 0.9  # factor on all counts, once a round
 WAIT = 0.2e9  # bytes that are read in 70 microseconds, while the device waits for the host: predicted
 EXPERTS = ".experts."  # in the names of weights of which a row reads only some
@@ -289,8 +290,8 @@ def _step_bytes(loaded: LoadedModel, *, head: bool) -> float:
     :param head: with the weights of the head.
     """
     layers = loaded.family.layers(loaded.model)
-    captured = loaded.workspace is not None
-    others = len(layers) * non_weight_bytes(loaded.device.type, captured=captured)
+    captured, fused = loaded.workspace is not None, loaded.fused is not None
+    others = len(layers) * non_weight_bytes(loaded.device.type, captured=captured, fused=fused)
     weights = _weight_bytes(loaded, experts=False) + _expert_bytes(loaded)
     if head:
         weights += sum(weight.nbytes for weight in loaded.model.get_output_embeddings().parameters())
@@ -309,8 +310,10 @@ def _weight_bytes(loaded: LoadedModel, *, experts: bool) -> int:
     return sum(weight.nbytes for name, weight in weights if (EXPERTS in name) == experts)
 
 
-def non_weight_bytes(device: str, *, captured: bool) -> float:
+def non_weight_bytes(device: str, *, captured: bool, fused: bool = False) -> float:
     """What a layer costs besides reading its weights, as the bytes that are read in that time."""
     if device != "cuda":
         return 0.0
-    return CAPTURED_LAYER if captured else EAGER_LAYER
+    if not captured:
+        return EAGER_LAYER
+    return FUSED_LAYER if fused else CAPTURED_LAYER

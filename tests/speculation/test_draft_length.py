@@ -313,6 +313,13 @@ def test_a_draft_step_on_a_gpu_costs_about_what_was_measured(
     assert costs_of_sizes(one, other).draft == pytest.approx(measured, rel=0.3)
 
 
+@pytest.mark.parametrize(("weights", "predicted"), [(5.5, 0.134), (1.5, 0.061)])  # 3B in bf16 and in int4
+def test_a_draft_step_in_few_kernels_costs_about_what_is_predicted(weights: float, predicted: float) -> None:
+    layer = non_weight_bytes("cuda", captured=True, fused=True)
+    draft = costs_of_sizes(62.4e9 + 64 * layer, weights * 1e9 + 36 * layer).draft
+    assert draft == pytest.approx(predicted, rel=0.15)
+
+
 def test_of_a_layers_experts_a_row_reads_its_own_alone(tmp_path: Path) -> None:
     """Each further row of a verification reads others: speculation gains little on such targets."""
     target, draft = (load_model(save_model(tmp_path / family, family), device="cpu", dtype="float32")
