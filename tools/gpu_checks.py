@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,12 +30,16 @@ from lvspec_cli.bench.own import now
 from lvspec_cli.memory.plan import Choice
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.families import family_of
+from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, triton_operations
 from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.load import LoadedModel
-from lvspec_cli.models.steps import StepOutputs, cuda_graphs
-from lvspec_cli.types import Quantisation
+from lvspec_cli.models.steps import CHAIN_AFTER, StepOutputs, Workspace, cuda_graphs, run_again
+from lvspec_cli.speculation.draft import Drafting, propose
+from lvspec_cli.speculation.draft_length import AdaptiveLength, DraftLengthPolicy, FixedLength
+from lvspec_cli.speculation.logits import LogitsRules
+from lvspec_cli.types import Quantisation, RoundCosts
 from tools.fabricate import fabricate, real_config, size_of_config
 from tools.real_size import (
     REPOS,
@@ -60,6 +64,8 @@ PREDICTED = {
     ("32B", Quantisation.NF4): (None, 22.0),
 }
 TOWER_MS_A_FRAME = (10, 2)  # before and after
+WAIT_US = 70  # that the device waits where the host looks at a drafted token
+GAMMA = 8
 INVARIANCE = "tests/gpu/test_precision.py::test_exact_is_ar_to_the_letter_where_rows_stand_alone"
 
 
@@ -161,6 +167,8 @@ def model_check(name: str, quantisation: Quantisation) -> Callable[[Place], Iter
         cards = zip(("H100", "H200"), PREDICTED[name, quantisation], strict=True)
         yield "  a step predicted: " + ", ".join(f"{card} {ms} ms" for card, ms in cards if ms)
         yield from profiled(loaded, place)
+        if name == "3B":
+            yield from draft_steps(loaded, place)
 
     return lines
 
@@ -198,6 +206,77 @@ def profiled(loaded: LoadedModel, place: Place, most: int = 8) -> Iterator[str]:
     yield f"  one step: {sum(count for _, count in times.values())} kernels, {total / 1000:.2f} ms in them"
     for kernel, (micros, count) in ordered[:most]:
         yield f"    {micros / 1000:7.3f} ms in {count:4}: {kernel[:70]}"
+
+
+@dataclass(frozen=True)
+class Watched(AdaptiveLength):
+    """Always drafts ``most`` tokens, and says how often the host waited for what was observed."""
+
+    one_by_one: bool = False
+    looks: list[int] = field(default_factory=list)
+
+    def ahead(self, draft_probs: Sequence[float], left: int) -> int:
+        return 1 if self.one_by_one else super().ahead(draft_probs, left)
+
+    def observe(self, measured: Tensor) -> Sequence[float]:
+        self.looks.append(len(measured))
+        return super().observe(measured)
+
+
+@torch.inference_mode()
+def draft_steps(loaded: LoadedModel, place: Place) -> Iterator[str]:
+    """A round's draft steps: the host looks at every token, or at all of them at once, which are single
+    passes or one chain; with a fixed gamma it looks at none.
+
+    :raises RuntimeError: the tokens are not the same.
+    """
+    if place.is_dry:
+        loaded = replace(loaded, workspace=Workspace(run_again))
+    if loaded.workspace is None:
+        yield "  passes are not captured: every draft step is looked at"
+        return
+    decoder, prompt = Decoder(loaded), prompt_of_noise(loaded, place.work.frames[0], place.work.side)
+    decoder.encode(prompt)
+    decoder.begin(prompt, 2 * GAMMA)
+    costs, said = RoundCosts(draft=0.0, row=0.0), set()
+    ways = (
+        ("every token looked at", Watched(costs, GAMMA, one_by_one=True), False),
+        ("all at once", Watched(costs, GAMMA, wait=1.0), False),
+        ("as a chain", Watched(costs, GAMMA, wait=1.0), True),
+        ("none, as a chain", FixedLength(GAMMA), True),
+    )
+    totals = []
+    for name, policy, chained in ways:
+        loaded.workspace.chain_after = 0 if chained else CHAIN_AFTER
+        times = [_drafted(decoder, policy, place) for _ in range(1 + max(2, 10 * place.work.repeats))]
+        said |= {tokens for *_, tokens in times}
+        first, (launched, total, _) = times[0], min(times[1:], key=lambda each: each[1])
+        totals.append(total)
+        waits = len(policy.looks) // len(times) if isinstance(policy, Watched) else 0
+        yield (
+            f"  {GAMMA} draft steps, {name}: {1000 * total:.2f} ms, {waits} waits, the host had launched"
+            f" after {1000 * launched:.2f} ms; the first time {1000 * first[1]:.0f} ms"
+        )
+    saved = 1e6 * (totals[0] - totals[1]) / (GAMMA - 1)
+    yield f"  saved for a token that is not looked at alone: {saved:.0f} us, predicted {WAIT_US}"
+    if not loaded.workspace.can_chain or len(said) > 1:
+        raise RuntimeError("no chain could be captured" if len(said) == 1 else "the drafted tokens differ")
+
+
+def _drafted(
+    decoder: Decoder, policy: DraftLengthPolicy[Any], place: Place
+) -> tuple[float, float, tuple[int, ...]]:
+    """Seconds until a round's draft steps are launched and until they are done, and the tokens."""
+    device, vocabulary = place.device, decoder.loaded.vocabulary
+    rules = LogitsRules(GenerationRules(repetition_penalty=1.05), vocabulary, device).drafting(vocabulary)
+    token = torch.zeros(1, dtype=torch.long, device=decoder.loaded.device)
+    drafting = Drafting(decoder, token, GAMMA, vocabulary, rules, 0.0, torch.Generator(device), policy)
+    began = now(device)
+    (proposal,) = propose([drafting])
+    launched = time.perf_counter() - began
+    total = now(device) - began
+    decoder.rollback(0)
+    return launched, total, tuple(proposal.tokens.tolist())
 
 
 @torch.inference_mode()
@@ -268,8 +347,8 @@ def pairs(place: Place) -> Iterator[str]:
 CHECKS = (
     Check("tower", 15, tower),
     Check("kernels", 45, tests("tests/gpu/test_fused.py")),
-    Check("3B bf16", 40, model_check("3B", Quantisation.BF16)),
-    Check("3B int4", 30, model_check("3B", Quantisation.INT4)),
+    Check("3B bf16", 45, model_check("3B", Quantisation.BF16)),
+    Check("3B int4", 35, model_check("3B", Quantisation.INT4)),
     Check("32B bf16", 60, model_check("32B", Quantisation.BF16)),
     Check("pairs", 0, pairs),
     Check("rows of the bundled pair", 45, tests(f"{INVARIANCE}[bundled]")),

@@ -16,7 +16,17 @@ from lvspec_cli.models.cache import JoinedCaches, KeyValueCache, SlotCache, Slot
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.kernels.fused import MOST_ROWS
 from lvspec_cli.models.load import LoadedModel
-from lvspec_cli.models.steps import WIDTHS, FixedRows, Replay, StepInputs, StepOutputs, mask_of, width_of
+from lvspec_cli.models.steps import (
+    WIDTHS,
+    Chain,
+    Chooser,
+    FixedRows,
+    Replay,
+    StepInputs,
+    StepOutputs,
+    mask_of,
+    width_of,
+)
 from lvspec_cli.types import Prompt
 
 QUESTION_ROWS = 512  # rows of a question in one pass
@@ -234,12 +244,44 @@ class Decoder:
         rotary = self.next_rotary(rows)
         if self._workspace is not None and (width := width_of(rows)) is not None:
             self.cache.reserve(self.cache.length + width)
-            run, fused = partial(self._fixed_pass, tuple(watch)), self.loaded.fused
-            finds_rows = fused is not None and fused.takes(rotary[0])
+            run, finds_rows = partial(self._fixed_pass, tuple(watch)), self._is_fused(rotary[0])
             step = self._workspace.step(width, watch, rotary[0], run, finds_rows=finds_rows)
             if step is not None:
                 return self._replayed(*step, tokens, rotary)
         return self._run(self._embedded(tokens), rotary, watch)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the host may launch passes before it knows what came of the last ones, and take them back.
+
+        Where none is captured, launching is what takes long. States take rows in at places that depend on how
+        many were run, so that others would be rounded differently.
+        """
+        captures = self._workspace is not None and self._workspace.is_usable
+        return captures and not self.loaded.family.has_states
+
+    def chain(self, token: Tensor, length: int, choose: Chooser) -> tuple[Tensor, Tensor] | None:
+        """Run a token, long (1,), and those that are chosen one after the other but the last, in one launch.
+
+        :param length: rows, and chosen tokens.
+        :returns: the chosen tokens, long (length,), and what the chooser tells of them, float32 (length,).
+            None: such passes are not captured, or not yet.
+        """
+        if self._workspace is None:
+            return None
+        rotary, start = self.next_rotary(length), self.cache.length
+        self.cache.reserve(start + length)
+        finds_rows = self._is_fused(rotary[0])
+        captured = self._workspace.chain(length, rotary[0], choose, self._chained, finds_rows=finds_rows)
+        if captured is None:
+            return None
+        chain, replay = captured
+        chain.inputs.fill(token, start, *rotary)
+        chain.choose.load(choose)
+        replay()
+        choose.load(chain.choose)
+        self.cache.advance(length)
+        return chain.tokens.clone(), chain.measured.clone()
 
     def next_rotary(self, rows: int) -> Rotary:
         """The rotary factors of the next tokens of the answer.
@@ -309,14 +351,27 @@ class Decoder:
 
     def _fixed_pass(self, watch: Collection[int], step: StepInputs, rows: FixedRows) -> StepOutputs:
         """The pass that is captured. It never needs a value on the host."""
-        family, model = self.loaded.family, self.loaded.model
+        family, model, fused = self.loaded.family, self.loaded.model, self.loaded.fused
         embeddings, rotary = family.embed(model, step.ids.view(1, -1)), (step.cosines, step.sines)
-        fused = self.loaded.fused
-        if fused is not None and fused.takes(step.cosines):
+        if fused is not None and self._is_fused(step.cosines):
             return fused(embeddings, rotary, rows, watch)
         mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
         hidden, inputs = self._through(embeddings, rotary, mask, rows, watch)
         return StepOutputs(hidden, family.head(model, hidden[0]).float(), inputs)
+
+    def _is_fused(self, cosines: Tensor) -> bool:
+        return self.loaded.fused is not None and self.loaded.fused.takes(cosines)
+
+    def _chained(self, chain: Chain) -> StepOutputs:
+        """The passes that are captured as one: each row is the token that was chosen after the last."""
+        token = chain.inputs.ids[:1]
+        for place in range(len(chain.tokens)):
+            row = chain.inputs.row(place, token)
+            outputs = self._fixed_pass((), row, FixedRows(self.cache, row.slots))
+            token, measured = chain.choose(outputs.logits)
+            chain.tokens[place : place + 1].copy_(token)
+            chain.measured[place : place + 1].copy_(measured)
+        return outputs
 
     def _through(
         self,

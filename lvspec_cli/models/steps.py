@@ -6,15 +6,17 @@ fixed memory: tokens, cache slots and rotary factors are copied into it, rows ar
 widths, and attention spans the whole cache, with a mask for slots that are not filled. gpt-fast (PyTorch,
 2023) and nano-vllm capture decoding in the same way. Where a cache has to grow, such passes are captured
 anew. Those of ``kernels.fused`` are not: they read on the device where keys and values are, and how many.
+Several passes of one row are captured as a chain, in which the device chooses each next token.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +28,11 @@ from lvspec_cli.types import Quantisation
 
 # Widths that are captured, few because each costs memory and time. 65 is enough for the greatest gamma.
 WIDTHS = (1, 2, 3, 5, 9, 13, 17, 25, 33, 65)
-MOST_CAPTURED = 48  # captured passes that a model keeps
+MOST_CAPTURED = 48  # captured passes and chains that a model keeps
+CHAIN_LENGTHS = (2, 4, 8)  # passes of a chain
+# A chain is captured when it was wanted so often: it saves some 25 microseconds a pass, and the capture takes
+# some 25 ms a pass (both predicted). So an answer alone never waits for it, and a batch soon has it.
+CHAIN_AFTER = 1000
 _CAPTURED = frozenset(
     {
         Quantisation.NONE,
@@ -58,14 +64,23 @@ class StepInputs:
         return cls(ids, ids.clone(), factors, factors.clone())
 
     def fill(self, tokens: Tensor, start: int, cosines: Tensor, sines: Tensor) -> None:
-        """Write tokens, long (rows,), after ``start`` rows of the cache. Padding repeats the last token."""
+        """Write tokens, long (rows,), after ``start`` rows of the cache. Padding repeats the last token.
+
+        :param cosines: those of the rows or, in a chain, of all its passes.
+        """
         rows, width = tokens.shape[0], self.ids.shape[0]
         self.ids[:rows].copy_(tokens)
         if rows < width:
             self.ids[rows:].copy_(tokens[-1:].expand(width - rows))
         torch.arange(start, start + width, out=self.slots)
-        self.cosines[:, :rows].copy_(cosines)
-        self.sines[:, :rows].copy_(sines)
+        self.cosines[:, : cosines.shape[1]].copy_(cosines)
+        self.sines[:, : sines.shape[1]].copy_(sines)
+
+    def row(self, place: int, token: Tensor) -> StepInputs:
+        """The inputs of a pass over one row, which is another token, long (1,)."""
+        row = slice(place, place + 1)
+        # The slot is copied, as Triton compiles kernels anew for addresses that are not aligned.
+        return StepInputs(token, self.slots[row].clone(), self.cosines[:, row], self.sines[:, row])
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,37 @@ class FixedRows:
         return self.slots[0] - self.states.settled_on(self.slots.device)
 
 
+class Chooser(Protocol):
+    """Chooses tokens on the device. What earlier tokens change of it is kept in memory that stays."""
+
+    @property
+    def kind(self) -> Hashable:
+        """Choosers of one kind differ in what they keep alone."""
+
+    def __call__(self, logits: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The token after a row, long (1,), and a number about it, (1,). ``logits``: (1, vocabulary)."""
+
+    def copied(self) -> Self:
+        """Another one, which keeps the same in memory of its own."""
+
+    def load(self, other: Self, /) -> None:
+        """Keep what another one of the kind keeps."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The memory of a captured chain: passes of one row, each of the token that was chosen after the last.
+
+    The host learns of none of them before all have run. (A loop that ends on the device would need
+    conditional nodes of CUDA graphs, which torch does not have.)
+    """
+
+    inputs: StepInputs  # a row for each pass; of the tokens only the first is read
+    choose: Chooser
+    tokens: Tensor  # long (passes,), chosen after each
+    measured: Tensor  # float32 (passes,), what the chooser tells of them
+
+
 @dataclass
 class Workspace:
     """A model's keys and values in memory that stays allocated, and the passes that were captured with it.
@@ -110,15 +156,19 @@ class Workspace:
     One decoder uses it at a time: the one that last encoded a clip. ``take`` and ``release`` change the
     ``lease``; a decoder with an older lease has lost its clip.
 
-    ``capture`` turns a pass into a replay. If the device cannot capture, passes run eagerly from then on.
+    ``capture`` turns a pass into a replay. If the device cannot capture, passes run eagerly from then on; if
+    it cannot capture chains, single passes are replayed.
     """
 
     capture: Capture
     cache: KeyValueCache = field(default_factory=KeyValueCache)
     is_usable: bool = True
+    can_chain: bool = True
+    chain_after: int = CHAIN_AFTER
     lease: int = 0
     _capacity: int = 0  # of the cache when the steps were captured
-    _steps: dict[tuple[int, tuple[int, ...]], _Captured] = field(default_factory=dict)
+    _steps: dict[Hashable, _Captured] = field(default_factory=dict)
+    _wanted: Counter[Hashable] = field(default_factory=Counter)  # chains that are not captured yet
 
     def take(self) -> int:
         """Empty the cache and return a new lease. The decoder with the previous lease loses its clip."""
@@ -148,31 +198,79 @@ class Workspace:
         :param finds_rows: it reads on the device where the cache's rows are (``Stored.table``), so that it is
             not captured anew when they move.
         """
+        if not self.is_usable:
+            return None
+
+        def made() -> tuple[StepInputs, Callable[[], StepOutputs]]:
+            inputs = self._inputs(width, like)
+            return inputs, partial(run, inputs, FixedRows(self.cache, inputs.slots))
+
+        try:
+            return self._captured((width, tuple(sorted(watch))), made, finds_rows)
+        except RuntimeError:  # an operation that cannot be captured, or too little memory
+            self.is_usable = False
+            self._steps.clear()
+            return None
+
+    def chain(
+        self,
+        length: int,
+        like: Tensor,
+        choose: Chooser,
+        run: Callable[[Chain], StepOutputs],
+        *,
+        finds_rows: bool = False,
+    ) -> tuple[Chain, Replay] | None:
+        """The memory and the replay of so many passes of one row; None if that is impossible, or does not pay
+        yet. Arguments are those of :meth:`step`.
+
+        :param choose: one of the kind that the chain is for.
+        """
+        key = "chain", length, choose.kind
+        self._wanted[key] += 1
+        if not (self.is_usable and self.can_chain) or self._wanted[key] <= self.chain_after:
+            return None
+
+        def made() -> tuple[Chain, Callable[[], StepOutputs]]:
+            tokens, measured = (like.new_zeros(length, dtype=dtype) for dtype in (torch.long, torch.float32))
+            chain = Chain(self._inputs(length, like), choose.copied(), tokens, measured)
+            return chain, partial(run, chain)
+
+        try:
+            return self._captured(key, made, finds_rows)
+        except RuntimeError:  # single passes go on as they were captured
+            self.can_chain = False
+            return None
+
+    def _inputs(self, rows: int, like: Tensor) -> StepInputs:
+        """Inputs for a capture. It may write to the cache itself, so it gets slots after all valid rows."""
+        inputs = StepInputs.blank(rows, like)
+        torch.arange(self.cache.length, self.cache.length + rows, out=inputs.slots)
+        return inputs
+
+    def _captured(
+        self, key: Hashable, made: Callable[[], tuple[Any, Callable[[], StepOutputs]]], finds_rows: bool
+    ) -> tuple[Any, Replay]:
+        """The memory and the replay of what ``made`` gives, captured at first use.
+
+        :raises RuntimeError: it cannot be captured.
+        """
         if self._capacity != self.cache.capacity:  # other captured passes write to the cache's old memory
             self._steps = {key: step for key, step in self._steps.items() if step.finds_rows}
             self._capacity = self.cache.capacity
         self.cache.located()
-        key = width, tuple(sorted(watch))
-        if key not in self._steps and self.is_usable:
+        if key not in self._steps:
             while len(self._steps) >= MOST_CAPTURED:
                 del self._steps[next(iter(self._steps))]
-            inputs = StepInputs.blank(width, like)
-            # The capture itself may write to the cache, so it gets slots after all valid rows.
-            torch.arange(self.cache.length, self.cache.length + width, out=inputs.slots)
-            try:
-                replay = self.capture(partial(run, inputs, FixedRows(self.cache, inputs.slots)))
-            except RuntimeError:  # an operation that cannot be captured, or too little memory
-                self.is_usable = False
-                self._steps.clear()
-            else:
-                self._steps[key] = _Captured(inputs, replay, finds_rows)
-        step = self._steps.get(key)
-        return None if step is None else (step.inputs, step.replay)
+            memory, run = made()
+            self._steps[key] = _Captured(memory, self.capture(run), finds_rows)
+        step = self._steps[key]
+        return step.memory, step.replay
 
 
 @dataclass(frozen=True)
 class _Captured:
-    inputs: StepInputs
+    memory: StepInputs | Chain
     replay: Replay
     finds_rows: bool
 

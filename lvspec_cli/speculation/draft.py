@@ -1,9 +1,14 @@
-"""The draft's part of a round: propose tokens, without waiting for the host where their number is fixed."""
+"""The draft's part of a round: propose tokens, without waiting for the host where their number is fixed.
+
+Where passes are captured, one answer's draft runs ahead of what the host knows: several steps are launched,
+then the host looks at what came of them, and what it would not have drafted is cut. So a round is what it is
+where the host looks at every token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +16,8 @@ from torch import Tensor
 
 from lvspec_cli.models.constraint import Guide
 from lvspec_cli.models.decoder import Decoder, Step, run_together
-from lvspec_cli.speculation.draft_length import DraftLengthPolicy
+from lvspec_cli.models.steps import CHAIN_LENGTHS
+from lvspec_cli.speculation.draft_length import DraftLengthPolicy, taken
 from lvspec_cli.speculation.logits import DraftRules
 from lvspec_cli.speculation.sampling import distribution, draw
 
@@ -43,6 +49,12 @@ class Drafting:
     _tokens: list[Tensor] = field(default_factory=list)
     _probs: list[Tensor] = field(default_factory=list)
     _observed: list[Any] = field(default_factory=list)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether steps are launched before the host knows what came of the last ones."""
+        is_greedy = self.guide is None and self.temperature == 0
+        return is_greedy and self.draft.runs_ahead and self.draft.loaded.device == self.pending.device
 
     @property
     def next_step(self) -> Step:
@@ -78,11 +90,38 @@ class Drafting:
         return Proposal(torch.cat(self._tokens), probs, tuple(self._observed))
 
 
+@dataclass(frozen=True)
+class Likeliest:
+    """Chooses the draft's likeliest next token by the target's rules, on the device (``steps.Chooser``)."""
+
+    rules: DraftRules
+    vocabulary: int
+    measure: Callable[[Tensor], Tensor]
+
+    @property
+    def kind(self) -> Hashable:
+        return self.rules.kind, self.vocabulary, self.measure
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.rules.apply(logits[:, : self.vocabulary])
+        token = logits.argmax(dim=-1)
+        self.rules.add(token)
+        return token, self.measure(logits)
+
+    def copied(self) -> Likeliest:
+        return replace(self, rules=self.rules.copied())
+
+    def load(self, other: Likeliest) -> None:
+        self.rules.load(other.rules)
+
+
 def propose(wanted: Sequence[Drafting]) -> list[Proposal]:
     """Draft for several answers, which have the same kind of policy and the same vocabulary.
 
     Each step is one pass of the draft for all of them that go on.
     """
+    if len(wanted) == 1 and wanted[0].runs_ahead:
+        return [_run_ahead(wanted[0])]
     going = list(wanted)
     while going:
         passes = run_together([drafting.next_step for drafting in going])
@@ -90,7 +129,43 @@ def propose(wanted: Sequence[Drafting]) -> list[Proposal]:
             drafting.ruled(drafting.draft.logits(passed, 1))
             for drafting, passed in zip(going, passes, strict=True)
         ]
-        rows = torch.cat(ruled) if len(ruled) > 1 else ruled[0]
-        parts = zip(going, ruled, rows.argmax(dim=-1).split(1), going[0].policy.observe(rows), strict=True)
+        rows, policy = torch.cat(ruled) if len(ruled) > 1 else ruled[0], going[0].policy
+        observed = policy.observe(policy.measure(rows))
+        parts = zip(going, ruled, rows.argmax(dim=-1).split(1), observed, strict=True)
         going = [drafting for drafting, *part in parts if drafting.take(*part)]
     return [drafting.proposal for drafting in wanted]
+
+
+def _run_ahead(wanted: Drafting) -> Proposal:
+    """The same proposal for one answer, with as few waits and launches as its policy allows."""
+    draft, policy, behind = wanted.draft, wanted.policy, wanted.pending
+    choose = Likeliest(wanted.rules, wanted.vocabulary, policy.measure)
+    known = draft.answered + len(behind)
+    tokens: list[Tensor] = []
+    observed, goes_on = tuple[Any, ...](), True
+    while goes_on:
+        count, measured = policy.ahead(observed, wanted.most - len(observed)), list[Tensor]()
+        for chosen, numbers in _steps(draft, behind, count, choose):
+            tokens.append(chosen)
+            measured.append(numbers)
+        behind = tokens[-1][-1:]
+        observed, goes_on = taken(policy, observed, policy.observe(torch.cat(measured)), wanted.most)
+    # Also of a proposal that is accepted as a whole: the next round's first pass has the rows that it had.
+    draft.rollback(known + len(observed) - 1)
+    return Proposal(torch.cat(tokens)[: len(observed)], None, observed)
+
+
+def _steps(draft: Decoder, behind: Tensor, count: int, choose: Likeliest) -> Iterator[tuple[Tensor, Tensor]]:
+    """Launch so many steps of the draft behind tokens: several at once where such a chain is captured.
+
+    Gives the tokens that it chooses, and what is measured of them.
+    """
+    while count:
+        lengths = (length for length in CHAIN_LENGTHS if length <= count and len(behind) == 1)
+        length = max(lengths, default=1)
+        chain = draft.chain(behind, length, choose) if length > 1 else None
+        for _ in range(1 if chain else length):
+            chosen, measured = chain or choose(draft.logits(draft.forward(behind), 1))
+            behind = chosen[-1:]
+            yield chosen, measured
+        count -= length

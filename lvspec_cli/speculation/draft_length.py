@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import prod, sqrt
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from lvspec_cli.speculation.verify import effective, is_exact
@@ -32,7 +32,9 @@ RATE = 1.5  # tokens a step of the target
 RATE_WEIGHT = 5.0  # steps of the target
 # On an H100, which reads 3.0 TB/s: 0.13 ms of small kernels a layer, 0.65 ms of the host (docs/real-size.md).
 CAPTURED_LAYER, EAGER_LAYER = 0.4e9, 2.0e9  # bytes
+FUSED_LAYER = 0.085e9  # predicted: 28 microseconds, of eleven kernels (``models.kernels.fused``)
 DECAY = 0.9  # factor on all counts, once a round
+WAIT = 0.2e9  # bytes that are read in 70 microseconds, while the device waits for the host: predicted
 EXPERTS = ".experts."  # in the names of weights of which a row reads only some
 
 Observed = TypeVar("Observed")
@@ -41,15 +43,25 @@ Observed = TypeVar("Observed")
 class DraftLengthPolicy(Protocol[Observed]):
     """Decides after each drafted token whether to draft another one.
 
-    ``Observed`` is what a policy keeps of one drafted token. A number on the host costs one transfer a token
-    (:class:`AdaptiveLength`). A policy whose state stays on the device keeps tensors, and transfers nothing.
-    Policies are values: :meth:`after` gives the one for the next round.
+    ``Observed`` is what a policy keeps of one drafted token. Numbers on the host cost a transfer each time
+    that it looks at some (:class:`AdaptiveLength`). A policy whose state stays on the device keeps tensors,
+    and transfers nothing. Policies are values: :meth:`after` gives the one for the next round.
     """
 
-    def observe(self, logits: Tensor, /) -> Sequence[Observed]:
-        """What is kept of drafted tokens of several answers, one of each.
+    @staticmethod
+    def measure(logits: Tensor, /) -> Tensor:
+        """A number of each drafted token, (rows,), on the device: it may be captured with the draft's passes.
 
-        ``logits``: the draft's, (answers, vocabulary), on their device.
+        ``logits``: the draft's, (rows, vocabulary).
+        """
+
+    def observe(self, measured: Tensor, /) -> Sequence[Observed]:
+        """What is kept of each of several drafted tokens, which were measured."""
+
+    def ahead(self, observed: Sequence[Observed], /, left: int) -> int:
+        """How many tokens to draft, of ``left`` at most, before the next ones are observed: at least one.
+
+        The tokens of a round do not depend on it. What it drafts in vain is cut (:func:`taken`).
         """
 
     def should_continue(self, observed: Sequence[Observed], /) -> bool:
@@ -70,8 +82,15 @@ class FixedLength:
 
     gamma: int
 
-    def observe(self, logits: Tensor) -> Sequence[None]:
-        return [None] * len(logits)
+    @staticmethod
+    def measure(logits: Tensor) -> Tensor:
+        return logits[:, 0]  # anything: it is not looked at
+
+    def observe(self, measured: Tensor) -> Sequence[None]:
+        return [None] * len(measured)
+
+    def ahead(self, observed: Sequence[None], left: int) -> int:
+        return min(left, self.gamma - len(observed))
 
     def should_continue(self, observed: Sequence[None]) -> bool:
         return len(observed) < self.gamma
@@ -100,11 +119,30 @@ class AdaptiveLength:
     expected_mismatches: float = 0.0
     tokens: float = 0.0  # that rounds added
     steps: float = 0.0  # that rounds cost, in steps of the target alone
+    wait: float = 0.0  # that the device waits when the host looks at a token, in steps of the draft
 
-    def observe(self, logits: Tensor) -> Sequence[float]:
-        """The draft's highest probabilities: one transfer to the host. 0 where it may propose nothing."""
-        probs: list[float] = logits.softmax(dim=-1).amax(dim=-1).nan_to_num(0.0).tolist()
+    @staticmethod
+    def measure(logits: Tensor) -> Tensor:
+        """The draft's highest probabilities. 0 where it may propose nothing."""
+        return logits.softmax(dim=-1).amax(dim=-1).nan_to_num(0.0)
+
+    def observe(self, measured: Tensor) -> Sequence[float]:
+        """One transfer to the host."""
+        probs: list[float] = measured.tolist()
         return probs
+
+    def ahead(self, draft_probs: Sequence[float], left: int) -> int:
+        """1, 2, 4, ...: as many as are drafted in any case, if none of them is very doubtful.
+
+        A step in vain costs a step; to look before one that is not costs a wait. So it is launched at once if
+        the probability that it is in vain is below wait / (1 + wait). Of drafted tokens about x squared have
+        a draft probability below x (counted on the bundled pair). So one is as doubtful as the root of that
+        rarely enough, and several of them still more rarely.
+        """
+        doubtful, count = sqrt(self.wait / (1.0 + self.wait)), 1
+        while 2 * count <= left and self.should_continue([*draft_probs, *[doubtful] * (2 * count - 1)]):
+            count *= 2
+        return count
 
     def acceptance(self, draft_prob: float) -> float:
         """Probability that a drafted token is accepted, from the draft's own probability of it."""
@@ -141,7 +179,7 @@ class AdaptiveLength:
             gain += with_it - without
         return gain + with_it
 
-    def after(self, draft_probs: Sequence[float], accepted: int, exact: int, added: int) -> AdaptiveLength:
+    def after(self, draft_probs: Sequence[float], accepted: int, exact: int, added: int) -> Self:
         """The policy after a round. Tokens behind a rejected one were not verified and do not count."""
         verified = [1.0 - prob for prob in draft_probs[: accepted + 1]]
         loosely = max(0, len(draft_probs) - self.defer)  # of these any may be accepted loosely
@@ -155,6 +193,22 @@ class AdaptiveLength:
             tokens=DECAY * self.tokens + added,
             steps=DECAY * self.steps + round_cost(len(draft_probs), self.costs),
         )
+
+
+def taken(
+    policy: DraftLengthPolicy[Observed], before: Sequence[Observed], more: Sequence[Observed], most: int
+) -> tuple[tuple[Observed, ...], bool]:
+    """What drafting token by token would have observed, and whether it would go on.
+
+    :param before: observed of tokens that were drafted before ``more``, after which drafting went on.
+    :param most: tokens that may be drafted.
+    """
+    observed = tuple(before)
+    for each in more:
+        observed = (*observed, each)
+        if len(observed) == most or not policy.should_continue(observed):
+            return observed, False
+    return observed, True
 
 
 def _corrected(draft_prob: float, calibration: float, counted: float, expected: float) -> float:
@@ -216,15 +270,17 @@ def policy_for(
     costs = adaptation.costs or costs_of_sizes(
         _step_bytes(target, head=head), _step_bytes(draft, head=head), _expert_bytes(target)
     )
+    wait = WAIT / _step_bytes(draft, head=True) if draft.workspace is not None else 0.0
     if is_exact(rule):
         costs = costs_beside(costs, slots)
-        return AdaptiveLength(costs, adaptation.most, EXACT_CALIBRATION)
+        return AdaptiveLength(costs, adaptation.most, EXACT_CALIBRATION, wait=wait)
     loosely = effective(rule)
     return AdaptiveLength(
         costs,
         adaptation.most,
         DEFERRED_CALIBRATION if loosely.defer else LOOSE_CALIBRATION,
         loosely.defer if loosely.defer_sure else 0,
+        wait=wait,
     )
 
 
@@ -234,8 +290,8 @@ def _step_bytes(loaded: LoadedModel, *, head: bool) -> float:
     :param head: with the weights of the head.
     """
     layers = loaded.family.layers(loaded.model)
-    captured = loaded.workspace is not None
-    others = len(layers) * non_weight_bytes(loaded.device.type, captured=captured)
+    captured, fused = loaded.workspace is not None, loaded.fused is not None
+    others = len(layers) * non_weight_bytes(loaded.device.type, captured=captured, fused=fused)
     weights = _weight_bytes(loaded, experts=False) + _expert_bytes(loaded)
     if head:
         weights += sum(weight.nbytes for weight in loaded.model.get_output_embeddings().parameters())
@@ -254,8 +310,10 @@ def _weight_bytes(loaded: LoadedModel, *, experts: bool) -> int:
     return sum(weight.nbytes for name, weight in weights if (EXPERTS in name) == experts)
 
 
-def non_weight_bytes(device: str, *, captured: bool) -> float:
+def non_weight_bytes(device: str, *, captured: bool, fused: bool = False) -> float:
     """What a layer costs besides reading its weights, as the bytes that are read in that time."""
     if device != "cuda":
         return 0.0
-    return CAPTURED_LAYER if captured else EAGER_LAYER
+    if not captured:
+        return EAGER_LAYER
+    return FUSED_LAYER if fused else CAPTURED_LAYER

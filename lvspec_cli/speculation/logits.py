@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -21,7 +24,8 @@ class LogitsRules:
         self._penalised = rules.repetition_penalty != 1.0
         self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
         self._ends = torch.tensor(rules.end_ids, dtype=torch.long, device=device)
-        self._never = torch.tensor(rules.suppressed, dtype=torch.long, device=device)
+        self._suppressed = sorted(rules.suppressed)
+        self._never = torch.tensor(self._suppressed, dtype=torch.long, device=device)
         self._not_first = torch.tensor(rules.suppressed_first, dtype=torch.long, device=device)
 
     def add(self, tokens: Tensor) -> None:
@@ -51,7 +55,8 @@ class LogitsRules:
         return DraftRules(
             self._seen[:vocabulary].clone() if self._penalised else None,
             self._rules.repetition_penalty,
-            self._never[self._never < vocabulary],
+            self._never[: bisect_left(self._suppressed, vocabulary)],
+            kind=(self._rules, vocabulary),
         )
 
     def _seen_by_row(self, drafted: Tensor) -> Tensor:
@@ -68,7 +73,11 @@ class LogitsRules:
 class DraftRules:
     """The target's rules, applied to the draft in one round. The target would reject tokens against them."""
 
-    def __init__(self, seen: Tensor | None, penalty: float, never: Tensor) -> None:
+    def __init__(self, seen: Tensor | None, penalty: float, never: Tensor, kind: Hashable) -> None:
+        """
+        :param kind: rules of one kind differ in the tokens that were seen alone.
+        """
+        self.kind = kind
         self._seen = seen
         self._penalty = penalty
         self._never = never
@@ -78,13 +87,23 @@ class DraftRules:
         if self._seen is not None:
             logits = penalise(logits, self._seen, self._penalty)
         if self._never.numel():
-            logits[:, self._never] = -torch.inf
+            logits.index_fill_(1, self._never, -torch.inf)
         return logits
 
     def add(self, token: Tensor) -> None:
         """Mark one drafted token, long (1,), as seen."""
         if self._seen is not None:
-            self._seen[token] = True
+            self._seen.index_fill_(0, token, True)
+
+    def copied(self) -> DraftRules:
+        """The same rules in memory of their own."""
+        seen = None if self._seen is None else self._seen.clone()
+        return DraftRules(seen, self._penalty, self._never.clone(), self.kind)
+
+    def load(self, other: DraftRules) -> None:
+        """See the tokens as seen that rules of the same kind do."""
+        if self._seen is not None and other._seen is not None:
+            self._seen.copy_(other._seen)
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from lvspec_cli.models.cache import KeyValueCache
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.kernels.fused import MOST_ROWS, FusedLayers, Operations, Twins, fuse_layers
 from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
-from lvspec_cli.models.steps import MOST_CAPTURED, WIDTHS, Replay, StepOutputs, Workspace, run_again, width_of
+from lvspec_cli.models.steps import (
+    CHAIN_AFTER,
+    MOST_CAPTURED,
+    WIDTHS,
+    Chain,
+    Replay,
+    StepOutputs,
+    Workspace,
+    run_again,
+    width_of,
+)
+from lvspec_cli.speculation.draft import Drafting, Likeliest
+from lvspec_cli.speculation.draft_length import DraftLengthPolicy, FixedLength
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import DecodeSettings, Mode, RelevanceName, RuleSettings
+from lvspec_cli.speculation.logits import LogitsRules
+from lvspec_cli.types import (
+    Adaptation,
+    DecodeSettings,
+    Mode,
+    PairPrompts,
+    RelevanceName,
+    Round,
+    RoundCosts,
+    RuleSettings,
+)
 from tests.conformance.conftest import Subject
 from tests.conformance.test_exact import CASES, WANTED, Case, check
 from tests.models.test_fused import OneByOne
-from tests.speculation.conftest import decode
+from tests.speculation.conftest import decode, with_generation
+from tests.speculation.test_engine import Transfers
 
 # Passes of experts are not captured: the host has to know where rows go.
 CAPTURED = [name for name, family in FAMILIES.items() if not family.waits_for_host]
@@ -35,15 +61,20 @@ class Counted:
     captured: int = 0
     replayed: int = 0
     most: int = 1_000_000
+    chains: list[int] = field(default_factory=list)  # lengths of those that were replayed
+    can_chain: bool = True
 
     def __call__(self, run: Callable[[], StepOutputs]) -> Replay:
-        if self.captured >= self.most:
+        (memory, *_) = run.args if isinstance(run, partial) else (None,)
+        length = len(memory.tokens) if isinstance(memory, Chain) else 0
+        if self.captured >= self.most or (length and not self.can_chain):
             raise RuntimeError("operation not permitted when stream is capturing")
         self.captured += 1
         run()  # a capture writes into the cache, behind what it holds
 
         def replay() -> StepOutputs:
             self.replayed += 1
+            self.chains += [length] if length else []
             return run_again(run)()
 
         return replay
@@ -70,14 +101,16 @@ class Fixed:
     target: Counted = field(default_factory=Counted)
     draft: Counted = field(default_factory=Counted)
 
-    def made(self, *, fused: bool = False, operations: Operations | None = None) -> LoadedPair:
+    def made(
+        self, *, fused: bool = False, operations: Operations | None = None, chain_after: int = 0
+    ) -> LoadedPair:
         """:param fused: decoder layers are made of few operations, where their family's can be."""
         run = operations or Twins()
         assert self.pair.draft is not None
         target, draft = (
             replace(
                 loaded,
-                workspace=Workspace(capture),
+                workspace=Workspace(capture, chain_after=chain_after),
                 fused=in_few(loaded, run) if fused else None,
             )
             for loaded, capture in ((self.pair.target, self.target), (self.pair.draft, self.draft))
@@ -131,6 +164,111 @@ def test_loose_answers_and_what_they_go_by_are_the_same(subject: Subject, releva
     for one, other in zip(rounds, others, strict=True):
         assert one.relevance == pytest.approx(other.relevance, abs=1e-4)
         assert one.gap == pytest.approx(other.gap, abs=1e-3)
+
+
+Decoded = tuple[list[Round], DraftLengthPolicy[float], list[int]]
+
+
+def decoded(pair: LoadedPair, prompts: PairPrompts, wanted: DecodeSettings) -> Decoded:
+    """The rounds of an answer, its policy at the end, and how often the host waited in each round."""
+    steps, waits = Session.of(pair).answer(prompts, wanted), []
+    rounds = [next(steps)]
+    while steps._answer.finish is None:
+        with Transfers() as transfers:
+            rounds.append(next(steps))
+        waits.append(transfers.count)
+    return rounds, steps._answer._policy, waits
+
+
+AHEAD = (
+    (Mode.EXACT, Case("odd", gamma=7, ends=(9,))),
+    (Mode.LVSPEC, Case("wide", gamma=12, penalty=1.3, limit=40)),
+    (Mode.EXACT, Case("odd", gamma="auto", penalty=1.3, limit=40)),
+    (Mode.LVSPEC, Case("wide", gamma="auto", keep=0.3, ends=(15,))),
+)
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl", "smolvlm"], indirect=True)
+@pytest.mark.parametrize(("mode", "case"), AHEAD)
+def test_a_draft_that_runs_ahead_proposes_what_it_would_step_by_step(
+    subject: Subject, mode: Mode, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rounds, and the policy has observed the same probabilities, to the bit."""
+    free = subject.generate(case.clip, max_new_tokens=24, repetition_penalty=case.penalty)
+    ends = (*subject.pair.target.generation.end_ids, *(free[at] for at in case.ends))
+    wanted = replace(WANTED, mode=mode, gamma=case.gamma, max_new_tokens=case.limit, draft_keep=case.keep)
+    wanted = replace(wanted, adaptation=Adaptation(costs=RoundCosts(draft=0.05)))
+    fixed = Fixed(
+        with_generation(subject.pair, repetition_penalty=case.penalty, end_ids=ends, suppressed=(3,))
+    )
+    prompts = subject.prompts(case.clip)
+    rounds, policy, waits = decoded(fixed.made(), prompts, wanted)
+    chains = list(fixed.draft.chains)
+    monkeypatch.setattr(Drafting, "runs_ahead", False)
+    others, other_policy, other_waits = decoded(fixed.made(), prompts, wanted)
+
+    assert (rounds, policy) == (others, other_policy)
+    assert set(chains) <= {2, 4, 8}
+    assert len(chains) > len(rounds) / 2
+    assert fixed.draft.chains == chains, "the other one had none"
+    if case.gamma == "auto":
+        assert other_waits == [len(done.drafted) + 1 for done in others[1:]]
+        assert sum(waits) < 0.8 * sum(other_waits)
+    else:
+        assert set(waits) == set(other_waits) == {1}
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_chain_goes_on_where_the_memory_grows_below_it(
+    subject: Subject, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else an answer's room is set aside before it begins.
+    monkeypatch.setattr("lvspec_cli.models.decoder.WIDTHS", (-150,))
+    monkeypatch.setattr(KeyValueCache.reserve, "__defaults__", (0,))
+    fixed = Fixed(subject.pair)
+    pair = fixed.made(fused=fused)
+    assert pair.draft is not None
+    assert pair.draft.workspace is not None
+    cache = pair.draft.workspace.cache
+    steps = Session.of(pair).answer(subject.prompts("odd"), replace(WANTED, gamma=8, max_new_tokens=150))
+    rooms = {cache.capacity for _ in steps}
+    assert list(steps.generation.tokens) == subject.generated("odd", "What moves?", 150)
+    assert len(rooms) > 1
+    assert 8 in fixed.draft.chains
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_where_no_chain_can_be_captured_single_steps_run_ahead(subject: Subject) -> None:
+    fixed = Fixed(subject.pair, draft=Counted(can_chain=False))
+    pair = fixed.made()
+    rounds, _, waits = decoded(pair, subject.prompts("odd"), replace(WANTED, gamma=8))
+    assert [token for done in rounds for token in done.tokens] == subject.generate("odd", max_new_tokens=24)
+    assert set(waits) == {1}
+    assert pair.draft is not None
+    assert pair.draft.workspace is not None
+    assert pair.draft.workspace.is_usable
+    assert fixed.draft.replayed > len(rounds)
+    assert not fixed.draft.chains
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_a_chain_is_captured_when_it_was_wanted_often(subject: Subject) -> None:
+    """Not for a single answer: a capture takes longer than it saves there."""
+    fixed = Fixed(subject.pair)
+    wanted = replace(WANTED, gamma=2, max_new_tokens=40)
+    few = fixed.made(chain_after=CHAIN_AFTER)
+    decode(few, subject.prompts("odd"), wanted)
+    assert fixed.draft.replayed
+    assert not fixed.draft.chains
+    pair = fixed.made(chain_after=3)
+    session = Session.of(pair)
+    counts = []
+    for _ in range(2):
+        decode(pair, subject.prompts("odd"), wanted, session)
+        counts.append(len(fixed.draft.chains))
+    assert 0 < counts[0] < counts[1]
+    assert counts[1] - counts[0] == counts[0] + 3, "after three rounds that wanted it"
 
 
 @captured
@@ -300,3 +438,8 @@ def test_no_more_passes_are_kept_than_there_is_room_for() -> None:
         for layer in range(MOST_CAPTURED + 1):
             workspace.step(1, (layer,), torch.zeros(1, 1, 4), run)
         assert counted.captured == (turn + 1) * (MOST_CAPTURED + 1)  # the oldest goes, and is made anew
+    workspace.chain_after = 0
+    for size in range(2 * MOST_CAPTURED):
+        rules = LogitsRules(GenerationRules(), size + 1, torch.device("cpu")).drafting(size + 1)
+        workspace.chain(2, torch.zeros(1, 2, 4), Likeliest(rules, size + 1, FixedLength.measure), run)
+    assert len(workspace._steps) == MOST_CAPTURED

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lvspec_cli.models.load import LoadedModel, ModelRequest, load_models
+from lvspec_cli.models.steps import Chain
 from lvspec_cli.types import RelevanceName
 from tests.conformance import test_exact as conformance
 from tests.conformance import test_relevance as relevance
@@ -24,11 +25,17 @@ def is_captured(loaded: LoadedModel) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.clip)
 def test_exact_is_generate(subject: GpuSubject, case: conformance.Case) -> None:
+    draft = subject.pair.draft
+    assert draft is not None
+    if draft.workspace is not None:
+        draft.workspace.chain_after = 0
     conformance.check(subject, case)
     # It was by passes that are captured as CUDA graphs.
-    for loaded in (subject.pair.target, subject.pair.draft):
-        assert loaded is not None
+    for loaded in (subject.pair.target, draft):
         assert is_captured(loaded) == (DEVICE != "cpu" and not loaded.family.waits_for_host)
+    if draft.workspace is not None and draft.workspace.is_usable and not draft.family.has_states:
+        assert draft.workspace.can_chain
+        assert any(isinstance(step.memory, Chain) for step in draft.workspace._steps.values())
 
 
 def test_a_draft_on_the_cpu(subject: GpuSubject) -> None:

@@ -92,7 +92,7 @@ def test_a_draft_on_another_device(pairs: dict[str, LoadedPair]) -> None:
     with mode, torch.no_grad():
         draft = begun(loaded)
         seen = torch.zeros(400, dtype=torch.bool, device=FIRST)
-        rules = DraftRules(seen, 1.3, torch.zeros(0, dtype=torch.long, device=FIRST))
+        rules = DraftRules(seen, 1.3, torch.zeros(0, dtype=torch.long, device=FIRST), kind=1.3)
         pending = torch.zeros(2, dtype=torch.long, device=FIRST)
         generator = torch.Generator("cpu")
         (proposal,) = propose([Drafting(draft, pending, 3, 400, rules, 0.0, generator, FixedLength(3))])

@@ -15,15 +15,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lvspec_cli.models.load import LoadedPair, load_model
+from lvspec_cli.models.steps import Workspace, run_again
+from lvspec_cli.speculation.answer import EXACT_RULE
 from lvspec_cli.speculation.draft_length import (
     EXACT_CALIBRATION,
     LOOSE_CALIBRATION,
+    WAIT,
     AdaptiveLength,
+    DraftLengthPolicy,
     FixedLength,
     costs_of_sizes,
     non_weight_bytes,
     policy_for,
     round_cost,
+    taken,
 )
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Adaptation, DecodeSettings, Mode, PairPrompts, RoundCosts, RuleSettings
@@ -161,6 +166,73 @@ def test_laws(
         assert not policy.should_continue(doubtful)
 
 
+@pytest.mark.parametrize(
+    ("wait", "likely", "left", "count"),
+    [
+        (0.0, (), 16, 1),  # a wait costs nothing
+        (0.01, (), 16, 1),  # one token in a hundred is so doubtful that drafting ends: below .1
+        (0.05, (), 16, 2),  # one in twenty: below .22
+        (0.05, (0.5,), 16, 1),
+        (1.0, (), 16, 4),  # .71 three times is .35
+        (1.0, (), 3, 2),
+        (4.0, (), 16, 16),
+        (4.0, (), 7, 4),
+        (4.0, (0.2,), 16, 2),
+    ],
+)
+def test_how_many_are_drafted_before_the_host_looks_at_them(
+    wait: float, likely: tuple[float, ...], left: int, count: int
+) -> None:
+    """At the rate of 1.5, drafting goes on above .15."""
+    assert replace(POLICY, most=16, wait=wait).ahead(likely, left) == count
+
+
+def test_tokens_that_are_drafted_in_any_case_are_not_waited_for() -> None:
+    """Where three doubts in four are accepted, only the seventh token in a row may end drafting."""
+    assert replace(POLICY, most=16, calibration=0.25).ahead((), 16) == 4
+    assert [FixedLength(5).ahead([None] * had, left) for had, left in ((0, 9), (0, 3), (4, 9))] == [5, 3, 1]
+
+
+@given(
+    likely=st.lists(LIKELY, min_size=12, max_size=12),
+    counts=st.lists(st.integers(1, 5), min_size=12, max_size=12),
+    most=st.integers(1, 12),
+    policy=st.builds(
+        AdaptiveLength,
+        st.builds(RoundCosts, draft=st.floats(0.001, 0.5)),
+        st.integers(1, 12),
+        calibration=LIKELY,
+        defer=st.integers(0, 2),
+        wait=st.floats(0, 3),
+    )
+    | st.builds(FixedLength, st.integers(1, 12)),
+)
+def test_drafting_ahead_drafts_what_it_would_token_by_token(
+    likely: list[Any], counts: list[int], most: int, policy: DraftLengthPolicy[Any]
+) -> None:
+    """However many tokens are drafted at a time; and none in vain where all are likelier than is assumed."""
+    wanted = list(likely[:1])
+    while len(wanted) < most and policy.should_continue(wanted):
+        wanted.append(likely[len(wanted)])
+    for asked in (None, iter(counts)):
+        observed, goes_on, ran = tuple[Any, ...](), True, 0
+        while goes_on:
+            count = policy.ahead(observed, most - len(observed)) if asked is None else next(asked)
+            assert asked is not None or 1 <= count <= most - len(observed)
+            ran = len(observed) + count
+            observed, goes_on = taken(policy, observed, likely[len(observed) : ran], most)
+        assert list(observed) == wanted
+        if asked is None and is_sure(policy, likely):
+            assert ran == len(wanted)
+
+
+def is_sure(policy: DraftLengthPolicy[Any], likely: Sequence[float]) -> bool:
+    """Whether no token is more doubtful than the policy assumes of those that it drafts ahead."""
+    if not isinstance(policy, AdaptiveLength):
+        return True
+    return not policy.defer and min(likely) ** 2 >= policy.wait / (1 + policy.wait)
+
+
 def world(seed: int, truth: float) -> Iterator[tuple[float, bool]]:
     """A draft's probability of each next token, and whether it is kept: ``truth`` of its doubt comes true."""
     dice = random.Random(seed)
@@ -241,6 +313,13 @@ def test_a_draft_step_on_a_gpu_costs_about_what_was_measured(
     assert costs_of_sizes(one, other).draft == pytest.approx(measured, rel=0.3)
 
 
+@pytest.mark.parametrize(("weights", "predicted"), [(5.5, 0.134), (1.5, 0.061)])  # 3B in bf16 and in int4
+def test_a_draft_step_in_few_kernels_costs_about_what_is_predicted(weights: float, predicted: float) -> None:
+    layer = non_weight_bytes("cuda", captured=True, fused=True)
+    draft = costs_of_sizes(62.4e9 + 64 * layer, weights * 1e9 + 36 * layer).draft
+    assert draft == pytest.approx(predicted, rel=0.15)
+
+
 def test_of_a_layers_experts_a_row_reads_its_own_alone(tmp_path: Path) -> None:
     """Each further row of a verification reads others: speculation gains little on such targets."""
     target, draft = (load_model(save_model(tmp_path / family, family), device="cpu", dtype="float32")
@@ -256,6 +335,19 @@ def test_of_a_layers_experts_a_row_reads_its_own_alone(tmp_path: Path) -> None:
     assert policy.costs.draft == pytest.approx(plain.draft)
     assert policy.costs.row == pytest.approx(plain.row + experts / 4 / step)
     assert round_cost(0, policy.costs) == pytest.approx(round_cost(0, plain))
+
+
+def test_what_the_host_waits_is_weighed_against_a_step_where_passes_are_captured(pair: LoadedPair) -> None:
+    assert pair.draft is not None
+    head = pair.draft.model.get_output_embeddings()
+    parts = [*pair.draft.family.layers(pair.draft.model), head]
+    weights = sum(weight.nbytes for part in parts for weight in part.parameters())
+    for workspace, wait in ((None, 0.0), (Workspace(run_again), WAIT / weights)):
+        draft = replace(pair.draft, workspace=workspace)
+        for rule in (EXACT_RULE, RuleSettings()):
+            policy = policy_for(AUTO, rule, pair.target, draft)
+            assert isinstance(policy, AdaptiveLength)
+            assert policy.wait == pytest.approx(wait)
 
 
 class _FewerLayers:
@@ -358,8 +450,15 @@ class OnDevice:
     certainty: Tensor
     length: int = 2
 
-    def observe(self, logits: Tensor) -> Sequence[Tensor]:
-        return logits.softmax(dim=-1).amax(dim=-1).unbind()
+    @staticmethod
+    def measure(logits: Tensor) -> Tensor:
+        return logits.softmax(dim=-1).amax(dim=-1)
+
+    def observe(self, measured: Tensor) -> Sequence[Tensor]:
+        return measured.unbind()
+
+    def ahead(self, observed: Sequence[Tensor], left: int) -> int:
+        return min(left, self.length - len(observed))
 
     def should_continue(self, observed: Sequence[Tensor]) -> bool:
         return len(observed) < self.length

@@ -22,6 +22,10 @@ def test_a_dry_run_says_what_a_card_would_be_asked(capsys: pytest.CaptureFixture
         "milliseconds by rows: 1: ",
         "a step predicted: H100 1.5 ms",
         "one step: ",
+        "8 draft steps, every token looked at: ",
+        " ms, 8 waits, ",
+        "8 draft steps, as a chain: ",
+        "us, predicted 70",
     ):
         assert what in said, what
     assert said.count("us, ours / torch's / int4: 1 rows ") == 6
