@@ -157,18 +157,24 @@ class Workspace:
     ``lease``; a decoder with an older lease has lost its clip.
 
     ``capture`` turns a pass into a replay. If the device cannot capture, passes run eagerly from then on; if
-    it cannot capture chains, single passes are replayed.
+    memory is too short for it, until the next clip. If it cannot capture chains, single passes are replayed.
     """
 
     capture: Capture
     cache: KeyValueCache = field(default_factory=KeyValueCache)
-    is_usable: bool = True
+    can_capture: bool = True
     can_chain: bool = True
     chain_after: int = CHAIN_AFTER
     lease: int = 0
     _capacity: int = 0  # of the cache when the steps were captured
     _steps: dict[Hashable, _Captured] = field(default_factory=dict)
     _wanted: Counter[Hashable] = field(default_factory=Counter)  # chains that are not captured yet
+    _short_for: int = -1  # the lease for which memory is short
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether passes over this clip are captured."""
+        return self.can_capture and self._short_for != self.lease
 
     def take(self) -> int:
         """Empty the cache and return a new lease. The decoder with the previous lease loses its clip."""
@@ -207,10 +213,12 @@ class Workspace:
 
         try:
             return self._captured((width, tuple(sorted(watch))), made, finds_rows)
-        except RuntimeError:  # an operation that cannot be captured, or too little memory
-            self.is_usable = False
-            self._steps.clear()
-            return None
+        except torch.OutOfMemoryError:
+            self._short_for = self.lease
+        except RuntimeError:  # an operation that cannot be captured
+            self.can_capture = False
+        self._steps.clear()
+        return None
 
     def chain(
         self,

@@ -344,6 +344,30 @@ def test_layers_in_few_operations_are_not_captured_anew_where_the_memory_grows(s
     assert fixed.target.captured == len(memory._steps) <= 4, "each once, of up to 5 rows"
 
 
+@torch.inference_mode()
+def test_where_memory_was_short_the_passes_of_the_next_clip_are_captured() -> None:
+    failures: list[Exception] = [torch.OutOfMemoryError("short")]
+
+    def capture(run: Callable[[], StepOutputs]) -> Replay:
+        if failures:
+            raise failures.pop()
+        return run_again(run)
+
+    def step() -> object:
+        return workspace.step(1, (), torch.zeros(1, 1, 4), lambda inputs, rows: pytest.fail("it is not run"))
+
+    workspace = Workspace(capture)
+    workspace.cache.reserve(4)
+    assert (step(), step(), workspace.is_usable) == (None, None, False)
+    workspace.take()
+    assert step() is not None
+    failures.append(RuntimeError("not permitted"))
+    workspace.release()
+    assert (step(), workspace.is_usable) == (None, False)
+    workspace.take()
+    assert step() is None
+
+
 @pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
 @torch.inference_mode()
 def test_what_is_known_of_the_rows_of_a_pass(subject: Subject) -> None:
@@ -353,7 +377,7 @@ def test_what_is_known_of_the_rows_of_a_pass(subject: Subject) -> None:
     half, prompt = replace(whole, dtype=torch.bfloat16), subject.prompts("odd").target
     for stands_alone, usable, known in ((True, True, MOST_ROWS), (False, True, 0), (True, False, 0)):
         fused = replace(whole.fused, rows_stand_alone=stands_alone)
-        decoder = Decoder(replace(half, fused=fused, workspace=Workspace(run_again, is_usable=usable)))
+        decoder = Decoder(replace(half, fused=fused, workspace=Workspace(run_again, can_capture=usable)))
         assert decoder.exact_rows == 0
         decoder.encode(prompt)
         decoder.begin(prompt, 8)
