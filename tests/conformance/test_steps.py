@@ -12,7 +12,7 @@ from torch import Tensor
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.families import FAMILIES
 from lvspec_cli.models.kernels.fused import MOST_ROWS, FusedLayers, Operations, Twins, fuse_layers
-from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.packed import Packed
 from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.models.steps import MOST_CAPTURED, WIDTHS, Replay, StepOutputs, Workspace, run_again, width_of
 from lvspec_cli.speculation.engine import Session
@@ -58,7 +58,7 @@ def in_few(loaded: LoadedModel, operations: Operations) -> FusedLayers | None:
 class Uneven(OneByOne):
     """Products in which rows are not quite what they are alone."""
 
-    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
         return super().multiply(inputs, weight, bias) * (1.01 if len(inputs) > 1 else 1.0)
 
 
