@@ -42,10 +42,10 @@ def test_kernels_are_their_twins() -> None:
         (22016, 2048, False),
     ):
         check_products(outputs, inputs, biased, DEVICE, most=33)
-    for shape in (*PACKED, (2560, 2048, True), (2048, 11008, False)):
-        check_packed(Packed4, *shape, DEVICE, most=33)
-    for shape in (*PACKED, (7168, 5120, True), (5120, 27648, False)):
-        check_packed(Packed8, *shape, DEVICE, most=33)
+    for outputs, inputs, biased in (*PACKED, (2560, 2048, True), (2048, 11008, False)):
+        check_packed(Packed4, outputs, inputs, biased, DEVICE, most=33)
+    for outputs, inputs, biased in (*PACKED, (7168, 5120, True), (5120, 27648, False)):
+        check_packed(Packed8, outputs, inputs, biased, DEVICE, most=33)
     check_rounding(CLIP_ROWS, 27648, DEVICE)
     check_layer(DEVICE)
 
