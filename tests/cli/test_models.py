@@ -390,8 +390,8 @@ def test_what_needs_other_files_is_refused_before_anything_slow(
 
 def test_a_pair_in_fp8_answers_on_a_cpu_too(here: Run) -> None:
     clip = ROOT / "lvspec_cli" / "demo" / "clips" / "clip_0001.mp4"
-    done = here("ask", clip, "What happens?", "--pair", "demo", "--device", "cpu", "--mode", "exact", "--json",
-                "--quant-target", "fp8", "--quant-draft", "fp8", "--max-new-tokens", "8")  # fmt: skip
+    kept = ("--quant-target", "fp8", "--quant-draft", "fp8", "--device", "cpu", "--mode", "exact")
+    done = here("ask", clip, "What happens?", "--pair", "demo", *kept, "--max-new-tokens", "8", "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["lossless"]
