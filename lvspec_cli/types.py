@@ -85,7 +85,7 @@ class Quantisation(StrEnum):
     BF16 = "bf16"
     NF4 = "nf4"
     INT8 = "int8"
-    FP8 = "fp8"
+    FP8 = "fp8"  # packed by ``models.kernels.fp8``, but for files that are made so
     AWQ = "awq"
     GPTQ = "gptq"
     TORCHAO_INT4 = "torchao-int4"

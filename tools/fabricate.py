@@ -17,12 +17,12 @@ from lvspec_cli.memory.sizes import size_of_model
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
-from lvspec_cli.models.kernels.fused import int4_product
-from lvspec_cli.models.kernels.int4 import pack_linear_layers
+from lvspec_cli.models.kernels.fused import packed_product
+from lvspec_cli.models.kernels.packed import pack_linear_layers
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.load import LoadedModel, choose_dtype, fused_layers, install_kernels
 from lvspec_cli.models.processing import quiet
-from lvspec_cli.models.quantise import torchao_format
+from lvspec_cli.models.quantise import packed_kind, torchao_format
 from lvspec_cli.models.read import read_config
 from lvspec_cli.models.steps import workspace_for
 from lvspec_cli.pairs.files import known_config
@@ -53,7 +53,7 @@ def fabricate(
 ) -> LoadedModel:
     """A model whose decoder layers are made and packed one by one: never more than one is there unpacked.
 
-    It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4, int4 or torchao-int4.
+    It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4, int4, fp8 or torchao-int4.
     """
     family = family_of(config.model_type, name)
     dtype = choose_dtype("auto", device, quantisation, float16_is_safe=family.float16_is_safe)
@@ -66,18 +66,18 @@ def fabricate(
     layers = family.layers(model)
     text = deepcopy(config.get_text_config())
     text._attn_implementation = _ATTENTION["text_config"]
-    kind = type(layers[0])
-    multiply = int4_product(device, dtype) if quantisation is Quantisation.INT4 else None
+    layer_kind, packed = type(layers[0]), packed_kind(quantisation)
+    multiply = packed_product(packed, device, dtype) if packed else None
     for number in range(text.num_hidden_layers):
         with torch.device(device), _default_dtype(dtype):
-            layer = kind(text, number)
+            layer = layer_kind(text, number)
         _randomise(layer)
         if quantisation is Quantisation.NF4:
             _pack(layer, dtype)
         elif quantisation is Quantisation.TORCHAO_INT4:
             _pack_by_torchao(layer, device.type)
-        elif multiply is not None:
-            pack_linear_layers(layer, None, multiply)
+        elif packed and multiply:
+            pack_linear_layers(layer, None, packed, multiply)
         if number:
             layers.append(layer)
         else:

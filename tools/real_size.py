@@ -48,6 +48,7 @@ REPOS = {
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17)  # rows of a verification: gamma + 1
 GAMMAS = (4, 8, 12)
 LENGTHS = (2.0, 3.0, 4.0, 6.0)  # mean accepted lengths that speedups are printed for
+LENGTH, ANSWER = 4.0, 200  # accepted length and tokens for which the seconds of a clip are
 SIDE = 448  # pixels of a square frame
 TEXT = 48  # tokens of text before the video, and behind it
 NARROW_SIDE = 224  # of a frame for a narrow model: whole patches of every family
@@ -89,6 +90,13 @@ def costs(target: ClipFigures, draft: ClipFigures, gamma: int) -> CostModel:
     """c and v of a pair (docs/design.md, "What a round costs") over one clip, without the host's overhead."""
     step = target.steps[1]
     return CostModel(c=draft.steps[1] / step, v=target.steps[gamma + 1] / step, o=0.0, drafted=gamma)
+
+
+def clip_seconds(target: ClipFigures, draft: ClipFigures, gamma: int) -> float:
+    """A clip and its answer: both prefills, and rounds of which each keeps so many tokens. The processor, and
+    what a round spends on the host, are not in it."""
+    a_round = gamma * draft.steps[1] + target.steps[gamma + 1]
+    return target.prefill_s + draft.prefill_s + ANSWER / LENGTH * a_round
 
 
 def prompt_of_noise(loaded: LoadedModel, frames: int, side: int) -> Prompt:
@@ -384,7 +392,7 @@ def model_lines(figures: ModelFigures) -> Iterator[str]:
 
 
 def pair_lines(target: ModelFigures, draft: ModelFigures) -> Iterator[str]:
-    """c, v, and the speedups that they allow, clip by clip and gamma by gamma."""
+    """c, v, the speedups that they allow, and seconds with prefill, clip by clip and gamma by gamma."""
     yield f"{target.model} {target.quantisation} with {draft.model} {draft.quantisation}"
     drafts = {clip.frames: clip for clip in draft.clips}
     for one in target.clips:
@@ -396,7 +404,9 @@ def pair_lines(target: ModelFigures, draft: ModelFigures) -> Iterator[str]:
             speedups = ", ".join(
                 f"{model.speedup(length):.2f} at {length:g}" for length in LENGTHS if length <= gamma + 1
             )
-            yield f"  {one.frames} frames, gamma {gamma}: c {model.c:.3f}, v {model.v:.2f}; {speedups}"
+            seconds = clip_seconds(one, other, gamma)
+            told = "" if math.isnan(seconds) else f"; {ANSWER} tokens in {seconds:.2f} s at {LENGTH:g}"
+            yield f"  {one.frames} frames, gamma {gamma}: c {model.c:.3f}, v {model.v:.2f}; {speedups}{told}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -408,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--quantisations",
         nargs="+",
         default=["bf16", "nf4"],
-        choices=["bf16", "nf4", "int4", "torchao-int4", "none"],
+        choices=["bf16", "nf4", "int4", "fp8", "torchao-int4", "none"],
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--device", default="auto")

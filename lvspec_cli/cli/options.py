@@ -165,15 +165,16 @@ class Loading(OptionGroup):
     cuda_graphs: bool = flag(
         True,
         "Capture an answer's passes as CUDA graphs, where a model is whole on one GPU and in none, bf16, "
-        "nf4, int4 or torchao-int4: a step then costs the host one launch.",
+        "nf4, int4, fp8 or torchao-int4: a step then costs the host one launch.",
         "--cuda-graphs/--no-cuda-graphs",
     )
     quant_target: Quantisation = flag(
         Quantisation.AUTO,
         "What the target's weights are kept in. auto: as the files are where that fits, else packed by what "
-        "is fast on this device (`lvspec models fit` explains). fp8 wants a GPU, the others run on CPUs, "
-        "too; awq and gptq take files made so. Mode exact is ar to the letter in float32, on a GPU with "
-        "none, bf16, nf4 and int4 only; else near ties may fall the other way (a record's `lossless` tells).",
+        "is fast on this device (`lvspec models fit` explains). awq and gptq take files made so; fp8 needs a "
+        "GPU of compute capability 8.9, or a CPU, where it saves memory only. Mode exact is ar to the letter "
+        "in float32, on a GPU with none, bf16, nf4, int4 and fp8 only; else near ties may fall the other way "
+        "(a record's `lossless` tells).",
         metavar="KIND",
     )
     quant_draft: Quantisation = flag(

@@ -24,9 +24,8 @@ SPARE_ROWS = 512  # extra rows that a cache may allocate, see ``models.cache``
 TEXT_TOKENS = 256  # tokens of a prompt besides the video
 
 # Bytes of one weight in a quantised matrix, scales included. nf4: blocks of 64 with a scale of one byte, and
-# a float32 scale for 256 of these scales; int8: a scale a row; fp8: blocks of 128 x 128; int4: groups of 64
-# with a scale; the others: groups of 128 with a scale and a zero point (which torchao keeps in the compute
-# dtype).
+# a float32 scale for 256 of these scales; int8 and fp8: a scale a row; int4: groups of 64 with a scale; the
+# others: groups of 128 with a scale and a zero point (which torchao keeps in the compute dtype).
 MATRIX_BYTES: Mapping[Quantisation, float] = {
     Quantisation.NF4: 0.5 + 1 / 64 + 4 / (64 * 256),
     Quantisation.INT8: 1.0,

@@ -402,6 +402,7 @@ def _other_pair(machine: Machine) -> str:
 
 
 GAMMA = 8  # assumed for decisions
+_AT_LOAD = (*CANDIDATES, Quantisation.FP8, Quantisation.TORCHAO_INT4)  # made of ordinary weights
 
 
 @dataclass(frozen=True)
@@ -467,7 +468,7 @@ def fit_pair(
     request = _default_request(machine, *files)
     decision = decide(machine, sizes, load, request, gamma=GAMMA, width_limit=width_limit)
     possible: dict[tuple[Quantisation, Quantisation], Quantisation] = {}
-    for kind in _quantisations_on(machine):
+    for kind in _AT_LOAD:
         possible.setdefault((files[0] or kind, files[1] or kind), kind)
     rows = tuple(
         FitRow(kind, *of_both, planned(machine, sizes, load, request, *of_both))
@@ -499,12 +500,6 @@ def first_that_fits(pairs: Mapping[str, Pair], machine: Machine) -> PairFit | No
             if fit.decision.plan.fits:
                 return fit
     return None
-
-
-def _quantisations_on(machine: Machine) -> tuple[Quantisation, ...]:
-    """The quantisations that the machine can apply to ordinary weights while it loads them."""
-    gpu_only = (Quantisation.FP8,) if machine.gpus else ()
-    return (*CANDIDATES, *gpu_only, Quantisation.TORCHAO_INT4)
 
 
 def _default_request(

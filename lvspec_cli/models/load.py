@@ -25,9 +25,9 @@ from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
 from lvspec_cli.models.kernels import small_batch
-from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, int4_product, triton_operations
-from lvspec_cli.models.kernels.int4 import pack_linear_layers
+from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, packed_product, triton_operations
 from lvspec_cli.models.kernels.norms import fuse_norms
+from lvspec_cli.models.kernels.packed import pack_linear_layers
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.prompt_length import positions_of
@@ -40,6 +40,7 @@ from lvspec_cli.models.quantise import (
     in_memory_quantisation,
     is_row_by_row,
     keep_inputs,
+    packed_kind,
     quantisation_of_files,
     quantiser,
     unconverted_modules,
@@ -81,6 +82,12 @@ class LoadedModel:
     def positions(self) -> int:
         """The most tokens of a prompt and its answer together."""
         return positions_of(self.model.config.get_text_config())
+
+    @property
+    def reads_in_8_bits(self) -> bool:
+        """Whether a pass over a clip may round its inputs to 8 bits, which no pass of fewer rows does: see
+        ``models.kernels.fp8``."""
+        return self.quantisation is Quantisation.FP8 and self.device.type == "cuda"
 
     @property
     def full_precision(self) -> bool:
@@ -245,13 +252,15 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
             model = _read_weights(folder, name, config, dtype, options)
         if files is Quantisation.FP8 and quantisation is Quantisation.NONE:
             model = model.to(dtype)  # dequantised weights have the dtype of their scales
-        if quantisation is Quantisation.INT4:
+        kind = packed_kind(quantisation, files)
+        if kind is not None:
             there = devices[0] if len(devices) == 1 else None
-            pack_linear_layers(family.layers(model), there, int4_product(devices[0], dtype))
+            pack_linear_layers(family.layers(model), there, kind, packed_product(kind, devices[0], dtype))
             model = model if there is None else model.to(there)
         if devices[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
             keep_inputs(model, dtype)
-        can_capture = request.captured and not family.waits_for_host
+        by_hub_kernels = files is quantisation is Quantisation.FP8  # which were not made to be captured
+        can_capture = request.captured and not family.waits_for_host and not by_hub_kernels
         workspace = workspace_for(devices, quantisation) if can_capture else None
         family.prepare(model)
         join_windows(model)
@@ -313,7 +322,7 @@ def fused_layers(
     family: Family, model: Any, device: torch.device, quantisation: Quantisation, dtype: torch.dtype
 ) -> FusedLayers | None:
     """The language model in few kernels, if they read its weights and the device has them."""
-    if quantisation not in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4):
+    if quantisation not in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4, Quantisation.FP8):
         return None
     operations = triton_operations(device, dtype)
     return fuse_layers(family.layers(model), family.language(model).norm, model.lm_head, operations)
@@ -332,8 +341,9 @@ def _loading_options(
     ``quantisation``: how weights are quantised as they are read; NONE if the files are quantised already.
     """
     # Packed by ourselves, matrix by matrix, so that a GPU never holds all of them unpacked.
-    options = {"device_map": {"": "cpu" if quantisation is Quantisation.INT4 else str(devices[0])}}
-    if len(devices) == 1 and quantisation in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4):
+    kind = packed_kind(quantisation)
+    options = {"device_map": {"": str(devices[0]) if kind is None else "cpu"}}
+    if len(devices) == 1 and (kind or quantisation in (Quantisation.NONE, Quantisation.BF16)):
         return options
     blocks, unconverted = _language_blocks(config, family)
     if len(devices) > 1:

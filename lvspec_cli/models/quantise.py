@@ -25,16 +25,17 @@ from transformers import AwqConfig, BitsAndBytesConfig, FineGrainedFP8Config, GP
 from lvspec_cli.errors import PairError, UsageError
 from lvspec_cli.host import install_command
 from lvspec_cli.models.kernels import small_batch
+from lvspec_cli.models.kernels.fp8 import Packed8
+from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.packed import Packed
 from lvspec_cli.types import Quantisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Kernels that compute in one dtype only.
-_COMPUTES_IN = {
-    Quantisation.BF16: torch.bfloat16,
-    Quantisation.FP8: torch.bfloat16,
-}
+_COMPUTES_IN = {Quantisation.BF16: torch.bfloat16}
 _COMPUTES_IN_ON_A_GPU = {
+    Quantisation.FP8: torch.bfloat16,
     Quantisation.AWQ: torch.float16,
     Quantisation.GPTQ: torch.float16,
     Quantisation.TORCHAO_INT4: torch.bfloat16,
@@ -42,7 +43,7 @@ _COMPUTES_IN_ON_A_GPU = {
 _PACKAGES = {
     Quantisation.NF4: ("bitsandbytes",),
     Quantisation.INT8: ("bitsandbytes",),
-    Quantisation.FP8: ("kernels",),
+    Quantisation.FP8: ("kernels",),  # of files that are made so; what we pack has kernels of our own
     Quantisation.AWQ: ("gptqmodel",),
     Quantisation.GPTQ: ("gptqmodel", "optimum"),
     Quantisation.TORCHAO_INT4: ("torchao",),
@@ -54,7 +55,8 @@ _EXTRAS = {
     Quantisation.TORCHAO_INT4: "torchao",
 }
 _LEAST_CAPABILITY = {Quantisation.FP8: (8, 9), Quantisation.TORCHAO_INT4: (8, 0)}
-_ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4, Quantisation.INT4})
+_PACKED = {Quantisation.INT4: Packed4, Quantisation.FP8: Packed8}
+_ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4, *_PACKED})
 _ROW_BY_ROW_ON_A_CPU = frozenset(
     {Quantisation.INT8, Quantisation.AWQ, Quantisation.GPTQ, Quantisation.TORCHAO_INT4}
 )
@@ -149,6 +151,14 @@ def in_memory_quantisation(
     return Quantisation.NONE if dequantised else quantisation
 
 
+def packed_kind(quantisation: Quantisation, files: Quantisation | None = None) -> type[Packed] | None:
+    """What matrices are packed to by ourselves, while a model is loaded; None if they are not.
+
+    :param files: the quantisation of the model's files. Those that are in fp8 already stay as they are.
+    """
+    return None if files is quantisation else _PACKED.get(quantisation)
+
+
 def is_row_by_row(quantisation: Quantisation, device_type: str) -> bool:
     """Whether a row's results do not depend on the pass's other rows, so that exact mode is exact.
 
@@ -175,14 +185,16 @@ def keep_inputs(model: Any, dtype: torch.dtype) -> None:
 
 def check_usable(quantisation: Quantisation, device: torch.device, files: Quantisation | None = None) -> None:
     """
-    :param files: the quantisation of the model's files; torchao's have a layout for GPUs.
+    :param files: the quantisation of the model's files. Those in fp8 need a package on a GPU; torchao's have
+        a layout for GPUs.
     :raises PairError: the quantisation does not run on the device, or a package is missing.
     """
-    gpu_only = quantisation is Quantisation.FP8 or files is Quantisation.TORCHAO_INT4
-    gpu_or_cpu_only = quantisation is Quantisation.TORCHAO_INT4
+    gpu_only = files is Quantisation.TORCHAO_INT4
+    gpu_or_cpu_only = quantisation in (Quantisation.TORCHAO_INT4, Quantisation.FP8)
     if device.type != "cuda" and (gpu_only or (gpu_or_cpu_only and device.type != "cpu")):
         raise PairError(f"{quantisation} needs a CUDA device, not {device}", "use nf4 or int8 here")
-    missing = [name for name in _PACKAGES.get(quantisation, ()) if find_spec(name) is None]
+    needed = () if packed_kind(quantisation, files) else _PACKAGES.get(quantisation, ())
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         extra = _EXTRAS.get(quantisation)
         what = [f"lvspec[{extra}]"] if extra else missing
@@ -191,9 +203,9 @@ def check_usable(quantisation: Quantisation, device: torch.device, files: Quanti
         )
     least = _LEAST_CAPABILITY.get(quantisation)
     if least and device.type == "cuda" and torch.cuda.get_device_capability(device) < least:
-        gpu, needed = torch.cuda.get_device_name(device), ".".join(map(str, least))
+        gpu, number = torch.cuda.get_device_name(device), ".".join(map(str, least))
         raise PairError(
-            f"{quantisation} needs a GPU of compute capability {needed}, which {gpu} is not",
+            f"{quantisation} needs a GPU of compute capability {number}, which {gpu} is not",
             "use nf4 or int8 here",
         )
 
@@ -321,8 +333,6 @@ def quantiser(
             # Otherwise it prints for every layer that it computes in float16.
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unconverted)
-        case Quantisation.FP8:
-            return FineGrainedFP8Config(modules_to_not_convert=unconverted)
         case Quantisation.TORCHAO_INT4:
             return TorchAoConfig(torchao_format(device_type), modules_to_not_convert=unconverted)
         case _:

@@ -40,6 +40,7 @@ _CAPTURED = frozenset(
         Quantisation.NF4,
         Quantisation.TORCHAO_INT4,
         Quantisation.INT4,
+        Quantisation.FP8,
     }
 )
 

@@ -198,6 +198,8 @@ class Session:
     ) -> None:
         self._prefix = None
         watch = [*([0] if follow else []), *(at + 1 for at in layers)]
+        # The question's own results must not depend on whether it is run with the clip.
+        with_question = with_question and not self.target.loaded.reads_in_8_bits
         passed = self.target.encode(prompts.target, watch, with_question=with_question)
         if follow and self.draft is not None:
             self.draft.follow(passed)

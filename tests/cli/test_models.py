@@ -174,7 +174,7 @@ def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
         "auto: none on cpu: the target fits as it is, so does the draft" in shown.stdout,
     ) == (0, True)
     rows = [line.split("\t")[0] for line in shown.stdout.splitlines()]
-    assert rows[2:-2] == ["none", "int8", "nf4", "torchao-int4"]  # fp8 is made on a GPU only
+    assert rows[2:-2] == ["none", "int8", "nf4", "fp8", "torchao-int4"]
     assert rows[-1].startswith("at once: memory for ")
     unknown = tiny_models.parent / "unknown.yaml"
     unknown.write_text("pairs:\n  odd:\n    target: {repo: a/b}\n    draft: {repo: a/c}\n")
@@ -377,15 +377,28 @@ def test_doctor_says_what_is_wrong_with_settings(here: Run, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("flag", ["--quant-target", "--quant-draft"])
-def test_what_needs_a_gpu_is_refused_before_anything_slow(
+def test_what_needs_other_files_is_refused_before_anything_slow(
     here: Run, video_file: Path, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
     monkeypatch.setattr(
         "lvspec_cli.models.load.load_models", lambda *_, **__: pytest.fail("weights are read")
     )
-    done = here("ask", video_file, "What happens?", "--pair", "demo", "--device", "cpu", flag, "fp8")
+    done = here("ask", video_file, "What happens?", "--pair", "demo", "--device", "cpu", flag, "awq")
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.splitlines() == [
-        "error: fp8 needs a CUDA device, not cpu",
-        "try: use nf4 or int8 here",
-    ]
+    half = "target" if flag == "--quant-target" else "draft"
+    assert re.fullmatch(
+        rf"error: \S*{half} is not quantised by awq, which needs files made so\n"
+        "try: name a model that is, or use nf4\n",
+        done.stderr,
+    )
+
+
+def test_a_pair_in_fp8_answers_on_a_cpu_too(here: Run) -> None:
+    clip = ROOT / "lvspec_cli" / "demo" / "clips" / "clip_0001.mp4"
+    kept = ("--quant-target", "fp8", "--quant-draft", "fp8", "--device", "cpu", "--mode", "exact")
+    done = here("ask", clip, "What happens?", "--pair", "demo", *kept, "--max-new-tokens", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["lossless"]
+    loading = record["settings"]["loading"]
+    assert (loading["target"], loading["draft"], loading["dtype"]) == ("fp8", "fp8", "float32")

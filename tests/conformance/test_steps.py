@@ -15,7 +15,7 @@ from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.families import FAMILIES
 from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.kernels.fused import MOST_ROWS, FusedLayers, Operations, Twins, fuse_layers
-from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.packed import Packed
 from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.models.steps import (
     CHAIN_AFTER,
@@ -89,7 +89,7 @@ def in_few(loaded: LoadedModel, operations: Operations) -> FusedLayers | None:
 class Uneven(OneByOne):
     """Products in which rows are not quite what they are alone."""
 
-    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
         return super().multiply(inputs, weight, bias) * (1.01 if len(inputs) > 1 else 1.0)
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import lvspec_cli
+from lvspec_cli.models.kernels.fp8 import CLIP_ROWS, Packed8
+from lvspec_cli.models.kernels.fused import packed_product
+from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.load import load_model
 from lvspec_cli.types import Quantisation
 from tests.gpu.conftest import DEVICE, NEEDS_GPU
@@ -26,6 +30,7 @@ def test_kernels_are_their_twins() -> None:
         check_layer,
         check_packed,
         check_products,
+        check_rounding,
     )
 
     for shape in (*SHAPES, (40, 8, 128, 17, 200), (16, 2, 128, 33, 340)):
@@ -38,7 +43,10 @@ def test_kernels_are_their_twins() -> None:
     ):
         check_products(outputs, inputs, biased, DEVICE, most=33)
     for outputs, inputs, biased in (*PACKED, (2560, 2048, True), (2048, 11008, False)):
-        check_packed(outputs, inputs, biased, DEVICE, most=33)
+        check_packed(Packed4, outputs, inputs, biased, DEVICE, most=33)
+    for outputs, inputs, biased in (*PACKED, (7168, 5120, True), (5120, 27648, False)):
+        check_packed(Packed8, outputs, inputs, biased, DEVICE, most=33)
+    check_rounding(CLIP_ROWS, 27648, DEVICE)
     check_layer(DEVICE)
 
 
@@ -49,6 +57,15 @@ def test_models_in_16_bits_run_by_them() -> None:
     assert load_model(BUNDLED, device=DEVICE, dtype="float32").fused is None
     packed = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=Quantisation.NF4)
     assert packed.fused is None
-    ours = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=Quantisation.INT4).fused
-    assert ours is not None
-    assert ours.rows_stand_alone
+    for quantisation in (Quantisation.INT4, Quantisation.FP8):
+        ours = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=quantisation).fused
+        assert ours is not None
+        assert ours.rows_stand_alone
+
+
+def test_inputs_of_clips_are_rounded_on_a_gpu_of_capability_9() -> None:
+    """Elsewhere torch may lack the product, and one matrix at a time is unpacked."""
+    kernels = pytest.importorskip("lvspec_cli.models.kernels.fp8_kernels")
+    device = torch.device(DEVICE)
+    if DEVICE == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        assert packed_product(Packed8, device, torch.bfloat16) is kernels.multiply_clips

@@ -41,6 +41,7 @@ WAYS = [
     ("bfloat16", Quantisation.NF4),
     ("bfloat16", Quantisation.INT8),
     ("bfloat16", Quantisation.INT4),
+    ("bfloat16", Quantisation.FP8),
 ]
 
 
@@ -83,7 +84,8 @@ def test_what_is_packed(pair: LoadedPair) -> None:
     kind = {
         Quantisation.NF4: "Linear4bit",
         Quantisation.INT8: "Linear8bitLt",
-        Quantisation.INT4: "Int4Linear",
+        Quantisation.INT4: "PackedLinear",
+        Quantisation.FP8: "PackedLinear",
     }
     target = pair.target
     layers = target.family.layers(target.model)
@@ -121,7 +123,9 @@ def test_rows_that_nf4_takes_at_once(name: str, monkeypatch: pytest.MonkeyPatch)
     assert min(written) - 1 == verification_width_limit(Quantisation.NF4, device, bitsandbytes.__version__)
 
 
-@pytest.mark.parametrize("quantisation", [Quantisation.BF16, Quantisation.NF4, Quantisation.INT4])
+@pytest.mark.parametrize(
+    "quantisation", [Quantisation.BF16, Quantisation.NF4, Quantisation.INT4, Quantisation.FP8]
+)
 def test_the_bench_of_real_sizes(quantisation: Quantisation) -> None:
     """At a tiny size, where what is planned of a prefill is not to scale."""
     config, device = tiny("Qwen/Qwen2.5-VL-7B-Instruct"), torch.device(DEVICE)

@@ -431,9 +431,9 @@ def quantised(folder: Path, method: str | None) -> Source:
     [
         (
             (None, None),
-            {("none", "none"), ("int8", "int8"), ("nf4", "nf4"), ("torchao-int4", "torchao-int4")},
+            {(kind, kind) for kind in ("none", "int8", "nf4", "fp8", "torchao-int4")},
         ),
-        (("awq", None), {("awq", "none"), ("awq", "int8"), ("awq", "nf4"), ("awq", "torchao-int4")}),
+        (("awq", None), {("awq", kind) for kind in ("none", "int8", "nf4", "fp8", "torchao-int4")}),
         (("awq", "gptq"), {("awq", "gptq")}),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
@@ -9,10 +11,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.cache import KeyValueCache, Stored
+from lvspec_cli.models.kernels import fp8_kernels, int4_kernels
+from lvspec_cli.models.kernels.fp8 import CODE, Packed8, by_rounding
 from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, fuse_layers
 from lvspec_cli.models.kernels.fused_kernels import Kernels
-from lvspec_cli.models.kernels.int4 import Packed4, by_unpacking
-from lvspec_cli.models.kernels.int4_kernels import unpacked
+from lvspec_cli.models.kernels.packed import Packed, by_unpacking, is_near
 
 # Heads, key heads, size of a head, rows and the first one's slot: in one stretch of keys, and across two.
 SHAPES = ((4, 2, 16, 1, 0), (6, 1, 40, 3, 254), (2, 1, 16, 16, 120))
@@ -101,19 +104,41 @@ def check_products(outputs: int, inputs: int, biased: bool, device: str = "cpu",
         assert torch.equal(found, whole[most - count :]), count
 
 
-def check_packed(outputs: int, inputs: int, biased: bool, device: str = "cpu", most: int = 16) -> None:
-    """The same of weights in 4 bits, which are unpacked as the twin unpacks them."""
+def check_packed(
+    kind: type[Packed], outputs: int, inputs: int, biased: bool, device: str = "cpu", most: int = 17
+) -> None:
+    """The same of packed weights, which are unpacked as the twin unpacks them."""
     generator = torch.Generator().manual_seed(outputs)
     weight, bias, rows = (
         torch.randn(shape, generator=generator).half().to(device)
         for shape in ((outputs, inputs), (outputs,), (most, inputs))
     )
-    matrix, added = Packed4.of(weight), bias if biased else None
+    matrix, added = kind.of(weight), bias if biased else None
+    unpacked: Any = fp8_kernels.unpacked if kind is Packed8 else int4_kernels.unpacked
     assert torch.equal(unpacked(matrix, torch.float32), matrix.unpacked(torch.float32))
     whole = Kernels().multiply(rows, matrix, added)
     assert_close(whole, by_unpacking(rows.float(), matrix, None if added is None else added.float()).half())
-    for count in (1, 2, 9):
+    for count in (1, 2, 5, 16) if inputs < 512 else (1, 9):  # larger ones take the interpreter long
         assert torch.equal(Kernels().multiply(rows[most - count :], matrix, added), whole[most - count :])
+
+
+def check_rounding(rows: int, width: int, device: str = "cpu") -> None:
+    """Inputs get the codes and scales that weights would."""
+    generator = torch.Generator().manual_seed(rows)
+    inputs = torch.randn(rows, width, generator=generator).bfloat16()
+    inputs *= 2.0 ** (torch.arange(rows) % 19 - 9)[:, None]
+    inputs[0] = 0
+    if device == "cpu":  # Triton's interpreter does not round to the nearest: it gets what has a code
+        inputs = Packed8.of(inputs).unpacked(torch.bfloat16)
+    inputs = inputs.to(device)
+    found, expected = fp8_kernels.rounded(inputs), Packed8.of(inputs)
+    assert torch.equal(found.scales, expected.scales)
+    assert found.codes.dtype == CODE
+    assert torch.equal(found.codes.float(), expected.codes.float())
+    # The product of two such matrices is torch's.
+    matrix, bias = Packed8.of(torch.randn(48, width, generator=generator).to(device)), inputs.new_ones(48)
+    expected_product = by_rounding(inputs.float(), matrix, bias.float())
+    assert is_near(fp8_kernels.multiply_clips(inputs, matrix, bias), expected_product)
 
 
 def fused_llama(operations: list[Operations], kind: torch.dtype, device: str = "cpu") -> FusedLayers | None:

@@ -19,6 +19,7 @@ from transformers.activations import GELUActivation
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import FAMILIES
 from lvspec_cli.models.kernels import fused as fused_module
+from lvspec_cli.models.kernels.fp8 import Packed8
 from lvspec_cli.models.kernels.fused import (
     MOST_ROWS,
     FusedLayers,
@@ -28,10 +29,12 @@ from lvspec_cli.models.kernels.fused import (
     pays,
     triton_operations,
 )
-from lvspec_cli.models.kernels.int4 import Packed4, by_unpacking, pack_linear_layers
+from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.packed import Packed, PackedLinear, by_unpacking, pack_linear_layers
 from lvspec_cli.models.kernels.products import INPUTS, OUTPUTS, splits_of
 from lvspec_cli.models.load import fused_layers
 from lvspec_cli.types import Quantisation
+from tests.models.compiled import compiled
 from tests.tiny_families import TINY, TinyShape
 
 
@@ -77,20 +80,25 @@ def test_layers_of_every_family_are_what_they_were_or_stay(family: str) -> None:
         assert not made.takes(torch.empty(1, 1, size // 2)), "a part of each head is rotated"
 
 
-def test_layers_in_four_bits_are_joined_too() -> None:
+@pytest.mark.parametrize("kind", [Packed4, Packed8])
+def test_packed_layers_are_joined_too(kind: type[Packed]) -> None:
     model = model_of("smolvlm")
     layers = model.model.text_model.layers
-    assert pack_linear_layers(layers, None, by_unpacking) == 14
+    assert pack_linear_layers(layers, None, kind, by_unpacking) == 14
     made = fused_of(model)
     assert made is not None
     attention, joined = layers[1].self_attn, made.layers[1].projection.weight
-    assert isinstance(joined, Packed4)
-    for name in ("words", "scales"):
+    assert isinstance(joined, kind)
+    for name in kind.names():
         parts = [getattr(part, name) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
         assert {part.untyped_storage().data_ptr() for part in parts} == {
             getattr(joined, name).untyped_storage().data_ptr()
         }
     assert fused_of(model, Louder()) is None
+    other = Packed8 if kind is Packed4 else Packed4
+    up = layers[1].mlp.up_proj
+    layers[1].mlp.up_proj = PackedLinear(other.of(up.matrix.unpacked(torch.float32)), None, by_unpacking)
+    assert fused_of(model) is None
 
 
 class Quantised(nn.Linear):
@@ -122,7 +130,7 @@ class Broken(Twins):
 class OneByOne(Twins):
     """Products in which a row does not depend on the others."""
 
-    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
         return torch.cat([super(OneByOne, self).multiply(row[None], weight, bias) for row in inputs])
 
     def attend(self, queries: Tensor, *stored: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -140,7 +148,7 @@ class OneByOne(Twins):
 class Mixing(OneByOne):
     """Nearly: what a row gets depends on how many there are, by less than what rounding may change."""
 
-    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
         return super().multiply(inputs, weight, bias) * (1 + 1e-6 * (len(inputs) > 12))
 
 
@@ -208,42 +216,27 @@ def test_where_layers_are_made_of_kernels(monkeypatch: pytest.MonkeyPatch) -> No
     for quantisation in Quantisation:
         made = fused_layers(FAMILIES["smolvlm"], model_of("smolvlm"), gpu, quantisation, torch.bfloat16)
         assert (made is not None) == (
-            quantisation in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4)
+            quantisation in (Quantisation.NONE, Quantisation.BF16, Quantisation.INT4, Quantisation.FP8)
         )
-    assert asked == [(gpu, torch.bfloat16)] * 3
+    assert asked == [(gpu, torch.bfloat16)] * 4
 
 
 def test_the_kernels_compile_for_a_gpu() -> None:
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    pytest.importorskip("triton")
     from lvspec_cli.models.kernels import fused_kernels as kernels
 
-    floats = dict.fromkeys(("parts", "maxima", "sums", "shares", "to_video"), "*fp32")
-    floats |= dict.fromkeys(("slots", "table", "places"), "*i64")
-    floats |= dict.fromkeys(("epsilon", "scaling"), "fp32")
-    numbers = dict.fromkeys(
-        ("width", "rows", "heads", "key_heads", "size", "packed", "outputs", "steps"), "i32"
-    )
+    types = dict.fromkeys(("parts", "maxima", "sums", "shares", "to_video"), "*fp32")
+    types |= dict.fromkeys(("slots", "table", "places"), "*i64")
+    types |= dict.fromkeys(("epsilon", "scaling"), "fp32")
+    types |= dict.fromkeys(("width", "rows", "heads", "key_heads", "size", "packed"), "i32")
     for kernel, constants in (
         (kernels.add_norm_kernel, {"ADD": True, "WIDTH": 2048}),
         (kernels.rotate_kernel, {"NORM": True, "HALF": 64}),
         (kernels.attend_kernel, {"SIZE": 128, "SHARES": True}),
         (kernels.combine_kernel, {"SIZE": 128, "SHARES": True}),
         (kernels.gated_kernel, {"WIDTH": kernels.COLUMNS}),
-        (kernels.product_kernel, {"WHOLE": True, "BIAS": True, "INPUTS": INPUTS, "OUTPUTS": OUTPUTS}),
     ):
-        kinds = floats | numbers | dict.fromkeys(constants, "constexpr")
-        signature = {name: kinds.get(name, "*bf16") for name in kernel.arg_names}
-        even = {
-            (place,): [["tt.divisibility", 16]]
-            for place, name in enumerate(kernel.arg_names)
-            if signature[name].startswith("*") or name in ("width", "size")
-        }
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=even)
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
-        assert made.asm["cubin"]
-        if kernel in (kernels.attend_kernel, kernels.product_kernel):
-            # Keys and weights are read 16 bytes at a time, although the address of keys is read too.
-            assert re.search(r"ld\.global\S*\.v4|cp\.async\.cg.*, 0x10", made.asm["ptx"])
+        assembly = compiled(kernel, types, constants)
+        if kernel is kernels.attend_kernel:
+            # Keys are read 16 bytes at a time, although their address is read too.
+            assert re.search(r"ld\.global\S*\.v4|cp\.async\.cg.*, 0x10", assembly)

@@ -13,7 +13,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from lvspec_cli.errors import PairError
 from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
 from lvspec_cli.models.prompt import build_prompts
@@ -105,12 +104,6 @@ def test_fp8_is_unpacked_in_the_type_that_is_computed_in(tmp_path: Path) -> None
     target, _ = save_packed(tmp_path, plain, "fp8")
     loaded = load_model(ModelRequest(target, device="cpu", dtype="bfloat16"))
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
-
-
-def test_fp8_is_not_made_without_a_gpu(tmp_path: Path) -> None:
-    plain = save_model(tmp_path / "plain", "qwen2_5_vl")
-    with pytest.raises(PairError, match="fp8 needs a CUDA device, not cpu"):
-        load_model(ModelRequest(plain, device="cpu", quantisation=Quantisation.FP8))
 
 
 @pytest.mark.thorough

@@ -19,6 +19,7 @@ from lvspec_cli.host import install_command
 from lvspec_cli.memory.plan import Choice, Workload, need
 from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.kernels.fp8 import Packed8
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.quantise import (
@@ -29,6 +30,7 @@ from lvspec_cli.models.quantise import (
     in_memory_quantisation,
     is_row_by_row,
     keep_inputs,
+    packed_kind,
     quantisation_of_files,
     unconverted_modules,
     verification_width_limit,
@@ -45,7 +47,7 @@ from lvspec_cli.types import (
 from lvspec_cli.video.decode import read_clip
 from tests.conftest import Shell
 from tests.speculation.conftest import decode, generate
-from tests.tiny_models import make_clip
+from tests.tiny_models import make_clip, save_model
 
 PAIR_FOLDER = Path("lvspec_cli/demo/pair").resolve()
 CLIP = PAIR_FOLDER.parent / "clips" / "clip_0001.mp4"
@@ -186,8 +188,9 @@ def test_float32_stays_float32_where_the_processor_has_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("quantisation", "device", "found"),
     [("none", "cuda", True), ("nf4", "cuda", True), ("int8", "cuda", False), ("int8", "cpu", True),
-     ("nf4", "cpu", True), ("fp8", "cuda", False), ("awq", "cuda", False), ("awq", "cpu", True),
-     ("torchao-int4", "cuda", False), ("torchao-int4", "cpu", True), ("int4", "cuda", True)],
+     ("nf4", "cpu", True), ("fp8", "cuda", True), ("fp8", "cpu", True), ("awq", "cuda", False),
+     ("awq", "cpu", True), ("torchao-int4", "cuda", False), ("torchao-int4", "cpu", True),
+     ("int4", "cuda", True)],
 )  # fmt: skip
 def test_where_a_row_stands_alone(quantisation: str, device: str, found: bool) -> None:
     assert is_row_by_row(Quantisation(quantisation), device) == found
@@ -258,7 +261,7 @@ def test_what_is_asked_for_meets_the_files(wanted: str, files: str | None, found
         ("fp8", "fp8", "cpu", "none"),
         ("fp8", "fp8", "mps", "none"),
         ("fp8", "fp8", "cuda", "fp8"),
-        ("fp8", None, "cpu", "fp8"),  # refused later
+        ("fp8", None, "cpu", "fp8"),  # packed as it is loaded
         ("gptq", "gptq", "cpu", "gptq"),
     ],
 )
@@ -350,10 +353,13 @@ def test_an_unknown_method_of_files(tmp_path: Path) -> None:
         ("float16", "none", "cuda", False, torch.float16),
         ("auto", "awq", "cuda", True, torch.float16),
         ("auto", "gptq", "cpu", True, torch.float32),
+        ("auto", "fp8", "cpu", True, torch.float32),
+        ("auto", "fp8", "cuda", True, torch.bfloat16),
         ("float32", "int8", "cuda", True, torch.float32),
         ("bfloat16", "bf16", "cpu", True, torch.bfloat16),
         ("float32", "bf16", "cpu", True, None),
         ("bfloat16", "awq", "cuda", True, None),
+        ("float32", "fp8", "cuda", True, None),
     ],
 )
 def test_what_is_computed_in(
@@ -400,15 +406,30 @@ def test_a_missing_package_is_named(
     quantisation: str, device: str, package: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: None)
+    files = Quantisation.FP8 if quantisation == "fp8" else None  # ordinary files are packed without it
     with pytest.raises(PairError, match=f"needs the package {package}") as caught:
-        check_usable(Quantisation(quantisation), torch.device(device))
+        check_usable(Quantisation(quantisation), torch.device(device), files)
     assert caught.value.remedy == f"install it with: {install_command(remedy)}"
 
 
-def test_what_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said first: no package would help."""
+def test_fp8_needs_no_package_and_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: None)
-    with pytest.raises(PairError, match="fp8 needs a CUDA device, not cpu"):
-        check_usable(Quantisation.FP8, CPU)
-    monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: object())
-    check_usable(Quantisation.NF4, CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    card = torch.device("cuda:0")
+    for capability in ((8, 9), (9, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        check_usable(Quantisation.FP8, card)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(PairError, match=r"fp8 needs a GPU of compute capability 8\.9, which NVIDIA A100 is"):
+        check_usable(Quantisation.FP8, card)
+    check_usable(Quantisation.FP8, CPU)
+    assert packed_kind(Quantisation.FP8) is Packed8
+    assert packed_kind(Quantisation.FP8, Quantisation.FP8) is None  # files stay as they are
+
+
+def test_bf16_is_loaded_as_such(tmp_path: Path) -> None:
+    plain = save_model(tmp_path / "plain", "qwen2_5_vl")
+    loaded = load_model(ModelRequest(plain, device="cpu", quantisation=Quantisation.BF16))
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
+    assert (loaded.quantisation, loaded.dtype) == (Quantisation.BF16, torch.bfloat16)
+    assert not loaded.full_precision

@@ -48,9 +48,11 @@ for outputs, inputs, rows, biased in [(48, 256, 1, True), (40, 192, 3, False), (
         assert torch.equal(found[row : row + 1], alone)
 
 import triton.language as tl
-from lvspec_cli.models.kernels import fused, fused_kernels
+from lvspec_cli.models.kernels import fp8, fused, fused_kernels
+from lvspec_cli.models.kernels.fp8 import Packed8
+from lvspec_cli.models.kernels.int4 import Packed4
 from tests.models.fused_checks import PACKED, PRODUCTS, SHAPES
-from tests.models.fused_checks import check_kernels, check_layer, check_packed, check_products
+from tests.models.fused_checks import check_kernels, check_layer, check_packed, check_products, check_rounding
 
 # Few, because the interpreter is slow, and so that a program has several stretches of keys.
 fused_kernels.PARTS, fused.MOST_ROWS = tl.constexpr(2), 3
@@ -59,7 +61,10 @@ for shape in SHAPES:
 for product in PRODUCTS:
     check_products(*product)
 for product in PACKED:
-    check_packed(*product)
+    check_packed(Packed4, *product)
+    check_packed(Packed8, *product)
+fp8.CLIP_ROWS = 9
+check_rounding(9, 208)
 check_layer()
 """
 
@@ -80,6 +85,7 @@ def test_the_kernels_compile_for_a_gpu() -> None:
     from triton.compiler import ASTSource
 
     from lvspec_cli.models.kernels import small_batch_kernels as kernels
+    from lvspec_cli.models.kernels.product_kernels import ADDED, add_up
 
     kinds = {
         **dict.fromkeys(("inputs", "bias", "result"), "*bf16"),
@@ -91,7 +97,7 @@ def test_the_kernels_compile_for_a_gpu() -> None:
     shape = {"OUTPUTS": tile.outputs, "WORDS": tile.words, "ROWS": 16, "BY_TABLE": False}
     for kernel, constants in (
         (kernels.partial_sums, shape),
-        (kernels.add_up, {"SPLITS": tile.splits, "BIAS": True, "OUTPUTS": kernels.ADDED}),
+        (add_up, {"SPLITS": tile.splits, "BIAS": True, "OUTPUTS": ADDED}),
     ):
         kind = {
             name: "constexpr" if name in constants else kinds.get(name, "i32") for name in kernel.arg_names

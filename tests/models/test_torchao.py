@@ -116,10 +116,10 @@ def test_files_of_torchao_want_the_device_that_they_are_laid_out_for(tmp_path: P
         load_model(ModelRequest(plain, device="cpu"))
 
 
-@pytest.mark.parametrize(("kind", "device"), [("torchao-int4", "mps"), ("fp8", "mps"), ("fp8", "cpu")])
-def test_other_devices_have_no_kernels_for_it(kind: str, device: str) -> None:
-    with pytest.raises(PairError, match=f"{kind} needs a CUDA device, not {device}"):
-        check_usable(Quantisation(kind), torch.device(device))
+@pytest.mark.parametrize("kind", ["torchao-int4", "fp8"])
+def test_other_devices_have_no_kernels_for_it(kind: str) -> None:
+    with pytest.raises(PairError, match=f"{kind} needs a CUDA device, not mps"):
+        check_usable(Quantisation(kind), torch.device("mps"))
 
 
 @pytest.mark.thorough

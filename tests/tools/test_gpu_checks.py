@@ -13,7 +13,7 @@ from tools.gpu_checks import CHECKS, PREDICTED, SECONDS, Check, Place, main, run
 
 
 def test_a_dry_run_says_what_a_card_would_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dry", "--only", "tower", "3B int4", "products"]) == 0
+    assert main(["--dry", "--only", "tower", "3B int4", "32B fp8", "products"]) == 0
     said = capsys.readouterr().out
     assert "tower of the 3B, 2 frames: " in said
     assert "2 layers joined, results differ by 0.0e+00" in said
@@ -21,6 +21,8 @@ def test_a_dry_run_says_what_a_card_would_be_asked(capsys: pytest.CaptureFixture
         "3B int4: built",
         "milliseconds by rows: 1: ",
         "a step predicted: H100 1.5 ms",
+        "32B fp8: built",
+        "a step predicted: H100 13.5 ms, H200 10.2 ms",
         "one step: ",
         "8 draft steps, every token looked at: ",
         " ms, 8 waits, ",
@@ -28,13 +30,17 @@ def test_a_dry_run_says_what_a_card_would_be_asked(capsys: pytest.CaptureFixture
         "us, predicted 70",
     ):
         assert what in said, what
-    assert said.count("us, ours / torch's / int4: 1 rows ") == 6
+    assert said.count("us, ours / torch's / fp8 / int4: 1 rows ") == 6
     assert said.endswith("failed: nothing\n")
 
 
 def test_all_of_them_fit_the_time_that_they_are_given() -> None:
     assert sum(check.seconds for check in CHECKS) <= SECONDS + 15
-    assert {("3B", Quantisation.INT4), ("32B", Quantisation.NF4)} <= PREDICTED.keys()
+    assert {
+        ("3B", Quantisation.INT4),
+        ("32B", Quantisation.NF4),
+        ("32B", Quantisation.FP8),
+    } <= PREDICTED.keys()
     assert [check.name for check in CHECKS[:3]] == ["tower", "kernels", "3B bf16"]
 
 

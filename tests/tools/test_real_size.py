@@ -58,7 +58,8 @@ def tiny_configs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "quantisation", [Quantisation.NONE, Quantisation.NF4, Quantisation.INT4, Quantisation.TORCHAO_INT4]
+    "quantisation",
+    [Quantisation.NONE, Quantisation.NF4, Quantisation.INT4, Quantisation.FP8, Quantisation.TORCHAO_INT4],
 )
 def test_what_is_measured_of_a_model(quantisation: Quantisation) -> None:
     config = tiny("Qwen/Qwen2.5-VL-7B-Instruct")
@@ -176,7 +177,10 @@ def test_costs_of_a_pair() -> None:
     assert (model.c, model.v) == pytest.approx((0.1, 1.2))
     assert model.speedup(4.0) == pytest.approx(4.0 / (4 * 0.1 + 1.2))
     lines = list(pair_lines(target, draft))
-    assert lines[1] == "  64 frames, gamma 4: c 0.100, v 1.20; 1.25 at 2, 1.88 at 3, 2.50 at 4"
+    assert (
+        lines[1]
+        == "  64 frames, gamma 4: c 0.100, v 1.20; 1.25 at 2, 1.88 at 3, 2.50 at 4; 200 tokens in 3.60 s at 4"
+    )
     assert len(lines) == 3  # gamma 12 was not measured
 
 

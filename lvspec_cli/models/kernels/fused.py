@@ -30,7 +30,8 @@ from torch.nn.functional import linear, silu
 
 from lvspec_cli.models.attention import packed_mask
 from lvspec_cli.models.cache import KeyValueCache, Stored, cache_argument
-from lvspec_cli.models.kernels.int4 import Int4Linear, Multiply, Packed4, by_unpacking, is_right
+from lvspec_cli.models.kernels.fp8 import Packed8, is_right_over_clips
+from lvspec_cli.models.kernels.packed import Multiply, Packed, PackedLinear, by_unpacking, is_right
 from lvspec_cli.models.steps import WIDTHS, FixedRows, StepOutputs, cuda_graphs
 
 MOST_ROWS = 33  # of a pass; wider ones are bound by their products
@@ -78,7 +79,7 @@ class Operations(Protocol):
     def gated(self, both: Tensor) -> Tensor:
         """silu of the first half of each row times the second: (rows, 2 * n) -> (rows, n)."""
 
-    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
         """A linear layer: (rows, width) -> (rows, outputs)."""
 
 
@@ -126,8 +127,8 @@ class Twins:
         gate, up = both.float().chunk(2, dim=-1)
         return (silu(gate) * up).to(both.dtype)
 
-    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
-        if isinstance(weight, Packed4):
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, Packed):
             return by_unpacking(inputs, weight, bias)
         return linear(inputs, weight, bias)
 
@@ -149,29 +150,30 @@ def _rotated(heads: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
 class Product:
     """The weights of one or of several linear layers that read the same input."""
 
-    weight: Tensor | Packed4
+    weight: Tensor | Packed
     bias: Tensor | None
 
     @property
     def inputs(self) -> int:
-        return self.weight.inputs if isinstance(self.weight, Packed4) else self.weight.shape[1]
+        return self.weight.inputs if isinstance(self.weight, Packed) else self.weight.shape[1]
 
     @classmethod
     def of(cls, *layers: Any) -> Product:
         """The layers' weights in one tensor, which the layers share from now on.
 
-        :raises TypeError: they are not all plain, nor all of ``int4``, or only some have a bias.
+        :raises TypeError: they are not all plain, nor all packed in one way, or only some have a bias.
         """
-        kinds = {type(layer) for layer in layers}
-        if kinds not in ({nn.Linear}, {Int4Linear}):
+        packed = {layer.kind for layer in layers if type(layer) is PackedLinear}
+        if {type(layer) for layer in layers} not in ({nn.Linear}, {PackedLinear}) or len(packed) > 1:
             raise TypeError("weights that are packed otherwise cannot be joined")
         biases = [layer.bias for layer in layers]
         if len({bias is None for bias in biases}) > 1:
             raise TypeError("only some of the layers have a bias")
         bias = None if biases[0] is None else _joined(layers, "bias")
-        if kinds == {Int4Linear}:
-            return cls(Packed4(_joined(layers, "words"), _joined(layers, "scales")), bias)
-        return cls(_joined(layers, "weight"), bias)
+        if not packed:
+            return cls(_joined(layers, "weight"), bias)
+        kind = packed.pop()
+        return cls(kind(*(_joined(layers, name) for name in kind.names())), bias)
 
 
 def _joined(layers: Sequence[nn.Module], name: str) -> Tensor:
@@ -310,16 +312,20 @@ def can_compile(device: torch.device, dtype: torch.dtype) -> bool:
     return torch.cuda.get_device_capability(device) >= LEAST
 
 
-def int4_product(device: torch.device, dtype: torch.dtype) -> Multiply:
-    """How ``int4`` weights are multiplied there: by our kernels, if they compile and are right, else by
-    torch, one matrix at a time unpacked."""
+def packed_product(kind: type[Packed], device: torch.device, dtype: torch.dtype) -> Multiply:
+    """How packed weights are multiplied there: by our kernels, if they compile and are right, else by torch,
+    one matrix at a time unpacked."""
+    found: Multiply = by_unpacking
     if can_compile(device, dtype):
         with contextlib.suppress(Exception):  # whatever Triton, a compiler or the device raise
-            from lvspec_cli.models.kernels.int4_kernels import multiply
+            from lvspec_cli.models.kernels.fp8_kernels import multiply_clips
+            from lvspec_cli.models.kernels.fused_kernels import PRODUCTS
 
-            if is_right(multiply, device, dtype):
-                return multiply
-    return by_unpacking
+            if is_right(PRODUCTS[kind], kind, device, dtype):
+                found = PRODUCTS[kind]
+                if kind is Packed8 and is_right_over_clips(multiply_clips, device, dtype):
+                    found = multiply_clips
+    return found
 
 
 def fuse_layers(

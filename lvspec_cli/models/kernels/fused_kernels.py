@@ -18,17 +18,20 @@ from triton import cdiv, next_power_of_2
 
 from lvspec_cli.models.attention import SPLIT_KEYS
 from lvspec_cli.models.cache import Stored
-from lvspec_cli.models.kernels import int4_kernels
+from lvspec_cli.models.kernels import fp8_kernels, int4_kernels
+from lvspec_cli.models.kernels.fp8 import Packed8
 from lvspec_cli.models.kernels.int4 import Packed4
-from lvspec_cli.models.kernels.products import INPUTS, OUTPUTS, splits_of
-from lvspec_cli.models.kernels.small_batch_kernels import ADDED, add_up
+from lvspec_cli.models.kernels.packed import Multiply, Packed
+from lvspec_cli.models.kernels.product_kernels import product
 
 KEYS = tl.constexpr(SPLIT_KEYS)  # of a stretch
 PACKED = tl.constexpr(16)  # query rows of a program
 PARTS = tl.constexpr(128)  # programs that share a key head's stretches
 AT_ONCE = tl.constexpr(16)  # parts that are added at once
-ROWS = tl.constexpr(16)  # rows of a product in a program
 COLUMNS = 1024  # of a row of the MLP in a program
+
+# How packed weights are multiplied.
+PRODUCTS: dict[type[Packed], Multiply] = {Packed4: int4_kernels.multiply, Packed8: fp8_kernels.multiply}
 
 
 @triton.jit
@@ -210,45 +213,6 @@ def combine_kernel(
         tl.store(to_video + index, tl.sum(factors * of_video, axis=0) / whole)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def product_kernel(
-    inputs,  # (rows, width)
-    weight,  # (outputs, width)
-    bias,  # (outputs,), used with BIAS
-    result,  # (rows, outputs); float32 (splits, rows, outputs) unless WHOLE
-    rows,
-    outputs,
-    width,
-    steps,  # of a program, each of INPUTS columns
-    WHOLE: tl.constexpr,
-    BIAS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-):
-    """Sums of a tile of outputs over a range of the inputs, for 16 rows.
-
-    Tile and range depend on the matrix alone, so that a row's sums do not depend on the rows beside it.
-    """
-    # Programs for the same weights run at the same time, so that memory is read once.
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    output, split = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS), tl.program_id(2)
-    column = split * steps * INPUTS + tl.arange(0, INPUTS)
-    read = tl.minimum(output, outputs - 1).to(tl.int64)  # beyond the last output: it again, not stored
-    is_row, is_output = row < rows, output < outputs
-    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
-    for step in tl.range(0, steps, num_stages=4):
-        at = column + step * INPUTS
-        is_valid = at < width
-        some = tl.load(weight + read[:, None] * width + at[None, :], is_valid[None, :], other=0.0)
-        cells = inputs + row[None, :] * width + at[:, None]
-        values = tl.load(cells, is_valid[:, None] & is_row[None, :], other=0.0)
-        total = tl.dot(some, values, total)
-    if WHOLE and BIAS:
-        total += tl.load(bias + output, is_output, other=0.0).to(tl.float32)[:, None]
-    cell = (split * rows + row[None, :]) * outputs + output[:, None]
-    tl.store(result + cell, total.to(result.dtype.element_ty), is_output[:, None] & is_row[None, :])
-
-
 @triton.jit
 def gated_kernel(both, result, width, WIDTH: tl.constexpr):
     """A part of a row: silu of its gate times its other half."""
@@ -330,27 +294,10 @@ class Kernels:
             gated_kernel[(rows, cdiv(width, COLUMNS))](both, result, width, WIDTH=COLUMNS, num_warps=4)
         return result
 
-    def multiply(self, inputs: Tensor, weight: Tensor | Packed4, bias: Tensor | None) -> Tensor:
-        if isinstance(weight, Packed4):
-            return int4_kernels.multiply(inputs, weight, bias)
-        if not self._products:
-            return linear(inputs, weight, bias)
-        (rows, width), outputs = inputs.shape, len(weight)
-        splits, steps = splits_of(outputs, width)
-        result = inputs.new_empty(rows, outputs)
-        sums = result if splits == 1 else result.new_empty(splits, rows, outputs, dtype=torch.float32)
-        bias_or_any = weight if bias is None else bias
-        with torch.cuda.device_of(inputs):
-            product_kernel[(cdiv(rows, ROWS.value), cdiv(outputs, OUTPUTS), splits)](
-                inputs.contiguous(), weight, bias_or_any, sums, rows, outputs, width, steps,
-                WHOLE=splits == 1, BIAS=bias is not None, INPUTS=INPUTS, OUTPUTS=OUTPUTS, num_warps=4,
-            )  # fmt: skip
-            if splits > 1:
-                add_up[(rows, cdiv(outputs, ADDED))](
-                    sums, bias_or_any, result, rows, outputs,
-                    SPLITS=splits, BIAS=bias is not None, OUTPUTS=ADDED,
-                )  # fmt: skip
-        return result
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, Packed):
+            return PRODUCTS[type(weight)](inputs, weight, bias)
+        return product(inputs, weight, bias) if self._products else linear(inputs, weight, bias)
 
 
 def _addresses(stored: Stored) -> tuple[Tensor, Tensor]:

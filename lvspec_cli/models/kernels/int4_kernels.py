@@ -13,13 +13,13 @@ from triton import cdiv
 
 from lvspec_cli.models.kernels import int4
 from lvspec_cli.models.kernels.int4 import Packed4
+from lvspec_cli.models.kernels.packed import PACKED_ROWS
+from lvspec_cli.models.kernels.product_kernels import ROWS, added_up
 from lvspec_cli.models.kernels.products import OUTPUTS, splits_of
-from lvspec_cli.models.kernels.small_batch_kernels import ADDED, add_up
 
 GROUP = tl.constexpr(int4.GROUP)
 WORD, WORDS = tl.constexpr(int4.WORD), tl.constexpr(int4.WORDS)
 BLOCK = tl.constexpr(int4.BLOCK)
-ROWS = tl.constexpr(16)  # rows of a product in a program
 COLUMNS = 1024  # of a row that a program of ``unpack_kernel`` writes
 WIDE = 8192  # outputs from which on a program has two tiles of them, with fewer instructions a weight
 # The bits of a power of two, to which a code is added by the lowest of them, and what is to be taken from the
@@ -95,7 +95,7 @@ def unpack_kernel(words, scales, result, width, WIDTH: tl.constexpr):
 
 def multiply(inputs: Tensor, matrix: Packed4, bias: Tensor | None) -> Tensor:
     """A linear layer, (rows, inputs) -> (rows, outputs), in 16 bits: packed for few rows, else unpacked."""
-    if len(inputs) > int4.ROWS:
+    if len(inputs) > PACKED_ROWS:
         return linear(inputs, unpacked(matrix, inputs.dtype), bias)
     rows, outputs, width = len(inputs), matrix.outputs, matrix.inputs
     tile = 2 * OUTPUTS if outputs >= WIDE else OUTPUTS
@@ -103,18 +103,13 @@ def multiply(inputs: Tensor, matrix: Packed4, bias: Tensor | None) -> Tensor:
     plain, offset = _PLAIN[inputs.dtype]
     result = inputs.new_empty(rows, outputs)
     sums = result if splits == 1 else result.new_empty(splits, rows, outputs, dtype=torch.float32)
-    bias_or_any = matrix.scales if bias is None else bias
     with torch.cuda.device_of(inputs):  # Triton launches on the current device
         packed_product_kernel[(cdiv(rows, ROWS.value), cdiv(outputs, tile), splits)](
-            inputs.contiguous(), matrix.words, matrix.scales, bias_or_any, sums, rows, outputs, width, steps,
+            inputs.contiguous(), matrix.words, matrix.scales, result if bias is None else bias,
+            sums, rows, outputs, width, steps,
             WHOLE=splits == 1, BIAS=bias is not None, OUTPUTS=tile, PLAIN=plain, OFFSET=offset, num_warps=4,
         )  # fmt: skip
-        if splits > 1:
-            add_up[(rows, cdiv(outputs, ADDED))](
-                sums, bias_or_any, result, rows, outputs,
-                SPLITS=splits, BIAS=bias is not None, OUTPUTS=ADDED,
-            )  # fmt: skip
-    return result
+        return result if splits == 1 else added_up(sums, bias, result)
 
 
 def unpacked(matrix: Packed4, dtype: torch.dtype) -> Tensor:

@@ -98,6 +98,7 @@ def _multiplied(inputs: Tensor, matrix: Packed, bias: Tensor | None, by_table: b
     from triton import cdiv, next_power_of_2
 
     from lvspec_cli.models.kernels import small_batch_kernels as kernels
+    from lvspec_cli.models.kernels.product_kernels import added_up
 
     device, rows = inputs.device, inputs.shape[0]
     tile = Tile.of(matrix.outputs, matrix.inputs)
@@ -109,9 +110,4 @@ def _multiplied(inputs: Tensor, matrix: Packed, bias: Tensor | None, by_table: b
         BY_TABLE=by_table, ROWS=max(16, next_power_of_2(rows)), OUTPUTS=tile.outputs, WORDS=tile.words,
         num_warps=4, num_stages=1,
     )  # fmt: skip
-    outputs = torch.empty(rows, matrix.outputs, dtype=inputs.dtype, device=device)
-    kernels.add_up[(rows, cdiv(matrix.outputs, kernels.ADDED))](
-        sums, sums if bias is None else bias, outputs, rows, matrix.outputs,
-        SPLITS=tile.splits, BIAS=bias is not None, OUTPUTS=kernels.ADDED,
-    )  # fmt: skip
-    return outputs
+    return added_up(sums, bias, inputs.new_empty(rows, matrix.outputs))

@@ -11,8 +11,6 @@ import triton.language as tl
 
 from lvspec_cli.models.kernels.nf4 import LEVELS
 
-ADDED = 512  # outputs of a row that a program of ``add_up`` adds
-
 
 def _table(byte: int) -> list[str]:
     """The lower (0) or upper (1) bytes of all levels as float16, four in a register."""
@@ -116,26 +114,3 @@ def partial_sums(
         total = tl.dot(tl.reshape(weights, (OUTPUTS, WORDS * 8)), values, total)
     cell = (split * rows + row[None, :]) * outputs + output[:, None]
     tl.store(sums + cell, total, (output < outputs)[:, None] & (row < rows)[None, :])
-
-
-@triton.jit(do_not_specialize=["rows"])
-def add_up(
-    sums,  # float32 (splits, rows, outputs)
-    bias,  # (outputs,)
-    result,  # (rows, outputs)
-    rows,
-    outputs,
-    SPLITS: tl.constexpr,
-    BIAS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-):
-    """The sums of a row over all splits, always in the same order."""
-    row = tl.program_id(0)
-    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    in_range = output < outputs
-    total = tl.zeros((OUTPUTS,), tl.float32)
-    for split in tl.static_range(SPLITS):
-        total += tl.load(sums + (split * rows + row) * outputs + output, in_range, other=0.0)
-    if BIAS:
-        total += tl.load(bias + output, in_range, other=0.0).to(tl.float32)
-    tl.store(result + row * outputs + output, total.to(result.dtype.element_ty), in_range)
