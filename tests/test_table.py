@@ -255,8 +255,9 @@ words = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=12)
 def test_every_cell_of_what_is_shown_is_whole_at_any_width(rows: list[list[str]], width: int) -> None:
     table = Table(("a", "b", "c"), rows, optional=("b",))
     text = "\n".join(drawn(table, width))
+    is_left_out = "no room for: b" in " ".join(text.split())
     for row in rows:
-        for index in (0, 2) if "no room for: b" in text else range(3):
+        for index in (0, 2) if is_left_out else range(3):
             assert row[index] in text
 
 

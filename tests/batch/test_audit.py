@@ -143,7 +143,7 @@ def test_facts_beside_a_whole_video_are_held_against_both_texts(tmp_path: Path):
 
 def test_a_share_that_fell_on_nothing_is_said():
     (line,) = audit_lines(summarise_audits([row(b"a.mp4", "a")], {}), 0.05)
-    assert "none of 1 captions" in line
+    assert "none of 1 caption is" in line
 
 
 # --- the command -----------------------------------------------------------------------------------

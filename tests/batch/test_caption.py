@@ -86,7 +86,7 @@ def test_other_settings_are_new_work_and_are_said_so(caption: Caption, clips: Pa
     caption(clips, "--out", "out.jsonl")
     printed = caption(clips, "--out", "out.jsonl", "--mode", "ar")
     assert "0 done, 0 failed, 5 to do" in printed.stderr
-    assert "5 rows of these videos were made with other settings" in printed.stderr
+    assert "5 rows of these videos with other settings" in printed.stderr
     assert [row["mode"] for row in rows(tmp_path / "out.jsonl")] == ["lvspec"] * 5 + ["ar"] * 5
 
 

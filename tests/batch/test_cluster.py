@@ -56,7 +56,7 @@ from tests.batch.test_moved import PLAN, work
 from tests.conftest import Printed, write_video
 from tests.warm import LEAN_PATH
 
-COUNT = 8
+COUNT = 16
 SHORT = "tests.batch.short_worker"
 QUIET = {
     "PYTHONPATH": LEAN_PATH,

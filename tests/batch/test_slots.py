@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 
 from lvspec_cli.batch.remote import after_death
-from lvspec_cli.batch.serve import has_spare_core
+from lvspec_cli.batch.serve import _Decoding, has_spare_core
 from lvspec_cli.pipeline import prompts_of
 from lvspec_cli.speculation import answer
 from lvspec_cli.speculation.engine import Session
@@ -53,6 +53,8 @@ def expected(
 def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], Exception | None]) -> list[int]:
     """Rounds of several answers fail where ``fails`` says so, after the passes. Gives how many each had.
 
+    Slots are filled as soon as they are free, however slow decoding is.
+
     :param fails: by the number of the round of several answers, and how many they are.
     """
     decode, sizes = answer.decode_rounds, list[int]()
@@ -65,6 +67,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], Excepti
                 return decode(answers)
         return decode(answers)
 
+    next_work = _Decoding.next_work
+    monkeypatch.setattr(_Decoding, "next_work", lambda decoding, waits: next_work(decoding, True))
     monkeypatch.setattr("lvspec_cli.speculation.engine.decode_rounds", decode_or_fail)
     return sizes
 

@@ -170,7 +170,7 @@ def test_flags_reach_the_record(tiny, video_file: Path):
     done = tiny(video_file, "What?", *decoding.split(), *video.split(), "--system", "Hello", "--json", "-q")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
-    assert (row["mode"], row["lossless"], row["system"]) == ("exact", True, "Hello")
+    assert (row["mode"], row["lossless"], row["system"]) == ("exact", False, "Hello")  # it is sampled
     assert {"gamma": 3, "temperature": 0.7, "seed": 5, "max_new_tokens": 9}.items() <= row["settings"].items()
     assert {"draft_frames": 1, "draft_pixels": 1600}.items() <= row["settings"].items()
     assert row["stats"]["output_tokens"] <= 9

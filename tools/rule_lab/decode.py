@@ -102,7 +102,7 @@ class _Pass:
 class _Walker:
     """Walks over the trie, as a decoder decodes: what :class:`Answer` uses of it."""
 
-    reads_target = False
+    reads_target = runs_ahead = False
     slot = 0
 
     def __init__(self, root: Node, loaded: Any, layer_count: int, *, draft: bool) -> None:
@@ -193,6 +193,7 @@ class Lab:
             vocabulary=target.vocabulary,
             tokenizer=tokenizer,
             device=torch.device("cpu"),
+            workspace=None,
             is_prediction_layer=False,
             proposes=None,
             family=SimpleNamespace(head=lambda model, states: model.get_output_embeddings()(states)),
