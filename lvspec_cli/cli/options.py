@@ -170,8 +170,8 @@ class Loading(OptionGroup):
         Quantisation.AUTO,
         "What the target's weights are kept in. auto: as the files are where that fits, else packed by what "
         "is fast on this device (`lvspec models fit` explains). awq and gptq take files made so; fp8 wants a "
-        "GPU of compute capability 8.9, or a CPU, where it saves memory only. On a GPU mode exact may differ "
-        "from ar in all but none, bf16, nf4, int4 and fp8.",
+        "GPU of compute capability 8.9 or later, or a CPU, where it saves only memory. On a GPU mode exact "
+        "may differ from ar in all but none, bf16, nf4, int4 and fp8.",
         metavar="KIND",
     )
     quant_draft: Quantisation = flag(
