@@ -352,7 +352,7 @@ def pairs(place: Place) -> Iterator[str]:
 CHECKS = (
     Check("tower", 15, tower),
     Check("kernels", 45, tests("tests/gpu/test_fused.py")),
-    Check("3B bf16", 45, model_check("3B", Quantisation.BF16)),
+    Check("3B bf16", 40, model_check("3B", Quantisation.BF16)),
     Check("3B int4", 35, model_check("3B", Quantisation.INT4)),
     Check("32B bf16", 50, model_check("32B", Quantisation.BF16)),
     Check("32B fp8", 45, model_check("32B", Quantisation.FP8)),
@@ -361,7 +361,7 @@ CHECKS = (
     Check("32B nf4", 45, model_check("32B", Quantisation.NF4)),
     Check("products", 30, products),
     Check("pairs again", 0, pairs),
-    Check("rows of every family", 90, tests(INVARIANCE)),
+    Check("rows of every family", 85, tests(INVARIANCE)),
     Check("exact mode", 50, tests("tests/gpu/test_exact.py", "tests/gpu/test_small_batch.py")),
 )
 

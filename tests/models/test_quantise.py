@@ -35,6 +35,7 @@ from lvspec_cli.models.quantise import (
     unconverted_modules,
     verification_width_limit,
 )
+from lvspec_cli.models.steps import workspace_for
 from lvspec_cli.types import (
     DecodeSettings,
     Mode,
@@ -423,6 +424,7 @@ def test_fp8_needs_no_package_and_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPa
     with pytest.raises(PairError, match=r"fp8 needs a GPU of compute capability 8\.9, which NVIDIA A100 is"):
         check_usable(Quantisation.FP8, card)
     check_usable(Quantisation.FP8, CPU)
+    assert workspace_for([card], Quantisation.FP8) is not None  # its passes are captured
     assert packed_kind(Quantisation.FP8) is Packed8
     assert packed_kind(Quantisation.FP8, Quantisation.FP8) is None  # files stay as they are
 
