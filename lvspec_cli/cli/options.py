@@ -172,9 +172,9 @@ class Loading(OptionGroup):
         Quantisation.AUTO,
         "What the target's weights are kept in. auto: as the files are where that fits, else packed by what "
         "is fast on this device (`lvspec models fit` explains). awq and gptq take files made so; fp8 needs a "
-        "GPU of compute capability 8.9, or a CPU, where it saves memory only. Mode exact is ar to the letter "
-        "in float32, on a GPU with none, bf16, nf4, int4 and fp8 only; else near ties may fall the other way "
-        "(a record's `lossless` tells).",
+        "GPU of compute capability 8.9 or later, or a CPU, where it saves memory only. Mode exact is ar to "
+        "the letter in float32, on a GPU with none, bf16, nf4, int4 and fp8 only; else near ties may fall "
+        "the other way (a record's `lossless` tells).",
         metavar="KIND",
     )
     quant_draft: Quantisation = flag(
