@@ -48,15 +48,18 @@ class Run:
         return found
 
     def running(self, module: str) -> list[int]:
-        """Those of its processes that run a module of lvspec."""
-        found = []
+        """Those of its processes that run a module of lvspec.
+
+        A child looks like its parent until it runs a program of its own, and does not count.
+        """
+        parents = {}
         for pid in self.family():
             with suppress(OSError):
                 folder = Path(f"/proc/{pid}")
                 is_forked = (folder / "comm").read_text().strip() == module
                 if is_forked or f"lvspec_cli.{module}".encode() in (folder / "cmdline").read_bytes():
-                    found.append(pid)
-        return found
+                    parents[pid] = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
+        return [pid for pid, parent in parents.items() if parent not in parents]
 
     def decoders(self) -> list[int]:
         """Those of its processes that decode videos."""
