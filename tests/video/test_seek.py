@@ -47,7 +47,7 @@ FILES: dict[str, dict[str, Any]] = {
     "h264.avi": {"options": H264},
     "pyramid.avi": {"options": {**H264, "bf": "8", "x264-params": "open-gop=1:b-pyramid=normal"}},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2", "b": "900000"}},
-    "mjpeg.avi": {"codec": "mjpeg", "pixel_format": "yuvj420p"},
+    "mjpeg.avi": {"codec": "mjpeg", "pixel_format": "yuvj420p", "options": {"qmin": "2", "qmax": "4"}},
     "h264.flv": {"options": H264},
 }
 
