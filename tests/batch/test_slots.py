@@ -13,8 +13,10 @@ from unittest.mock import Mock
 
 import pytest
 
+from lvspec_cli.batch.answer import Answering
 from lvspec_cli.batch.remote import after_death
 from lvspec_cli.batch.serve import _Decoding, has_spare_core
+from lvspec_cli.batch.slots import Ready, Slots
 from lvspec_cli.pipeline import prompts_of
 from lvspec_cli.speculation import answer
 from lvspec_cli.speculation.engine import Session
@@ -106,6 +108,19 @@ def test_frames_are_processed_ahead_and_once_more_where_that_has_failed(
     assert by_key(tmp_path / "out.jsonl") == expected
     assert threads
     assert all(name.startswith("processing") for name in threads)
+
+
+def test_nothing_is_processed_ahead_beside_a_clip_alone_or_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ahead, next_work, room = Mock(), Mock(return_value=Ready(work("a", "key"), Mock())), Mock()
+    monkeypatch.setattr("lvspec_cli.batch.answer.has_room_for", room)
+    for alone, has_room, taken, submitted in ((True, True, 0, 0), (False, False, 1, 0), (False, True, 2, 1)):
+        answering = Answering(Mock(), Mock(), Mock(), "fail", Mock(), Mock(), ahead=ahead)
+        slots, room.return_value = Slots(answering, next_work), has_room
+        slots._slots = [Mock(part_of=Mock(work=Mock(alone=alone)))]
+        slots._look_ahead()
+        assert (next_work.call_count, ahead.submit.call_count) == (taken, submitted)
 
 
 def test_frames_are_processed_ahead_where_a_core_is_left() -> None:
