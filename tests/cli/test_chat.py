@@ -61,16 +61,24 @@ def test_each_line_of_a_pipe_is_a_question_or_a_command(tiny, video_file: Path, 
     assert sum("6 tokens in" in line for line in said) == 3
 
 
+def _answer_has_words(question: str, shown: str) -> bool:
+    return len(shown.partition(question)[2].split()) > 3
+
+
+def _has_ended(terminal: Terminal, number: int, _: str) -> bool:
+    return terminal.scrollback.count(", interrupted") == number
+
+
 def test_control_c_ends_the_answer_and_not_the_chat(endless_models: Path, video_file: Path, tmp_path: Path):
     shell = Shell(tmp_path, {"LVSPEC_MODELS": str(endless_models)})
     terminal = Terminal(shell, "chat", video_file)
     terminal.read(lambda text: "Ctrl-D ends the chat" in text)
-    for number in (1, 2):
-        terminal.type("What?\r")
-        # Only while words come: a Ctrl-C that arrives just before readline waits is not seen by it.
-        terminal.read(lambda text: len(text.rpartition("What?")[2].split()) > 3)
+    for number, question in enumerate(("What?", "Why?"), 1):
+        terminal.type(f"{question}\r")
+        # Only while words come: before, a Ctrl-C takes the typed line away, or readline does not see it.
+        terminal.read(partial(_answer_has_words, question))
         terminal.type("\x03")
-        assert terminal.read(lambda text: text.count(", interrupted") == number)  # noqa: B023
+        assert terminal.read(partial(_has_ended, terminal, number))
     terminal.type("/quit\r")
     assert terminal.finish() == 0
     assert terminal.scrollback.count("the large model's own") == 1, "what the colours mean is said once"
