@@ -2,7 +2,7 @@
 
 Clips of the demo world are drawn, and a task of their questions is written. ``python -m lmms_eval`` runs it
 with the plug-in, ``lvspec bench`` asks the same questions about the same clips. Both judge an answer by what
-it has to contain. The exit code is 1 if the scores differ. It needs the extra ``lvspec[lmms-eval]``.
+it has to contain. The exit code is 1 if the scores differ. It needs the extras ``lvspec[bench,lmms-eval]``.
 """
 
 from __future__ import annotations
