@@ -74,17 +74,20 @@ def split_k_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
 
     A fused kernel would give all rows of a head to one multiprocessor, which reads all keys alone.
 
-    ``query`` (1, heads, rows, size); ``key`` and ``value`` (1, heads, length, size), contiguous, ``length`` a
-    multiple of :data:`SPLIT_KEYS`; ``mask`` (1, 1, rows, length) of the same dtype, added to the scores. Each
-    kernel sums in float32 and rounds once to the dtype of its inputs. Returns (1, heads, rows, size).
+    ``query`` (batch, heads, rows, size); ``key`` and ``value`` (batch, heads, length, size), contiguous,
+    ``length`` a multiple of :data:`SPLIT_KEYS`; ``mask`` (batch, 1, rows, length) of the same dtype, added to
+    the scores. Each kernel sums in float32 and rounds once to the dtype of its inputs. Returns
+    (batch, heads, rows, size).
     """
-    heads, length = key.shape[1], key.shape[2]
-    scores = torch.baddbmm(mask[0], query[0], key[0].transpose(1, 2), alpha=scaling)
+    batch, heads, length, size = key.shape
+    # A batch of one is added to all heads without a copy for each.
+    added = mask[0] if batch == 1 else mask.expand(-1, heads, -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(added, query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scaling)
     weights = scores.softmax(dim=-1)
     # Sums over parts of the keys in parallel, then over the parts (flash decoding, Dao et al. 2023).
-    split_weights = weights.view(heads, -1, length // SPLIT_KEYS, SPLIT_KEYS).transpose(1, 2)
-    parts = torch.matmul(split_weights, value.view(heads, length // SPLIT_KEYS, SPLIT_KEYS, -1))
-    return parts.sum(dim=1)[None]
+    split_weights = weights.view(batch * heads, -1, length // SPLIT_KEYS, SPLIT_KEYS).transpose(1, 2)
+    parts = torch.matmul(split_weights, value.view(batch * heads, length // SPLIT_KEYS, SPLIT_KEYS, size))
+    return parts.sum(dim=1).unflatten(0, (batch, heads))
 
 
 def packed_mask(allowed: Tensor, groups: int, dtype: torch.dtype) -> Tensor:

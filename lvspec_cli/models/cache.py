@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec_cli.models.attention import SPLIT_KEYS, packed_attention
+from lvspec_cli.models.attention import SPLIT_KEYS
 from lvspec_cli.models.delta import LayerStates
 
 SPARE = 384  # extra rows of each allocation, so that the cache grows rarely
@@ -23,6 +23,35 @@ BLOCK = SPLIT_KEYS  # rows; the capacity is a multiple of it
 def cache_argument(layer: Any) -> str:
     """The name of a decoder layer's cache argument, which transformers 5.24 renamed; the old name warns."""
     return "cache" if "cache" in signature(type(layer).forward).parameters else "past_key_values"
+
+
+class Addresses:
+    """Tells a device where keys and values are now, in a table that stays where it is."""
+
+    def __init__(self) -> None:
+        self.are_known = False  # not after rows have moved
+        self._table: Tensor | None = None
+
+    def told(
+        self, capacity: int, video: Tensor | None, keys: Mapping[int, Tensor], values: Mapping[int, Tensor]
+    ) -> Tensor | None:
+        """The table: see ``Stored.table``. None: there are no rows yet."""
+        if not keys:
+            return None
+        if self._table is None or not self.are_known:
+            places = [(capacity, 0 if video is None else video.data_ptr())]
+            for layer in range(max(keys) + 1):
+                first, second = (
+                    stores[layer].data_ptr() if layer in stores else 0 for stores in (keys, values)
+                )
+                places.append((first, second))
+            table = torch.tensor(places)
+            if self._table is None or len(self._table) != len(table):
+                self._table = table.to(next(iter(keys.values())).device)
+            else:
+                self._table.copy_(table)
+            self.are_known = True
+        return self._table
 
 
 class KeyValueCache:
@@ -42,8 +71,7 @@ class KeyValueCache:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._video: Tensor | None = None  # uint8 (capacity,), 1 where a row is of the video
-        self._table: Tensor | None = None
-        self._has_moved = True  # since the table was written
+        self._addresses = Addresses()
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write a layer's rows ``(1, key heads, rows, head size)``; return all its keys and values so far.
@@ -67,7 +95,7 @@ class KeyValueCache:
         if layer not in self._keys:
             self._keys[layer] = self._blank(keys, self.capacity)
             self._values[layer] = self._blank(values, self.capacity)
-            self._has_moved = True
+            self._addresses.are_known = False
         return self._keys[layer], self._values[layer]
 
     def advance(self, rows: int) -> None:
@@ -96,7 +124,7 @@ class KeyValueCache:
         self.states = LayerStates()
         self._keys.clear()
         self._values.clear()
-        self._video, self._has_moved = None, True
+        self._video, self._addresses.are_known = None, False
 
     @property
     def bytes(self) -> int:
@@ -116,28 +144,14 @@ class KeyValueCache:
         """Note which of the first rows are the video's, bool (n,), for :attr:`Stored.video`."""
         self._video = torch.zeros(self.capacity, dtype=torch.uint8, device=video.device)
         self._video[: len(video)] = video
-        self._has_moved = True
+        self._addresses.are_known = False
 
     def located(self) -> Tensor | None:
         """Tell the device where the rows are now. Returns what it is told: see :attr:`Stored.table`.
 
         None: there are no rows yet.
         """
-        if not self._keys:
-            return None
-        if self._has_moved or self._table is None:
-            places = [(self.capacity, 0 if self._video is None else self._video.data_ptr())]
-            for layer in range(max(self._keys) + 1):
-                stores = (self._keys.get(layer), self._values.get(layer))
-                first, second = (0 if store is None else store.data_ptr() for store in stores)
-                places.append((first, second))
-            told = torch.tensor(places)
-            if self._table is None or len(self._table) != len(told):
-                self._table = told.to(next(iter(self._keys.values())).device)
-            else:
-                self._table.copy_(told)
-            self._has_moved = False
-        return self._table
+        return self._addresses.told(self.capacity, self._video, self._keys, self._values)
 
     def reserve(self, capacity: int, spare: int = SPARE) -> None:
         """Make room for at least ``capacity`` rows plus ``spare``. Valid rows are kept."""
@@ -145,7 +159,7 @@ class KeyValueCache:
         if capacity <= self.capacity:
             return
         larger = -(-(capacity + spare) // BLOCK) * BLOCK
-        self._has_moved = True
+        self._addresses.are_known = False
         if not self.length:  # free the old memory before new memory is allocated
             self._keys.clear()
             self._values.clear()
@@ -180,6 +194,11 @@ class Stored:
     def values(self) -> Tensor:
         return self.cache._values[self.layer][0]
 
+    def write(self, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write rows, (key heads, rows, size) each, to their places, long (rows,)."""
+        self.keys.index_copy_(1, places, keys)
+        self.values.index_copy_(1, places, values)
+
     @property
     def video(self) -> Tensor:
         """1 where a row is of the video, else 0: uint8 (capacity,)."""
@@ -212,6 +231,33 @@ class SlotMemory:
         self._free: list[int] = []
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.video: Tensor | None = None  # uint8 (slots, capacity), 1 where a row is of the slot's video
+        self._addresses = Addresses()
+
+    @property
+    def slots(self) -> int:
+        """Those that have memory, in use or not."""
+        return self._slots
+
+    @property
+    def place(self) -> Hashable:
+        """Changes when the rows move; None while layers differ in their room, after a growth that failed."""
+        stores = (*self.keys.values(), *self.values.values())
+        if any((store.shape[0], store.shape[2]) != (self._slots, self.capacity) for store in stores):
+            return None
+        return self._slots, self.capacity, tuple(store.data_ptr() for store in stores)
+
+    def located(self) -> Tensor | None:
+        """As ``KeyValueCache.located``, of the first slot's rows; those of the others follow."""
+        return self._addresses.told(self.capacity, self.video, self.keys, self.values)
+
+    def mark_video(self, slot: int, video: Tensor) -> None:
+        """Note which of a slot's first rows are the video's, bool (n,)."""
+        if self.video is None:
+            self.video = torch.zeros(self._slots, self.capacity, dtype=torch.uint8, device=video.device)
+            self._addresses.are_known = False
+        self.video[slot].zero_()
+        self.video[slot, : len(video)] = video
 
     def cache(self) -> SlotCache:
         """A cache in a free slot, which is free again when the cache is dropped."""
@@ -234,6 +280,7 @@ class SlotMemory:
         for stores, like in ((self.keys, keys), (self.values, values)):
             shape = (self._slots, like.shape[1], self.capacity, like.shape[3])
             stores[layer] = like.new_zeros(shape)
+        self._addresses.are_known = False
 
     def trim(self) -> None:
         """Free the memory of slots that are free behind the last one in use; all of it if none is in use."""
@@ -243,11 +290,13 @@ class SlotMemory:
             self._free.remove(slots)
         if slots == self._slots:
             return
-        self._slots = slots
+        self._slots, self._addresses.are_known = slots, False
         if not slots:
-            self.capacity = 0
+            self.capacity, self.video = 0, None
             self.keys.clear()
             self.values.clear()
+        if self.video is not None:
+            self.video = self.video[:slots]
         with suppress(RuntimeError, MemoryError):  # no room for the copy of a layer: then it stays as it is
             for stores in (self.keys, self.values):
                 for layer, old in stores.items():
@@ -258,8 +307,13 @@ class SlotMemory:
         for stores in (self.keys, self.values):
             for layer, old in stores.items():
                 if old.shape[0] < slots or old.shape[2] < capacity:
+                    self._addresses.are_known = False
                     stores[layer] = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
                     stores[layer][: len(old), :, : old.shape[2]].copy_(old)
+        if self.video is not None:
+            old, self._addresses.are_known = self.video, False
+            self.video = old.new_zeros(slots, capacity)
+            self.video[: len(old), : old.shape[1]].copy_(old)
         self._slots, self.capacity = slots, capacity
 
 
@@ -290,7 +344,12 @@ class SlotCache(KeyValueCache):
         for stores in (self.memory.keys, self.memory.values):
             for store in stores.values():
                 store[other.slot, :, : self.length].copy_(store[self.slot, :, : self.length])
+        if self.memory.video is not None:
+            self.memory.video[other.slot].copy_(self.memory.video[self.slot])
         return other
+
+    def mark_video(self, video: Tensor) -> None:
+        self.memory.mark_video(self.slot, video)
 
     def clear(self) -> None:
         self.length, self.states = 0, LayerStates()
@@ -300,75 +359,3 @@ class SlotCache(KeyValueCache):
         """The slot's share of the allocated bytes."""
         stores = (*self.memory.keys.values(), *self.memory.values.values())
         return sum(store[0].numel() * store.element_size() for store in stores) + self.states.bytes
-
-
-class JoinedCaches:
-    """Slots of one memory, in ascending order, for one pass over rows of all of them: first the first one's.
-
-    Everything in a layer but attention, and the states of Qwen3.5, is by rows. So such a pass reads the
-    weights once, and every row attends to its own sequence only. Attention runs over all slots from the first
-    to the last, each with as many rows as the longest has: what is too much is masked, or not looked at.
-
-    Room for the rows must be reserved before.
-    """
-
-    def __init__(self, caches: Sequence[SlotCache], rows: Sequence[int], groups: int, like: Tensor) -> None:
-        """
-        :param rows: of each sequence.
-        :param groups: query heads a key head.
-        :param like: the rows' embeddings.
-        """
-        self.caches, self.rows = tuple(caches), tuple(rows)
-        self._memory, self._most = caches[0].memory, max(rows)
-        self._first, self._count = caches[0].slot, caches[-1].slot - caches[0].slot + 1
-        self._is_even = self._count * self._most == sum(rows)
-        starts = [0] * self._count
-        for cache in caches:
-            starts[cache.slot - self._first] = cache.length
-        every = [
-            (cache.slot, cache.length + row, (cache.slot - self._first) * self._most + row)
-            for cache, count in zip(caches, rows, strict=True)
-            for row in range(count)
-        ]
-        self._slots, self._places, self._rows = torch.tensor(every, device=like.device).T
-        self._length = max(cache.length + count for cache, count in zip(caches, rows, strict=True))
-        last = torch.tensor(starts, device=like.device).unsqueeze(1)
-        last = last + torch.arange(
-            self._most, device=like.device
-        )  # key that a row may attend to, (slots, rows)
-        allowed = torch.arange(self._length, device=like.device) <= last.unsqueeze(2)
-        added = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
-        self._mask = added.masked_fill_(~allowed, float("-inf")).repeat(1, groups, 1).unsqueeze(1)
-        self._layer = 0  # that was updated last
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write a layer's rows of all sequences, each to its slot. Returns them as they are."""
-        if layer not in self._memory.keys:
-            self._memory.add_layer(layer, keys, values)
-        slots, places = self._slots.to(keys.device), self._places.to(keys.device)
-        self._memory.keys[layer][slots, :, places] = keys[0].transpose(0, 1)
-        self._memory.values[layer][slots, :, places] = values[0].transpose(0, 1)
-        self._layer = layer
-        return keys, values
-
-    def attended(self, query: Tensor, scaling: float | None) -> Tensor:
-        """As ``attention.Together`` has it, in the layer that was updated last."""
-        _, heads, _, size = query.shape
-        by_row, rows = query[0].transpose(0, 1), self._rows.to(query.device)
-        if not self._is_even:
-            padded = query.new_zeros(self._count * self._most, heads, size)
-            by_row = padded.index_copy_(0, rows, by_row)
-        queries = by_row.view(self._count, self._most, heads, size).transpose(1, 2)
-        keys, values = (
-            stores[self._layer].narrow(0, self._first, self._count).narrow(2, 0, self._length)
-            for stores in (self._memory.keys, self._memory.values)
-        )
-        output = packed_attention(None, queries, keys, values, self._mask.to(query.device), 0.0, scaling)[
-            0
-        ].view(self._count * self._most, heads, size)
-        return (output if self._is_even else output.index_select(0, rows)).unsqueeze(0)
-
-    def advance(self) -> None:
-        """Add the rows that every layer has written to the lengths."""
-        for cache, rows in zip(self.caches, self.rows, strict=True):
-            cache.advance(rows)

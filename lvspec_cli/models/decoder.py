@@ -12,8 +12,18 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lvspec_cli.models.attention import causal, packed_mask
-from lvspec_cli.models.cache import JoinedCaches, KeyValueCache, SlotCache, SlotMemory, cache_argument
+from lvspec_cli.models.cache import KeyValueCache, SlotCache, SlotMemory, cache_argument
 from lvspec_cli.models.families.base import Rotary
+from lvspec_cli.models.joined import (
+    FusedRows,
+    JoinedCaches,
+    JoinedInputs,
+    Layout,
+    SlotRows,
+    blocks_of,
+    parts_of,
+    told_of,
+)
 from lvspec_cli.models.kernels.fused import MOST_ROWS
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import (
@@ -62,7 +72,7 @@ class Decoder:
 
     def __init__(self, loaded: LoadedModel, memory: SlotMemory | None = None) -> None:
         """
-        :param memory: of decoders of the model that run together (``run_together``), without captured passes.
+        :param memory: of decoders of the model that run together (``run_together``).
         """
         self.loaded = loaded
         self._workspace = loaded.workspace if memory is None else None
@@ -76,6 +86,7 @@ class Decoder:
         self._groups = text.num_attention_heads // text.num_key_value_heads
         self.layer_devices = tuple(next(layer.parameters()).device for layer in self._layers)
         self._rotary: Rotary | None = None  # of the answer's positions
+        self._rows_alone = True  # in all passes of the answer: see ``exact_rows``
         self._prefix_length = 0
         self._prompt_length = 0
         self._asked: tuple[Prompt, Pass] | None = None  # run with its prefix and not begun: its last row
@@ -126,6 +137,8 @@ class Decoder:
         fused, memory = self.loaded.fused, self._workspace
         if self.loaded.full_precision:
             return None
+        if isinstance(self.cache, SlotCache):
+            return MOST_ROWS if self._rows_alone else 0
         if fused is None or memory is None or not memory.is_usable or self._rotary is None:
             return 0
         is_shown = fused.rows_stand_alone and fused.takes(self._rotary[0][:, :1])
@@ -181,7 +194,7 @@ class Decoder:
         rotary = family.rotary(model, embeddings, positions)
         self._prefix_length = len(self.video)
         passed = self._run(embeddings, rotary, watch, deeper)
-        if self._workspace is not None:
+        if self.loaded.workspace is not None:
             self.cache.mark_video(self.video)
         if with_question:
             last = (rotary[0][:, -1:], rotary[1][:, -1:])
@@ -216,10 +229,10 @@ class Decoder:
         if not is_asked:
             self.cache.rollback(self._prefix_length)
             self.cache.mark()
-        if self._workspace is not None:  # some captured passes are lost when the cache grows
+        if self.loaded.workspace is not None:  # some captured passes are lost when the cache grows
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         passed = asked[1] if asked is not None and is_asked else self._run_question(prompt, watch, on_pass)
-        self._prompt_length = self.cache.length
+        self._prompt_length, self._rows_alone = self.cache.length, True
         positions = family.answer_positions(prompt.next_position, room, self.loaded.device)
         self._rotary = family.rotary(model, passed.hidden, positions)
         return passed
@@ -241,7 +254,7 @@ class Decoder:
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
         """Run tokens of the answer, long (rows,), after those that the cache holds."""
         rows = tokens.shape[0]
-        rotary = self.next_rotary(rows)
+        rotary, self._rows_alone = self.next_rotary(rows), False
         if self._workspace is not None and (width := width_of(rows)) is not None:
             self.cache.reserve(self.cache.length + width)
             run, finds_rows = partial(self._fixed_pass, tuple(watch)), self._is_fused(rotary[0])
@@ -359,6 +372,46 @@ class Decoder:
         hidden, inputs = self._through(embeddings, rotary, mask, rows, watch)
         return StepOutputs(hidden, family.head(model, hidden[0]).float(), inputs)
 
+    def _fixed_joint(
+        self,
+        inputs: JoinedInputs,
+        memory: SlotMemory,
+        grid: tuple[int, int, int],
+        is_full: bool,
+        watch: Collection[int],
+    ) -> StepOutputs:
+        """A captured pass over rows of several sequences, by transformers' layers."""
+        family, model = self.loaded.family, self.loaded.model
+        embeddings = family.embed(model, inputs.ids.view(1, -1))
+        cache = SlotRows(
+            memory, inputs.rows, grid, length=memory.capacity, groups=self._groups,
+            dtype=embeddings.dtype, is_full=is_full, split_k=True,
+        )  # fmt: skip
+        hidden, kept = self._through(embeddings, (inputs.cosines, inputs.sines), None, cache, watch)
+        return StepOutputs(hidden, family.head(model, hidden[0]).float(), kept)
+
+    def _fused_joint(self, inputs: JoinedInputs, memory: SlotMemory, watch: Collection[int]) -> StepOutputs:
+        """A captured pass over rows of several sequences, by fused layers."""
+        fused, rotary = self.loaded.fused, (inputs.cosines, inputs.sines)
+        assert fused is not None
+        embeddings = self.loaded.family.embed(self.loaded.model, inputs.ids.view(1, -1))
+        return fused(embeddings, rotary, FusedRows(memory, inputs.rows), watch)
+
+    def _without_clip(self) -> Decoder:
+        """A decoder that has read nothing: what is captured would keep the memory of a clip."""
+        bare = copy.copy(self)
+        bare.cache, bare.video, bare._rotary, bare._asked = KeyValueCache(), None, None, None
+        return bare
+
+    @property
+    def is_captured_with_others(self) -> bool:
+        """Whether passes over slots of its memory are captured."""
+        workspace, cache = self.loaded.workspace, self.cache
+        if workspace is None or not isinstance(cache, SlotCache):
+            return False
+        can_be = not (self.loaded.family.has_states or self.reads_target)
+        return can_be and workspace.is_usable_for(cache.memory)
+
     def _is_fused(self, cosines: Tensor) -> bool:
         return self.loaded.fused is not None and self.loaded.fused.takes(cosines)
 
@@ -378,7 +431,7 @@ class Decoder:
         embeddings: Tensor,
         rotary: Rotary,
         mask: Tensor | None,
-        cache: KeyValueCache | FixedRows | JoinedCaches,
+        cache: KeyValueCache | FixedRows | SlotRows,
         watch: Collection[int],
         deeper: Sequence[Tensor] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
@@ -390,7 +443,7 @@ class Decoder:
         hidden, inputs = embeddings, {}
         device, layer_rotary = embeddings.device, rotary
         arguments = {self._cache_name: cache, "split_k": isinstance(cache, FixedRows)}
-        if isinstance(cache, JoinedCaches):
+        if isinstance(cache, SlotRows):
             arguments["together"] = cache
         for index, layer in enumerate(self._layers):
             if self.layer_devices[index] != device:
@@ -417,6 +470,10 @@ class Step:
     last: int = 1  # rows at the end whose logits are wanted
     watch: Collection[int] = ()
 
+    @property
+    def rows(self) -> int:
+        return self.tokens.shape[0]
+
 
 def run_together(steps: Sequence[Step]) -> list[Pass]:
     """The passes with their logits. Steps of decoders that share a memory run as one pass."""
@@ -428,7 +485,8 @@ def run_together(steps: Sequence[Step]) -> list[Pass]:
     for indices in by_memory.values():
         indices.sort(key=lambda index: steps[index].decoder.slot)
         group = [steps[index] for index in indices]
-        passes |= zip(indices, _joined(group) if len(group) > 1 else map(_single, group), strict=True)
+        is_joined = len(group) > 1 or group[0].decoder.is_captured_with_others
+        passes |= zip(indices, _joined(group) if is_joined else map(_single, group), strict=True)
     return [passes[index] for index in range(len(steps))]
 
 
@@ -437,33 +495,103 @@ def _single(step: Step) -> Pass:
     return replace(passed, logits=step.decoder.logits(passed, step.last))
 
 
+@dataclass(frozen=True)
+class _Joint:
+    """A pass for several decoders of one model, in the order of their slots."""
+
+    steps: Sequence[Step]
+    caches: Sequence[SlotCache]
+    rotary: Rotary  # of all rows
+    watch: tuple[int, ...]
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> _Joint:
+        """Room for all rows is reserved."""
+        caches = [step.decoder.cache for step in steps if isinstance(step.decoder.cache, SlotCache)]
+        factors = [step.decoder.next_rotary(step.rows) for step in steps]
+        for step, cache in zip(steps, caches, strict=True):
+            cache.reserve(cache.length + step.rows)
+        cosines, sines = (torch.cat(parts, 1) for parts in zip(*factors, strict=True))
+        watch = set().union(*(step.watch for step in steps))
+        return cls(steps, caches, (cosines, sines), tuple(sorted(watch)))
+
+    @property
+    def any_of(self) -> Decoder:
+        return self.steps[0].decoder
+
+    @property
+    def rows(self) -> list[int]:
+        return [step.rows for step in self.steps]
+
+    def run(self) -> StepOutputs:
+        """The pass, with logits of those rows for which they are wanted."""
+        any_of, family = self.any_of, self.any_of.loaded.family
+        if any_of.reads_target:
+            embeddings = torch.cat([step.decoder._embedded(step.tokens) for step in self.steps], 1)
+        else:
+            embeddings = any_of._embedded(torch.cat([step.tokens for step in self.steps]))
+        caches = JoinedCaches(self.caches, self.rows, any_of._groups, embeddings)
+        hidden, inputs = any_of._through(embeddings, self.rotary, None, caches, self.watch)
+        logits = family.head(any_of.loaded.model, self._wanted(hidden[0])).float()
+        return StepOutputs(hidden, logits, inputs)
+
+    def replayed(self) -> tuple[StepOutputs, bool] | None:
+        """As :meth:`run`, of a pass that was captured; None if it cannot be. And whether rows stand alone."""
+        decoder, total = self.any_of, sum(self.rows)
+        loaded, width = decoder.loaded, width_of(total)
+        if loaded.workspace is None or width is None or loaded.family.has_states or decoder.reads_target:
+            return None
+        last, memory = self.caches[-1], self.caches[0].memory
+        last.reserve(last.length + self.rows[-1] + width - total)
+        is_fused = loaded.fused is not None and loaded.fused.takes_joined(self.rotary[0], width)
+        grid = 0, memory.slots, width_of(max(self.rows)) or width
+        blocks = blocks_of([*self.rows[:-1], self.rows[-1] + width - total], decoder._groups)
+        room = (width_of(len(blocks)) or len(blocks)) if is_fused else 0
+        told = told_of(Layout.of(parts_of(self.caches, self.rows), grid, width), blocks[:room], room)
+        is_full = total == grid[1] * grid[2]
+        tokens = torch.cat([step.tokens for step in self.steps])
+
+        def made() -> tuple[JoinedInputs, Callable[[], StepOutputs]]:
+            inputs = JoinedInputs.blank(width, room, self.rotary[0])
+            inputs.fill(tokens, told, *self.rotary)  # a capture may write rows itself: to where these go
+            bare = decoder._without_clip()
+            if is_fused:
+                return inputs, partial(bare._fused_joint, inputs, memory, self.watch)
+            return inputs, partial(bare._fixed_joint, inputs, memory, grid, is_full, self.watch)
+
+        key = (width, room, self.watch) if is_fused else (width, grid[2], is_full, self.watch)
+        captured = loaded.workspace.step_together(key, memory, made, finds_rows=is_fused)
+        if captured is None:
+            return None
+        inputs, replay = captured
+        inputs.fill(tokens, told, *self.rotary)
+        found = replay()
+        rows_alone = is_fused and loaded.fused is not None and loaded.fused.rows_stand_alone
+        return replace(found, logits=self._wanted(found.logits)), rows_alone
+
+    def _wanted(self, rows: Tensor) -> Tensor:
+        """The rows for which logits are wanted, of those of the pass and maybe of padding."""
+        parts = rows[: sum(self.rows)].split(self.rows)
+        return torch.cat([part[-step.last :] for part, step in zip(parts, self.steps, strict=True)])
+
+
 def _joined(steps: Sequence[Step]) -> list[Pass]:
-    """One pass of one model for several decoders."""
-    any_of = steps[0].decoder
-    family, model = any_of.loaded.family, any_of.loaded.model
-    rows = [step.tokens.shape[0] for step in steps]
-    rotary = [step.decoder.next_rotary(count) for step, count in zip(steps, rows, strict=True)]
-    if any_of.reads_target:
-        embeddings = torch.cat([step.decoder._embedded(step.tokens) for step in steps], 1)
-    else:
-        embeddings = any_of._embedded(torch.cat([step.tokens for step in steps]))
-    own = [step.decoder.cache for step in steps if isinstance(step.decoder.cache, SlotCache)]
-    starts = [cache.length for cache in own]
-    for cache, count in zip(own, rows, strict=True):
-        cache.reserve(cache.length + count)
-    caches = JoinedCaches(own, rows, any_of._groups, embeddings)
-    factors = (torch.cat([cosines for cosines, _ in rotary], 1), torch.cat([sines for _, sines in rotary], 1))
-    watch = set().union(*(step.watch for step in steps))
-    hidden, inputs = any_of._through(embeddings, factors, None, caches, watch)
-    caches.advance()
-    hidden_parts = hidden.split(rows, 1)
-    wanted = torch.cat([part[0, -step.last :] for part, step in zip(hidden_parts, steps, strict=True)])
-    logits = family.head(model, wanted).float().split([step.last for step in steps])
-    watched = {layer: states.split(rows, 1) for layer, states in inputs.items()}
+    """One pass of one model for several decoders, or for one whose passes are captured with others'."""
+    joint = _Joint.of(steps)
+    starts, total = [cache.length for cache in joint.caches], sum(joint.rows)
+    found, rows_alone = joint.replayed() or (joint.run(), False)
+    hidden = found.hidden[:, :total].split(joint.rows, 1)
+    logits = found.logits.split([step.last for step in steps])
     passes = []
-    for index, (step, start, turned) in enumerate(zip(steps, starts, rotary, strict=True)):
-        kept = {layer: watched[layer][index] for layer in step.watch}
-        passes.append(Pass(hidden_parts[index], start, turned, kept, logits[index]))
+    first = 0
+    for index, step in enumerate(steps):
+        rows = slice(first, first := first + step.rows)
+        inputs = {layer: found.inputs[layer][:, rows] for layer in step.watch if layer in found.inputs}
+        shares = {layer: found.shares[layer][:, rows] for layer in step.watch if layer in found.shares}
+        rotary = joint.rotary[0][:, rows], joint.rotary[1][:, rows]
+        passes.append(Pass(hidden[index], starts[index], rotary, inputs, logits[index], shares))
+        joint.caches[index].advance(step.rows)
+        step.decoder._rows_alone = step.decoder._rows_alone and rows_alone
         step.decoder._has_run(passes[-1])
     return passes
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.attention import packed_mask
-from lvspec_cli.models.cache import KeyValueCache, Stored
+from lvspec_cli.models.cache import KeyValueCache, SlotMemory, Stored
 from lvspec_cli.models.delta import LayerStates
 from lvspec_cli.types import Quantisation
 
@@ -150,32 +150,81 @@ class Chain:
     measured: Tensor  # float32 (passes,), what the chooser tells of them
 
 
+@dataclass(frozen=True)
+class _Captured:
+    memory: Any  # that the host writes before a replay
+    replay: Replay
+    finds_rows: bool
+
+
 @dataclass
+class Captures:
+    """Passes that were captured over keys and values in one place."""
+
+    capture: Capture
+    kept: dict[Hashable, _Captured] = field(default_factory=dict)
+    _place: Hashable = None
+
+    def get(
+        self,
+        key: Hashable,
+        place: Hashable,
+        made: Callable[[], tuple[Any, Callable[[], StepOutputs]]],
+        *,
+        finds_rows: bool,
+    ) -> tuple[Any, Replay]:
+        """The memory that the host writes, and the replay, of a pass that is captured at first use.
+
+        :param place: where keys and values are, by a value that changes when they move.
+        :param made: the memory, and the pass over it.
+        :param finds_rows: it reads on the device where they are, so that it is not captured anew then.
+        :raises RuntimeError: it cannot be captured.
+        """
+        if self._place != place:
+            self.kept = {key: captured for key, captured in self.kept.items() if captured.finds_rows}
+            self._place = place
+        if key not in self.kept:
+            while len(self.kept) >= MOST_CAPTURED:
+                del self.kept[next(iter(self.kept))]
+            memory, run = made()
+            self.kept[key] = _Captured(memory, self.capture(run), finds_rows)
+        captured = self.kept[key]
+        return captured.memory, captured.replay
+
+
 class Workspace:
     """A model's keys and values in memory that stays allocated, and the passes that were captured with it.
 
     One decoder uses it at a time: the one that last encoded a clip. ``take`` and ``release`` change the
-    ``lease``; a decoder with an older lease has lost its clip.
+    ``lease``; a decoder with an older lease has lost its clip. Decoders that run together have a memory of
+    their own (``cache.SlotMemory``), and their passes are captured here too.
 
-    ``capture`` turns a pass into a replay. If the device cannot capture, passes run eagerly from then on; if
-    memory is too short for it, until the next clip. If it cannot capture chains, single passes are replayed.
+    If the device cannot capture, passes run eagerly from then on; if memory is too short for it, until the
+    next clip, or until the slots are in another place. If it cannot capture chains, single passes are
+    replayed.
     """
 
-    capture: Capture
-    cache: KeyValueCache = field(default_factory=KeyValueCache)
-    can_capture: bool = True
-    can_chain: bool = True
-    chain_after: int = CHAIN_AFTER
-    lease: int = 0
-    _capacity: int = 0  # of the cache when the steps were captured
-    _steps: dict[Hashable, _Captured] = field(default_factory=dict)
-    _wanted: Counter[Hashable] = field(default_factory=Counter)  # chains that are not captured yet
-    _short_for: int = -1  # the lease for which memory is short
+    def __init__(self, capture: Capture, *, can_capture: bool = True, chain_after: int = CHAIN_AFTER) -> None:
+        """
+        :param capture: turns a pass into a replay.
+        """
+        self.cache = KeyValueCache()
+        self.can_capture, self.can_chain, self.chain_after = can_capture, True, chain_after
+        self.lease = 0
+        self.alone, self.together = Captures(capture), Captures(capture)
+        self._wanted: Counter[Hashable] = Counter()  # chains that are not captured yet
+        self._short_for: int | None = None  # the lease for which memory is short
+        self._short_at: Hashable = None  # the place of slots for which it is
+        self._slots: weakref.ref[SlotMemory] | None = None  # whose passes were captured last
 
     @property
     def is_usable(self) -> bool:
         """Whether passes over this clip are captured."""
         return self.can_capture and self._short_for != self.lease
+
+    def is_usable_for(self, slots: SlotMemory) -> bool:
+        """Whether passes over several sequences are captured."""
+        return self.can_capture and slots.place not in (None, self._short_at)
 
     def take(self) -> int:
         """Empty the cache and return a new lease. The decoder with the previous lease loses its clip."""
@@ -186,7 +235,8 @@ class Workspace:
     def release(self) -> None:
         """Free the memory. The decoder that used it loses its clip."""
         self.lease += 1
-        self._steps.clear()
+        self.alone.kept.clear()
+        self.together.kept.clear()
         self.cache.clear()
 
     def step(
@@ -212,13 +262,40 @@ class Workspace:
             inputs = self._inputs(width, like)
             return inputs, partial(run, inputs, FixedRows(self.cache, inputs.slots))
 
+        self.cache.located()
+        key, place = (width, tuple(sorted(watch))), self.cache.capacity
         try:
-            return self._captured((width, tuple(sorted(watch))), made, finds_rows)
+            return self.alone.get(key, place, made, finds_rows=finds_rows)
         except torch.OutOfMemoryError:
             self._short_for = self.lease
         except RuntimeError:  # an operation that cannot be captured
             self.can_capture = False
-        self._steps.clear()
+        self.alone.kept.clear()
+        return None
+
+    def step_together(
+        self,
+        key: Hashable,
+        slots: SlotMemory,
+        made: Callable[[], tuple[Any, Callable[[], StepOutputs]]],
+        *,
+        finds_rows: bool,
+    ) -> tuple[Any, Replay] | None:
+        """As :meth:`step`, of a pass over sequences in slots of one memory. Arguments are those of
+        :meth:`Captures.get`."""
+        if not self.is_usable_for(slots):
+            return None
+        if self._slots is None or self._slots() is not slots:
+            self.together.kept.clear()
+            self._slots = weakref.ref(slots)
+        slots.located()
+        try:
+            return self.together.get(key, slots.place, made, finds_rows=finds_rows)
+        except torch.OutOfMemoryError:
+            self._short_at = slots.place
+        except RuntimeError:
+            self.can_capture = False
+        self.together.kept.clear()
         return None
 
     def chain(
@@ -245,8 +322,9 @@ class Workspace:
             chain = Chain(self._inputs(length, like), choose.copied(), tokens, measured)
             return chain, partial(run, chain)
 
+        self.cache.located()
         try:
-            return self._captured(key, made, finds_rows)
+            return self.alone.get(key, self.cache.capacity, made, finds_rows=finds_rows)
         except RuntimeError:  # single passes go on as they were captured
             self.can_chain = False
             return None
@@ -256,32 +334,6 @@ class Workspace:
         inputs = StepInputs.blank(rows, like)
         torch.arange(self.cache.length, self.cache.length + rows, out=inputs.slots)
         return inputs
-
-    def _captured(
-        self, key: Hashable, made: Callable[[], tuple[Any, Callable[[], StepOutputs]]], finds_rows: bool
-    ) -> tuple[Any, Replay]:
-        """The memory and the replay of what ``made`` gives, captured at first use.
-
-        :raises RuntimeError: it cannot be captured.
-        """
-        if self._capacity != self.cache.capacity:  # other captured passes write to the cache's old memory
-            self._steps = {key: step for key, step in self._steps.items() if step.finds_rows}
-            self._capacity = self.cache.capacity
-        self.cache.located()
-        if key not in self._steps:
-            while len(self._steps) >= MOST_CAPTURED:
-                del self._steps[next(iter(self._steps))]
-            memory, run = made()
-            self._steps[key] = _Captured(memory, self.capture(run), finds_rows)
-        step = self._steps[key]
-        return step.memory, step.replay
-
-
-@dataclass(frozen=True)
-class _Captured:
-    memory: StepInputs | Chain
-    replay: Replay
-    finds_rows: bool
 
 
 def width_of(rows: int) -> int | None:

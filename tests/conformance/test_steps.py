@@ -341,7 +341,7 @@ def test_layers_in_few_operations_are_not_captured_anew_where_the_memory_grows(s
         assert list(found.tokens) == subject.generate(clip, max_new_tokens=tokens)
         rooms.append(memory.cache.capacity)
     assert rooms[0] < rooms[1]
-    assert fixed.target.captured == len(memory._steps) <= 4, "each once, of up to 5 rows"
+    assert fixed.target.captured == len(memory.alone.kept) <= 4, "each once, of up to 5 rows"
 
 
 @torch.inference_mode()
@@ -466,4 +466,4 @@ def test_no_more_passes_are_kept_than_there_is_room_for() -> None:
     for size in range(2 * MOST_CAPTURED):
         rules = LogitsRules(GenerationRules(), size + 1, torch.device("cpu")).drafting(size + 1)
         workspace.chain(2, torch.zeros(1, 2, 4), Likeliest(rules, size + 1, FixedLength.measure), run)
-    assert len(workspace._steps) == MOST_CAPTURED
+    assert len(workspace.alone.kept) == MOST_CAPTURED

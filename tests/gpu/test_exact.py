@@ -35,7 +35,7 @@ def test_exact_is_generate(subject: GpuSubject, case: conformance.Case) -> None:
         assert is_captured(loaded) == (DEVICE != "cpu" and not loaded.family.waits_for_host)
     if draft.workspace is not None and draft.workspace.is_usable and not draft.family.has_states:
         assert draft.workspace.can_chain
-        assert any(isinstance(step.memory, Chain) for step in draft.workspace._steps.values())
+        assert any(isinstance(step.memory, Chain) for step in draft.workspace.alone.kept.values())
 
 
 def test_a_draft_on_the_cpu(subject: GpuSubject) -> None:

@@ -29,15 +29,27 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from lvspec_cli.models.attention import packed_mask
-from lvspec_cli.models.cache import KeyValueCache, Stored, cache_argument
+from lvspec_cli.models.cache import KeyValueCache, SlotMemory, Stored, cache_argument
+from lvspec_cli.models.joined import (
+    FusedRows,
+    JoinedRows,
+    Layout,
+    OneOfSeveral,
+    Part,
+    StoredTogether,
+    blocks_of,
+    told_of,
+)
 from lvspec_cli.models.kernels.fp8 import Packed8, is_right_over_clips
 from lvspec_cli.models.kernels.packed import Multiply, Packed, PackedLinear, by_unpacking, is_right
 from lvspec_cli.models.steps import WIDTHS, FixedRows, StepOutputs, cuda_graphs
 
 MOST_ROWS = 33  # of a pass; wider ones are bound by their products
+MOST_JOINED = WIDTHS[-1]  # of a pass over several sequences, whose attention gains more
 LEAST = (8, 0)  # compute capability: of bfloat16
 _COMPILERS = ("cc", "gcc", "clang")  # Triton needs one of them to compile its launchers
 _PROBE_ROWS, _PROBE_START = 3, 140  # of the pass that is compared, behind more than one stretch of keys
+_PROBE_PARTS = (Part(0, _PROBE_START, 3), Part(2, 20, 2))  # of a pass over two sequences
 _TOLERANCE = 8  # times the dtype's precision, of the largest value
 _LEAST_TOLERANCE = 1e-4
 _TIMED_ROWS, _IN_A_ROW, _TIMED = 5, 8, 20  # rows of products that are timed, how many of each, how often
@@ -58,7 +70,7 @@ class Operations(Protocol):
         factors: tuple[Tensor, Tensor],
         norms: tuple[Tensor, Tensor] | None,
         epsilon: float,
-        stored: Stored,
+        stored: Stored | StoredTogether,
         slots: Tensor,
     ) -> Tensor:
         """Write rotated keys, and values, to ``slots`` of a layer's cache; return the rotated queries.
@@ -71,7 +83,13 @@ class Operations(Protocol):
         """
 
     def attend(
-        self, queries: Tensor, stored: Stored, slots: Tensor, scaling: float, *, watched: bool = False
+        self,
+        queries: Tensor,
+        stored: Stored | StoredTogether,
+        slots: Tensor,
+        scaling: float,
+        *,
+        watched: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of each row to the keys up to its own slot, (rows, heads * size); if it is watched, the
         share of it that goes to the video, float32 (heads, rows)."""
@@ -98,21 +116,33 @@ class Twins:
         factors: tuple[Tensor, Tensor],
         norms: tuple[Tensor, Tensor] | None,
         epsilon: float,
-        stored: Stored,
+        stored: Stored | StoredTogether,
         slots: Tensor,
     ) -> Tensor:
-        key_heads, _, size = stored.keys.shape
+        key_heads, _, size = stored.keys.shape[-3:]
         heads = projected.unflatten(-1, (-1, size)).transpose(0, 1)
         queries, keys, values = heads.split([len(heads) - 2 * key_heads, key_heads, key_heads])
         if norms is not None:
             queries, keys = _normed(queries, norms[0], epsilon), _normed(keys, norms[1], epsilon)
-        stored.keys.index_copy_(1, slots, _rotated(keys, factors))
-        stored.values.index_copy_(1, slots, values)
+        stored.write(slots, _rotated(keys, factors), values)
         return _rotated(queries, factors)
 
     def attend(
-        self, queries: Tensor, stored: Stored, slots: Tensor, scaling: float, *, watched: bool = False
+        self,
+        queries: Tensor,
+        stored: Stored | StoredTogether | OneOfSeveral,
+        slots: Tensor,
+        scaling: float,
+        *,
+        watched: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        if isinstance(stored, StoredTogether):
+            parts = [
+                self.attend(queries[:, rows], one, slots[rows], scaling, watched=watched)
+                for rows, one in stored.apart()
+            ]
+            shares = [share for _, share in parts if share is not None]
+            return torch.cat([part for part, _ in parts]), torch.cat(shares, 1) if watched else None
         groups = len(queries) // len(stored.keys)
         keys, values = (
             part.repeat_interleave(groups, dim=0).float() for part in (stored.keys, stored.values)
@@ -235,16 +265,23 @@ class FusedLayers:
     operations: Operations
     size: int  # of a head of attention
     rows_stand_alone: bool = False  # it was seen here that a row is to the bit what it is without the others
+    joins: bool = (
+        False  # it was seen here that rows of several sequences are what they are without the others
+    )
 
     def takes(self, cosines: Tensor) -> bool:
         """Whether a pass is narrow enough, and rotates whole heads. ``cosines``: (1, rows, size)."""
         return cosines.shape[1] <= MOST_ROWS and cosines.shape[2] == self.size
 
+    def takes_joined(self, cosines: Tensor, rows: int) -> bool:
+        """The same of a pass over rows of several sequences."""
+        return self.joins and rows <= MOST_JOINED and cosines.shape[2] == self.size
+
     def __call__(
         self,
         embeddings: Tensor,
         rotary: tuple[Tensor, Tensor],
-        rows: FixedRows,
+        rows: FixedRows | FusedRows,
         watch: Collection[int] = (),
         first: int = 0,
     ) -> StepOutputs:
@@ -279,7 +316,7 @@ class FusedLayers:
         layer: FusedLayer,
         normed: Tensor,
         factors: tuple[Tensor, Tensor],
-        stored: Stored,
+        stored: Stored | StoredTogether,
         slots: Tensor,
         watched: bool,
     ) -> tuple[Tensor, Tensor | None]:
@@ -352,7 +389,9 @@ def fuse_layers(
                 continue
             stands_alone = rows_stand_alone(made, layers[0])
             if run is operations[-1] or (stands_alone and _is_fast_enough(made, operations[-1])):
-                return replace(made, rows_stand_alone=stands_alone)
+                return replace(
+                    made, rows_stand_alone=stands_alone, joins=_joins(made, layers[0], stands_alone)
+                )
     return None
 
 
@@ -406,6 +445,48 @@ def rows_stand_alone(made: FusedLayers, layer: Any) -> bool:
             if not torch.equal(found, torch.cat(expected)):
                 return False
     return all(torch.equal(one, other) for one, other in zip(written, probe.written(rows), strict=True))
+
+
+def _joins(made: FusedLayers, layer: Any, stands_alone: bool) -> bool:
+    try:
+        found = joined_beside_alone(made, layer)
+    except Exception:  # whatever Triton, a compiler or the device raise
+        return False
+    eps = torch.finfo(made.norm[0].dtype).eps
+    return all(torch.equal(*pair) if stands_alone else _is_close(*pair, eps) for pair in found)
+
+
+@torch.inference_mode()
+def joined_beside_alone(made: FusedLayers, layer: Any) -> list[tuple[Tensor, Tensor]]:
+    """What the first layer gives and writes for rows of two sequences, in passes of their own and in one."""
+    single, number = replace(made, layers=made.layers[:1]), layer.self_attn.layer_idx
+    probe, memory = _Probe.of(layer, sum(part.rows for part in _PROBE_PARTS)), SlotMemory()
+    caches = [memory.cache() for _ in range(_PROBE_PARTS[-1].slot + 1)]
+    memory.reserve(_PROBE_START + probe.hidden.shape[1], 0)
+    alone, first = [], 0
+    for part in _PROBE_PARTS:
+        rows = slice(first, first := first + part.rows)
+        there = probe.rows()
+        own = FixedRows(there.cache, torch.arange(part.rows, device=there.slots.device) + part.length)
+        rotary = probe.rotary[0][:, rows], probe.rotary[1][:, rows]
+        done = single(probe.hidden[:, rows], rotary, own, (number,), first=number)
+        alone.append((done.hidden[0], done.logits, done.shares[number].T, *probe.written(own)))
+        slot = caches[part.slot]
+        slot.update(probe.earlier[0], probe.earlier[1], number)
+        slot.mark_video(there.of_layer(number).video[:_PROBE_START])
+    groups = layer.self_attn.q_proj.out_features // layer.self_attn.k_proj.out_features
+    width = probe.hidden.shape[1]
+    layout = Layout.of(_PROBE_PARTS, (0, len(caches), width), width)
+    blocks = blocks_of([part.rows for part in _PROBE_PARTS], groups)
+    told = told_of(layout, blocks, len(blocks) + 1).to(probe.hidden.device)
+    joined = FusedRows(memory, JoinedRows.of(told, width))
+    found = single(probe.hidden, probe.rotary, joined, (number,), first=number)
+    stored, at = joined.of_layer(number), (joined.rows.sequences, slice(None), joined.rows.places)
+    written = stored.keys[at].transpose(0, 1), stored.values[at].transpose(0, 1)
+    together = (found.hidden[0], found.logits, found.shares[number].T, *written)
+    # Keys and values are by head first.
+    whole = [torch.cat(parts, int(place > 2)) for place, parts in enumerate(zip(*alone, strict=True))]
+    return list(zip(whole, together, strict=True))
 
 
 @dataclass(frozen=True)

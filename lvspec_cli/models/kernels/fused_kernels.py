@@ -18,6 +18,7 @@ from triton import cdiv, next_power_of_2
 
 from lvspec_cli.models.attention import SPLIT_KEYS
 from lvspec_cli.models.cache import Stored
+from lvspec_cli.models.joined import PACKED_ROWS, StoredTogether
 from lvspec_cli.models.kernels import fp8_kernels, int4_kernels
 from lvspec_cli.models.kernels.fp8 import Packed8
 from lvspec_cli.models.kernels.int4 import Packed4
@@ -25,7 +26,7 @@ from lvspec_cli.models.kernels.packed import Multiply, Packed
 from lvspec_cli.models.kernels.product_kernels import product
 
 KEYS = tl.constexpr(SPLIT_KEYS)  # of a stretch
-PACKED = tl.constexpr(16)  # query rows of a program
+PACKED = tl.constexpr(PACKED_ROWS)  # query rows of a program
 PARTS = tl.constexpr(128)  # programs that share a key head's stretches
 AT_ONCE = tl.constexpr(16)  # parts that are added at once
 COLUMNS = 1024  # of a row of the MLP in a program
@@ -63,15 +64,18 @@ def rotate_kernel(
     places,  # long (2,): addresses of keys and values, (key_heads, capacity, size)
     queries,  # (heads, rows, size)
     slots,  # long (rows,)
+    sequences,  # long (rows,), used with JOINED
     epsilon,
     rows,
     heads,
     key_heads,
     size,
     NORM: tl.constexpr,
+    JOINED: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """One head of a row: normalised and rotated, a query stays, a key or a value goes to the cache."""
+    """One head of a row: normalised and rotated, a query stays, a key or a value goes to the cache, with
+    JOINED to the row's own sequence of it."""
     row, head = tl.program_id(0), tl.program_id(1)
     half, column = size // 2, tl.arange(0, HALF)
     is_valid = column < half
@@ -79,6 +83,8 @@ def rotate_kernel(
     first = tl.load(source, is_valid, other=0.0).to(tl.float32)
     second = tl.load(source + half, is_valid, other=0.0).to(tl.float32)
     slot, capacity = tl.load(slots + row), tl.load(table)
+    if JOINED:
+        slot += tl.load(sequences + row) * key_heads * capacity
     if head >= heads + key_heads:
         values = tl.load(places + 1).to(queries.dtype)
         target = values + ((head - heads - key_heads) * capacity + slot) * size + column
@@ -109,35 +115,49 @@ def rotate_kernel(
         tl.store(target + half, later, is_valid)
 
 
-@triton.jit(do_not_specialize=["rows", "packed"])
+@triton.jit(do_not_specialize=["rows"])
 def attend_kernel(
-    queries,  # (heads, rows, size): those of a key head's group are one block of packed rows
+    queries,  # (heads, rows, size): those of a key head's group are packed, of one sequence at a time
     table,  # long (2,): the cache's capacity, and the address of the video's mask, uint8 (capacity,)
     places,  # long (2,): addresses of keys and values, (key heads, capacity, size)
-    slots,  # long (rows,), ascending
+    slots,  # long (rows,), ascending in a sequence
+    sequences,  # long (rows,), used with JOINED
+    blocks,  # long (blocks, 3), used with JOINED: a sequence's first row and its rows, the first packed row
     parts,  # float32 (heads * rows, PARTS, size)
     maxima,  # float32 (heads * rows, PARTS)
     sums,
     shares,
     scaling,
     rows,
-    packed,  # rows of a group
+    groups,  # query heads a key head
     size,
     SIZE: tl.constexpr,
     SHARES: tl.constexpr,
+    JOINED: tl.constexpr,
 ):
     """Attention of a block of a key head's rows to every PARTS-th stretch of keys: weighted values, maximum,
-    sum of the weights and, with SHARES, of those of the video's keys."""
+    sum of the weights and, with SHARES, of those of the video's keys. With JOINED the block's rows are of one
+    of several sequences, else of the only one."""
     key_head, part = tl.program_id(0), tl.program_id(1)
-    row, column = tl.program_id(2) * PACKED + tl.arange(0, PACKED), tl.arange(0, SIZE)
-    stretches = (tl.load(slots + rows - 1) // KEYS).to(tl.int32) + 1
+    first, count, start = 0, rows, tl.program_id(2) * PACKED
+    if JOINED:
+        block = blocks + tl.program_id(2) * 3
+        first, count = tl.load(block).to(tl.int32), tl.load(block + 1).to(tl.int32)
+        start = tl.load(block + 2).to(tl.int32)
+    row, column = start + tl.arange(0, PACKED), tl.arange(0, SIZE)
+    last = tl.load(slots + tl.maximum(first + count, 1) - 1)
+    stretches = tl.where(count > 0, (last // KEYS).to(tl.int32) + 1, 0)  # a block may be empty
     if part < stretches:
-        is_row, is_column = row < packed, column < size
+        is_row, is_column = row < groups * count, column < size
         capacity = tl.load(table)
         keys = tl.multiple_of(tl.load(places).to(queries.dtype), 16)
         values = tl.multiple_of(tl.load(places + 1).to(queries.dtype), 16)
-        slot = tl.load(slots + row % rows, is_row, other=0)
-        index = key_head * packed + row
+        slot = tl.load(slots + first + row % count, is_row, other=0)
+        index = (key_head * groups + row // count) * rows + first + row % count
+        head_cell = key_head * capacity
+        if JOINED:
+            sequence_cell = tl.load(sequences + first) * capacity
+            head_cell += sequence_cell * tl.num_programs(0)
         query = tl.load(
             queries + index[:, None] * size + column[None, :], is_row[:, None] & is_column[None, :], other=0.0
         )
@@ -147,7 +167,7 @@ def attend_kernel(
         # A stretch behind a row's last key changes nothing of what the row has so far.
         for stretch in tl.range(part, stretches, PARTS, num_stages=1):
             key = stretch * KEYS + tl.arange(0, KEYS)
-            cells = (key_head * capacity + key)[:, None] * size + column[None, :]
+            cells = (head_cell + key)[:, None] * size + column[None, :]
             stored = tl.load(keys + cells, is_column[None, :], other=0.0)
             scores = tl.dot(query, tl.trans(stored)).to(tl.float32) * scaling
             scores = tl.where(key[None, :] <= slot[:, None], scores, float("-inf"))
@@ -160,6 +180,8 @@ def attend_kernel(
             total = total * kept + tl.sum(weights, axis=1)
             if SHARES:
                 mask = tl.load(table + 1).to(tl.pointer_type(tl.uint8))
+                if JOINED:
+                    mask += sequence_cell
                 is_video = tl.load(mask + key).to(tl.float32)
                 of_video = of_video * kept + tl.sum(weights * is_video[None, :], axis=1)
             top = highest
@@ -252,34 +274,45 @@ class Kernels:
         factors: tuple[Tensor, Tensor],
         norms: tuple[Tensor, Tensor] | None,
         epsilon: float,
-        stored: Stored,
+        stored: Stored | StoredTogether,
         slots: Tensor,
     ) -> Tensor:
-        (key_heads, _, size), rows = stored.keys.shape, len(projected)
+        (key_heads, _, size), rows = stored.keys.shape[-3:], len(projected)
         heads = projected.shape[1] // size - 2 * key_heads
         queries = projected.new_empty(heads, rows, size)
         query_norm, key_norm = norms or (projected, projected)
+        joined = stored.rows if isinstance(stored, StoredTogether) else None
         with torch.cuda.device_of(projected):
             rotate_kernel[(rows, heads + 2 * key_heads)](
                 projected, factors[0], factors[1], query_norm, key_norm, *_addresses(stored), queries, slots,
-                epsilon, rows, heads, key_heads, size,
-                NORM=norms is not None, HALF=next_power_of_2(size // 2), num_warps=1,
+                joined.sequences if joined else slots, epsilon, rows, heads, key_heads, size,
+                NORM=norms is not None, JOINED=joined is not None, HALF=next_power_of_2(size // 2),
+                num_warps=1,
             )  # fmt: skip
         return queries
 
     def attend(
-        self, queries: Tensor, stored: Stored, slots: Tensor, scaling: float, *, watched: bool = False
+        self,
+        queries: Tensor,
+        stored: Stored | StoredTogether,
+        slots: Tensor,
+        scaling: float,
+        *,
+        watched: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        (key_heads, _, size), (heads, rows, _) = stored.keys.shape, queries.shape
-        packed, count = heads // key_heads * rows, PARTS.value
+        (key_heads, _, size), (heads, rows, _) = stored.keys.shape[-3:], queries.shape
+        groups, count = heads // key_heads, PARTS.value
+        joined = stored.rows if isinstance(stored, StoredTogether) else None
+        blocks = len(joined.blocks) if joined else cdiv(groups * rows, PACKED.value)
         parts = queries.new_empty(heads * rows, count, size, dtype=torch.float32)
         maxima, sums, shares = parts.new_empty(3, heads * rows, count)
         attended, to_video = queries.new_empty(rows, heads * size), parts.new_empty(heads, rows)
         padded = max(16, next_power_of_2(size))
         with torch.cuda.device_of(queries):
-            attend_kernel[(key_heads, count, cdiv(packed, PACKED.value))](
-                queries, *_addresses(stored), slots, parts, maxima, sums, shares, scaling, rows, packed, size,
-                SIZE=padded, SHARES=watched, num_warps=4,
+            attend_kernel[(key_heads, count, blocks)](
+                queries, *_addresses(stored), slots, joined.sequences if joined else slots,
+                joined.blocks if joined else slots, parts, maxima, sums, shares, scaling, rows, groups, size,
+                SIZE=padded, SHARES=watched, JOINED=joined is not None, num_warps=4,
             )  # fmt: skip
             combine_kernel[(heads * rows,)](
                 parts, maxima, sums, shares, slots, attended, to_video, rows, heads, size,
@@ -300,6 +333,6 @@ class Kernels:
         return product(inputs, weight, bias) if self._products else linear(inputs, weight, bias)
 
 
-def _addresses(stored: Stored) -> tuple[Tensor, Tensor]:
+def _addresses(stored: Stored | StoredTogether) -> tuple[Tensor, Tensor]:
     """Where a layer's rows are: the table's first row, and the layer's own."""
     return stored.table, stored.table[1 + stored.layer]
