@@ -115,10 +115,14 @@ class AskRequest:
 
 @dataclass(frozen=True)
 class Company:
-    """How many answers are decoded at the same time, and whether the draft pays beside so many."""
+    """How many answers are decoded at the same time, and whether the draft pays beside so many.
+
+    ``keeps_texts``: only if no answer's text depends on those beside it, which a loaded pair knows.
+    """
 
     slots: int = 1
     drafts: bool = True
+    keeps_texts: bool = False
 
 
 ALONE = Company()

@@ -18,7 +18,7 @@ from lvspec_cli.memory.plan import (
     expected_tokens,
     prompt_tokens,
 )
-from lvspec_cli.request import Company
+from lvspec_cli.request import ALONE, Company
 from lvspec_cli.types import DecodeSettings, Mode, RoundCosts
 
 # A row of a prefill, the vision tower included, in steps. On a CPU as measured on the bundled pair; on a GPU
@@ -93,6 +93,14 @@ def draft_pays(clip: ClipCosts, slots: int) -> bool:
 def company_of(clip: ClipCosts, slots: int) -> Company:
     """So many answers at a time, with the draft where it pays. One alone is as its mode has it."""
     return Company(slots, drafts=slots == 1 or not clip.gamma or draft_pays(clip, slots))
+
+
+def company_with(company: Company, *, keeps_rows_apart: bool) -> Company:
+    """What becomes of it with a loaded pair.
+
+    :param keeps_rows_apart: see ``LoadedModel.keeps_rows_apart``; of both models.
+    """
+    return ALONE if company.keeps_texts and not keeps_rows_apart else company
 
 
 def best_company(clip: ClipCosts, fitting: int, *, keeps_draft: bool) -> Company:

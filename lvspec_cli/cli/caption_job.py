@@ -286,22 +286,22 @@ def _at_once(text: str, settings: DecodeSettings) -> int | None:
 def chosen_company(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tuple[Company, list[str]]:
     """How many captions each pair decodes together, whether the draft pays then, and what to tell of it.
 
-    ``auto`` is 1 on GPUs: there a pass of several answers is not captured, and whether that is faster has not
-    been measured. It is 1 where what is beside an answer could change its text: computed in 16 bits, and
-    where tokens are drawn, for what is drafted changes what is drawn. It never leaves out the draft of loose
-    answers. So rows are the same for any number.
+    ``auto`` is 1 where what is beside an answer could change its text: where tokens are drawn, for what is
+    drafted changes what is drawn, and in 16 bits, for which a pair on a GPU knows it when it is loaded. It
+    never leaves out the draft of loose answers. So rows are the same for any number.
 
     :param at_once: the number, if the user has named one.
     """
     loading, is_drawn = plan.loading, base.settings.temperature > 0
-    is_open = loading.device == "cpu" and loading.dtype == "float32" and not is_drawn
+    is_open = not is_drawn and (loading.device != "cpu" or loading.dtype == "float32")
     if at_once == 1 or (at_once is None and not is_open):
         return ALONE, []
     load = workload_of(base)
     fitting = fitting_slots(plan, load, at_once or MOST_SLOTS)
     clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, loading.device)
     if at_once is None:
-        company = best_company(clip, fitting, keeps_draft=base.settings.mode is Mode.LVSPEC)
+        best = best_company(clip, fitting, keeps_draft=base.settings.mode is Mode.LVSPEC)
+        company = replace(best, keeps_texts=loading.dtype != "float32")
     else:
         company = company_of(clip, fitting)
     notes = []

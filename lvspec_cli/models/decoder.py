@@ -27,6 +27,7 @@ from lvspec_cli.models.joined import (
 from lvspec_cli.models.kernels.fused import MOST_ROWS
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import (
+    JOINED_WIDTHS,
     WIDTHS,
     Chain,
     Chooser,
@@ -485,9 +486,22 @@ def run_together(steps: Sequence[Step]) -> list[Pass]:
     for indices in by_memory.values():
         indices.sort(key=lambda index: steps[index].decoder.slot)
         group = [steps[index] for index in indices]
-        is_joined = len(group) > 1 or group[0].decoder.is_captured_with_others
-        passes |= zip(indices, _joined(group) if is_joined else map(_single, group), strict=True)
+        if group[0].decoder.is_captured_with_others:
+            found = [passed for some in _in_captured_widths(group) for passed in _joined(some)]
+        else:
+            found = _joined(group) if len(group) > 1 else [_single(group[0])]
+        passes |= zip(indices, found, strict=True)
     return [passes[index] for index in range(len(steps))]
+
+
+def _in_captured_widths(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps in groups that have no more rows than a captured pass."""
+    groups: list[list[Step]] = [[]]
+    for step in steps:
+        if groups[-1] and sum(other.rows for other in groups[-1]) + step.rows > JOINED_WIDTHS[-1]:
+            groups.append([])
+        groups[-1].append(step)
+    return groups
 
 
 def _single(step: Step) -> Pass:
@@ -538,15 +552,15 @@ class _Joint:
     def replayed(self) -> tuple[StepOutputs, bool] | None:
         """As :meth:`run`, of a pass that was captured; None if it cannot be. And whether rows stand alone."""
         decoder, total = self.any_of, sum(self.rows)
-        loaded, width = decoder.loaded, width_of(total)
+        loaded, width = decoder.loaded, width_of(total, JOINED_WIDTHS)
         if loaded.workspace is None or width is None or loaded.family.has_states or decoder.reads_target:
             return None
         last, memory = self.caches[-1], self.caches[0].memory
         last.reserve(last.length + self.rows[-1] + width - total)
         is_fused = loaded.fused is not None and loaded.fused.takes_joined(self.rotary[0], width)
-        grid = 0, memory.slots, width_of(max(self.rows)) or width
+        grid = 0, memory.slots, width_of(max(self.rows), JOINED_WIDTHS) or width
         blocks = blocks_of([*self.rows[:-1], self.rows[-1] + width - total], decoder._groups)
-        room = (width_of(len(blocks)) or len(blocks)) if is_fused else 0
+        room = (width_of(len(blocks), JOINED_WIDTHS) or len(blocks)) if is_fused else 0
         told = told_of(Layout.of(parts_of(self.caches, self.rows), grid, width), blocks[:room], room)
         is_full = total == grid[1] * grid[2]
         tokens = torch.cat([step.tokens for step in self.steps])
@@ -566,8 +580,12 @@ class _Joint:
         inputs, replay = captured
         inputs.fill(tokens, told, *self.rotary)
         found = replay()
-        rows_alone = is_fused and loaded.fused is not None and loaded.fused.rows_stand_alone
-        return replace(found, logits=self._wanted(found.logits)), rows_alone
+        # Copies: it may be replayed for other sequences before these rows are read.
+        watched, shares = (
+            {layer: kept.clone() for layer, kept in some.items()} for some in (found.inputs, found.shares)
+        )
+        copied = StepOutputs(found.hidden.clone(), self._wanted(found.logits), watched, shares)
+        return copied, is_fused and loaded.fused is not None and loaded.fused.rows_stand_alone
 
     def _wanted(self, rows: Tensor) -> Tensor:
         """The rows for which logits are wanted, of those of the pass and maybe of padding."""

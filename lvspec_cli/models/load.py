@@ -90,6 +90,14 @@ class LoadedModel:
         return self.quantisation is Quantisation.FP8 and self.device.type == "cuda"
 
     @property
+    def keeps_rows_apart(self) -> bool:
+        """Whether rows of several answers in one pass are what they are in passes of their own."""
+        if self.full_precision:
+            return True
+        fused = self.fused
+        return self.workspace is not None and fused is not None and fused.joins and fused.rows_stand_alone
+
+    @property
     def full_precision(self) -> bool:
         """Whether a row's logits do not depend on the pass's other rows, except for rounding of float32."""
         return self.dtype == torch.float32 and is_row_by_row(self.quantisation, self.device.type)

@@ -28,6 +28,7 @@ from lvspec_cli.types import Quantisation
 
 # Widths that are captured, few because each costs memory and time. 65 is enough for the greatest gamma.
 WIDTHS = (1, 2, 3, 5, 9, 13, 17, 25, 33, 65)
+JOINED_WIDTHS = (*WIDTHS, 97, 129)  # of passes over several sequences
 MOST_CAPTURED = 48  # captured passes and chains that a model keeps
 CHAIN_LENGTHS = (2, 4, 8)  # passes of a chain
 # A chain is captured when it was wanted so often: it saves some 25 microseconds a pass, and the capture takes
@@ -336,9 +337,9 @@ class Workspace:
         return inputs
 
 
-def width_of(rows: int) -> int | None:
+def width_of(rows: int, widths: Sequence[int] = WIDTHS) -> int | None:
     """The smallest captured width for so many rows, or None."""
-    return next((width for width in WIDTHS if width >= rows), None)
+    return next((width for width in widths if width >= rows), None)
 
 
 def mask_of(slots: Tensor, capacity: int, groups: int, dtype: torch.dtype) -> Tensor:

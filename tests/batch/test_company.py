@@ -15,6 +15,7 @@ from lvspec_cli.batch.company import (
     answer_cost,
     best_company,
     company_of,
+    company_with,
     draft_pays,
     token_cost,
 )
@@ -92,8 +93,13 @@ def test_auto_takes_several_only_where_rows_stay_the_same() -> None:
         chosen_company(plan, replace(base, settings=replace(base.settings, temperature=0.7)), None)[0]
         == ALONE
     )
-    in_16_bits, on_a_gpu = replace(plan.loading, dtype="bfloat16"), replace(plan.loading, device="cuda")
-    for loading in (in_16_bits, on_a_gpu):
-        assert chosen_company(replace(plan, loading=loading), base, None) == (ALONE, [])
+    in_16_bits = replace(plan.loading, dtype="bfloat16")
+    assert chosen_company(replace(plan, loading=in_16_bits), base, None) == (ALONE, [])
+    on_a_gpu = replace(plan, loading=replace(in_16_bits, device="cuda"))
+    company, notes = chosen_company(on_a_gpu, base, None)
+    assert (company.slots > 1, company.keeps_texts, notes) == (True, True, [])
+    assert company_with(company, keeps_rows_apart=True) == company
+    assert company_with(company, keeps_rows_apart=False) == ALONE
+    assert company_with(Company(4), keeps_rows_apart=False) == Company(4), "the user's own number"
     assert chosen_company(plan, base, 5) == (Company(5), [])
     assert chosen_company(plan, base, 1) == (ALONE, [])

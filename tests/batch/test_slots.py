@@ -17,7 +17,9 @@ from lvspec_cli.batch.answer import Answering
 from lvspec_cli.batch.remote import after_death
 from lvspec_cli.batch.serve import _Decoding, has_spare_core
 from lvspec_cli.batch.slots import Ready, Slots
+from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.pipeline import prompts_of
+from lvspec_cli.request import Company
 from lvspec_cli.speculation import answer
 from lvspec_cli.speculation.engine import Session
 from tests.batch.conftest import Caption, lasting, rows
@@ -86,6 +88,20 @@ def test_rows_do_not_depend_on_what_is_decoded_beside_them(
     assert by_key(tmp_path / "out.jsonl") == expected
     assert max(sizes) == 3
     assert encode.call_count == 5, "both prompts of a clip share its prefix"
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_auto_is_one_at_a_time_where_a_loaded_pair_mixes_rows(
+    caption: Caption, clips: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    """As on a GPU, for which this is decided when the pair is loaded."""
+    chosen = Company(3, keeps_texts=True), list[str]()
+    monkeypatch.setattr("lvspec_cli.cli.caption_job.chosen_company", lambda *_: chosen)
+    monkeypatch.setattr(LoadedModel, "keeps_rows_apart", keeps)
+    sizes = failing(monkeypatch, lambda number, count: None)
+    printed = caption(clips, "--at-once", "auto", "--out", "out.jsonl")
+    assert max(sizes) == (3 if keeps else 1)
+    assert ("one caption at a time" in printed.stderr) != keeps
 
 
 @pytest.mark.parametrize("fails", [False, True])

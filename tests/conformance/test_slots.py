@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lvspec_cli.models.load import load_pair
+from lvspec_cli.models.steps import Replay, StepOutputs, Workspace, run_again
 from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory, next_rounds
-from lvspec_cli.types import DecodeSettings, Generation, Mode
+from lvspec_cli.types import DecodeSettings, Generation, Mode, RelevanceName, RuleSettings
 from tests.conformance.conftest import Subject
+from tests.conformance.test_steps import Fixed, Uneven, captured
+from tests.models.test_fused import OneByOne
 
 LONGEST = 10  # tokens
 EXACT = DecodeSettings(mode=Mode.EXACT, gamma=3, max_new_tokens=LONGEST, repetition_guard=False)
@@ -49,13 +55,109 @@ def together(subject: Subject, answers: Sequence[Joining], wanted: DecodeSetting
     return [done[index] for index in range(len(answers))]
 
 
+ALWAYS = [Joining(0, 0, LONGEST), Joining(1, 0, 7), Joining(2, 2, LONGEST), Joining(3, 3, 4)]
 joining = st.builds(Joining, st.integers(0, 3), st.integers(0, 5), st.integers(1, LONGEST))
 
 
 @settings(max_examples=2)
 @given(st.lists(joining, min_size=2, max_size=4))
-@example([Joining(0, 0, LONGEST), Joining(1, 0, 7), Joining(2, 2, LONGEST), Joining(3, 3, 4)])
+@example(ALWAYS)
 def test_answers_together_are_generate(subject: Subject, answers: list[Joining]) -> None:
     for answer, generation in zip(answers, together(subject, answers, EXACT), strict=True):
         whole = subject.generated(*ASKED[answer.asked], LONGEST)
         assert list(generation.tokens) == whole[: answer.tokens]
+
+
+@captured
+def test_captured_passes_of_several_answers_are_generate(subject: Subject) -> None:
+    fixed = Fixed(subject.pair)
+    made = fixed.made()
+    found = together(replace(subject, pair=made), ALWAYS, EXACT)
+    for answer, generation in zip(ALWAYS, found, strict=True):
+        whole = subject.generated(*ASKED[answer.asked], LONGEST)
+        assert list(generation.tokens) == whole[: answer.tokens]
+    has_states = made.target.family.has_states
+    assert bool(fixed.target.replayed and fixed.draft.replayed) != has_states
+    assert made.target.workspace is not None
+    assert not made.target.workspace.alone.kept, "the last one's passes are the others' too"
+
+
+# Biases, normalised heads, and neither.
+@pytest.mark.parametrize("subject", ["qwen2_5_vl", "qwen3_vl", "smolvlm"], indirect=True)
+def test_fused_passes_of_several_answers_are_those_of_one(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And tell what relevance wants of the layers that it watches."""
+    rule = RuleSettings(
+        relevance=RelevanceName.ATTENTION, anchor_threshold=0.3, filler_margin=3.0, layers=(1, -1)
+    )
+    loose = replace(EXACT, mode=Mode.LVSPEC, rule=rule)
+    expected = together(subject, ALWAYS, loose)
+    fixed = Fixed(subject.pair)
+    pair = fixed.made(fused=True)
+    monkeypatch.setattr(type(pair.target.family), "queries", None)
+    found = together(replace(subject, pair=pair), ALWAYS, loose)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert fixed.target.replayed
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_where_the_memory_grows_fused_passes_are_not_captured_anew(subject: Subject) -> None:
+    wanted = replace(EXACT, mode=Mode.AR)
+    counts = []
+    for fused in (False, True):
+        fixed = Fixed(subject.pair)
+        pair, shared = fixed.made(fused=fused), SharedMemory(2)
+        assert pair.target.workspace is not None
+        for clip, tokens in (("two-frames", 24), ("odd", 600)):
+            alone = Session.of(pair, shared).answer(
+                subject.prompts(clip), replace(wanted, max_new_tokens=tokens)
+            )
+            assert list(alone.run().tokens) == subject.generate(clip, max_new_tokens=tokens)
+            del alone
+        counts.append(fixed.target.captured)
+        assert len(pair.target.workspace.together.kept) == 1
+        other = Session.of(pair, SharedMemory(2)).answer(subject.prompts("odd"), wanted)
+        assert list(other.run().tokens) == subject.generate("odd", max_new_tokens=LONGEST)
+        assert len(pair.target.workspace.together.kept) == 1, "those over a memory that has gone are dropped"
+    assert counts == [2, 1]
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("short"), RuntimeError("not permitted")])
+def test_passes_of_several_answers_that_cannot_be_captured_are_run(
+    subject: Subject, failure: Exception
+) -> None:
+    failures = [failure]
+
+    def capture(run: Callable[[], StepOutputs]) -> Replay:
+        if failures:
+            raise failures.pop()
+        return run_again(run)
+
+    workspace = Workspace(capture)
+    pair = replace(subject.pair, target=replace(subject.pair.target, workspace=workspace))
+    found = together(replace(subject, pair=pair), ALWAYS, EXACT)
+    for answer, generation in zip(ALWAYS, found, strict=True):
+        whole = subject.generated(*ASKED[answer.asked], LONGEST)
+        assert list(generation.tokens) == whole[: answer.tokens]
+    is_short = isinstance(failure, torch.OutOfMemoryError)
+    assert bool(workspace.together.kept) == workspace.can_capture == is_short, "until the slots are elsewhere"
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_in_16_bits_answers_together_are_to_the_letter_where_rows_stand_alone(subject: Subject) -> None:
+    half = Fixed(load_pair(*subject.folders, device="cpu", dtype="bfloat16"))
+    for operations, is_known in ((OneByOne(), True), (Uneven(), False)):
+        pair, shared = half.made(fused=True, operations=operations), SharedMemory(2)
+        sessions = [Session.of(pair, shared) for _ in range(2)]
+        wanted = replace(EXACT, max_new_tokens=24)
+        clips = [subject.prompts(clip) for clip in ("odd", "wide")]
+        going = [session.answer(prompts, wanted) for session, prompts in zip(sessions, clips, strict=True)]
+        while any(next_rounds(going)):
+            pass
+        found = [steps.generation.tokens for steps in going]
+        assert [session.is_to_the_letter(wanted) for session in sessions] == [is_known] * 2
+        alone = replace(wanted, mode=Mode.AR)
+        texts = [Session.of(pair).answer(prompts, alone).run().tokens for prompts in clips]
+        assert (found == texts) == is_known

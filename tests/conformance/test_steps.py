@@ -382,6 +382,10 @@ def test_what_is_known_of_the_rows_of_a_pass(subject: Subject) -> None:
         decoder.encode(prompt)
         decoder.begin(prompt, 8)
         assert decoder.exact_rows == known
+        assert decoder.loaded.keeps_rows_apart == stands_alone
+    assert whole.keeps_rows_apart
+    for other in (replace(half, fused=None), replace(half, fused=replace(whole.fused, joins=False))):
+        assert not other.keeps_rows_apart
     assert Decoder(replace(half, fused=None)).exact_rows == 0
 
 

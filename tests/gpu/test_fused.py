@@ -23,9 +23,11 @@ BUNDLED = Path(lvspec_cli.__file__).parent / "demo" / "pair" / "target"
 def test_kernels_are_their_twins() -> None:
     pytest.importorskip("triton")
     from tests.models.fused_checks import (
+        JOINED,
         PACKED,
         PRODUCTS,
         SHAPES,
+        check_joined,
         check_kernels,
         check_layer,
         check_packed,
@@ -35,6 +37,8 @@ def test_kernels_are_their_twins() -> None:
 
     for shape in (*SHAPES, (40, 8, 128, 17, 200), (16, 2, 128, 33, 340)):
         check_kernels(*shape, device=DEVICE)
+    for heads, key_heads, size in (*JOINED, (28, 4, 128), (40, 8, 128)):
+        check_joined(heads, key_heads, size, DEVICE)
     for outputs, inputs, biased in (
         *PRODUCTS,
         (7168, 5120, True),
@@ -54,6 +58,7 @@ def test_models_in_16_bits_run_by_them() -> None:
     made = load_model(BUNDLED, device=DEVICE, dtype="bfloat16").fused
     assert made is not None
     assert made.rows_stand_alone
+    assert made.joins
     assert load_model(BUNDLED, device=DEVICE, dtype="float32").fused is None
     packed = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=Quantisation.NF4)
     assert packed.fused is None

@@ -10,7 +10,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lvspec_cli.models.attention import register
-from lvspec_cli.models.cache import KeyValueCache, Stored
+from lvspec_cli.models.cache import KeyValueCache, SlotMemory, Stored
+from lvspec_cli.models.joined import FusedRows, JoinedRows, Layout, Part, blocks_of, told_of
 from lvspec_cli.models.kernels import fp8_kernels, int4_kernels
 from lvspec_cli.models.kernels.fp8 import CODE, Packed8, by_rounding
 from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, fuse_layers
@@ -19,6 +20,7 @@ from lvspec_cli.models.kernels.packed import Packed, by_unpacking, is_near
 
 # Heads, key heads, size of a head, rows and the first one's slot: in one stretch of keys, and across two.
 SHAPES = ((4, 2, 16, 1, 0), (6, 1, 40, 3, 254), (2, 1, 16, 16, 120))
+JOINED = ((6, 1, 40), (4, 2, 16))  # heads, key heads, size of a head, of several sequences
 PRODUCTS = ((70, 200, False), (65, 1040, True))  # outputs, inputs, biased: sums of one part, and of two
 PACKED = ((70, 192, True), (40, 1088, False))
 ROOM = 384
@@ -88,6 +90,54 @@ def check_kernels(heads: int, key_heads: int, size: int, rows: int, start: int, 
         found, none = interpreted.attend(alone, own, slots[row : row + 1], size**-0.5)
         assert torch.equal(found, attended[row : row + 1])
         assert none is None
+
+
+def check_joined(heads: int, key_heads: int, size: int, device: str = "cpu") -> None:
+    """Rows of several sequences are what each of them gives and writes alone, to the bit."""
+    kernels, twins, generator = Kernels(), Twins(), torch.Generator().manual_seed(size)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).half().to(device)
+
+    parts = (Part(0, 254, 3), Part(2, 5, 1), Part(3, 127, 7))  # slot 1 is free
+    memory, rows = SlotMemory(), sum(part.rows for part in parts)
+    caches = [memory.cache() for _ in range(4)]
+    memory.reserve(ROOM, 0)
+    for cache in caches:
+        earlier = drawn(2, 1, key_heads, ROOM, size)
+        cache.update(earlier[0], earlier[1], 0)
+        cache.mark_video(torch.arange(ROOM, device=device) % 3 == 0)
+    blocks = blocks_of([part.rows for part in parts], heads // key_heads)
+    told = told_of(Layout.of(parts, (0, 4, 7), rows), blocks, len(blocks) + 2).to(device)
+    joined = FusedRows(memory, JoinedRows.of(told, rows))
+    turns = drawn(rows, size // 2).repeat(1, 2)
+    factors, projected = (turns.cos(), turns.sin()), drawn(rows, (heads + 2 * key_heads) * size)
+    stored, norms = joined.of_layer(0), (drawn(size), drawn(size))
+    before = torch.stack((stored.keys, stored.values))
+    queries = kernels.rotate_and_write(projected, factors, norms, 1e-6, stored, joined.slots)
+    attended, shares = kernels.attend(queries, stored, joined.slots, size**-0.5, watched=True)
+    expected, expected_shares = twins.attend(queries, stored, joined.slots, size**-0.5, watched=True)
+    assert shares is not None
+    assert expected_shares is not None
+    assert_close(attended, expected)
+    assert_close(shares, expected_shares)
+    first = 0
+    for part in parts:
+        some = slice(first, first := first + part.rows)
+        own, slots = filled(before[:, part.slot].clone()), joined.slots[some]
+        turned = (factors[0][some], factors[1][some])
+        alone = kernels.rotate_and_write(projected[some], turned, norms, 1e-6, own, slots)
+        found, share = kernels.attend(alone, own, slots, size**-0.5, watched=True)
+        assert share is not None
+        for one, other in (
+            (queries[:, some], alone),
+            (attended[some], found),
+            (shares[:, some], share),
+            (stored.keys[part.slot], own.keys),
+            (stored.values[part.slot], own.values),
+        ):
+            assert torch.equal(one, other)
+    assert torch.equal(stored.keys[1], before[0, 1])
 
 
 def check_products(outputs: int, inputs: int, biased: bool, device: str = "cpu", most: int = 16) -> None:

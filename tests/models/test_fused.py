@@ -6,6 +6,7 @@ The kernels run in Triton's interpreter. What a GPU would run is compiled here, 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from transformers.activations import GELUActivation
 
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.joined import StoredTogether
 from lvspec_cli.models.kernels import fused as fused_module
 from lvspec_cli.models.kernels.fp8 import Packed8
 from lvspec_cli.models.kernels.fused import (
+    MOST_JOINED,
     MOST_ROWS,
     FusedLayers,
     Operations,
@@ -135,6 +138,8 @@ class OneByOne(Twins):
 
     def attend(self, queries: Tensor, *stored: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
         cache, slots, scaling = stored
+        if isinstance(cache, StoredTogether):
+            return super().attend(queries, *stored, watched=watched)  # a sequence at a time
         parts = [
             super(OneByOne, self).attend(
                 queries[:, row : row + 1], cache, slots[row : row + 1], scaling, watched=True
@@ -189,6 +194,37 @@ def test_our_products_are_taken_where_rows_stand_alone_and_they_are_not_slow(
     assert not fused_of(model, Mixing()).rows_stand_alone  # type: ignore[union-attr]
 
 
+class Unplaced(OneByOne):
+    """Kernels that take the rows of all sequences for those of the first."""
+
+    def attend(self, queries: Tensor, *stored: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
+        cache, *others = stored
+        if isinstance(cache, StoredTogether):
+            zeros = torch.zeros_like(cache.rows.sequences)
+            cache = replace(cache, rows=replace(cache.rows, sequences=zeros))
+        return super().attend(queries, cache, *others, watched=watched)
+
+
+class Alone(OneByOne):
+    """Kernels of which those for several sequences do not compile."""
+
+    def attend(self, queries: Tensor, *stored: Any, watched: bool = False) -> tuple[Tensor, Tensor | None]:
+        if isinstance(stored[0], StoredTogether):
+            raise RuntimeError("ptxas failed")
+        return super().attend(queries, *stored, watched=watched)
+
+
+def test_rows_of_several_sequences_are_fused_where_each_is_what_it_is_alone() -> None:
+    joins, cosines = {}, torch.empty(1, MOST_JOINED, 16)
+    for run in (Twins(), OneByOne(), Unplaced(), Alone()):
+        made = fused_of(model_of("qwen2_5_vl"), run)
+        assert made is not None
+        takes = [made.takes_joined(cosines[..., : made.size], MOST_JOINED + more) for more in (0, 1)]
+        joins[type(run)] = made.joins, *takes
+    joined, apart = (True, True, False), (False, False, False)
+    assert joins == {Twins: joined, OneByOne: joined, Unplaced: apart, Alone: apart}
+
+
 def test_products_of_ours_may_take_a_little_longer() -> None:
     assert [pays(own, 1.0) for own in (0.5, 1.0, 1.1, 1.2)] == [True, True, True, False]
 
@@ -226,13 +262,15 @@ def test_the_kernels_compile_for_a_gpu() -> None:
     from lvspec_cli.models.kernels import fused_kernels as kernels
 
     types = dict.fromkeys(("parts", "maxima", "sums", "shares", "to_video"), "*fp32")
-    types |= dict.fromkeys(("slots", "table", "places"), "*i64")
+    types |= dict.fromkeys(("slots", "sequences", "blocks", "table", "places"), "*i64")
     types |= dict.fromkeys(("epsilon", "scaling"), "fp32")
-    types |= dict.fromkeys(("width", "rows", "heads", "key_heads", "size", "packed"), "i32")
+    types |= dict.fromkeys(("width", "rows", "heads", "key_heads", "size", "groups"), "i32")
     for kernel, constants in (
         (kernels.add_norm_kernel, {"ADD": True, "WIDTH": 2048}),
-        (kernels.rotate_kernel, {"NORM": True, "HALF": 64}),
-        (kernels.attend_kernel, {"SIZE": 128, "SHARES": True}),
+        (kernels.rotate_kernel, {"NORM": True, "JOINED": False, "HALF": 64}),
+        (kernels.rotate_kernel, {"NORM": True, "JOINED": True, "HALF": 64}),
+        (kernels.attend_kernel, {"SIZE": 128, "SHARES": True, "JOINED": False}),
+        (kernels.attend_kernel, {"SIZE": 128, "SHARES": True, "JOINED": True}),
         (kernels.combine_kernel, {"SIZE": 128, "SHARES": True}),
         (kernels.gated_kernel, {"WIDTH": kernels.COLUMNS}),
     ):

@@ -51,13 +51,15 @@ import triton.language as tl
 from lvspec_cli.models.kernels import fp8, fused, fused_kernels
 from lvspec_cli.models.kernels.fp8 import Packed8
 from lvspec_cli.models.kernels.int4 import Packed4
-from tests.models.fused_checks import PACKED, PRODUCTS, SHAPES
-from tests.models.fused_checks import check_kernels, check_layer, check_packed, check_products, check_rounding
+from tests.models.fused_checks import JOINED, PACKED, PRODUCTS, SHAPES, check_joined, check_kernels
+from tests.models.fused_checks import check_layer, check_packed, check_products, check_rounding
 
 # Few, because the interpreter is slow, and so that a program has several stretches of keys.
-fused_kernels.PARTS, fused.MOST_ROWS = tl.constexpr(2), 3
+fused_kernels.PARTS, fused.MOST_JOINED = tl.constexpr(2), 3
 for shape in SHAPES:
     check_kernels(*shape)
+for shape in JOINED:
+    check_joined(*shape)
 for product in PRODUCTS:
     check_products(*product)
 for product in PACKED:

@@ -42,10 +42,10 @@ from lvspec_cli.models.joined import (
 )
 from lvspec_cli.models.kernels.fp8 import Packed8, is_right_over_clips
 from lvspec_cli.models.kernels.packed import Multiply, Packed, PackedLinear, by_unpacking, is_right
-from lvspec_cli.models.steps import WIDTHS, FixedRows, StepOutputs, cuda_graphs
+from lvspec_cli.models.steps import JOINED_WIDTHS, FixedRows, StepOutputs, cuda_graphs
 
 MOST_ROWS = 33  # of a pass; wider ones are bound by their products
-MOST_JOINED = WIDTHS[-1]  # of a pass over several sequences, whose attention gains more
+MOST_JOINED = JOINED_WIDTHS[-1]  # of a pass over several sequences, so that it has the results of one
 LEAST = (8, 0)  # compute capability: of bfloat16
 _COMPILERS = ("cc", "gcc", "clang")  # Triton needs one of them to compile its launchers
 _PROBE_ROWS, _PROBE_START = 3, 140  # of the pass that is compared, behind more than one stretch of keys
@@ -429,7 +429,7 @@ def rows_stand_alone(made: FusedLayers, layer: Any) -> bool:
 
     The order of a layer's sums does not depend on its weights, so the first of the layers shows it for all.
     """
-    single, probe = replace(made, layers=made.layers[:1]), _Probe.of(layer, MOST_ROWS)
+    single, probe = replace(made, layers=made.layers[:1]), _Probe.of(layer, MOST_JOINED)
     number, rows = layer.self_attn.layer_idx, probe.rows()
 
     def run(first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -438,9 +438,9 @@ def rows_stand_alone(made: FusedLayers, layer: Any) -> bool:
         found = single(probe.hidden[:, some], (rotary[0], rotary[1]), there, first=number)
         return found.hidden[0], found.logits
 
-    alone = [run(row, 1) for row in range(MOST_ROWS)]
+    alone = [run(row, 1) for row in range(MOST_JOINED)]
     written = [part.clone() for part in probe.written(rows)]
-    for width in (width for width in WIDTHS if 1 < width <= MOST_ROWS):
+    for width in (width for width in JOINED_WIDTHS if 1 < width <= MOST_JOINED):
         for found, *expected in zip(run(0, width), *alone[:width], strict=True):
             if not torch.equal(found, torch.cat(expected)):
                 return False
