@@ -562,7 +562,7 @@ class _Joint:
         blocks = blocks_of([*self.rows[:-1], self.rows[-1] + width - total], decoder._groups)
         room = (width_of(len(blocks), JOINED_WIDTHS) or len(blocks)) if is_fused else 0
         told = told_of(Layout.of(parts_of(self.caches, self.rows), grid, width), blocks[:room], room)
-        is_full = total == grid[1] * grid[2]
+        is_full = width == total == grid[1] * grid[2]
         tokens = torch.cat([step.tokens for step in self.steps])
 
         def made() -> tuple[JoinedInputs, Callable[[], StepOutputs]]:

@@ -72,14 +72,18 @@ def test_answers_together_are_generate(subject: Subject, answers: list[Joining])
 def test_captured_passes_of_several_answers_are_generate(subject: Subject) -> None:
     fixed = Fixed(subject.pair)
     made = fixed.made()
-    found = together(replace(subject, pair=made), ALWAYS, EXACT)
-    for answer, generation in zip(ALWAYS, found, strict=True):
-        whole = subject.generated(*ASKED[answer.asked], LONGEST)
-        assert list(generation.tokens) == whole[: answer.tokens]
+    at_once = [replace(answer, at=0) for answer in ALWAYS]  # four rows, and one of padding
+    for answers, mode in ((ALWAYS, Mode.EXACT), (at_once, Mode.AR)):
+        found = together(replace(subject, pair=made), answers, replace(EXACT, mode=mode))
+        for answer, generation in zip(answers, found, strict=True):
+            whole = subject.generated(*ASKED[answer.asked], LONGEST)
+            assert list(generation.tokens) == whole[: answer.tokens]
     has_states = made.target.family.has_states
     assert bool(fixed.target.replayed and fixed.draft.replayed) != has_states
-    assert made.target.workspace is not None
-    assert not made.target.workspace.alone.kept, "the last one's passes are the others' too"
+    workspace = made.target.workspace
+    assert workspace is not None
+    assert workspace.can_capture
+    assert not workspace.alone.kept, "the last one's passes are the others' too"
 
 
 # Biases, normalised heads, and neither.
@@ -99,6 +103,8 @@ def test_fused_passes_of_several_answers_are_those_of_one(
     found = together(replace(subject, pair=pair), ALWAYS, loose)
     assert [one.tokens for one in found] == [one.tokens for one in expected]
     assert fixed.target.replayed
+    assert pair.target.workspace is not None
+    assert pair.target.workspace.can_capture
 
 
 @pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)

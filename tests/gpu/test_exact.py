@@ -11,6 +11,7 @@ from lvspec_cli.models.steps import Chain
 from lvspec_cli.types import RelevanceName
 from tests.conformance import test_exact as conformance
 from tests.conformance import test_relevance as relevance
+from tests.conformance import test_slots as slots
 from tests.gpu.conftest import DEVICE, NEEDS_GPU, GpuSubject
 from tests.speculation.conftest import decode
 
@@ -36,6 +37,17 @@ def test_exact_is_generate(subject: GpuSubject, case: conformance.Case) -> None:
     if draft.workspace is not None and draft.workspace.is_usable and not draft.family.has_states:
         assert draft.workspace.can_chain
         assert any(isinstance(step.memory, Chain) for step in draft.workspace.alone.kept.values())
+
+
+def test_answers_together_are_generate(subject: GpuSubject) -> None:
+    """Their passes are captured, too."""
+    found = slots.together(subject, slots.ALWAYS, slots.EXACT)
+    for answer, generation in zip(slots.ALWAYS, found, strict=True):
+        whole = subject.generated(*slots.ASKED[answer.asked], slots.LONGEST)
+        assert list(generation.tokens) == whole[: answer.tokens]
+    target = subject.pair.target
+    if target.workspace is not None and not target.family.has_states:
+        assert target.workspace.together.kept
 
 
 def test_a_draft_on_the_cpu(subject: GpuSubject) -> None:

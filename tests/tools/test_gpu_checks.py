@@ -13,7 +13,7 @@ from tools.gpu_checks import CHECKS, PREDICTED, SECONDS, Check, Place, main, run
 
 
 def test_a_dry_run_says_what_a_card_would_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dry", "--only", "tower", "3B int4", "32B fp8", "products"]) == 0
+    assert main(["--dry", "--only", "tower", "3B int4", "32B fp8", "products", "captions at once"]) == 0
     said = capsys.readouterr().out
     assert "tower of the 3B, 2 frames: " in said
     assert "2 layers joined, results differ by 0.0e+00" in said
@@ -28,6 +28,7 @@ def test_a_dry_run_says_what_a_card_would_be_asked(capsys: pytest.CaptureFixture
         " ms, 8 waits, ",
         "8 draft steps, as a chain: ",
         "us, predicted 70",
+        "  4 at once: ",
     ):
         assert what in said, what
     assert said.count("us, ours / torch's / fp8 / int4: 1 rows ") == 6
