@@ -147,8 +147,8 @@ class Workers(OptionGroup):
     )
     at_once: str = flag(
         "1",
-        "Captions that each pair decodes together. auto: as many as fit into memory and still pay; 1 on a "
-        "GPU, in 16 bits, and with --temperature.",
+        "Captions that each pair decodes together. auto: as many as fit into memory and still pay; 1 with "
+        "--temperature, and in 16 bits where captions could change each other's words.",
         metavar="N",
     )
     decode_workers: int | None = flag(None, "Videos decoded ahead at a time.", min=1, max=64, metavar="N")
