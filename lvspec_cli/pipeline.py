@@ -488,7 +488,8 @@ class ClipAnswers:
         """The clip's session, or a copy of it while another turn has it."""
         session = self._session = self._session or self._new_session()
         if self._is_taken:
-            yield session.copied()
+            session = session.copied()  # by the same name, or the other one's memory would stay as long
+            yield session
             return
         self._is_taken = True
         try:

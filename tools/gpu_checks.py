@@ -322,8 +322,8 @@ def captions_at_once(place: Place) -> Iterator[str]:
             f" hour, {clips[0] / clips[-1]:.2f} x those of one"
         )
     yield (
-        f"  {SLOTS[-1]} at once are to give 3.5 x the {ONE_BEFORE:,} an hour that one gave before (predicted for an"
-        f" H100); rows stand alone: {bool(decoders[0].exact_rows)}"
+        f"  {SLOTS[-1]} at once are to give 3.5 x the {ONE_BEFORE:,} an hour that one gave before (predicted"
+        f" for an H100); rows stand alone: {bool(decoders[0].exact_rows)}"
     )
     if differs and bool(decoders[0].exact_rows):
         raise RuntimeError("a row is not what it is alone")
