@@ -233,6 +233,7 @@ class SlotMemory:
         self.values: dict[int, Tensor] = {}
         self.video: Tensor | None = None  # uint8 (slots, capacity), 1 where a row is of the slot's video
         self._addresses = Addresses()
+        self._place: Hashable = None  # as long as the rows have not moved
 
     @property
     def slots(self) -> int:
@@ -242,10 +243,16 @@ class SlotMemory:
     @property
     def place(self) -> Hashable:
         """Changes when the rows move; None while layers differ in their room, after a growth that failed."""
-        stores = (*self.keys.values(), *self.values.values())
-        if any((store.shape[0], store.shape[2]) != (self._slots, self.capacity) for store in stores):
-            return None
-        return self._slots, self.capacity, tuple(store.data_ptr() for store in stores)
+        if self._place is None:
+            stores = (*self.keys.values(), *self.values.values())
+            if any((store.shape[0], store.shape[2]) != (self._slots, self.capacity) for store in stores):
+                return None
+            self._place = self._slots, self.capacity, tuple(store.data_ptr() for store in stores)
+        return self._place
+
+    def _move(self) -> None:
+        """Take note that rows are about to move."""
+        self._addresses.are_known, self._place = False, None
 
     def located(self) -> Tensor | None:
         """As ``KeyValueCache.located``, of the first slot's rows; those of the others follow."""
@@ -255,7 +262,7 @@ class SlotMemory:
         """Note which of a slot's first rows are the video's, bool (n,)."""
         if self.video is None:
             self.video = torch.zeros(self._slots, self.capacity, dtype=torch.uint8, device=video.device)
-            self._addresses.are_known = False
+            self._move()
         self.video[slot].zero_()
         self.video[slot, : len(video)] = video
 
@@ -280,7 +287,7 @@ class SlotMemory:
         for stores, like in ((self.keys, keys), (self.values, values)):
             shape = (self._slots, like.shape[1], self.capacity, like.shape[3])
             stores[layer] = like.new_zeros(shape)
-        self._addresses.are_known = False
+        self._move()
 
     def trim(self) -> None:
         """Free the memory of slots that are free behind the last one in use; all of it if none is in use."""
@@ -290,7 +297,8 @@ class SlotMemory:
             self._free.remove(slots)
         if slots == self._slots:
             return
-        self._slots, self._addresses.are_known = slots, False
+        self._slots = slots
+        self._move()
         if not slots:
             self.capacity, self.video = 0, None
             self.keys.clear()
@@ -304,14 +312,14 @@ class SlotMemory:
 
     def _resize(self, slots: int, capacity: int) -> None:
         """Make all stores larger. Where memory is short in between, some are, and nothing is lost."""
+        self._move()
         for stores in (self.keys, self.values):
             for layer, old in stores.items():
                 if old.shape[0] < slots or old.shape[2] < capacity:
-                    self._addresses.are_known = False
                     stores[layer] = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
                     stores[layer][: len(old), :, : old.shape[2]].copy_(old)
         if self.video is not None:
-            old, self._addresses.are_known = self.video, False
+            old = self.video
             self.video = old.new_zeros(slots, capacity)
             self.video[: len(old), : old.shape[1]].copy_(old)
         self._slots, self.capacity = slots, capacity

@@ -131,3 +131,54 @@ class _New(torch.nn.Module):
 @pytest.mark.parametrize(("layer", "name"), [(_Old(), "past_key_values"), (_New(), "cache")])
 def test_a_layer_is_given_its_cache_by_the_name_it_has(layer: torch.nn.Module, name: str) -> None:
     assert cache_argument(layer) == name
+
+
+def test_where_rows_of_slots_are_is_told_anew_when_they_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured passes go by it. Where layers have not the same room, none is."""
+    memory, places = SlotMemory(), list[object]()
+    cache = filled(memory, 1.0, 5)
+    cache.mark_video(torch.tensor([False, True]))
+    table = memory.located()
+    assert table is not None
+
+    def told() -> list[int]:
+        assert memory.located() is table
+        return table.flatten().tolist()
+
+    def expected() -> list[int]:
+        stores = [store for layer in (0, 1) for store in (memory.keys[layer], memory.values[layer])]
+        assert memory.video is not None
+        return [memory.capacity, memory.video.data_ptr(), *(store.data_ptr() for store in stores)]
+
+    assert told() == expected()
+    places.append(memory.place)
+    cache.reserve(900)
+    assert told() == expected()
+    places.append(memory.place)
+    other = filled(memory, 2.0, 3)
+    assert told() == expected()
+    places.append(memory.place)
+    copy = other.copied()
+    places.append(memory.place)
+    assert memory.video is not None
+    assert memory.video.sum(1).tolist() == [1, 0, 0]
+    del copy
+    memory.trim()
+    assert told() == expected()
+    places.append(memory.place)
+    assert len(set(places)) == len(places)
+    make, made = torch.Tensor.new_zeros, itertools.count()
+
+    def short(like: torch.Tensor, *size: int) -> torch.Tensor:
+        if next(made) == 2:
+            raise MemoryError
+        return make(like, *size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_zeros", short)
+        with pytest.raises(MemoryError):
+            cache.reserve(3_000)
+    assert memory.place is None
+    cache.reserve(3_000)
+    assert memory.place is not None
+    assert told() == expected()
