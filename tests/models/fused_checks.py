@@ -208,3 +208,4 @@ def check_layer(device: str = "cpu") -> None:
     made = fused_llama([Kernels()], torch.float16, device)
     assert made is not None
     assert made.rows_stand_alone
+    assert made.joins

@@ -205,6 +205,13 @@ class Unplaced(OneByOne):
         return super().attend(queries, cache, *others, watched=watched)
 
 
+class Narrow(OneByOne):
+    """Products of which rows depend on each other where there are more than one answer has."""
+
+    def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
+        return super().multiply(inputs, weight, bias) * (1 + 1e-6 * (len(inputs) > MOST_ROWS))
+
+
 class Alone(OneByOne):
     """Kernels of which those for several sequences do not compile."""
 
@@ -216,13 +223,14 @@ class Alone(OneByOne):
 
 def test_rows_of_several_sequences_are_fused_where_each_is_what_it_is_alone() -> None:
     joins, cosines = {}, torch.empty(1, MOST_JOINED, 16)
-    for run in (Twins(), OneByOne(), Unplaced(), Alone()):
+    for run in (Twins(), OneByOne(), Unplaced(), Alone(), Narrow()):
         made = fused_of(model_of("qwen2_5_vl"), run)
         assert made is not None
+        assert made.rows_stand_alone == isinstance(run, OneByOne)
         takes = [made.takes_joined(cosines[..., : made.size], MOST_JOINED + more) for more in (0, 1)]
         joins[type(run)] = made.joins, *takes
     joined, apart = (True, True, False), (False, False, False)
-    assert joins == {Twins: joined, OneByOne: joined, Unplaced: apart, Alone: apart}
+    assert joins == {Twins: joined, OneByOne: joined, Unplaced: apart, Alone: apart, Narrow: apart}
 
 
 def test_products_of_ours_may_take_a_little_longer() -> None:

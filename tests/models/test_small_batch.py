@@ -55,7 +55,7 @@ from tests.models.fused_checks import JOINED, PACKED, PRODUCTS, SHAPES, check_jo
 from tests.models.fused_checks import check_layer, check_packed, check_products, check_rounding
 
 # Few, because the interpreter is slow, and so that a program has several stretches of keys.
-fused_kernels.PARTS, fused.MOST_JOINED = tl.constexpr(2), 3
+fused_kernels.PARTS, fused.MOST_ROWS, fused.MOST_JOINED = tl.constexpr(2), 3, 3
 for shape in SHAPES:
     check_kernels(*shape)
 for shape in JOINED:

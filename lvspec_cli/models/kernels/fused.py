@@ -387,7 +387,7 @@ def fuse_layers(
         with contextlib.suppress(Exception):  # whatever Triton, a compiler or the device raise
             if not all(_is_the_same(*one, made, norm, head) for one in zip(layers, parts, strict=True)):
                 continue
-            stands_alone = rows_stand_alone(made, layers[0])
+            stands_alone = rows_stand_alone(made, layers[0], MOST_ROWS)
             if run is operations[-1] or (stands_alone and _is_fast_enough(made, operations[-1])):
                 return replace(
                     made, rows_stand_alone=stands_alone, joins=_joins(made, layers[0], stands_alone)
@@ -424,12 +424,12 @@ def _is_the_same(layer: Any, part: FusedLayer, made: FusedLayers, norm: Any, hea
 
 
 @torch.inference_mode()
-def rows_stand_alone(made: FusedLayers, layer: Any) -> bool:
-    """Whether each row of a pass, of any captured width, is to the bit what it is in a pass of its own.
+def rows_stand_alone(made: FusedLayers, layer: Any, most: int) -> bool:
+    """Whether each row of a pass, of any captured width up to ``most``, is to the bit what it is alone.
 
     The order of a layer's sums does not depend on its weights, so the first of the layers shows it for all.
     """
-    single, probe = replace(made, layers=made.layers[:1]), _Probe.of(layer, MOST_JOINED)
+    single, probe = replace(made, layers=made.layers[:1]), _Probe.of(layer, most)
     number, rows = layer.self_attn.layer_idx, probe.rows()
 
     def run(first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -438,9 +438,9 @@ def rows_stand_alone(made: FusedLayers, layer: Any) -> bool:
         found = single(probe.hidden[:, some], (rotary[0], rotary[1]), there, first=number)
         return found.hidden[0], found.logits
 
-    alone = [run(row, 1) for row in range(MOST_JOINED)]
+    alone = [run(row, 1) for row in range(most)]
     written = [part.clone() for part in probe.written(rows)]
-    for width in (width for width in JOINED_WIDTHS if 1 < width <= MOST_JOINED):
+    for width in (width for width in JOINED_WIDTHS if 1 < width <= most):
         for found, *expected in zip(run(0, width), *alone[:width], strict=True):
             if not torch.equal(found, torch.cat(expected)):
                 return False
@@ -449,6 +449,8 @@ def rows_stand_alone(made: FusedLayers, layer: Any) -> bool:
 
 def _joins(made: FusedLayers, layer: Any, stands_alone: bool) -> bool:
     try:
+        if stands_alone and not rows_stand_alone(made, layer, MOST_JOINED):
+            return False
         found = joined_beside_alone(made, layer)
     except Exception:  # whatever Triton, a compiler or the device raise
         return False
