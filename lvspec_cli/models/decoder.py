@@ -272,7 +272,7 @@ class Decoder:
         many were run, so that others would be rounded differently.
         """
         captures = self._workspace is not None and self._workspace.is_usable
-        return captures and not self.loaded.family.has_states
+        return (captures and not self.loaded.family.has_states) or self.is_captured_with_others
 
     def chain(self, token: Tensor, length: int, choose: Chooser) -> tuple[Tensor, Tensor] | None:
         """Run a token, long (1,), and those that are chosen one after the other but the last, in one launch.

@@ -1,8 +1,8 @@
 """The draft's part of a round: propose tokens, without waiting for the host where their number is fixed.
 
-Where passes are captured, one answer's draft runs ahead of what the host knows: several steps are launched,
-then the host looks at what came of them, and what it would not have drafted is cut. So a round is what it is
-where the host looks at every token.
+Where passes are captured, the draft runs ahead of what the host knows: several steps are launched, then the
+host looks at what came of them, and what it would not have drafted is cut. So a round is what it is where the
+host looks at every token.
 """
 
 from __future__ import annotations
@@ -85,9 +85,26 @@ class Drafting:
         return True
 
     @property
+    def ahead(self) -> int:
+        """How many more tokens to draft before the host looks at them."""
+        return self.policy.ahead(self._observed, self.most - len(self._observed))
+
+    def add(self, token: Tensor) -> None:
+        """Take a token, long (1,), before the host has looked at it."""
+        self._tokens.append(token)
+        self.rules.add(token)
+
+    def take_observed(self, more: Sequence[Any]) -> bool:
+        """Take what was observed of the tokens that were added. Whether more are to be drafted."""
+        observed, goes_on = taken(self.policy, self._observed, more, self.most)
+        self._observed[:] = observed
+        return goes_on
+
+    @property
     def proposal(self) -> Proposal:
+        """The tokens that were observed; others were added in vain."""
         probs = torch.cat(self._probs) if self._probs else None
-        return Proposal(torch.cat(self._tokens), probs, tuple(self._observed))
+        return Proposal(torch.cat(self._tokens)[: len(self._observed)], probs, tuple(self._observed))
 
 
 @dataclass(frozen=True)
@@ -120,8 +137,10 @@ def propose(wanted: Sequence[Drafting]) -> list[Proposal]:
 
     Each step is one pass of the draft for all of them that go on.
     """
-    if len(wanted) == 1 and wanted[0].runs_ahead:
-        return [_run_ahead(wanted[0])]
+    if all(drafting.runs_ahead for drafting in wanted):
+        if any(drafting.draft.is_captured_with_others for drafting in wanted):
+            return _run_ahead_together(wanted)
+        return [_run_ahead(drafting) for drafting in wanted]
     going = list(wanted)
     while going:
         passes = run_together([drafting.next_step for drafting in going])
@@ -153,6 +172,36 @@ def _run_ahead(wanted: Drafting) -> Proposal:
     # Also of a proposal that is accepted as a whole: the next round's first pass has the rows that it had.
     draft.rollback(known + len(observed) - 1)
     return Proposal(torch.cat(tokens)[: len(observed)], None, observed)
+
+
+def _run_ahead_together(wanted: Sequence[Drafting]) -> list[Proposal]:
+    """The same of several answers, for which the host looks at the tokens of all of them together."""
+    known = [drafting.draft.answered + len(drafting.pending) for drafting in wanted]
+    going = list(wanted)
+    while going:
+        count = min(drafting.ahead for drafting in going)
+        measured = torch.stack([_step_together(going) for _ in range(count)], dim=1)
+        numbers = going[0].policy.observe(measured.flatten())
+        parts = [numbers[first : first + count] for first in range(0, len(numbers), count)]
+        going = [
+            drafting for drafting, part in zip(going, parts, strict=True) if drafting.take_observed(part)
+        ]
+    for drafting, rows in zip(wanted, known, strict=True):
+        drafting.draft.rollback(rows + len(drafting.proposal.tokens) - 1)
+    return [drafting.proposal for drafting in wanted]
+
+
+def _step_together(going: Sequence[Drafting]) -> Tensor:
+    """One more token of each answer. Returns what is measured of them, (answers,)."""
+    passes = run_together([drafting.next_step for drafting in going])
+    ruled = [
+        drafting.ruled(drafting.draft.logits(passed, 1))
+        for drafting, passed in zip(going, passes, strict=True)
+    ]
+    rows = torch.cat(ruled)
+    for drafting, token in zip(going, rows.argmax(dim=-1).split(1), strict=True):
+        drafting.add(token)
+    return going[0].policy.measure(rows)
 
 
 def _steps(draft: Decoder, behind: Tensor, count: int, choose: Likeliest) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,23 @@ from hypothesis import strategies as st
 
 from lvspec_cli.models.load import load_pair
 from lvspec_cli.models.steps import Replay, StepOutputs, Workspace, run_again
+from lvspec_cli.speculation.draft import Drafting
+from lvspec_cli.speculation.draft_length import AdaptiveLength, DraftLengthPolicy
 from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory, next_rounds
-from lvspec_cli.types import DecodeSettings, Generation, Mode, RelevanceName, RuleSettings
+from lvspec_cli.types import (
+    Adaptation,
+    DecodeSettings,
+    Generation,
+    Mode,
+    RelevanceName,
+    Round,
+    RoundCosts,
+    RuleSettings,
+)
 from tests.conformance.conftest import Subject
 from tests.conformance.test_steps import Fixed, Uneven, captured
 from tests.models.test_fused import OneByOne
+from tests.speculation.conftest import with_generation
 
 LONGEST = 10  # tokens
 EXACT = DecodeSettings(mode=Mode.EXACT, gamma=3, max_new_tokens=LONGEST, repetition_guard=False)
@@ -105,6 +118,48 @@ def test_fused_passes_of_several_answers_are_those_of_one(
     assert fixed.target.replayed
     assert pair.target.workspace is not None
     assert pair.target.workspace.can_capture
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.LVSPEC])
+def test_drafts_of_several_answers_run_ahead_together(
+    subject: Subject, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rounds as if the host looked at every step, to the bit of what the policies have observed, and
+    it looks less often."""
+    costs = Adaptation(costs=RoundCosts(draft=0.05))
+    wanted = replace(EXACT, mode=mode, gamma="auto", adaptation=costs)
+    limits = (24, 40, 9)
+    penalised = with_generation(subject.pair, repetition_penalty=1.3)
+
+    def decoded() -> tuple[list[list[Round | None]], list[list[int]], list[DraftLengthPolicy[Any]], int]:
+        pair = Fixed(penalised).made(fused=True, operations=OneByOne())
+        shared = SharedMemory(3)
+        sessions = [Session.of(pair, shared) for _ in limits]
+        going = [
+            session.answer(subject.prompts(*asked), replace(wanted, max_new_tokens=limit))
+            for session, asked, limit in zip(sessions, ASKED, limits, strict=False)
+        ]
+        looks.clear()
+        rounds, drafts = [next_rounds(going)], [session.draft for session in sessions]
+        rows = list[list[int]]()
+        while any(rounds[-1]):
+            rounds.append(next_rounds(going))
+            rows.append([draft.cache.length for draft in drafts if draft is not None])
+        return rounds, rows, [steps._answer._policy for steps in going], len(looks)
+
+    looks, observe = list[int](), AdaptiveLength.observe
+
+    def look(policy: AdaptiveLength, measured: torch.Tensor) -> Sequence[float]:
+        looks.append(len(measured))
+        return observe(policy, measured)
+
+    monkeypatch.setattr(AdaptiveLength, "observe", look)
+    *found, count = decoded()
+    monkeypatch.setattr(Drafting, "runs_ahead", False)
+    *expected, others = decoded()
+    assert found == expected
+    assert count < 0.8 * others
 
 
 @pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
