@@ -506,24 +506,27 @@ def test_python_errors_read_as_one_line_too(capsys: pytest.CaptureFixture[str]):
     assert "--debug" not in as_lvspec_error(ZeroDivisionError(), debug=True).remedy
 
 
-def list_pairs(shell: Shell, stdout: int | TextIO) -> subprocess.CompletedProcess[str]:
-    command = [*shell.command, "models"]
+def list_pairs(
+    shell: Shell, stdout: int | TextIO, argument: str = "models"
+) -> subprocess.CompletedProcess[str]:
+    command = [*shell.command, argument]
     return subprocess.run(
         command, env=shell.environment, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
     )
 
 
 def test_closed_stdout_is_said(shell: Shell):
-    command = ["sh", "-c", '"$@" >&-', "sh", *shell.command, "models"]
+    command = ["sh", "-c", '"$@" >&-', "sh", *shell.command, "--help"]
     done = subprocess.run(command, env=shell.environment, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 5
     assert "standard output is closed" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_is_said(shell: Shell):
+@pytest.mark.parametrize("argument", ["models", "--help"])
+def test_a_full_disk_is_said(shell: Shell, argument: str):
     with Path("/dev/full").open("w") as full:
-        done = list_pairs(shell, full)
+        done = list_pairs(shell, full, argument)
     assert done.returncode == 5
     assert "cannot write to standard output: No space left" in done.stderr
     assert len(done.stderr.splitlines()) == 2
