@@ -33,6 +33,7 @@ HEADINGS = (
 )  # fmt: skip
 _OPTIONAL = ("end to end", "tokens/s", "accepted length", "predicted", "acceptance")
 _LEGEND = {
+    "ar": "the large model alone",
     "γ": "tokens that the draft proposes in a round",
     "end to end": "speedup from the file to the last token",
     "accepted length": "tokens that a round adds",

@@ -109,9 +109,7 @@ def _value(value: Any) -> str:
 
 HEADINGS = ("pair", "here", "none", "int8", "nf4", "auto takes", "where")
 _LEGEND = {
-    "none": "memory with the weights as they are",
-    "int8": "memory with weights in 8 bits",
-    "nf4": "memory with weights in 4 bits",
+    "none, int8, nf4": "weights as they are, in 8 bits, in 4 bits, with the memory needed",
     "-": "does not fit",
 }
 DETAILS = ("kept in", "target", "draft", "cache", "activations", "in all", "where")

@@ -119,7 +119,7 @@ def answer_summary(record: Record, *, kinds: bool = True) -> list[str]:
     if stats.loss_per_token:
         lines[-1] += f", {stats.loss_per_token:.3f} nats a token given up"
     if stats.fallback and stats.drafted:  # later answers about the clip draft nothing
-        lines.append("speculation was slower than the target alone: the rest went without the draft")
+        lines.append("speculation was slower than the large model alone: the rest went without the draft")
     return lines
 
 
