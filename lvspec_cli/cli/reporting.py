@@ -58,6 +58,13 @@ def reporting(debug: bool) -> Iterator[Stop]:
                     say(f"library: {line}")
 
 
+def going_on(arguments: Sequence[str]) -> str:
+    """How a run that was stopped is continued. With ``--redo`` it would begin anew."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    command = "the same command" + (" without --redo" if "--redo" in arguments[:end] else "")
+    return f"{command} goes on from there"
+
+
 def check_stdout() -> None:
     """:raises OutputError: stdout is closed."""
     if sys.stdout is None:
