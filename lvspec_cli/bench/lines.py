@@ -260,7 +260,7 @@ def notes(results: Results) -> Iterator[str]:
     clips = _clips(results)
     ends = ", with 95 % intervals" if clips >= FEW_CLIPS else ""
     yield (
-        f"{len(read)} prompts about {counted(clips, 'clip')}, measured"
+        f"{counted(len(read), 'prompt')} about {counted(clips, 'clip')}, measured"
         f" {'once' if results.settings.repeat == 1 else f'{results.settings.repeat} times'}, at most"
         f" {results.settings.max_new_tokens} tokens; speedups are medians over clips against"
         f" {results.reference}{ends}"
