@@ -131,8 +131,9 @@ def fit_details(fit: PairFit, machine: Machine) -> str:
     load = fit.load
     element = "bfloat16" if machine.gpus else "float32"
     lead = (
-        f"{fit.name}: {load.frames} frames of {load.max_pixels} pixels at most ({fit.visual_tokens} visual"
-        f" tokens), an answer of {load.new_tokens} tokens, computed in {element}"
+        f"{fit.name}: {counted(load.frames, 'frame')} of {load.max_pixels} pixels at most"
+        f" ({fit.visual_tokens} visual tokens), an answer of {counted(load.new_tokens, 'token')},"
+        f" computed in {element}"
     )
     below = [f"auto: {_auto_choice(fit)}"]
     if fit.decision.plan.fits:
