@@ -323,7 +323,9 @@ def _export(flags: CaptionFlags, to: ExportFormat, job: Job, names: Mapping[str,
     for line in left_out if flags.messages.quiet else (written, *left_out):
         say(line)
     for path in report.foreign:
-        say(f"warning: {path} was not written by lvspec, or changed since, and stays; --force replaces it")
+        say(
+            f"warning: {path} was not written by lvspec, or was changed since, and stays; --force replaces it"
+        )
     return not report.foreign and not report.skipped
 
 
