@@ -136,8 +136,8 @@ def _say_report(report: ExportReport, to: ExportFormat) -> int:
         more = len(report.foreign) - 1
         files, was, stays = (f" and {more} more", "were", "are") if more else ("", "was", "is")
         raise OutputError(
-            f"{report.foreign[0]}{files} {was} not written by lvspec, or {was} changed since, and {stays} left"
-            " alone",
+            f"{report.foreign[0]}{files} {was} not written by lvspec, or {was} changed since,"
+            f" and {stays} left alone",
             "look at them; --force replaces them",
         )
     return 1 if report.failed or report.skipped else 0
