@@ -125,7 +125,8 @@ def ask_each(
     """
     durations = [_duration(request.video) for request in requests]
     longest = max((duration for duration in durations if duration is not None), default=None)
-    plan, first = _planned(choice, requests[0], listen, longest)
+    notes: list[Event] = []
+    plan, first = _planned(choice, requests[0], notes.append, longest)
     loaded: LoadedPair | None = None
     records: list[Record] = []
     for request in (replace(request, settings=first.settings) for request in requests):
@@ -137,7 +138,7 @@ def ask_each(
             check_unchanged(request, identity)
             workload = clip_workload(request, clip)
             if loaded is None:
-                loaded = _load_for(clip, plan, request, workload, (), listen)
+                loaded = _load_for(clip, plan, request, workload, notes, listen)
             else:
                 check_context(plan, request, clip)
         except (VideoError, ContextError) as error:

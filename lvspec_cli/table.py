@@ -24,7 +24,7 @@ class Table:
     :param prose: headings of columns whose lines a terminal may break between words. The cells of all others,
         names and figures, are never broken.
     :param optional: headings of columns that a narrow terminal leaves out, the first one first.
-    :param legend: what a heading, or a mark in the cells, means: shown below the table in a terminal.
+    :param legend: what a heading, or words of the cells, mean: shown below the table in a terminal.
     :param styles: of the rows that stand out, by number from 0.
     :param notes: in HTML, of rows with too few cells: what stands in place of the others.
     """
@@ -41,16 +41,23 @@ class Table:
     def columns(self, *headings: str) -> Table:
         """The same with these columns only."""
         indices = [self.headings.index(heading) for heading in headings]
-        legend = {
-            key: text for key, text in self.legend.items() if key in headings or key not in self.headings
-        }
         rows = [[row[index] for index in indices] for row in self.rows]
+        shown = {word for line in (headings, *rows) for cell in line for word in _words(cell)}
+        legend = {
+            key: text
+            for key, text in self.legend.items()
+            if key in headings or (key not in self.headings and shown.intersection(_words(key)))
+        }
         return replace(self, headings=headings, rows=rows, legend=legend)
 
     def cells(self, heading: str) -> list[str]:
         """The cells of one column."""
         index = self.headings.index(heading)
         return [row[index] for row in self.rows]
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
 
 
 NO_BREAK = "\ue000"  # stands for a space at which no line of ``wrapped`` ends

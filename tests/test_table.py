@@ -127,6 +127,13 @@ def test_columns_give_way_before_words_break_and_then_rows_are_stacked(width: in
     assert [line.rstrip() for line in drawn(FACTS, width)] == lines
 
 
+def test_a_legend_explains_what_is_shown_and_nothing_else() -> None:
+    whole, narrow = ("\n".join(drawn(fits(), width)) for width in (120, 60))
+    for shown in (whole, narrow):
+        assert "none, int8, nf4: weights as they are" in shown
+    assert ("-: does not fit" in whole, "-: does not fit" in narrow) == (True, False)
+
+
 # --- every table that is printed -----------------------------------------------------------
 
 
@@ -141,6 +148,7 @@ def pairs() -> Table:
     return pair_table(pairs, "llava-onevision-72b-0.5b")
 
 
+@cache
 def fits() -> Table:
     card = Device("cuda:0", 24 * GIGABYTE, 24 * GIGABYTE, "a card")
     machine = Machine(Device("cpu", 64 * GIGABYTE, 64 * GIGABYTE), (card,))

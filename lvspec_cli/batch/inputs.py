@@ -117,7 +117,7 @@ def _no_input(
         remedy = "a pattern without / is held against file names, one with / against paths in the folder"
     else:
         cause = f"no video and no picture in {where}"
-        remedy = f"name the files, or take others with --glob than {VIDEO_SUFFIXES}"
+        remedy = f"name the files themselves; of a folder these are taken: pictures, {VIDEO_SUFFIXES}"
     if not recursive:
         remedy = "leave out --no-recursive to look into the folders below as well"
     return NoInputError(cause, remedy)

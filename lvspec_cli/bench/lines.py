@@ -33,6 +33,7 @@ HEADINGS = (
 )  # fmt: skip
 _OPTIONAL = ("end to end", "tokens/s", "accepted length", "predicted", "acceptance")
 _LEGEND = {
+    "ar": "the large model alone",
     "γ": "tokens that the draft proposes in a round",
     "end to end": "speedup from the file to the last token",
     "accepted length": "tokens that a round adds",
@@ -259,7 +260,7 @@ def notes(results: Results) -> Iterator[str]:
     clips = _clips(results)
     ends = ", with 95 % intervals" if clips >= FEW_CLIPS else ""
     yield (
-        f"{len(read)} prompts about {counted(clips, 'clip')}, measured"
+        f"{counted(len(read), 'prompt')} about {counted(clips, 'clip')}, measured"
         f" {'once' if results.settings.repeat == 1 else f'{results.settings.repeat} times'}, at most"
         f" {results.settings.max_new_tokens} tokens; speedups are medians over clips against"
         f" {results.reference}{ends}"
@@ -281,12 +282,21 @@ def notes(results: Results) -> Iterator[str]:
     if best is not None and sure is not None and not keeps_quality(best):
         speed = f"{median_speedup(sure):.1f} times as fast as {results.reference}"
         yield f"sure already: {_name(sure, results.modes)}, {speed}"
-    faster = median_speedup(best) if best else 1.0
-    for result in results.modes:
-        if best is not None and result.retention is not None and median_speedup(result) > faster:
+    if best is not None:
+        yield from _faster(results.modes, best)
+    yield machine(results.environment)
+
+
+def _faster(modes: Sequence[ModeResult], best: ModeResult) -> Iterator[str]:
+    """What is faster than the mode to take, and why it is not taken."""
+    faster = [result for result in modes if median_speedup(result) > median_speedup(best)]
+    for result in faster:
+        if result.retention is not None:
             kept = percent(result.retention.value, 1)
             yield f"{result.variant} is faster, and keeps {kept} of ar's quality"
-    yield machine(results.environment)
+    unknown = [result for result in faster if result.mode.is_loose and result.retention is None]
+    if fastest := max(unknown, key=median_speedup, default=None):
+        yield f"{_name(fastest, modes)} is {median_speedup(fastest):.1f} times as fast; {_kept(fastest)}"
 
 
 def _throughput_notes(results: Results) -> Iterator[str]:

@@ -92,7 +92,7 @@ def _gpus(torch: Any) -> Iterator[Finding]:
                 "GPU", "bad", "there is a GPU, and this torch is for CPUs", "install torch with CUDA"
             )
         elif has_driver:
-            remedy = "see to CUDA_VISIBLE_DEVICES and the driver: nvidia-smi"
+            remedy = "check CUDA_VISIBLE_DEVICES and the driver: nvidia-smi"
             yield Finding("GPU", "bad", "there is a driver, and torch sees no GPU", remedy)
         else:
             remedy = "" if mps else "small pairs run on a CPU; large ones want a GPU"
@@ -266,7 +266,7 @@ def _hub() -> Iterator[Finding]:
     except (OSError, urllib.error.URLError) as error:
         cause = getattr(error, "reason", None) or error
         text = f"{constants.ENDPOINT} cannot be reached: {' '.join(str(cause).split())[:100]}"
-        yield Finding("hub", "bad", text, "see to the connection and proxies, or set HF_ENDPOINT to a mirror")
+        yield Finding("hub", "bad", text, "check the connection and proxies, or set HF_ENDPOINT to a mirror")
         return
     seconds = time.perf_counter() - began
     facts = {"endpoint": constants.ENDPOINT, "status": status, "seconds": round(seconds, 3)}

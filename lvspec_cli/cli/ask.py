@@ -109,7 +109,7 @@ def ask(
         choice = chosen_pair(loading)
         request = AskRequest(
             video_request(sampling, choice.pair, Path(named[0])),
-            () if is_chat else collect_questions(question, questions.more or (), questions.file),
+            () if is_chat else collect_questions(question, questions.more or (), questions.file, named),
             replace(
                 decode_settings(decoding, rule, choice.pair),
                 constraint=constraint_of(questions.choices, questions.schema, think=questions.think),

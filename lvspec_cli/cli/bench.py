@@ -16,7 +16,7 @@ from typer import Argument
 
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
-from lvspec_cli.cli.reporting import reporting, say, write_out
+from lvspec_cli.cli.reporting import going_on, reporting, say, write_out
 from lvspec_cli.cli.requests import (
     argument_of,
     bench_mistake,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lvspec_cli.bench.items import BenchClip
     from lvspec_cli.bench.run import BenchJob
     from lvspec_cli.bench.variants import NamedRule
+    from lvspec_cli.events import Event, Listener
     from lvspec_cli.figures.answers import Variant
     from lvspec_cli.types import RuleSettings, VideoRequest
     from lvspec_cli.ui.progress import PlainProgress
@@ -152,8 +153,10 @@ def check_before(command: str, clips: Sequence[str] | None) -> None:
     """Checks what can be checked before anything heavy is imported.
 
     :raises UsageError: the package for the charts of the command's report is missing, or a clip is text.
-    :raises NoInputError: a clip is not there.
+    :raises NoInputError: a clip is not there, or there is none in the folders.
     """
+    from lvspec_cli.batch.inputs import collect
+
     given = [argument_of(text) for text in clips or ()]
     mistake = bench_mistake(given)
     if mistake is not None:
@@ -161,6 +164,8 @@ def check_before(command: str, clips: Sequence[str] | None) -> None:
     for argument in given:
         if not Path(argument.text).exists():
             raise NoInputError(f"no such file: {argument.text}", "check the name and the folder")
+    if given:
+        collect([Path(argument.text) for argument in given])
     if find_spec("matplotlib") is None:
         raise UsageError(
             f"{command} needs the package matplotlib", f"install it with: {install_command('matplotlib')}"
@@ -212,10 +217,19 @@ def resumable(out: Path, quiet: bool, done: str = "measured") -> Iterator[PlainP
         yield progress
     except KeyboardInterrupt:
         progress.close()
-        say(f"what is {done} stands in {out}: the same command goes on from there")
+        say(f"what is {done} stands in {out}: {going_on(sys.argv)}")
         raise
     finally:
         progress.close()
+
+
+@contextmanager
+def noted_last(progress: PlainProgress) -> Iterator[Listener]:
+    """Keeps what is noted until the block ends without an error: a note is no help before one."""
+    notes: list[Event] = []
+    yield notes.append
+    for note in notes:
+        progress.listen(note)
 
 
 def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
@@ -267,10 +281,11 @@ def _read_job(flags: BenchFlags, progress: PlainProgress) -> BenchJob:
     plain = all(variant.mode.is_plain for variant in variants)  # no draft is needed
     mode, keep = Mode.AR if plain else Mode.LVSPEC, 1.0 if choice.pair.draft.mtp else settings.draft_keep
     unresolved = AskRequest(video, (), replace(settings, mode=mode, draft_keep=keep), system)
-    load_plan, request = prepared(choice, unresolved, progress.listen)
-    chosen = chosen_clips(
-        clips, work.out, video, progress, quick=measuring.quick, throughput=measuring.throughput
-    )
+    with noted_last(progress) as note:
+        load_plan, request = prepared(choice, unresolved, note)
+        chosen = chosen_clips(
+            clips, work.out, video, progress, quick=measuring.quick, throughput=measuring.throughput
+        )
     if not slots and not measuring.modes and not are_labelled(chosen):
         control = Variant(BenchMode.CONTROL)
         modes, variants = (*modes, control), (*variants, control)

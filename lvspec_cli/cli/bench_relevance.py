@@ -14,7 +14,7 @@ import typer
 from typer import Argument
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import check_before, drawn_clips, resumable, warn
+from lvspec_cli.cli.bench import check_before, drawn_clips, noted_last, resumable, warn
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
@@ -136,8 +136,9 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress) -> RelevanceResult
     scoring = flags.scoring
     _check_files(scoring.out)
     choice = chosen_pair(flags.loading)
-    plan, request = prepared(choice, _request(flags, choice.pair), progress.listen)
-    clips = _clips(scoring, request.video, progress)
+    with noted_last(progress) as note:
+        plan, request = prepared(choice, _request(flags, choice.pair), note)
+        clips = _clips(scoring, request.video, progress)
     workload = workload_of(request)
     loaded = load(plan, workload, progress.listen)
     settings = request.settings

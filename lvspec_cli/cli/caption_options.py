@@ -11,6 +11,7 @@ from typer import Argument, BadParameter
 from lvspec_cli.cli import options
 from lvspec_cli.cli.groups import OptionGroup, flag
 from lvspec_cli.output.exports.types import ExportFormat
+from lvspec_cli.types import DEFAULT_PROMPT
 
 MOST_WORKERS = 512
 
@@ -62,6 +63,7 @@ class Prompts(OptionGroup):
         "What to ask of each clip; repeat for more. {name}, {duration} and {subtitles} are filled in: the "
         "last is what is said in it, by a text track or a .srt or .vtt beside the video.",
         metavar="TEXT",
+        shown=DEFAULT_PROMPT,
     )
     prompt_file: Path | None = flag(None, "The prompt is this file's text.", metavar="FILE")
     system: options.System = None

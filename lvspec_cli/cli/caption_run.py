@@ -26,11 +26,11 @@ from lvspec_cli.batch.serve import WorkerPlan
 from lvspec_cli.batch.work import Moved, Outstanding, Work, outstanding
 from lvspec_cli.cli.caption_job import Job, lay_out_job, moved_lines, past_run, read_job
 from lvspec_cli.cli.caption_options import CaptionFlags
-from lvspec_cli.cli.reporting import Stop, say, say_command, say_note, write_json, write_out
+from lvspec_cli.cli.reporting import Stop, going_on, say, say_command, say_note, write_json, write_out
 from lvspec_cli.errors import UNREADABLE, LvspecError, NoInputError, UsageError, VideoError
 from lvspec_cli.escape import shell_words
 from lvspec_cli.events import Event
-from lvspec_cli.host import message_stream, terminal_width
+from lvspec_cli.host import may_be_seen, message_stream, terminal_width
 from lvspec_cli.output.exports.export import check_places, export_records, report_lines
 from lvspec_cli.output.exports.types import ExportFormat, ExportPlaces
 from lvspec_cli.output.jsonl import RecordFile, RowInfo, read_records
@@ -90,9 +90,6 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     with ExitStack() as stack:
         job = read_job(flags, stack)
         _check_export(flags, job.collected)
-        if not quiet:
-            for note in job.notes:
-                say_note(note)
         if flags.records.dry_run:
             return dry_run(job, quiet)
         rows: Rows = stack.enter_context(RecordFile.open(job.out)) if job.out else Printed()
@@ -101,7 +98,7 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
         if isinstance(rows, RecordFile):
             rows.remove(remaining.removed)
         if not quiet:
-            _announce(remaining)
+            _announce(job, remaining)
         elif remaining.failed:
             see = shell_words(["lvspec", "show", str(job.out), "--failed"])
             say(f"warning: {remaining.failed} failed in an earlier run: `{see}`")
@@ -121,7 +118,9 @@ def caption_all(flags: CaptionFlags, stop: Stop) -> int:
     return 1 if outcome.ok < remaining.count or remaining.failed or not exported else 0
 
 
-def _announce(remaining: Outstanding) -> None:
+def _announce(job: Job, remaining: Outstanding) -> None:
+    for note in job.notes:
+        say_note(note)
     say(f"{remaining.done} done, {remaining.failed} failed, {remaining.count} to do")
     for line in moved_lines(remaining):
         say(line)
@@ -131,7 +130,7 @@ def _announce(remaining: Outstanding) -> None:
 
 def _run(job: Job, remaining: Outstanding, rows: Rows, stop: Stop, outcome: Outcome, *, quiet: bool) -> None:
     began, is_loaded = time.monotonic(), False
-    with _showing(outcome.view, stop, quiet) as (listen, shown):
+    with _showing(outcome.view, stop, quiet, printed=job.out is None) as (listen, shown):
 
         def write(record: Record) -> None:
             record = gated(record, job.gates)
@@ -198,16 +197,20 @@ def without_unreadable(works: Sequence[Work], plan: WorkerPlan) -> tuple[list[Wo
 
 @contextmanager
 def _showing(
-    start: BatchView, stop: Stop, quiet: bool
+    start: BatchView, stop: Stop, quiet: bool, printed: bool
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[Record], None]]]:
-    """The listeners for events and for finished records. With ``quiet`` only what went wrong is said."""
+    """The listeners for events and for finished records. With ``quiet`` only what went wrong is said.
+
+    :param printed: the records go to stdout; where they may be seen, no live view moves over them.
+    """
     from lvspec_cli.ui.batch import batch_show, failure_line
 
     if quiet or not start.total:
         yield say_note, lambda record: say(failure_line(record)) if record.error is not None else None
         return
 
-    live = message_stream().isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    covers = printed and may_be_seen(sys.stdout)
+    live = message_stream().isatty() and os.environ.get("TERM", "dumb") != "dumb" and not covers
     stop.is_shown = live
     with batch_show(start, live=live, stopping=stop.asked) as show:
         yield show.listen, show.add
@@ -235,7 +238,8 @@ def _summarise(job: Job, remaining: Outstanding, outcome: Outcome, *, stopped: b
     say(f"{outcome.ok} captioned, {len(failures)} failed{skipped} in {clock(outcome.seconds)}{speed}")
     if outcome.fallbacks:
         say(
-            f"speculation was slower than the target alone in {outcome.fallbacks}: their rest went without it"
+            f"speculation was slower than the large model alone in {outcome.fallbacks}:"
+            " their rest went without it"
         )
     if outcome.partial:
         say(f"{outcome.partial} of fewer frames than were asked for: the warnings of their records say why")
@@ -244,7 +248,7 @@ def _summarise(job: Job, remaining: Outstanding, outcome: Outcome, *, stopped: b
     if len(failures) > NAMED_FAILURES:
         say(f"and {len(failures) - NAMED_FAILURES} more")
     if stopped and (left := remaining.count - outcome.view.done):
-        say(f"{left} left" + (": the same command goes on from there" if job.out is not None else ""))
+        say(f"{left} left" + (f": {going_on(sys.argv)}" if job.out is not None else ""))
     if job.out is not None:
         say(f"records: {job.out}")
         if outcome.retryable or remaining.retryable:
@@ -319,7 +323,9 @@ def _export(flags: CaptionFlags, to: ExportFormat, job: Job, names: Mapping[str,
     for line in left_out if flags.messages.quiet else (written, *left_out):
         say(line)
     for path in report.foreign:
-        say(f"warning: {path} was not written by lvspec, or changed since, and stays; --force replaces it")
+        say(
+            f"warning: {path} was not written by lvspec, or was changed since, and stays; --force replaces it"
+        )
     return not report.foreign and not report.skipped
 
 
@@ -349,6 +355,8 @@ def dry_run(job: Job, quiet: bool) -> int:
         probed = pool.probes(paths, timeout=job.base.video.timeout)
         infos = dict(zip(map(id, readable), probed, strict=True))
         rows = list(_rows(job, works, remaining, existing, infos))
+    for note in () if quiet else job.notes:
+        say_note(note)
     write_out(for_stdout(forecast_table(rows)))
     if not quiet:
         unreadable = {key for work, row in zip(works, rows, strict=True) if row.problem for key in work.keys}
@@ -441,6 +449,8 @@ def _totals(
         yield f"{together} captions at once"
     if fewer := sum(row.frames < row.frames_expected for row in rows):
         yield f"{fewer} with fewer frames than asked for, because the models' context has no room for more"
+    if not to_do:
+        return
     seconds = seconds_a_row(past_runs(history_file()), past_run(job, rows=1, seconds=0.0))
     if seconds is None:
         yield "no estimate of the time: no run like this one has been made on this machine yet"

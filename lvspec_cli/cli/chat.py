@@ -19,7 +19,7 @@ from lvspec_cli.cli.groups import OptionGroup, with_groups
 from lvspec_cli.cli.reporting import Stop, as_lvspec_error, explain, reporting, say, write_out
 from lvspec_cli.cli.requests import (
     argument_of,
-    ask_mistake,
+    chat_mistake,
     check_effects,
     checked_system,
     chosen_pair,
@@ -60,6 +60,7 @@ class Prompts(OptionGroup):
 @with_groups
 def chat(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video or a picture.")],
+    others: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
     prompts: Prompts,
     loading: options.Loading,
@@ -84,7 +85,9 @@ def chat(
 
         if not video:
             raise NoInputError("the video's name is empty", "name a video file")
-        mistake = ask_mistake([argument_of(video)]) or reading_error(Path(video))
+        mistake = chat_mistake([argument_of(text) for text in (video, *(others or ()))]) or reading_error(
+            Path(video)
+        )
         if mistake is not None:
             raise mistake
         choice = chosen_pair(loading)

@@ -133,9 +133,11 @@ def _say_report(report: ExportReport, to: ExportFormat) -> int:
     for line in report_lines(report, to, NAMED):
         say(line)
     if report.foreign:
-        others = f" and {len(report.foreign) - 1} more were" if len(report.foreign) > 1 else " was"
+        more = len(report.foreign) - 1
+        files, was, stays = (f" and {more} more", "were", "are") if more else ("", "was", "is")
         raise OutputError(
-            f"{report.foreign[0]}{others} not written by lvspec, or changed since, and left alone",
+            f"{report.foreign[0]}{files} {was} not written by lvspec, or {was} changed since,"
+            f" and {stays} left alone",
             "look at them; --force replaces them",
         )
     return 1 if report.failed or report.skipped else 0

@@ -241,7 +241,8 @@ class App(typer.Typer):
 
 def usage(command: TyperCommand | TyperGroup, context: Context) -> list[str]:
     """The words after the command in its usage line: ``[OPTIONS] VIDEO [QUESTION]``."""
-    names = [_argument_name(one) for one in command.params if one.param_type_name == "argument"]
+    arguments = (one for one in command.params if one.param_type_name == "argument")
+    names = [_argument_name(one) for one in arguments if not getattr(one, "hidden", False)]
     rest = ["COMMAND ..."] if isinstance(command, TyperGroup) else []
     return ["[OPTIONS]", *names, *rest]
 

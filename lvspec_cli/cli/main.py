@@ -24,8 +24,8 @@ from lvspec_cli.cli import (
     tune,
 )
 from lvspec_cli.cli.groups import CONFIGURED, RESEARCH, App, source_of
-from lvspec_cli.cli.reporting import explain
-from lvspec_cli.errors import UsageError
+from lvspec_cli.cli.reporting import as_output_error, check_stdout, explain, write_out
+from lvspec_cli.errors import LvspecError, UsageError
 from lvspec_cli.host import exit_at_once, steady_streams
 
 MACHINE = "Models and this machine"  # a panel of commands
@@ -48,7 +48,7 @@ app.command("tune", rich_help_panel=RESEARCH)(tune.tune)
 
 def _version(requested: bool) -> None:
     if requested:
-        typer.echo(f"lvspec {__version__}")
+        write_out(f"lvspec {__version__}\n")
         raise typer.Exit
 
 
@@ -100,7 +100,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     root = typer.main.get_command(app)
     try:
-        code = root.main(prog_name="lvspec", standalone_mode=False, default_map=_defaults(root))
+        check_stdout()
+        with as_output_error():  # of a help page; commands explain their own errors
+            code = root.main(prog_name="lvspec", standalone_mode=False, default_map=_defaults(root))
     except typer.TyperException as error:
         context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
         remedy = f"{context.command_path if context else 'lvspec'} --help"
@@ -108,7 +110,7 @@ def main() -> None:
         if context and parameter and source_of(context, parameter.name) == CONFIGURED:
             message, remedy = f"config.toml: {message}", "lvspec config"
         code = explain(UsageError(message, remedy))
-    except UsageError as error:
+    except LvspecError as error:
         code = explain(error)
     except typer.Abort:
         code = 130

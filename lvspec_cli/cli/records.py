@@ -67,7 +67,7 @@ def show(
         elif file.is_dir() or file.name == "results.json":
             if failed or grep is not None or template is not None:
                 raise UsageError(f"{file}: --failed, --grep and --format are for records", "leave them out")
-            _show_results(file)
+            _show_results(file, quiet)
         else:
             _show_records(file, failed, grep, template, quiet)
 
@@ -117,11 +117,22 @@ def _styled(text: str, kind: str) -> str:
     return typer.style(text, **LOOKS[kind])  # type: ignore[arg-type]
 
 
-def _show_results(file: Path) -> None:
-    from lvspec_cli.bench.results import read_results
+def _show_results(file: Path, quiet: bool) -> None:
+    from lvspec_cli.bench.lines import notes, verdict
+    from lvspec_cli.bench.results import FILE_NAME, read_results
     from lvspec_cli.ui.summary import results_text
 
-    write_out(results_text(read_results(file)))
+    if file.is_dir() and not (file / FILE_NAME).exists():
+        raise NoInputError(
+            f"{file}: no results of a bench in it",
+            "name a file of records, or a folder of lvspec bench --out",
+        )
+    results = read_results(file)
+    if not quiet:
+        say(verdict(results))
+    write_out(results_text(results))
+    for note in () if quiet else notes(results):
+        say(note)
 
 
 def _open(file: Path) -> None:

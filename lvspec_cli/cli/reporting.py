@@ -35,8 +35,6 @@ def reporting(debug: bool) -> Iterator[Stop]:
     folder = state_folder()
     with libraries_logged(folder and folder / LIBRARY_LOG) as logged, stopping() as stop:
         try:
-            if sys.stdout is None:
-                raise OutputError("standard output is closed", "send it to a file or a pipe")
             yield stop
         except KeyboardInterrupt:
             say("interrupted")
@@ -60,13 +58,26 @@ def reporting(debug: bool) -> Iterator[Stop]:
                     say(f"library: {line}")
 
 
+def going_on(arguments: Sequence[str]) -> str:
+    """How a run that was stopped is continued. With ``--redo`` it would begin anew."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    command = "the same command" + (" without --redo" if "--redo" in arguments[:end] else "")
+    return f"{command} goes on from there"
+
+
+def check_stdout() -> None:
+    """:raises OutputError: stdout is closed."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed", "send it to a file or a pipe")
+
+
 def write_out(text: str) -> None:
     """Writes to stdout and flushes.
 
     :raises BrokenPipeError: the reader has closed the pipe.
     :raises OutputError: it cannot be written for another reason.
     """
-    with _as_output_error():
+    with as_output_error():
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -78,14 +89,18 @@ def write_json(line: str) -> None:
 
 def write_bytes(data: bytes) -> None:
     """As ``write_out``, for bytes."""
-    with _as_output_error():
+    with as_output_error():
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
 
 @contextmanager
-def _as_output_error() -> Iterator[None]:
+def as_output_error() -> Iterator[None]:
+    """
+    :raises BrokenPipeError: the reader of stdout has closed the pipe.
+    :raises OutputError: it cannot be written for another reason.
+    """
     try:
         yield
     except BrokenPipeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -321,11 +322,14 @@ def videos_of(arguments: Sequence[str]) -> tuple[Input, ...]:
     return (*collected.inputs, *unread)  # decoding will say again what is wrong with them
 
 
-def collect_questions(first: str | None, more: Sequence[str], file: Path | None) -> tuple[str, ...]:
+def collect_questions(
+    first: str | None, more: Sequence[str], file: Path | None, videos: Sequence[str]
+) -> tuple[str, ...]:
     """All questions in order: the argument, each ``--question``, then the lines of ``--questions``.
 
     A question ``-`` is the whole of stdin; a file ``-`` gives the lines of stdin.
 
+    :param videos: what is asked about, for the remedy.
     :raises UsageError: there is no question, one is empty, or a text is not UTF-8.
     :raises NoInputError: the file cannot be read.
     """
@@ -342,10 +346,11 @@ def collect_questions(first: str | None, more: Sequence[str], file: Path | None)
         if not lines.strip():
             raise UsageError(f"{file}: no question in it", "write one a line")
     if not questions:
-        raise UsageError(
-            "there is no question", 'write one after the video: lvspec ask VIDEO "What happens?"'
-        )
+        raise UsageError("there is no question", f"write one: {_ask_command(videos, 'What happens?')}")
     return tuple(questions)
+
+
+_ADDRESS = re.compile(r"(www\.|youtu\.be/|(m\.)?youtube\.com/)\S+", re.IGNORECASE)  # as it is often copied
 
 
 class ArgumentKind(StrEnum):
@@ -379,7 +384,7 @@ def argument_of(text: str) -> Argument:
         is_folder = is_file = False
     if text == "-":
         kind = ArgumentKind.STDIN
-    elif is_url(text):
+    elif is_url(text) or (_ADDRESS.fullmatch(text) and not (is_folder or is_file)):
         kind = ArgumentKind.URL
     elif text and is_folder:
         kind = ArgumentKind.FOLDER
@@ -430,8 +435,25 @@ def ask_mistake(given: Sequence[Argument]) -> LvspecError | None:
     return None
 
 
+def chat_mistake(given: Sequence[Argument]) -> LvspecError | None:
+    """What is wrong with the arguments of ``lvspec chat``, if anything: one video.
+
+    :param given: at least one argument. Whether a video exists is not checked.
+    """
+    mistake = ask_mistake(given)
+    if mistake is None and len(given) > 1:
+        videos, question = videos_and_question(given)
+        remedy = f"type it in the chat, or: {_ask_command(videos, question or 'What happens?')}"
+        return UsageError("chat takes one video and no question", remedy)
+    return mistake
+
+
 def _has_space(text: str) -> bool:
     return any(map(str.isspace, text))
+
+
+def _is_question(words: str) -> bool:
+    return _has_space(words.strip()) or words.endswith("?")
 
 
 def _names_files(pattern: str) -> bool:
@@ -462,7 +484,7 @@ def caption_mistake(given: Sequence[Argument]) -> LvspecError | None:
                 return NoInputError(f"no such file: {argument.text}", f"did you mean {remedy}")
             case ArgumentKind.TEXT_FILE if not is_jobs_file(path):
                 return _list_for_video(argument.text)
-            case ArgumentKind.WORDS if any(map(str.isspace, argument.text.strip())) and not path.suffix:
+            case ArgumentKind.WORDS if _is_question(argument.text) and not path.suffix:
                 remedy = shell_words(["lvspec", "caption", "VIDEOS", "--prompt", argument.text])
                 return NoInputError(f"no such file: {argument.text}", f"did you mean {remedy}")
     return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lvspec_cli.cli.reporting import Stop, say, write_json, write_out
 from lvspec_cli.escape import visible, visible_line
 from lvspec_cli.events import Answered, ClipReady, Event, Listener, Noted, QuestionStarted, RoundDone
-from lvspec_cli.host import message_stream, terminal_width
+from lvspec_cli.host import may_be_seen, message_stream, terminal_width
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.request import AskRequest, PairChoice
 from lvspec_cli.types import Mode
@@ -55,7 +55,7 @@ def showing(
         return
     text = _StreamedText(choice, request, quiet, labels)
     show = _records if as_json else text.listen
-    silent = as_json or not sys.stdout.isatty()
+    silent = (as_json and sys.stdout.isatty()) or not may_be_seen(sys.stdout)
     progress = PlainProgress(None if quiet else message_stream(), answering=silent)
     world = choice.pair.world if quiet else None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lvspec_cli.cli import options
-from lvspec_cli.cli.bench import Clips, Work, check_before, chosen_clips, resumable, warn
+from lvspec_cli.cli.bench import Clips, Work, check_before, chosen_clips, noted_last, resumable, warn
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
 from lvspec_cli.cli.requests import (
@@ -150,8 +150,11 @@ def _calibrate(flags: TuneFlags, choice: PairChoice) -> int:
     settings = decode_settings(decoding, options.Rule(), choice.pair)
     failed = list[str]()
     with resumable(flags.work.out, flags.messages.quiet) as progress:
-        load_plan, request = prepared(choice, AskRequest(video, (), settings, system), progress.listen)
-        clips = chosen_clips(flags.clips, flags.work.out, video, progress, drawn=CAPTIONS, seed=TUNING_SEED)
+        with noted_last(progress) as note:
+            load_plan, request = prepared(choice, AskRequest(video, (), settings, system), note)
+            clips = chosen_clips(
+                flags.clips, flags.work.out, video, progress, drawn=CAPTIONS, seed=TUNING_SEED
+            )
         workload = workload_of(request)
         loaded = load(load_plan, workload, progress.listen)
         with memory_errors(load_plan, workload):
@@ -203,15 +206,17 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> 
     rule, system = options.Rule(layers=search.layers), checked_system(flags.clips.system)
     video = video_request(flags.sampling, choice.pair)
     unresolved = AskRequest(video, (), decode_settings(decoding, rule, choice.pair), system)
-    load_plan, request = prepared(choice, unresolved, progress.listen)
-    make_folder(work.out)
+    with noted_last(progress) as note:
+        load_plan, request = prepared(choice, unresolved, note)
+        make_folder(work.out)
+        clips = chosen_clips(flags.clips, work.out, video, progress, drawn=TUNING_CLIPS, seed=TUNING_SEED)
     return TuneJob(
         load_plan=load_plan,
         video=video,
         settings=request.settings,
         relevances=relevances,
         gammas=parse_gammas(search.gamma),
-        clips=chosen_clips(flags.clips, work.out, video, progress, drawn=TUNING_CLIPS, seed=TUNING_SEED),
+        clips=clips,
         budget=search.budget,
         min_fidelity=min_percent / 100,
         seed=search.seed,

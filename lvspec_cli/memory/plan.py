@@ -14,7 +14,7 @@ from itertools import product
 
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.prompt_length import frames_within
-from lvspec_cli.table import gigabytes
+from lvspec_cli.table import counted, gigabytes
 from lvspec_cli.types import WHOLE, DraftView, Quantisation, Share, VisionSize
 
 GIGABYTE = 10**9
@@ -585,7 +585,7 @@ def shortage(plan: Plan, machine: Machine, load: Workload) -> str:
         f"{gigabytes(device.free)} of {gigabytes(device.total)} on {device.name}"
         for device in machine.devices
     )
-    clip = f"{load.frames} frames of {load.max_pixels} pixels"
+    clip = f"{counted(load.frames, 'frame')} of {load.max_pixels} pixels"
     if load.text_tokens > TEXT_TOKENS:
         clip += f" and about {load.text_tokens} tokens of text"
     return f"too little memory: the pair needs about {gigabytes(needed)} with {clip}; free: {free}"

@@ -45,6 +45,7 @@ from lvspec_cli.pairs.files import (
 )
 from lvspec_cli.pairs.registry import Pair, Source, settings_of_pair
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice, check_draft_view
+from lvspec_cli.table import counted
 from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 
@@ -548,7 +549,7 @@ def placement_text(target: Sequence[Share], draft: Sequence[Share]) -> str:
     if len(target) == 1:
         text = target[0].device
     else:
-        text = " + ".join(f"{share.device} ({share.layers} layers)" for share in target)
+        text = " + ".join(f"{share.device} ({counted(share.layers, 'layer')})" for share in target)
     if draft and (len(target) > 1 or draft[0].device != target[0].device):
         text += f"; draft {draft[0].device}"
     return text

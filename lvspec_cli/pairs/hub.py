@@ -210,7 +210,7 @@ def _pair_error(source: Source, error: BaseException) -> PairError:
         case errors.HfHubHTTPError():
             return PairError(f"{name} cannot be downloaded: {cause}", "run the same command again later")
         case OSError() if error.errno is not None and error.filename is not None:
-            return PairError(f"{name} cannot be written: {cause}", "see to that, or set HF_HOME elsewhere")
+            return PairError(f"{name} cannot be written: {cause}", "fix that, or set HF_HOME elsewhere")
     return _unreachable(name)
 
 
@@ -223,5 +223,5 @@ def _unreachable(name: str) -> HubUnreachableError:
         return HubUnreachableError(what, "unset it")
     return HubUnreachableError(
         f"the hub, {constants.ENDPOINT}, cannot be reached" + (f" for {name}" if name else ""),
-        "see to the connection, or set HF_ENDPOINT to a mirror",
+        "check the connection, or set HF_ENDPOINT to a mirror",
     )

@@ -109,9 +109,7 @@ def _value(value: Any) -> str:
 
 HEADINGS = ("pair", "here", "none", "int8", "nf4", "auto takes", "where")
 _LEGEND = {
-    "none": "memory with the weights as they are",
-    "int8": "memory with weights in 8 bits",
-    "nf4": "memory with weights in 4 bits",
+    "none, int8, nf4": "weights as they are, in 8 bits, in 4 bits, with the memory needed",
     "-": "does not fit",
 }
 DETAILS = ("kept in", "target", "draft", "cache", "activations", "in all", "where")
@@ -133,8 +131,9 @@ def fit_details(fit: PairFit, machine: Machine) -> str:
     load = fit.load
     element = "bfloat16" if machine.gpus else "float32"
     lead = (
-        f"{fit.name}: {load.frames} frames of {load.max_pixels} pixels at most ({fit.visual_tokens} visual"
-        f" tokens), an answer of {load.new_tokens} tokens, computed in {element}"
+        f"{fit.name}: {counted(load.frames, 'frame')} of {load.max_pixels} pixels at most"
+        f" ({fit.visual_tokens} visual tokens), an answer of {counted(load.new_tokens, 'token')},"
+        f" computed in {element}"
     )
     below = [f"auto: {_auto_choice(fit)}"]
     if fit.decision.plan.fits:

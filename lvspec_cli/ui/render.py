@@ -23,6 +23,7 @@ from lvspec_cli.table import counted, short_time
 from lvspec_cli.types import Piece, TokenKind
 from lvspec_cli.ui.lines import Paint
 from lvspec_cli.ui.state import StageView, View, fold
+from lvspec_cli.video.source import is_picture
 
 # Attributes as well as colours: the kinds are distinguishable without colour.
 STYLES = {
@@ -121,8 +122,9 @@ def clip_line(view: View) -> Text:
         return text.append("reading the video", "dim")
     clip = view.clip
     text.append(visible_line(clip.path.name), "bold")
+    length = f"{clip.duration:.1f} s" if clip.duration is not None else "length unknown"
     facts = [
-        f"{clip.duration:.1f} s" if clip.duration is not None else "length unknown",
+        *([] if is_picture(clip.path) else [length]),
         f"{counted(clip.frames, 'frame')} of {clip.width}x{clip.height}",
         view.pair,
         _mode(view),

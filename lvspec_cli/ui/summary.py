@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from lvspec_cli.output.records import THINKING, UNFINISHED, Record
 from lvspec_cli.table import Style, Table, counted, plain, short_time
 from lvspec_cli.types import FinishReason
 from lvspec_cli.ui.tables import for_stdout
+from lvspec_cli.video.source import is_picture
 
 if TYPE_CHECKING:
     from lvspec_cli.bench.tune import Tuned
@@ -119,7 +121,7 @@ def answer_summary(record: Record, *, kinds: bool = True) -> list[str]:
     if stats.loss_per_token:
         lines[-1] += f", {stats.loss_per_token:.3f} nats a token given up"
     if stats.fallback and stats.drafted:  # later answers about the clip draft nothing
-        lines.append("speculation was slower than the target alone: the rest went without the draft")
+        lines.append("speculation was slower than the large model alone: the rest went without the draft")
     return lines
 
 
@@ -136,9 +138,12 @@ def clip_summary(record: Record) -> str:
         )
         if value is not None
     ]
+    when = f" at {times[0]:.1f} s" if len(times) == 1 else f" from {times[0]:.1f} to {times[-1]:.1f} s"
+    if is_picture(Path(record.file_name)):
+        when = ""
     return (
-        f"{record.file_name}: {sampling.decoded} of {sampling.frames_expected} frames"
-        f" from {times[0]:.1f} to {times[-1]:.1f} s, {sampling.width}x{sampling.height},"
+        f"{record.file_name}: {sampling.decoded} of {counted(sampling.frames_expected or 0, 'frame')}{when},"
+        f" {sampling.width}x{sampling.height},"
         f" {sampling.visual_tokens} visual tokens" + (f" (asked: {', '.join(flags)})" if flags else "")
     )
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich import box
 from rich.cells import cell_len
@@ -20,6 +21,7 @@ from lvspec_cli.memory.choose import StoredPair
 from lvspec_cli.pairs.files import Stored
 from lvspec_cli.pairs.registry import Source
 from lvspec_cli.table import NO_BREAK, Table, plain, size, wrapped
+from lvspec_cli.video.source import is_picture
 
 _STYLES = {"best": "bold", "worse": "red"}
 GAP = 2  # characters between two columns
@@ -191,7 +193,8 @@ def _forecast_cells(row: ForecastRow) -> tuple[str, ...]:
         return (row.name, "", "", "", "", "", f"cannot be read: {row.problem}")
     end = "" if row.end is None else f"{row.end:g}"
     stretch = "" if row.start is None and row.end is None else f"{row.start or 0:g}-{end}"
-    duration = "" if row.duration is None else f"{row.duration:.1f}"
+    has_length = row.duration is not None and not is_picture(Path(row.name))
+    duration = f"{row.duration:.1f}" if has_length else ""
     picture = f"{row.width}x{row.height}"
     return (row.name, stretch, duration, str(row.frames), picture, str(row.visual_tokens), _what(row))
 

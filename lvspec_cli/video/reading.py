@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 
 from lvspec_cli.errors import DamagedVideoError, VideoError, VideoLimitError
 from lvspec_cli.system import socket_of
+from lvspec_cli.table import counted
 from lvspec_cli.types import DecoderName, VideoInfo, VideoRequest
 from lvspec_cli.video.container import check_canvas, open_video
 from lvspec_cli.video.decord_frames import UnfitError, check_fit, decord_frames
@@ -116,9 +117,9 @@ def notes(plan: Plan, request: VideoRequest) -> list[str]:
         lines.append(f"--fps {request.fps:g} is more than the video's {plan.frame_rate:.4g} frames a second")
     joined = len(survey.tracks) - 1 + sum(track.timeline.pieces - 1 for track in survey.tracks)
     if joined:
-        lines.append(f"its times go back or jump {joined} times: they were put on one clock")
+        lines.append(f"its times go back or jump {counted(joined, 'time')}: they were put on one clock")
     if survey.unread:
-        lines.append(f"{survey.unread} more videos in the file cannot be read")
+        lines.append(f"{counted(survey.unread, 'more video')} in the file cannot be read")
     return lines
 
 
@@ -131,7 +132,7 @@ def damage_note(plan: Plan, sent: int, errors: int) -> str | None:
     read = format_time(survey.duration)
     declared = survey.header.info.duration
     of = f" of {format_time(declared)}" if survey.is_short and declared else ""
-    failed = f", {errors} decoding errors" if errors else ""
+    failed = f", {counted(errors, 'decoding error')}" if errors else ""
     failed += f", {doubtful} of them where data is missing" if doubtful else ""
     return f"the file is damaged: read up to {read}{of}, {sent} of {len(plan.wanted)} frames{failed}"
 

@@ -19,6 +19,7 @@ import torch
 from lvspec_cli.batch.answer import Answering, smaller_request
 from lvspec_cli.batch.slots import Finished, NextWork, Ready, Slots
 from lvspec_cli.cli.caption_run import _retrying
+from lvspec_cli.cli.reporting import going_on
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import VideoRequest
 from lvspec_cli.video.decode import read_clip
@@ -111,7 +112,10 @@ def test_failures_are_rows_and_stay_failures_until_they_are_retried(
     assert found["b.mp4"]["error"]["kind"] == "not_a_video"
     assert "failed: b.mp4: not a video" in printed.stderr
     assert "--retry-errors" not in printed.stderr, "the same file fails in the same way"
-    same = _retrying(["lvspec", "caption", "--redo", "-q", "--", "--redo", "-a.mp4"])
+    stopped = ["lvspec", "caption", "--redo", "-q", "--", "--redo", "-a.mp4"]
+    assert going_on(stopped) == "the same command without --redo goes on from there"
+    assert going_on([*stopped[:2], *stopped[3:]]) == "the same command goes on from there"
+    same = _retrying(stopped)
     assert same == ["lvspec", "caption", "-q", "--retry-errors", "--", "--redo", "-a.mp4"]
     assert "try: repair or remove the files that cannot be read" in printed.stderr
     again = caption(clips, "--out", "out.jsonl")

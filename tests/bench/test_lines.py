@@ -121,6 +121,23 @@ def test_what_is_faster_and_loses_is_named_below() -> None:
     assert "lvspec-pruned γ=4 is faster, and keeps 90.0 % of ar's quality" in notes(results((PROVEN, WORSE)))
 
 
+def test_what_is_faster_and_may_be_as_good_is_named_below() -> None:
+    freedom = Freedom(
+        content=Estimate(value=0.97, low=0.93, high=1.0),
+        control_content=0.93, control_loss=0.05, control_repetition=0.0, control_length=9.0,
+    )  # fmt: skip
+    of_own_clips = fast(BenchMode.LVSPEC, 2.6)
+    assert of_own_clips.fidelity is not None
+    less = of_own_clips.fidelity.model_copy(update={"freedom": freedom})
+    shown = results((EXACT, of_own_clips.model_copy(update={"fidelity": less})))
+    assert verdict(shown).startswith("exact: 1.6 times")
+    assert (
+        "lvspec is 2.6 times as fast; no right answers are known; it keeps 90.0 % of the content words of"
+        " ar's texts, the target's own second choices 93.0 %; that it is enough is not shown"
+    ) in notes(shown)
+    assert not any("lvspec is" in line for line in notes(results((EXACT, PROVEN))))
+
+
 def test_what_is_sure_already_is_named_where_the_fastest_is_not() -> None:
     said = list(notes(results((EXACT, LOOSE))))
     assert "sure already: exact, 1.6 times as fast as ar" in said

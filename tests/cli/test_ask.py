@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,10 +17,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lvspec_cli.cli.bench import noted_last
 from lvspec_cli.cli.requests import argument_of, collect_questions, videos_and_question
 from lvspec_cli.errors import UsageError
 from lvspec_cli.escape import visible
+from lvspec_cli.events import Noted
 from lvspec_cli.output.records import Record
+from lvspec_cli.ui.progress import PlainProgress
 from tests.conftest import PATIENCE, Printed, Shell, write_video
 from tests.schemas import check
 
@@ -69,10 +73,10 @@ def test_piped_answers_come_alone_and_in_order(tiny_shell: Shell, tiny, video_fi
 def test_questions_in_utf_16_are_read_and_what_is_no_text_is_said(tmp_path: Path):
     file = tmp_path / "q.txt"
     file.write_text("Où?\r\n\r\nWho?\r\n", encoding="utf-16")
-    assert collect_questions(None, (), file) == ("Où?", "Who?")
+    assert collect_questions(None, (), file, ()) == ("Où?", "Who?")
     file.write_bytes("Who?\n".encode("utf-16-le"))
     with pytest.raises(UsageError, match=r"q\.txt, line 1: a NUL: UTF-16 without a byte order mark"):
-        collect_questions(None, (), file)
+        collect_questions(None, (), file, ())
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,22 @@ def test_several_videos_that_cannot_be_asked_about(
     done = tiny(video_file, "b.mp4", *more)
     assert done.returncode == code
     assert message in done.stderr
+
+
+def test_nothing_is_said_of_the_pair_before_errors(here, tmp_path: Path):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"no video")
+    said = here("ask", tmp_path / "a.mp4", tmp_path / "b.mp4", "What?").stderr.splitlines()
+    assert [line.split(":")[0] for line in said] == ["error", "error"]
+    stream = io.StringIO()
+    with pytest.raises(UsageError), noted_last(PlainProgress(stream)) as note:
+        note(Noted("pair demo (auto)"))
+        raise UsageError("wrong", "mend it")
+    assert stream.getvalue() == ""
+    with noted_last(PlainProgress(stream)) as note:
+        note(Noted("pair demo (auto)"))
+        assert stream.getvalue() == ""
+    assert stream.getvalue() == "pair demo (auto)\n"
 
 
 def test_quiet_leaves_nothing_but_the_answer(tiny_shell: Shell, video_file: Path):

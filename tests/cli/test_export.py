@@ -39,7 +39,7 @@ def test_text_files_beside_the_clips(here: Run, records: Path):
     assert done.returncode == 5
     assert done.stderr.splitlines() == [
         "txt files: 1 written, 0 unchanged",
-        f"error: {clips}/b.txt was not written by lvspec, or changed since, and left alone",
+        f"error: {clips}/b.txt was not written by lvspec, or was changed since, and is left alone",
         "try: look at them; --force replaces them",
     ]
     assert (clips / "b.txt").read_text() == "mine"

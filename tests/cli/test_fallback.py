@@ -48,6 +48,6 @@ def test_it_is_said_once_and_can_be_turned_off(
     here: Callable[..., Printed], slow_models: Path, video_file: Path
 ) -> None:
     common = ("ask", video_file, "What?", "--question", "How?", "--models", slow_models, "--mode", "exact")
-    assert here(*common).stderr.count("slower than the target alone") == 1
+    assert here(*common).stderr.count("slower than the large model alone") == 1
     kept = here(*common, "--no-fallback", "--gamma", "auto", "--json", "--quiet")
     assert [json.loads(line)["stats"]["fallback"] for line in kept.stdout.splitlines()] == [False, False]

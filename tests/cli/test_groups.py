@@ -21,6 +21,7 @@ from lvspec_cli.cli.groups import (
     with_groups,
 )
 from lvspec_cli.cli.main import app as lvspec
+from lvspec_cli.types import DEFAULT_PROMPT
 from tests.conftest import Printed
 
 Run = Callable[..., Printed]
@@ -189,6 +190,7 @@ def test_the_common_help_fits_a_terminal(here: Run) -> None:
     assert len(page.splitlines()) < 40, "a line is left for the prompt"
     assert not {"--filler-margin", "--quant-draft"} & set(page.split())
     assert {"--filler-margin", "--quant-draft"} <= set(here("ask", "--help-all").stdout.split())
+    assert f"[default: {DEFAULT_PROMPT}]" in here("caption", "-h", environment={"COLUMNS": "120"}).stdout
     top = here("-h", environment={"COLUMNS": "80"}).stdout.splitlines()
     assert top[2] == "Caption videos and answer questions about them, fast, on your own machine."
     for name in (name for name, *below in ALL if not below):

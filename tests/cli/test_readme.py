@@ -17,13 +17,15 @@ from typer.core import TyperCommand, TyperGroup
 
 from lvspec_cli.cli.groups import RESEARCH
 from lvspec_cli.cli.main import app
-from lvspec_cli.pairs.registry import BUNDLED, load_registry
+from lvspec_cli.pairs.registry import BUNDLED, PACKAGE, load_registry
 from tests.conftest import Printed, write_video
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 GENERATED = ("cli.md",)  # the help itself
 PAGES = [README, *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in GENERATED)]
+PAGES += [PACKAGE / "demo" / "README.md"]
+SOURCES = ("lvspec_cli", "tests", "tools", "docs")
 MOST_LINES = 120
 READERS = "holiday"  # the names of the reader's own videos
 SLOW = {command.name for command in app.registered_commands if command.rich_help_panel == RESEARCH}
@@ -117,7 +119,7 @@ def test_the_readmes_commands_run_as_they_stand(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_extras_and_links_of_a_page_are_right(
+def test_commands_extras_links_and_files_of_a_page_are_right(
     page: Path, parse: Callable[[list[str]], object]
 ) -> None:
     text = page.read_text(encoding="utf-8")
@@ -132,6 +134,9 @@ def test_commands_extras_and_links_of_a_page_are_right(
         file = page.parent / path if path else page
         assert file.exists(), target
         assert not heading or heading in anchors(file), target
+    sources = [path.as_posix() for folder in SOURCES for path in (ROOT / folder).rglob("*.py")]
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        assert any(path.endswith(f"/{name}") for path in sources), name
 
 
 def test_a_flag_that_is_none_is_found(parse: Callable[[list[str]], object]) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lvspec_cli.bench.results import to_json
 from lvspec_cli.output.records import Record, to_line
 from lvspec_cli.ui.records import FIELDS, pages
+from tests.bench.made import results
 from tests.conftest import Printed
 from tests.output.rows import caption, failure, part, record
 
@@ -137,7 +139,15 @@ def test_a_report_is_opened_in_a_browser(here: Run, tmp_path: Path, monkeypatch:
     assert opened == [(tmp_path / "report.html").as_uri()]
     assert "no browser can be started" in here("show", tmp_path, "--open").stderr
     assert "are for records" in here("show", tmp_path, "--failed").stderr
-    assert "results.json" in here("show", tmp_path).stderr
+    assert "no results of a bench in it\ntry: name a file of records" in here("show", tmp_path).stderr
+
+
+def test_results_are_shown_as_the_bench_showed_them(here: Run, tmp_path: Path):
+    (tmp_path / "results.json").write_text(to_json(results(())))
+    said = here("show", tmp_path)
+    assert said.stdout.startswith("mode\t")
+    assert said.stderr.startswith("nothing was compared with ar\n1 prompt about 1 clip, measured")
+    assert here("show", tmp_path, "-q").stderr == ""
 
 
 def test_texts_are_wrapped_between_words_and_names_stand_once():

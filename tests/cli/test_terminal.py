@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
+import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from lvspec_cli.cli import caption_run, show
+from lvspec_cli.cli.reporting import Stop
+from lvspec_cli.host import may_be_seen
 from lvspec_cli.types import TokenKind
 from lvspec_cli.ui.lines import WordLines
+from lvspec_cli.ui.progress import PlainProgress
 from tests.cli.terminal import Terminal
 from tests.conftest import Shell
 
@@ -162,3 +172,42 @@ def test_models_is_a_table(named: Shell):
     assert "tiny (default)" in terminal.scrollback
     assert "──" in terminal.scrollback
     assert "\t" not in terminal.text
+
+
+def test_nothing_moves_over_what_another_program_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As with `| tee` in a terminal: stderr is the terminal, stdout a pipe that ends there."""
+    terminal, nothing = (
+        io.StringIO(),
+        SimpleNamespace(pair=SimpleNamespace(world=None), questions=(), total=1),
+    )
+    anything: Any = nothing
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    counted, lively = list[bool](), list[bool]()
+
+    def plain(stream: object, *, answering: bool) -> PlainProgress:
+        counted.append(answering)
+        return PlainProgress(None)
+
+    @contextmanager
+    def batch_show(start: object, *, live: bool, stopping: object):
+        lively.append(live)
+        yield SimpleNamespace(listen=None, add=None)
+
+    monkeypatch.setattr(show, "PlainProgress", plain)
+    monkeypatch.setattr("lvspec_cli.ui.batch.batch_show", batch_show)
+    for module in (show, caption_run):
+        monkeypatch.setattr(module, "message_stream", lambda: terminal)
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe, (tmp_path / "file").open("w") as file:
+        for stream in (pipe, file):
+            monkeypatch.setattr(sys, "stdout", stream)
+            with show.showing(anything, anything, Stop(), as_json=False, quiet=False):
+                pass
+            for printed in (True, False):
+                with caption_run._showing(anything, Stop(), False, printed):
+                    pass
+        assert [may_be_seen(stream) for stream in (pipe, file, terminal)] == [True, False, True]
+    os.close(reading)
+    assert counted == [False, True]
+    assert lively == [False, True, True, True]

@@ -33,9 +33,12 @@ from tests.video.clips import make_clip, make_sound
 
 Run = Callable[..., Printed]
 CLIP = str(PACKAGE / "demo/clips/clip_0001.mp4")
+EMPTY = str(PACKAGE / "cli")  # of videos
 WRONG = [
     (["ask"], 2, "Missing argument 'VIDEO... "),
-    (["ask", "x.mp4"], 2, "there is no question\ntry: write one after the video"),
+    (["ask", "x.mp4"], 2, "there is no question\ntry: write one: lvspec ask x.mp4 'What happens?'"),
+    (["ask", EMPTY, "q"], 4, f"no video and no picture in {EMPTY}\ntry: name the files themselves; of"),
+    (["ask", "youtu.be/a?t=1", "q"], 4, "try: download it first: yt-dlp 'youtu.be/a?t=1'"),
     (["ask", "x.mp4", " "], 2, "a question is empty"),
     (["ask", "x.mp4", "-", "--question", "-"], 2, "stdin can be read only once"),
     (["ask", "x.mp4", "-"], 2, "the question on stdin is empty"),
@@ -45,6 +48,7 @@ WRONG = [
     (["ask", "x.mp4", "What", "moves?"], 2, "quote the question: lvspec ask x.mp4 'What moves?'"),
     (["ask", "What moves?"], 4, "no such video: What moves?\ntry: lvspec ask VIDEO 'What moves?'"),
     (["chat", "http:/a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
+    (["chat", CLIP, "Why?"], 2, "chat takes one video and no question\ntry: type it in the chat, or: lvspec"),
     (["chat", "no.mp4"], 4, "no such file: no.mp4"),
     (["chat", CLIP, "--mode", "ar", "--gamma", "3"], 2, "--gamma has no effect with --mode ar"),
     (
@@ -54,6 +58,8 @@ WRONG = [
     ),
     (["bench", CLIP, "--modes", "ar,lvspec", "--seed", "1"], 2, "--seed has no effect without"),
     (["bench", "http:/a.org/x.mp4"], 4, "file: http://a.org/x.mp4\ntry: download it first: yt-dlp http:"),
+    (["bench", EMPTY], 4, "no video and no picture in "),
+    (["caption", CLIP, "--out", EMPTY], 5, "not a regular file"),
     (["tune", "no.mp4"], 4, "no such file: no.mp4"),
     (["bench-relevance", "no/*.mp4"], 4, "no such file: no/*.mp4\ntry: name the folder: no"),
     (["show", "http://a.org/x.jsonl"], 4, "file: http://a.org/x.jsonl\ntry: download it first"),
@@ -297,6 +303,7 @@ def test_arguments_of_ask_that_are_not_a_video_and_a_question(
         ([A, CLIPS, JOBS, Argument("-", ArgumentKind.STDIN), Argument("gone", WORDS)], None),
         ([A, LIST], "did you mean lvspec caption --from-list list.txt"),
         ([A, Argument("What is it?", WORDS)], "did you mean lvspec caption VIDEOS --prompt 'What is it?'"),
+        ([A, Argument("Why?", WORDS)], "did you mean lvspec caption VIDEOS --prompt 'Why?'"),
         ([A, Argument("rtsp://a/b", ArgumentKind.URL)], "download it first: yt-dlp rtsp://a/b"),
     ],
 )
@@ -314,10 +321,12 @@ def test_what_an_argument_is_goes_by_its_form_and_by_the_disk(
     Path("notes.txt").touch()
     Path("jobs.jsonl").touch()
     Path("clips").mkdir()
+    Path("www.mine").mkdir()
     kinds = {
         "film": VIDEO, "gone.MP4": VIDEO, "clips": FOLDER, "notes.txt": TEXT, "jobs.jsonl": TEXT,
         "gone.txt": WORDS, "Is it a.mp4": WORDS, "What?": WORDS, "": WORDS, "x" * 5000: WORDS, "a\0": WORDS,
         "*.mp4": PATTERN, "What*?": PATTERN, "2 * 3 =": WORDS, "-": ArgumentKind.STDIN,
+        "www.a.org/b.mp4": ArgumentKind.URL, "www.mine": FOLDER, "www. what is it": WORDS,
         "https://a.org/b.mp4": ArgumentKind.URL, "http:none.mp4": VIDEO, "C:/a.mp4": VIDEO,
     }  # fmt: skip
     assert {text: argument_of(text).kind for text in kinds} == kinds
@@ -506,24 +515,27 @@ def test_python_errors_read_as_one_line_too(capsys: pytest.CaptureFixture[str]):
     assert "--debug" not in as_lvspec_error(ZeroDivisionError(), debug=True).remedy
 
 
-def list_pairs(shell: Shell, stdout: int | TextIO) -> subprocess.CompletedProcess[str]:
-    command = [*shell.command, "models"]
+def list_pairs(
+    shell: Shell, stdout: int | TextIO, argument: str = "models"
+) -> subprocess.CompletedProcess[str]:
+    command = [*shell.command, argument]
     return subprocess.run(
         command, env=shell.environment, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
     )
 
 
 def test_closed_stdout_is_said(shell: Shell):
-    command = ["sh", "-c", '"$@" >&-', "sh", *shell.command, "models"]
+    command = ["sh", "-c", '"$@" >&-', "sh", *shell.command, "--help"]
     done = subprocess.run(command, env=shell.environment, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 5
     assert "standard output is closed" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_is_said(shell: Shell):
+@pytest.mark.parametrize("argument", ["models", "--help"])
+def test_a_full_disk_is_said(shell: Shell, argument: str):
     with Path("/dev/full").open("w") as full:
-        done = list_pairs(shell, full)
+        done = list_pairs(shell, full, argument)
     assert done.returncode == 5
     assert "cannot write to standard output: No space left" in done.stderr
     assert len(done.stderr.splitlines()) == 2

@@ -68,5 +68,9 @@ def test_what_was_taken_of_what_was_asked():
         "a.mp4: 2 of 8 frames from 0.5 to 4.2 s, 64x48, 12 visual tokens"
         " (asked: frames 8, fps 2, max-pixels 50176)"
     )
+    one = sampling.model_copy(update={"frames_expected": 1, "decoded": 1, "timestamps": (0.0,)})
+    assert clip_summary(record(sampling=one)).startswith("a.mp4: 1 of 1 frame at 0.0 s, 64x48, ")
+    picture = record(sampling=one, file_name="a.jpg")
+    assert clip_summary(picture).startswith("a.jpg: 1 of 1 frame, 64x48, "), "it has no length"
     free = Requested(frames=None, fps=None, max_pixels=None, decoder="pyav")
     assert clip_summary(record(sampling=sampling.model_copy(update={"requested": free}))).endswith("tokens")

@@ -88,7 +88,7 @@ def test_times_that_jump_ahead_or_back_are_put_on_one_clock(tmp_path, later):
         clip = read_clip(VideoRequest(path, max_frames=500))
         assert sorted(numbers(clip.frames)) == list(range(120))
         assert clip.timestamps == pytest.approx([number / 12 for number in range(120)], abs=0.002)
-        assert clip.warnings == ("its times go back or jump 1 times: they were put on one clock",)
+        assert clip.warnings == ("its times go back or jump 1 time: they were put on one clock",)
 
 
 def test_what_follows_a_video_and_is_none_is_left_out(tmp_path):
@@ -97,7 +97,7 @@ def test_what_follows_a_video_and_is_none_is_left_out(tmp_path):
     broken.write_bytes(whole.read_bytes()[:200])
     clip = read_clip(VideoRequest(join(tmp_path / "both.mkv", whole, broken), max_frames=2))
     assert clip.duration == pytest.approx(2.0)
-    assert clip.warnings == ("1 more videos in the file cannot be read",)
+    assert clip.warnings == ("1 more video in the file cannot be read",)
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.ts", "a.flv"])
