@@ -9,6 +9,7 @@ clip the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lvspec_cli.memory.plan import (
     PlanRequest,
@@ -21,11 +22,18 @@ from lvspec_cli.memory.plan import (
 from lvspec_cli.request import ALONE, Company
 from lvspec_cli.types import DecodeSettings, Mode, RoundCosts
 
+if TYPE_CHECKING:
+    from lvspec_cli.models.load import LoadedPair
+
 # A row of a prefill, the vision tower included, in steps. On a CPU as measured on the bundled pair; on a GPU
 # an estimate: rows cost nothing until their products take as long as reading the weights.
 PREFILL_ROW = {"cpu": 0.05, "cuda": 0.008}
 LEAST_GAIN = 0.03  # of clips an hour, that one answer more at a time has to bring
 TYPICAL_TOKENS = 150  # of a caption, if it may have so many
+ONE_AT_A_TIME = (
+    "one caption at a time: as this pair is computed here, a caption's words could depend on others "
+    "beside it; --at-once N decodes N together all the same"
+)
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,14 @@ def company_of(clip: ClipCosts, slots: int) -> Company:
     return Company(slots, drafts=slots == 1 or not clip.gamma or draft_pays(clip, slots))
 
 
-def company_with(company: Company, *, keeps_rows_apart: bool) -> Company:
-    """What becomes of it with a loaded pair.
+def company_with(company: Company, pair: LoadedPair, mode: Mode) -> Company:
+    """What becomes of it with a loaded pair: one answer, if others could change its text and must not.
 
-    :param keeps_rows_apart: see ``LoadedModel.keeps_rows_apart``; of both models.
+    In mode exact only the target decides what is said, whatever is drafted.
     """
-    return ALONE if company.keeps_texts and not keeps_rows_apart else company
+    models = (pair.target, pair.draft if mode is Mode.LVSPEC else None)
+    keeps = all(model.keeps_rows_apart for model in models if model is not None)
+    return ALONE if company.keeps_texts and not keeps else company
 
 
 def best_company(clip: ClipCosts, fitting: int, *, keeps_draft: bool) -> Company:

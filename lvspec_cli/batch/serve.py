@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lvspec_cli.batch.answer import Answering, OnOutOfMemory
-from lvspec_cli.batch.company import company_with
+from lvspec_cli.batch.company import ONE_AT_A_TIME, company_with
 from lvspec_cli.batch.slots import Done, Ready, Slots
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ChangedVideoError, LvspecError
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from lvspec_cli.memory.plan import Workload
     from lvspec_cli.models.load import LoadedPair
     from lvspec_cli.video.pool import DecodePool
-
-
-_ONE_AT_A_TIME = (
-    "one caption at a time: as this pair is computed here, a caption's words could depend on others "
-    "beside it; --at-once N decodes N together all the same"
-)
 
 
 @dataclass(frozen=True)
@@ -119,11 +113,9 @@ def serving_with(
     from lvspec_cli.video.decode import read_clip
     from lvspec_cli.video.pool import DecodePool
 
-    models = [model for model in (pair.target, pair.draft) if model is not None]
-    keeps = all(model.keeps_rows_apart for model in models)
-    company = company_with(plan.company, keeps_rows_apart=keeps)
+    company = company_with(plan.company, pair, plan.base.settings.mode)
     if company.slots < plan.company.slots:
-        listen(Noted(_ONE_AT_A_TIME))
+        listen(Noted(ONE_AT_A_TIME))
     shared = SharedMemory(company.slots) if company.slots > 1 else None
     with (
         DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool,

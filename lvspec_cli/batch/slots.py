@@ -12,12 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lvspec_cli.batch.answer import Answering, InProgress, check_devices, explained, release_memory
+from lvspec_cli.batch.company import ONE_AT_A_TIME, company_with
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError, NotFiniteError
 from lvspec_cli.events import Event, InSlot, Listener, Noted, Stage
 from lvspec_cli.output.records import Record
 from lvspec_cli.pipeline import Underway, timed_stage
-from lvspec_cli.types import Clip, FinishReason, PairPrompts
+from lvspec_cli.types import Clip, FinishReason, Mode, PairPrompts
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -100,10 +101,18 @@ class Slots:
                 yield from self._take(ready)
                 del ready  # and with it what was processed of the clip, once it has been encoded
                 continue
-            is_alone = self._is_alone(waiting) or any(self._is_alone(slot.part_of) for slot in self._slots)
-            if is_alone and self._slots:
+            self._heed_company(waiting.work.request.settings.mode)
+            works = (waiting, *(slot.part_of for slot in self._slots))
+            if self._slots and (self._most == 1 or any(map(self._is_alone, works))):
                 return
             yield from self._begin(waiting, waiting.waiting[0])
+
+    def _heed_company(self, mode: Mode) -> None:
+        """Go on one at a time if passes can no longer be captured, and others' rows would change a text."""
+        answering = self._answering
+        if self._most > 1 and company_with(answering.company, answering.pair, mode).slots == 1:
+            self._most = 1
+            answering.listen(Noted(ONE_AT_A_TIME))
 
     def _next_ready(self) -> Ready | None:
         ready, self._next = self._next, None

@@ -301,7 +301,7 @@ def chosen_company(plan: LoadPlan, base: AskRequest, at_once: int | None) -> tup
     clip = clip_costs(sizes_of(plan), plan_request_of(plan), load, base.settings, loading.device)
     if at_once is None:
         best = best_company(clip, fitting, keeps_draft=base.settings.mode is Mode.LVSPEC)
-        company = replace(best, keeps_texts=loading.dtype != "float32")
+        company = replace(best, keeps_texts=True)
     else:
         company = company_of(clip, fitting)
     notes = []

@@ -201,6 +201,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> 
     relevances = tuple(dict.fromkeys(search.relevance or [choice.pair.rules.balanced.relevance]))
     if RelevanceName.NONE in relevances:
         raise UsageError("--relevance none has nothing to tune: it is exact mode", "name another")
+    gammas = parse_gammas(search.gamma)
     # The pair's own rule is where the search begins.
     decoding = options.Decoding(fallback=False, max_new_tokens=search.max_new_tokens, seed=search.seed)
     rule, system = options.Rule(layers=search.layers), checked_system(flags.clips.system)
@@ -215,7 +216,7 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> 
         video=video,
         settings=request.settings,
         relevances=relevances,
-        gammas=parse_gammas(search.gamma),
+        gammas=gammas,
         clips=clips,
         budget=search.budget,
         min_fidelity=min_percent / 100,

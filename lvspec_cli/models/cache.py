@@ -311,17 +311,23 @@ class SlotMemory:
                     stores[layer] = old[:slots].clone()
 
     def _resize(self, slots: int, capacity: int) -> None:
-        """Make all stores larger. Where memory is short in between, some are, and nothing is lost."""
+        """Give all stores so many slots and rows, which are no fewer than are in use.
+
+        Where memory is short in between, some have them, and nothing is lost.
+        """
         self._move()
         for stores in (self.keys, self.values):
             for layer, old in stores.items():
-                if old.shape[0] < slots or old.shape[2] < capacity:
-                    stores[layer] = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
-                    stores[layer][: len(old), :, : old.shape[2]].copy_(old)
+                if (old.shape[0], old.shape[2]) != (slots, capacity):
+                    new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
+                    kept, rows = min(slots, len(old)), min(capacity, old.shape[2])
+                    new[:kept, :, :rows].copy_(old[:kept, :, :rows])
+                    stores[layer] = new
         if self.video is not None:
-            old = self.video
-            self.video = old.new_zeros(slots, capacity)
-            self.video[: len(old), : old.shape[1]].copy_(old)
+            old, new = self.video, self.video.new_zeros(slots, capacity)
+            kept, rows = min(slots, len(old)), min(capacity, old.shape[1])
+            new[:kept, :rows].copy_(old[:kept, :rows])
+            self.video = new
         self._slots, self.capacity = slots, capacity
 
 

@@ -496,9 +496,11 @@ def run_together(steps: Sequence[Step]) -> list[Pass]:
 
 def _in_captured_widths(steps: Sequence[Step]) -> list[list[Step]]:
     """The steps in groups that have no more rows than a captured pass."""
+    fused = steps[0].decoder.loaded.fused
+    most = fused.joins if fused is not None and fused.joins else JOINED_WIDTHS[-1]
     groups: list[list[Step]] = [[]]
     for step in steps:
-        if groups[-1] and sum(other.rows for other in groups[-1]) + step.rows > JOINED_WIDTHS[-1]:
+        if groups[-1] and sum(other.rows for other in groups[-1]) + step.rows > most:
             groups.append([])
         groups[-1].append(step)
     return groups
@@ -561,7 +563,11 @@ class _Joint:
         grid = 0, memory.slots, width_of(max(self.rows), JOINED_WIDTHS) or width
         blocks = blocks_of([*self.rows[:-1], self.rows[-1] + width - total], decoder._groups)
         room = (width_of(len(blocks), JOINED_WIDTHS) or len(blocks)) if is_fused else 0
-        told = told_of(Layout.of(parts_of(self.caches, self.rows), grid, width), blocks[:room], room)
+        layout, on_gpu = (
+            Layout.of(parts_of(self.caches, self.rows), grid, width),
+            loaded.device.type == "cuda",
+        )
+        told = told_of(layout, blocks[:room], room, pinned=on_gpu)
         is_full = width == total == grid[1] * grid[2]
         tokens = torch.cat([step.tokens for step in self.steps])
 

@@ -97,14 +97,17 @@ class JoinedRows:
         return cls(sequences, places, cells, blocks.view(-1, 3))
 
 
-def told_of(layout: Layout, blocks: Sequence[tuple[int, int, int]] = (), room: int = 0) -> Tensor:
-    """What :meth:`JoinedRows.of` reads.
+def told_of(
+    layout: Layout, blocks: Sequence[tuple[int, int, int]] = (), room: int = 0, *, pinned: bool = False
+) -> Tensor:
+    """What :meth:`JoinedRows.of` reads, on the host.
 
     :param room: blocks of the tensor.
+    :param pinned: in memory from which a GPU copies without making the host wait.
     """
     empty = [(0, 0, 0)] * (room - len(blocks))
     numbers = (layout.sequences, layout.places, layout.cells, *blocks, *empty)
-    return torch.tensor(list(itertools.chain.from_iterable(numbers)))
+    return torch.tensor(list(itertools.chain.from_iterable(numbers)), pin_memory=pinned)
 
 
 class SlotRows:
@@ -293,6 +296,6 @@ class JoinedInputs:
         rows = len(tokens)
         self.ids[:rows].copy_(tokens)
         self.ids[rows:].copy_(tokens[-1:].expand(len(self.ids) - rows))
-        self.told.copy_(told)
+        self.told.copy_(told, non_blocking=True)
         self.cosines[:, :rows].copy_(cosines)
         self.sines[:, :rows].copy_(sines)

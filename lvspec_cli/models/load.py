@@ -95,7 +95,8 @@ class LoadedModel:
         if self.full_precision:
             return True
         fused = self.fused
-        return self.workspace is not None and fused is not None and fused.joins and fused.rows_stand_alone
+        captures = self.workspace is not None and self.workspace.captures_together
+        return captures and fused is not None and fused.joins > 0 and fused.rows_stand_alone
 
     @property
     def full_precision(self) -> bool:

@@ -223,8 +223,13 @@ class Workspace:
         """Whether passes over this clip are captured."""
         return self.can_capture and self._short_for != self.lease
 
+    @property
+    def captures_together(self) -> bool:
+        """Whether passes over several sequences have been captured wherever they were wanted."""
+        return self.can_capture and self._short_at is None
+
     def is_usable_for(self, slots: SlotMemory) -> bool:
-        """Whether passes over several sequences are captured."""
+        """Whether passes over sequences in these slots are captured."""
         return self.can_capture and slots.place not in (None, self._short_at)
 
     def take(self) -> int:
@@ -236,6 +241,7 @@ class Workspace:
     def release(self) -> None:
         """Free the memory. The decoder that used it loses its clip."""
         self.lease += 1
+        self._short_at = None
         self.alone.kept.clear()
         self.together.kept.clear()
         self.cache.clear()
@@ -269,7 +275,7 @@ class Workspace:
             return self.alone.get(key, place, made, finds_rows=finds_rows)
         except torch.OutOfMemoryError:
             self._short_for = self.lease
-        except RuntimeError:  # an operation that cannot be captured
+        except Exception:  # an operation that cannot be captured, or a kernel that does not compile
             self.can_capture = False
         self.alone.kept.clear()
         return None
@@ -294,7 +300,7 @@ class Workspace:
             return self.together.get(key, slots.place, made, finds_rows=finds_rows)
         except torch.OutOfMemoryError:
             self._short_at = slots.place
-        except RuntimeError:
+        except Exception:  # an operation that cannot be captured, or a kernel that does not compile
             self.can_capture = False
         self.together.kept.clear()
         return None
@@ -360,15 +366,18 @@ def cuda_graphs(device: torch.device) -> Capture:
 
     def capture(run: Callable[[], StepOutputs]) -> Replay:
         with torch.cuda.device(device):
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):  # a warm-up: libraries initialise themselves at the first run
-                run()
-            torch.cuda.current_stream(device).wait_stream(side)
+            # Torch's own stream for captures is one for all devices.
+            side, stream = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+            side.wait_stream(stream)
+            try:
+                with torch.cuda.stream(side):  # a warm-up: libraries initialise themselves at the first run
+                    run()
+            finally:  # what a failed one has launched still reads memory that is freed now
+                stream.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             # A pool is freed with the last graph that uses it, so its id is taken from a live graph.
             pool = next((captured.pool() for captured in graphs), None)
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=side):
                 outputs = run()
             graphs.add(graph)
 

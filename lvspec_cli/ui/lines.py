@@ -37,9 +37,11 @@ class WordLines:
                 if letter == "\n":
                     out, self._space, self._column = out + self._space, "", 0
             else:
+                if self._cells + _cells(letter) > self._width:
+                    out += self._take()  # a word that is too long for a line
                 self._word.append((letter, kind))
-                if _cells(letter) == 2 or len(self._word) >= self._width:
-                    out += self._take()  # a script without spaces, or a word that is too long for a line
+                if _cells(letter) == 2:
+                    out += self._take()  # a script without spaces
         return out
 
     def end(self) -> str:
@@ -47,11 +49,16 @@ class WordLines:
         out, self._column, self._space = self._take(), 0, ""
         return out
 
+    @property
+    def _cells(self) -> int:
+        """Those of the word."""
+        return sum(_cells(letter) for letter, _ in self._word)
+
     def _take(self) -> str:
         if not self._word:
             return ""
         assert self._width is not None
-        cells = sum(_cells(letter) for letter, _ in self._word)
+        cells = self._cells
         if self._column and self._column + len(self._space) + cells > self._width:
             self._space, self._column = "\n", 0
         out = self._space + self._painted()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from lvspec_cli.cli.caption_job import chosen_company
 from lvspec_cli.pairs.registry import settings_of_pair
 from lvspec_cli.request import ALONE, AskRequest, Company
 from lvspec_cli.speculation.draft_length import costs_beside, round_cost
-from lvspec_cli.types import RoundCosts, VideoRequest
+from lvspec_cli.types import Mode, RoundCosts, VideoRequest
 from tests.conftest import demo_plan
 
 COSTS = RoundCosts(draft=0.1, verification=1.0, row=0.02, overhead=0.1)
@@ -98,8 +99,26 @@ def test_auto_takes_several_only_where_rows_stay_the_same() -> None:
     on_a_gpu = replace(plan, loading=replace(in_16_bits, device="cuda"))
     company, notes = chosen_company(on_a_gpu, base, None)
     assert (company.slots > 1, company.keeps_texts, notes) == (True, True, [])
-    assert company_with(company, keeps_rows_apart=True) == company
-    assert company_with(company, keeps_rows_apart=False) == ALONE
-    assert company_with(Company(4), keeps_rows_apart=False) == Company(4), "the user's own number"
     assert chosen_company(plan, base, 5) == (Company(5), [])
     assert chosen_company(plan, base, 1) == (ALONE, [])
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "mode", "kept"),
+    [
+        (True, True, Mode.LVSPEC, True),
+        (False, True, Mode.EXACT, False),
+        (True, False, Mode.LVSPEC, False),
+        (True, False, Mode.EXACT, True),  # whatever is drafted
+        (True, None, Mode.AR, True),
+    ],
+)
+def test_what_becomes_of_it_with_a_loaded_pair(
+    target: bool, draft: bool | None, mode: Mode, kept: bool
+) -> None:
+    pair = Mock(target=Mock(keeps_rows_apart=target), draft=None)
+    if draft is not None:
+        pair.draft = Mock(keeps_rows_apart=draft)
+    company = Company(4, keeps_texts=True)
+    assert company_with(company, pair, mode) == (company if kept else ALONE)
+    assert company_with(Company(4), pair, mode) == Company(4), "the user's own number"

@@ -124,6 +124,19 @@ def test_auto_is_one_at_a_time_where_a_loaded_pair_mixes_rows(
     assert ("one caption at a time" in printed.stderr) != keeps
 
 
+def test_auto_goes_on_with_one_at_a_time_where_passes_are_captured_no_longer(
+    caption: Caption, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = failing(monkeypatch, lambda number, count: None)
+    chosen = Company(3, keeps_texts=True), list[str]()
+    monkeypatch.setattr("lvspec_cli.cli.caption_job.chosen_company", lambda *_: chosen)
+    monkeypatch.setattr(LoadedModel, "keeps_rows_apart", property(lambda _: len(sizes) < 4))
+    printed = caption(clips, "--at-once", "auto", "--out", "out.jsonl")
+    assert printed.stderr.count("one caption at a time") == 1
+    assert (max(sizes), sizes[-1]) == (3, 1)
+    assert sizes[4:] == sorted(sizes[4:], reverse=True), "those that are under way are finished"
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_frames_are_processed_ahead_and_once_more_where_that_has_failed(
     caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch,

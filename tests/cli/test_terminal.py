@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -131,6 +131,7 @@ words = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=12)
 
 
 @settings(max_examples=30)
+@example(["00000000000々"], 9, 12)
 @given(st.lists(words, max_size=20), st.integers(1, 9), st.integers(12, 60))
 def test_streamed_text_ends_its_lines_between_words(parts: list[str], size: int, width: int) -> None:
     text = " ".join(parts)

@@ -92,3 +92,4 @@ def test_wrong_flags_are_found_before_anything_slow(tiny, tmp_path: Path, flags,
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 2
+    assert not (tmp_path / "out").exists()

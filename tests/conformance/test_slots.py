@@ -92,7 +92,7 @@ def test_captured_passes_of_several_answers_are_generate(subject: Subject) -> No
             whole = subject.generated(*ASKED[answer.asked], LONGEST)
             assert list(generation.tokens) == whole[: answer.tokens]
     has_states = made.target.family.has_states
-    assert bool(fixed.target.replayed and fixed.draft.replayed) != has_states
+    assert {bool(fixed.target.replayed), bool(fixed.draft.replayed)} == {not has_states}
     workspace = made.target.workspace
     assert workspace is not None
     assert workspace.can_capture

@@ -54,6 +54,10 @@ CAPTURED = [name for name, family in FAMILIES.items() if not family.waits_for_ho
 captured = pytest.mark.parametrize("subject", CAPTURED, indirect=True)
 
 
+def _tensors(outputs: StepOutputs) -> tuple[Tensor, ...]:
+    return (outputs.hidden, outputs.logits, *outputs.inputs.values(), *outputs.shares.values())
+
+
 @dataclass
 class Counted:
     """Captures, and counts them and their replays."""
@@ -70,12 +74,15 @@ class Counted:
         if self.captured >= self.most or (length and not self.can_chain):
             raise RuntimeError("operation not permitted when stream is capturing")
         self.captured += 1
-        run()  # a capture writes into the cache, behind what it holds
+        outputs = run()  # a capture writes into the cache, behind what it holds
 
         def replay() -> StepOutputs:
+            """As a graph's: into the memory of the results before."""
             self.replayed += 1
             self.chains += [length] if length else []
-            return run_again(run)()
+            for kept, new in zip(_tensors(outputs), _tensors(run()), strict=True):
+                kept.copy_(new)
+            return outputs
 
         return replay
 
@@ -384,7 +391,7 @@ def test_what_is_known_of_the_rows_of_a_pass(subject: Subject) -> None:
         assert decoder.exact_rows == known
         assert decoder.loaded.keeps_rows_apart == stands_alone
     assert whole.keeps_rows_apart
-    for other in (replace(half, fused=None), replace(half, fused=replace(whole.fused, joins=False))):
+    for other in (replace(half, fused=None), replace(half, fused=replace(whole.fused, joins=0))):
         assert not other.keeps_rows_apart
     assert Decoder(replace(half, fused=None)).exact_rows == 0
 

@@ -9,7 +9,7 @@ import torch
 
 import lvspec_cli
 from lvspec_cli.models.kernels.fp8 import CLIP_ROWS, Packed8
-from lvspec_cli.models.kernels.fused import packed_product
+from lvspec_cli.models.kernels.fused import MOST_JOINED, packed_product
 from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.load import load_model
 from lvspec_cli.types import Quantisation
@@ -58,7 +58,7 @@ def test_models_in_16_bits_run_by_them() -> None:
     made = load_model(BUNDLED, device=DEVICE, dtype="bfloat16").fused
     assert made is not None
     assert made.rows_stand_alone
-    assert made.joins
+    assert made.joins == MOST_JOINED
     assert load_model(BUNDLED, device=DEVICE, dtype="float32").fused is None
     packed = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=Quantisation.NF4)
     assert packed.fused is None
@@ -66,6 +66,7 @@ def test_models_in_16_bits_run_by_them() -> None:
         ours = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=quantisation).fused
         assert ours is not None
         assert ours.rows_stand_alone
+        assert ours.joins >= 65, "more are multiplied unpacked"
 
 
 def test_inputs_of_clips_are_rounded_on_a_gpu_of_capability_9() -> None:

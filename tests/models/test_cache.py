@@ -166,7 +166,7 @@ def test_where_rows_of_slots_are_is_told_anew_when_they_move(monkeypatch: pytest
     memory.trim()
     assert told() == expected()
     places.append(memory.place)
-    assert len(set(places)) == len(places)
+    assert all(before != after for before, after in itertools.pairwise(places))
     make, made = torch.Tensor.new_zeros, itertools.count()
 
     def short(like: torch.Tensor, *size: int) -> torch.Tensor:
@@ -182,3 +182,39 @@ def test_where_rows_of_slots_are_is_told_anew_when_they_move(monkeypatch: pytest
     cache.reserve(3_000)
     assert memory.place is not None
     assert told() == expected()
+
+
+@pytest.mark.parametrize("then", ["grows", "has another slot", "grows less"])
+@pytest.mark.parametrize("failing", ["reserve", "trim"])
+def test_after_memory_was_short_for_some_layers_the_others_rows_stand(
+    failing: str, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SlotMemory()
+    cache, other = filled(memory, 1.0, 5), filled(memory, 2.0, 3)
+    operation = "new_zeros" if failing == "reserve" else "clone"
+    work, done = getattr(torch.Tensor, operation), itertools.count()
+
+    def short(tensor: torch.Tensor, *given: int) -> torch.Tensor:
+        if next(done) == 1:
+            raise MemoryError
+        return work(tensor, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, operation, short)
+        if failing == "reserve":
+            with pytest.raises(MemoryError):
+                cache.reserve(3_000)
+        else:
+            del other
+            memory.trim()
+    assert memory.place is None
+    if then == "has another slot":
+        assert filled(memory, 3.0, 7).slot == (2 if failing == "reserve" else 1)
+    else:
+        cache.reserve(4_000 if then == "grows" else memory.capacity + 1)
+    assert memory.place is not None
+    for layer in (0, 1):
+        assert (cache.keys(layer, 5) == 1).all()
+        assert (memory.values[layer][0, :, :5] == -1).all()
+        if failing == "reserve":
+            assert (memory.keys[layer][1, :, :3] == 2).all()

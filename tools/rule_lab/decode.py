@@ -102,7 +102,7 @@ class _Pass:
 class _Walker:
     """Walks over the trie, as a decoder decodes: what :class:`Answer` uses of it."""
 
-    reads_target = runs_ahead = False
+    reads_target = runs_ahead = is_captured_with_others = False
     slot = 0
 
     def __init__(self, root: Node, loaded: Any, layer_count: int, *, draft: bool) -> None:

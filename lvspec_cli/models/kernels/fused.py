@@ -265,9 +265,7 @@ class FusedLayers:
     operations: Operations
     size: int  # of a head of attention
     rows_stand_alone: bool = False  # it was seen here that a row is to the bit what it is without the others
-    joins: bool = (
-        False  # it was seen here that rows of several sequences are what they are without the others
-    )
+    joins: int = 0  # rows of a pass over several sequences up to which they were seen to be the same, too
 
     def takes(self, cosines: Tensor) -> bool:
         """Whether a pass is narrow enough, and rotates whole heads. ``cosines``: (1, rows, size)."""
@@ -275,7 +273,7 @@ class FusedLayers:
 
     def takes_joined(self, cosines: Tensor, rows: int) -> bool:
         """The same of a pass over rows of several sequences."""
-        return self.joins and rows <= MOST_JOINED and cosines.shape[2] == self.size
+        return rows <= self.joins and cosines.shape[2] == self.size
 
     def __call__(
         self,
@@ -387,11 +385,10 @@ def fuse_layers(
         with contextlib.suppress(Exception):  # whatever Triton, a compiler or the device raise
             if not all(_is_the_same(*one, made, norm, head) for one in zip(layers, parts, strict=True)):
                 continue
-            stands_alone = rows_stand_alone(made, layers[0], MOST_ROWS)
+            stands_alone = widest_alone(made, layers[0], MOST_ROWS) >= MOST_ROWS
             if run is operations[-1] or (stands_alone and _is_fast_enough(made, operations[-1])):
-                return replace(
-                    made, rows_stand_alone=stands_alone, joins=_joins(made, layers[0], stands_alone)
-                )
+                joins = _most_joined(made, layers[0], stands_alone)
+                return replace(made, rows_stand_alone=stands_alone, joins=joins)
     return None
 
 
@@ -424,8 +421,8 @@ def _is_the_same(layer: Any, part: FusedLayer, made: FusedLayers, norm: Any, hea
 
 
 @torch.inference_mode()
-def rows_stand_alone(made: FusedLayers, layer: Any, most: int) -> bool:
-    """Whether each row of a pass, of any captured width up to ``most``, is to the bit what it is alone.
+def widest_alone(made: FusedLayers, layer: Any, most: int) -> int:
+    """The greatest captured width, of ``most`` at most, up to which each row is to the bit what it is alone.
 
     The order of a layer's sums does not depend on its weights, so the first of the layers shows it for all.
     """
@@ -440,22 +437,27 @@ def rows_stand_alone(made: FusedLayers, layer: Any, most: int) -> bool:
 
     alone = [run(row, 1) for row in range(most)]
     written = [part.clone() for part in probe.written(rows)]
+    widest = 1
     for width in (width for width in JOINED_WIDTHS if 1 < width <= most):
-        for found, *expected in zip(run(0, width), *alone[:width], strict=True):
-            if not torch.equal(found, torch.cat(expected)):
-                return False
-    return all(torch.equal(one, other) for one, other in zip(written, probe.written(rows), strict=True))
+        found = zip(run(0, width), *alone[:width], strict=True)
+        if not all(torch.equal(one, torch.cat(others)) for one, *others in found):
+            break
+        if not all(map(torch.equal, written, probe.written(rows))):
+            break
+        widest = width
+    return widest
 
 
-def _joins(made: FusedLayers, layer: Any, stands_alone: bool) -> bool:
+def _most_joined(made: FusedLayers, layer: Any, stands_alone: bool) -> int:
+    """The most rows of a pass over several sequences, in which a row is what it is in a pass of its own."""
     try:
-        if stands_alone and not rows_stand_alone(made, layer, MOST_JOINED):
-            return False
         found = joined_beside_alone(made, layer)
+        most = widest_alone(made, layer, MOST_JOINED) if stands_alone else MOST_JOINED
     except Exception:  # whatever Triton, a compiler or the device raise
-        return False
+        return 0
     eps = torch.finfo(made.norm[0].dtype).eps
-    return all(torch.equal(*pair) if stands_alone else _is_close(*pair, eps) for pair in found)
+    is_same = all(torch.equal(*pair) if stands_alone else _is_close(*pair, eps) for pair in found)
+    return most if is_same else 0
 
 
 @torch.inference_mode()
@@ -488,7 +490,10 @@ def joined_beside_alone(made: FusedLayers, layer: Any) -> list[tuple[Tensor, Ten
     together = (found.hidden[0], found.logits, found.shares[number].T, *written)
     # Keys and values are by head first.
     whole = [torch.cat(parts, int(place > 2)) for place, parts in enumerate(zip(*alone, strict=True))]
-    return list(zip(whole, together, strict=True))
+    # A layer that is not watched has a kernel of its own.
+    unwatched = single(probe.hidden, probe.rotary, joined, first=number)
+    others = ((whole[0], unwatched.hidden[0]), (whole[1], unwatched.logits))
+    return [*zip(whole, together, strict=True), *others]
 
 
 @dataclass(frozen=True)
