@@ -389,7 +389,7 @@ def test_what_is_known_of_the_rows_of_a_pass(subject: Subject) -> None:
         decoder.encode(prompt)
         decoder.begin(prompt, 8)
         assert decoder.exact_rows == known
-        assert decoder.loaded.keeps_rows_apart == stands_alone
+        assert decoder.loaded.keeps_rows_apart == (stands_alone and usable)
     assert whole.keeps_rows_apart
     for other in (replace(half, fused=None), replace(half, fused=replace(whole.fused, joins=0))):
         assert not other.keeps_rows_apart
