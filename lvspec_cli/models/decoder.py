@@ -16,6 +16,7 @@ from lvspec_cli.models.cache import KeyValueCache, SlotCache, SlotMemory, cache_
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.joined import (
     FusedRows,
+    Grid,
     JoinedCaches,
     JoinedInputs,
     Layout,
@@ -377,7 +378,7 @@ class Decoder:
         self,
         inputs: JoinedInputs,
         memory: SlotMemory,
-        grid: tuple[int, int, int],
+        grid: Grid,
         is_full: bool,
         watch: Collection[int],
     ) -> StepOutputs:
@@ -561,13 +562,11 @@ class _Joint:
         last.reserve(last.length + self.rows[-1] + width - total)
         is_fused = loaded.fused is not None and loaded.fused.takes_joined(self.rotary[0], width)
         grid = 0, memory.slots, width_of(max(self.rows), JOINED_WIDTHS) or width
-        blocks = blocks_of([*self.rows[:-1], self.rows[-1] + width - total], decoder._groups)
-        room = (width_of(len(blocks), JOINED_WIDTHS) or len(blocks)) if is_fused else 0
-        layout, on_gpu = (
-            Layout.of(parts_of(self.caches, self.rows), grid, width),
-            loaded.device.type == "cuda",
-        )
-        told = told_of(layout, blocks[:room], room, pinned=on_gpu)
+        padded = [*self.rows[:-1], self.rows[-1] + width - total]
+        blocks = blocks_of(padded, decoder._groups) if is_fused else []
+        room = (width_of(len(blocks), JOINED_WIDTHS) or len(blocks)) if blocks else 0
+        layout = Layout.of(parts_of(self.caches, self.rows), grid, width)
+        told = told_of(layout, blocks, room, pinned=loaded.device.type == "cuda")
         is_full = width == total == grid[1] * grid[2]
         tokens = torch.cat([step.tokens for step in self.steps])
 
