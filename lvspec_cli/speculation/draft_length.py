@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod, sqrt
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from lvspec_cli.speculation.verify import effective, is_exact
@@ -58,10 +58,12 @@ class DraftLengthPolicy(Protocol[Observed]):
     def observe(self, measured: Tensor, /) -> Sequence[Observed]:
         """What is kept of each of several drafted tokens, which were measured."""
 
-    def ahead(self, observed: Sequence[Observed], /, left: int) -> int:
+    def ahead(self, observed: Sequence[Observed], /, left: int, answers: int = 1) -> int:
         """How many tokens to draft, of ``left`` at most, before the next ones are observed: at least one.
 
         The tokens of a round do not depend on it. What it drafts in vain is cut (:func:`taken`).
+
+        :param answers: that draft in the same steps, this one included.
         """
 
     def should_continue(self, observed: Sequence[Observed], /) -> bool:
@@ -89,7 +91,7 @@ class FixedLength:
     def observe(self, measured: Tensor) -> Sequence[None]:
         return [None] * len(measured)
 
-    def ahead(self, observed: Sequence[None], left: int) -> int:
+    def ahead(self, observed: Sequence[None], left: int, answers: int = 1) -> int:
         return min(left, self.gamma - len(observed))
 
     def should_continue(self, observed: Sequence[None]) -> bool:
@@ -131,15 +133,16 @@ class AdaptiveLength:
         probs: list[float] = measured.tolist()
         return probs
 
-    def ahead(self, draft_probs: Sequence[float], left: int) -> int:
+    def ahead(self, draft_probs: Sequence[float], left: int, answers: int = 1) -> int:
         """1, 2, 4, ...: as many as are drafted in any case, if none of them is very doubtful.
 
         A step in vain costs a step; to look before one that is not costs a wait. So it is launched at once if
         the probability that it is in vain is below wait / (1 + wait). Of drafted tokens about x squared have
         a draft probability below x (counted on the bundled pair). So one is as doubtful as the root of that
-        rarely enough, and several of them still more rarely.
+        rarely enough, and several of them still more rarely. A step of several answers is in vain only if it
+        is so for all of them, and a row in vain beside one that is not costs next to nothing.
         """
-        doubtful, count = sqrt(self.wait / (1.0 + self.wait)), 1
+        doubtful, count = (self.wait / (1.0 + self.wait)) ** (0.5 / answers), 1
         while 2 * count <= left and self.should_continue([*draft_probs, *[doubtful] * (2 * count - 1)]):
             count *= 2
         return count

@@ -68,11 +68,6 @@ class Verdict:
     losses: tuple[float, ...]  # nats that each token gave up: the gap of a loose one, 0 for all others
 
 
-def gather(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Evidence:
-    """Reduce a verification to numbers on the host, in one transfer: see :func:`reduce`."""
-    return read(reduce(logits, drafted, relevance).tolist(), drafted.shape[0])
-
-
 def reduce(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Tensor:
     """A verification as few numbers on the device, float64, so that those of several fit one transfer.
 

@@ -187,6 +187,12 @@ def test_how_many_are_drafted_before_the_host_looks_at_them(
     assert replace(POLICY, most=16, wait=wait).ahead(likely, left) == count
 
 
+@pytest.mark.parametrize(("answers", "count"), [(1, 2), (2, 2), (4, 4), (8, 8), (16, 16)])
+def test_beside_others_a_step_is_in_vain_only_if_it_is_for_all_of_them(answers: int, count: int) -> None:
+    """A doubt of one in twenty: .22 of one answer, .47, .68, .83 and .91 of several."""
+    assert replace(POLICY, most=16, wait=0.05).ahead((), 16, answers) == count
+
+
 def test_tokens_that_are_drafted_in_any_case_are_not_waited_for() -> None:
     """Where three doubts in four are accepted, only the seventh token in a row may end drafting."""
     assert replace(POLICY, most=16, calibration=0.25).ahead((), 16) == 4
@@ -457,7 +463,7 @@ class OnDevice:
     def observe(self, measured: Tensor) -> Sequence[Tensor]:
         return measured.unbind()
 
-    def ahead(self, observed: Sequence[Tensor], left: int) -> int:
+    def ahead(self, observed: Sequence[Tensor], left: int, answers: int = 1) -> int:
         return min(left, self.length - len(observed))
 
     def should_continue(self, observed: Sequence[Tensor]) -> bool:

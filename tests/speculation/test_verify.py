@@ -17,11 +17,12 @@ from lvspec_cli.speculation.verify import (
     Evidence,
     History,
     effective,
-    gather,
     is_exact,
     judge,
     margin,
     may_vary,
+    read,
+    reduce,
 )
 from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
 
@@ -571,12 +572,12 @@ def test_margin_never_rises(one: float, two: float, rule: RuleSettings) -> None:
 
 
 @given(st.integers(0, 6), st.integers(2, 40), st.integers(0, 1000), st.booleans())
-def test_gather_reads_logits_as_a_loop_would(gamma: int, vocabulary: int, seed: int, scored: bool) -> None:
+def test_logits_are_reduced_as_by_a_loop(gamma: int, vocabulary: int, seed: int, scored: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(gamma + 1, vocabulary, generator=generator)
     drafted = torch.randint(0, vocabulary, (gamma,), generator=generator)
     scores = torch.rand(gamma, generator=generator)
-    found = gather(logits, drafted, scores if scored else None)
+    found = read(reduce(logits, drafted, scores if scored else None).tolist(), gamma)
     chances = logits.log_softmax(-1)
     assert found.target == tuple(int(row.argmax()) for row in logits)
     assert found.drafted == tuple(int(token) for token in drafted)
