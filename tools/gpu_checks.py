@@ -33,7 +33,7 @@ from lvspec_cli.models.decoder import Decoder, Step, run_together
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.kernels.fp8 import Packed8
-from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, triton_operations
+from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, captured_passes, triton_operations
 from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.kernels.packed import Packed
 from lvspec_cli.models.kernels.windows import join_windows
@@ -172,6 +172,7 @@ def model_check(name: str, quantisation: Quantisation) -> Callable[[Place], Iter
         yield from list(model_lines(figures))[1:]
         cards = zip(("H100", "H200"), PREDICTED[name, quantisation], strict=True)
         yield "  a step predicted: " + ", ".join(f"{card} {ms} ms" for card, ms in cards if ms)
+        yield from launches(loaded)
         yield from profiled(loaded, place)
         if name == "3B":
             yield from draft_steps(loaded, place)
@@ -179,11 +180,33 @@ def model_check(name: str, quantisation: Quantisation) -> Callable[[Place], Iter
     return lines
 
 
+def launches(loaded: LoadedModel) -> Iterator[str]:
+    """A captured pass whose kernels are launched one after the other, and early.
+
+    :raises RuntimeError: they do not give the same.
+    """
+    fused = loaded.fused
+    early = None if fused is None else fused.operations.early(loaded.device)
+    if fused is None or early is None:
+        return
+    from lvspec_cli.models.kernels.fused_kernels import Kernels
+
+    assert isinstance(fused.operations, Kernels)
+    plain, layers = replace(fused.operations, is_early=False), loaded.family.layers(loaded.model)
+    (expected, before), (found, after) = (
+        captured_passes(replace(fused, operations=run), layers) for run in (plain, early)
+    )
+    is_same = all(map(torch.equal, expected, found))
+    yield f"  3 rows, few keys: {before:.2f} ms, {after:.2f} launched early; the same to the bit: {is_same}"
+    if not is_same:
+        raise RuntimeError("kernels that are launched early give something else")
+
+
 def _kernels_of(fused: FusedLayers | None) -> str:
     if fused is None:
         return "layers as transformers has them"
     rows = "stand alone" if fused.rows_stand_alone else "may depend on each other"
-    return f"layers in few kernels ({type(fused.operations).__name__}), rows {rows}"
+    return f"layers in few kernels ({fused.operations}), rows {rows}"
 
 
 @torch.inference_mode()
@@ -221,8 +244,8 @@ class Watched(AdaptiveLength):
     one_by_one: bool = False
     looks: list[int] = field(default_factory=list)
 
-    def ahead(self, draft_probs: Sequence[float], left: int) -> int:
-        return 1 if self.one_by_one else super().ahead(draft_probs, left)
+    def ahead(self, draft_probs: Sequence[float], left: int, answers: int = 1) -> int:
+        return 1 if self.one_by_one else super().ahead(draft_probs, left, answers)
 
     def observe(self, measured: Tensor) -> Sequence[float]:
         self.looks.append(len(measured))

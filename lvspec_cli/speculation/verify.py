@@ -1,8 +1,7 @@
 """The rule that accepts or rejects drafted tokens (docs/design.md, "The rule"): numbers in, a verdict out.
 
-:func:`gather` reduces the logits to a few numbers for each position, on their device, and moves these to the
-host in one transfer. :func:`judge` decides by these numbers alone. Neither knows models, tokenizers or
-terminals.
+:func:`reduce` makes a few numbers of the logits for each position, on their device. :func:`judge` decides by
+these numbers, which one transfer takes to the host. Neither knows models, tokenizers or terminals.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import lvspec_cli
 from lvspec_cli.models.kernels.fp8 import CLIP_ROWS, Packed8
-from lvspec_cli.models.kernels.fused import MOST_JOINED, packed_product
+from lvspec_cli.models.kernels.fused import MOST_JOINED, captured_passes, packed_product
 from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.load import load_model
 from lvspec_cli.types import Quantisation
@@ -67,6 +68,20 @@ def test_models_in_16_bits_run_by_them() -> None:
         assert ours is not None
         assert ours.rows_stand_alone
         assert ours.joins >= 65, "more are multiplied unpacked"
+
+
+@pytest.mark.parametrize("quantisation", [Quantisation.NONE, Quantisation.INT4, Quantisation.FP8])
+def test_kernels_that_are_launched_early_give_the_same(quantisation: Quantisation) -> None:
+    loaded = load_model(BUNDLED, device=DEVICE, dtype="bfloat16", quantisation=quantisation)
+    made, layers = loaded.fused, loaded.family.layers(loaded.model)
+    assert made is not None
+    early = made.operations.early(loaded.device)
+    if early is None:
+        pytest.skip("from compute capability 9.0 on")
+    expected, _ = captured_passes(made, layers)
+    for _ in range(5):
+        found, _ = captured_passes(replace(made, operations=early), layers)
+        assert all(map(torch.equal, expected, found))
 
 
 def test_inputs_of_clips_are_rounded_on_a_gpu_of_capability_9() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,3 +27,11 @@ def compiled(kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any]
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     assert made.asm["cubin"]
     return str(made.asm["ptx"])
+
+
+def waits_first(assembly: str) -> bool:
+    """Whether a kernel lets the next one be launched, and waits, before it reads or writes memory."""
+    first = re.search(r"\b(ld|st|atom|red)\.global|\bcp\.async", assembly)
+    before = assembly[: first.start()] if first else assembly
+    calls = re.findall(r"griddepcontrol\.(\w+)", assembly)
+    return calls == ["launch_dependents", "wait"] and before.count("griddepcontrol.") == 2

@@ -36,8 +36,9 @@ from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.kernels.packed import Packed, PackedLinear, by_unpacking, pack_linear_layers
 from lvspec_cli.models.kernels.products import INPUTS, OUTPUTS, splits_of
 from lvspec_cli.models.load import fused_layers
+from lvspec_cli.models.steps import Replay, run_again
 from lvspec_cli.types import Quantisation
-from tests.models.compiled import compiled
+from tests.models.compiled import compiled, waits_first
 from tests.tiny_families import TINY, TinyShape
 
 
@@ -194,6 +195,62 @@ def test_our_products_are_taken_where_rows_stand_alone_and_they_are_not_slow(
     assert not fused_of(model, Mixing()).rows_stand_alone  # type: ignore[union-attr]
 
 
+class Early(OneByOne):
+    """Kernels that can be launched early."""
+
+    def __init__(self, early: Operations) -> None:
+        self.launched = early
+
+    def early(self, device: torch.device) -> Operations:
+        return self.launched
+
+
+class Racing(OneByOne):
+    """Kernels of which one reads, now and then, before the last one has written."""
+
+    passes = 0
+
+    def add_norm(self, hidden: Tensor, added: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
+        self.passes += added is None
+        return super().add_norm(hidden, None if self.passes % 7 == 0 else added, *others)
+
+
+def test_kernels_are_launched_early_where_that_is_faster_and_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def replayed(replay: Replay) -> float:
+        for _ in range(20):
+            replay()
+        return times.pop(0)
+
+    monkeypatch.setattr(fused_module, "cuda_graphs", lambda _: run_again)
+    monkeypatch.setattr(fused_module, "_milliseconds", replayed)
+    model = model_of("smolvlm")
+    for early, after, is_taken in (
+        (OneByOne(), 0.9, True),
+        (OneByOne(), 1.0, False),
+        (Louder(), 0.9, False),
+        (Broken(), 0.9, False),
+        (Racing(), 0.9, False),
+    ):
+        times = [1.0, after]
+        made = fused_of(model, Early(early))
+        assert made is not None
+        assert (made.operations is early) == is_taken
+        assert made.rows_stand_alone
+        assert made.joins == MOST_JOINED
+
+
+def test_kernels_can_be_launched_early_from_one_card_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from lvspec_cli.models.kernels.fused_kernels import Kernels
+
+    assert Kernels().early(torch.device("cpu")) is None
+    for capability, can_be in (((8, 9), False), ((9, 0), True), ((10, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert (Kernels().early(torch.device("cuda:0")) is not None) == can_be
+
+
 class Unplaced(OneByOne):
     """Kernels that take the rows of all sequences for those of the first."""
 
@@ -283,7 +340,9 @@ def test_the_kernels_compile_for_a_gpu() -> None:
         (kernels.combine_kernel, {"SIZE": 128, "SHARES": True}),
         (kernels.gated_kernel, {"WIDTH": kernels.COLUMNS}),
     ):
-        assembly = compiled(kernel, types, constants)
+        assembly = compiled(kernel, types, {**constants, "EARLY": False})
+        assert "griddepcontrol" not in assembly
+        assert waits_first(compiled(kernel, types, {**constants, "EARLY": True}))
         if kernel is kernels.attend_kernel:
             # Keys are read 16 bytes at a time, although their address is read too.
             assert re.search(r"ld\.global\S*\.v4|cp\.async\.cg.*, 0x10", assembly)

@@ -39,7 +39,7 @@ from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.steps import WIDTHS
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import DecodeSettings, Mode, Quantisation
-from tests.models.compiled import compiled
+from tests.models.compiled import compiled, waits_first
 from tests.models.generated import generated
 from tests.packed_files import is_in_blocks
 from tests.speculation.conftest import decode
@@ -241,7 +241,7 @@ def test_the_kernels_compile_for_a_gpu() -> None:
     pytest.importorskip("triton")
     from lvspec_cli.models.kernels import fp8_kernels, int4_kernels, product_kernels
 
-    tile = {"WHOLE": True, "BIAS": True, "OUTPUTS": OUTPUTS}
+    tile = {"WHOLE": True, "BIAS": True, "OUTPUTS": OUTPUTS, "EARLY": True}
     numbers = dict.fromkeys(("rows", "outputs", "width", "steps"), "i32")
     compiled(int4_kernels.unpack_kernel, {"words": "*i32", **numbers}, {"WIDTH": int4_kernels.COLUMNS})
     in_four_bits = compiled(
@@ -260,6 +260,7 @@ def test_the_kernels_compile_for_a_gpu() -> None:
     )
     for assembly in (plain, in_four_bits, in_fp8):
         assert re.search(r"(mma|wgmma)\S*m\d+n\d+k16\S*bf16", assembly)
+        assert waits_first(assembly)
     for assembly in (plain, in_fp8):  # weights are read 16 bytes at a time
         assert re.search(r"ld\.global\S*\.v4|cp\.async\.cg.*, 0x10", assembly)
     # Codes become numbers in registers, without a slow conversion or a way through shared memory.

@@ -48,10 +48,10 @@ def round_kernel(rows, codes, scales, width, WIDTH: tl.constexpr):
     tl.store(scales + row, scale)
 
 
-def multiply(inputs: Tensor, matrix: Packed8, bias: Tensor | None) -> Tensor:
+def multiply(inputs: Tensor, matrix: Packed8, bias: Tensor | None, *, early: bool = False) -> Tensor:
     """A linear layer, (rows, inputs) -> (rows, outputs), in 16 bits: packed for few rows, else unpacked."""
     if len(inputs) <= PACKED_ROWS:
-        return product(inputs, matrix.codes, bias, matrix.scales)
+        return product(inputs, matrix.codes, bias, matrix.scales, early=early)
     return linear(inputs, unpacked(matrix, inputs.dtype), bias)
 
 

@@ -21,6 +21,7 @@ import math
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ from lvspec_cli.models.joined import (
 )
 from lvspec_cli.models.kernels.fp8 import Packed8, is_right_over_clips
 from lvspec_cli.models.kernels.packed import Multiply, Packed, PackedLinear, by_unpacking, is_right
-from lvspec_cli.models.steps import JOINED_WIDTHS, FixedRows, StepOutputs, cuda_graphs
+from lvspec_cli.models.steps import JOINED_WIDTHS, FixedRows, Replay, StepOutputs, cuda_graphs
 
 MOST_ROWS = 33  # of a pass; wider ones are bound by their products
 MOST_JOINED = JOINED_WIDTHS[-1]  # of a pass over several sequences, so that it has the results of one
@@ -99,6 +100,9 @@ class Operations(Protocol):
 
     def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
         """A linear layer: (rows, width) -> (rows, outputs)."""
+
+    def early(self, device: torch.device) -> Operations | None:
+        """The same, each launched before the one before it has ended; None: not on this device."""
 
 
 class Twins:
@@ -161,6 +165,9 @@ class Twins:
         if isinstance(weight, Packed):
             return by_unpacking(inputs, weight, bias)
         return linear(inputs, weight, bias)
+
+    def early(self, device: torch.device) -> Operations | None:
+        return None
 
 
 def _normed(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -387,6 +394,7 @@ def fuse_layers(
                 continue
             stands_alone = widest_alone(made, layers[0], MOST_ROWS) >= MOST_ROWS
             if run is operations[-1] or (stands_alone and _is_fast_enough(made, operations[-1])):
+                made = _launched_early(made, layers)
                 joins = _most_joined(made, layers[0], stands_alone)
                 return replace(made, rows_stand_alone=stands_alone, joins=joins)
     return None
@@ -518,11 +526,15 @@ class _Probe:
         turns = turns.repeat(1, 1, 2)
         return cls(hidden, (turns.cos(), turns.sin()), earlier, attention.layer_idx)
 
-    def rows(self) -> FixedRows:
-        """A cache that holds what is earlier, and room for the rows."""
+    def rows(self, *others: int) -> FixedRows:
+        """A cache that holds what is earlier, and room for the rows.
+
+        :param others: numbers of other layers, for which it holds the same.
+        """
         cache, rows = KeyValueCache(), self.hidden.shape[1]
         cache.reserve(_PROBE_START + rows)
-        cache.update(self.earlier[0], self.earlier[1], self.number)
+        for number in (self.number, *others):
+            cache.update(self.earlier[0], self.earlier[1], number)
         cache.mark_video(torch.arange(_PROBE_START, device=self.hidden.device) % 3 == 0)
         return FixedRows(cache, torch.arange(_PROBE_START, _PROBE_START + rows, device=self.hidden.device))
 
@@ -545,24 +557,65 @@ def _is_fast_enough(made: FusedLayers, others: Operations) -> bool:
     inputs = [made.norm[0].new_ones(_TIMED_ROWS, part.inputs) for part in products]
     capture = cuda_graphs(inputs[0].device)
 
-    def seconds(run: Operations) -> float:
+    def milliseconds(run: Operations) -> float:
         def multiply() -> StepOutputs:
             for _ in range(_IN_A_ROW):
                 for some, part in zip(inputs, products, strict=True):
                     last = run.multiply(some, part.weight, part.bias)
             return StepOutputs(last, last, {})
 
-        replay, times = capture(multiply), []  # as in a step: the host launches once
-        for _ in range(_TIMED):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            replay()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        return sorted(times)[_TIMED // 4]
+        return _milliseconds(capture(multiply))  # as in a step: the host launches once
 
-    return pays(seconds(made.operations), seconds(others))
+    return pays(milliseconds(made.operations), milliseconds(others))
+
+
+def _milliseconds(replay: Replay) -> float:
+    times = []
+    for _ in range(_TIMED):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return sorted(times)[_TIMED // 4]
+
+
+@torch.inference_mode()
+def _launched_early(made: FusedLayers, layers: Sequence[Any]) -> FusedLayers:
+    """The same by operations that are launched early, where captured passes through all layers then take less
+    time, and give the same to the bit every time."""
+    early = made.operations.early(made.norm[0].device)
+    if early is None:
+        return made
+    with contextlib.suppress(Exception):  # whatever Triton, a compiler or the device raise
+        quick = replace(made, operations=early)
+        (expected, before), (found, after) = (captured_passes(one, layers) for one in (made, quick))
+        if after < before and all(map(torch.equal, expected, found)):
+            return quick
+    return made
+
+
+@torch.inference_mode()
+def captured_passes(made: FusedLayers, layers: Sequence[Any]) -> tuple[list[Tensor], float]:
+    """What captured passes over three rows give and write, each time anew, and the milliseconds of one.
+
+    :param layers: those of transformers, which the fused ones are made of.
+    """
+    probe, last = _Probe.of(layers[0], _PROBE_ROWS), len(layers) - 1
+    rows = probe.rows(*range(1, last + 1))
+    rows.cache.located()  # nothing is told to the device during a capture
+    replay = cuda_graphs(made.norm[0].device)(partial(made, probe.hidden, probe.rotary, rows))
+    given = list[Tensor]()
+
+    def kept() -> StepOutputs:
+        found = replay()
+        given.append(found.logits.clone())
+        return found
+
+    milliseconds = _milliseconds(kept)
+    stored = rows.of_layer(last)
+    return [*given, stored.keys[:, rows.slots], stored.values[:, rows.slots]], milliseconds
 
 
 def pays(own: float, others: float) -> bool:

@@ -9,6 +9,9 @@ there are, and where, is read on the device.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
 import torch
 import triton
 import triton.language as tl
@@ -22,8 +25,8 @@ from lvspec_cli.models.joined import PACKED_ROWS, StoredTogether
 from lvspec_cli.models.kernels import fp8_kernels, int4_kernels
 from lvspec_cli.models.kernels.fp8 import Packed8
 from lvspec_cli.models.kernels.int4 import Packed4
-from lvspec_cli.models.kernels.packed import Multiply, Packed
-from lvspec_cli.models.kernels.product_kernels import product
+from lvspec_cli.models.kernels.packed import Packed
+from lvspec_cli.models.kernels.product_kernels import product, wait_for_inputs
 
 KEYS = tl.constexpr(SPLIT_KEYS)  # of a stretch
 PACKED = tl.constexpr(PACKED_ROWS)  # query rows of a program
@@ -31,15 +34,35 @@ PARTS = tl.constexpr(128)  # programs that share a key head's stretches
 AT_ONCE = tl.constexpr(16)  # parts that are added at once
 COLUMNS = 1024  # of a row of the MLP in a program
 
-# How packed weights are multiplied.
-PRODUCTS: dict[type[Packed], Multiply] = {Packed4: int4_kernels.multiply, Packed8: fp8_kernels.multiply}
+LEAST_EARLY = (9, 0)  # compute capability
+
+
+class PackedProduct(Protocol):
+    """How packed weights are multiplied: (rows, inputs) -> (rows, outputs)."""
+
+    def __call__(
+        self, inputs: Tensor, matrix: Any, bias: Tensor | None, /, *, early: bool = False
+    ) -> Tensor: ...
+
+
+PRODUCTS: dict[type[Packed], PackedProduct] = {Packed4: int4_kernels.multiply, Packed8: fp8_kernels.multiply}
 
 
 @triton.jit
 def add_norm_kernel(
-    hidden, added, weight, total, normed, width, epsilon, ADD: tl.constexpr, WIDTH: tl.constexpr
+    hidden,
+    added,
+    weight,
+    total,
+    normed,
+    width,
+    epsilon,
+    ADD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A row of the sum, rounded, and of its normalisation."""
+    wait_for_inputs(EARLY)
     row, column = tl.program_id(0), tl.arange(0, WIDTH)
     is_valid = column < width
     values = tl.load(hidden + row * width + column, is_valid, other=0.0).to(tl.float32)
@@ -73,9 +96,11 @@ def rotate_kernel(
     NORM: tl.constexpr,
     JOINED: tl.constexpr,
     HALF: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One head of a row: normalised and rotated, a query stays, a key or a value goes to the cache, with
     JOINED to the row's own sequence of it."""
+    wait_for_inputs(EARLY)
     row, head = tl.program_id(0), tl.program_id(1)
     half, column = size // 2, tl.arange(0, HALF)
     is_valid = column < half
@@ -134,10 +159,12 @@ def attend_kernel(
     SIZE: tl.constexpr,
     SHARES: tl.constexpr,
     JOINED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Attention of a block of a key head's rows to every PARTS-th stretch of keys: weighted values, maximum,
     sum of the weights and, with SHARES, of those of the video's keys. With JOINED the block's rows are of one
     of several sequences, else of the only one."""
+    wait_for_inputs(EARLY)
     key_head, part = tl.program_id(0), tl.program_id(1)
     first, count, start = 0, rows, tl.program_id(2) * PACKED
     if JOINED:
@@ -207,8 +234,10 @@ def combine_kernel(
     size,
     SIZE: tl.constexpr,
     SHARES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The sum over a row's parts, as many as it has keys in, always in the same order."""
+    wait_for_inputs(EARLY)
     index, column = tl.program_id(0), tl.arange(0, SIZE)
     row, head = index % rows, index // rows
     count = tl.minimum((tl.load(slots + row) // KEYS).to(tl.int32) + 1, PARTS)
@@ -236,8 +265,9 @@ def combine_kernel(
 
 
 @triton.jit
-def gated_kernel(both, result, width, WIDTH: tl.constexpr):
+def gated_kernel(both, result, width, WIDTH: tl.constexpr, EARLY: tl.constexpr):
     """A part of a row: silu of its gate times its other half."""
+    wait_for_inputs(EARLY)
     row, column = tl.program_id(0), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_valid = column < width
     gate = tl.load(both + row * 2 * width + column, is_valid, other=0.0).to(tl.float32)
@@ -246,14 +276,20 @@ def gated_kernel(both, result, width, WIDTH: tl.constexpr):
     tl.store(result + row * width + column, product.to(result.dtype.element_ty), is_valid)
 
 
+@dataclass(frozen=True)
 class Kernels:
-    """The operations of ``fused.Operations`` by these kernels, on contiguous tensors."""
+    """The operations of ``fused.Operations`` by these kernels, on contiguous tensors.
 
-    def __init__(self, *, products: bool = True) -> None:
-        """
-        :param products: by a kernel of our own, too; else by torch's, in which a row may depend on others.
-        """
-        self._products = products
+    ``products``: by a kernel of our own, too; else by torch's, in which a row may depend on others.
+    ``is_early``: each is launched before the one before it has ended (``wait_for_inputs``).
+    """
+
+    products: bool = True
+    is_early: bool = False
+
+    def early(self, device: torch.device) -> Kernels | None:
+        can_be = device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_EARLY
+        return replace(self, is_early=True) if can_be else None
 
     def add_norm(
         self, hidden: Tensor, added: Tensor | None, weight: Tensor, epsilon: float
@@ -264,7 +300,8 @@ class Kernels:
         with torch.cuda.device_of(hidden):  # Triton launches on the current device
             add_norm_kernel[(rows,)](
                 hidden, hidden if added is None else added, weight, total, normed, width, epsilon,
-                ADD=added is not None, WIDTH=next_power_of_2(width), num_warps=8,
+                ADD=added is not None, WIDTH=next_power_of_2(width), EARLY=self.is_early,
+                num_warps=8, launch_pdl=self.is_early,
             )  # fmt: skip
         return total, normed
 
@@ -287,7 +324,7 @@ class Kernels:
                 projected, factors[0], factors[1], query_norm, key_norm, *_addresses(stored), queries, slots,
                 joined.sequences if joined else slots, epsilon, rows, heads, key_heads, size,
                 NORM=norms is not None, JOINED=joined is not None, HALF=next_power_of_2(size // 2),
-                num_warps=1,
+                EARLY=self.is_early, num_warps=1, launch_pdl=self.is_early,
             )  # fmt: skip
         return queries
 
@@ -312,11 +349,13 @@ class Kernels:
             attend_kernel[(key_heads, count, blocks)](
                 queries, *_addresses(stored), slots, joined.sequences if joined else slots,
                 joined.blocks if joined else slots, parts, maxima, sums, shares, scaling, rows, groups, size,
-                SIZE=padded, SHARES=watched, JOINED=joined is not None, num_warps=4,
+                SIZE=padded, SHARES=watched, JOINED=joined is not None, EARLY=self.is_early,
+                num_warps=4, launch_pdl=self.is_early,
             )  # fmt: skip
             combine_kernel[(heads * rows,)](
                 parts, maxima, sums, shares, slots, attended, to_video, rows, heads, size,
-                SIZE=padded, SHARES=watched, num_warps=4,
+                SIZE=padded, SHARES=watched, EARLY=self.is_early,
+                num_warps=4, launch_pdl=self.is_early,
             )  # fmt: skip
         return attended, to_video if watched else None
 
@@ -324,13 +363,18 @@ class Kernels:
         rows, width = both.shape[0], both.shape[1] // 2
         result = both.new_empty(rows, width)
         with torch.cuda.device_of(both):
-            gated_kernel[(rows, cdiv(width, COLUMNS))](both, result, width, WIDTH=COLUMNS, num_warps=4)
+            gated_kernel[(rows, cdiv(width, COLUMNS))](
+                both, result, width, WIDTH=COLUMNS, EARLY=self.is_early,
+                num_warps=4, launch_pdl=self.is_early,
+            )  # fmt: skip
         return result
 
     def multiply(self, inputs: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
         if isinstance(weight, Packed):
-            return PRODUCTS[type(weight)](inputs, weight, bias)
-        return product(inputs, weight, bias) if self._products else linear(inputs, weight, bias)
+            return PRODUCTS[type(weight)](inputs, weight, bias, early=self.is_early)
+        if self.products:
+            return product(inputs, weight, bias, early=self.is_early)
+        return linear(inputs, weight, bias)
 
 
 def _addresses(stored: Stored | StoredTogether) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from triton import cdiv
 from lvspec_cli.models.kernels import int4
 from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.kernels.packed import PACKED_ROWS
-from lvspec_cli.models.kernels.product_kernels import ROWS, added_up
+from lvspec_cli.models.kernels.product_kernels import ROWS, added_up, wait_for_inputs
 from lvspec_cli.models.kernels.products import OUTPUTS, splits_of
 
 GROUP = tl.constexpr(int4.GROUP)
@@ -43,12 +43,14 @@ def packed_product_kernel(
     OUTPUTS: tl.constexpr,
     PLAIN: tl.constexpr,
     OFFSET: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Sums of a tile of outputs over a range of the inputs, for 16 rows.
 
     Codes are multiplied as they are, which is exact, and each group's sum gets its scale. Tile and range
     depend on the matrix alone, so that a row's sums do not depend on the rows beside it.
     """
+    wait_for_inputs(EARLY)
     # Programs for the same weights run at the same time, so that memory is read once.
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output, split = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS), tl.program_id(2)
@@ -93,7 +95,7 @@ def unpack_kernel(words, scales, result, width, WIDTH: tl.constexpr):
     tl.store(result + output * width + column, values.to(result.dtype.element_ty), is_valid)
 
 
-def multiply(inputs: Tensor, matrix: Packed4, bias: Tensor | None) -> Tensor:
+def multiply(inputs: Tensor, matrix: Packed4, bias: Tensor | None, *, early: bool = False) -> Tensor:
     """A linear layer, (rows, inputs) -> (rows, outputs), in 16 bits: packed for few rows, else unpacked."""
     if len(inputs) > PACKED_ROWS:
         return linear(inputs, unpacked(matrix, inputs.dtype), bias)
@@ -107,9 +109,10 @@ def multiply(inputs: Tensor, matrix: Packed4, bias: Tensor | None) -> Tensor:
         packed_product_kernel[(cdiv(rows, ROWS.value), cdiv(outputs, tile), splits)](
             inputs.contiguous(), matrix.words, matrix.scales, result if bias is None else bias,
             sums, rows, outputs, width, steps,
-            WHOLE=splits == 1, BIAS=bias is not None, OUTPUTS=tile, PLAIN=plain, OFFSET=offset, num_warps=4,
+            WHOLE=splits == 1, BIAS=bias is not None, OUTPUTS=tile, PLAIN=plain, OFFSET=offset, EARLY=early,
+            num_warps=4, launch_pdl=early,
         )  # fmt: skip
-        return result if splits == 1 else added_up(sums, bias, result)
+        return result if splits == 1 else added_up(sums, bias, result, early=early)
 
 
 def unpacked(matrix: Packed4, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,16 @@ ROWS = tl.constexpr(16)  # rows of a product in a program
 ADDED = 512  # outputs of a row that a program of ``add_up`` adds
 
 
+@triton.jit
+def wait_for_inputs(EARLY: tl.constexpr):
+    """Comes first in each kernel. With EARLY it is launched before the one before it has ended, and lets the
+    next one be launched (programmatic dependent launch, CUDA). It goes on when the one before it has ended,
+    which has waited in the same way: so it may read what all of them wrote, and write over what they read."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
 @triton.jit(do_not_specialize=["rows"])
 def product_kernel(
     inputs,  # (rows, width)
@@ -35,11 +45,13 @@ def product_kernel(
     BIAS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Sums of a tile of outputs over a range of the inputs, for 16 rows.
 
     Tile and range depend on the matrix alone, so that a row's sums do not depend on the rows beside it.
     """
+    wait_for_inputs(EARLY)
     # Programs for the same weights run at the same time, so that memory is read once.
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output, split = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS), tl.program_id(2)
@@ -74,8 +86,10 @@ def add_up(
     SPLITS: tl.constexpr,
     BIAS: tl.constexpr,
     OUTPUTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The sums of a row over all splits, always in the same order."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     in_range = output < outputs
@@ -87,10 +101,18 @@ def add_up(
     tl.store(result + row * outputs + output, total.to(result.dtype.element_ty), in_range)
 
 
-def product(inputs: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> Tensor:
+def product(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scales: Tensor | None = None,
+    *,
+    early: bool = False,
+) -> Tensor:
     """A linear layer, (rows, inputs) -> (rows, outputs), in 16 bits.
 
     :param scales: float32 (outputs,), of weights in fp8.
+    :param early: see ``wait_for_inputs``.
     """
     (rows, width), outputs = inputs.shape, len(weight)
     splits, steps = splits_of(outputs, width)
@@ -101,16 +123,16 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor 
             inputs.contiguous(), weight, unused if scales is None else scales,
             unused if bias is None else bias, sums, rows, outputs, width, steps,
             WHOLE=splits == 1, SCALED=scales is not None, BIAS=bias is not None,
-            INPUTS=INPUTS, OUTPUTS=OUTPUTS, num_warps=4,
+            INPUTS=INPUTS, OUTPUTS=OUTPUTS, EARLY=early, num_warps=4, launch_pdl=early,
         )  # fmt: skip
-        return result if splits == 1 else added_up(sums, bias, result)
+        return result if splits == 1 else added_up(sums, bias, result, early=early)
 
 
-def added_up(sums: Tensor, bias: Tensor | None, result: Tensor) -> Tensor:
+def added_up(sums: Tensor, bias: Tensor | None, result: Tensor, *, early: bool = False) -> Tensor:
     """The result (rows, outputs), written from float32 sums (splits, rows, outputs) and a bias."""
     splits, rows, outputs = sums.shape
     add_up[(rows, cdiv(outputs, ADDED))](
         sums, result if bias is None else bias, result, rows, outputs,
-        SPLITS=splits, BIAS=bias is not None, OUTPUTS=ADDED,
+        SPLITS=splits, BIAS=bias is not None, OUTPUTS=ADDED, EARLY=early, launch_pdl=early,
     )  # fmt: skip
     return result
