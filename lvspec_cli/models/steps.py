@@ -189,7 +189,7 @@ class Captures:
                 del self.kept[next(iter(self.kept))]
             memory, run = made()
             self.kept[key] = _Captured(memory, self.capture(run), finds_rows)
-        captured = self.kept[key]
+        captured = self.kept[key] = self.kept.pop(key)  # the first is the one whose last use is longest ago
         return captured.memory, captured.replay
 
 

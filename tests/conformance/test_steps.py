@@ -473,6 +473,11 @@ def test_no_more_passes_are_kept_than_there_is_room_for() -> None:
         for layer in range(MOST_CAPTURED + 1):
             workspace.step(1, (layer,), torch.zeros(1, 1, 4), run)
         assert counted.captured == (turn + 1) * (MOST_CAPTURED + 1)  # the oldest goes, and is made anew
+    counted.captured = 0
+    for layer in range(3 * MOST_CAPTURED):
+        workspace.step(1, (layer, 1), torch.zeros(1, 1, 4), run)
+        workspace.step(1, (), torch.zeros(1, 1, 4), run)
+    assert counted.captured == 3 * MOST_CAPTURED + 1, "one that is used all the time stays"
     workspace.chain_after = 0
     for size in range(2 * MOST_CAPTURED):
         rules = LogitsRules(GenerationRules(), size + 1, torch.device("cpu")).drafting(size + 1)
