@@ -351,6 +351,12 @@ def _lined(named: NamedRule, gamma: Gamma) -> Variant:
     return named.variant if named.gamma is not None else replace(named.variant, gamma=gamma)
 
 
+def standalone_svg(inline: str) -> str:
+    """A chart as an SVG file, in a grey that is readable on light and dark pages."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return inline.replace("<svg", f'<svg {spaces} color="#808080"', 1) + "\n"
+
+
 class _Told:
     """Says now and then how far it is, and how long the rest may take."""
 
@@ -434,9 +440,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def standalone_svg(inline: str) -> str:
-    """A chart as an SVG file, in a grey that is readable on light and dark pages."""
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return inline.replace("<svg", f'<svg {spaces} color="#808080"', 1) + "\n"
