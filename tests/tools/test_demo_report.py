@@ -273,6 +273,14 @@ def test_rules_are_told_apart_at_one_gamma():
     assert "Rule against rule" not in page(alone, alone, "command", Path("chart.svg"))
 
 
+def test_what_a_rule_lacks_is_told():
+    base, rule = {"relevance": "plausible", "contraries": True}, {"relevance": "plausible", "max_loss": 0.07}
+    settings = SETTINGS.model_copy(update={"rule": base, "rules": {"other": rule}})
+    found = results((line("auto", 3.0),), settings=settings)
+    text = page(found, found, "command", Path("chart.svg"))
+    assert "| other | contraries False, max\\_loss 0.07 |" in text
+
+
 @pytest.mark.parametrize(("relevance", "said"), [("attention", False), ("plausible", True)])
 def test_a_control_that_won_is_said_to_be_the_default(relevance: str, said: bool):
     settings = SETTINGS.model_copy(update={"rule": {"relevance": relevance}, "first": {"lvspec/x": 3}})

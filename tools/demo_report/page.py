@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from lvspec_cli.bench.lines import (
@@ -19,6 +20,7 @@ from lvspec_cli.bench.results import Results
 from lvspec_cli.figures.answers import BenchMode, Fidelity, Variant
 from lvspec_cli.figures.fidelity import Comparison, compare_blocks
 from lvspec_cli.table import Table, markdown_lines
+from lvspec_cli.types import RuleSettings
 from tools.demo_report.goals import best_own, goals, is_own, own_rule
 from tools.demo_report.round_shares import shares_of
 
@@ -218,11 +220,14 @@ def _otherwise(texts: Results) -> Iterator[str]:
 
 
 def _rules(*results: Results) -> Iterator[tuple[str, str]]:
-    base = results[0].settings.rule
+    # Fields are left out where they have no effect.
+    unset, base = asdict(RuleSettings()), results[0].settings.rule
     yield "lvspec", ", ".join(f"{name} {value}" for name, value in base.items())
     rules = {name: rule for each in results for name, rule in each.settings.rules.items()}
     for name, rule in rules.items():
-        yield name, ", ".join(f"{key} {value}" for key, value in rule.items() if value != base.get(key))
+        differs = {key: rule.get(key, unset[key]) for key in dict.fromkeys((*base, *rule))}
+        told = (f"{key} {value}" for key, value in differs.items() if value != base.get(key, unset[key]))
+        yield name, ", ".join(told)
 
 
 def compare(results: Results, variant: Variant, reference: Variant) -> list[Comparison]:
