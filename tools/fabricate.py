@@ -19,6 +19,7 @@ from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.kernels.fused import packed_product
 from lvspec_cli.models.kernels.packed import pack_linear_layers
+from lvspec_cli.models.kernels.patches import multiply_patches
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.load import LoadedModel, choose_dtype, fused_layers, install_kernels
 from lvspec_cli.models.processing import quiet
@@ -85,6 +86,7 @@ def fabricate(
     model.config = config
     family.prepare(model)
     join_windows(model)
+    multiply_patches(model)
     workspace = workspace_for([device], quantisation) if captured else None
     install_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
     fused = None if workspace is None else fused_layers(family, model, device, quantisation, dtype)

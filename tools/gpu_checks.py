@@ -36,6 +36,7 @@ from lvspec_cli.models.kernels.fp8 import Packed8
 from lvspec_cli.models.kernels.fused import FusedLayers, Operations, Twins, captured_passes, triton_operations
 from lvspec_cli.models.kernels.int4 import Packed4
 from lvspec_cli.models.kernels.packed import Packed
+from lvspec_cli.models.kernels.patches import multiply_patches
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import CHAIN_AFTER, StepOutputs, Workspace, cuda_graphs, run_again
@@ -122,7 +123,8 @@ def tiny(config: Any) -> Any:
 
 @torch.inference_mode()
 def tower(place: Place) -> Iterator[str]:
-    """The video tower with transformers' attention, and with one call for all windows of one length."""
+    """The video tower as transformers has it, with one attention call for all windows of one length, and with
+    patches as one product."""
     config, work = deepcopy(place.config("3B")), place.work
     config.get_text_config().num_hidden_layers = 1
     config.get_text_config().layer_types = config.get_text_config().layer_types[:1]
@@ -146,10 +148,13 @@ def tower(place: Place) -> Iterator[str]:
         return min(times[1:]), features
 
     (before, first), joined, (after, second) = seconds(), join_windows(model), seconds()
+    products, (last, third) = multiply_patches(model), seconds()
     off = float((first - second).abs().max() / first.abs().max())
     expected = [work.frames[0] * each for each in TOWER_MS_A_FRAME]
     yield f"tower of the 3B, {work.frames[0]} frames: {1000 * before:.0f} ms before, {1000 * after:.0f} after"
     yield f"  predicted {expected[0]} and {expected[1]}; {joined} layers joined, results differ by {off:.1e}"
+    off = float((third - second).abs().max() / second.abs().max())
+    yield f"  with patches as a product: {1000 * last:.0f} ms; {products} replaced, results differ by {off:.1e}"
 
 
 def fabricate_around(model: Any, family: Any, device: torch.device) -> LoadedModel:

@@ -28,6 +28,7 @@ from lvspec_cli.models.kernels import small_batch
 from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, packed_product, triton_operations
 from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.kernels.packed import pack_linear_layers
+from lvspec_cli.models.kernels.patches import multiply_patches
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.prompt_length import positions_of
@@ -273,6 +274,7 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
         workspace = workspace_for(devices, quantisation) if can_capture else None
         family.prepare(model)
         join_windows(model)
+        multiply_patches(model)
         install_kernels(family.language(model), devices, quantisation, captured=workspace is not None)
         vocabulary = model.get_output_embeddings().out_features
         if request.proposes is not None:
