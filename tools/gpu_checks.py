@@ -154,7 +154,7 @@ def tower(place: Place) -> Iterator[str]:
     yield f"tower of the 3B, {work.frames[0]} frames: {1000 * before:.0f} ms before, {1000 * after:.0f} after"
     yield f"  predicted {expected[0]} and {expected[1]}; {joined} layers joined, results differ by {off:.1e}"
     off = float((third - second).abs().max() / second.abs().max())
-    yield f"  with patches as a product: {1000 * last:.0f} ms; {products} replaced, results differ by {off:.1e}"
+    yield f"  patches as a product: {1000 * last:.0f} ms; {products} replaced, results differ by {off:.1e}"
 
 
 def fabricate_around(model: Any, family: Any, device: torch.device) -> LoadedModel:

@@ -2,8 +2,8 @@
 
 The towers of Qwen embed each patch by a 3D convolution whose kernel is as large as the patch. In 16 bits
 some versions of cuDNN take 10 to 50,000 times as long for that as for the product that it is (reported in
-transformers issue 45750 and PyTorch issue 174051). In float32 the convolution stays: the order of its sums may
-decide a token, which has to be that of transformers.
+transformers issue 45750 and PyTorch issue 174051). In float32 the convolution stays: the order of its sums
+may decide a token, which has to be that of transformers.
 """
 
 from __future__ import annotations
