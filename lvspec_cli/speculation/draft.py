@@ -7,7 +7,6 @@ host looks at every token.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,14 +84,9 @@ class Drafting:
         self.rules.add(likeliest)
         return True
 
-    @property
-    def left(self) -> int:
-        """How many more tokens may be drafted behind those that were observed."""
-        return self.most - len(self._observed)
-
     def ahead(self, answers: int) -> int:
         """How many more tokens to draft, in the steps of so many answers, before the host looks at them."""
-        return self.policy.ahead(self._observed, self.left, answers)
+        return self.policy.ahead(self._observed, self.most - len(self._observed), answers)
 
     def add(self, token: Tensor) -> None:
         """Take a token, long (1,), before the host has looked at it."""
@@ -184,16 +178,16 @@ def _run_ahead_together(wanted: Sequence[Drafting]) -> list[Proposal]:
     known = [drafting.draft.answered + len(drafting.pending) for drafting in wanted]
     going = list(wanted)
     while going:
+        # Also for those that may not want so many: beside the others' rows, theirs cost next to nothing.
         count = max(drafting.ahead(len(going)) for drafting in going)
-        # Also those that may not want so many: beside the others' rows, theirs cost next to nothing.
-        rows = [[drafting for drafting in going if at < drafting.left] for at in range(count)]
-        measured = going[0].policy.observe(torch.cat([_step_together(row) for row in rows]))
-        by_answer: dict[int, list[Any]] = {id(drafting): [] for drafting in going}
-        for drafting, number in zip(itertools.chain.from_iterable(rows), measured, strict=True):
-            by_answer[id(drafting)].append(number)
-        going = [drafting for drafting in going if drafting.take_observed(by_answer[id(drafting)])]
-    for drafting, rows_known in zip(wanted, known, strict=True):
-        drafting.draft.rollback(rows_known + len(drafting.proposal.tokens) - 1)
+        measured = torch.stack([_step_together(going) for _ in range(count)], dim=1)
+        numbers = going[0].policy.observe(measured.flatten())
+        parts = [numbers[first : first + count] for first in range(0, len(numbers), count)]
+        going = [
+            drafting for drafting, part in zip(going, parts, strict=True) if drafting.take_observed(part)
+        ]
+    for drafting, rows in zip(wanted, known, strict=True):
+        drafting.draft.rollback(rows + len(drafting.proposal.tokens) - 1)
     return [drafting.proposal for drafting in wanted]
 
 

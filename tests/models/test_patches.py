@@ -34,6 +34,9 @@ def test_in_float32_the_sums_are_those_of_transformers() -> None:
     tower = tower_of("qwen2_5_vl")
     assert multiply_patches(tower) == 0
     assert type(tower.patch_embed.proj) is nn.Conv3d
+    few = nn.Conv3d(1, 2, kernel_size=(1, 1, 2), stride=(1, 1, 2))  # of two numbers, which have no order
+    assert multiply_patches(PatchEmbed(few)) == 0
+    assert multiply_patches(PatchEmbed(few.bfloat16())) == 1
 
 
 class PatchEmbed(nn.Module):

@@ -4,6 +4,9 @@ The towers of Qwen embed each patch by a 3D convolution whose kernel is as large
 some versions of cuDNN take 10 to 50,000 times as long for that as for the product that it is (reported in
 transformers issue 45750 and PyTorch issue 174051). In float32 the convolution stays: the order of its sums
 may decide a token, which has to be that of transformers.
+
+transformers' own ``fusion_config`` does the same, but for all models of a class that the process loads later,
+in float32, too.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def _is_the_same(old: nn.Conv3d, new: PatchProjection) -> bool:
     weight = old.weight
     if weight.dtype not in (torch.bfloat16, torch.float16):
         return False
-    if old.groups != 1 or old.stride != old.kernel_size or any(old.padding) or set(old.dilation) != {1}:
+    if old.groups != 1 or old.stride != old.kernel_size or set(old.dilation) != {1}:
         return False
     shape = (_PROBE, *weight.shape[1:])
     probe = torch.linspace(-2, 2, _PROBE * weight[0].numel(), device=weight.device).view(shape).to(weight)
