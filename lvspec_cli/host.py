@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path, PurePath
 from shlex import quote
 from typing import Any, Final, NoReturn, TextIO
@@ -78,9 +77,19 @@ def install_command(
     if "uv" in parts and "tools" in parts:
         wanted = " ".join(f"--with {quote(package)}" for package in packages)
         return f"uv tool install {quote(parts[-1])} {wanted}"
-    if has_pip if has_pip is not None else find_spec("pip") is not None:
+    if has_pip if has_pip is not None else _has_pip():
         return f"{quote(python)} -m pip install {names}"
     return f"uv pip install --python {quote(python)} {names}"
+
+
+def _has_pip() -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution("pip")  # not find_spec, after which setuptools cannot be imported on Python 3.11
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def quieten_libraries() -> None:

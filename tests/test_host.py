@@ -71,6 +71,13 @@ def test_a_package_is_installed_where_lvspec_runs(prefix: str, has_pip: bool, sa
     assert install_command("pyarrow", prefix=prefix, python=python, has_pip=has_pip) == said
 
 
+def test_whether_pip_is_there_is_found_out_without_a_trace() -> None:
+    """On Python 3.11 setuptools, which kernels are compiled with, fails behind ``find_spec("pip")``."""
+    code = "from lvspec_cli.host import install_command; print(install_command('x')); import setuptools"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(" x\n")
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_debug_shows_what_libraries_printed(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, debug: bool

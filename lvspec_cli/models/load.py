@@ -29,6 +29,7 @@ from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, packed_pro
 from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.kernels.packed import pack_linear_layers
 from lvspec_cli.models.kernels.patches import multiply_patches
+from lvspec_cli.models.kernels.wide_products import widen_products
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.processing import quiet
 from lvspec_cli.models.prompt_length import positions_of
@@ -279,6 +280,7 @@ def _load(read: _Files, progress: Progress) -> LoadedModel:
         vocabulary = model.get_output_embeddings().out_features
         if request.proposes is not None:
             cut_head(model, request.proposes)
+        widen_products(model)
         fused = None
         if workspace is not None:
             fused = fused_layers(family, model, devices[0], quantisation, dtype)

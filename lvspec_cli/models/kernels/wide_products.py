@@ -1,0 +1,139 @@
+"""Float32 products of many rows on CPUs by oneDNN, where it is faster than torch's own and sums in the same
+order.
+
+torch multiplies by MKL, which leaves the wide registers (AVX-512) of processors that are not Intel's unused;
+oneDNN, which torch brings too, computes about twice as much in them. A row's sum over the inputs is taken in
+blocks, as MKL takes it there, so that results are the same to the bit: the order of sums may decide a token,
+which has to be that of transformers. Where a product is not the same, for example on another processor, the
+layer stays as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+BLOCK = 192  # inputs that MKL sums at once on AMD's processors; fewer than twice as many are halved
+# Measured on an AMD EPYC (Zen 5). A call of oneDNN takes 12 microseconds more, in which a thread of MKL
+# multiplies so many numbers. One of several blocks copies its weights, too.
+_LEAST_PRODUCTS, _LEAST_PRODUCTS_A_BLOCK, _LEAST_ROWS_IN_BLOCKS = 1.2e6, 2.5e6, 64
+_LEAST_ROWS = 8  # of a thread: of fewer, MKL sums in other orders
+_ADDED_AT_ONCE = 2**20  # results of a block, so that they stay in the cache
+_GAIN = 1.3  # by which a product has to be faster
+_TRIED_ROWS = (9, 67, 131)  # of a thread
+_REPEATS = 5
+
+
+class WideLinear(nn.Linear):
+    """A linear layer's weights and bias, with products of many rows by oneDNN."""
+
+    least: int  # rows
+
+    @classmethod
+    def of(cls, old: nn.Linear) -> WideLinear:
+        """The layer with the same weights."""
+        new = cls(old.in_features, old.out_features, bias=False, device="meta")
+        new.weight, new.bias = old.weight, old.bias
+        new.least = least_rows(old.in_features, old.out_features, torch.get_num_threads())
+        return new.train(old.training)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.numel() < self.least * self.in_features:
+            return linear(inputs, self.weight, self.bias)
+        return multiply(inputs, self.weight, self.bias)
+
+
+def block_of(inputs: int) -> int:
+    """How many inputs are summed at once."""
+    if inputs <= BLOCK:
+        return inputs
+    return BLOCK if inputs >= 2 * BLOCK else inputs // 2
+
+
+def least_rows(inputs: int, outputs: int, threads: int) -> int:
+    """From how many rows on a product has so much to do that oneDNN is faster."""
+    blocks = -(-inputs // block_of(inputs))
+    products = _LEAST_PRODUCTS if blocks == 1 else blocks * _LEAST_PRODUCTS_A_BLOCK
+    least = max(_LEAST_ROWS * threads, ceil(threads * products / (inputs * outputs)))
+    return least if blocks == 1 else max(least, _LEAST_ROWS_IN_BLOCKS)
+
+
+def multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer by oneDNN, with sums in blocks: float32 (..., inputs) -> (..., outputs)."""
+    product, (outputs, count) = torch.ops.mkldnn._linear_pointwise.default, weight.shape
+    if (block := block_of(count)) == count:
+        return product(inputs, weight, bias, "none", [], "")
+    rows, sums = inputs.reshape(-1, count), inputs.new_empty(*inputs.shape[:-1], outputs)
+    pieces = -(-sums.numel() // _ADDED_AT_ONCE)
+    parts = sums.view(-1, outputs).tensor_split(pieces)
+    for first, columns in zip(range(0, count, block), rows.split(block, 1), strict=True):
+        # oneDNN is slow with weights that are parts of longer rows.
+        some = weight[:, first : first + block].contiguous()
+        for part, piece in zip(parts, columns.tensor_split(pieces), strict=True):
+            found = product(piece, some, None if first else bias, "none", [], "")
+            part.add_(found) if first else part.copy_(found)
+    return sums
+
+
+def widen_products(model: Any) -> int:
+    """Replace a model's linear layers in float32 on a CPU, in place, where that pays. Returns their number.
+
+    Weights are shared. A layer of which a product would be another stays.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if name and _is_plain(layer)}
+    if not layers or not pays():
+        return 0
+    kinds = {name: (*layer.weight.shape, layer.bias is not None) for name, layer in layers.items()}
+    one_of = {kind: layers[name] for name, kind in kinds.items()}
+    same = {kind for kind, layer in one_of.items() if is_the_same(layer)}
+    wide = [name for name, kind in kinds.items() if kind in same]
+    for name in wide:
+        model.set_submodule(name, WideLinear.of(layers[name]))
+    return len(wide)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether it is a linear layer in float32 on a CPU, and not packed by a library."""
+    if type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor:
+        return False
+    return layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
+
+
+@torch.inference_mode()
+def pays() -> bool:
+    """Whether torch has oneDNN, and this processor multiplies faster by it."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    inputs, weight = torch.ones(128 * torch.get_num_threads(), BLOCK), torch.ones(2 * BLOCK, BLOCK)
+    by_torch, by_onednn = (
+        _seconds(lambda: linear(inputs, weight)),
+        _seconds(lambda: multiply(inputs, weight, None)),
+    )
+    return by_torch >= _GAIN * by_onednn
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    def once() -> float:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+    once()
+    return min(once() for _ in range(_REPEATS))
+
+
+@torch.inference_mode()
+def is_the_same(layer: nn.Linear) -> bool:
+    """Whether products of several numbers of rows are the layer's own, to the bit."""
+    draw, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
+    inputs = torch.randn(threads * max(_TRIED_ROWS), layer.in_features, generator=draw)
+    return all(
+        torch.equal(multiply(some, layer.weight, layer.bias), layer(some))
+        for some in (inputs[: threads * rows] for rows in _TRIED_ROWS)
+    )

@@ -1,0 +1,61 @@
+"""Times float32 products on this CPU by torch, and as lvspec computes those of many rows:
+``python -m tools.wide_products --threads 1``.
+
+Both take turns; the fastest of some repeats counts. The last column says whether results are the same to the
+bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from math import inf
+
+import torch
+from torch import nn
+
+from lvspec_cli.models.kernels.wide_products import is_the_same, least_rows, multiply, pays
+
+SHAPES = ((192, 512), (512, 192), (960, 2560), (2560, 960), (2048, 8192))
+ROWS = (17, 136, 300, 1024)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, help="of torch; as many as it takes by itself if not given")
+    parser.add_argument("--repeats", type=int, default=7)
+    given = parser.parse_args()
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, threads: {threads}")
+    print(f"lvspec multiplies by oneDNN here: {'yes' if pays() else 'no'}")
+    print("inputs\toutputs\trows\ttorch ms\toneDNN ms\tratio\ttaken\tsame")
+    for inputs, outputs in SHAPES:
+        layer = nn.Linear(inputs, outputs)
+        least, same = least_rows(inputs, outputs, threads), "yes" if is_the_same(layer) else "no"
+        for rows in ROWS:
+            values = torch.randn(rows, inputs)
+            ours = theirs = inf
+            for _ in range(given.repeats):
+                ours = min(ours, milliseconds(partial(multiply, values, layer.weight, layer.bias)))
+                theirs = min(theirs, milliseconds(partial(layer, values)))
+            taken = "yes" if rows >= least else "no"
+            print(
+                f"{inputs}\t{outputs}\t{rows}\t{theirs:.3f}\t{ours:.3f}\t{theirs / ours:.2f}\t{taken}\t{same}"
+            )
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
