@@ -399,8 +399,13 @@ def prompts_of(
     )
 
 
-def has_room_for(loaded: LoadedPair, plan: LoadPlan, request: AskRequest, clip: Clip) -> bool:
-    """Whether there is memory for a decoded clip; see ``has_room``."""
+def has_room_for(
+    loaded: LoadedPair, plan: LoadPlan, request: AskRequest, clip: Clip, beside: Clip | None = None
+) -> bool:
+    """Whether there is memory for a decoded clip; see ``has_room``.
+
+    :param beside: a clip that will be encoded at the same time.
+    """
     from lvspec_cli.memory.resolve import has_room
     from lvspec_cli.models.prompt import build_prompts
 
@@ -408,7 +413,11 @@ def has_room_for(loaded: LoadedPair, plan: LoadPlan, request: AskRequest, clip: 
         first = replace(clip, frames=clip.frames[:2], timestamps=clip.timestamps[:2])
         return build_prompts(loaded, first, request.questions[0]).target.visual_tokens
 
-    return has_room(plan, clip_workload(request, clip), clip.frames.nbytes, tokens_of_two)
+    load = clip_workload(request, clip)
+    if beside is not None:
+        pixels = max(load.max_pixels, beside.width * beside.height)
+        load = replace(load, frames=load.frames + len(beside.frames), max_pixels=pixels)
+    return has_room(plan, load, clip.frames.nbytes, tokens_of_two)
 
 
 class ClipAnswers:

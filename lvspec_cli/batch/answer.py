@@ -70,9 +70,12 @@ class Answering:
     shared: SharedMemory | None = None  # for several answers at a time
     ahead: Executor | None = None
 
-    def prepared(self, work: Work, clip: Clip) -> Future[PairPrompts] | None:
-        """The prompts of a work's first question, made while others are answered, if there is memory."""
-        if self.ahead is None or not has_room_for(self.pair, self.plan, work.request, clip):
+    def prepared(self, work: Work, clip: Clip, beside: Clip | None = None) -> Future[PairPrompts] | None:
+        """The prompts of a work's first question, made while others are answered, if there is memory.
+
+        :param beside: a clip that is about to be encoded.
+        """
+        if self.ahead is None or not has_room_for(self.pair, self.plan, work.request, clip, beside):
             return None
         return self.ahead.submit(prompts_of, self.pair, work.request, clip, work.numbers[0])
 
@@ -98,7 +101,7 @@ class InProgress:
         """:param ahead: the prompts of the first question."""
         self.work = work
         self.waiting, self.going = deque(work.numbers), set[int]()
-        self._answering, self._clip = answering, clip
+        self._answering, self.clip = answering, clip
         self._video, self._expected = work.request.video, clip.frames_expected
         self._retries, self._too_long = 0, None  # type: int, ContextError | None
         self._answers: ClipAnswers | None = None
@@ -119,14 +122,14 @@ class InProgress:
                 answering.plan,
                 self.work.request,
                 self.work.identity,
-                self._clip,
+                self.clip,
                 oom_retries=self._retries,
                 shared=answering.shared,
                 drafts=answering.company.drafts,
                 ahead=self._ahead,
             )
             self._ahead = None
-        listen(clip_ready(self._clip))
+        listen(clip_ready(self.clip))
         return self._answers.turn(number, listen, answering.interrupted, is_last=not self.waiting)
 
     def give_back(self, number: int) -> None:
@@ -145,10 +148,10 @@ class InProgress:
         self._retries += failure is None
         self._too_long = failure if isinstance(failure, ContextError) else self._too_long
         clip = self._answering.read(self._video)
-        self._clip = shortened(clip, self._expected, self._too_long) if self._too_long else clip
+        self.clip = shortened(clip, self._expected, self._too_long) if self._too_long else clip
 
     def _smaller(self, failure: LvspecError | None) -> VideoRequest:
-        answering, clip = self._answering, self._clip
+        answering, clip = self._answering, self.clip
         if isinstance(failure, ContextError) and failure.frames is not None:
             return replace(self._video, max_frames=failure.frames)
         if failure is not None:

@@ -105,6 +105,7 @@ class Slots:
             works = (waiting, *(slot.part_of for slot in self._slots))
             if self._slots and (self._most == 1 or any(map(self._is_alone, works))):
                 return
+            self._look_ahead(waiting)
             yield from self._begin(waiting, waiting.waiting[0])
 
     def _heed_company(self, mode: Mode) -> None:
@@ -121,16 +122,19 @@ class Slots:
         with timed_stage(Stage.DECODING, self._answering.listen):
             return ready  # it was not waited for
 
-    def _look_ahead(self) -> None:
-        """Have the frames of the next clip processed beside the rounds, if it is decoded.
+    def _look_ahead(self, begins: InProgress | None = None) -> None:
+        """Have the frames of the next clip processed beside what is answered, if it is decoded.
 
         Not beside a clip that is answered alone, to find out whether it is the reason for a failure.
+
+        :param begins: whose clip is about to be encoded.
         """
-        is_alone = any(self._is_alone(slot.part_of) for slot in self._slots)
-        if self._next is None and self._answering.ahead is not None and not is_alone:
+        beside = [slot.part_of for slot in self._slots] + ([begins] if begins else [])
+        if self._next is None and self._answering.ahead is not None and not any(map(self._is_alone, beside)):
             ready = self._next_work(False)
             if ready is not None and ready.clip is not None:
-                ready = replace(ready, prompts=self._answering.prepared(ready.work, ready.clip))
+                clip = begins.clip if begins else None
+                ready = replace(ready, prompts=self._answering.prepared(ready.work, ready.clip, clip))
             self._next = ready
 
     def _is_alone(self, work: InProgress) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,19 +13,22 @@ from threading import current_thread
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from lvspec_cli.batch.answer import Answering
 from lvspec_cli.batch.remote import after_death
 from lvspec_cli.batch.serve import _Decoding, has_spare_core
 from lvspec_cli.batch.slots import Ready, Slots
+from lvspec_cli.memory.plan import Workload
 from lvspec_cli.models.cache import SlotCache, SlotMemory
 from lvspec_cli.models.load import LoadedModel
-from lvspec_cli.pipeline import prompts_of
-from lvspec_cli.request import Company
+from lvspec_cli.pipeline import has_room_for, prompts_of
+from lvspec_cli.request import AskRequest, Company
 from lvspec_cli.speculation import answer
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import PairPrompts
+from lvspec_cli.types import DecodeSettings, PairPrompts, VideoRequest
+from lvspec_cli.video.pool import DecodePool
 from tests.batch.conftest import Caption, lasting, rows
 from tests.batch.test_resume import work
 
@@ -170,6 +174,50 @@ def test_nothing_is_processed_ahead_beside_a_clip_alone_or_where_memory_is_short
         slots._slots = [Mock(part_of=Mock(work=Mock(alone=alone)))]
         slots._look_ahead()
         assert (next_work.call_count, ahead.submit.call_count) == (taken, submitted)
+
+
+def test_the_next_clips_frames_are_processed_while_one_is_encoded(
+    caption: Caption, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted, before_encoding = Mock(), list[int]()
+    encode, decoded = Session.encode, DecodePool.clips
+
+    class Ahead(ThreadPoolExecutor):
+        submit = submitted
+
+    def counted(*given: Any, **named: Any) -> None:
+        before_encoding.append(submitted.call_count)
+        encode(*given, **named)
+
+    def all_at_once(*given: Any, **named: Any) -> Iterator[Any]:
+        yield from list(decoded(*given, **named))
+
+    submitted.return_value.exception.return_value = MemoryError()  # so that they are processed again
+    monkeypatch.setattr(Session, "encode", counted)
+    monkeypatch.setattr(DecodePool, "clips", all_at_once)
+    monkeypatch.setattr("lvspec_cli.batch.serve.has_spare_core", lambda *facts: True)
+    monkeypatch.setattr("lvspec_cli.batch.serve.ThreadPoolExecutor", Ahead)
+    printed = caption(clips, "--at-once", 2, "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    assert before_encoding[::2] == [1, 2, 3, 4, 4]  # each is encoded before its answer, and by it
+
+
+def test_there_has_to_be_room_for_the_clip_that_is_encoded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = list[tuple[int, int]]()
+
+    def room(plan: Any, load: Workload, *_: Any) -> bool:
+        loads.append((load.frames, load.max_pixels))
+        return True
+
+    monkeypatch.setattr("lvspec_cli.memory.resolve.has_room", room)
+    small, large = (
+        Mock(frames=np.zeros((frames, 1, 1, 3)), timestamps=(0.0,) * frames, width=side, height=side)
+        for frames, side in ((3, 28), (5, 56))
+    )
+    request = AskRequest(VideoRequest(Path("a.mp4")), ("?",), DecodeSettings())
+    for clip, beside in ((small, None), (small, large), (large, small)):
+        assert has_room_for(Mock(), Mock(), request, clip, beside)
+    assert loads == [(3, 28 * 28), (8, 56 * 56), (8, 56 * 56)]
 
 
 def test_frames_are_processed_ahead_where_a_core_is_left() -> None:
