@@ -2,7 +2,8 @@
 ``python -m tools.gpu_checks``.
 
 Every figure is printed as soon as it is there, with what was predicted for an H100 and an H200 beside it. A
-check that fails is told in a line, and the next one follows; one that would not end in time is left out.
+check that fails is told in a line, and the next one follows, in a process that knows nothing of the failure;
+one that does not end is stopped, and one that would not end in time is left out.
 Models are those of ``tools.real_size``: real sizes, random weights, nothing is downloaded.
 
 ``--dry`` runs everything that needs no GPU, on the CPU with tiny models: their figures mean nothing.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -19,6 +21,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +44,7 @@ from lvspec_cli.models.kernels.packed import Packed
 from lvspec_cli.models.kernels.patches import multiply_patches
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.load import LoadedModel
-from lvspec_cli.models.steps import CHAIN_AFTER, StepOutputs, Workspace, cuda_graphs, run_again
+from lvspec_cli.models.steps import CHAIN_AFTER, Chain, StepOutputs, Workspace, cuda_graphs, run_again
 from lvspec_cli.speculation.draft import Drafting, propose
 from lvspec_cli.speculation.draft_length import AdaptiveLength, DraftLengthPolicy, FixedLength
 from lvspec_cli.speculation.logits import LogitsRules
@@ -58,6 +63,7 @@ from tools.real_size import (
 )
 
 SECONDS = 475.0
+LONGEST, BEGINNING = 3, 10.0  # times the seconds of a check, and seconds, after which it is stopped
 FRAMES, DRY_FRAMES, DRY_SIDE = 64, 2, 224
 WIDTHS = (1, 2, 5, 9, 17)
 # Milliseconds of a step over 64 frames of 448 x 448 by the cost model of docs/real-size.md: H100, H200.
@@ -121,6 +127,14 @@ def tiny(config: Any) -> Any:
 # --- the checks ------------------------------------------------------------------------------
 
 
+def card(place: Place) -> Iterator[str]:
+    """Which one it is.
+
+    :raises RuntimeError: there is none.
+    """
+    yield torch.cuda.get_device_name(place.device)
+
+
 @torch.inference_mode()
 def tower(place: Place) -> Iterator[str]:
     """The video tower as transformers has it, with one attention call for all windows of one length, and with
@@ -163,26 +177,22 @@ def fabricate_around(model: Any, family: Any, device: torch.device) -> LoadedMod
     return made
 
 
-def model_check(name: str, quantisation: Quantisation) -> Callable[[Place], Iterator[str]]:
+def model_check(name: str, quantisation: Quantisation, place: Place) -> Iterator[str]:
     """A whole model: what runs by which kernels, its passes, and what a replayed step is made of."""
-
-    def lines(place: Place) -> Iterator[str]:
-        config, began = place.config(name), time.monotonic()
-        loaded = fabricate(config, name, quantisation, place.device)
-        yield f"{name} {quantisation}: built in {time.monotonic() - began:.0f} s; {_kernels_of(loaded.fused)}"
-        size, choice = size_of_config(config, name), Choice(quantisation, loaded.dtype.itemsize)
-        clip = measure_clip(loaded, size, choice, place.work.frames[0], place.work)
-        figures = ModelFigures(name, quantisation, 1, 1, (clip,), captured=loaded.workspace is not None)
-        place.found[name, quantisation] = figures
-        yield from list(model_lines(figures))[1:]
-        cards = zip(("H100", "H200"), PREDICTED[name, quantisation], strict=True)
-        yield "  a step predicted: " + ", ".join(f"{card} {ms} ms" for card, ms in cards if ms)
-        yield from launches(loaded)
-        yield from profiled(loaded, place)
-        if name == "3B":
-            yield from draft_steps(loaded, place)
-
-    return lines
+    config, began = place.config(name), time.monotonic()
+    loaded = fabricate(config, name, quantisation, place.device)
+    yield f"{name} {quantisation}: built in {time.monotonic() - began:.0f} s; {_kernels_of(loaded.fused)}"
+    size, choice = size_of_config(config, name), Choice(quantisation, loaded.dtype.itemsize)
+    clip = measure_clip(loaded, size, choice, place.work.frames[0], place.work)
+    figures = ModelFigures(name, quantisation, 1, 1, (clip,), captured=loaded.workspace is not None)
+    place.found[name, quantisation] = figures
+    yield from list(model_lines(figures))[1:]
+    cards = zip(("H100", "H200"), PREDICTED[name, quantisation], strict=True)
+    yield "  a step predicted: " + ", ".join(f"{card} {ms} ms" for card, ms in cards if ms)
+    yield from profiled(loaded, place)
+    if name == "3B":
+        yield from draft_steps(loaded, place)
+    yield from launches(loaded)  # last, because it fails where a load has refused them
 
 
 def launches(loaded: LoadedModel) -> Iterator[str]:
@@ -235,6 +245,8 @@ def profiled(loaded: LoadedModel, place: Place, most: int = 8) -> Iterator[str]:
         event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
         for event in events
     }
+    if on_gpu:  # calls of the host are events, too
+        times = {kernel: (micros, count) for kernel, (micros, count) in times.items() if micros > 0}
     ordered = sorted(times.items(), key=lambda item: -item[1][0])
     total = sum(micros for micros, _ in times.values())
     yield f"  one step: {sum(count for _, count in times.values())} kernels, {total / 1000:.2f} ms in them"
@@ -291,10 +303,12 @@ def draft_steps(loaded: LoadedModel, place: Place) -> Iterator[str]:
             f"  {GAMMA} draft steps, {name}: {1000 * total:.2f} ms, {waits} waits, the host had launched"
             f" after {1000 * launched:.2f} ms; the first time {1000 * first[1]:.0f} ms"
         )
+    if not any(isinstance(step.memory, Chain) for step in loaded.workspace.alone.kept.values()):
+        raise RuntimeError("no chain was captured")
     saved = 1e6 * (totals[0] - totals[1]) / (GAMMA - 1)
     yield f"  saved for a token that is not looked at alone: {saved:.0f} us, predicted {WAIT_US}"
-    if not loaded.workspace.can_chain or len(said) > 1:
-        raise RuntimeError("no chain could be captured" if len(said) == 1 else "the drafted tokens differ")
+    if len(said) > 1:
+        raise RuntimeError("the drafted tokens differ")
 
 
 def _drafted(
@@ -420,21 +434,23 @@ def _micros(run: Operations, values: Tensor, weight: Tensor | Packed, place: Pla
     return 1e6 * min(times) / 16
 
 
-def tests(*chosen: str) -> Callable[[Place], Iterator[str]]:
+def by_pytest(seconds: float, chosen: Sequence[str], place: Place) -> Iterator[str]:
     """``pytest -m gpu`` on some tests, in a process of its own; a dry run only collects them."""
-
-    def lines(place: Place) -> Iterator[str]:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "--durations=5", *chosen]
-        done = subprocess.run(
-            [*command, *(["--collect-only"] if place.is_dry else [])],
-            capture_output=True, text=True, timeout=max(1.0, place.left), check=False,
-        )  # fmt: skip
-        last = [line for line in done.stdout.splitlines() if line.strip()]
-        yield from last[-1:] if done.returncode == 0 else last[-25:]
-        if done.returncode:
-            raise RuntimeError(f"pytest ended with {done.returncode}")
-
-    return lines
+    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=4", "-m", "gpu", "--durations=5", *chosen]
+    process = subprocess.Popen(
+        [*command, *(["--collect-only"] if place.is_dry else [])],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=max(1.0, min(place.left, 2 * seconds)))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _ = process.communicate()
+        said += f"\nstopped after {2 * seconds:.0f} s"
+    last = [line for line in said.splitlines() if line.strip()]
+    yield from last[-1:] if process.returncode == 0 else last[-40:]
+    if process.returncode:
+        raise RuntimeError(f"pytest ended with {process.returncode}")
 
 
 def pairs(place: Place) -> Iterator[str]:
@@ -444,21 +460,25 @@ def pairs(place: Place) -> Iterator[str]:
             yield from pair_lines(place.found[target], place.found[draft])
 
 
+def tested(name: str, seconds: float, *chosen: str) -> Check:
+    return Check(name, seconds, partial(by_pytest, seconds, chosen))
+
+
 CHECKS = (
     Check("tower", 15, tower),
-    Check("kernels", 45, tests("tests/gpu/test_fused.py")),
-    Check("3B bf16", 40, model_check("3B", Quantisation.BF16)),
-    Check("3B int4", 35, model_check("3B", Quantisation.INT4)),
-    Check("32B bf16", 50, model_check("32B", Quantisation.BF16)),
-    Check("32B fp8", 45, model_check("32B", Quantisation.FP8)),
+    tested("kernels", 45, "tests/gpu/test_fused.py"),
+    Check("3B bf16", 40, partial(model_check, "3B", Quantisation.BF16)),
+    Check("3B int4", 35, partial(model_check, "3B", Quantisation.INT4)),
+    Check("32B bf16", 50, partial(model_check, "32B", Quantisation.BF16)),
+    Check("32B fp8", 45, partial(model_check, "32B", Quantisation.FP8)),
     Check("pairs", 0, pairs),
     Check("captions at once", 30, captions_at_once),
-    Check("rows of the bundled pair", 45, tests(f"{INVARIANCE}[bundled]")),
-    Check("32B nf4", 45, model_check("32B", Quantisation.NF4)),
+    tested("rows of the bundled pair", 45, f"{INVARIANCE}[bundled]"),
+    Check("32B nf4", 45, partial(model_check, "32B", Quantisation.NF4)),
     Check("products", 30, products),
     Check("pairs again", 0, pairs),
-    Check("rows of every family", 60, tests(INVARIANCE, "-k", "not bundled")),
-    Check("exact mode", 50, tests("tests/gpu/test_exact.py", "tests/gpu/test_small_batch.py")),
+    tested("exact mode", 50, "tests/gpu/test_exact.py", "tests/gpu/test_small_batch.py"),
+    tested("rows of every family", 60, INVARIANCE, "-k", "not bundled"),
 )
 
 
@@ -478,8 +498,68 @@ def run(checks: Sequence[Check], place: Place, say: Callable[[str], None]) -> li
             first, *_ = str(error).splitlines() or [""]
             say(f"failed: {type(error).__name__}: {first}")
             failed.append(check.name)
-        release(place.device)
+        with contextlib.suppress(Exception):  # of a device that does not answer any more
+            release(place.device)
     return failed
+
+
+@dataclass(frozen=True)
+class Done:
+    """A check has ended. ``found``: see ``Place``."""
+
+    is_failed: bool
+    found: dict[tuple[str, Quantisation], ModelFigures]
+
+
+def run_apart(checks: Sequence[Check], place: Place, say: Callable[[str], None]) -> list[str]:
+    """As :func:`run`, in another process, and in a new one behind a check that fails: a device that was used
+    wrongly does not answer that process any more."""
+    waiting, failed = list(checks), list[str]()
+    spawn = multiprocessing.get_context("spawn")
+    while waiting:
+        ours, theirs = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=_run_and_tell, args=(waiting, place, theirs))
+        process.start()
+        theirs.close()
+        try:
+            is_failed = _followed(waiting, place, ours, say)
+        finally:
+            process.kill()
+            process.join()
+        if is_failed:
+            failed.append(waiting.pop(0).name)
+    return failed
+
+
+def _followed(waiting: list[Check], place: Place, process: Connection, say: Callable[[str], None]) -> bool:
+    """Hears what a process does, and removes the checks that it has done. Whether the first that is left has
+    failed; else none is left."""
+    while waiting:
+        longest = LONGEST * waiting[0].seconds + BEGINNING
+        ends = time.monotonic() + longest
+        while True:
+            if not process.poll(max(0.0, ends - time.monotonic())):
+                say(f"failed: it did not end in {longest:.0f} s")
+                return True
+            try:
+                message: str | Done = process.recv()
+            except EOFError:
+                say("failed: its process has ended")
+                return True
+            if isinstance(message, Done):
+                break
+            say(message)
+        place.found |= message.found
+        if message.is_failed:
+            return True
+        waiting.pop(0)
+    return False
+
+
+def _run_and_tell(checks: Sequence[Check], place: Place, parent: Connection) -> None:
+    for check in checks:
+        failed = run([check], place, parent.send)
+        parent.send(Done(bool(failed), place.found))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -490,15 +570,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the checks, by name")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     given = parser.parse_args(arguments)
-    if not given.dry and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here: --dry runs what needs none")
-    device = torch.device("cpu" if given.dry else "cuda")
-    place = Place(device, given.dry, time.monotonic() + given.seconds)
-    name = "dry run, figures mean nothing" if given.dry else torch.cuda.get_device_name(device)
-    print(f"{name}, torch {torch.__version__}", flush=True)
+    place = Place(torch.device("cpu" if given.dry else "cuda:0"), given.dry, time.monotonic() + given.seconds)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "triton"))
+    print("dry run, figures mean nothing" if given.dry else versions, flush=True)
     chosen = [check for check in CHECKS if given.only is None or check.name in given.only]
+    say = partial(print, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        failed = run(chosen, place, lambda line: print(line, flush=True))
+        if not given.dry and run_apart([Check("card", 10, card)], place, say):
+            return 1
+        failed = (run if given.dry else run_apart)(chosen, place, say)
         print(f"failed: {', '.join(failed) or 'nothing'}", flush=True)
         return 1 if failed else 0
     return 130

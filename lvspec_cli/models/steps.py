@@ -15,7 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol, Self
 
 import torch
@@ -364,10 +364,15 @@ def cuda_graphs(device: torch.device) -> Capture:
     """Captures passes as CUDA graphs of one device. They share their memory: only one may run at a time."""
     graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
+    @cache
+    def stream_of_captures() -> torch.cuda.Stream:
+        # One for all of them: what a pass has freed is taken again on the same stream alone. And not torch's
+        # own, which is one for all devices.
+        return torch.cuda.Stream(device)
+
     def capture(run: Callable[[], StepOutputs]) -> Replay:
         with torch.cuda.device(device):
-            # Torch's own stream for captures is one for all devices.
-            side, stream = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+            side, stream = stream_of_captures(), torch.cuda.current_stream(device)
             side.wait_stream(stream)
             try:
                 with torch.cuda.stream(side):  # a warm-up: libraries initialise themselves at the first run
@@ -377,7 +382,8 @@ def cuda_graphs(device: torch.device) -> Capture:
             graph = torch.cuda.CUDAGraph()
             # A pool is freed with the last graph that uses it, so its id is taken from a live graph.
             pool = next((captured.pool() for captured in graphs), None)
-            with torch.cuda.graph(graph, pool=pool, stream=side):
+            # The outer context goes back to the other stream where a capture fails.
+            with torch.cuda.stream(side), torch.cuda.graph(graph, pool=pool, stream=side):
                 outputs = run()
             graphs.add(graph)
 

@@ -54,7 +54,8 @@ class Drafting:
     def runs_ahead(self) -> bool:
         """Whether steps are launched before the host knows what came of the last ones."""
         is_greedy = self.guide is None and self.temperature == 0
-        return is_greedy and self.draft.runs_ahead and self.draft.loaded.device == self.pending.device
+        # Of the layers, not as it was named: cuda is not equal to cuda:0.
+        return is_greedy and self.draft.runs_ahead and self.draft.layer_devices[0] == self.pending.device
 
     @property
     def next_step(self) -> Step:

@@ -246,6 +246,18 @@ def test_a_chain_goes_on_where_the_memory_grows_below_it(
 
 
 @pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_a_draft_runs_ahead_however_its_device_is_named(subject: Subject) -> None:
+    """As cuda, which is the cuda:0 of its tensors and not equal to it."""
+    named, fixed = torch.device("cpu", 0), Fixed(subject.pair)
+    pair = fixed.made()
+    assert pair.draft is not None
+    assert named != torch.zeros(1, device=named).device
+    pair = replace(pair, target=replace(pair.target, device=named), draft=replace(pair.draft, device=named))
+    decoded(pair, subject.prompts("odd"), replace(WANTED, gamma=8))
+    assert fixed.draft.chains
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
 def test_where_no_chain_can_be_captured_single_steps_run_ahead(subject: Subject) -> None:
     fixed = Fixed(subject.pair, draft=Counted(can_chain=False))
     pair = fixed.made()

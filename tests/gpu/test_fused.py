@@ -33,7 +33,6 @@ def test_kernels_are_their_twins() -> None:
         check_layer,
         check_packed,
         check_products,
-        check_rounding,
     )
 
     for shape in (*SHAPES, (40, 8, 128, 17, 200), (16, 2, 128, 33, 340)):
@@ -51,10 +50,16 @@ def test_kernels_are_their_twins() -> None:
         check_packed(Packed4, outputs, inputs, biased, DEVICE, most=33)
     for outputs, inputs, biased in (*PACKED, (7168, 5120, True), (5120, 27648, False)):
         check_packed(Packed8, outputs, inputs, biased, DEVICE, most=33)
-    check_rounding(CLIP_ROWS, 27648, DEVICE)
     check_layer(DEVICE)
 
 
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our products are taken, however long they take: of so small models that is chance."""
+    monkeypatch.setattr("lvspec_cli.models.kernels.fused._is_fast_enough", lambda *_: True)
+
+
+@pytest.mark.usefixtures("taken")
 def test_models_in_16_bits_run_by_them() -> None:
     made = load_model(BUNDLED, device=DEVICE, dtype="bfloat16").fused
     assert made is not None
@@ -90,3 +95,11 @@ def test_inputs_of_clips_are_rounded_on_a_gpu_of_capability_9() -> None:
     device = torch.device(DEVICE)
     if DEVICE == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
         assert packed_product(Packed8, device, torch.bfloat16) is kernels.multiply_clips
+
+
+def test_products_of_many_rounded_inputs_are_near_those_of_their_twins() -> None:
+    """The longest sums of a 32B, which the device takes in less than float32."""
+    pytest.importorskip("triton")
+    from tests.models.fused_checks import check_rounding
+
+    check_rounding(CLIP_ROWS, 27648, DEVICE)

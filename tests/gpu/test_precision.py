@@ -138,8 +138,12 @@ def test_the_bench_of_real_sizes(quantisation: Quantisation) -> None:
 
 
 @pytest.mark.parametrize("name", ["bundled", *FAMILIES])
-def test_exact_is_ar_to_the_letter_where_rows_stand_alone(name: str, tmp_path: Path) -> None:
+def test_exact_is_ar_to_the_letter_where_rows_stand_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In bfloat16, whose ties are many in models of random weights: 200 prompts of each, 0 differences."""
+    # Whether our products of such small models are fast enough to be taken is chance.
+    monkeypatch.setattr("lvspec_cli.models.kernels.fused._is_fast_enough", lambda *_: True)
     is_bundled = name == "bundled"
     target, draft = (BUNDLED / "target", BUNDLED / "draft") if is_bundled else save_pair(tmp_path, name)
     pair = load_models(*(ModelRequest(each, device=DEVICE, dtype="bfloat16") for each in (target, draft)))

@@ -66,7 +66,7 @@ def multiply_clips(inputs: Tensor, matrix: Packed8, bias: Tensor | None) -> Tens
         scale_a=rows.scales[:, None],
         scale_b=matrix.scales[None],
         out_dtype=inputs.dtype,
-        use_fast_accum=True,  # its error is far below that of rounding
+        use_fast_accum=True,  # sums of about 14 bits on Hopper; tests/gpu holds the longest ones
     )
     return result if bias is None else result + bias
 
