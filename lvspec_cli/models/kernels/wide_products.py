@@ -6,25 +6,30 @@ oneDNN, which torch brings too, computes about twice as much in them. A row's su
 blocks, as MKL takes it there, so that results are the same to the bit: the order of sums may decide a token,
 which has to be that of transformers. Where a product is not the same, for example on another processor, the
 layer stays as it is.
+
+For each number of rows oneDNN compiles kernels, in up to some milliseconds, and keeps half a megabyte. So
+rows are padded to one of a few numbers.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 BLOCK = 192  # inputs that MKL sums at once on AMD's processors; fewer than twice as many are halved
+WIDTHS = (32, 48, *range(64, 256, 32), *range(256, 512, 64), *range(512, 1025, 128))  # rows for oneDNN
 # Measured on an AMD EPYC (Zen 5). A call of oneDNN takes 12 microseconds more, in which a thread of MKL
 # multiplies so many numbers. One of several blocks copies its weights, too.
-_LEAST_PRODUCTS, _LEAST_PRODUCTS_A_BLOCK, _LEAST_ROWS_IN_BLOCKS = 1.2e6, 2.5e6, 64
-_LEAST_ROWS = 8  # of a thread: of fewer, MKL sums in other orders
-_ADDED_AT_ONCE = 2**20  # results of a block, so that they stay in the cache
+_LEAST_PRODUCTS, _LEAST_PRODUCTS_A_BLOCK = 1.5e6, 2.5e6
+_LEAST_ROWS, _LEAST_ROWS_IN_BLOCKS = 24, 64  # of fewer, too many would be padding
+_LEAST_ROWS_OF_A_THREAD = 8  # of fewer, MKL sums in other orders
 _GAIN = 1.3  # by which a product has to be faster
 _TRIED_ROWS = (9, 67, 131)  # of a thread
 _REPEATS = 5
@@ -60,25 +65,37 @@ def least_rows(inputs: int, outputs: int, threads: int) -> int:
     """From how many rows on a product has so much to do that oneDNN is faster."""
     blocks = -(-inputs // block_of(inputs))
     products = _LEAST_PRODUCTS if blocks == 1 else blocks * _LEAST_PRODUCTS_A_BLOCK
-    least = max(_LEAST_ROWS * threads, ceil(threads * products / (inputs * outputs)))
-    return least if blocks == 1 else max(least, _LEAST_ROWS_IN_BLOCKS)
+    least_rows = _LEAST_ROWS if blocks == 1 else _LEAST_ROWS_IN_BLOCKS
+    return max(least_rows, _LEAST_ROWS_OF_A_THREAD * threads, ceil(threads * products / (inputs * outputs)))
+
+
+def width_of(rows: int) -> int:
+    """To how many rows so many are padded; there are no more than the greatest width."""
+    return next(width for width in WIDTHS if width >= rows)
 
 
 def multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer by oneDNN, with sums in blocks: float32 (..., inputs) -> (..., outputs)."""
-    product, (outputs, count) = torch.ops.mkldnn._linear_pointwise.default, weight.shape
-    if (block := block_of(count)) == count:
-        return product(inputs, weight, bias, "none", [], "")
-    rows, sums = inputs.reshape(-1, count), inputs.new_empty(*inputs.shape[:-1], outputs)
-    pieces = -(-sums.numel() // _ADDED_AT_ONCE)
-    parts = sums.view(-1, outputs).tensor_split(pieces)
-    for first, columns in zip(range(0, count, block), rows.split(block, 1), strict=True):
-        # oneDNN is slow with weights that are parts of longer rows.
-        some = weight[:, first : first + block].contiguous()
-        for part, piece in zip(parts, columns.tensor_split(pieces), strict=True):
-            found = product(piece, some, None if first else bias, "none", [], "")
-            part.add_(found) if first else part.copy_(found)
-    return sums
+    outputs, count = weight.shape
+    rows, block = inputs.reshape(-1, count), block_of(count)
+    pieces = [pad(piece, (0, 0, 0, width_of(len(piece)) - len(piece))) for piece in rows.split(WIDTHS[-1])]
+    if block == count:
+        sums = [by_onednn(piece, weight, bias) for piece in pieces]
+    else:
+        sums = [piece.new_empty(len(piece), outputs) for piece in pieces]
+        for first in range(0, count, block):
+            # oneDNN is slow with weights that are parts of longer rows.
+            some = weight[:, first : first + block].contiguous()
+            for piece, sum_ in zip(pieces, sums, strict=True):
+                found = by_onednn(piece[:, first : first + block], some, None if first else bias)
+                sum_.add_(found) if first else sum_.copy_(found)
+    whole = sums[0] if len(sums) == 1 else torch.cat(sums)
+    return whole[: len(rows)].view(*inputs.shape[:-1], outputs)
+
+
+def by_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer: float32 (rows, inputs) -> (rows, outputs)."""
+    return torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
 
 
 def widen_products(model: Any) -> int:
@@ -110,12 +127,9 @@ def pays() -> bool:
     """Whether torch has oneDNN, and this processor multiplies faster by it."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    inputs, weight = torch.ones(128 * torch.get_num_threads(), BLOCK), torch.ones(2 * BLOCK, BLOCK)
-    by_torch, by_onednn = (
-        _seconds(lambda: linear(inputs, weight)),
-        _seconds(lambda: multiply(inputs, weight, None)),
-    )
-    return by_torch >= _GAIN * by_onednn
+    inputs, weight = torch.ones(WIDTHS[-1], BLOCK), torch.ones(2 * BLOCK, BLOCK)
+    by_torch, other = (_seconds(partial(run, inputs, weight, None)) for run in (linear, by_onednn))
+    return by_torch >= _GAIN * other
 
 
 def _seconds(run: Callable[[], object]) -> float:
