@@ -27,7 +27,7 @@ from lvspec_cli.pipeline import has_room_for, prompts_of
 from lvspec_cli.request import AskRequest, Company
 from lvspec_cli.speculation import answer
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.types import DecodeSettings, PairPrompts, VideoRequest
+from lvspec_cli.types import Clip, DecodeSettings, PairPrompts, VideoRequest
 from lvspec_cli.video.pool import DecodePool
 from tests.batch.conftest import Caption, lasting, rows
 from tests.batch.test_resume import work
@@ -179,7 +179,7 @@ def test_nothing_is_processed_ahead_beside_a_clip_alone_or_where_memory_is_short
 def test_the_next_clips_frames_are_processed_while_one_is_encoded(
     caption: Caption, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted, before_encoding = Mock(), list[int]()
+    submitted, before_encoding, room = Mock(), list[int](), Mock(wraps=has_room_for)
     encode, decoded = Session.encode, DecodePool.clips
 
     class Ahead(ThreadPoolExecutor):
@@ -195,11 +195,13 @@ def test_the_next_clips_frames_are_processed_while_one_is_encoded(
     submitted.return_value.exception.return_value = MemoryError()  # so that they are processed again
     monkeypatch.setattr(Session, "encode", counted)
     monkeypatch.setattr(DecodePool, "clips", all_at_once)
+    monkeypatch.setattr("lvspec_cli.batch.answer.has_room_for", room)
     monkeypatch.setattr("lvspec_cli.batch.serve.has_spare_core", lambda *facts: True)
     monkeypatch.setattr("lvspec_cli.batch.serve.ThreadPoolExecutor", Ahead)
     printed = caption(clips, "--at-once", 2, "--out", "out.jsonl")
     assert printed.returncode == 0, printed.stderr
     assert before_encoding[::2] == [1, 2, 3, 4, 4]  # each is encoded before its answer, and by it
+    assert all(isinstance(call.args[-1], Clip) for call in room.call_args_list), "there is room for both"
 
 
 def test_there_has_to_be_room_for_the_clip_that_is_encoded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from lvspec_cli.models.kernels.wide_products import (
     is_the_same,
     least_rows,
     multiply,
+    rows_added_at_once,
     widen_products,
     width_of,
 )
@@ -84,6 +85,13 @@ def test_a_product_has_to_be_worth_a_call(inputs: int, outputs: int, threads: in
     assert least_rows(inputs, outputs, threads) == rows
 
 
+@pytest.mark.parametrize(
+    ("outputs", "rows"), [(192, 1024), (1024, 1024), (2560, 384), (8192, 128), (151936, 32)]
+)
+def test_results_that_are_added_stay_in_the_cache(outputs: int, rows: int) -> None:
+    assert rows_added_at_once(outputs) == rows
+
+
 def test_rows_are_padded_to_few_numbers() -> None:
     """For each of which oneDNN keeps kernels."""
     padded = [width_of(rows) for rows in range(1, 1025)]
@@ -94,7 +102,7 @@ def test_rows_are_padded_to_few_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1, 8, 3), (40, 192, 64), (40, 300, 64), (9, 512, 192), (513, 400, 300)],  # the last: in two pieces
+    [(1, 8, 3), (40, 192, 64), (40, 300, 64), (9, 512, 192), (513, 400, 3000)],  # the last: in pieces
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_a_linear_layer(rows: int, inputs: int, outputs: int, bias: bool) -> None:

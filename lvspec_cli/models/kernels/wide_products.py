@@ -30,6 +30,7 @@ WIDTHS = (32, 48, *range(64, 256, 32), *range(256, 512, 64), *range(512, 1025, 1
 _LEAST_PRODUCTS, _LEAST_PRODUCTS_A_BLOCK = 1.5e6, 2.5e6
 _LEAST_ROWS, _LEAST_ROWS_IN_BLOCKS = 24, 64  # of fewer, too many would be padding
 _LEAST_ROWS_OF_A_THREAD = 8  # of fewer, MKL sums in other orders
+_ADDED_AT_ONCE = 2**20  # numbers of a block's results, so that they stay in the cache
 _GAIN = 1.3  # by which a product has to be faster
 _TRIED_ROWS = (9, 67, 131)  # of a thread
 _REPEATS = 5
@@ -74,11 +75,17 @@ def width_of(rows: int) -> int:
     return next(width for width in WIDTHS if width >= rows)
 
 
+def rows_added_at_once(outputs: int) -> int:
+    """Rows of a piece whose blocks are added up."""
+    return max((width for width in WIDTHS if width * outputs <= _ADDED_AT_ONCE), default=WIDTHS[0])
+
+
 def multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer by oneDNN, with sums in blocks: float32 (..., inputs) -> (..., outputs)."""
     outputs, count = weight.shape
     rows, block = inputs.reshape(-1, count), block_of(count)
-    pieces = [pad(piece, (0, 0, 0, width_of(len(piece)) - len(piece))) for piece in rows.split(WIDTHS[-1])]
+    most = WIDTHS[-1] if block == count else rows_added_at_once(outputs)
+    pieces = [pad(piece, (0, 0, 0, width_of(len(piece)) - len(piece))) for piece in rows.split(most)]
     if block == count:
         sums = [by_onednn(piece, weight, bias) for piece in pieces]
     else:
