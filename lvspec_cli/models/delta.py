@@ -319,11 +319,16 @@ class GatedDelta(nn.Module):
         super().__init__()
         self.layer: Any = layer
 
-    def forward(self, hidden_states: Tensor, cache: Any = None, **more: Any) -> Any:
+    def forward(
+        self, hidden_states: Tensor, cache: Any = None, *, cache_params: Any = None, **more: Any
+    ) -> Any:
         """(1, rows, width) to the same. A mask is for padding, which there is none of.
 
         The rows may be of several sequences (``JoinedCaches``): then each has a state of its own.
+
+        :param cache_params: the cache, as transformers before 5.24 has it.
         """
+        cache = cache_params if cache is None else cache
         caches, rows = getattr(cache, "caches", (cache,)), getattr(cache, "rows", hidden_states.shape[1])
         if not isinstance(getattr(caches[0], "states", None), LayerStates):
             return self.layer(hidden_states, cache, **more)

@@ -153,3 +153,14 @@ def test_a_layer_is_the_librarys(layer: torch.nn.Module, count: int) -> None:
         cache.advance(part.shape[1])
     torch.testing.assert_close(torch.cat(outputs, dim=1), right, atol=1e-5, rtol=1e-4)
     assert cache.bytes > 0
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["cache", "cache_params"])  # transformers 5.24 renamed it
+def test_the_cache_has_either_name(layer: torch.nn.Module, name: str) -> None:
+    hidden, cache = torch.randn(1, 3, 16), KeyValueCache()
+    cache.reserve(3)
+    found = GatedDelta(layer)(hidden, **{name: cache}, attention_mask=None)
+    torch.testing.assert_close(found, layer(hidden), atol=1e-5, rtol=1e-4)
+    cache.advance(3)
+    assert cache.bytes > 0, "its states are ours"
