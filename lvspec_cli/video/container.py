@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 from av.codec import CodecContext
@@ -35,6 +35,8 @@ _RELEASE = int(av.__version__.split(".")[0])
 # Earlier ones crash on formats whose streams show up late; there the limit only holds once probing is done.
 _PROBES_WITH_OPTIONS = _RELEASE >= 18
 _SCALES_IN_THREADS = _RELEASE >= 18  # and in one a core, if it is not told
+# Later ones have no such option: bytes that are no text become surrogates, which nothing here shows.
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if _RELEASE < 19 else {}
 _MAX_THREADS = 8  # of FFmpeg: each holds frames at full size
 # Decoders that show what they make of broken data without a word, unless they are told to fail.
 SILENT_CODECS = frozenset({"mjpeg"})
@@ -84,8 +86,8 @@ def open_container(
             "r",
             options=options if _PROBES_WITH_OPTIONS else None,
             container_options=rules,
-            metadata_errors="replace",
             buffer_size=_BUFFER_BYTES,
+            **_METADATA,
         )
     except (FFmpegError, ValueError, OSError) as error:  # OSError: a header may send the reader anywhere
         raise unopenable(head, path) from error
