@@ -441,12 +441,13 @@ def by_pytest(seconds: float, chosen: Sequence[str], place: Place) -> Iterator[s
         [*command, *(["--collect-only"] if place.is_dry else [])],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    limit = max(1.0, min(place.left, 2 * seconds))
     try:
-        said, _ = process.communicate(timeout=max(1.0, min(place.left, 2 * seconds)))
+        said, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.kill()
         said, _ = process.communicate()
-        said += f"\nstopped after {2 * seconds:.0f} s"
+        said += f"\nstopped after {limit:.0f} s"
     last = [line for line in said.splitlines() if line.strip()]
     yield from last[-1:] if process.returncode == 0 else last[-40:]
     if process.returncode:
@@ -571,8 +572,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS)
     given = parser.parse_args(arguments)
     place = Place(torch.device("cpu" if given.dry else "cuda:0"), given.dry, time.monotonic() + given.seconds)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "triton"))
-    print("dry run, figures mean nothing" if given.dry else versions, flush=True)
+    if given.dry:
+        print("dry run, figures mean nothing", flush=True)
+    else:
+        print(
+            ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "triton")), flush=True
+        )
     chosen = [check for check in CHECKS if given.only is None or check.name in given.only]
     say = partial(print, flush=True)
     with contextlib.suppress(KeyboardInterrupt):

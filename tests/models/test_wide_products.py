@@ -189,6 +189,19 @@ def test_the_layers_that_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(new(values), old(values), atol=1e-4)
 
 
+def test_results_that_are_added_are_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, product = list[int](), wide_products.by_onednn
+
+    def counted(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows.append(len(inputs))
+        return product(inputs, weight, bias)
+
+    monkeypatch.setattr(wide_products, "by_onednn", counted)
+    multiply(drawn(300, 400), drawn(8192, 400), None)
+    multiply(drawn(300, 192), drawn(8192, 192), None)
+    assert rows == [128, 128, 48] * 3 + [320]
+
+
 def test_few_rows_are_multiplied_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, calls = WideLinear.of(layer_of(192, 512, bias=False)), list[int]()
 

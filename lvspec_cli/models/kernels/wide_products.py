@@ -7,8 +7,7 @@ blocks, as MKL takes it there, so that results are the same to the bit: the orde
 which has to be that of transformers. Where a product is not the same, for example on another processor, the
 layer stays as it is.
 
-For each number of rows oneDNN compiles kernels, in up to some milliseconds, and keeps half a megabyte. So
-rows are padded to one of a few numbers.
+For each number of rows oneDNN compiles kernels, and keeps them. So rows are padded to one of a few numbers.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from torch.nn.functional import linear, pad
 
 BLOCK = 192  # inputs that MKL sums at once on AMD's processors; fewer than twice as many are halved
 WIDTHS = (32, 48, *range(64, 256, 32), *range(256, 512, 64), *range(512, 1025, 128))  # rows for oneDNN
-# Measured on an AMD EPYC (Zen 5). A call of oneDNN takes 12 microseconds more, in which a thread of MKL
-# multiplies so many numbers. One of several blocks copies its weights, too.
+# A call of oneDNN takes longer to begin: so many products of a thread it has to have. One of several blocks
+# copies its weights, too. Chosen by tools.wide_products on an AMD EPYC (Zen 5).
 _LEAST_PRODUCTS, _LEAST_PRODUCTS_A_BLOCK = 1.5e6, 2.5e6
 _LEAST_ROWS, _LEAST_ROWS_IN_BLOCKS = 24, 64  # of fewer, too many would be padding
 _LEAST_ROWS_OF_A_THREAD = 8  # of fewer, MKL sums in other orders
@@ -66,8 +65,8 @@ def least_rows(inputs: int, outputs: int, threads: int) -> int:
     """From how many rows on a product has so much to do that oneDNN is faster."""
     blocks = -(-inputs // block_of(inputs))
     products = _LEAST_PRODUCTS if blocks == 1 else blocks * _LEAST_PRODUCTS_A_BLOCK
-    least_rows = _LEAST_ROWS if blocks == 1 else _LEAST_ROWS_IN_BLOCKS
-    return max(least_rows, _LEAST_ROWS_OF_A_THREAD * threads, ceil(threads * products / (inputs * outputs)))
+    fewest = _LEAST_ROWS if blocks == 1 else _LEAST_ROWS_IN_BLOCKS
+    return max(fewest, _LEAST_ROWS_OF_A_THREAD * threads, ceil(threads * products / (inputs * outputs)))
 
 
 def width_of(rows: int) -> int:
