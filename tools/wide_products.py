@@ -1,5 +1,5 @@
-"""Times float32 products on this CPU by torch, and as lvspec computes those of many rows:
-``python -m tools.wide_products --threads 1``.
+"""Times float32 products on this CPU by torch, and as lvspec computes those of many rows, then patches of
+videos through the convolution that embeds them: ``python -m tools.wide_products --threads 1``.
 
 Both take turns; the fastest of some repeats counts. The last column says whether results are the same to the
 bit.
@@ -16,10 +16,12 @@ from math import inf
 import torch
 from torch import nn
 
+from lvspec_cli.models.kernels.patches import PatchRows
 from lvspec_cli.models.kernels.wide_products import is_the_same, least_rows, multiply, pays
 
 SHAPES = ((192, 512), (512, 192), (960, 2560), (2560, 960), (2048, 8192))
 ROWS = (17, 136, 300, 1024)
+PATCHES = ((14, 128, 448), (14, 1280, 2304), (16, 1152, 4096))  # side, outputs, patches
 
 
 @torch.inference_mode()
@@ -35,20 +37,41 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, threads: {threads}")
     print(f"lvspec multiplies by oneDNN here: {'yes' if pays() else 'no'}")
+    products(threads, given.repeats)
+    patches(given.repeats)
+
+
+def products(threads: int, repeats: int) -> None:
     print("inputs\toutputs\trows\ttorch ms\toneDNN ms\tratio\ttaken\tsame")
     for inputs, outputs in SHAPES:
         layer = nn.Linear(inputs, outputs)
         least, same = least_rows(inputs, outputs, threads), "yes" if is_the_same(layer) else "no"
         for rows in ROWS:
             values = torch.randn(rows, inputs)
-            ours = theirs = inf
-            for _ in range(given.repeats):
-                ours = min(ours, milliseconds(partial(multiply, values, layer.weight, layer.bias)))
-                theirs = min(theirs, milliseconds(partial(layer, values)))
+            run = partial(multiply, values, layer.weight, layer.bias)
+            theirs, ours = fastest(partial(layer, values), run, repeats=repeats)
             taken = "yes" if rows >= least else "no"
             print(
                 f"{inputs}\t{outputs}\t{rows}\t{theirs:.3f}\t{ours:.3f}\t{theirs / ours:.2f}\t{taken}\t{same}"
             )
+
+
+def patches(repeats: int) -> None:
+    print("side\toutputs\tpatches\ttorch ms\tin rows ms\tratio\tsame")
+    for side, outputs, count in PATCHES:
+        old = nn.Conv3d(3, outputs, (2, side, side), (2, side, side), bias=False)
+        new, values = PatchRows(old), torch.randn(count, 3, 2, side, side)
+        theirs, ours = fastest(partial(old, values), partial(new, values), repeats=repeats)
+        same = "yes" if torch.equal(old(values), new(values)) else "no"
+        print(f"{side}\t{outputs}\t{count}\t{theirs:.3f}\t{ours:.3f}\t{theirs / ours:.2f}\t{same}")
+
+
+def fastest(*runs: Callable[[], object], repeats: int) -> list[float]:
+    """Milliseconds of each of the runs, which take turns."""
+    found = [inf] * len(runs)
+    for _ in range(repeats):
+        found = [min(least, milliseconds(run)) for least, run in zip(found, runs, strict=True)]
+    return found
 
 
 def milliseconds(run: Callable[[], object]) -> float:

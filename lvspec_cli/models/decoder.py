@@ -549,7 +549,9 @@ class _Joint:
             embeddings = any_of._embedded(torch.cat([step.tokens for step in self.steps]))
         caches = JoinedCaches(self.caches, self.rows, any_of._groups, embeddings)
         hidden, inputs = any_of._through(embeddings, self.rotary, None, caches, self.watch)
-        logits = family.head(any_of.loaded.model, self._wanted(hidden[0])).float()
+        all_wanted = all(step.last == step.rows for step in self.steps)
+        wanted = hidden[0] if all_wanted else self._wanted(hidden[0])
+        logits = family.head(any_of.loaded.model, wanted).float()
         return StepOutputs(hidden, logits, inputs)
 
     def replayed(self) -> tuple[StepOutputs, bool] | None:

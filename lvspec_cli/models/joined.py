@@ -138,7 +138,11 @@ class SlotRows:
         self._memory, self._rows, (self._first, self._count, self._most) = memory, rows, grid
         self._length, self._is_full, self._split_k = length, is_full, split_k
         self._cells = self._count * self._most
-        last = rows.places.new_zeros(self._cells + 1).index_copy_(0, rows.cells, rows.places)[:-1]
+        # A cell without a row takes the first one's query, and what comes of it is not looked at.
+        numbers = torch.arange(len(rows.cells), device=rows.cells.device)
+        self._row_of_cell = self._by_cell(numbers)
+        self._cell_of_row = rows.cells.clamp_max(self._cells - 1)
+        last = self._by_cell(rows.places)
         allowed = torch.arange(length, device=last.device) <= last.view(self._count, self._most, 1)
         added = torch.zeros(allowed.shape, dtype=dtype, device=last.device)
         self._mask = added.masked_fill_(~allowed, float("-inf")).repeat(1, groups, 1).unsqueeze(1)
@@ -157,9 +161,9 @@ class SlotRows:
     def attended(self, query: Tensor, scaling: float | None) -> Tensor:
         """As ``attention.Together`` has it, in the layer that was updated last."""
         _, heads, _, size = query.shape
-        by_row, cells = query[0].transpose(0, 1), self._rows.cells.to(query.device)
+        by_row = query[0].transpose(0, 1)
         if not self._is_full:
-            by_row = query.new_zeros(self._cells + 1, heads, size).index_copy_(0, cells, by_row)[:-1]
+            by_row = by_row.index_select(0, self._row_of_cell.to(query.device))
         queries = by_row.view(self._count, self._most, heads, size).transpose(1, 2)
         keys, values = (
             stores[self._layer].narrow(0, self._first, self._count).narrow(2, 0, self._length)
@@ -169,8 +173,13 @@ class SlotRows:
         output = packed_attention(None, queries, keys, values, mask, 0.0, scaling, self._split_k)[0]
         output = output.reshape(self._cells, heads, size)
         if not self._is_full:
-            output = output.index_select(0, cells.clamp_max(self._cells - 1))
+            output = output.index_select(0, self._cell_of_row.to(query.device))
         return output.unsqueeze(0)
+
+    def _by_cell(self, of_rows: Tensor) -> Tensor:
+        """Numbers of the rows, long (rows,), as those of the grid's cells; 0 where a cell has no row."""
+        by_cell = of_rows.new_zeros(self._cells + 1)  # the last one is that of padding
+        return by_cell.index_copy_(0, self._rows.cells, of_rows)[:-1]
 
 
 class JoinedCaches(SlotRows):

@@ -1,15 +1,18 @@
-"""Patches of a video as one product: what the convolution gives, but for rounding. Others stay."""
+"""Patches of a video: as one product what the convolution gives but for rounding, in rows to the bit."""
 
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from lvspec_cli.models.kernels.patches import PatchProjection, multiply_patches
+from lvspec_cli.models.kernels.patches import PatchProjection, PatchRows, multiply_patches
 from tests.models.test_tower_windows import tower_of
 
 
@@ -30,13 +33,50 @@ def test_a_tower_sees_the_same(family: str, dtype: torch.dtype) -> None:
     assert off < 4 * torch.finfo(dtype).eps
 
 
-def test_in_float32_the_sums_are_those_of_transformers() -> None:
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"])
+def test_in_float32_a_tower_sees_the_same_to_the_bit(family: str) -> None:
+    old = tower_of(family)
+    new = deepcopy(old)
+    names = [name for name, _ in new.named_parameters()]
+    has_avx = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # without it, sums have other orders
+    if has_avx:
+        assert multiply_patches(new) == 1
+        assert type(new.patch_embed.proj) is PatchRows
+    assert multiply_patches(new) == 0
+    assert [name for name, _ in new.named_parameters()] == names
+    patches = torch.randn(3 * 10 * 14, old.patch_embed.proj.weight[0].numel())
+    inputs = (patches, torch.tensor([(3, 10, 14)]))
+    with torch.inference_mode():
+        found, expected = (tower(*inputs).pooler_output for tower in (new, old))
+    assert torch.equal(found, expected)
+
+
+@given(count=st.integers(1, 80), outputs=st.integers(1, 70), side=st.integers(1, 16), bias=st.booleans())
+def test_patches_in_rows_are_patches_alone(count: int, outputs: int, side: int, bias: bool) -> None:
+    draw, size = torch.Generator().manual_seed(count), (2, side, side)
+    old = nn.Conv3d(3, outputs, size, size, bias=bias)
+    patches = torch.randn(count, 3, *size, generator=draw)
+    with torch.inference_mode():
+        found, expected = PatchRows(old)(patches), old(patches)
+    assert found.shape == expected.shape
+    assert found.is_contiguous()
+    off = (found - expected).abs().max()
+    assert off <= 1e-5 * expected.abs().max()
+
+
+def test_in_float32_a_convolution_that_would_sum_in_another_order_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sums = PatchRows.forward
+    last_bit = 1 + torch.finfo(torch.float32).eps
+
+    def rounded(self: PatchRows, patches: torch.Tensor) -> torch.Tensor:
+        return sums(self, patches) * (last_bit if len(patches) > 40 else 1)
+
+    monkeypatch.setattr(PatchRows, "forward", rounded)
     tower = tower_of("qwen2_5_vl")
     assert multiply_patches(tower) == 0
     assert type(tower.patch_embed.proj) is nn.Conv3d
-    few = nn.Conv3d(1, 2, kernel_size=(1, 1, 2), stride=(1, 1, 2))  # of two numbers, which have no order
-    assert multiply_patches(PatchEmbed(few)) == 0
-    assert multiply_patches(PatchEmbed(few.bfloat16())) == 1
 
 
 class PatchEmbed(nn.Module):
@@ -64,8 +104,8 @@ def test_a_convolution_that_is_no_product_stays() -> None:
         nn.Conv2d(3, 8, 4, 4),
         Louder(3, 8, **sizes),
     )
-    for other in others:
-        model = PatchEmbed(other).bfloat16()
+    for other, dtype in product(others, (torch.float32, torch.bfloat16)):
+        model = PatchEmbed(other).to(dtype)
         assert multiply_patches(model) == 0
         assert model.proj is other
     model = PatchEmbed(nn.Conv3d(3, 8, **sizes)).bfloat16()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 BLOCK = 192  # inputs that MKL sums at once on AMD's processors; fewer than twice as many are halved
-WIDTHS = (32, 48, *range(64, 256, 32), *range(256, 512, 64), *range(512, 1025, 128))  # rows for oneDNN
+WIDTHS = (32, *range(48, 256, 16), *range(256, 512, 64), *range(512, 1025, 128))  # rows for oneDNN
 # A call of oneDNN takes longer to begin: so many products of a thread it has to have. One of several blocks
 # copies its weights, too. Chosen by tools.wide_products on an AMD EPYC (Zen 5).
 _LEAST_PRODUCTS, _LEAST_PRODUCTS_A_BLOCK = 1.5e6, 2.5e6
@@ -84,7 +84,7 @@ def multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     outputs, count = weight.shape
     rows, block = inputs.reshape(-1, count), block_of(count)
     most = WIDTHS[-1] if block == count else rows_added_at_once(outputs)
-    pieces = [pad(piece, (0, 0, 0, width_of(len(piece)) - len(piece))) for piece in rows.split(most)]
+    pieces = [_widened(piece) for piece in (rows.split(most) if len(rows) > most else (rows,))]
     if block == count:
         sums = [by_onednn(piece, weight, bias) for piece in pieces]
     else:
@@ -97,6 +97,11 @@ def multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
                 sum_.add_(found) if first else sum_.copy_(found)
     whole = sums[0] if len(sums) == 1 else torch.cat(sums)
     return whole[: len(rows)].view(*inputs.shape[:-1], outputs)
+
+
+def _widened(rows: Tensor) -> Tensor:
+    padding = width_of(len(rows)) - len(rows)
+    return pad(rows, (0, 0, 0, padding)) if padding else rows  # pad copies even if it adds nothing
 
 
 def by_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
