@@ -22,6 +22,8 @@ from lvspec_cli.video.pixels import Orientation, orientation
 from lvspec_cli.video.scan import INDEXED, SEEKABLE, WITHOUT_HEADER, format_of
 from lvspec_cli.video.timeline import REORDERED, UNKNOWN, KeyFrame, Timeline
 
+# Codecs that mark, in each packet, whether another frame may refer to its own, and whose decoders heed that.
+_MARKS_REFERRED = frozenset({"h264", "mpeg4", "mpeg2video", "mpeg1video"})
 _WORTH_A_SEEK = 32  # frames; a seek flushes FFmpeg's threads, which costs about as much as decoding these
 _EARLIER = (0, 1, 3, 7)  # how many key frames earlier to start if the first try fails, in this order
 _SECONDS_BACK = (0, 1, 4, 16, 64)  # before a key frame: where to seek so that reading meets it, in order
@@ -37,9 +39,28 @@ class PyavReader:
     timeline: Timeline
     damaged: int = 0
     decoder: VideoCodecContext = field(init=False)
+    _needed: frozenset[int] | None = field(init=False, default=None)  # ticks; None: all frames are decoded
 
     def __post_init__(self) -> None:
         self.decoder = decoder_of(self.stream)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether :meth:`sure_frames` decodes less than :meth:`frames`."""
+        return self.decoder.name in _MARKS_REFERRED and not self.timeline.by_count
+
+    def sure_frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """As :meth:`frames`, but frames that are neither wanted nor referred to are left out.
+
+        In many files these are half of all. It ends early at the first sign that a frame may be another than
+        :meth:`frames` would give: at damage, or if one does not arrive at its tick.
+        """
+        ticks = [int(self.timeline.ticks[ordinal]) for ordinal in wanted]
+        self._needed = frozenset(ticks) if self.leaves_out else None
+        for expected, (tick, frame) in zip(ticks, self.frames(wanted), strict=False):
+            if tick != expected or self.damaged:
+                return
+            yield tick, frame
 
     def frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """The frames with the ascending indices ``wanted``, and their ticks.
@@ -85,8 +106,13 @@ class PyavReader:
         """Frames and their ticks in order of presentation, decoded from key frame number ``key`` on."""
         timeline = self.timeline
         counted = _Counted(timeline) if timeline.by_count else None
-        last = None
+        last, is_behind = None, False
         for packet in self._packets(None if key is None else timeline.key_frames[key]):
+            if self._needed is not None:
+                is_needed = packet is None or packet.pts is None or packet.pts in self._needed
+                # The packet behind a needed one may be its second field.
+                self.decoder.skip_frame = "DEFAULT" if is_needed or is_behind else "NONREF"
+                is_behind = is_needed
             for frame in self._decode(packet):
                 tick = frame.pts if counted is None or frame.pts is None else counted.tick(frame.pts)
                 if tick is not None and (last is None or tick > last):

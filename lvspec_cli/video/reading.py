@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from socket import socket
@@ -25,7 +27,7 @@ from lvspec_cli.video.pyav_frames import PyavReader
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, Sampling, choose, format_time, stretch
 from lvspec_cli.video.source import container_of, head_of, shown
 from lvspec_cli.video.subtitles import cues_of
-from lvspec_cli.video.survey import Survey, Surveyor, opened, starts_too_late
+from lvspec_cli.video.survey import Survey, Surveyor, Track, opened, starts_too_late
 
 
 @dataclass(frozen=True)
@@ -192,15 +194,29 @@ class _Sender:
 
 def _send_by_pyav(file: io.FileIO, job: Job, plan: Plan, sender: _Sender) -> int:
     """Decode and send the frames not sent yet. Returns the number of decoding errors."""
-    request, errors = job.request, 0
+    errors = 0
     for track, wanted in plan.survey.by_track(plan.wanted[sender.sent :]):
-        file_of_track = opened(file, track.part)
-        with open_video(file_of_track, request.path, request.limits, job.threads) as (container, stream):
-            reader = PyavReader(container, stream, track.timeline)
-            for tick, frame in reader.frames(wanted):
-                sender.send(track.time(tick), frame, reader.decoder)
-            errors += reader.damaged
+        arrived, last = 0, None
+        for leaves_out in (True, False):
+            with _reader(file, job, track) as reader:
+                leaves_out = leaves_out and reader.leaves_out
+                for tick, frame in reader.sure_frames(wanted) if leaves_out else reader.frames(wanted):
+                    if last is None or tick > last:
+                        sender.send(track.time(tick), frame, reader.decoder)
+                        arrived, last = arrived + 1, tick
+            if not leaves_out:
+                errors += reader.damaged
+            if not leaves_out or arrived == len(wanted):
+                break
     return errors
+
+
+@contextmanager
+def _reader(file: io.FileIO, job: Job, track: Track) -> Iterator[PyavReader]:
+    request = job.request
+    file_of_track = opened(file, track.part)
+    with open_video(file_of_track, request.path, request.limits, job.threads) as (container, stream):
+        yield PyavReader(container, stream, track.timeline)
 
 
 def _send_by_decord(file: io.FileIO, request: VideoRequest, plan: Plan, sender: _Sender) -> None:
