@@ -31,7 +31,7 @@ from lvspec_cli.models.kernels.packed import pack_linear_layers
 from lvspec_cli.models.kernels.patches import multiply_patches
 from lvspec_cli.models.kernels.wide_products import widen_products
 from lvspec_cli.models.kernels.windows import join_windows
-from lvspec_cli.models.processing import quiet
+from lvspec_cli.models.processing import makes_the_same, quiet
 from lvspec_cli.models.prompt_length import positions_of
 from lvspec_cli.models.quantise import (
     check_usable,
@@ -117,6 +117,11 @@ class LoadedPair:
     @property
     def shared_vocabulary(self) -> int:
         return shared_vocabulary(self.target, self.draft)
+
+    @cached_property
+    def processes_once(self) -> bool:
+        """Whether target and draft take the same tensors of a clip."""
+        return self.draft is not None and makes_the_same(self.draft.processor, self.target.processor)
 
     def release(self) -> None:
         """Free the memory that is kept from the last clip. Called when memory is short."""

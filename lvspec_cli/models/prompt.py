@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from lvspec_cli.errors import UsageError
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.load import LoadedModel, LoadedPair
-from lvspec_cli.models.processing import makes_the_same, process
+from lvspec_cli.models.processing import process
 from lvspec_cli.models.prompt_length import TEMPLATE, Limit, Role, frames_within, positions_of
 from lvspec_cli.models.read import chat_text, read_config, read_processor
 from lvspec_cli.types import WHOLE, Clip, DraftView, PairPrompts, Prompt, Turn
@@ -85,8 +85,7 @@ def build_prompts(
     earlier_prompts = (earlier.target, earlier.draft) if earlier else (None, None)
     for loaded, part, earlier_prompt in zip(models, parts, earlier_prompts, strict=False):
         is_whole = not leaves_out(clip, part.view)
-        is_same = prompts and is_whole and makes_the_same(loaded.processor, pair.target.processor)
-        if is_same and earlier_prompt is None:
+        if prompts and is_whole and pair.processes_once and earlier_prompt is None:
             earlier_prompt = prompts[0]
         prompt = build_prompt(loaded, clip, part.text, earlier=earlier_prompt, view=part.view)
         part.limit.check_prompt(

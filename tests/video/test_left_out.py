@@ -160,3 +160,33 @@ def test_damage_costs_no_more_frames_than_it_did(
     for time, picture in expected:
         if time in right and np.array_equal(picture, right[time]):
             assert any(same([(time, picture)], [each]) for each in found)
+
+
+def test_it_ends_where_another_frame_arrives_than_the_wanted_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = PyavReader.frames
+    monkeypatch.setattr(PyavReader, "frames", lambda self, wanted: frames(self, [3, 6, 8, 9]))
+    with reader_of(folder / "pyramid.mp4", 1) as reader:
+        found = [tick for tick, _ in reader.sure_frames([3, 6, 7, 9])]
+        assert found == [reader.timeline.ticks[ordinal] for ordinal in (3, 6)]
+
+
+def test_the_packet_behind_a_wanted_one_is_decoded_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold the second field of the same picture."""
+    taken: list[tuple[int | None, str]] = []
+    decode = PyavReader._decode
+
+    def noted(self: PyavReader, packet: Any) -> Any:
+        taken.append((packet and packet.pts, self.decoder.skip_frame))
+        return decode(self, packet)
+
+    monkeypatch.setattr(PyavReader, "_decode", noted)
+    with reader_of(folder / "pyramid.mp4", 1) as reader:
+        ticks = {int(reader.timeline.ticks[ordinal]) for ordinal in (20, 50)}
+        list(reader.sure_frames([20, 50]))
+    whole = [at for at, (_, skipped) in enumerate(taken) if skipped == "DEFAULT"]
+    wanted = [at for at, (tick, _) in enumerate(taken) if tick in ticks]
+    assert len(wanted) == 2
+    assert whole == sorted({*wanted, *(at + 1 for at in wanted)})
+    assert {skipped for _, skipped in taken} == {"DEFAULT", "NONREF"}
