@@ -606,15 +606,15 @@ def _joined(steps: Sequence[Step]) -> list[Pass]:
     starts, total = [cache.length for cache in joint.caches], sum(joint.rows)
     found, rows_alone = joint.replayed() or (joint.run(), False)
     hidden = found.hidden[:, :total].split(joint.rows, 1)
+    rotary = zip(*(factors.split(joint.rows, 1) for factors in joint.rotary), strict=True)
     logits = found.logits.split([step.last for step in steps])
     passes = []
     first = 0
-    for index, step in enumerate(steps):
+    for index, (step, own_rotary) in enumerate(zip(steps, rotary, strict=True)):
         rows = slice(first, first := first + step.rows)
         inputs = {layer: found.inputs[layer][:, rows] for layer in step.watch if layer in found.inputs}
         shares = {layer: found.shares[layer][:, rows] for layer in step.watch if layer in found.shares}
-        rotary = joint.rotary[0][:, rows], joint.rotary[1][:, rows]
-        passes.append(Pass(hidden[index], starts[index], rotary, inputs, logits[index], shares))
+        passes.append(Pass(hidden[index], starts[index], own_rotary, inputs, logits[index], shares))
         joint.caches[index].advance(step.rows)
         step.decoder._rows_alone = step.decoder._rows_alone and rows_alone
         step.decoder._has_run(passes[-1])

@@ -18,6 +18,7 @@ from lvspec_cli.models.attention import packed_attention
 from lvspec_cli.models.cache import SlotCache, SlotMemory
 
 PACKED_ROWS = 16  # of a key head, in a block of the fused attention
+KEYS = 16  # attended in multiples of this, the last of them masked: others take a CPU longer
 
 Grid = tuple[int, int, int]  # its first slot, how many, and rows of each
 
@@ -138,14 +139,15 @@ class SlotRows:
         self._memory, self._rows, (self._first, self._count, self._most) = memory, rows, grid
         self._length, self._is_full, self._split_k = length, is_full, split_k
         self._cells = self._count * self._most
-        # A cell without a row takes the first one's query, and what comes of it is not looked at.
-        numbers = torch.arange(len(rows.cells), device=rows.cells.device)
-        self._row_of_cell = self._by_cell(numbers)
-        self._cell_of_row = rows.cells.clamp_max(self._cells - 1)
-        last = self._by_cell(rows.places)
-        allowed = torch.arange(length, device=last.device) <= last.view(self._count, self._most, 1)
-        added = torch.zeros(allowed.shape, dtype=dtype, device=last.device)
-        self._mask = added.masked_fill_(~allowed, float("-inf")).repeat(1, groups, 1).unsqueeze(1)
+        last = rows.places
+        if not is_full:
+            # A cell without a row takes the first one's query, and what comes of it is not looked at.
+            self._row_of_cell = self._by_cell(torch.arange(len(last), device=last.device))
+            self._cell_of_row = rows.cells.clamp_max(self._cells - 1)
+            last = self._by_cell(last)
+        allowed = torch.arange(length, device=last.device) <= last.view(self._count, 1, self._most, 1)
+        added = torch.full(allowed.shape, float("-inf"), dtype=dtype, device=last.device)
+        self._mask = added.masked_fill_(allowed, 0.0).expand(-1, groups, -1, -1).flatten(1, 2).unsqueeze(1)
         self._layer = 0  # that was updated last
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -194,11 +196,12 @@ class JoinedCaches(SlotRows):
         self.caches, self.rows = tuple(caches), tuple(rows)
         grid = caches[0].slot, caches[-1].slot - caches[0].slot + 1, max(rows)
         layout = Layout.of(parts_of(caches, rows), grid, sum(rows))
+        longest = max(cache.length + more for cache, more in zip(caches, rows, strict=True))
         super().__init__(
             caches[0].memory,
             JoinedRows.of(told_of(layout).to(like.device), sum(rows)),
             grid,
-            length=max(cache.length + more for cache, more in zip(caches, rows, strict=True)),
+            length=-(-longest // KEYS) * KEYS,
             groups=groups,
             dtype=like.dtype,
             is_full=grid[1] * grid[2] == sum(rows),
