@@ -64,6 +64,14 @@ def test_patches_in_rows_are_patches_alone(count: int, outputs: int, side: int, 
     assert off <= 1e-5 * expected.abs().max()
 
 
+def test_many_patches_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, patches = nn.Conv3d(3, 8, (2, 4, 4), (2, 4, 4)), torch.randn(150, 3, 2, 4, 4)
+    with torch.inference_mode():
+        whole = PatchRows(old)(patches)
+        monkeypatch.setattr("lvspec_cli.models.kernels.patches._AT_ONCE", 64)
+        assert torch.equal(PatchRows(old)(patches), whole)
+
+
 def test_in_float32_a_convolution_that_would_sum_in_another_order_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

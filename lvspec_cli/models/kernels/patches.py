@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv3d, linear, pad
 
 _BESIDE = 16  # patches in a row: chosen by tools.wide_products on an AMD EPYC (Zen 5)
+_AT_ONCE = 1024  # patches, so that the copy that lays them side by side is small
 _PROBE = 5  # patches
 _TRIED = (5, 2 * _BESIDE, 3 * _BESIDE + 5)  # patches in rows
 _TOLERANCE = 4  # times the dtype's precision, of the largest value
@@ -47,11 +48,16 @@ class PatchRows(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """(patches, channels, frames, height, width) -> (patches, embedding, 1, 1, 1)."""
+        parts = [self._embedded(part) for part in patches.split(_AT_ONCE)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[..., None, None, None]
+
+    def _embedded(self, patches: Tensor) -> Tensor:
+        """(patches, embedding)."""
         count, *size = patches.shape
         whole = pad(patches.flatten(1), (0, 0, 0, -count % _BESIDE))
         rows = whole.view(-1, _BESIDE, *size).permute(0, 2, 3, 4, 1, 5).flatten(4)
         embedded = conv3d(rows, self.weight, self.bias, self.stride)[:, :, 0, 0]
-        return embedded.transpose(1, 2).flatten(0, 1)[:count].contiguous()[..., None, None, None]
+        return embedded.transpose(1, 2).flatten(0, 1)[:count].contiguous()
 
 
 def multiply_patches(model: Any) -> int:
