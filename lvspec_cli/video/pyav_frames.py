@@ -52,8 +52,8 @@ class PyavReader:
     def sure_frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """As :meth:`frames`, but frames that are neither wanted nor referred to are left out.
 
-        In many files these are half of all. It ends early at the first sign that a frame may be another than
-        :meth:`frames` would give: at damage, or if one does not arrive at its tick.
+        In files with B-frames these are some or all of them. It ends early at the first sign that a frame may
+        be another than :meth:`frames` would give: at damage, or if one does not arrive at its tick.
         """
         ticks = [int(self.timeline.ticks[ordinal]) for ordinal in wanted]
         self._needed = frozenset(ticks) if self.leaves_out else None

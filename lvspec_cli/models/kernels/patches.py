@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv3d, linear, pad
 
-_BESIDE = 16  # patches in a row: chosen by tools.wide_products on an AMD EPYC (Zen 5)
+_BESIDE = 16  # patches in a row
 _AT_ONCE = 1024  # patches, so that the copy that lays them side by side is small
 _PROBE = 5  # patches
 _TRIED = (5, 2 * _BESIDE, 3 * _BESIDE + 5)  # patches in rows
