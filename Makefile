@@ -10,12 +10,13 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.13 python3.11 python3
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 3 --dist worksteal
 CLIP := lvspec_cli/demo/clips/clip_0001.mp4
 
-.PHONY: help demo test test-all check lint types types-windows format clean
+.PHONY: help demo test test-all test-oldest check lint types types-windows format clean
 
 help:
 	@echo "make demo    install, then ask the bundled pair about a shipped clip"
 	@echo "make test    install, then run the tests"
 	@echo "make test-all  run those that take long, too"
+	@echo "make test-oldest  install the oldest libraries that pyproject.toml allows, then run the tests with them"
 	@echo "make check   format, lint, types and tests, as continuous integration runs them"
 	@echo "make format  format and fix what the linter can"
 
@@ -39,6 +40,14 @@ test: $(VENV)/installed-dev
 test-all: $(VENV)/installed-dev
 	$(TESTS) -m 'not gpu'
 
+test-oldest: BIN := .venv-oldest/bin
+test-oldest:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct --editable '.[dev]'
+	$(TESTS)
+
 check: $(VENV)/installed-dev
 	$(MAKE) --jobs 2 lint types types-windows
 	$(TESTS)
@@ -58,4 +67,4 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

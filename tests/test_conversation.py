@@ -13,6 +13,7 @@ from lvspec_cli import pipeline
 from lvspec_cli.errors import ContextError, UsageError
 from lvspec_cli.events import Event, Noted, RoundDone
 from lvspec_cli.models.decoder import Decoder
+from lvspec_cli.models.families.qwen2_5_vl import count_fractions
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.models.processing import features_of
 from lvspec_cli.output.records import Record
@@ -54,7 +55,9 @@ def ask(talk: Conversation, question: str, **options: Any) -> tuple[Record, list
 @functools.cache
 def stock() -> Any:
     """The target as transformers runs it, in float32 as the pair is: its files are bfloat16."""
-    return AutoModelForImageTextToText.from_pretrained(FOLDERS[0], dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(FOLDERS[0], dtype=torch.float32)
+    count_fractions(model)
+    return model
 
 
 def generated(pair: LoadedPair, clip: Clip, history: tuple[Turn, ...], question: str) -> str:

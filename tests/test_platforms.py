@@ -36,6 +36,8 @@ import asyncio, fcntl, filelock, getpass, multiprocessing.util, os, pathlib, psu
 import subprocess, sys, tarfile, tempfile
 from types import ModuleType
 
+import huggingface_hub.utils
+
 msvcrt = ModuleType("msvcrt")
 msvcrt.LK_LOCK, msvcrt.LK_NBLCK = 1, 2
 

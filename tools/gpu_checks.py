@@ -64,6 +64,7 @@ from tools.real_size import (
 
 SECONDS = 475.0
 LONGEST, BEGINNING = 3, 10.0  # times the seconds of a check, and seconds, after which it is stopped
+IMPORTING = 60.0  # seconds that a process may take before its first check begins
 FRAMES, DRY_FRAMES, DRY_SIDE = 64, 2, 224
 WIDTHS = (1, 2, 5, 9, 17)
 # Milliseconds of a step over 64 frames of 448 x 448 by the cost model of docs/real-size.md: H100, H200.
@@ -535,6 +536,7 @@ def run_apart(checks: Sequence[Check], place: Place, say: Callable[[str], None])
 def _followed(waiting: list[Check], place: Place, process: Connection, say: Callable[[str], None]) -> bool:
     """Hears what a process does, and removes the checks that it has done. Whether the first that is left has
     failed; else none is left."""
+    process.poll(IMPORTING)
     while waiting:
         longest = LONGEST * waiting[0].seconds + BEGINNING
         ends = time.monotonic() + longest

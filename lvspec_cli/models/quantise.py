@@ -14,12 +14,13 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from packaging.version import Version
 from transformers import AwqConfig, BitsAndBytesConfig, FineGrainedFP8Config, GPTQConfig, TorchAoConfig
 
 from lvspec_cli.errors import PairError, UsageError
@@ -54,6 +55,7 @@ _EXTRAS = {
     Quantisation.GPTQ: "gptq",
     Quantisation.TORCHAO_INT4: "torchao",
 }
+_LEAST_ON_A_CPU = {"gptqmodel": "7.7"}  # earlier ones compute in 16 bits what is float32
 _LEAST_CAPABILITY = {Quantisation.FP8: (8, 9), Quantisation.TORCHAO_INT4: (8, 0)}
 _PACKED = {Quantisation.INT4: Packed4, Quantisation.FP8: Packed8}
 _ROW_BY_ROW = frozenset({Quantisation.NONE, Quantisation.BF16, Quantisation.NF4, *_PACKED})
@@ -193,14 +195,9 @@ def check_usable(quantisation: Quantisation, device: torch.device, files: Quanti
     gpu_or_cpu_only = quantisation in (Quantisation.TORCHAO_INT4, Quantisation.FP8)
     if device.type != "cuda" and (gpu_only or (gpu_or_cpu_only and device.type != "cpu")):
         raise PairError(f"{quantisation} needs a CUDA device, not {device}", "use nf4 or int8 here")
-    needed = () if packed_kind(quantisation, files) else _PACKAGES.get(quantisation, ())
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        extra = _EXTRAS.get(quantisation)
-        what = [f"lvspec[{extra}]"] if extra else missing
-        raise PairError(
-            f"{quantisation} needs the package {missing[0]}", f"install it with: {install_command(*what)}"
-        )
+    _check_packages(
+        () if packed_kind(quantisation, files) else _PACKAGES.get(quantisation, ()), quantisation, device
+    )
     least = _LEAST_CAPABILITY.get(quantisation)
     if least and device.type == "cuda" and torch.cuda.get_device_capability(device) < least:
         gpu, number = torch.cuda.get_device_name(device), ".".join(map(str, least))
@@ -208,6 +205,23 @@ def check_usable(quantisation: Quantisation, device: torch.device, files: Quanti
             f"{quantisation} needs a GPU of compute capability {number}, which {gpu} is not",
             "use nf4 or int8 here",
         )
+
+
+def _check_packages(needed: Sequence[str], quantisation: Quantisation, device: torch.device) -> None:
+    missing = next((name for name in needed if find_spec(name) is None), None)
+    if missing is not None:
+        extra = _EXTRAS.get(quantisation)
+        what = f"lvspec[{extra}]" if extra else missing
+        raise PairError(
+            f"{quantisation} needs the package {missing}", f"install it with: {install_command(what)}"
+        )
+    for name in needed if device.type == "cpu" else ():
+        found, least = version(name), _LEAST_ON_A_CPU.get(name, "0")
+        if Version(found) < Version(least):
+            raise PairError(
+                f"{quantisation} on a CPU needs {name} {least} or later, and this is {found}",
+                f"install it with: {install_command(f'{name}>={least}')}",
+            )
 
 
 def compute_dtype(

@@ -32,9 +32,6 @@ FORMATS = (
 _PROTOCOLS = "none"  # there is no such protocol: the file comes through our own reader
 _BUFFER_BYTES = 1 << 18
 _RELEASE = int(av.__version__.split(".")[0])
-# Earlier ones crash on formats whose streams show up late; there the limit only holds once probing is done.
-_PROBES_WITH_OPTIONS = _RELEASE >= 18
-_SCALES_IN_THREADS = _RELEASE >= 18  # and in one a core, if it is not told
 # Later ones have no such option: bytes that are no text become surrogates, which nothing here shows.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if _RELEASE < 19 else {}
 _MAX_THREADS = 8  # of FFmpeg: each holds frames at full size
@@ -84,7 +81,7 @@ def open_container(
         container = av.open(
             file,
             "r",
-            options=options if _PROBES_WITH_OPTIONS else None,
+            options=options,
             container_options=rules,
             buffer_size=_BUFFER_BYTES,
             **_METADATA,
@@ -157,8 +154,8 @@ def stream_packets(container: InputContainer, stream: VideoStream) -> Iterator[a
 
 
 def scaling_threads(threads: int | None) -> dict[str, int]:
-    """The argument that limits a VideoReformatter to ``threads``, if it has one."""
-    return {"threads": threads} if threads and _SCALES_IN_THREADS else {}
+    """The argument that limits a VideoReformatter to ``threads``; without, it takes one a core."""
+    return {"threads": threads} if threads else {}
 
 
 def check_canvas(width: int, height: int, limits: VideoLimits, path: Path) -> None:
@@ -170,9 +167,8 @@ def check_canvas(width: int, height: int, limits: VideoLimits, path: Path) -> No
 
 
 def is_encrypted(stream: VideoStream, packet: av.Packet[VideoStream]) -> bool:
-    """By the key's name in Matroska, by the packets' side data in MP4 (which PyAV 15 does not show)."""
-    has_side_data = getattr(packet, "has_sidedata", lambda name: False)
-    return "enc_key_id" in stream.metadata or has_side_data("encryption_info")
+    """By the key's name in Matroska, by the packets' side data in MP4."""
+    return "enc_key_id" in stream.metadata or packet.has_sidedata("encryption_info")
 
 
 def encrypted(path: Path) -> EncryptedVideoError:

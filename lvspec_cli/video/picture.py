@@ -144,11 +144,11 @@ class Painter:
 
     def _look(self, frame: VideoFrame, codec: VideoCodecContext) -> Look:
         """Computed once per set of tags: reading side data keeps a frame alive until garbage collection."""
-        tags = (frame.colorspace, frame.color_range, *_light_tags(frame, codec), frame.interlaced_frame)
+        tags = (frame.colorspace, frame.color_range, *_light_tags(frame), frame.interlaced_frame)
         aspect = self._aspect(codec)
         key = (frame.width, frame.height, frame.format.name, frame.rotation, aspect, *tags)
         if key not in self._looks:
-            self._looks[key] = look_of(frame, codec, aspect)
+            self._looks[key] = look_of(frame, aspect)
         return self._looks[key]
 
     def _aspect(self, codec: VideoCodecContext) -> Fraction | None:
@@ -197,13 +197,13 @@ class Painter:
         return to_sdr((red, green, blue), look.white, look.colours)
 
 
-def look_of(frame: VideoFrame, codec: VideoCodecContext, pixel_aspect: Fraction | None) -> Look:
+def look_of(frame: VideoFrame, pixel_aspect: Fraction | None) -> Look:
     """Interprets the tags and side data of ``frame``; where they are missing, as players do."""
     upright = orientation_of(frame)
     wide, high = shown_size(frame.width, frame.height, pixel_aspect)
     parts = frame.format.components
     is_yuv = len(parts) >= 3 and not frame.format.is_rgb
-    colours = _colours(frame, *_light_tags(frame, codec))
+    colours = _colours(frame, *_light_tags(frame))
     return Look(
         shape=(high, wide) if upright.turns % 2 else (wide, high),
         upright=upright,
@@ -275,11 +275,9 @@ def framed(pixels: Frame, size: tuple[int, int], background: RGB) -> Frame:
     return canvas
 
 
-def _light_tags(frame: VideoFrame, codec: VideoCodecContext) -> tuple[int, int]:
-    """H.273's numbers of transfer and primaries; frames lack them before PyAV 18, then the codec's."""
-    tags = (getattr(frame, name, getattr(codec, name)) for name in ("color_trc", "color_primaries"))
-    transfer, primaries = (int(tag) for tag in tags)
-    return transfer, primaries
+def _light_tags(frame: VideoFrame) -> tuple[int, int]:
+    """H.273's numbers of transfer and primaries."""
+    return int(frame.color_trc), int(frame.color_primaries)
 
 
 def _colours(frame: VideoFrame, transfer: int, primaries: int) -> Colours | None:

@@ -156,9 +156,7 @@ class _Sender:
 
     def send(self, time: float, frame: VideoFrame, codec: VideoCodecContext) -> None:
         check_canvas(frame.width, frame.height, self.job.request.limits, self.job.request.path)
-        painter = self.painter or self.open(
-            frame, look_of(frame, codec, self.plan.survey.header.pixel_aspect)
-        )
+        painter = self.painter or self.open(frame, look_of(frame, self.plan.survey.header.pixel_aspect))
         self.send_picture(time, painter.paint(frame, codec, time))
 
     def send_picture(self, time: float, picture: Frame) -> None:
@@ -236,7 +234,7 @@ def _frame_at(ordinal: int, file: io.FileIO, request: VideoRequest, plan: Plan) 
         reader = PyavReader(container, stream, plan.survey.tracks[0].timeline)
         for _, frame in reader.frames([ordinal]):
             check_canvas(frame.width, frame.height, request.limits, request.path)
-            return frame, look_of(frame, reader.decoder, plan.survey.header.pixel_aspect)
+            return frame, look_of(frame, plan.survey.header.pixel_aspect)
     raise UnfitError("no frame can be decoded")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Disposition
 from av.subtitles.stream import SubtitleStream
 from av.subtitles.subtitle import AssSubtitle
 
@@ -40,7 +41,8 @@ def cues_of(file: io.RawIOBase, request: VideoRequest) -> tuple[Cue, ...]:
 def _track(container: InputContainer) -> SubtitleStream | None:
     """The default track of text, else the first one."""
     tracks = [track for track in container.streams.subtitles if track.codec_context.name in _TEXT_CODECS]
-    return next((track for track in tracks if int(track.disposition) & 1), tracks[0] if tracks else None)
+    default = (track for track in tracks if track.disposition & Disposition.default)
+    return next(default, tracks[0] if tracks else None)
 
 
 def _cues(container: InputContainer, track: SubtitleStream, begins: float) -> Iterable[Cue]:

@@ -78,6 +78,9 @@ class TwoNodes:
         self.address: str = self._cluster.address
 
     def lose_second(self) -> None:
+        import ray
+
+        ray.shutdown()  # of this process, which may have joined by way of that node
         self._cluster.remove_node(self._second, allow_graceful=False)
 
     def has_workers(self) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from lvspec_cli.bench.lines import verdict
 from lvspec_cli.bench.results import Results, read_results, to_json
@@ -112,6 +114,9 @@ def test_quick_measures_every_mode_on_clips_of_its_own(tiny, tmp_path: Path):
     assert len(results.items) == 4  # a caption and a question about each of two clips
     assert len(results.blocks) == 4
     for each in results.modes:
+        if each.mode is BenchMode.HF_ASSISTED and Version(transformers.__version__) < Version("5.18"):
+            assert "IndexError" in (each.error or ""), "it takes no assistant of another vocabulary"
+            continue
         assert each.error is None, each.error
         assert each.speedup_vs_ar is not None
         assert each.tokens_per_s is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,10 @@ def test_control_c_ends_the_answer_and_not_the_chat(endless_models: Path, video_
         assert terminal.read(partial(_has_ended, terminal, number))
     terminal.type("/quit\r")
     assert terminal.finish() == 0
-    assert terminal.scrollback.count("the large model's own") == 1, "what the colours mean is said once"
+    lines = [line for line in terminal.scrollback.splitlines() if "the large model's own" in line]
+    told = [set(re.findall(r"([^\d]+) [1-9]", line)) for line in lines]
+    assert told
+    assert all(later > earlier for earlier, later in pairwise(told)), "again only if there is a new colour"
 
 
 class _Aborted:

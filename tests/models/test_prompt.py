@@ -11,10 +11,13 @@ import torch
 import transformers
 from packaging.version import Version
 
+from lvspec_cli.models.families.qwen2_5_vl import _rope_index
 from lvspec_cli.models.load import LoadedPair
-from lvspec_cli.models.processing import quiet, video_metadata
+from lvspec_cli.models.processing import batch_features_of, quiet, video_metadata
 from lvspec_cli.models.prompt import build_prompts, shown
+from lvspec_cli.models.read import chat_text
 from lvspec_cli.types import Clip, DraftView, Prompt
+from tests.speculation.conftest import stock_model
 from tests.tiny_models import make_clip
 
 
@@ -53,7 +56,7 @@ def given_times(pair: LoadedPair, times: tuple[float, ...]) -> tuple[Prompt, tor
     prompt = build_prompts(pair, timed(times), "What moves?").target
     positions, _ = pair.target.model.model.get_rope_index(
         prompt.input_ids,
-        prompt.video_mask.long()[None] * 2,
+        mm_token_type_ids=prompt.video_mask.long()[None] * 2,
         **{name: value for name, value in prompt.video_inputs.items() if name != "pixel_values_videos"},
     )
     return prompt, positions
@@ -67,13 +70,34 @@ def test_positions_are_the_models_own(pairs: dict[str, LoadedPair], times: tuple
     assert [prompt.next_position - 1] * 3 == positions[:, 0, -1].tolist()
 
 
-@pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.23"), reason="cuts seconds per grid to whole numbers"
-)
 @pytest.mark.parametrize("times", [(0.0, 0.4, 0.8, 1.2), (0.0, 0.1, 0.9, 3.0, 3.3, 3.4)], ids=str)
 def test_positions_in_fractions_of_seconds(pairs: dict[str, LoadedPair], times: tuple[float, ...]) -> None:
     prompt, positions = given_times(pairs["qwen2_5_vl"], times)
     assert torch.equal(prompt.position_ids, positions)
+
+
+def test_a_model_that_cuts_seconds_to_whole_ones_is_made_to_count_fractions(
+    pairs: dict[str, LoadedPair],
+) -> None:
+    """As releases before 5.23 do. Of two prompts the shorter one is padded on its left."""
+    pair, questions = pairs["qwen2_5_vl"], ("What moves?", "What moves there, and where to?")
+    texts = [chat_text(pair.target.processor, question, None, "") for question in questions]
+    clips = [timed((0.0, 0.4, 0.8, 1.2)), timed((0.0, 0.1, 0.9, 3.0))]
+    batch = batch_features_of(pair.target.processor, texts, clips)
+    inputs = {name: value for name, value in batch.items() if name != "pixel_values_videos"}
+    model = stock_model(pair.target.name)
+    own = type(model.model).get_rope_index
+
+    def cut(input_ids: torch.Tensor, **rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rest["second_per_grid_ts"] = rest["second_per_grid_ts"].int().float()
+        positions, ahead = own(model.model, input_ids, **rest)
+        return positions.clone(), ahead.clone()
+
+    expected, found = own(model.model, **inputs), _rope_index(model, cut, **inputs)
+    if Version(transformers.__version__) >= Version("5.23"):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+    assert not torch.equal(cut(**inputs)[0], found[0])
 
 
 def test_fractions_of_seconds_are_not_cut(pairs: dict[str, LoadedPair]) -> None:

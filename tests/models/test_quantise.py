@@ -414,6 +414,21 @@ def test_a_missing_package_is_named(
     assert caught.value.remedy == f"install it with: {install_command(remedy)}"
 
 
+@pytest.mark.parametrize("quantisation", [Quantisation.GPTQ, Quantisation.AWQ])
+def test_a_package_that_computes_in_16_bits_on_a_cpu_is_refused_there(
+    quantisation: Quantisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"gptqmodel": "7.6.0", "optimum": "1.24.0"}
+    monkeypatch.setattr("lvspec_cli.models.quantise.version", found.__getitem__)
+    cause = f"{quantisation} on a CPU needs gptqmodel 7.7 or later, and this is 7.6.0"
+    with pytest.raises(PairError, match=f"^{cause}$") as caught:
+        check_usable(quantisation, CPU)
+    assert caught.value.remedy == f"install it with: {install_command('gptqmodel>=7.7')}"
+    check_usable(quantisation, torch.device("cuda:0"))
+    found["gptqmodel"] = "7.10"
+    check_usable(quantisation, CPU)
+
+
 def test_fp8_needs_no_package_and_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lvspec_cli.models.quantise.find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")

@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 from transformers import AutoModelForImageTextToText
 
+from lvspec_cli.models.families.qwen2_5_vl import Qwen2_5VL, count_fractions
 from lvspec_cli.models.load import LoadedModel, LoadedPair, load_pair
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.speculation.engine import Session
@@ -80,7 +81,10 @@ def model_inputs(prompt: Prompt, family: str) -> dict[str, torch.Tensor]:
 @functools.cache
 def stock_model(folder: str, attention: str = "sdpa") -> Any:
     """A saved model as transformers itself loads and runs it."""
-    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention)
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention)
+    if model.config.model_type == Qwen2_5VL.model_type:
+        count_fractions(model)
+    return model
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lvspec_cli.demo.scenes import sample_scene
 from lvspec_cli.demo.texts import Span, caption, caption_spans
+from lvspec_cli.models.families.qwen2_5_vl import count_fractions
 from tools.train_demo.dataset import (
     Batch,
     SceneDataset,
@@ -47,7 +48,9 @@ def processor() -> Qwen2_5_VLProcessor:
 
 @pytest.fixture(scope="module")
 def model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:
-    return build_model("draft", processor.tokenizer, 3).eval()
+    model = build_model("draft", processor.tokenizer, 3).eval()
+    count_fractions(model)
+    return model
 
 
 def test_eventful_scenes_have_more_events() -> None:

@@ -118,9 +118,8 @@ def test_an_encrypted_file(tmp_path):
         "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
     }
     path = make_clip(tmp_path / "cenc.mp4", container_options=scheme)
-    kind = EncryptedVideoError if hasattr(av.Packet, "has_sidedata") else DamagedVideoError  # PyAV 15
-    failure(path, kind)
-    failure(path, kind, decoder="decord")
+    failure(path, EncryptedVideoError)
+    failure(path, EncryptedVideoError, decoder="decord")
 
 
 def test_an_unknown_or_protected_codec(tmp_path):
