@@ -42,7 +42,7 @@ class WorkerPlan:
     decode_workers: int
     decode_bytes: int  # of frames decoded ahead
     on_out_of_memory: OnOutOfMemory
-    decode_threads: int | None = None  # of each decoding process; None divides the cores between them
+    decode_threads: int | None = None  # of each decoding process; None: see ``threads_of_decoder``
     company: Company = ALONE
 
     def at_most(self, rows: int) -> WorkerPlan:
@@ -57,9 +57,21 @@ class WorkerPlan:
         return replace(workload_of(self.base), slots=self.company.slots)
 
 
-def decoders_of(cores: int, pairs: int = 1) -> int:
-    """How many videos are decoded at a time for each of so many pairs, if the user does not say it."""
-    return max(1, min(4, cores // 2) // pairs)
+def decoders_of(device: str, cores: int, pairs: int = 1) -> int:
+    """How many videos are decoded at a time for each of so many pairs, if the user does not say it.
+
+    :param device: the kind that the pairs run on, cpu or cuda.
+    """
+    return max(1, min(4, cores if device == "cpu" else cores // 2) // pairs)
+
+
+def threads_of_decoder(device: str) -> int | None:
+    """How many threads decode a video; None divides the cores between those that are decoded at a time.
+
+    Several do more work in all than one. On a CPU the pair needs the cores, too, and each of its passes waits
+    for the slowest of them.
+    """
+    return 1 if device == "cpu" else None
 
 
 def has_spare_core(device: str, threads: int, pairs: int, cores: int) -> bool:
@@ -117,8 +129,9 @@ def serving_with(
     if company.slots < plan.company.slots:
         listen(Noted(ONE_AT_A_TIME))
     shared = SharedMemory(company.slots) if company.slots > 1 else None
+    threads = plan.decode_threads or threads_of_decoder(pair.target.device.type)
     with (
-        DecodePool(plan.decode_workers, plan.decode_bytes, threads=plan.decode_threads) as pool,
+        DecodePool(plan.decode_workers, plan.decode_bytes, threads=threads) as pool,
         _processing(pair, plan.load_plan.choice.side_by_side) as ahead,
     ):
         yield Serving(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from lvspec_cli.batch.answer import release_memory
 from lvspec_cli.batch.company import clip_costs, company_of
-from lvspec_cli.batch.serve import WorkerPlan, decoders_of, serving_with
+from lvspec_cli.batch.serve import WorkerPlan, decoders_of, serving_with, threads_of_decoder
 from lvspec_cli.batch.slots import Finished
 from lvspec_cli.batch.work import make_work
 from lvspec_cli.bench.items import BenchClip
@@ -59,7 +59,7 @@ def measure_runs(
     :param fitting: how many captions at once there is memory for.
     :raises NoInputError: no clip can be read.
     """
-    readable = _readable(clips, journal, warn)
+    readable = _readable(clips, load_plan.loading.device, journal, warn)
     runner = _Runner(pair, load_plan, readable, plan)
     chosen = usable_slots(slots, sum(len(clip.items) for clip in readable), fitting, warn)
     wanted = [
@@ -83,15 +83,19 @@ def _in_turns(kinds: list[tuple[Variant, int]], repeat: int) -> list[tuple[Varia
     return kinds if repeat % 2 == 0 else kinds[::-1]
 
 
+def _decoders(device: str) -> DecodePool:
+    return DecodePool(decoders_of(device, usable_cores()), DECODED_BYTES, threads=threads_of_decoder(device))
+
+
 def _readable(
-    clips: Sequence[BenchClip], journal: Journal, warn: Callable[[str], None]
+    clips: Sequence[BenchClip], device: str, journal: Journal, warn: Callable[[str], None]
 ) -> tuple[BenchClip, ...]:
     """The clips that can be read. Each is decoded once, unless the journal has what came of it.
 
     After that the files are in the system's cache, for the first run, too.
     """
     unknown = [clip for clip in clips if any(item.id not in journal.items for item in clip.items)]
-    with DecodePool(decoders_of(usable_cores()), DECODED_BYTES) as pool:
+    with _decoders(device) as pool:
         for clip, decoded in zip(unknown, pool.clips(clip.video for clip in unknown), strict=True):
             facts: dict[str, object] = {"error": decoded.error.cause if decoded.error else None}
             if decoded.clip is not None:
@@ -154,14 +158,19 @@ class _Runner:
         """
         :raises LvspecError: a clip failed, or memory was short.
         """
-        settings, pair = self.plan.settings_of(variant), self.pair
+        settings, pair, device = self.plan.settings_of(variant), self.pair, self.load_plan.loading.device
         company = self._company(settings, slots)
         if not variant.mode.drafts:
             pair = replace(pair, draft=None)  # as caption loads it
         requests = [self._request(clip, settings) for clip in self.clips]
         works = [make_work(self.load_plan, request) for request in requests]
         plan = WorkerPlan(
-            self.load_plan, requests[0], decoders_of(usable_cores()), DECODED_BYTES, "fail", company=company
+            self.load_plan,
+            requests[0],
+            decoders_of(device, usable_cores()),
+            DECODED_BYTES,
+            "fail",
+            company=company,
         )
         with serving_with(pair, plan, _complain, lambda: False) as serve, closing(serve(works)) as done:
             watch = _Watch()
@@ -180,7 +189,7 @@ class _Runner:
         target, ends = self.pair.target, self.plan.settings.max_new_tokens
         found: list[tuple[int, ...]] = []
         watch = _Watch()
-        with DecodePool(decoders_of(usable_cores()), DECODED_BYTES) as pool:
+        with _decoders(self.load_plan.loading.device) as pool:
             for batch in _batches(self._prompts(pool), size):
                 clips, questions = zip(*batch, strict=True)
                 found += generate_batch(self.pair, clips, questions, ends, system=self.plan.system)

@@ -194,7 +194,7 @@ def _planned_there(
     check_here(planned.load_plan)
     plan = planned.workers[0]
     if workers.decode_workers is None:
-        plan = replace(plan, decode_workers=max(1, min(4, share.threads // 2)))
+        plan = replace(plan, decode_workers=decoders_of(planned.load_plan.loading.device, share.threads))
     memory = workers.decode_memory * 2**20 // share.on_a_node
     return replace(planned, workers=(replace(plan, decode_bytes=memory),) * cluster.workers)
 
@@ -372,7 +372,7 @@ def worker_plans(
 ) -> tuple[WorkerPlan, ...]:
     """The plan of each worker, with its share of the machine."""
     cores = usable_cores()
-    decoding = workers.decode_workers or decoders_of(cores, len(devices))
+    decoding = workers.decode_workers or decoders_of(load_plan.loading.device, cores, len(devices))
     choice = load_plan.choice
     if len(devices) > 1 and choice.threads is None:
         choice = replace(choice, threads=max(1, cores // len(devices)))

@@ -18,7 +18,7 @@ import pytest
 
 from lvspec_cli.batch.answer import Answering
 from lvspec_cli.batch.remote import after_death
-from lvspec_cli.batch.serve import _Decoding, has_spare_core
+from lvspec_cli.batch.serve import _Decoding, decoders_of, has_spare_core, threads_of_decoder
 from lvspec_cli.batch.slots import Ready, Slots
 from lvspec_cli.memory.plan import Workload
 from lvspec_cli.models.cache import SlotCache, SlotMemory
@@ -227,6 +227,13 @@ def test_frames_are_processed_ahead_where_a_core_is_left() -> None:
     assert not has_spare_core("cpu", threads=2, pairs=1, cores=2)
     assert not has_spare_core("cpu", threads=2, pairs=2, cores=4)
     assert has_spare_core("cuda", threads=16, pairs=1, cores=16)
+
+
+def test_on_a_cpu_videos_are_decoded_by_one_thread_each_and_as_many_at_a_time_as_there_are_cores():
+    assert [decoders_of("cpu", cores) for cores in (1, 2, 3, 4, 16)] == [1, 2, 3, 4, 4]
+    assert [decoders_of("cuda", cores) for cores in (1, 2, 3, 4, 16)] == [1, 1, 1, 2, 4]
+    assert [decoders_of("cpu", 4, pairs) for pairs in (1, 2, 4, 8)] == [4, 2, 1, 1]
+    assert (threads_of_decoder("cpu"), threads_of_decoder("cuda")) == (1, None)
 
 
 def test_where_a_round_runs_out_of_memory_the_last_clip_waits_and_no_clip_is_made_smaller(
