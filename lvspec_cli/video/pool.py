@@ -22,7 +22,7 @@ from lvspec_cli.video.decode import TIMEOUT, Child, decoding_child, probe_job, r
 from lvspec_cli.video.messages import Cue, Job, Subtitles
 from lvspec_cli.video.sample import check_request
 
-JOBS_PER_CHILD = 64  # then a new child, because FFmpeg and decord leak memory
+JOBS_PER_CHILD = 256  # then a new child, should FFmpeg or decord leak memory
 _AHEAD = 2  # videos that are being decoded or waiting, for each child
 _POLL = 0.1  # seconds between checks for an interruption
 
