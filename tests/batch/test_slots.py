@@ -236,6 +236,22 @@ def test_on_a_cpu_videos_are_decoded_by_one_thread_each_and_as_many_at_a_time_as
     assert (threads_of_decoder("cpu"), threads_of_decoder("cuda")) == (1, None)
 
 
+def test_beside_a_pair_on_a_cpu_a_video_is_decoded_by_one_thread(
+    caption: Caption, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int | None] = []
+    begin = DecodePool.__init__
+
+    def noted(self: DecodePool, workers: int, max_bytes: int, *, threads: int | None = None) -> None:
+        given.append(threads)
+        begin(self, workers, max_bytes, threads=threads)
+
+    monkeypatch.setattr(DecodePool, "__init__", noted)
+    printed = caption(clips, *PROMPTS, "--out", "out.jsonl")
+    assert printed.returncode == 0, printed.stderr
+    assert given[-1] == 1
+
+
 def test_where_a_round_runs_out_of_memory_the_last_clip_waits_and_no_clip_is_made_smaller(
     caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
