@@ -60,6 +60,26 @@ def test_cues_are_read_from_files_and_from_tracks(folder: Path, video_file: Path
     assert none == ()
 
 
+def test_of_several_tracks_the_default_one_is_read(folder: Path, tmp_path: Path) -> None:
+    inputs = [part for name in ("t.mkv", "a.srt", "a.vtt") for part in ("-i", folder / name)]
+    tracks = ["-map", "0:v", "-map", "1:s", "-map", "2:s", "-c:v", "copy", "-c:s", "srt"]
+    default = ["-disposition:s:0", "0", "-disposition:s:1", "default"]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        *inputs,
+        *tracks,
+        *default,
+        tmp_path / "two.mkv",
+    ]
+    subprocess.run(list(map(str, command)), check=True, stdin=subprocess.DEVNULL)
+    with DecodePool(1, 2**20) as pool:
+        (found,) = pool.subtitles([tmp_path / "two.mkv"])
+    assert not isinstance(found, Exception)
+    assert [cue.text for cue in found] == ["Tea & cake"]
+
+
 @pytest.mark.parametrize(
     ("start", "end", "said"),
     [
