@@ -26,6 +26,7 @@ def spot(start: float, end: float | None, number: int = 1) -> Spot:
         ({b"a.mp4": [".1"], b"a.1.mp4": [""]}, [b"a.mp4.1.txt", b"a.1.mp4.txt"]),
         ({b"caf\xe9.mp4": [""]}, [b"caf\xe9.txt"]),
         ({b".mp4": [""], b"none": [""]}, [b".mp4.txt", b"none.txt"]),
+        ({b"..mp4": [""], b"d/..1": [""], b"d.e/f": [""]}, [b"..mp4.txt", b"d/..1.txt", b"d.e/f.txt"]),
         ({b"a.txt": [""]}, [b"a.txt.txt"]),
         ({b"a.mp4": [""], b"a.txt": [""]}, [b"a.mp4.txt", b"a.txt.txt"]),
     ],

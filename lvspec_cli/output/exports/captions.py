@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import PurePosixPath
+from posixpath import splitext
 from typing import TypeVar
 
 from lvspec_cli.output.jsonl import prevails
@@ -240,7 +239,7 @@ def is_inside(name: bytes) -> bool:
 
 
 def _name(video: bytes, level: int, label: str, suffix: str) -> bytes:
-    stem = video if level else os.fsencode(PurePosixPath(os.fsdecode(video)).with_suffix(""))
+    stem = video if level else splitext(video)[0]  # pathlib's own depends on the release of Python
     if level == 2:  # a.mp4 with label .1 and a video a.mp4.1: only a hash distinguishes them
         stem += b"." + hashlib.sha256(video).hexdigest()[:8].encode()
     return stem + f"{label}.{suffix}".encode()
