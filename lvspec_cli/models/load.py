@@ -246,61 +246,90 @@ def _read_files(request: ModelRequest) -> _Files:
 
 def _load(read: _Files, progress: Progress) -> LoadedModel:
     """Loads the model of these files."""
-    request, name, folder = read.request, read.name, read.folder
-    config, family, processor = read.config, read.family, read.processor
-    devices = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
-    with _as_pair_error(name, folder):
-        values = getattr(config, "quantization_config", None)
-        files = quantisation_of_files(values, name)
-        quantisation = effective_quantisation(request.quantisation, files, name)
+    with _as_pair_error(read.name, read.folder):
+        how = _Precision.of(read)
+        model = _weights(read, how, progress)
+        read.family.prepare(model)
+        return _loaded(read, how, model)
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """Where a model is, and in what its weights are kept and computed."""
+
+    devices: Sequence[torch.device]
+    files: Quantisation | None  # how the files are quantised
+    quantisation: Quantisation  # in memory
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, read: _Files) -> _Precision:
+        request, config = read.request, read.config
+        devices = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
+        files = quantisation_of_files(getattr(config, "quantization_config", None), read.name)
+        quantisation = effective_quantisation(request.quantisation, files, read.name)
         quantisation = in_memory_quantisation(quantisation, files, devices[0].type)
         check_usable(quantisation, devices[0], files)
-        dtype = choose_dtype(request.dtype, devices[0], quantisation, float16_is_safe=family.float16_is_safe)
-        options = _loading_options(
-            config, family, request.shares, devices, dtype, Quantisation.NONE if files else quantisation
-        )
-        if files is not None:
-            import_kernels(files)
-            blocks = _language_blocks(config, family)
-            config.quantization_config, override = config_of_files(files, values, devices[0].type, *blocks)
-            options |= {"quantization_config": override} if override else {}
-        with _reporting_progress(tensor_sizes(folder, name), progress):
-            model = _read_weights(folder, name, config, dtype, options)
-        if files is Quantisation.FP8 and quantisation is Quantisation.NONE:
-            model = model.to(dtype)  # dequantised weights have the dtype of their scales
-        kind = packed_kind(quantisation, files)
-        if kind is not None:
-            there = devices[0] if len(devices) == 1 else None
-            pack_linear_layers(family.layers(model), there, kind, packed_product(kind, devices[0], dtype))
-            model = model if there is None else model.to(there)
-        if devices[0].type == "cpu" and quantisation in (Quantisation.NF4, Quantisation.INT8):
-            keep_inputs(model, dtype)
-        by_hub_kernels = files is quantisation is Quantisation.FP8  # which were not made to be captured
-        can_capture = request.captured and not family.waits_for_host and not by_hub_kernels
-        workspace = workspace_for(devices, quantisation) if can_capture else None
-        family.prepare(model)
-        join_windows(model)
-        multiply_patches(model)
-        install_kernels(family.language(model), devices, quantisation, captured=workspace is not None)
-        vocabulary = model.get_output_embeddings().out_features
-        if request.proposes is not None:
-            cut_head(model, request.proposes)
-        widen_products(model)
-        fused = None
-        if workspace is not None:
-            fused = fused_layers(family, model, devices[0], quantisation, dtype)
-        generation = read_generation(model.generation_config, name)
+        safe = read.family.float16_is_safe
+        dtype = choose_dtype(request.dtype, devices[0], quantisation, float16_is_safe=safe)
+        return cls(devices, files, quantisation, dtype)
+
+    @property
+    def by_hub_kernels(self) -> bool:
+        """Whether its products are kernels of a hub, which were not made to be captured."""
+        return self.files is self.quantisation is Quantisation.FP8
+
+
+def _weights(read: _Files, how: _Precision, progress: Progress) -> Any:
+    """The model with its weights, as transformers makes it but for those that lvspec packs."""
+    config, family, (device, *others) = read.config, read.family, how.devices
+    at_load = Quantisation.NONE if how.files else how.quantisation
+    options = _loading_options(config, family, read.request.shares, how.devices, how.dtype, at_load)
+    if how.files is not None:
+        import_kernels(how.files)
+        values, blocks = config.quantization_config, _language_blocks(config, family)
+        config.quantization_config, override = config_of_files(how.files, values, device.type, *blocks)
+        options |= {"quantization_config": override} if override else {}
+    with _reporting_progress(tensor_sizes(read.folder, read.name), progress):
+        model = _read_weights(read.folder, read.name, config, how.dtype, options)
+    if how.files is Quantisation.FP8 and how.quantisation is Quantisation.NONE:
+        model = model.to(how.dtype)  # dequantised weights have the dtype of their scales
+    kind = packed_kind(how.quantisation, how.files)
+    if kind is not None:
+        there, product = None if others else device, packed_product(kind, device, how.dtype)
+        pack_linear_layers(family.layers(model), there, kind, product)
+        model = model if there is None else model.to(there)
+    if device.type == "cpu" and how.quantisation in (Quantisation.NF4, Quantisation.INT8):
+        keep_inputs(model, how.dtype)
+    return model
+
+
+def _loaded(read: _Files, how: _Precision, model: Any) -> LoadedModel:
+    """The model with parts of it replaced by faster ones that compute the same."""
+    request, family, device = read.request, read.family, how.devices[0]
+    can_capture = request.captured and not family.waits_for_host and not how.by_hub_kernels
+    workspace = workspace_for(how.devices, how.quantisation) if can_capture else None
+    join_windows(model)
+    multiply_patches(model)
+    install_kernels(family.language(model), how.devices, how.quantisation, captured=workspace is not None)
+    vocabulary = model.get_output_embeddings().out_features
+    if request.proposes is not None:
+        cut_head(model, request.proposes)
+    widen_products(model)
+    fused = None
+    if workspace is not None:
+        fused = fused_layers(family, model, device, how.quantisation, how.dtype)
     return LoadedModel(
-        name=name,
+        name=read.name,
         model=model,
-        processor=processor,
-        tokenizer=processor.tokenizer,
+        processor=read.processor,
+        tokenizer=read.processor.tokenizer,
         family=family,
-        device=devices[0],
-        dtype=dtype,
-        generation=generation,
+        device=device,
+        dtype=how.dtype,
+        generation=read_generation(model.generation_config, read.name),
         vocabulary=vocabulary,
-        quantisation=quantisation,
+        quantisation=how.quantisation,
         workspace=workspace,
         fused=fused,
         proposes=request.proposes,
