@@ -34,7 +34,7 @@ from transformers import AutoModelForImageTextToText
 from lvspec_cli.bench.own import now
 from lvspec_cli.memory.plan import Choice
 from lvspec_cli.models.cache import SlotMemory
-from lvspec_cli.models.decoder import Decoder, Step, run_together
+from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
 from lvspec_cli.models.kernels.fp8 import Packed8
@@ -45,6 +45,7 @@ from lvspec_cli.models.kernels.patches import multiply_patches
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import CHAIN_AFTER, Chain, StepOutputs, Workspace, cuda_graphs, run_again
+from lvspec_cli.models.together import Step, run_together
 from lvspec_cli.speculation.draft import Drafting, propose
 from lvspec_cli.speculation.draft_length import AdaptiveLength, DraftLengthPolicy, FixedLength
 from lvspec_cli.speculation.logits import LogitsRules

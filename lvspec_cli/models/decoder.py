@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,20 +15,11 @@ from lvspec_cli.models.attention import causal, packed_mask
 from lvspec_cli.models.cache import KeyValueCache, SlotCache, SlotMemory, cache_argument
 from lvspec_cli.models.families.base import Rotary
 from lvspec_cli.models.joined import (
-    FusedRows,
-    Grid,
-    JoinedCaches,
-    JoinedInputs,
-    Layout,
     SlotRows,
-    blocks_of,
-    parts_of,
-    told_of,
 )
 from lvspec_cli.models.kernels.fused import MOST_ROWS
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import (
-    JOINED_WIDTHS,
     WIDTHS,
     Chain,
     Chooser,
@@ -74,7 +65,7 @@ class Decoder:
 
     def __init__(self, loaded: LoadedModel, memory: SlotMemory | None = None) -> None:
         """
-        :param memory: of decoders of the model that run together (``run_together``).
+        :param memory: of decoders of the model that run together (``models.together``).
         """
         self.loaded = loaded
         self._workspace = loaded.workspace if memory is None else None
@@ -85,10 +76,10 @@ class Decoder:
         self._layers = tuple(loaded.family.layers(loaded.model))
         self._cache_name = cache_argument(self._layers[0])
         text = loaded.model.config.get_text_config()
-        self._groups = text.num_attention_heads // text.num_key_value_heads
+        self.groups = text.num_attention_heads // text.num_key_value_heads  # query heads a key head
         self.layer_devices = tuple(next(layer.parameters()).device for layer in self._layers)
         self._rotary: Rotary | None = None  # of the answer's positions
-        self._rows_alone = True  # in all passes of the answer: see ``exact_rows``
+        self.rows_alone = True  # in all passes of the answer: see ``exact_rows``
         self._prefix_length = 0
         self._prompt_length = 0
         self._asked: tuple[Prompt, Pass] | None = None  # run with its prefix and not begun: its last row
@@ -140,7 +131,7 @@ class Decoder:
         if self.loaded.full_precision:
             return None
         if isinstance(self.cache, SlotCache):
-            return MOST_ROWS if self._rows_alone else 0
+            return MOST_ROWS if self.rows_alone else 0
         if fused is None or memory is None or not memory.is_usable or self._rotary is None:
             return 0
         is_shown = fused.rows_stand_alone and fused.takes(self._rotary[0][:, :1])
@@ -234,7 +225,7 @@ class Decoder:
         if self.loaded.workspace is not None:  # some captured passes are lost when the cache grows
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         passed = asked[1] if asked is not None and is_asked else self._run_question(prompt, watch, on_pass)
-        self._prompt_length, self._rows_alone = self.cache.length, True
+        self._prompt_length, self.rows_alone = self.cache.length, True
         positions = family.answer_positions(prompt.next_position, room, self.loaded.device)
         self._rotary = family.rotary(model, passed.hidden, positions)
         return passed
@@ -256,14 +247,14 @@ class Decoder:
     def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
         """Run tokens of the answer, long (rows,), after those that the cache holds."""
         rows = tokens.shape[0]
-        rotary, self._rows_alone = self.next_rotary(rows), False
+        rotary, self.rows_alone = self.next_rotary(rows), False
         if self._workspace is not None and (width := width_of(rows)) is not None:
             self.cache.reserve(self.cache.length + width)
             run, finds_rows = partial(self._fixed_pass, tuple(watch)), self._is_fused(rotary[0])
             step = self._workspace.step(width, watch, rotary[0], run, finds_rows=finds_rows)
             if step is not None:
                 return self._replayed(*step, tokens, rotary)
-        return self._run(self._embedded(tokens), rotary, watch)
+        return self._run(self.embedded(tokens), rotary, watch)
 
     @property
     def runs_ahead(self) -> bool:
@@ -321,11 +312,11 @@ class Decoder:
         other.cache.rollback(self._prefix_length)
         return other
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def embedded(self, tokens: Tensor) -> Tensor:
         """What goes into the first layer for tokens of the answer, (1, rows, width)."""
         return self.loaded.family.embed(self.loaded.model, tokens.view(1, -1).to(self.loaded.device))
 
-    def _has_run(self, passed: Pass) -> None:
+    def has_run(self, passed: Pass) -> None:
         """Take note of a pass over tokens of the answer: here nothing, ``models.mtp`` keeps a state."""
 
     def rollback(self, answered: int) -> None:
@@ -350,8 +341,8 @@ class Decoder:
         # Attention needs no mask from an empty cache (it is causal then), nor for a single row.
         mask = None
         if start and rows > 1:
-            mask = packed_mask(causal(start, rows, embeddings.device), self._groups, embeddings.dtype)
-        hidden, inputs = self._through(embeddings, rotary, mask, self.cache, watch, deeper)
+            mask = packed_mask(causal(start, rows, embeddings.device), self.groups, embeddings.dtype)
+        hidden, inputs = self.through(embeddings, rotary, mask, self.cache, watch, deeper)
         self.cache.advance(rows)
         return Pass(hidden, start, rotary, inputs)
 
@@ -370,36 +361,11 @@ class Decoder:
         embeddings, rotary = family.embed(model, step.ids.view(1, -1)), (step.cosines, step.sines)
         if fused is not None and self._is_fused(step.cosines):
             return fused(embeddings, rotary, rows, watch)
-        mask = mask_of(step.slots, rows.cache.capacity, self._groups, embeddings.dtype)
-        hidden, inputs = self._through(embeddings, rotary, mask, rows, watch)
+        mask = mask_of(step.slots, rows.cache.capacity, self.groups, embeddings.dtype)
+        hidden, inputs = self.through(embeddings, rotary, mask, rows, watch)
         return StepOutputs(hidden, family.head(model, hidden[0]).float(), inputs)
 
-    def _fixed_joint(
-        self,
-        inputs: JoinedInputs,
-        memory: SlotMemory,
-        grid: Grid,
-        is_full: bool,
-        watch: Collection[int],
-    ) -> StepOutputs:
-        """A captured pass over rows of several sequences, by transformers' layers."""
-        family, model = self.loaded.family, self.loaded.model
-        embeddings = family.embed(model, inputs.ids.view(1, -1))
-        cache = SlotRows(
-            memory, inputs.rows, grid, length=memory.capacity, groups=self._groups,
-            dtype=embeddings.dtype, is_full=is_full, split_k=True,
-        )  # fmt: skip
-        hidden, kept = self._through(embeddings, (inputs.cosines, inputs.sines), None, cache, watch)
-        return StepOutputs(hidden, family.head(model, hidden[0]).float(), kept)
-
-    def _fused_joint(self, inputs: JoinedInputs, memory: SlotMemory, watch: Collection[int]) -> StepOutputs:
-        """A captured pass over rows of several sequences, by fused layers."""
-        fused, rotary = self.loaded.fused, (inputs.cosines, inputs.sines)
-        assert fused is not None
-        embeddings = self.loaded.family.embed(self.loaded.model, inputs.ids.view(1, -1))
-        return fused(embeddings, rotary, FusedRows(memory, inputs.rows), watch)
-
-    def _without_clip(self) -> Decoder:
+    def without_clip(self) -> Decoder:
         """A decoder that has read nothing: what is captured would keep the memory of a clip."""
         bare = copy.copy(self)
         bare.cache, bare.video, bare._rotary, bare._asked = KeyValueCache(), None, None, None
@@ -428,7 +394,7 @@ class Decoder:
             chain.measured[place : place + 1].copy_(measured)
         return outputs
 
-    def _through(
+    def through(
         self,
         embeddings: Tensor,
         rotary: Rotary,
@@ -461,164 +427,6 @@ class Decoder:
         if len(self._layers) in watch:
             inputs[len(self._layers)] = hidden
         return self.loaded.family.norm(self.loaded.model, hidden), inputs
-
-
-@dataclass(frozen=True)
-class Step:
-    """A pass that an answer wants: tokens behind those that its decoder holds."""
-
-    decoder: Decoder
-    tokens: Tensor  # long (rows,)
-    last: int = 1  # rows at the end whose logits are wanted
-    watch: Collection[int] = ()
-
-    @property
-    def rows(self) -> int:
-        return self.tokens.shape[0]
-
-
-def run_together(steps: Sequence[Step]) -> list[Pass]:
-    """The passes with their logits. Steps of decoders that share a memory run as one pass."""
-    passes: dict[int, Pass] = {}
-    by_memory: dict[int, list[int]] = {}
-    for index, step in enumerate(steps):
-        cache = step.decoder.cache
-        by_memory.setdefault(id(cache.memory if isinstance(cache, SlotCache) else cache), []).append(index)
-    for indices in by_memory.values():
-        indices.sort(key=lambda index: steps[index].decoder.slot)
-        group = [steps[index] for index in indices]
-        if group[0].decoder.is_captured_with_others:
-            found = [passed for some in _in_captured_widths(group) for passed in _joined(some)]
-        else:
-            found = _joined(group) if len(group) > 1 else [_single(group[0])]
-        passes |= zip(indices, found, strict=True)
-    return [passes[index] for index in range(len(steps))]
-
-
-def _in_captured_widths(steps: Sequence[Step]) -> list[list[Step]]:
-    """The steps in groups that have no more rows than a captured pass."""
-    fused = steps[0].decoder.loaded.fused
-    most = fused.joins if fused is not None and fused.joins else JOINED_WIDTHS[-1]
-    groups: list[list[Step]] = [[]]
-    for step in steps:
-        if groups[-1] and sum(other.rows for other in groups[-1]) + step.rows > most:
-            groups.append([])
-        groups[-1].append(step)
-    return groups
-
-
-def _single(step: Step) -> Pass:
-    passed = step.decoder.forward(step.tokens, step.watch)
-    return replace(passed, logits=step.decoder.logits(passed, step.last))
-
-
-@dataclass(frozen=True)
-class _Joint:
-    """A pass for several decoders of one model, in the order of their slots."""
-
-    steps: Sequence[Step]
-    caches: Sequence[SlotCache]
-    rotary: Rotary  # of all rows
-    watch: tuple[int, ...]
-
-    @classmethod
-    def of(cls, steps: Sequence[Step]) -> _Joint:
-        """Room for all rows is reserved."""
-        caches = [step.decoder.cache for step in steps if isinstance(step.decoder.cache, SlotCache)]
-        factors = [step.decoder.next_rotary(step.rows) for step in steps]
-        for step, cache in zip(steps, caches, strict=True):
-            cache.reserve(cache.length + step.rows)
-        cosines, sines = (torch.cat(parts, 1) for parts in zip(*factors, strict=True))
-        watch = set().union(*(step.watch for step in steps))
-        return cls(steps, caches, (cosines, sines), tuple(sorted(watch)))
-
-    @property
-    def any_of(self) -> Decoder:
-        return self.steps[0].decoder
-
-    @property
-    def rows(self) -> list[int]:
-        return [step.rows for step in self.steps]
-
-    def run(self) -> StepOutputs:
-        """The pass, with logits of those rows for which they are wanted."""
-        any_of, family = self.any_of, self.any_of.loaded.family
-        if any_of.reads_target:
-            embeddings = torch.cat([step.decoder._embedded(step.tokens) for step in self.steps], 1)
-        else:
-            embeddings = any_of._embedded(torch.cat([step.tokens for step in self.steps]))
-        caches = JoinedCaches(self.caches, self.rows, any_of._groups, embeddings)
-        hidden, inputs = any_of._through(embeddings, self.rotary, None, caches, self.watch)
-        all_wanted = all(step.last == step.rows for step in self.steps)
-        wanted = hidden[0] if all_wanted else self._wanted(hidden[0])
-        logits = family.head(any_of.loaded.model, wanted).float()
-        return StepOutputs(hidden, logits, inputs)
-
-    def replayed(self) -> tuple[StepOutputs, bool] | None:
-        """As :meth:`run`, of a pass that was captured; None if it cannot be. And whether rows stand alone."""
-        decoder, total = self.any_of, sum(self.rows)
-        loaded, width = decoder.loaded, width_of(total, JOINED_WIDTHS)
-        if loaded.workspace is None or width is None or loaded.family.has_states or decoder.reads_target:
-            return None
-        last, memory = self.caches[-1], self.caches[0].memory
-        last.reserve(last.length + self.rows[-1] + width - total)
-        is_fused = loaded.fused is not None and loaded.fused.takes_joined(self.rotary[0], width)
-        grid = 0, memory.slots, width_of(max(self.rows), JOINED_WIDTHS) or width
-        padded = [*self.rows[:-1], self.rows[-1] + width - total]
-        blocks = blocks_of(padded, decoder._groups) if is_fused else []
-        room = (width_of(len(blocks), JOINED_WIDTHS) or len(blocks)) if blocks else 0
-        layout = Layout.of(parts_of(self.caches, self.rows), grid, width)
-        told = told_of(layout, blocks, room, pinned=loaded.device.type == "cuda")
-        is_full = width == total == grid[1] * grid[2]
-        tokens = torch.cat([step.tokens for step in self.steps])
-
-        def made() -> tuple[JoinedInputs, Callable[[], StepOutputs]]:
-            inputs = JoinedInputs.blank(width, room, self.rotary[0])
-            inputs.fill(tokens, told, *self.rotary)  # a capture may write rows itself: to where these go
-            bare = decoder._without_clip()
-            if is_fused:
-                return inputs, partial(bare._fused_joint, inputs, memory, self.watch)
-            return inputs, partial(bare._fixed_joint, inputs, memory, grid, is_full, self.watch)
-
-        key = (width, room, self.watch) if is_fused else (width, grid[2], is_full, self.watch)
-        captured = loaded.workspace.step_together(key, memory, made, finds_rows=is_fused)
-        if captured is None:
-            return None
-        inputs, replay = captured
-        inputs.fill(tokens, told, *self.rotary)
-        found = replay()
-        # Copies: it may be replayed for other sequences before these rows are read.
-        watched, shares = (
-            {layer: kept.clone() for layer, kept in some.items()} for some in (found.inputs, found.shares)
-        )
-        copied = StepOutputs(found.hidden.clone(), self._wanted(found.logits), watched, shares)
-        return copied, is_fused and loaded.fused is not None and loaded.fused.rows_stand_alone
-
-    def _wanted(self, rows: Tensor) -> Tensor:
-        """The rows for which logits are wanted, of those of the pass and maybe of padding."""
-        parts = rows[: sum(self.rows)].split(self.rows)
-        return torch.cat([part[-step.last :] for part, step in zip(parts, self.steps, strict=True)])
-
-
-def _joined(steps: Sequence[Step]) -> list[Pass]:
-    """One pass of one model for several decoders, or for one whose passes are captured with others'."""
-    joint = _Joint.of(steps)
-    starts, total = [cache.length for cache in joint.caches], sum(joint.rows)
-    found, rows_alone = joint.replayed() or (joint.run(), False)
-    hidden = found.hidden[:, :total].split(joint.rows, 1)
-    rotary = zip(*(factors.split(joint.rows, 1) for factors in joint.rotary), strict=True)
-    logits = found.logits.split([step.last for step in steps])
-    passes = []
-    first = 0
-    for index, (step, own_rotary) in enumerate(zip(steps, rotary, strict=True)):
-        rows = slice(first, first := first + step.rows)
-        inputs = {layer: found.inputs[layer][:, rows] for layer in step.watch if layer in found.inputs}
-        shares = {layer: found.shares[layer][:, rows] for layer in step.watch if layer in found.shares}
-        passes.append(Pass(hidden[index], starts[index], own_rotary, inputs, logits[index], shares))
-        joint.caches[index].advance(step.rows)
-        step.decoder._rows_alone = step.decoder._rows_alone and rows_alone
-        step.decoder._has_run(passes[-1])
-    return passes
 
 
 def kept_positions(video: Tensor, keep: float, scores: Tensor | None = None) -> Tensor:

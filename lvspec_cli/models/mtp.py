@@ -244,15 +244,15 @@ class MtpDecoder(Decoder):
         """Run tokens of the answer: with the target's states, if it has any for them, else a single one with
         the layer's own."""
         rotary = self.next_rotary(tokens.shape[0])
-        passed = self._run(self._embedded(tokens), rotary)
-        self._has_run(passed)
+        passed = self._run(self.embedded(tokens), rotary)
+        self.has_run(passed)
         return passed
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def embedded(self, tokens: Tensor) -> Tensor:
         states = self._states_of(tokens.shape[0])
-        return self.loaded.model.fused(super()._embedded(tokens), states)
+        return self.loaded.model.fused(super().embedded(tokens), states)
 
-    def _has_run(self, passed: Pass) -> None:
+    def has_run(self, passed: Pass) -> None:
         self._own = passed.hidden[0, -1:]
 
     def _states_of(self, rows: int) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.constraint import Guide
-from lvspec_cli.models.decoder import Decoder, Pass, Step, run_together
+from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, proposed_vocabulary, shared_vocabulary
 from lvspec_cli.models.probe import attention_by_video_token
+from lvspec_cli.models.together import Step, run_together
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.draft import Drafting, Proposal, propose
 from lvspec_cli.speculation.draft_length import policy_for

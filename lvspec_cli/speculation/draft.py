@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.constraint import Guide
-from lvspec_cli.models.decoder import Decoder, Step, run_together
+from lvspec_cli.models.decoder import Decoder
 from lvspec_cli.models.steps import CHAIN_LENGTHS
+from lvspec_cli.models.together import Step, run_together
 from lvspec_cli.speculation.draft_length import DraftLengthPolicy, taken
 from lvspec_cli.speculation.logits import DraftRules
 from lvspec_cli.speculation.sampling import distribution, draw
