@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -126,3 +128,12 @@ Event = (
     | InWorker
 )
 Listener = Callable[[Event], None]
+
+
+@contextmanager
+def timed_stage(stage: Stage, listen: Listener) -> Iterator[None]:
+    """Tells that a stage begins, and that it has finished unless it fails."""
+    began = time.perf_counter()
+    listen(StageStarted(stage))
+    yield
+    listen(StageFinished(stage, time.perf_counter() - began))

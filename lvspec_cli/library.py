@@ -17,19 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lvspec_cli.answers import answers
 from lvspec_cli.errors import ContextError, LvspecError, UsageError, VideoError
-from lvspec_cli.memory.resolve import workload_of
+from lvspec_cli.memory.resolve import clip_workload, workload_of
+from lvspec_cli.memory.short import memory_errors
 from lvspec_cli.output.records import Record, failed_record
 from lvspec_cli.pairs.registry import MTP, Defaults, load_registry, settings_of_pair
-from lvspec_cli.pipeline import (
-    answers,
-    check_prompts,
-    clip_workload,
-    identify_video,
-    memory_errors,
-    prepared,
-    shortened,
-)
+from lvspec_cli.pipeline import check_prompts, identify_video, prepared, shortened
 from lvspec_cli.pipeline import load as load_models
 from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import (

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from lvspec_cli import pipeline
+from lvspec_cli import conversation
+from lvspec_cli.conversation import Conversation
 from lvspec_cli.errors import ContextError, UsageError
 from lvspec_cli.events import Event, Noted, RoundDone
 from lvspec_cli.models.decoder import Decoder
@@ -18,7 +19,7 @@ from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.models.processing import features_of
 from lvspec_cli.output.records import Record
 from lvspec_cli.pairs.registry import PACKAGE
-from lvspec_cli.pipeline import Conversation
+from lvspec_cli.pipeline import identify_video
 from lvspec_cli.request import AskRequest
 from lvspec_cli.types import Clip, DecodeSettings, Mode, Turn, VideoRequest
 from lvspec_cli.video.decode import read_clip
@@ -44,7 +45,7 @@ def clip() -> Clip:
 @pytest.fixture
 def talk(pair: LoadedPair, clip: Clip) -> Conversation:
     request = AskRequest(VIDEO, (), EXACT)
-    return Conversation(pair, demo_plan(), request, pipeline.identify_video(request), clip)
+    return Conversation(pair, demo_plan(), request, identify_video(request), clip)
 
 
 def ask(talk: Conversation, question: str, **options: Any) -> tuple[Record, list[Event]]:
@@ -114,7 +115,7 @@ def test_the_oldest_turns_are_left_out_when_they_do_not_fit(
 ):
     turns = tuple(Turn(f"What is {name}?", "A circle.") for name in ("one", "two", "three"))
     talk.history = turns
-    monkeypatch.setattr(pipeline, "HISTORY_TOKENS", 45)
+    monkeypatch.setattr(conversation, "HISTORY_TOKENS", 45)
     record, events = ask(talk, QUESTIONS[0])
     notes = [event.text for event in events if isinstance(event, Noted)]
     kept = talk.history[:-1]

@@ -11,22 +11,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from lvspec_cli.answers import ClipAnswers, Underway, has_room_for, prompts_of
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ContextError, LvspecError, PairError
 from lvspec_cli.events import Answered, Listener
-from lvspec_cli.memory.resolve import no_room_for
+from lvspec_cli.memory.resolve import clip_workload, no_room_for
+from lvspec_cli.memory.short import is_out_of_memory
 from lvspec_cli.models.prompt_length import LEAST_FRAMES
 from lvspec_cli.output.records import Failure, Record, failed_record
-from lvspec_cli.pipeline import (
-    ClipAnswers,
-    Underway,
-    clip_ready,
-    clip_workload,
-    has_room_for,
-    is_out_of_memory,
-    prompts_of,
-    shortened,
-)
+from lvspec_cli.pipeline import clip_ready, shortened
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan
 from lvspec_cli.types import Clip, FinishReason, Gate, PairPrompts, VideoRequest
 

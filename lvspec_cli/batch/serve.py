@@ -19,11 +19,11 @@ from lvspec_cli.batch.company import ONE_AT_A_TIME, company_with
 from lvspec_cli.batch.slots import Done, Ready, Slots
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import ChangedVideoError, LvspecError
-from lvspec_cli.events import Event, Listener, Noted, Stage
+from lvspec_cli.events import Event, Listener, Noted, Stage, timed_stage
 from lvspec_cli.host import usable_cores
 from lvspec_cli.memory.resolve import workload_of
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import check_unchanged, load, timed_stage
+from lvspec_cli.pipeline import check_unchanged, load
 from lvspec_cli.request import ALONE, AskRequest, Company, LoadPlan
 from lvspec_cli.types import Mode, VideoRequest
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lvspec_cli.answers import Underway
 from lvspec_cli.batch.answer import Answering, InProgress, check_devices, explained, release_memory
 from lvspec_cli.batch.company import ONE_AT_A_TIME, company_with
 from lvspec_cli.batch.work import Work
 from lvspec_cli.errors import LvspecError, NotFiniteError
-from lvspec_cli.events import Event, InSlot, Listener, Noted, Stage
+from lvspec_cli.events import Event, InSlot, Listener, Noted, Stage, timed_stage
 from lvspec_cli.output.records import Record
-from lvspec_cli.pipeline import Underway, timed_stage
 from lvspec_cli.types import Clip, FinishReason, Mode, PairPrompts
 
 if TYPE_CHECKING:

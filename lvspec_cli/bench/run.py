@@ -30,11 +30,12 @@ from lvspec_cli.figures.summary import Measured, contrasts, summarise
 from lvspec_cli.figures.throughput import throughput_of
 from lvspec_cli.memory.plan import Workload
 from lvspec_cli.memory.resolve import fitting_slots, workload_of
+from lvspec_cli.memory.short import memory_errors
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.models.words import TokenSets
 from lvspec_cli.output.files import replacing, sweep
 from lvspec_cli.output.records import settings_fields
-from lvspec_cli.pipeline import load, memory_errors
+from lvspec_cli.pipeline import load
 from lvspec_cli.request import AskRequest, LoadPlan
 from lvspec_cli.types import Adaptation, Gamma, VideoRequest
 

@@ -15,7 +15,8 @@ from lvspec_cli.bench.remote import Task, TaskDone, WarningSent
 from lvspec_cli.errors import LvspecError
 from lvspec_cli.figures.answers import Block, Item
 from lvspec_cli.host import quieten_libraries, steady_streams
-from lvspec_cli.pipeline import load, memory_errors
+from lvspec_cli.memory.short import memory_errors
+from lvspec_cli.pipeline import load
 from lvspec_cli.system import parent_of
 from lvspec_cli.video.pool import reading
 

@@ -31,7 +31,7 @@ from lvspec_cli.errors import NoInputError, OutputError, UsageError
 from lvspec_cli.host import STDERR_NAMES, quieten_libraries
 
 if TYPE_CHECKING:
-    from lvspec_cli.pipeline import Trace
+    from lvspec_cli.answers import Trace
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.bench import check_before, drawn_clips, noted_last, resumable, warn
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
-from lvspec_cli.cli.requests import (
-    checked_system,
-    chosen_pair,
-    decode_settings,
-    video_request,
-)
+from lvspec_cli.cli.requests import checked_system, chosen_pair, decode_settings, video_request
 from lvspec_cli.host import quieten_libraries
 from lvspec_cli.table import counted
 from lvspec_cli.types import Mode, RelevanceName
@@ -131,7 +126,8 @@ def _measured(flags: RelevanceFlags, progress: PlainProgress) -> RelevanceResult
         open_captions,
     )
     from lvspec_cli.memory.resolve import workload_of
-    from lvspec_cli.pipeline import load, memory_errors, prepared
+    from lvspec_cli.memory.short import memory_errors
+    from lvspec_cli.pipeline import load, prepared
 
     scoring = flags.scoring
     _check_files(scoring.out)

@@ -35,7 +35,7 @@ from lvspec_cli.types import Mode, TokenKind
 from lvspec_cli.ui.lines import WordLines
 
 if TYPE_CHECKING:
-    from lvspec_cli.pipeline import Conversation
+    from lvspec_cli.conversation import Conversation
     from lvspec_cli.request import AskRequest, PairChoice
 
 HELP = """\
@@ -104,7 +104,7 @@ def chat(
 
 def converse(choice: PairChoice, request: AskRequest, stop: Stop, *, quiet: bool) -> int:
     """Holds the conversation to its end, and gives the exit code: 1 if a question could not be answered."""
-    from lvspec_cli.pipeline import Conversation
+    from lvspec_cli.conversation import Conversation
     from lvspec_cli.ui.progress import PlainProgress
     from lvspec_cli.ui.summary import short_world_note
 

@@ -15,12 +15,7 @@ from lvspec_cli.cli import options
 from lvspec_cli.cli.bench import Clips, Work, check_before, chosen_clips, noted_last, resumable, warn
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
 from lvspec_cli.cli.reporting import reporting, say, write_out
-from lvspec_cli.cli.requests import (
-    checked_system,
-    chosen_pair,
-    decode_settings,
-    video_request,
-)
+from lvspec_cli.cli.requests import checked_system, chosen_pair, decode_settings, video_request
 from lvspec_cli.errors import UsageError
 from lvspec_cli.host import quieten_libraries
 from lvspec_cli.types import Mode, RelevanceName
@@ -133,9 +128,10 @@ def _calibrate(flags: TuneFlags, choice: PairChoice) -> int:
     from lvspec_cli.bench.pair_calibration import CAPTIONS, calibrate_pair
     from lvspec_cli.host import state_folder
     from lvspec_cli.memory.resolve import workload_of
+    from lvspec_cli.memory.short import memory_errors
     from lvspec_cli.output.files import make_folder, replacing
     from lvspec_cli.pairs.calibration import calibration_file
-    from lvspec_cli.pipeline import load, memory_errors, prepared
+    from lvspec_cli.pipeline import load, prepared
     from lvspec_cli.request import AskRequest
     from lvspec_cli.ui.pairs import calibration_text
 
@@ -233,7 +229,8 @@ def _read_job(flags: TuneFlags, choice: PairChoice, progress: PlainProgress) -> 
 
 def _run(job: TuneJob, progress: PlainProgress) -> Tuned:
     from lvspec_cli.bench.tune import tune as tune_rule
-    from lvspec_cli.pipeline import load, memory_errors
+    from lvspec_cli.memory.short import memory_errors
+    from lvspec_cli.pipeline import load
 
     loaded = load(job.load_plan, job.workload, progress.listen)
     with memory_errors(job.load_plan, job.workload):

@@ -46,7 +46,7 @@ from lvspec_cli.pairs.files import (
 from lvspec_cli.pairs.registry import Pair, Source, settings_of_pair
 from lvspec_cli.request import AskRequest, LoadPlan, PairChoice, check_draft_view
 from lvspec_cli.table import counted
-from lvspec_cli.types import DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
+from lvspec_cli.types import Clip, DecodeSettings, Loading, Mode, Placement, Quantisation, Share, VideoRequest
 from lvspec_cli.video.sample import DEFAULT_MAX_PIXELS, most_frames
 
 SMALLEST_WORKLOAD = Workload(frames=2, max_pixels=112 * 112, new_tokens=64)  # the least that makes sense
@@ -259,6 +259,12 @@ def workload_of(request: AskRequest, duration: float | None = None) -> Workload:
     text_tokens = (longest + len(request.system or "")) // _CHARACTERS_A_TOKEN
     load = _workload(request.video, request.settings.max_new_tokens, text_tokens, duration)
     return replace(load, draft_view=request.settings.draft_view)
+
+
+def clip_workload(request: AskRequest, clip: Clip) -> Workload:
+    """The workload of the request, with the clip's actual frames and pixels."""
+    video = replace(request.video, max_frames=len(clip.frames), max_pixels=clip.width * clip.height)
+    return workload_of(replace(request, video=video))
 
 
 def workload_of_pair(pair: Pair, frames: int | None = None, max_pixels: int | None = None) -> Workload:

@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from lvspec_cli.answers import has_room_for, prompts_of
 from lvspec_cli.batch.answer import Answering
 from lvspec_cli.batch.remote import after_death
 from lvspec_cli.batch.serve import _Decoding, decoders_of, has_spare_core, threads_of_decoder
@@ -23,7 +24,6 @@ from lvspec_cli.batch.slots import Ready, Slots
 from lvspec_cli.memory.plan import Workload
 from lvspec_cli.models.cache import SlotCache, SlotMemory
 from lvspec_cli.models.load import LoadedModel
-from lvspec_cli.pipeline import has_room_for, prompts_of
 from lvspec_cli.request import AskRequest, Company
 from lvspec_cli.speculation import answer
 from lvspec_cli.speculation.engine import Session

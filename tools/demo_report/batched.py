@@ -17,9 +17,10 @@ from lvspec_cli.bench.run import BenchJob, header_of
 from lvspec_cli.figures.answers import BenchMode, Block, Item, Measurement, Variant
 from lvspec_cli.figures.summary import Measured
 from lvspec_cli.memory.resolve import workload_of_pair
+from lvspec_cli.memory.short import memory_errors
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.processing import quiet
-from lvspec_cli.pipeline import load, memory_errors
+from lvspec_cli.pipeline import load
 from lvspec_cli.request import LoadPlan
 from lvspec_cli.video.pool import reading
 from tools.demo_report.drawing import parallel_map
