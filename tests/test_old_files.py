@@ -147,7 +147,7 @@ def test_the_history_gives_an_estimate(lvspec: Run, clips: Path, tmp_path: Path)
     (tmp_path / "state" / "lvspec").mkdir(parents=True)
     shutil.copy(PINNED / "state" / "runs.jsonl", tmp_path / "state" / "lvspec")
     done = lvspec("caption", clips, "--device", "cpu", "--dry-run", "--out", "new.jsonl")
-    assert done.stderr.splitlines()[-1] == "about 1 s, as the last run like this one went"
+    assert done.stderr.splitlines()[-1] == "about 1 s, as past runs like this one went"
 
 
 def test_known_scenes_are_not_looked_for(lvspec: Run, clips: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from lvspec_cli.text_file import SETTINGS, read_own
 from lvspec_cli.types import VideoInfo, VideoRequest
 
 KEPT_RUNS = 200
+ENOUGH_ROWS = 50  # for a forecast
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,18 @@ def past_runs(file: Path | None) -> list[PastRun]:
     return runs
 
 
-def seconds_a_row(runs: list[PastRun], like: PastRun) -> float | None:
-    """Seconds a row in the last run with the same settings; None if there is none."""
-    same = [
-        run for run in runs if replace(run, rows=like.rows, seconds=like.seconds) == like and run.rows > 0
-    ]
-    return same[-1].seconds / same[-1].rows if same else None
+def seconds_a_row(runs: Sequence[PastRun], like: PastRun) -> float | None:
+    """Seconds a row in the newest runs with the same settings; None if there is none.
+
+    As many runs count as it takes to have ENOUGH_ROWS: a few rows alone would tell of a run's start.
+
+    :param runs: oldest first.
+    """
+    rows, seconds = 0, 0.0
+    for run in reversed(runs):
+        if rows < ENOUGH_ROWS and replace(run, rows=like.rows, seconds=like.seconds) == like:
+            rows, seconds = rows + run.rows, seconds + run.seconds
+    return seconds / rows if rows else None
 
 
 FALLBACK_RATE = 25.0  # frames a second, if the header gives none

@@ -455,4 +455,4 @@ def _totals(
     if seconds is None:
         yield "no estimate of the time: no run like this one has been made on this machine yet"
     else:
-        yield f"about {clock(seconds * to_do)}, as the last run like this one went"
+        yield f"about {clock(seconds * to_do)}, as past runs like this one went"

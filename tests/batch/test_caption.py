@@ -541,7 +541,7 @@ def test_a_dry_run_tells_and_writes_nothing(caption: Caption, clips: Path, tmp_p
         str(taken["b.mp4"]["visual_tokens"]),
     ]
     write_video(clips / "new.mp4")
-    assert "as the last run like this one went" in caption(clips, "--out", "out.jsonl", "--dry-run").stderr
+    assert "as past runs like this one went" in caption(clips, "--out", "out.jsonl", "--dry-run").stderr
 
 
 def test_a_dry_run_tells_stretches_and_failures_that_would_be_skipped(

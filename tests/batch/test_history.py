@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lvspec_cli.batch.cutting import Stretch, known_scenes
-from lvspec_cli.batch.history import PastRun, past_runs, remember
+from lvspec_cli.batch.history import PastRun, past_runs, remember, seconds_a_row
 from lvspec_cli.host import config_folder, state_folder
 from lvspec_cli.types import VideoRequest
 from tests.batch.conftest import Caption, rows
@@ -149,3 +149,25 @@ def test_a_user_without_a_home_folder_can_do_everything(
     assert "set HF_HOME to a folder of your own" in doctor
     assert [row["status"] for row in rows(tmp_path / "out.jsonl")] == ["ok"]
     assert not (tmp_path / "~").exists()
+
+
+def ran(rows: int, seconds: float, *, mode: str = "lvspec") -> PastRun:
+    return replace(RUN, rows=rows, seconds=seconds, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("runs", "seconds"),
+    [
+        ([], None),
+        ([ran(8, 2.0, mode="exact"), ran(0, 9.0)], None),
+        ([ran(8, 2.0)], 0.25),
+        ([ran(60, 15.0), ran(4, 1.0)], 0.25),
+        ([ran(96, 24.0), ran(4, 11.0)], 0.35),  # few rows, of which the first waited for what is made once
+        ([ran(1000, 900.0), ran(200, 20.0)], 0.1),  # what is newest counts, if it has rows enough
+        ([ran(40, 20.0), ran(100, 1.0, mode="ar"), ran(10, 5.0), ran(30, 15.0, mode="ar")], 0.5),
+    ],
+)
+def test_a_forecast_is_of_the_newest_rows_with_the_same_settings(
+    runs: list[PastRun], seconds: float | None
+) -> None:
+    assert seconds_a_row(runs, ran(1, 0.0)) == pytest.approx(seconds)
