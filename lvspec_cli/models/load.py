@@ -247,15 +247,15 @@ def _read_files(request: ModelRequest) -> _Files:
 def _load(read: _Files, progress: Progress) -> LoadedModel:
     """Loads the model of these files."""
     with _as_pair_error(read.name, read.folder):
-        how = _Precision.of(read)
+        how = _Setup.of(read)
         model = _weights(read, how, progress)
         read.family.prepare(model)
         return _loaded(read, how, model)
 
 
 @dataclass(frozen=True)
-class _Precision:
-    """Where a model is, and in what its weights are kept and computed."""
+class _Setup:
+    """Where a model goes, and in what its weights are kept and computed."""
 
     devices: Sequence[torch.device]
     files: Quantisation | None  # how the files are quantised
@@ -263,7 +263,7 @@ class _Precision:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, read: _Files) -> _Precision:
+    def of(cls, read: _Files) -> _Setup:
         request, config = read.request, read.config
         devices = [choose_device(share.device) for share in request.shares] or [choose_device(request.device)]
         files = quantisation_of_files(getattr(config, "quantization_config", None), read.name)
@@ -280,7 +280,7 @@ class _Precision:
         return self.files is self.quantisation is Quantisation.FP8
 
 
-def _weights(read: _Files, how: _Precision, progress: Progress) -> Any:
+def _weights(read: _Files, how: _Setup, progress: Progress) -> Any:
     """The model with its weights, as transformers makes it but for those that lvspec packs."""
     config, family, (device, *others) = read.config, read.family, how.devices
     at_load = Quantisation.NONE if how.files else how.quantisation
@@ -304,7 +304,7 @@ def _weights(read: _Files, how: _Precision, progress: Progress) -> Any:
     return model
 
 
-def _loaded(read: _Files, how: _Precision, model: Any) -> LoadedModel:
+def _loaded(read: _Files, how: _Setup, model: Any) -> LoadedModel:
     """The model with parts of it replaced by faster ones that compute the same."""
     request, family, device = read.request, read.family, how.devices[0]
     can_capture = request.captured and not family.waits_for_host and not how.by_hub_kernels
