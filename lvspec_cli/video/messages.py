@@ -1,10 +1,9 @@
 """The messages between parent and child, over a socket pair.
 
 The parent sends a Job and the descriptor of its file, and the next Job when this one is done. The child
-answers with Taken, then, for task ``probe``, with a VideoInfo, and for task ``subtitles`` with Subtitles.
-For task ``read`` it sends Opened, then for
-each frame its time (a float) and its raw bytes, then Finished. An LvspecError may replace any of its
-messages. Everything except the bytes is pickled.
+answers with Taken, then, for task ``probe``, with a VideoInfo, and for task ``subtitles`` with Subtitles. For
+task ``read`` it sends Opened, then for each frame its time (a float) and its raw bytes, then Finished. An
+LvspecError may replace any of its messages. Everything except the bytes is pickled.
 """
 
 from __future__ import annotations

@@ -133,6 +133,12 @@ def test_a_check_that_does_not_end_is_stopped(
     assert said[-1] == "0 found"
 
 
+def test_what_a_process_imports_is_not_of_a_checks_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.gpu_checks.LONGEST", 0)
+    monkeypatch.setattr("tools.gpu_checks.BEGINNING", 2.0)  # torch and transformers take longer to import
+    assert apart([Check("told", 1, told)])[0] == []
+
+
 def test_tests_that_do_not_end_are_stopped_and_what_they_said_is_told(tmp_path: Path) -> None:
     file = tmp_path / "test_it.py"
     file.write_text(
