@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import typer
 from lvspec_cli.cli import options
 from lvspec_cli.cli.chat import converse, is_interactive
 from lvspec_cli.cli.groups import OptionGroup, flag, with_groups
-from lvspec_cli.cli.reporting import reporting
+from lvspec_cli.cli.reporting import Stop, reporting
 from lvspec_cli.cli.requests import (
     argument_of,
     ask_mistake,
@@ -32,6 +32,10 @@ from lvspec_cli.host import STDERR_NAMES, quieten_libraries
 
 if TYPE_CHECKING:
     from lvspec_cli.answers import Trace
+    from lvspec_cli.batch.names import Input
+    from lvspec_cli.events import Event
+    from lvspec_cli.output.records import Record
+    from lvspec_cli.request import AskRequest, PairChoice
 
 
 @dataclass(frozen=True)
@@ -87,19 +91,10 @@ def ask(
     with reporting(messages.debug) as stop:
         if not messages.debug:
             quieten_libraries()
-        from lvspec_cli import pipeline
         from lvspec_cli.batch.names import reading_error
-        from lvspec_cli.cli.show import showing
-        from lvspec_cli.output.records import encode_name
         from lvspec_cli.request import AskRequest
 
-        if "" in arguments[:1]:
-            raise NoInputError("the video's name is empty", "name a video file")
-        given = [argument_of(text) for text in arguments]
-        mistake = ask_mistake(given)
-        if mistake is not None:
-            raise mistake
-        named, question = videos_and_question(given)
+        named, question = _told_apart(arguments)
         several = len(named) > 1 or Path(named[0]).is_dir()
         videos = videos_of(named) if several else ()
         if several and output.trace is not None:
@@ -123,31 +118,61 @@ def ask(
             raise missing
         if is_chat:
             raise typer.Exit(converse(choice, request, stop, quiet=messages.quiet))
-        labels = {item.path: encode_name(item.name)[0] for item in videos}  # also of a folder with one video
-        with (
-            _tracing(output.trace, Path(named[0])) as write_row,
-            showing(
-                choice, request, stop, as_json=output.as_json, quiet=messages.quiet, labels=labels
-            ) as show,
-        ):
-
-            def listen(event: Any) -> None:
-                stop.heed()
-                stop.listen(event)
-                show(event)
-
-            if several:
-                requests = [
-                    replace(request, video=replace(request.video, path=item.path), name=item.name)
-                    for item in videos
-                ]
-                records = pipeline.ask_each(choice, requests, listen, interrupted=stop.asked)
-            else:
-                records = pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
+        records = _answered(choice, request, videos, stop, output, quiet=messages.quiet)
         if stop.asked():
             raise KeyboardInterrupt
         if any(record.error is not None for record in records):  # a video, or no whole answer
             raise typer.Exit(1)
+
+
+def _told_apart(arguments: Sequence[str]) -> tuple[Sequence[str], str | None]:
+    """The videos, and the question if there is one.
+
+    :raises LvspecError: an argument is neither.
+    """
+    if "" in arguments[:1]:
+        raise NoInputError("the video's name is empty", "name a video file")
+    given = [argument_of(text) for text in arguments]
+    mistake = ask_mistake(given)
+    if mistake is not None:
+        raise mistake
+    return videos_and_question(given)
+
+
+def _answered(
+    choice: PairChoice,
+    request: AskRequest,
+    videos: Sequence[Input],
+    stop: Stop,
+    output: Output,
+    *,
+    quiet: bool,
+) -> list[Record]:
+    """Shows the answers, and gives their records.
+
+    :param videos: of which each question is asked; none: the request's.
+    """
+    from lvspec_cli import pipeline
+    from lvspec_cli.cli.show import showing
+    from lvspec_cli.output.records import encode_name
+
+    labels = {item.path: encode_name(item.name)[0] for item in videos}  # also of a folder with one video
+    with (
+        _tracing(output.trace, request.video.path) as write_row,
+        showing(choice, request, stop, as_json=output.as_json, quiet=quiet, labels=labels) as show,
+    ):
+
+        def listen(event: Event) -> None:
+            stop.heed()
+            stop.listen(event)
+            show(event)
+
+        if not videos:
+            return pipeline.ask(choice, request, listen, trace=write_row, interrupted=stop.asked)
+        requests = [
+            replace(request, video=replace(request.video, path=item.path), name=item.name) for item in videos
+        ]
+        return pipeline.ask_each(choice, requests, listen, interrupted=stop.asked)
 
 
 def _asks_nothing(question: str | None, questions: Questions) -> bool:
