@@ -21,9 +21,10 @@ def slow_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("target", "draft"):
         set_generation(folder / name, repetition_penalty=1.3)
     models = folder / "models.yaml"
+    # Enough tokens for a second look at the clock, should the machine be busy at the first.
     models.write_text(
         "default: slow\npairs:\n  slow:\n    target: {folder: target}\n    draft: {folder: draft}\n"
-        "    defaults:\n      {frames: 2, max_new_tokens: 40, adaptation: {most: 6, costs: {draft: 0.01}}}\n"
+        "    defaults:\n      {frames: 2, max_new_tokens: 120, adaptation: {most: 6, costs: {draft: 0.01}}}\n"
     )
     return models
 
