@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lvspec_cli.batch.answer import gated, is_partial
-from lvspec_cli.batch.history import (
-    Forecast,
-    forecast,
-    history_file,
-    past_runs,
-    remember,
-    seconds_a_row,
-)
+from lvspec_cli.batch.history import Forecast, forecast, history_file, past_runs, remember, seconds_a_row
 from lvspec_cli.batch.names import Collected, absolute
 from lvspec_cli.batch.remote import run
 from lvspec_cli.batch.serve import WorkerPlan

@@ -14,9 +14,7 @@ from torch.nn.functional import interpolate
 from lvspec_cli.models.attention import causal, packed_mask
 from lvspec_cli.models.cache import KeyValueCache, SlotCache, SlotMemory, cache_argument
 from lvspec_cli.models.families.base import Rotary
-from lvspec_cli.models.joined import (
-    SlotRows,
-)
+from lvspec_cli.models.joined import SlotRows
 from lvspec_cli.models.kernels.fused import MOST_ROWS
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import (
