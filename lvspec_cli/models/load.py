@@ -275,6 +275,11 @@ class _Setup:
         return cls(devices, files, quantisation, dtype)
 
     @property
+    def at_load(self) -> Quantisation:
+        """What weights are quantised to as they are read: nothing, if they are already in the files."""
+        return Quantisation.NONE if self.files else self.quantisation
+
+    @property
     def by_hub_kernels(self) -> bool:
         """Whether its products are kernels of a hub, which were not made to be captured."""
         return self.files is self.quantisation is Quantisation.FP8
@@ -283,8 +288,7 @@ class _Setup:
 def _weights(read: _Files, how: _Setup, progress: Progress) -> Any:
     """The model with its weights, as transformers makes it but for those that lvspec packs."""
     config, family, (device, *others) = read.config, read.family, how.devices
-    at_load = Quantisation.NONE if how.files else how.quantisation
-    options = _loading_options(config, family, read.request.shares, how.devices, how.dtype, at_load)
+    options = _loading_options(config, family, read.request.shares, how.devices, how.dtype, how.at_load)
     if how.files is not None:
         import_kernels(how.files)
         values, blocks = config.quantization_config, _language_blocks(config, family)

@@ -16,6 +16,7 @@ from lvspec_cli.errors import NoRoomError, PairError, UsageError
 from lvspec_cli.models.generation import read_generation
 from lvspec_cli.models.load import (
     ModelRequest,
+    _Setup,
     choose_device,
     choose_dtype,
     load_model,
@@ -25,6 +26,7 @@ from lvspec_cli.models.load import (
 )
 from lvspec_cli.pairs.files import folder_of, require, tensor_sizes
 from lvspec_cli.pairs.registry import Source
+from lvspec_cli.types import Quantisation
 from tests.tiny_models import save_model, set_generation
 from tests.tiny_tokenizers import build_tokenizer
 
@@ -297,3 +299,21 @@ def test_generation_settings() -> None:
     for wrong in ({"num_beams": 4}, {"bad_words_ids": [[1]]}, {"repetition_penalty": -1.0}):
         with pytest.raises(PairError):
             read_generation(Config(**wrong), "x")
+
+
+@pytest.mark.parametrize(
+    ("files", "in_memory", "at_load", "by_hub_kernels"),
+    [
+        (None, Quantisation.NONE, Quantisation.NONE, False),
+        (None, Quantisation.NF4, Quantisation.NF4, False),
+        (None, Quantisation.FP8, Quantisation.FP8, False),  # packed by lvspec
+        (Quantisation.FP8, Quantisation.FP8, Quantisation.NONE, True),
+        (Quantisation.FP8, Quantisation.NONE, Quantisation.NONE, False),  # unpacked
+        (Quantisation.AWQ, Quantisation.AWQ, Quantisation.NONE, False),
+    ],
+)
+def test_what_is_in_the_files_is_not_made_again(
+    files: Quantisation | None, in_memory: Quantisation, at_load: Quantisation, by_hub_kernels: bool
+) -> None:
+    setup = _Setup((torch.device("cuda"),), files, in_memory, torch.bfloat16)
+    assert (setup.at_load, setup.by_hub_kernels) == (at_load, by_hub_kernels)
