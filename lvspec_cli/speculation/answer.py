@@ -87,6 +87,7 @@ class Answer:
         self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
+        self._newest = self.no_tokens  # the last of them, on the device
         self.tally = Tally()
         self.finish: FinishReason | None = None
 
@@ -107,7 +108,7 @@ class Answer:
                 self._draft.encode(prompts.draft, keep=keep, scores=scores, with_question=True)
             self._draft.begin(prompts.draft, room)
         self._logits.add(prompts.target.input_ids[0].to(self._device))
-        logits = self._rules_applied(self._target.logits(passed, 1), self._tensor(()))
+        logits = self._rules_applied(self._target.logits(passed, 1), self.no_tokens)
         token, sound = torch.cat((self._choose(logits), is_sound(logits))).tolist()
         check_sound((sound,))
         self._take(Verdict(0, (token,), (TokenKind.TARGET,), (0.0,)))
@@ -136,7 +137,7 @@ class Answer:
         began = time.perf_counter()
         passed = self._target.forward(self._pending(self._target))
         logits = self._target.logits(passed, 1)
-        self._logits.apply(logits, self._tensor(()), produced=len(self.tokens)).argmax(dim=-1).item()
+        self._logits.apply(logits, self.no_tokens, produced=len(self.tokens)).argmax(dim=-1).item()
         self._target.rollback(len(self.tokens) - 1)
         return time.perf_counter() - began
 
@@ -238,7 +239,8 @@ class Answer:
         """Lossless speculative sampling, as numbers for :func:`_sampled`."""
         target_probs = distribution(logits, self._settings.temperature)
         if proposal.draft_probs is None:
-            decision = torch.cat((self._tensor((0,)), draw(target_probs, self._generator)))
+            token = draw(target_probs, self._generator)
+            decision = torch.cat((torch.zeros_like(token), token))
         else:
             decision = accept(proposal.tokens, proposal.draft_probs, target_probs, self._generator)
         parts = (decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))
@@ -274,7 +276,8 @@ class Answer:
             if self.finish is not None:
                 break
         added = len(self.tokens) - before
-        self._logits.add(self._tensor(verdict.tokens[:added]))
+        self._newest = self._tensor(verdict.tokens[:added])
+        self._logits.add(self._newest)
         if self._guide is not None:
             self._guide.take(verdict.tokens[:added])
         self._history = self._history.extended(
@@ -294,14 +297,17 @@ class Answer:
     @property
     def no_tokens(self) -> Tensor:
         """Long (0,)."""
-        return self._tensor(())
+        return torch.zeros(0, dtype=torch.long, device=self._device)
 
     def _pending(self, decoder: Decoder) -> Tensor:
         """The answer's tokens that are not in a decoder's cache yet."""
-        return self._tensor(self.tokens[decoder.answered :])
+        first = decoder.answered - (len(self.tokens) - len(self._newest))
+        return self._newest[first:] if first >= 0 else self._tensor(self.tokens[decoder.answered :])
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
-        return torch.tensor(tokens, dtype=torch.long, device=self._device)
+        """From pinned memory, so that the host need not wait for what a GPU has to do before."""
+        on_host = torch.tensor(tokens, dtype=torch.long, pin_memory=self._device.type == "cuda")
+        return on_host.to(self._device, non_blocking=True)
 
 
 def _guide(target: LoadedModel, constraint: Constraint, vocabulary: int) -> Guide:

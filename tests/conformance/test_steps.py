@@ -1,4 +1,4 @@
-"""Passes in fixed memory, as they are captured on a GPU: here each replay runs the pass again."""
+"""Passes in fixed memory, as they are captured on a GPU: here they are recorded, operation by operation."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ from lvspec_cli.types import (
 from tests.conformance.conftest import Subject
 from tests.conformance.test_exact import CASES, WANTED, Case, check
 from tests.models.test_fused import OneByOne
+from tests.recorded import AsKernels, Recorder
 from tests.speculation.conftest import decode, with_generation
 from tests.speculation.test_engine import Transfers
 
@@ -52,10 +53,6 @@ from tests.speculation.test_engine import Transfers
 CAPTURED = [name for name, family in FAMILIES.items() if not family.waits_for_host]
 
 captured = pytest.mark.parametrize("subject", CAPTURED, indirect=True)
-
-
-def _tensors(outputs: StepOutputs) -> tuple[Tensor, ...]:
-    return (outputs.hidden, outputs.logits, *outputs.inputs.values(), *outputs.shares.values())
 
 
 @dataclass
@@ -67,6 +64,7 @@ class Counted:
     most: int = 1_000_000
     chains: list[int] = field(default_factory=list)  # lengths of those that were replayed
     can_chain: bool = True
+    recorder: Recorder = field(default_factory=Recorder)
 
     def __call__(self, run: Callable[[], StepOutputs]) -> Replay:
         (memory, *_) = run.args if isinstance(run, partial) else (None,)
@@ -74,15 +72,12 @@ class Counted:
         if self.captured >= self.most or (length and not self.can_chain):
             raise RuntimeError("operation not permitted when stream is capturing")
         self.captured += 1
-        outputs = run()  # a capture writes into the cache, behind what it holds
+        recorded = self.recorder(run)
 
         def replay() -> StepOutputs:
-            """As a graph's: into the memory of the results before."""
             self.replayed += 1
             self.chains += [length] if length else []
-            for kept, new in zip(_tensors(outputs), _tensors(run()), strict=True):
-                kept.copy_(new)
-            return outputs
+            return recorded()
 
         return replay
 
@@ -112,7 +107,7 @@ class Fixed:
         self, *, fused: bool = False, operations: Operations | None = None, chain_after: int = 0
     ) -> LoadedPair:
         """:param fused: decoder layers are made of few operations, where their family's can be."""
-        run = operations or Twins()
+        run = AsKernels(operations or Twins())
         assert self.pair.draft is not None
         target, draft = (
             replace(
