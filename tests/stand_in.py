@@ -11,6 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +87,8 @@ class Gpus(TorchDispatchMode):
         leaves = tree_leaves((args, given))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         named = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
+        if func.overloadpacket is aten._has_compatible_shallow_copy_type:
+            return len({type(tensor) for tensor in tensors}) == 1
         self._check(func, args, given, tensors)
         inner_args, inner_given = tree_map(inside, (args, given))
         if func is aten.histc.default and not inner_args[0].is_floating_point():  # GPUs count integers, too
@@ -148,6 +151,24 @@ class _Generator(torch.Generator):
         return super().__new__(cls)
 
 
+# What torch.cuda tells of each.
+_CARD = {
+    "_lazy_init": None,
+    "is_available": True,
+    "is_initialized": True,
+    "device_count": 2,
+    "current_device": 0,
+    "get_device_capability": (9, 0),
+    "get_device_name": "one that computes on the CPU",
+    "get_device_properties": SimpleNamespace(major=9, minor=0, total_memory=8 << 30, multi_processor_count=132),
+    "mem_get_info": (7 << 30, 8 << 30),
+    "memory_allocated": 0,
+    "memory_reserved": 0,
+    "empty_cache": None,
+    "synchronize": None,
+}
+
+
 @contextlib.contextmanager
 def gpus() -> Iterator[Gpus]:
     """Inside it there are GPUs."""
@@ -155,8 +176,8 @@ def gpus() -> Iterator[Gpus]:
 
     torch._C._ensureCUDADeviceGuardSet()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(torch.cuda, "_lazy_init", lambda: None)
-        patched.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        for name, value in _CARD.items():
+            patched.setattr(torch.cuda, name, lambda *_, found=value, **__: found)
         patched.setattr(torch, "Generator", _Generator)
         with torch.inference_mode(), _Making(), Gpus() as made:
             yield made
@@ -189,18 +210,20 @@ def _indices(func: Any, args: Sequence[Any]) -> list[Tensor]:
 
 
 def inside(value: Any) -> Any:
-    return value.inner if isinstance(value, OnGpu) else _CPU if isinstance(value, torch.device) else value
+    if isinstance(value, OnGpu):
+        return value.inner
+    return _CPU if isinstance(value, torch.device) and value.type == "cuda" else value
 
 
 def _outside(output: Any, device: torch.device, known: dict[int, OnGpu]) -> Any:
-    if not isinstance(output, Tensor) or device.type == "cpu":
+    if not isinstance(output, Tensor) or device.type != "cuda":
         return output
     return known[id(output)] if id(output) in known else OnGpu(output, device)
 
 
 def _whole(device: torch.device) -> torch.device:
     """With its number: ``cuda`` is ``cuda:0``."""
-    return _CPU if device.type == "cpu" else torch.device(device.type, device.index or 0)
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def _is_elsewhere(tensor: Tensor, device: torch.device) -> bool:
