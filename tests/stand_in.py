@@ -135,6 +135,10 @@ class _Making(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
+        if func is Tensor.pin_memory:
+            copy = args[0].clone()
+            copy.is_in_pinned_memory = True
+            return copy
         if func not in (torch.tensor, torch.as_tensor):
             return func(*args, **given)
         device, pinned = torch.device(given.pop("device", None) or _CPU), given.pop("pin_memory", False)
@@ -163,7 +167,9 @@ _CARD = {
     "get_device_properties": SimpleNamespace(major=9, minor=0, total_memory=8 << 30, multi_processor_count=132),
     "mem_get_info": (7 << 30, 8 << 30),
     "memory_allocated": 0,
+    "max_memory_allocated": 0,
     "memory_reserved": 0,
+    "reset_peak_memory_stats": None,
     "empty_cache": None,
     "synchronize": None,
 }

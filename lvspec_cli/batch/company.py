@@ -52,18 +52,19 @@ def clip_costs(
 ) -> ClipCosts:
     """The costs of a workload's largest clip.
 
-    :param device: the kind, cpu or cuda.
+    :param device: the target's kind, cpu or cuda.
     """
-    from lvspec_cli.speculation.draft_length import costs_of_sizes  # imports torch
+    from lvspec_cli.speculation.draft_length import beside_a_gpu, costs_of_sizes  # imports torch
 
     row = PREFILL_ROW.get(device, PREFILL_ROW["cuda"])
     target, draft, (element, draft_element) = sizes.target, sizes.draft, request.elements
     prefill, tokens = row * prompt_tokens(target, load), min(TYPICAL_TOKENS, load.new_tokens)
     if draft is None or settings.mode is Mode.AR:
         return ClipCosts(RoundCosts(draft=1.0), 0, tokens, prefill, 0.0)
+    draft_device = (request.draft_device or device).partition(":")[0]
     costs = settings.adaptation.costs or costs_of_sizes(
-        bytes_a_round(target, request.target, element, 1, None),
-        bytes_a_round(draft, request.draft, draft_element, 1, None),
+        beside_a_gpu(bytes_a_round(target, request.target, element, 1, None), device),
+        beside_a_gpu(bytes_a_round(draft, request.draft, draft_element, 1, None), draft_device),
     )
     draft_prefill = row * costs.draft * prompt_tokens(draft, load) * settings.draft_keep
     return ClipCosts(costs, settings.greatest_gamma, tokens, prefill, draft_prefill)

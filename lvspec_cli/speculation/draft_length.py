@@ -33,6 +33,7 @@ RATE_WEIGHT = 5.0  # steps of the target
 # On an H100, which reads 3.0 TB/s: 0.13 ms of small kernels a layer, 0.65 ms of the host (docs/real-size.md).
 CAPTURED_LAYER, EAGER_LAYER = 0.4e9, 2.0e9  # bytes
 FUSED_LAYER = 0.085e9  # predicted: 28 microseconds, of eleven kernels (``models.kernels.fused``)
+READ_BY_A_GPU = 20.0  # bytes, in the time in which a CPU reads one: 3.0 TB/s and 150 GB/s, predicted
 DECAY = 0.9  # factor on all counts, once a round
 WAIT = 0.2e9  # bytes that are read in 70 microseconds, while the device waits for the host: predicted
 EXPERTS = ".experts."  # in the names of weights of which a row reads only some
@@ -270,8 +271,9 @@ def policy_for(
     adaptation = settings.adaptation
     # A prediction layer is small beside the head, unlike other drafts, whose heads are left out of both.
     head = draft.is_prediction_layer
+    row_bytes = beside_a_gpu(_expert_bytes(target), target.device.type)
     costs = adaptation.costs or costs_of_sizes(
-        _step_bytes(target, head=head), _step_bytes(draft, head=head), _expert_bytes(target)
+        _step_bytes(target, head=head), _step_bytes(draft, head=head), row_bytes
     )
     wait = WAIT / _step_bytes(draft, head=True) if draft.workspace is not None else 0.0
     if is_exact(rule):
@@ -288,7 +290,7 @@ def policy_for(
 
 
 def _step_bytes(loaded: LoadedModel, *, head: bool) -> float:
-    """Bytes that the device could read in the time of one step: the layers' weights, and their other work.
+    """Bytes that a GPU could read in the time of one step: the layers' weights, and their other work.
 
     :param head: with the weights of the head.
     """
@@ -298,7 +300,12 @@ def _step_bytes(loaded: LoadedModel, *, head: bool) -> float:
     weights = _weight_bytes(loaded, experts=False) + _expert_bytes(loaded)
     if head:
         weights += sum(weight.nbytes for weight in loaded.model.get_output_embeddings().parameters())
-    return weights + others
+    return beside_a_gpu(weights + others, loaded.device.type)
+
+
+def beside_a_gpu(read: float, device: str) -> float:
+    """Bytes that a GPU reads while a device, by its kind, reads so many."""
+    return read * (READ_BY_A_GPU if device == "cpu" else 1.0)
 
 
 def _expert_bytes(loaded: LoadedModel) -> float:
