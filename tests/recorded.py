@@ -92,9 +92,7 @@ class Recording(TorchDispatchMode):
                 self._before.append((tensor, tensor.clone()))
         outputs, taken = run(), set(map(_address, _tensors(read)))
         fresh = {
-            place: tensor
-            for place, tensor in enumerate(_tensors(outputs))
-            if _address(tensor) not in taken
+            place: tensor for place, tensor in enumerate(_tensors(outputs)) if _address(tensor) not in taken
         }
         if fresh or written:
             self._own |= set(map(_address, fresh.values()))
@@ -119,6 +117,7 @@ class Recorder:
     """Captures passes by recording them. They share their memory, as graphs do."""
 
     def __init__(self) -> None:
+        self.recorded = 0  # passes
         self._kept: weakref.WeakSet[Recording] = weakref.WeakSet()
 
     def __call__(self, run: Callable[[], StepOutputs]) -> Replay:
@@ -128,6 +127,7 @@ class Recorder:
             outputs = run()
         recording.undo()
         self._kept.add(recording)
+        self.recorded += 1
 
         def replay() -> StepOutputs:
             for other in self._kept:
@@ -209,9 +209,7 @@ def _found(stored: Stored | StoredTogether) -> Callable[[], Any]:
     def there() -> Stored | StoredTogether:
         (capacity, video_at), places = table[0].tolist(), table[1 + layer].tolist()
         count = int(stored.rows.sequences.max()) + 1 if isinstance(stored, StoredTogether) else 1
-        keys, values = (
-            _at(place, (count, heads, capacity, size), dtype) for place in places
-        )
+        keys, values = (_at(place, (count, heads, capacity, size), dtype) for place in places)
         video = _at(video_at, (count, capacity), torch.uint8)
         if isinstance(stored, StoredTogether):
             memory: Any = SimpleNamespace(keys={layer: keys}, values={layer: values}, video=video)
@@ -235,8 +233,13 @@ def _check(func: Any, args: Sequence[Any], given: dict[str, Any]) -> None:
     """
     :raises RuntimeError: the host would wait for the device.
     """
-    devices = {leaf if isinstance(leaf, torch.device) else leaf.device for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor | torch.device)}
-    is_moved = func.overloadpacket in COPIES and len({device.type for device in devices}) > 1
+    leaves = tree_leaves((args, given))
+    kinds = {
+        leaf.device.type if isinstance(leaf, Tensor) else leaf.type
+        for leaf in leaves
+        if isinstance(leaf, Tensor | torch.device)
+    }
+    is_moved = func.overloadpacket in COPIES and len(kinds) > 1
     if is_moved or waits_for(func, args, given):
         raise _not_permitted(str(func))
 

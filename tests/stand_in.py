@@ -47,7 +47,7 @@ _CPU = torch.device("cpu")
 class OnGpu(Tensor):
     """A tensor that says it is on a GPU, and the one on the CPU that it is."""
 
-    inner: Tensor
+    on_cpu: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor, device: torch.device) -> OnGpu:
@@ -59,17 +59,19 @@ class OnGpu(Tensor):
             dtype=inner.dtype,
             device=torch.device("cuda", device.index or 0),
         )
-        made.inner = inner
+        made.on_cpu = inner
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise RuntimeError(f"{func}: there is no GPU outside of Gpus")
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.on_cpu.data_ptr()
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -101,7 +103,7 @@ class Gpus(TorchDispatchMode):
             self._copied(source, _whole(other), given.get("non_blocking") or args[-1] is True)
             if _is_elsewhere(source, other) and len(tensors) == 1:
                 outputs = outputs.clone()
-        known = {id(tensor.inner): tensor for tensor in tensors if isinstance(tensor, OnGpu)}
+        known = {id(tensor.on_cpu): tensor for tensor in tensors if isinstance(tensor, OnGpu)}
         return tree_map(lambda output: _outside(output, device, known), outputs)
 
     def _check(self, func: Any, args: Any, given: Any, tensors: Sequence[Tensor]) -> None:
@@ -117,9 +119,8 @@ class Gpus(TorchDispatchMode):
         # Of the CPU's tensors, single numbers go along with a launch.
         devices = {tensor.device for tensor in others if tensor.device != _CPU or tensor.dim()}
         if len(devices) > 1:
-            raise RuntimeError(
-                f"{func}: Expected all tensors to be on the same device, but found {sorted(map(str, devices))}"
-            )
+            found = ", ".join(sorted(map(str, devices)))
+            raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found {found}")
 
     def _copied(self, source: Tensor, device: torch.device, unblocked: bool) -> None:
         """Between the GPU and the host only pinned memory is copied without a wait, and not to the host:
@@ -164,7 +165,9 @@ _CARD = {
     "current_device": 0,
     "get_device_capability": (9, 0),
     "get_device_name": "one that computes on the CPU",
-    "get_device_properties": SimpleNamespace(major=9, minor=0, total_memory=8 << 30, multi_processor_count=132),
+    "get_device_properties": SimpleNamespace(
+        major=9, minor=0, total_memory=8 << 30, multi_processor_count=132
+    ),
     "mem_get_info": (7 << 30, 8 << 30),
     "memory_allocated": 0,
     "max_memory_allocated": 0,
@@ -185,6 +188,7 @@ def gpus() -> Iterator[Gpus]:
         for name, value in _CARD.items():
             patched.setattr(torch.cuda, name, lambda *_, found=value, **__: found)
         patched.setattr(torch, "Generator", _Generator)
+        patched.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # modes are those of this thread
         with torch.inference_mode(), _Making(), Gpus() as made:
             yield made
 
@@ -217,7 +221,7 @@ def _indices(func: Any, args: Sequence[Any]) -> list[Tensor]:
 
 def inside(value: Any) -> Any:
     if isinstance(value, OnGpu):
-        return value.inner
+        return value.on_cpu
     return _CPU if isinstance(value, torch.device) and value.type == "cuda" else value
 
 

@@ -15,16 +15,18 @@ from lvspec_cli.batch.company import (
     ClipCosts,
     answer_cost,
     best_company,
+    clip_costs,
     company_of,
     company_with,
     draft_pays,
     token_cost,
 )
 from lvspec_cli.cli.caption_job import chosen_company
+from lvspec_cli.memory.resolve import plan_request_of, sizes_of, workload_of
 from lvspec_cli.pairs.registry import settings_of_pair
 from lvspec_cli.request import ALONE, AskRequest, Company
-from lvspec_cli.speculation.draft_length import costs_beside, round_cost
-from lvspec_cli.types import Mode, RoundCosts, VideoRequest
+from lvspec_cli.speculation.draft_length import READ_BY_A_GPU, costs_beside, round_cost
+from lvspec_cli.types import DecodeSettings, Mode, RoundCosts, VideoRequest
 from tests.conftest import demo_plan
 
 COSTS = RoundCosts(draft=0.1, verification=1.0, row=0.02, overhead=0.1)
@@ -122,3 +124,19 @@ def test_what_becomes_of_it_with_a_loaded_pair(
     company = Company(4, keeps_texts=True)
     assert company_with(company, pair, mode) == (company if kept else ALONE)
     assert company_with(Company(4), pair, mode) == Company(4), "the user's own number"
+
+
+def test_a_draft_on_the_cpu_reads_slower_than_its_target_on_a_gpu() -> None:
+    plan, video = demo_plan(), VideoRequest(Path("a.mp4"), max_frames=8, max_pixels=110_592)
+    settings = DecodeSettings()
+    load = workload_of(AskRequest(video, ("?",), settings))
+    request = plan_request_of(plan)
+    found = {
+        (device, draft_device): clip_costs(
+            sizes_of(plan), replace(request, draft_device=draft_device), load, settings, device
+        ).round.draft
+        for device, draft_device in (("cuda", None), ("cuda", "cpu"), ("cuda", "cuda:1"), ("cpu", "cpu"))
+    }
+    together = found["cuda", None]
+    assert found["cuda", "cuda:1"] == found["cpu", "cpu"] == together
+    assert found["cuda", "cpu"] == pytest.approx(READ_BY_A_GPU * together)

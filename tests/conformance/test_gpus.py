@@ -21,9 +21,7 @@ from tests.conformance.test_steps import Fixed, in_few
 from tests.speculation.conftest import decode, with_generation
 from tests.stand_in import Gpus, gpus, placed
 
-RULE = RuleSettings(
-    relevance=RelevanceName.ATTENTION, anchor_threshold=0.3, filler_margin=3.0, layers=(-1,)
-)
+RULE = RuleSettings(relevance=RelevanceName.ATTENTION, anchor_threshold=0.3, filler_margin=3.0, layers=(-1,))
 LOOSE = replace(WANTED, mode=Mode.LVSPEC, rule=RULE, max_new_tokens=16)
 BY_STATES = replace(RULE, relevance=RelevanceName.SIMILARITY)
 ALONE = (
@@ -47,7 +45,7 @@ def waits_of(steps: Sequence[Rounds], made: Gpus) -> list[Counter[str]]:
 
     In the first ones that are captured the device is told where keys and values are.
     """
-    waits = []
+    waits: list[Counter[str]] = []
     while True:
         made.waits.clear()
         rounds = next_rounds(steps)

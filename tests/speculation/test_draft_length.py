@@ -20,6 +20,7 @@ from lvspec_cli.speculation.answer import EXACT_RULE
 from lvspec_cli.speculation.draft_length import (
     EXACT_CALIBRATION,
     LOOSE_CALIBRATION,
+    READ_BY_A_GPU,
     WAIT,
     AdaptiveLength,
     DraftLengthPolicy,
@@ -299,6 +300,23 @@ def test_costs_where_none_are_known_are_those_of_reading_the_weights(pairs: dict
     assert policy_for(DecodeSettings(gamma=3), RuleSettings(), pair.target, pair.draft) == FixedLength(3)
 
 
+def test_a_draft_on_the_cpu_reads_slower_than_its_target_on_a_gpu(pairs: dict[str, LoadedPair]) -> None:
+    pair = pairs["qwen2_5_vl"]
+    assert pair.draft is not None
+    on_gpu = [replace(loaded, device=torch.device("cuda")) for loaded in (pair.target, pair.draft)]
+    layers = [len(loaded.family.layers(loaded.model)) for loaded in on_gpu]
+    policies = [
+        policy_for(DecodeSettings(), RuleSettings(), on_gpu[0], draft) for draft in (on_gpu[1], pair.draft)
+    ]
+    together, apart = (each.costs.draft for each in policies if isinstance(each, AdaptiveLength))
+    # Launching is nearly all that so small layers take on the GPU, and reading all on the CPU.
+    assert together == pytest.approx(layers[1] / layers[0], rel=0.01)
+    parts = pair.draft.family.layers(pair.draft.model)
+    read = sum(weight.nbytes for layer in parts for weight in layer.parameters())
+    launched = layers[0] * non_weight_bytes("cuda", captured=False)
+    assert apart == pytest.approx(READ_BY_A_GPU * read / launched, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("target", "draft", "captured", "measured"),  # gigabytes and layers; on an H100
     [
@@ -348,7 +366,7 @@ def test_what_the_host_waits_is_weighed_against_a_step_where_passes_are_captured
     head = pair.draft.model.get_output_embeddings()
     parts = [*pair.draft.family.layers(pair.draft.model), head]
     weights = sum(weight.nbytes for part in parts for weight in part.parameters())
-    for workspace, wait in ((None, 0.0), (Workspace(run_again), WAIT / weights)):
+    for workspace, wait in ((None, 0.0), (Workspace(run_again), WAIT / weights / READ_BY_A_GPU)):
         draft = replace(pair.draft, workspace=workspace)
         for rule in (EXACT_RULE, RuleSettings()):
             policy = policy_for(AUTO, rule, pair.target, draft)
