@@ -196,9 +196,9 @@ def gpus() -> Iterator[Gpus]:
 def placed(loaded: LoadedModel, device: str = "cuda", last: str | None = None) -> LoadedModel:
     """The model on a GPU; its last decoder layer on ``last``."""
     model = copy.deepcopy(loaded.model)
-    inside = {id(part) for part in loaded.family.layers(model)[-1].modules()}
+    in_last = {id(part) for part in loaded.family.layers(model)[-1].modules()}
     for part in model.modules():
-        there = torch.device(last if last is not None and id(part) in inside else device)
+        there = torch.device(last if last is not None and id(part) in in_last else device)
         for name, value in part._parameters.items():
             if value is not None:
                 part._parameters[name] = nn.Parameter(OnGpu(value.detach(), there), requires_grad=False)

@@ -142,7 +142,7 @@ class Chain:
     """The memory of a captured chain: passes of one row, each of the token that was chosen after the last.
 
     The host learns of none of them before all have run. (A loop that ends on the device would need
-    conditional nodes of CUDA graphs, which torch does not have.)
+    conditional nodes of CUDA graphs, which torch 2.11 does not have.)
     """
 
     inputs: StepInputs  # a row for each pass; of the tokens only the first is read
