@@ -174,7 +174,7 @@ def test_fit_of_what_is_here(here: Run, tiny_models: Path) -> None:
         "auto: none on cpu: the target fits as it is, so does the draft" in shown.stdout,
     ) == (0, True)
     rows = [line.split("\t")[0] for line in shown.stdout.splitlines()]
-    assert rows[2:-2] == ["none", "int8", "nf4", "fp8", "torchao-int4"]
+    assert rows[2:-2] == ["none", "int8", "nf4", "int4", "fp8", "torchao-int4"]
     assert rows[-1].startswith("at once: memory for ")
     unknown = tiny_models.parent / "unknown.yaml"
     unknown.write_text("pairs:\n  odd:\n    target: {repo: a/b}\n    draft: {repo: a/c}\n")

@@ -431,9 +431,9 @@ def quantised(folder: Path, method: str | None) -> Source:
     [
         (
             (None, None),
-            {(kind, kind) for kind in ("none", "int8", "nf4", "fp8", "torchao-int4")},
+            {(kind, kind) for kind in ("none", "int8", "nf4", "int4", "fp8", "torchao-int4")},
         ),
-        (("awq", None), {("awq", kind) for kind in ("none", "int8", "nf4", "fp8", "torchao-int4")}),
+        (("awq", None), {("awq", kind) for kind in ("none", "int8", "nf4", "int4", "fp8", "torchao-int4")}),
         (("awq", "gptq"), {("awq", "gptq")}),
     ],
 )
