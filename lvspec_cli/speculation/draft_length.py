@@ -269,12 +269,7 @@ def policy_for(
     if settings.gamma != "auto":
         return FixedLength(settings.gamma)
     adaptation = settings.adaptation
-    # A prediction layer is small beside the head, unlike other drafts, whose heads are left out of both.
-    head = draft.is_prediction_layer
-    row_bytes = beside_a_gpu(_expert_bytes(target), target.device.type)
-    costs = adaptation.costs or costs_of_sizes(
-        _step_bytes(target, head=head), _step_bytes(draft, head=head), row_bytes
-    )
+    costs = adaptation.costs or _costs_of(target, draft)
     wait = WAIT / _step_bytes(draft, head=True) if draft.workspace is not None else 0.0
     if is_exact(rule):
         costs = costs_beside(costs, slots)
@@ -287,6 +282,14 @@ def policy_for(
         loosely.defer if loosely.defer_sure else 0,
         wait=wait,
     )
+
+
+def _costs_of(target: LoadedModel, draft: LoadedModel) -> RoundCosts:
+    """The costs that the models' sizes and devices suggest."""
+    # A prediction layer is small beside the head, unlike other drafts, whose heads are left out of both.
+    head = draft.is_prediction_layer
+    row_bytes = beside_a_gpu(_expert_bytes(target), target.device.type)
+    return costs_of_sizes(_step_bytes(target, head=head), _step_bytes(draft, head=head), row_bytes)
 
 
 def _step_bytes(loaded: LoadedModel, *, head: bool) -> float:
