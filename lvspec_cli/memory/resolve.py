@@ -409,7 +409,12 @@ def _other_pair(machine: Machine) -> str:
 
 
 GAMMA = 8  # assumed for decisions
-_AT_LOAD = (*CANDIDATES, Quantisation.INT4, Quantisation.FP8, Quantisation.TORCHAO_INT4)  # of ordinary weights
+_AT_LOAD = (
+    *CANDIDATES,
+    Quantisation.INT4,
+    Quantisation.FP8,
+    Quantisation.TORCHAO_INT4,
+)  # of ordinary weights
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,7 @@ class Captures:
 
     capture: Capture
     kept: dict[Hashable, _Captured] = field(default_factory=dict)
+    count: int = 0  # of all captures so far
     _place: Hashable = None
 
     def get(
@@ -188,6 +189,7 @@ class Captures:
             while len(self.kept) >= MOST_CAPTURED:
                 del self.kept[next(iter(self.kept))]
             memory, run = made()
+            self.count += 1  # also where it fails
             self.kept[key] = _Captured(memory, self.capture(run), finds_rows)
         captured = self.kept[key] = self.kept.pop(key)  # the first is the one whose last use is longest ago
         return captured.memory, captured.replay
@@ -217,6 +219,11 @@ class Workspace:
         self._short_for: int | None = None  # the lease for which memory is short
         self._short_at: Hashable = None  # the place of slots for which it is
         self._slots: weakref.ref[SlotMemory] | None = None  # whose passes were captured last
+
+    @property
+    def captures(self) -> int:
+        """How many times a pass was captured, which takes as long as many of its replays."""
+        return self.alone.count + self.together.count
 
     @property
     def is_usable(self) -> bool:

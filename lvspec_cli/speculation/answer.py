@@ -127,6 +127,12 @@ class Answer:
         """Whether rounds are drafted, and not decoded by the target alone."""
         return self._draft is not None
 
+    @property
+    def captures(self) -> int:
+        """How many times a pass of its models was captured so far."""
+        loaded = [decoder.loaded for decoder in (self._target, self._draft) if decoder is not None]
+        return sum(model.workspace.captures for model in loaded if model.workspace is not None)
+
     def fall_back(self) -> None:
         """Decode the rest of the answer without the draft."""
         self._draft, self.fallback = None, True

@@ -330,7 +330,7 @@ def _decoded_together(many: Sequence[Rounds]) -> list[Round]:
         rounds._fallback.before_round(rounds._answer)
     done = decode_rounds([rounds._answer for rounds in many])
     for rounds, round_ in zip(many, done, strict=True):
-        rounds._fallback.after_round(round_)
+        rounds._fallback.after_round(rounds._answer, round_)
         rounds._failed = False
     seconds = (time.perf_counter() - began) / len(many)
     for rounds in many:

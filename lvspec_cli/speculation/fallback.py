@@ -2,7 +2,8 @@
 
 Now and then one step of the target is timed and its result thrown away, so that no token depends on it.
 Speculation ends only if it is slower than several recent steps by a margin, over the last rounds and
-over many rounds.
+over many rounds. A step or a round in which a pass was captured as a CUDA graph does not count: it took long
+for what is done once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Speculating(Protocol):
 
     @property
     def speculates(self) -> bool: ...
+    @property
+    def captures(self) -> int: ...
     def time_step(self) -> float: ...
     def fall_back(self) -> None: ...
 
@@ -44,6 +47,7 @@ class Fallback:
         self._prefix, self._settings = prefix, settings
         self._pace = Pace()
         self._began: float | None = None  # when the current round began, if it is timed
+        self._captures = 0  # before it
         self._has_happened = False
 
     def is_for(self, prefix: tuple[int, ...] | None, settings: DecodeSettings) -> bool:
@@ -61,15 +65,17 @@ class Fallback:
         if not self._settings.fallback or not answer.speculates:
             return
         if wants_step(self._pace):
-            self._pace = self._pace.with_step(answer.time_step())
+            captures, seconds = answer.captures, answer.time_step()
+            if answer.captures == captures:
+                self._pace = self._pace.with_step(seconds)
         if does_not_pay(self._pace):
             self._has_happened = True
             answer.fall_back()
-        self._began = time.perf_counter()
+        self._began, self._captures = time.perf_counter(), answer.captures
 
-    def after_round(self, done: Round) -> None:
+    def after_round(self, answer: Speculating, done: Round) -> None:
         """Remember the seconds of a round, if it was drafted."""
-        if self._began is not None and done.drafted:
+        if self._began is not None and done.drafted and answer.captures == self._captures:
             self._pace = self._pace.with_round(time.perf_counter() - self._began, len(done.tokens))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -11,9 +12,17 @@ from hypothesis import strategies as st
 
 from lvspec_cli.models.load import LoadedPair, load_pair
 from lvspec_cli.models.prompt import build_prompts
+from lvspec_cli.models.steps import Workspace, run_again
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.speculation.fallback import Pace, TimedRound, does_not_pay, seconds_a_token, wants_step
-from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Mode, RoundCosts, TokenKind
+from lvspec_cli.speculation.fallback import (
+    Fallback,
+    Pace,
+    TimedRound,
+    does_not_pay,
+    seconds_a_token,
+    wants_step,
+)
+from lvspec_cli.types import Adaptation, DecodeSettings, Gamma, Mode, Round, RoundCosts, TokenKind
 from tests.speculation.conftest import decode, prompts_for, with_generation
 from tests.tiny_families import TinyShape
 from tests.tiny_models import make_clip, save_model
@@ -170,3 +179,50 @@ def test_a_step_that_is_measured_leaves_nothing_behind(
     measured, rounds = decode(pair, prompts, wanted)
     plain, plain_rounds = decode(pair, prompts, replace(wanted, fallback=False))
     assert (measured.tokens, rounds) == (plain.tokens, plain_rounds)
+
+
+@dataclass
+class Capturing:
+    """An answer of which passes are captured now and then; the clock stands still."""
+
+    captures: int = 0
+    steps: int = 0
+    captured_steps: int = 0  # of which a pass is captured
+    speculates: bool = True
+
+    def time_step(self) -> float:
+        self.steps += 1
+        self.captures += self.steps <= self.captured_steps
+        return 0.1
+
+    def fall_back(self) -> None:
+        self.speculates = False
+
+
+def test_what_is_captured_does_not_count() -> None:
+    answer, fallback = Capturing(captured_steps=2), Fallback(None, WANTED)
+    drafted = Round((1, 2), (TokenKind.EXACT, TokenKind.TARGET), drafted=(1,), target=(1, 2))
+    for captured in (*[True] * 3, *[False] * 16):
+        fallback.before_round(answer)
+        answer.captures += captured
+        fallback.after_round(answer, drafted)
+    pace = fallback._pace
+    assert len(pace.rounds) == 16
+    assert [step.after for step in pace.steps] == [14]
+    assert answer.steps == 3, "the third of which counts"
+
+
+def test_captures_are_counted(pairs: dict[str, LoadedPair]) -> None:
+    pair = pairs["qwen2_5_vl"]
+    assert pair.draft is not None
+    target, draft = (replace(loaded, workspace=Workspace(run_again)) for loaded in (pair.target, pair.draft))
+    steps = Session.of(replace(pair, target=target, draft=draft)).answer(
+        prompts_for(pair), replace(WANTED, gamma=2, fallback=False, max_new_tokens=30)
+    )
+    counts = [steps._answer.captures for _ in islice(steps, 8)]
+    assert counts[0] == 0, "after the prefill"
+    assert 3 <= counts[-1] == counts[-4] <= 4, "of one row of the draft, and two, and of three of the target"
+    for _ in range(2):
+        steps._answer.time_step()
+        counts.append(steps._answer.captures)
+    assert counts[-2:] == [counts[-3] + 1] * 2
