@@ -409,12 +409,8 @@ def _other_pair(machine: Machine) -> str:
 
 
 GAMMA = 8  # assumed for decisions
-_AT_LOAD = (
-    *CANDIDATES,
-    Quantisation.INT4,
-    Quantisation.FP8,
-    Quantisation.TORCHAO_INT4,
-)  # of ordinary weights
+# Made of ordinary weights.
+_AT_LOAD = (*CANDIDATES, Quantisation.INT4, Quantisation.FP8, Quantisation.TORCHAO_INT4)
 
 
 @dataclass(frozen=True)

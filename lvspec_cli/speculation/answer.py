@@ -311,9 +311,9 @@ class Answer:
         return self._newest[first:] if first >= 0 else self._tensor(self.tokens[decoder.answered :])
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
-        """From pinned memory, so that the host need not wait for what a GPU has to do before."""
-        on_host = torch.tensor(tokens, dtype=torch.long, pin_memory=self._device.type == "cuda")
-        return on_host.to(self._device, non_blocking=True)
+        """To a GPU from pinned memory, so that the host need not wait for what the GPU has to do before."""
+        pinned = self._device.type == "cuda"
+        return torch.tensor(tokens, dtype=torch.long, pin_memory=pinned).to(self._device, non_blocking=pinned)
 
 
 def _guide(target: LoadedModel, constraint: Constraint, vocabulary: int) -> Guide:
