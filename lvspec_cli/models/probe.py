@@ -139,5 +139,5 @@ def score_text(decoder: Decoder, prompt: Prompt, text: Sequence[int]) -> TextSco
 def _score(logits: Tensor, tokens: Tensor) -> tuple[float, int]:
     """Log probability of tokens (n,) under logits (n, vocabulary), and how many are the most likely ones."""
     chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    nats = (chosen - logits.logsumexp(dim=-1)).double().sum()
+    nats = (chosen - logits.logsumexp(dim=-1)).cpu().double().sum()  # devices of Macs have no doubles
     return float(nats), int((chosen >= logits.amax(dim=-1)).sum())

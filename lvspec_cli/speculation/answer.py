@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from lvspec_cli.speculation.verify import (
     Evidence,
     History,
     Verdict,
+    Verification,
     check_sound,
     judge,
     may_vary,
@@ -177,33 +179,32 @@ class Answer:
         watch = self._relevance.watch if self._relevance and gamma else ()
         return Step(self._target, torch.cat((self._pending(self._target), proposal.tokens)), gamma + 1, watch)
 
-    def reduced(self, proposal: Proposal, passed: Pass) -> Tensor:
-        """All that :meth:`take` needs of a verification, float64 (n,) on the device."""
+    def verified(self, proposal: Proposal, passed: Pass) -> tuple[Verification, Tensor | None]:
+        """What a verification gives, and numbers of what is drawn at random, float32 (n,)."""
         gamma = proposal.tokens.shape[0]
         if self._draft is not None:
             self._draft.follow(passed)
         logits = self._target.logits(passed, gamma + 1)
         logits = self._rules_applied(logits, proposal.tokens)
         if self._settings.temperature > 0:
-            return self._drawn(proposal, logits)
+            return Verification(logits, proposal.tokens), self._drawn(proposal, logits)
         scores = None
         if self._relevance and gamma:
             scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
-        numbers = reduce(logits, proposal.tokens, scores)
-        return torch.cat((numbers, self._second_choice(logits))) if self._settings.vary > 0 else numbers
+        drawn = self._second_choice(logits) if self._settings.vary > 0 else None
+        return Verification(logits, proposal.tokens, scores), drawn
 
-    def take(self, proposal: Proposal, numbers: Sequence[float]) -> Round:
-        """Accept tokens by the numbers of :meth:`reduced`."""
+    def take(self, proposal: Proposal, evidence: Evidence, drawn: Sequence[float]) -> Round:
+        """Accept tokens by what :meth:`verified` gave."""
         gamma = proposal.tokens.shape[0]
         if self._settings.temperature > 0:
-            evidence, verdict = _sampled(numbers, gamma)
+            evidence, verdict = replace(evidence, gap=()), _sampled(evidence, *map(int, drawn))
         else:
-            evidence = read(numbers, gamma)
             if self._guide is not None:
                 evidence = replace(evidence, bound=self._guide.bound(evidence.target))
             verdict = judge(evidence, self._rule, self._words, self._history)
             if self._settings.vary > 0:
-                second, gap, coin = numbers[-3:]
+                second, gap, coin = drawn
                 verdict = self._varied(verdict, int(second), gap, coin)
         check_sound(evidence.sound[: verdict.accepted + 1])
         added = self._take(verdict)
@@ -242,22 +243,21 @@ class Answer:
         return self._draft is None or not self._draft.reads_target
 
     def _drawn(self, proposal: Proposal, logits: Tensor) -> Tensor:
-        """Lossless speculative sampling, as numbers for :func:`_sampled`."""
+        """Lossless speculative sampling: how many drafted tokens are accepted, and the target's own token."""
         target_probs = distribution(logits, self._settings.temperature)
         if proposal.draft_probs is None:
             token = draw(target_probs, self._generator)
             decision = torch.cat((torch.zeros_like(token), token))
         else:
             decision = accept(proposal.tokens, proposal.draft_probs, target_probs, self._generator)
-        parts = (decision, proposal.tokens, logits.argmax(dim=-1), is_sound(logits))
-        return torch.cat([part.to(torch.float64) for part in parts])
+        return decision.float()
 
     def _second_choice(self, logits: Tensor) -> Tensor:
         """For a step of the control: the target's second choice, its gap in nats, and a coin from 0 to 1."""
         best = logits[-1].topk(2)
         coin = torch.rand((), generator=self._generator, device=self._device)
         gap = best.values[0] - best.values[1]
-        return torch.stack([part.to(torch.float64) for part in (best.indices[1], gap, coin)])
+        return torch.stack([part.float() for part in (best.indices[1], gap, coin)])
 
     def _varied(self, verdict: Verdict, second: int, gap: float, coin: float) -> Verdict:
         """A step of the control: by the coin the target's second choice, if it may be said."""
@@ -342,26 +342,40 @@ def decode_rounds(answers: Sequence[Answer]) -> list[Round]:
     passes = run_together(
         [answer.verification(proposal) for answer, proposal in zip(answers, proposals, strict=True)]
     )
-    every = list(zip(answers, proposals, strict=True))
-    parts = [
-        answer.reduced(proposal, passed) for (answer, proposal), passed in zip(every, passes, strict=True)
+    every = [
+        (answer, proposal, *answer.verified(proposal, passed))
+        for answer, proposal, passed in zip(answers, proposals, passes, strict=True)
     ]
-    numbers, at, done = torch.cat(parts).tolist(), 0, []
-    for (answer, proposal), part in zip(every, parts, strict=True):
-        done.append(answer.take(proposal, numbers[at : at + len(part)]))
-        at += len(part)
-    return done
+    found = _on_host([verified for *_, verified, _ in every], [drawn for *_, drawn in every])
+    return [
+        answer.take(proposal, read(positions, is_scored=verified.relevance is not None), numbers)
+        for (answer, proposal, verified, _), (positions, numbers) in zip(every, found, strict=True)
+    ]
 
 
-def _sampled(numbers: Sequence[float], gamma: int) -> tuple[Evidence, Verdict]:
-    """The evidence and the verdict of a round that was sampled. ``target`` of the evidence holds the target's
-    most likely tokens."""
-    count, own, *others = map(int, numbers)
-    drafted, likeliest, sound = others[:gamma], others[gamma : 2 * gamma + 1], others[2 * gamma + 1 :]
+def _on_host(
+    verified: Sequence[Verification], drawn: Sequence[Tensor | None]
+) -> Iterator[tuple[list[list[float]], list[float]]]:
+    """The numbers of each verification's positions (:func:`reduce`), and those that were drawn for it, by one
+    transfer."""
+    table = reduce(verified)
+    numbers = iter(torch.cat([table.flatten(), *(part for part in drawn if part is not None)]).tolist())
+    positions = [list(islice(numbers, table.shape[1])) for _ in range(table.shape[0])]
+    places = iter(positions)
+    for one, part in zip(verified, drawn, strict=True):
+        yield list(islice(places, one.positions)), list(islice(numbers, 0 if part is None else len(part)))
+
+
+def _sampled(evidence: Evidence, count: int, own: int) -> Verdict:
+    """The verdict of a round that was sampled.
+
+    :param count: drafted tokens that are accepted.
+    :param own: the target's token after them.
+    """
     kinds = (TokenKind.EXACT,) * count
     # Tokens after an accepted end token are cut off later, in Answer._take.
-    verdict = Verdict(count, (*drafted[:count], own), (*kinds, TokenKind.TARGET), (0.0,) * (count + 1))
-    return Evidence(tuple(drafted), tuple(likeliest), (), (), tuple(map(bool, sound))), verdict
+    tokens = (*evidence.drafted[:count], own)
+    return Verdict(count, tokens, (*kinds, TokenKind.TARGET), (0.0,) * (count + 1))
 
 
 class Tally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -67,32 +66,54 @@ class Verdict:
     losses: tuple[float, ...]  # nats that each token gave up: the gap of a loose one, 0 for all others
 
 
-def reduce(logits: Tensor, drafted: Tensor, relevance: Tensor | None) -> Tensor:
-    """A verification as few numbers on the device, float64, so that those of several fit one transfer.
+@dataclass(frozen=True)
+class Verification:
+    """What a pass of the target gives for a proposal, on its device."""
 
-    The gap is a difference of logits, which equals the difference of log probabilities within a row.
+    logits: Tensor  # (gamma + 1, vocabulary)
+    drafted: Tensor  # long (gamma,)
+    relevance: Tensor | None = None  # (gamma,), if the rule reads it
 
-    :param logits: (gamma + 1, vocabulary), the target's.
-    :param drafted: long (gamma,).
-    :param relevance: (gamma,), if the rule reads it.
+    @property
+    def positions(self) -> int:
+        return self.logits.shape[0]
+
+
+def reduce(several: Sequence[Verification]) -> Tensor:
+    """Verifications by one target as few numbers on its device, float32 (positions of all, 4 or 5).
+
+    Of each position: the target's token, whether its logits are finite, the drafted token, the gap between
+    the two, and its relevance if any of them has some. The last position of each has no drafted token: what
+    stands there means nothing. The gap is a difference of logits, which equals the difference of log
+    probabilities within a row. Float32 holds ids below 2 ** 24 exactly, which all are.
     """
-    gamma = drafted.shape[0]
+    none, is_scored = several[0].drafted.new_zeros(1), any(one.relevance is not None for one in several)
+    logits = _joined([one.logits for one in several])
+    drafted = torch.cat([part for one in several for part in (one.drafted, none)])
     best, target = logits.max(dim=-1)  # a row that has a NaN anywhere has it as its maximum
-    gap = best[:gamma] - logits[:gamma].gather(1, drafted.unsqueeze(1)).squeeze(1)
-    scores = [] if relevance is None or not gamma else [relevance]
-    # Doubles hold every id exactly.
-    return torch.cat([part.to(torch.float64) for part in (target, best.isfinite(), drafted, gap, *scores)])
+    gap = best - logits.gather(1, drafted.unsqueeze(1)).squeeze(1)
+    columns = [target, best.isfinite(), drafted, gap]
+    if is_scored:
+        scores = [one.drafted if one.relevance is None else one.relevance for one in several]
+        columns.append(torch.cat([part.float() for each in scores for part in (each, none)]))
+    return torch.stack([column.float() for column in columns], dim=1)
 
 
-def read(numbers: Sequence[float], gamma: int) -> Evidence:
-    """The evidence in the numbers of :func:`reduce`."""
-    ends = [0, *accumulate((gamma + 1, gamma + 1, gamma, gamma))]
-    target, sound, drafted, gap = (numbers[start:end] for start, end in pairwise(ends))
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def read(positions: Sequence[Sequence[float]], *, is_scored: bool) -> Evidence:
+    """The evidence in the numbers of :func:`reduce` for one verification.
+
+    :param is_scored: it has relevance.
+    """
+    target, sound, drafted, gap, *scores = zip(*positions, strict=True)
     return Evidence(
-        drafted=tuple(map(int, drafted)),
+        drafted=tuple(map(int, drafted[:-1])),
         target=tuple(map(int, target)),
-        gap=tuple(gap),
-        relevance=tuple(numbers[ends[-1] :]),
+        gap=gap[:-1],
+        relevance=scores[0][:-1] if is_scored else (),
         sound=tuple(map(bool, sound)),
     )
 

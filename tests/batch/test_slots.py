@@ -74,7 +74,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], Excepti
         sizes.append(len(answers))
         if len(answers) > 1 and (error := fails(len(sizes), len(answers))) is not None:
             with monkeypatch.context() as patch:
-                patch.setattr(answer.Answer, "reduced", Mock(side_effect=error))
+                patch.setattr(answer.Answer, "verified", Mock(side_effect=error))
                 return decode(answers)
         return decode(answers)
 

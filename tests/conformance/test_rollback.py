@@ -10,7 +10,7 @@ import torch
 
 from lvspec_cli.models.load import LoadedPair
 from lvspec_cli.speculation.engine import Session
-from lvspec_cli.speculation.verify import History, judge, read, reduce
+from lvspec_cli.speculation.verify import History, Verification, judge, read, reduce
 from lvspec_cli.types import (
     DecodeSettings,
     Mode,
@@ -48,7 +48,7 @@ def check_rounds(pair: LoadedPair, prompts: PairPrompts, rounds: list[Round], ru
             assert logits[:, : pair.shared_vocabulary].argmax(-1).tolist() == drafted
         logits = scratch(pair.target, prompts.target, answer + drafted, logits_to_keep=rows + 1).logits[0]
         tokens = torch.tensor(drafted, dtype=torch.long)
-        evidence = read(reduce(logits, tokens, None).tolist(), len(drafted))
+        evidence = read(reduce([Verification(logits, tokens)]).tolist(), is_scored=False)
         verdict = judge(evidence, rule, pair.words, history)
         assert (verdict.tokens, verdict.kinds) == (done.tokens, done.kinds)
         answer += verdict.tokens

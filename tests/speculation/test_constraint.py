@@ -145,7 +145,7 @@ def test_an_answer_goes_on_after_a_round_that_failed(
     rounds = Session.of(pair).answer(prompts, wanted)
     assert next(rounds).tokens + next(rounds).tokens
     with monkeypatch.context() as patch:
-        patch.setattr(Answer, "reduced", Mock(side_effect=MemoryError))
+        patch.setattr(Answer, "verified", Mock(side_effect=MemoryError))
         with pytest.raises(MemoryError):
             next(rounds)
     assert rounds.drop_round()

@@ -16,6 +16,7 @@ from lvspec_cli.speculation.repetition import starts_loop
 from lvspec_cli.speculation.verify import (
     Evidence,
     History,
+    Verification,
     effective,
     is_exact,
     judge,
@@ -577,10 +578,37 @@ def test_logits_are_reduced_as_by_a_loop(gamma: int, vocabulary: int, seed: int,
     logits = torch.randn(gamma + 1, vocabulary, generator=generator)
     drafted = torch.randint(0, vocabulary, (gamma,), generator=generator)
     scores = torch.rand(gamma, generator=generator)
-    found = read(reduce(logits, drafted, scores if scored else None).tolist(), gamma)
+    alone = Verification(logits, drafted, scores if scored else None)
+    found = read(reduce([alone]).tolist(), is_scored=scored)
     chances = logits.log_softmax(-1)
     assert found.target == tuple(int(row.argmax()) for row in logits)
     assert found.drafted == tuple(int(token) for token in drafted)
     for at, token in enumerate(found.drafted):
         assert found.gap[at] == pytest.approx(float(chances[at].max() - chances[at, token]), abs=1e-5)
     assert found.relevance == (pytest.approx(scores.tolist()) if scored and gamma else ())
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=4), st.integers(0, 1000))
+def test_several_are_reduced_as_each_alone(shapes: list[tuple[int, bool]], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    several = [
+        Verification(
+            torch.randn(gamma + 1, 9, generator=generator),
+            torch.randint(0, 9, (gamma,), generator=generator),
+            torch.rand(gamma, generator=generator) if scored else None,
+        )
+        for gamma, scored in shapes
+    ]
+    table = reduce(several)
+    assert table.dtype == torch.float32, "devices of Macs have no wider type"
+    for one, rows in zip(several, table.split([one.positions for one in several]), strict=True):
+        scored = one.relevance is not None
+        assert read(rows.tolist(), is_scored=scored) == read(reduce([one]).tolist(), is_scored=scored)
+
+
+def test_ids_of_large_vocabularies_stay_what_they_are() -> None:
+    logits = torch.zeros(1, 300_001)
+    logits[0, 299_999] = 1.0
+    assert read(
+        reduce([Verification(logits, torch.tensor([], dtype=torch.long))]).tolist(), is_scored=False
+    ) == Evidence(drafted=(), target=(299_999,), gap=(), relevance=(), sound=(True,))
