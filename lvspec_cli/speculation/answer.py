@@ -76,20 +76,20 @@ class Answer:
         loaded, drafting = target.loaded, self._draft.loaded if self._draft else None
         shared = shared_vocabulary(loaded, drafting)
         self._proposed_vocabulary = proposed_vocabulary(loaded, drafting)
-        self._device = loaded.device
+        self.device = loaded.device
         self._rule = settings.rule if settings.is_loose else EXACT_RULE
         constraint = settings.constraint
         self._guide = None if constraint is None else _guide(loaded, constraint, shared)
-        self._generator = torch.Generator(self._device).manual_seed(settings.seed)
+        self._generator = torch.Generator(self.device).manual_seed(settings.seed)
         self._history = History()
         # A constrained answer ends where its grammar does.
         rules = replace(loaded.generation, min_new_tokens=0) if constraint else loaded.generation
-        self._logits = LogitsRules(rules, loaded.vocabulary, self._device)
+        self._logits = LogitsRules(rules, loaded.vocabulary, self.device)
         self._policy = policy_for(settings, self._rule, loaded, drafting, slots)
         self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
-        self._newest = self.no_tokens  # the last of them, on the device
+        self._newest, self._told = self.no_tokens, 0  # the last of them, on the device, and how many it knows
         self.tally = Tally()
         self.finish: FinishReason | None = None
 
@@ -109,11 +109,12 @@ class Answer:
                 keep = self._settings.draft_keep
                 self._draft.encode(prompts.draft, keep=keep, scores=scores, with_question=True)
             self._draft.begin(prompts.draft, room)
-        self._logits.add(prompts.target.input_ids[0].to(self._device))
+        self._logits.add(prompts.target.input_ids[0].to(self.device))
         logits = self._rules_applied(self._target.logits(passed, 1), self.no_tokens)
         token, sound = torch.cat((self._choose(logits), is_sound(logits))).tolist()
         check_sound((sound,))
         self._take(Verdict(0, (token,), (TokenKind.TARGET,), (0.0,)))
+        _tell([self])
         return Round((token,), (TokenKind.TARGET,), target=(token,), prefill=True, fallback=self.fallback)
 
     @property
@@ -177,7 +178,9 @@ class Answer:
         """The target's pass of a round."""
         gamma = proposal.tokens.shape[0]
         watch = self._relevance.watch if self._relevance and gamma else ()
-        return Step(self._target, torch.cat((self._pending(self._target), proposal.tokens)), gamma + 1, watch)
+        pending = self._pending(self._target)
+        tokens = torch.cat((pending, proposal.tokens)) if gamma else pending
+        return Step(self._target, tokens, gamma + 1, watch)
 
     def verified(self, proposal: Proposal, passed: Pass) -> tuple[Verification, Tensor | None]:
         """What a verification gives, and numbers of what is drawn at random, float32 (n,)."""
@@ -255,7 +258,7 @@ class Answer:
     def _second_choice(self, logits: Tensor) -> Tensor:
         """For a step of the control: the target's second choice, its gap in nats, and a coin from 0 to 1."""
         best = logits[-1].topk(2)
-        coin = torch.rand((), generator=self._generator, device=self._device)
+        coin = torch.rand((), generator=self._generator, device=self.device)
         gap = best.values[0] - best.values[1]
         return torch.stack([part.float() for part in (best.indices[1], gap, coin)])
 
@@ -282,8 +285,6 @@ class Answer:
             if self.finish is not None:
                 break
         added = len(self.tokens) - before
-        self._newest = self._tensor(verdict.tokens[:added])
-        self._logits.add(self._newest)
         if self._guide is not None:
             self._guide.take(verdict.tokens[:added])
         self._history = self._history.extended(
@@ -301,19 +302,24 @@ class Answer:
         return None
 
     @property
+    def untold(self) -> list[int]:
+        """The tokens of which the device has not been told yet."""
+        return self.tokens[self._told :]
+
+    def tell(self, newest: Tensor) -> None:
+        """Tell the device of them: they are there, long (n,)."""
+        self._newest, self._told = newest, len(self.tokens)
+        self._logits.add(newest)
+
+    @property
     def no_tokens(self) -> Tensor:
         """Long (0,)."""
-        return torch.zeros(0, dtype=torch.long, device=self._device)
+        return torch.zeros(0, dtype=torch.long, device=self.device)
 
     def _pending(self, decoder: Decoder) -> Tensor:
         """The answer's tokens that are not in a decoder's cache yet."""
-        first = decoder.answered - (len(self.tokens) - len(self._newest))
-        return self._newest[first:] if first >= 0 else self._tensor(self.tokens[decoder.answered :])
-
-    def _tensor(self, tokens: Sequence[int]) -> Tensor:
-        """To a GPU from pinned memory, so that the host need not wait for what the GPU has to do before."""
-        pinned = self._device.type == "cuda"
-        return torch.tensor(tokens, dtype=torch.long, pin_memory=pinned).to(self._device, non_blocking=pinned)
+        first = decoder.answered - (self._told - len(self._newest))
+        return self._newest[first:] if first >= 0 else _sent(self.tokens[decoder.answered :], self.device)
 
 
 def _guide(target: LoadedModel, constraint: Constraint, vocabulary: int) -> Guide:
@@ -347,10 +353,26 @@ def decode_rounds(answers: Sequence[Answer]) -> list[Round]:
         for answer, proposal, passed in zip(answers, proposals, passes, strict=True)
     ]
     found = _on_host([verified for *_, verified, _ in every], [drawn for *_, drawn in every])
-    return [
-        answer.take(proposal, read(positions, is_scored=verified.relevance is not None), numbers)
-        for (answer, proposal, verified, _), (positions, numbers) in zip(every, found, strict=True)
-    ]
+    try:
+        return [
+            answer.take(proposal, read(positions, is_scored=verified.relevance is not None), numbers)
+            for (answer, proposal, verified, _), (positions, numbers) in zip(every, found, strict=True)
+        ]
+    finally:  # also of what the others have taken where one fails
+        _tell(answers)
+
+
+def _tell(answers: Sequence[Answer]) -> None:
+    """Tell the device, in one copy, of the tokens that answers have taken."""
+    sent = _sent([token for answer in answers for token in answer.untold], answers[0].device)
+    for answer, newest in zip(answers, sent.split([len(answer.untold) for answer in answers]), strict=True):
+        answer.tell(newest)
+
+
+def _sent(tokens: Sequence[int], device: torch.device) -> Tensor:
+    """Long (n,), to a GPU from pinned memory: the host need not wait for what the GPU has to do before."""
+    pinned = device.type == "cuda"
+    return torch.tensor(tokens, dtype=torch.long, pin_memory=pinned).to(device, non_blocking=pinned)
 
 
 def _on_host(

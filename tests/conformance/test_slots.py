@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lvspec_cli.models.load import load_pair
 from lvspec_cli.models.steps import Replay, StepOutputs, Workspace, run_again
+from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.draft import Drafting
 from lvspec_cli.speculation.draft_length import AdaptiveLength, DraftLengthPolicy
 from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory, next_rounds
@@ -223,3 +224,32 @@ def test_in_16_bits_answers_together_are_to_the_letter_where_rows_stand_alone(su
         alone = replace(wanted, mode=Mode.AR)
         texts = [Session.of(pair).answer(prompts, alone).run().tokens for prompts in clips]
         assert (found == texts) == is_known
+
+
+@pytest.mark.parametrize("subject", ["qwen2_5_vl"], indirect=True)
+def test_an_answer_goes_on_where_anothers_tokens_were_not_taken(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device knows what each of them has said, which a repetition penalty counts."""
+    pair = with_generation(subject.pair, repetition_penalty=1.3)
+    shared, wanted = SharedMemory(2), replace(EXACT, max_new_tokens=24)
+    prompts = [subject.prompts(*asked) for asked in ASKED[:2]]
+    expected = [Session.of(pair).answer(asked, wanted).run().tokens for asked in prompts]
+    going = [Session.of(pair, shared).answer(asked, wanted) for asked in prompts]
+    for _ in range(3):
+        next_rounds(going)
+    take = Answer.take
+
+    def taken(answer: Answer, *others: Any) -> Round:
+        if answer is going[1]._answer:
+            raise MemoryError
+        return take(answer, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Answer, "take", taken)
+        with pytest.raises(MemoryError):
+            next_rounds(going)
+    assert [rounds.drop_round() for rounds in going] == [False, True]
+    assert going[1].run().tokens == expected[1]
+    going[0]._failed = False  # its tokens were taken, and nobody was told: here they are in the answer
+    assert going[0].run().tokens == expected[0]
