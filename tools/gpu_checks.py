@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,10 +47,12 @@ from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.load import LoadedModel
 from lvspec_cli.models.steps import CHAIN_AFTER, Chain, StepOutputs, Workspace, cuda_graphs, run_again
 from lvspec_cli.models.together import Step, run_together
+from lvspec_cli.models.words import TokenSets
+from lvspec_cli.speculation.answer import Answer, decode_rounds
 from lvspec_cli.speculation.draft import Drafting, propose
 from lvspec_cli.speculation.draft_length import AdaptiveLength, DraftLengthPolicy, FixedLength
 from lvspec_cli.speculation.logits import LogitsRules
-from lvspec_cli.types import Quantisation, RoundCosts
+from lvspec_cli.types import DecodeSettings, Mode, PairPrompts, Prompt, Quantisation, RoundCosts
 from tools.fabricate import fabricate, real_config, size_of_config
 from tools.real_size import (
     REPOS,
@@ -331,7 +334,8 @@ def _drafted(
 
 @torch.inference_mode()
 def captions_at_once(place: Place) -> Iterator[str]:
-    """Passes of a 7B over a row of each of several captions, captured and not, and the clips an hour of them.
+    """Passes of a 7B over a row of each of several captions, captured and not, their rounds in mode ar with
+    all that the host does in them, and the clips an hour of these.
 
     :raises RuntimeError: a row is not what it is alone.
     """
@@ -343,6 +347,7 @@ def captions_at_once(place: Place) -> Iterator[str]:
     if loaded.workspace is None:
         raise RuntimeError("no pass is captured")
     prompt = prompt_of_noise(loaded, place.work.frames[0], place.work.side)
+    loaded = replace(loaded, tokenizer=range(loaded.vocabulary))  # as many ids as an answer may have
     decoders, prefills = [Decoder(loaded, SlotMemory())], []
     for _ in range(2):
         began = now(place.device)
@@ -360,12 +365,13 @@ def captions_at_once(place: Place) -> Iterator[str]:
         verification, _ = _joined_step(decoders, token.repeat(VERIFIED), place, captured=True)
         alone = logits[0] if alone is None else alone
         differs = differs or any(not torch.equal(row, alone) for row in logits)
-        clips.append(min(prefills) + CAPTION_TOKENS * step / count)
+        round_ = _round_in_ar(decoders, prompt, place)
+        clips.append(min(prefills) + CAPTION_TOKENS * round_ / count)
         yield (
             f"  {count} at once: {1000 * step:.2f} ms captured, {1000 * eager:.2f} not,"
-            f" {1000 * verification:.2f} with {VERIFIED} rows of each; in mode ar, with {min(prefills):.2f} s"
-            f" of prefill and {CAPTION_TOKENS} tokens, {3600 / clips[-1]:,.0f} clips an hour,"
-            f" {clips[0] / clips[-1]:.2f} x those of one"
+            f" {1000 * verification:.2f} with {VERIFIED} rows of each; in mode ar {1000 * round_:.2f} ms a"
+            f" round, with {min(prefills):.2f} s of prefill and {CAPTION_TOKENS} tokens"
+            f" {3600 / clips[-1]:,.0f} clips an hour, {clips[0] / clips[-1]:.2f} x those of one"
         )
     yield (
         f"  {SLOTS[-1]} at once are to give 3.5 x the {ONE_BEFORE:,} an hour that one gave before (predicted"
@@ -391,6 +397,22 @@ def _joined_step(
     if captured and not workspace.can_capture:
         raise RuntimeError("the pass could not be captured")
     return min(times[1:]), [passed.logits for passed in passes if passed.logits is not None]
+
+
+def _round_in_ar(decoders: Sequence[Decoder], prompt: Prompt, place: Place) -> float:
+    """Seconds of a round of so many captions, from one transfer to the host to the next."""
+    settings = DecodeSettings(mode=Mode.AR, max_new_tokens=CAPTION_TOKENS)
+    answers = [Answer(decoder, None, TokenSets(), settings, None) for decoder in decoders]
+    for answer in answers:
+        answer.begin(PairPrompts(prompt, None))
+    times = []
+    for _ in range(3 if place.is_dry else 24):
+        began = now(place.device)
+        decode_rounds(answers)
+        times.append(now(place.device) - began)
+    for decoder in decoders:
+        decoder.rollback(0)
+    return median(times[1:])
 
 
 @torch.inference_mode()
