@@ -370,7 +370,7 @@ def captions_at_once(place: Place) -> Iterator[str]:
         yield (
             f"  {count} at once: {1000 * step:.2f} ms captured, {1000 * eager:.2f} not,"
             f" {1000 * verification:.2f} with {VERIFIED} rows of each; in mode ar {1000 * round_:.2f} ms a"
-            f" round, with {min(prefills):.2f} s of prefill and {CAPTION_TOKENS} tokens"
+            f" round, with {min(prefills):.2f} s of prefill and {CAPTION_TOKENS} tokens,"
             f" {3600 / clips[-1]:,.0f} clips an hour, {clips[0] / clips[-1]:.2f} x those of one"
         )
     yield (
