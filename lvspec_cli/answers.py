@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from lvspec_cli.models.load import LoadedPair
+    from lvspec_cli.models.threads import SharedCores
     from lvspec_cli.speculation.engine import Rounds, Session, SharedMemory
 
 Trace = Callable[[dict[str, Any]], None]
@@ -139,9 +140,11 @@ class ClipAnswers:
         drafts: bool = True,
         earlier: ClipAnswers | None = None,
         ahead: Future[PairPrompts] | None = None,
+        cores: SharedCores | None = None,
     ) -> None:
         """
         :param ahead: the prompts of the question that is asked first (``prompts_of``).
+        :param cores: those shared with what decodes other clips.
         :param earlier: answers about the same clip, over now, whose encoded video is taken over.
         :param oom_retries: how often the clip was made smaller, for the records.
         :param shared: of answers that are decoded at the same time.
@@ -156,7 +159,7 @@ class ClipAnswers:
         # None once no turn will need it, so that its memory is there for other clips.
         self._session: Session | None = (earlier and earlier._session) or self._new_session()
         self._is_taken = self._last_has_begun = False
-        self._ahead = ahead
+        self._ahead, self._cores = ahead, cores
         # Of a question that was encoded.
         self._prompts: PairPrompts | None = earlier._prompts if earlier else None
 
@@ -213,7 +216,7 @@ class ClipAnswers:
         self._encode(self._session, 1, listen, is_last=False)
 
     def _encode(self, session: Session, number: int, listen: Listener, *, is_last: bool) -> PairPrompts:
-        with timed_stage(Stage.ENCODING, listen):
+        with timed_stage(Stage.ENCODING, listen), self._cores.heeded() if self._cores else nullcontext():
             prompts = self._prompts_for(number)
             # An audit asks again.
             session.encode(prompts, self._settings, is_last=is_last and not self._request.audit)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
     from lvspec_cli.models.load import LoadedPair
+    from lvspec_cli.models.threads import SharedCores
     from lvspec_cli.speculation.engine import SharedMemory
 
 OnOutOfMemory = Literal["shrink", "fail"]
@@ -51,6 +52,7 @@ class Answering:
 
     ``read`` decodes a video again, if its clip has to be smaller. ``company``: how many answers at a time.
     ``ahead``: where the frames of clips to come are processed; None: where and when their turn comes.
+    ``cores``: those shared with what decodes clips to come.
     """
 
     pair: LoadedPair
@@ -62,6 +64,7 @@ class Answering:
     company: Company = ALONE
     shared: SharedMemory | None = None  # for several answers at a time
     ahead: Executor | None = None
+    cores: SharedCores | None = None
 
     def prepared(self, work: Work, clip: Clip, beside: Clip | None = None) -> Future[PairPrompts] | None:
         """The prompts of a work's first question, made while others are answered, if there is memory.
@@ -120,6 +123,7 @@ class InProgress:
                 shared=answering.shared,
                 drafts=answering.company.drafts,
                 ahead=self._ahead,
+                cores=answering.cores,
             )
             self._ahead = None
         listen(clip_ready(self.clip))

@@ -121,6 +121,7 @@ def serving_with(
     pair: LoadedPair, plan: WorkerPlan, listen: Listener, interrupted: Callable[[], bool]
 ) -> Iterator[Serving]:
     """``serving`` with a loaded pair."""
+    from lvspec_cli.models.threads import shared_cores
     from lvspec_cli.speculation.engine import SharedMemory
     from lvspec_cli.video.decode import read_clip
     from lvspec_cli.video.pool import DecodePool
@@ -130,9 +131,10 @@ def serving_with(
         listen(Noted(ONE_AT_A_TIME))
     shared = SharedMemory(company.slots) if company.slots > 1 else None
     threads = plan.decode_threads or threads_of_decoder(pair.target.device.type)
+    pairs = plan.load_plan.choice.side_by_side
     with (
         DecodePool(plan.decode_workers, plan.decode_bytes, threads=threads) as pool,
-        _processing(pair, plan.load_plan.choice.side_by_side) as ahead,
+        _processing(pair, pairs) as ahead,
     ):
         yield Serving(
             Answering(
@@ -145,6 +147,7 @@ def serving_with(
                 company,
                 shared,
                 ahead,
+                shared_cores(pair, max(1, usable_cores() // pairs), lambda: pool.cores_taken),
             ),
             pool,
         )
@@ -162,7 +165,12 @@ def _processing(pair: LoadedPair, pairs: int) -> Iterator[Executor | None]:
     if not has_spare_core(pair.target.device.type, torch.get_num_threads(), pairs, usable_cores()):
         yield None
         return
-    executor = ThreadPoolExecutor(1, "processing", torch.set_num_threads, (1,))
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # or the number would be taken anew with the first product
+
+    executor = ThreadPoolExecutor(1, "processing", begin)
     try:
         yield executor
     finally:

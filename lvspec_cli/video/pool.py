@@ -65,6 +65,7 @@ class DecodePool:
         self._max_bytes = max_bytes
         self._threads = threads or max(1, usable_cores() // max(1, workers))
         self._runs: WeakSet[Generator[object, None, None]] = WeakSet()
+        self._crews: WeakSet[_Crew] = WeakSet()
 
     def __enter__(self) -> DecodePool:
         return self
@@ -77,6 +78,11 @@ class DecodePool:
     def close(self) -> None:
         for run in list(self._runs):
             run.close()
+
+    @property
+    def cores_taken(self) -> int:
+        """How many threads decode at this moment."""
+        return self._threads * sum(crew.decoding for crew in list(self._crews))
 
     def clips(
         self,
@@ -161,6 +167,7 @@ class DecodePool:
         meanwhile: Callable[[Item], Result | None],
     ) -> Generator[Result, None, None]:
         crew = _Crew(Room(self._max_bytes))
+        self._crews.add(crew)
         numbered = enumerate(items)
         ahead: deque[tuple[Item, Future[Result]]] = deque()
         count = 0
@@ -209,6 +216,11 @@ class _Crew:
         self._idle: list[Child] = []
         self._at_work: set[Child] = set()
         self._is_closed = False
+
+    @property
+    def decoding(self) -> int:
+        """How many children are at work and do not wait for memory."""
+        return max(0, len(self._at_work) - self.room.waiting)
 
     def clip(self, number: int, request: VideoRequest, threads: int) -> Clip:
         """Raises LvspecError, and CancelledError once closed."""
@@ -335,6 +347,7 @@ class Room:
     def __init__(self, most: int) -> None:
         self._most = most
         self._held: dict[int, int] = {}
+        self.waiting = 0  # clips that have no room yet
         self._next = 0
         self._is_closed = False
         self._changed = Condition()
@@ -349,7 +362,9 @@ class Room:
         """Waits until the clip ``number`` of ``size`` bytes has room. Raises CancelledError once closed."""
         with self._changed:
             self.leave(number)  # what an earlier attempt took
+            self.waiting += 1
             self._changed.wait_for(lambda: self._is_closed or self._has_room(number, size))
+            self.waiting -= 1
             if self._is_closed:
                 raise CancelledError
             self._held[number] = size

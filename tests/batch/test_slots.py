@@ -15,6 +15,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 
 from lvspec_cli.answers import has_room_for, prompts_of
 from lvspec_cli.batch.answer import Answering
@@ -220,6 +221,35 @@ def test_there_has_to_be_room_for_the_clip_that_is_encoded_as_well(monkeypatch: 
     for clip, beside in ((small, None), (small, large), (large, small)):
         assert has_room_for(Mock(), Mock(), request, clip, beside)
     assert loads == [(3, 28 * 28), (8, 56 * 56), (8, 56 * 56)]
+
+
+def test_a_prefill_leaves_cores_to_what_is_decoded_and_rounds_do_not(
+    caption: Caption, clips: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding, rounds, before = list[int](), list[int](), torch.get_num_threads()
+    encode, step = Session._encode_target, Slots._round
+
+    def encoded(*given: Any, **named: Any) -> None:
+        encoding.append(torch.get_num_threads())
+        encode(*given, **named)
+
+    def stepped(*given: Any) -> Any:
+        rounds.append(torch.get_num_threads())
+        return step(*given)
+
+    monkeypatch.setattr(Session, "_encode_target", encoded)
+    monkeypatch.setattr(Slots, "_round", stepped)
+    monkeypatch.setattr(DecodePool, "cores_taken", 1)
+    monkeypatch.setattr("lvspec_cli.batch.serve.usable_cores", lambda: 2)
+    torch.set_num_threads(2)
+    try:
+        printed = caption(clips, *PROMPTS, "--at-once", 2, "--out", "out.jsonl")
+    finally:
+        torch.set_num_threads(before)
+    assert printed.returncode == 0, printed.stderr
+    assert by_key(tmp_path / "out.jsonl") == expected
+    assert set(encoding) == {1}
+    assert set(rounds) == {2}
 
 
 def test_frames_are_processed_ahead_where_a_core_is_left() -> None:

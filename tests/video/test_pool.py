@@ -345,6 +345,29 @@ def test_being_kept_waiting_is_no_timeout(clips):
     assert taken[2].clip.decode_seconds < 1.0
 
 
+def test_who_decodes_takes_cores_and_who_waits_does_not(clips, strike):
+    def come_to(wanted, look):
+        until = time.monotonic() + 60
+        while look() != wanted and time.monotonic() < until:
+            time.sleep(0.01)
+        return look() == wanted
+
+    strike(clips[4], signal.SIGSTOP)
+    with DecodePool(2, 0, threads=3) as pool:
+        assert pool.cores_taken == 0
+        results: Any = pool.clips([everything(path, timeout=5.0) for path in clips[:5]])
+        found = [next(results)]
+        (room,) = (crew.room for crew in pool._crews)
+        assert come_to(2, lambda: room.waiting), "the third and the fourth, until the second is taken"
+        assert pool.cores_taken == 0
+        found.append(next(results))
+        assert come_to(3, lambda: pool.cores_taken), "the fifth hangs at work"
+        found += results
+        assert frame_counts(found[:4]) == [3, 6, 9, 12]
+        assert type(found[4].error) is DecodeTimeoutError
+        assert pool.cores_taken == 0
+
+
 def test_headers_come_in_order(clips, tmp_path, started):
     (tmp_path / "empty.mp4").touch()
     with DecodePool(2, 0) as pool:
