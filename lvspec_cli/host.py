@@ -103,6 +103,16 @@ def quieten_libraries() -> None:
     warnings.simplefilter("ignore")
 
 
+def drop_lost_interrupts() -> None:
+    """Lets a Ctrl-C that Python cannot raise, in a destructor for example, leave no trace on stderr.
+
+    For the rest of the process. While a command runs, ``cli.reporting.stopping`` makes sure that none is
+    lost; afterwards the process ends anyway.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else hook(lost)
+
+
 class _Lossy(io.FileIO):
     """A descriptor whose writes never fail. Data that cannot be written is dropped."""
 

@@ -26,7 +26,7 @@ from lvspec_cli.cli import (
 from lvspec_cli.cli.groups import CONFIGURED, RESEARCH, App, source_of
 from lvspec_cli.cli.reporting import as_output_error, check_stdout, explain, write_out
 from lvspec_cli.errors import LvspecError, UsageError
-from lvspec_cli.host import exit_at_once, steady_streams
+from lvspec_cli.host import drop_lost_interrupts, exit_at_once, steady_streams
 
 MACHINE = "Models and this machine"  # a panel of commands
 app = App(name="lvspec")
@@ -84,6 +84,7 @@ def entry() -> NoReturn:
     """As ``main``, but the process exits without Python's cleanup, which takes over a second with torch."""
     code: object = 0
     steady_streams()
+    drop_lost_interrupts()
     try:
         main()
     except SystemExit as ended:

@@ -14,6 +14,7 @@ from lvspec_cli.cli.reporting import Stop, reporting, stopping
 from lvspec_cli.errors import OutputError
 from lvspec_cli.events import QuestionStarted, RoundDone
 from lvspec_cli.types import Round, TokenKind
+from tests.conftest import Shell
 
 ROUND = RoundDone(0, Round((1,), (TokenKind.TARGET,), prefill=True), (), 0.0)
 
@@ -54,6 +55,28 @@ def test_an_error_that_a_library_makes_of_a_signal_is_none(capsys: pytest.Captur
         stop.handle(signal.SIGINT, None)
         raise OutputError("the disk is full", "make room")
     assert ended.value.exit_code == 5
+
+
+@pytest.mark.parametrize(("error", "is_told"), [("KeyboardInterrupt", False), ("RuntimeError", True)])
+def test_a_signal_once_all_is_told_leaves_no_trace_of_what_is_put_away(
+    shell: Shell, error: str, is_told: bool
+) -> None:
+    ended = f"""
+from lvspec_cli.cli import main as command
+def answer():
+    try:
+        yield
+    finally:
+        raise {error}
+def main():
+    answering = answer()  # goes with the frame, after the exit has been caught
+    next(answering)
+    raise SystemExit(130)
+command.main = main
+"""
+    done = shell.run(first=ended)
+    assert (done.returncode, done.stderr != "") == (130, is_told), done.stderr
+    assert is_told == ("Exception ignored in" in done.stderr)
 
 
 class Last:
