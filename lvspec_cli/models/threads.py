@@ -27,8 +27,9 @@ class SharedCores:
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Torch's threads are adjusted as the ``with`` block begins, and before each of the models' blocks that
-        runs in it. Afterwards there are as many as before.
+        """Torch's threads are adjusted as the ``with`` block begins, and before each block of a model in it.
+
+        Afterwards there are as many as before.
         """
         most = torch.get_num_threads()
 
