@@ -20,7 +20,7 @@ import torch
 from lvspec_cli.answers import has_room_for, prompts_of
 from lvspec_cli.batch.answer import Answering
 from lvspec_cli.batch.remote import after_death
-from lvspec_cli.batch.serve import _Decoding, decoders_of, has_spare_core, threads_of_decoder
+from lvspec_cli.batch.serve import _Decoding, _processing, decoders_of, has_spare_core, threads_of_decoder
 from lvspec_cli.batch.slots import Ready, Slots
 from lvspec_cli.memory.plan import Workload
 from lvspec_cli.models.cache import SlotCache, SlotMemory
@@ -250,6 +250,21 @@ def test_a_prefill_leaves_cores_to_what_is_decoded_and_rounds_do_not(
     assert by_key(tmp_path / "out.jsonl") == expected
     assert set(encoding) == {1}
     assert set(rounds) == {2}
+
+
+def test_frames_are_processed_ahead_by_one_thread_whatever_a_prefill_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("lvspec_cli.batch.serve.has_spare_core", lambda *facts: True)
+    with _processing(Mock(), 1) as ahead:
+        assert ahead is not None
+        ahead.submit(int).result()  # it has begun
+        torch.set_num_threads(2)
+        try:
+            assert ahead.submit(torch.get_num_threads).result() == 1
+        finally:
+            torch.set_num_threads(before)
 
 
 def test_frames_are_processed_ahead_where_a_core_is_left() -> None:
