@@ -224,6 +224,8 @@ class Decoder:
             self.cache.reserve(self._prefix_length + question + room + WIDTHS[-1], spare=0)
         passed = asked[1] if asked is not None and is_asked else self._run_question(prompt, watch, on_pass)
         self._prompt_length, self.rows_alone = self.cache.length, True
+        if self.loaded.full_precision:
+            self.cache.mark()  # for restart()
         positions = family.answer_positions(prompt.next_position, room, self.loaded.device)
         self._rotary = family.rotary(model, passed.hidden, positions)
         return passed
@@ -320,6 +322,10 @@ class Decoder:
     def rollback(self, answered: int) -> None:
         """Remove tokens of the answer from the cache until at most ``answered`` are left."""
         self.cache.rollback(min(self.cache.length, self._prompt_length + answered))
+
+    def restart(self) -> None:
+        """Remove all tokens of the answer, as if none had been run. In float32 every model can do that."""
+        self.rollback(0)
 
     def logits(self, passed: Pass, last: int) -> Tensor:
         """Logits of the ``last`` rows of a pass, float32 (last, vocabulary)."""

@@ -241,7 +241,7 @@ class LayerStates:
         self.settled = 0
         self._on_devices: dict[torch.device, Tensor] = {}
         self._layers: dict[int, LayerState] = {}
-        self._mark: tuple[int, dict[int, tuple[Tensor, Tensor]]] | None = None
+        self._marks: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by length
 
     def of(self, layer: int, blank: Callable[[], LayerState]) -> LayerState:
         """The layer's; one that ``blank`` makes where it has none yet."""
@@ -280,7 +280,7 @@ class LayerStates:
         if not self._layers:
             return
         self._settle(length - self.settled, length - self.settled)
-        self._mark = length, {layer: state.snapshot() for layer, state in self._layers.items()}
+        self._marks[length] = {layer: state.snapshot() for layer, state in self._layers.items()}
 
     def rollback(self, length: int) -> None:
         """Forget the rows from ``length`` on.
@@ -289,15 +289,15 @@ class LayerStates:
         """
         if not length:
             self._set(0)
-            self._mark = None
             for state in self._layers.values():
                 state.reset()
         elif length < self.settled:
-            if self._mark is None or self._mark[0] != length:
+            if length not in self._marks:
                 raise ValueError(f"cannot roll back to {length}: the states hold {self.settled} rows")
             self._set(length)
-            for layer, snapshot in self._mark[1].items():
+            for layer, snapshot in self._marks[length].items():
                 self._layers[layer].restore(snapshot)
+        self._marks = {marked: states for marked, states in self._marks.items() if 0 < marked <= length}
 
     def _settle(self, settled: int, count: int) -> None:
         for state in self._layers.values():
@@ -385,6 +385,8 @@ def take_states(layers: Any) -> None:
 
 def state_bytes(keys: tuple[int, int], values: tuple[int, int], kernel_size: int) -> int:
     """Bytes of one layer's state, of the copy at the end of the video, and of the newest rows.
+
+    In float32 there is another copy, at the end of the prompt; it is small beside such weights.
 
     :param keys: number and size of the key heads; ``values`` likewise.
     """

@@ -168,7 +168,7 @@ class MtpDecoder(Decoder):
         nothing = torch.empty(0, loaded.model.config.hidden_size, device=loaded.device, dtype=loaded.dtype)
         self._inputs: Tensor | None = None  # embeddings of the prefix, (1, prefix, width), until it is run
         self._states, self._first = nothing, 0  # of the target, not run yet, and the position of the first
-        self._last_of_prefix = nothing
+        self._last_of_prefix = self._last_of_prompt = nothing
         self._own: Tensor | None = None  # the layer's own state of its last row, (1, width)
         self._checked = 0  # tokens of the answer that were run with the target's states
 
@@ -234,8 +234,8 @@ class MtpDecoder(Decoder):
             piece = slice(first, min(first + QUESTION_ROWS, embeddings.shape[1]))
             inputs = model.fused(embeddings[:, piece], states[piece])
             passed = self._run(inputs, (cosines[:, piece], sines[:, piece]))
-        self._prompt_length = self.cache.length
-        self._states, self._first, self._checked = states[-1:], self.cache.length, 0
+        self._prompt_length, self._last_of_prompt = self.cache.length, states[-1:]
+        self.restart()
         positions = family.answer_positions(prompt.next_position - 1, room, device)
         self._rotary = family.rotary(model, embeddings, positions)
         return passed
@@ -266,6 +266,11 @@ class MtpDecoder(Decoder):
         if rows != 1 or self._own is None or self._first != self._checked + self._prompt_length:
             raise RuntimeError("the target's states are missing: follow() comes before forward()")
         return self._own
+
+    def restart(self) -> None:
+        """As before the answer's first token. The target's passes over its tokens are to follow anew."""
+        super().restart()
+        self._states, self._first, self._checked = self._last_of_prompt, self._prompt_length, 0
 
     def rollback(self, answered: int) -> None:
         """Remove all tokens that were run with the layer's own states, and others as any decoder does."""

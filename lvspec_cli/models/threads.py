@@ -1,8 +1,11 @@
 """How many threads torch uses for a clip's prefill on a CPU while other videos are decoded there.
 
-A product waits for the slowest of its threads. With a thread on each core, one of them shares its core with
-what decodes a video, and all others wait for it. So as long as videos are decoded, torch leaves them cores,
-but not more than half of its own.
+A product waits for the slowest of its threads. With a thread on each of two cores, one of them shares its
+core with what decodes a video, and the other waits for it. So as long as videos are decoded, torch leaves
+them a core.
+
+Results stay the same to the bit. With more threads they would not: torch computes an activation in vectors
+of 16 numbers, and by another formula what is left at the end of a thread's share.
 """
 
 from __future__ import annotations
@@ -15,6 +18,11 @@ import torch
 from torch import nn
 
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+
+THREADS = 2
+# A layer's outputs are a multiple of it, so that half of any number of rows is a whole number of steps of the
+# activation's loop, of two vectors each.
+_WHOLE = 32 * THREADS
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,9 @@ class SharedCores:
 
         Afterwards there are as many as before.
         """
-        most = torch.get_num_threads()
 
         def adjust(*_: object) -> None:
-            threads = threads_beside(most, self.cores, self.taken())
+            threads = 1 if self.taken() > self.cores - THREADS else THREADS
             if threads != torch.get_num_threads():
                 torch.set_num_threads(threads)
 
@@ -45,29 +52,26 @@ class SharedCores:
         finally:
             for hook in hooks:
                 hook.remove()
-            torch.set_num_threads(most)
-
-
-def threads_beside(most: int, cores: int, taken: int) -> int:
-    """How many of ``most`` threads are used while so many of the cores are taken.
-
-    Those that still have a core of their own, and at least half.
-    """
-    spare = max(0, cores - most)
-    return max(most - max(0, taken - spare), most // 2, 1)
+            torch.set_num_threads(THREADS)
 
 
 def shared_cores(pair: LoadedPair, cores: int, taken: Callable[[], int]) -> SharedCores | None:
-    """None where the number of threads does not matter, or could decide a token by its rounding.
+    """None where torch does not have two threads, or where their number could change a bit.
 
     :param taken: says how many of the ``cores`` decode a video.
     """
     loaded = [model for model in (pair.target, pair.draft) if model is not None]
-    if torch.get_num_threads() == 1 or not all(map(_may_change, loaded)):
+    if torch.get_num_threads() != THREADS or not all(map(_may_change, loaded)):
         return None
     lists = (part for each in loaded for part in each.model.modules() if isinstance(part, nn.ModuleList))
-    return SharedCores(cores, taken, tuple(block for blocks in lists for block in blocks))
+    blocks = tuple(block for blocks in lists for block in blocks)
+    layers = (layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear))
+    return SharedCores(cores, taken, blocks) if all(map(_is_whole, layers)) else None
 
 
 def _may_change(loaded: LoadedModel) -> bool:
     return loaded.device.type == "cpu" and loaded.full_precision
+
+
+def _is_whole(layer: nn.Linear) -> bool:
+    return layer.out_features % _WHOLE == 0

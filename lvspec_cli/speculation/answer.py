@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lvspec_cli.models.constraint import Guide
-from lvspec_cli.models.decoder import Decoder, Pass
+from lvspec_cli.models.decoder import QUESTION_ROWS, Decoder, Pass
 from lvspec_cli.models.load import LoadedModel, proposed_vocabulary, shared_vocabulary
 from lvspec_cli.models.probe import attention_by_video_token
 from lvspec_cli.models.together import Step, run_together
@@ -20,6 +20,7 @@ from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.draft import Drafting, Proposal, propose
 from lvspec_cli.speculation.draft_length import policy_for
 from lvspec_cli.speculation.logits import LogitsRules
+from lvspec_cli.speculation.near_ties import first_near_tie, is_near_tie, is_steady
 from lvspec_cli.speculation.relevance import Relevance
 from lvspec_cli.speculation.repetition import is_looping
 from lvspec_cli.speculation.sampling import accept, distribution, draw, is_sound
@@ -29,6 +30,7 @@ from lvspec_cli.speculation.verify import (
     Verdict,
     Verification,
     check_sound,
+    is_exact,
     judge,
     may_vary,
     read,
@@ -78,6 +80,7 @@ class Answer:
         self._proposed_vocabulary = proposed_vocabulary(loaded, drafting)
         self.device = loaded.device
         self._rule = settings.rule if settings.is_loose else EXACT_RULE
+        self._is_exact = is_exact(self._rule)
         constraint = settings.constraint
         self._guide = None if constraint is None else _guide(loaded, constraint, shared)
         self._generator = torch.Generator(self.device).manual_seed(settings.seed)
@@ -86,12 +89,20 @@ class Answer:
         rules = replace(loaded.generation, min_new_tokens=0) if constraint else loaded.generation
         self._logits = LogitsRules(rules, loaded.vocabulary, self.device)
         self._policy = policy_for(settings, self._rule, loaded, drafting, slots)
+        self.settles_near_ties = self._settles(settings, loaded, drafting)
+        self._is_by_itself = False  # the round that is being decoded
         self.fallback = False
         self.tokens: list[int] = []
         self.kinds: list[TokenKind] = []
         self._newest, self._told = self.no_tokens, 0  # the last of them, on the device, and how many it knows
         self.tally = Tally()
         self.finish: FinishReason | None = None
+
+    def _settles(self, settings: DecodeSettings, target: LoadedModel, draft: LoadedModel | None) -> bool:
+        """Whether a choice that rounding may decide is made by numbers that no other answer can change."""
+        models = [target] if draft is None or self._is_exact else [target, draft]
+        is_drawn = settings.temperature > 0 or settings.vary > 0
+        return not is_drawn and all(model.full_precision for model in models)
 
     @torch.inference_mode()
     def begin(self, prompts: PairPrompts) -> Round:
@@ -172,6 +183,7 @@ class Answer:
             self._generator,
             self._policy,
             self._guide,
+            finds_near_ties=self.settles_near_ties and not self._is_exact,
         )
 
     def verification(self, proposal: Proposal) -> Step:
@@ -183,7 +195,7 @@ class Answer:
         return Step(self._target, tokens, gamma + 1, watch)
 
     def verified(self, proposal: Proposal, passed: Pass) -> tuple[Verification, Tensor | None]:
-        """What a verification gives, and numbers of what is drawn at random, float32 (n,)."""
+        """What a verification gives, and numbers of what is drawn at random or was drafted, float32 (n,)."""
         gamma = proposal.tokens.shape[0]
         if self._draft is not None:
             self._draft.follow(passed)
@@ -194,11 +206,22 @@ class Answer:
         scores = None
         if self._relevance and gamma:
             scores = self._relevance.score(passed, proposal.tokens, logits[:gamma])
-        drawn = self._second_choice(logits) if self._settings.vary > 0 else None
+        drawn = None if proposal.greatest is None else proposal.greatest.flatten()
+        if self._settings.vary > 0:
+            drawn = self._second_choice(logits)
         return Verification(logits, proposal.tokens, scores), drawn
 
     def take(self, proposal: Proposal, evidence: Evidence, drawn: Sequence[float]) -> Round:
-        """Accept tokens by what :meth:`verified` gave."""
+        """Accept tokens by what :meth:`verified` gave.
+
+        In float32 a round in which rounding may decide is decoded once more, by itself, after passes over the
+        answer that nothing but its tokens decide. In exact modes that is the target's next token alone.
+        """
+        if self.settles_near_ties and not self._is_by_itself:
+            if self._is_exact:
+                evidence = self._with_own_choice(proposal, evidence)
+            elif any(map(is_near_tie, drawn[::2], drawn[1::2])) or not self._is_steady(evidence):
+                return self._by_itself()
         gamma = proposal.tokens.shape[0]
         if self._settings.temperature > 0:
             evidence, verdict = replace(evidence, gap=()), _sampled(evidence, *map(int, drawn))
@@ -231,6 +254,54 @@ class Answer:
         """The target's logits by the rules of its generation_config, and of the answer's constraint."""
         logits = self._logits.apply(logits, drafted, produced=len(self.tokens))
         return logits if self._guide is None else self._guide.apply(logits)
+
+    def _is_steady(self, evidence: Evidence) -> bool:
+        return is_steady(evidence, self._rule, self._words, self._history)
+
+    def _with_own_choice(self, proposal: Proposal, evidence: Evidence) -> Evidence:
+        """Exact evidence up to the first near tie that counts, where the target chooses by itself."""
+        verdict = judge(evidence, self._rule, self._words, self._history)
+        at = first_near_tie(evidence, len(verdict.tokens))
+        if at is None:
+            return evidence
+        self._target.restart()
+        tokens = _sent([*self.tokens, *evidence.drafted[:at]], self.device)
+        for piece in tokens.split(QUESTION_ROWS):
+            passed = self._target.forward(piece)
+        rows = self._target.logits(passed, 1).repeat(len(evidence.target), 1)
+        own = int(self._rules_applied(rows, proposal.tokens)[at].argmax().item())
+        # What was drafted behind it is not looked at.
+        return replace(
+            evidence,
+            drafted=evidence.drafted[:at],
+            target=(*evidence.target[:at], own),
+            gap=evidence.gap[:at],
+        )
+
+    def _by_itself(self) -> Round:
+        """The round once more, where the caches hold the answer as passes of its own give it."""
+        if self._guide is not None:
+            self._guide.take(())  # which forgets what was drafted
+        self._is_by_itself = True
+        try:
+            self._read_again()
+            return decode_rounds([self])[0]
+        finally:
+            self._is_by_itself = False
+
+    def _read_again(self) -> None:
+        """Run the answer's tokens, all but the last, behind the prompt."""
+        pieces = _sent(self.tokens[:-1], self.device).split(QUESTION_ROWS) if self.tokens[1:] else ()
+        if self._draft is not None:
+            self._draft.restart()
+        self._target.restart()
+        for piece in pieces:
+            passed = self._target.forward(piece)
+            if self._draft is not None:
+                self._draft.follow(passed)
+        if self._draft is not None and not self._draft.reads_target:
+            for piece in pieces:
+                self._draft.forward(piece)
 
     def settle(self) -> None:
         """Remove from the caches what is not part of the answer."""
@@ -352,10 +423,17 @@ def decode_rounds(answers: Sequence[Answer]) -> list[Round]:
         (answer, proposal, *answer.verified(proposal, passed))
         for answer, proposal, passed in zip(answers, proposals, passes, strict=True)
     ]
-    found = _on_host([verified for *_, verified, _ in every], [drawn for *_, drawn in every])
+    is_rounded = any(answer.settles_near_ties for answer in answers)
+    found = _on_host(
+        [verified for *_, verified, _ in every], [drawn for *_, drawn in every], is_rounded=is_rounded
+    )
     try:
         return [
-            answer.take(proposal, read(positions, is_scored=verified.relevance is not None), numbers)
+            answer.take(
+                proposal,
+                read(positions, is_scored=verified.relevance is not None, is_rounded=is_rounded),
+                numbers,
+            )
             for (answer, proposal, verified, _), (positions, numbers) in zip(every, found, strict=True)
         ]
     finally:  # also of what the others have taken where one fails
@@ -376,11 +454,11 @@ def _sent(tokens: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _on_host(
-    verified: Sequence[Verification], drawn: Sequence[Tensor | None]
+    verified: Sequence[Verification], drawn: Sequence[Tensor | None], *, is_rounded: bool
 ) -> Iterator[tuple[list[list[float]], list[float]]]:
     """The numbers of each verification's positions (:func:`reduce`), and those that were drawn for it, by one
     transfer."""
-    table = reduce(verified)
+    table = reduce(verified, is_rounded=is_rounded)
     numbers = iter(torch.cat([table.flatten(), *(part for part in drawn if part is not None)]).tolist())
     positions = [list(islice(numbers, table.shape[1])) for _ in range(table.shape[0])]
     places = iter(positions)

@@ -30,6 +30,7 @@ class Proposal:
     tokens: Tensor  # long (gamma,)
     draft_probs: Tensor | None = None  # (gamma, vocabulary), what they were drawn from; None: greedy
     observed: tuple[Any, ...] = ()  # what the length's policy keeps of each token
+    greatest: Tensor | None = None  # (gamma, 2), the two greatest logits at each token; None: unknown
 
 
 @dataclass
@@ -47,7 +48,9 @@ class Drafting:
     guide: Guide | None = (
         None  # of a constrained answer: it gets every drafted token, for which the host waits
     )
+    finds_near_ties: bool = False
     _tokens: list[Tensor] = field(default_factory=list)
+    greatest: list[Tensor] = field(default_factory=list)  # logits of each token, (1, 2), if so
     _probs: list[Tensor] = field(default_factory=list)
     _observed: list[Any] = field(default_factory=list)
 
@@ -104,8 +107,10 @@ class Drafting:
     @property
     def proposal(self) -> Proposal:
         """The tokens that were observed; others were added in vain."""
+        count = len(self._observed)
         probs = torch.cat(self._probs) if self._probs else None
-        return Proposal(torch.cat(self._tokens)[: len(self._observed)], probs, tuple(self._observed))
+        greatest = torch.cat(self.greatest)[:count] if self.greatest else None
+        return Proposal(torch.cat(self._tokens)[:count], probs, tuple(self._observed), greatest)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def propose(wanted: Sequence[Drafting]) -> list[Proposal]:
         ]
         rows, policy = torch.cat(ruled) if len(ruled) > 1 else ruled[0], going[0].policy
         observed = policy.observe(policy.measure(rows))
-        parts = zip(going, ruled, rows.argmax(dim=-1).split(1), observed, strict=True)
+        parts = zip(going, ruled, _likeliest(going, rows), observed, strict=True)
         going = [drafting for drafting, *part in parts if drafting.take(*part)]
     return [drafting.proposal for drafting in wanted]
 
@@ -201,9 +206,22 @@ def _step_together(going: Sequence[Drafting]) -> Tensor:
         for drafting, passed in zip(going, passes, strict=True)
     ]
     rows = torch.cat(ruled)
-    for drafting, token in zip(going, rows.argmax(dim=-1).split(1), strict=True):
+    for drafting, token in zip(going, _likeliest(going, rows), strict=True):
         drafting.add(token)
     return going[0].policy.measure(rows)
+
+
+def _likeliest(going: Sequence[Drafting], rows: Tensor) -> Sequence[Tensor]:
+    """Each answer's likeliest next token, long (1,), by its row of logits, (answers, vocabulary).
+
+    Where near ties are to be found, an answer keeps the row's two greatest logits.
+    """
+    if not any(drafting.finds_near_ties for drafting in going):
+        return rows.argmax(dim=-1).split(1)
+    two = rows.topk(2, dim=-1)
+    for drafting, greatest in zip(going, two.values.split(1), strict=True):
+        drafting.greatest.append(greatest)
+    return two.indices[:, 0].split(1)
 
 
 def _steps(draft: Decoder, behind: Tensor, count: int, choose: Likeliest) -> Iterator[tuple[Tensor, Tensor]]:

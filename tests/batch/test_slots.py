@@ -241,6 +241,7 @@ def test_a_prefill_leaves_cores_to_what_is_decoded_and_rounds_do_not(
     monkeypatch.setattr(Slots, "_round", stepped)
     monkeypatch.setattr(DecodePool, "cores_taken", 1)
     monkeypatch.setattr("lvspec_cli.batch.serve.usable_cores", lambda: 2)
+    monkeypatch.setattr("lvspec_cli.models.threads._is_whole", lambda _: True)  # tiny models' are not
     torch.set_num_threads(2)
     try:
         printed = caption(clips, *PROMPTS, "--at-once", 2, "--out", "out.jsonl")

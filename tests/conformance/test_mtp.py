@@ -32,8 +32,10 @@ from lvspec_cli.speculation.answer import EXACT_RULE, Answer
 from lvspec_cli.speculation.draft_length import AdaptiveLength, policy_for
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import KeepBy, Mode, Prompt, Quantisation, RelevanceName, Round, RuleSettings, TokenKind
+from tests.conformance import test_near_ties as near_ties
 from tests.conformance.conftest import CLIPS, Subject
 from tests.conformance.test_exact import CASES, WANTED, Case, check
+from tests.conformance.test_near_ties import alone, beside, rounded, with_twins
 from tests.conformance.test_rollback import outcome
 from tests.speculation.conftest import decode, scratch, stock_model
 from tests.tiny_models import add_prediction_layer, save_model, write_prediction_layer
@@ -266,6 +268,17 @@ def test_the_first_answer_may_do_without_it(subject: Subject) -> None:
         found, rounds = decode(subject.pair, prompts, replace(WANTED, mode=mode), session)
         assert list(found.tokens) == subject.generate("odd", max_new_tokens=24)
     check_rounds(subject, prompts.target, rounds)
+
+
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.LVSPEC])
+def test_what_rounding_could_decide_depends_on_no_other_answer(subject: Subject, mode: Mode) -> None:
+    """The layer reads the target's states again for that."""
+    pair, asked = with_twins(subject.pair), [subject.prompts(clip) for clip in ("odd", "wide", "one-frame")]
+    wanted = replace(near_ties.WANTED, mode=mode)
+    expected = [alone(pair, prompts, wanted) for prompts in asked]
+    for seed in range(3):
+        with rounded(seed, least=2):
+            assert beside(pair, asked, wanted) == expected
 
 
 def test_the_cache_never_holds_what_was_only_drafted(subject: Subject) -> None:

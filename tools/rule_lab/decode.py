@@ -195,6 +195,7 @@ class Lab:
             device=torch.device("cpu"),
             workspace=None,
             is_prediction_layer=False,
+            full_precision=False,  # no near tie is read again: readings are the trie's
             proposes=None,
             family=SimpleNamespace(head=lambda model, states: model.get_output_embeddings()(states)),
             model=target.model,

@@ -1,0 +1,121 @@
+"""Where rounding could decide what is said, the prompt and the answer alone decide it, in every family."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lvspec_cli.models.decoder import Pass
+from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.together import Step, run_together
+from lvspec_cli.speculation.answer import Answer
+from lvspec_cli.speculation.engine import Session, SharedMemory, next_rounds
+from lvspec_cli.types import DecodeSettings, Gamma, Mode, PairPrompts, RelevanceName, RuleSettings
+from tests.conformance.conftest import Subject
+from tests.conformance.test_slots import ASKED
+
+RULE = RuleSettings(relevance=RelevanceName.LEXICON, filler_margin=3.0, anchor_margin=1.0)
+WANTED = DecodeSettings(gamma=3, max_new_tokens=14, rule=RULE, repetition_guard=False)
+
+
+def with_twins(pair: LoadedPair) -> LoadedPair:
+    """The pair, where every fourth token has a twin that is just as likely."""
+
+    def changed(loaded: LoadedModel) -> LoadedModel:
+        model = copy.deepcopy(loaded.model)
+        head = model.get_output_embeddings()
+        weights = head.weight.detach().clone()
+        weights[1::4] = weights[0:-1:4]
+        head.weight = nn.Parameter(weights, requires_grad=False)
+        return replace(loaded, model=model)
+
+    assert pair.draft is not None
+    return replace(pair, target=changed(pair.target), draft=changed(pair.draft))
+
+
+@contextmanager
+def rounded(seed: int, least: int) -> Iterator[None]:
+    """Logits of passes of ``least`` answers or more are off by as much as sums in other orders may be."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def run(steps: Sequence[Step]) -> list[Pass]:
+        passes = run_together(steps)
+        if len(steps) < least:
+            return passes
+        return [replace(done, logits=done.logits + off(done.logits)) for done in passes]
+
+    def off(logits: Any) -> Any:
+        return 2e-6 * (torch.rand(logits.shape, generator=draw) - 0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("answer", "draft"):
+            patch.setattr(f"lvspec_cli.speculation.{module}.run_together", run)
+        yield
+
+
+def alone(pair: LoadedPair, prompts: PairPrompts, wanted: DecodeSettings) -> tuple[int, ...]:
+    return Session.of(pair).answer(prompts, wanted).run().tokens
+
+
+def beside(pair: LoadedPair, asked: Sequence[PairPrompts], wanted: DecodeSettings) -> list[tuple[int, ...]]:
+    """Their tokens, if the last of them joins late."""
+    shared = SharedMemory(len(asked))
+    steps = [Session.of(pair, shared).answer(prompts, wanted) for prompts in asked]
+    for _ in range(3):
+        next_rounds(steps[:-1])
+    while any(next_rounds(steps)):
+        pass
+    return [each.generation.tokens for each in steps]
+
+
+def prompts_of(subject: Subject) -> list[PairPrompts]:
+    return [subject.prompts(*asked) for asked in ASKED[:3]]
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("gamma", [3, "auto"])
+def test_an_answer_is_what_it_is_alone(subject: Subject, mode: Mode, gamma: Gamma) -> None:
+    pair, asked = with_twins(subject.pair), prompts_of(subject)
+    wanted = replace(WANTED, mode=mode, gamma=gamma)
+    expected = [alone(pair, prompts, wanted) for prompts in asked]
+    for seed in range(3):
+        with rounded(seed, least=2):
+            assert beside(pair, asked, wanted) == expected
+
+
+def test_otherwise_rounding_would_decide(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests around this one are worth."""
+    monkeypatch.setattr(Answer, "_settles", lambda *_: False)
+    pair, asked, wanted = with_twins(subject.pair), prompts_of(subject), replace(WANTED, mode=Mode.AR)
+    found = set()
+    for seed in range(3):
+        with rounded(seed, least=2):
+            found.add(tuple(beside(pair, asked, wanted)))
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("gamma", [1, 5])
+def test_exact_is_what_the_target_says_alone(subject: Subject, gamma: int) -> None:
+    pair = with_twins(subject.pair)
+    for seed, prompts in enumerate(prompts_of(subject)):
+        expected = alone(pair, prompts, replace(WANTED, mode=Mode.AR))
+        with rounded(seed, least=1):
+            for mode in (Mode.AR, Mode.EXACT):
+                assert alone(pair, prompts, replace(WANTED, mode=mode, gamma=gamma)) == expected
+
+
+def test_a_long_answer_is_run_again_in_pieces(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvspec_cli.speculation.answer.QUESTION_ROWS", 3)
+    pair, asked = with_twins(subject.pair), prompts_of(subject)
+    for mode in Mode:
+        wanted = replace(WANTED, mode=mode)
+        expected = [alone(pair, prompts, wanted) for prompts in asked]
+        with rounded(0, least=2):
+            assert beside(pair, asked, wanted) == expected
