@@ -19,10 +19,10 @@ from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.repetition import LOOSE_PERIOD, starts_loop
 from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
 
-# Of the greatest logit, a difference of two that rounding of float32 may make. Passes of one and of eight
-# answers of the bundled pair differ in how far the second choice is behind by 3e-7 of it on average, and by
-# more than this at one position in 1,000.
-ROUNDING = 3e-6
+# How much of a difference of two logits may be rounding of float32, in units of the greatest. Between passes of
+# one and of several answers by the bundled pair it is 3e-7 on average, and more than this at fewer than one
+# position in 1,000 (``tools.near_ties``).
+ROUNDING = 5e-6
 LOSS_RESERVE = 32  # tokens whose budget is there from the beginning: an early loose token is possible, too
 
 
