@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from lvspec_cli.models.decoder import Pass
+from lvspec_cli.models.decoder import Decoder, Pass
+from lvspec_cli.models.delta import BUFFER
 from lvspec_cli.models.load import LoadedModel, LoadedPair
 from lvspec_cli.models.together import Step, run_together
 from lvspec_cli.speculation.answer import Answer
@@ -20,13 +21,17 @@ from lvspec_cli.speculation.engine import Session, SharedMemory, next_rounds
 from lvspec_cli.types import DecodeSettings, Gamma, Mode, PairPrompts, RelevanceName, RuleSettings
 from tests.conformance.conftest import Subject
 from tests.conformance.test_slots import ASKED
+from tests.speculation.conftest import with_generation
 
 RULE = RuleSettings(relevance=RelevanceName.LEXICON, filler_margin=3.0, anchor_margin=1.0)
 WANTED = DecodeSettings(gamma=3, max_new_tokens=14, rule=RULE, repetition_guard=False)
 
 
-def with_twins(pair: LoadedPair) -> LoadedPair:
-    """The pair, where every fourth token has a twin that is just as likely."""
+def with_twins(pair: LoadedPair, *, drafted_only: bool = False) -> LoadedPair:
+    """The pair, where every fourth token has a twin that is just as likely.
+
+    :param drafted_only: for the draft, and not for the target.
+    """
 
     def changed(loaded: LoadedModel) -> LoadedModel:
         model = copy.deepcopy(loaded.model)
@@ -37,7 +42,8 @@ def with_twins(pair: LoadedPair) -> LoadedPair:
         return replace(loaded, model=model)
 
     assert pair.draft is not None
-    return replace(pair, target=changed(pair.target), draft=changed(pair.draft))
+    target = pair.target if drafted_only else changed(pair.target)
+    return replace(pair, target=target, draft=changed(pair.draft))
 
 
 @contextmanager
@@ -90,6 +96,14 @@ def test_an_answer_is_what_it_is_alone(subject: Subject, mode: Mode, gamma: Gamm
             assert beside(pair, asked, wanted) == expected
 
 
+def test_what_is_drafted_loosely_depends_on_no_other_answer(subject: Subject) -> None:
+    pair, asked = with_twins(subject.pair, drafted_only=True), prompts_of(subject)
+    expected = [alone(pair, prompts, WANTED) for prompts in asked]
+    for seed in range(3):
+        with rounded(seed, least=2):
+            assert beside(pair, asked, WANTED) == expected
+
+
 def test_otherwise_rounding_would_decide(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests around this one are worth."""
     monkeypatch.setattr(Answer, "_settles", lambda *_: False)
@@ -102,8 +116,9 @@ def test_otherwise_rounding_would_decide(subject: Subject, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("gamma", [1, 5])
-def test_exact_is_what_the_target_says_alone(subject: Subject, gamma: int) -> None:
-    pair = with_twins(subject.pair)
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_exact_is_what_the_target_says_alone(subject: Subject, gamma: int, penalty: float) -> None:
+    pair = with_generation(with_twins(subject.pair), repetition_penalty=penalty)
     for seed, prompts in enumerate(prompts_of(subject)):
         expected = alone(pair, prompts, replace(WANTED, mode=Mode.AR))
         with rounded(seed, least=1):
@@ -112,10 +127,28 @@ def test_exact_is_what_the_target_says_alone(subject: Subject, gamma: int) -> No
 
 
 def test_a_long_answer_is_run_again_in_pieces(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lvspec_cli.speculation.answer.QUESTION_ROWS", 3)
     pair, asked = with_twins(subject.pair), prompts_of(subject)
+    forward, rows = Decoder.forward, list[int]()
+
+    def counted(decoder: Decoder, tokens: torch.Tensor, *more: Any) -> Pass:
+        rows.append(len(tokens))
+        return forward(decoder, tokens, *more)
+
+    monkeypatch.setattr("lvspec_cli.speculation.answer.QUESTION_ROWS", 6)
+    monkeypatch.setattr(Decoder, "forward", counted)
     for mode in Mode:
         wanted = replace(WANTED, mode=mode)
         expected = [alone(pair, prompts, wanted) for prompts in asked]
         with rounded(0, least=2):
             assert beside(pair, asked, wanted) == expected
+    assert max(rows) == 6
+
+
+@pytest.mark.parametrize("subject", ["qwen3_5"], indirect=True)
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.LVSPEC])
+def test_states_that_have_taken_in_the_answer_come_back_to_the_prompt(subject: Subject, mode: Mode) -> None:
+    pair = with_generation(with_twins(subject.pair), end_ids=())
+    wanted, asked = replace(WANTED, mode=mode, max_new_tokens=BUFFER + 40), prompts_of(subject)[:2]
+    expected = [alone(pair, prompts, wanted) for prompts in asked]
+    with rounded(0, least=2):
+        assert beside(pair, asked, wanted) == expected

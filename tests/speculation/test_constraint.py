@@ -24,6 +24,7 @@ from lvspec_cli.output.text import TextStream
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.engine import Session
 from lvspec_cli.types import Constraint, DecodeSettings, Gamma, Mode, RelevanceName, RuleSettings, TokenKind
+from tests.conformance.test_near_ties import beside, rounded, with_twins
 from tests.conftest import demo_plan
 from tests.speculation.conftest import decode, generate, prompts_for
 
@@ -134,6 +135,18 @@ def test_ar_and_exact_are_generate_with_the_same_mask(pair: LoadedPair, constrai
         assert value in CHOICES.choices
     else:
         jsonschema.validate(value, SCHEMA)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_rounding_decides_nothing_within_a_grammar(pair: LoadedPair, mode: Mode) -> None:
+    pair, prompts = with_twins(pair), prompts_for(pair)
+    wanted = DecodeSettings(mode=mode, gamma=4, max_new_tokens=60, rule=LOOSE, constraint=JSON)
+    whole, _ = decode(pair, prompts, wanted)
+    jsonschema.validate(value_of(JSON, text_of(pair, whole.tokens)), SCHEMA)
+    asked = [prompts, prompts_for(pair, "is it red", seed=1)]
+    for seed in range(3):
+        with rounded(seed, least=2):
+            assert beside(pair, asked, wanted)[0] == whole.tokens
 
 
 def test_an_answer_goes_on_after_a_round_that_failed(

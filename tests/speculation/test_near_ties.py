@@ -67,6 +67,12 @@ def test_a_round_is_steady_where_no_margin_is_near(gap: float, relevance: float,
     assert is_steady(found, RULE, WORDS, History()) is steady
 
 
+def test_nothing_is_near_where_a_grammar_leaves_no_room_for_loose_tokens() -> None:
+    found = seen(evidence([61, 70], [64, 70, 70], [2.5, 0.0], [0.0, 0.0]))
+    assert not is_steady(found, RULE, WORDS, History())
+    assert is_steady(replace(found, bound=(True, False)), RULE, WORDS, History())
+
+
 def test_a_round_is_not_steady_where_the_targets_own_token_is_a_near_tie() -> None:
     found = evidence([61, 70], [61, 70, 70], [0.0, 0.0])
     assert is_steady(seen(found), RULE, WORDS, History())
