@@ -19,9 +19,9 @@ from lvspec_cli.models.words import TokenSets
 from lvspec_cli.speculation.repetition import LOOSE_PERIOD, starts_loop
 from lvspec_cli.types import RelevanceName, RuleSettings, TokenKind
 
-# How much of a difference of two logits may be rounding of float32, in units of the greatest. Between passes of
-# one and of several answers by the bundled pair it is 3e-7 on average, and more than this at fewer than one
-# position in 1,000 (``tools.near_ties``).
+# How much of a difference of two logits may be rounding of float32, in units of the greatest. Between passes
+# of one and of several answers by the bundled pair it is 3e-7 on average, and more than this at fewer than
+# one position in 1,000 (``tools.near_ties``).
 ROUNDING = 5e-6
 LOSS_RESERVE = 32  # tokens whose budget is there from the beginning: an early loose token is possible, too
 

@@ -149,6 +149,15 @@ def test_rounding_decides_nothing_within_a_grammar(pair: LoadedPair, mode: Mode)
             assert beside(pair, asked, wanted)[0] == whole.tokens
 
 
+def test_a_near_tie_behind_drafted_tokens_is_decided_by_the_grammar_there(pair: LoadedPair) -> None:
+    pair, prompts = with_twins(pair), prompts_for(pair)
+    wanted = DecodeSettings(mode=Mode.AR, gamma=4, max_new_tokens=60, constraint=JSON)
+    whole, _ = decode(pair, prompts, wanted)
+    found, _ = decode(replace(pair, draft=pair.target), prompts, replace(wanted, mode=Mode.EXACT))
+    assert found.tokens == whole.tokens
+    assert found.stats.accepted_exact > 2
+
+
 def test_an_answer_goes_on_after_a_round_that_failed(
     pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
