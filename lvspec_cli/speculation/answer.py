@@ -260,9 +260,8 @@ class Answer:
 
     def _with_own_choice(self, proposal: Proposal, evidence: Evidence) -> Evidence:
         """Exact evidence up to the first near tie that counts, where the target chooses by itself."""
-        verdict = judge(evidence, self._rule, self._words, self._history)
-        at = first_near_tie(evidence, len(verdict.tokens))
-        if at is None:
+        at = first_near_tie(evidence)
+        if at is None or at >= len(judge(evidence, self._rule, self._words, self._history).tokens):
             return evidence
         self._target.restart()
         tokens = _sent([*self.tokens, *evidence.drafted[:at]], self.device)

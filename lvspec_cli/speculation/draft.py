@@ -48,7 +48,7 @@ class Drafting:
     guide: Guide | None = (
         None  # of a constrained answer: it gets every drafted token, for which the host waits
     )
-    finds_near_ties: bool = False
+    finds_near_ties: bool = False  # then what is drafted tells how near its second choices were
     _tokens: list[Tensor] = field(default_factory=list)
     greatest: list[Tensor] = field(default_factory=list)  # logits of each token, (1, 2), if so
     _probs: list[Tensor] = field(default_factory=list)

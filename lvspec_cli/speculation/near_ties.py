@@ -20,9 +20,9 @@ def is_near_tie(best: float, second: float) -> bool:
     return best - second < rounding_of(best)
 
 
-def first_near_tie(evidence: Evidence, count: int) -> int | None:
-    """The first of ``count`` positions at which rounding may decide which token is the target's own."""
-    pairs = zip(evidence.lead[:count], evidence.rounding, strict=False)
+def first_near_tie(evidence: Evidence) -> int | None:
+    """The first position at which rounding may decide which token is the target's own."""
+    pairs = zip(evidence.lead, evidence.rounding, strict=True)
     return next((at for at, (lead, rounding) in enumerate(pairs) if lead < rounding), None)
 
 
@@ -32,7 +32,7 @@ def is_steady(evidence: Evidence, rule: RuleSettings, words: TokenSets, history:
     The greater gaps and relevance are, the less is accepted (``verify.judge``). So a verdict stands if the
     greatest and the smallest numbers that rounding may make of them give the same.
     """
-    if first_near_tie(evidence, len(evidence.target)) is not None:
+    if first_near_tie(evidence) is not None:
         return False
     if evidence.drafted == evidence.target[:-1]:
         return True

@@ -100,7 +100,9 @@ def reduce(several: Sequence[Verification], *, is_rounded: bool = False) -> Tens
     drafted = torch.cat([part for one in several for part in (one.drafted, none)])
     best, target = logits.max(dim=-1)  # a row that has a NaN anywhere has it as its maximum
     gap = best - logits.gather(1, drafted.unsqueeze(1)).squeeze(1)
-    columns = [target, best.isfinite(), drafted, gap, *(two_greatest(logits) if is_rounded else ())]
+    columns = [target, best.isfinite(), drafted, gap]
+    if is_rounded:
+        columns += [best, logits.topk(2, dim=-1).values[:, 1]]
     if is_scored:
         scores = [one.drafted if one.relevance is None else one.relevance for one in several]
         columns.append(torch.cat([part.float() for each in scores for part in (each, none)]))
@@ -109,12 +111,6 @@ def reduce(several: Sequence[Verification], *, is_rounded: bool = False) -> Tens
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def two_greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The greatest of each row of logits, (rows, vocabulary), and the next: (rows,) each."""
-    best, second = logits.topk(2, dim=-1).values.unbind(-1)
-    return best, second
 
 
 def rounding_of(best: float) -> float:

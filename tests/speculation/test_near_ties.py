@@ -41,11 +41,12 @@ def seen(found: Evidence, *leads: float, rounding: float = ROUNDING) -> Evidence
     return replace(found, lead=leads or (1.0,) * count, rounding=(rounding,) * count)
 
 
-def test_only_positions_that_count_are_looked_at() -> None:
-    found = seen(evidence([61, 62], [61, 62, 63]), FAR, FAR, NEAR)
-    assert first_near_tie(found, 3) == 2
-    assert first_near_tie(found, 2) is None
-    assert first_near_tie(evidence([61], [61, 62]), 2) is None, "nobody asked for distances"
+def test_the_first_near_tie_is_found() -> None:
+    found = evidence([61, 62], [61, 62, 63])
+    assert first_near_tie(seen(found, FAR, FAR, NEAR)) == 2
+    assert first_near_tie(seen(found, FAR, NEAR, NEAR)) == 1
+    assert first_near_tie(seen(found, FAR, FAR, FAR)) is None
+    assert first_near_tie(found) is None, "nobody asked for distances"
 
 
 @pytest.mark.parametrize(
