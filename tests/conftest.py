@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,7 @@ class Shell:
 
     home: Path
     extra: dict[str, str] = field(default_factory=dict)
+    first: str = ""  # Python that each process runs before the command line
 
     @property
     def environment(self) -> dict[str, str]:
@@ -166,14 +167,14 @@ class Shell:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "lvspec_cli"]
+        return entry_after(self.first) if self.first else [sys.executable, "-m", "lvspec_cli"]
 
     def run(self, *arguments: object, first: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
         """Both streams are captured, stdin is empty, and a process that hangs is ended.
 
-        ``first``: Python that the process runs before the command line.
+        ``first``: as the shell's own, for this process.
         """
-        command = [*(entry_after(first) if first else self.command), *map(str, arguments)]
+        command = [*replace(self, first=first or self.first).command, *map(str, arguments)]
         common = {"env": self.environment, "capture_output": True, "text": True, "input": ""}
         return subprocess.run(command, **{"timeout": PATIENCE, **common, **options}, check=False)
 

@@ -169,11 +169,11 @@ class _TimedDecoder(Decoder):
         super().__init__(loaded)
         self._clock, self.is_timed = watch, False
 
-    def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
+    def forward(self, tokens: Tensor, watch: Collection[int] = (), *, by_itself: bool = False) -> Pass:
         if not self.is_timed:
-            return super().forward(tokens, watch)
+            return super().forward(tokens, watch, by_itself=by_itself)
         with self._clock.running():
-            return super().forward(tokens, watch)
+            return super().forward(tokens, watch, by_itself=by_itself)
 
     def logits(self, passed: Pass, last: int) -> Tensor:
         if not self.is_timed or passed.logits is not None:  # they are there already, and were timed then

@@ -244,11 +244,15 @@ class Decoder:
                 on_pass(passed)
         return passed
 
-    def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
-        """Run tokens of the answer, long (rows,), after those that the cache holds."""
+    def forward(self, tokens: Tensor, watch: Collection[int] = (), *, by_itself: bool = False) -> Pass:
+        """Run tokens of the answer, long (rows,), after those that the cache holds.
+
+        :param by_itself: not as a captured pass, which is another one where a memory has several slots.
+        """
         rows = tokens.shape[0]
         rotary, self.rows_alone = self.next_rotary(rows), False
-        if self._workspace is not None and (width := width_of(rows)) is not None:
+        captures = self._workspace is not None and not by_itself
+        if captures and (width := width_of(rows)) is not None:
             self.cache.reserve(self.cache.length + width)
             run, finds_rows = partial(self._fixed_pass, tuple(watch)), self._is_fused(rotary[0])
             step = self._workspace.step(width, watch, rotary[0], run, finds_rows=finds_rows)

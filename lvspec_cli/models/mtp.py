@@ -240,7 +240,7 @@ class MtpDecoder(Decoder):
         self._rotary = family.rotary(model, embeddings, positions)
         return passed
 
-    def forward(self, tokens: Tensor, watch: Collection[int] = ()) -> Pass:
+    def forward(self, tokens: Tensor, watch: Collection[int] = (), *, by_itself: bool = False) -> Pass:
         """Run tokens of the answer: with the target's states, if it has any for them, else a single one with
         the layer's own."""
         rotary = self.next_rotary(tokens.shape[0])

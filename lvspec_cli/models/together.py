@@ -34,6 +34,7 @@ class Step:
     tokens: Tensor  # long (rows,)
     last: int = 1  # rows at the end whose logits are wanted
     watch: Collection[int] = ()
+    by_itself: bool = False  # the same pass whatever else is decoded
 
     @property
     def rows(self) -> int:
@@ -50,7 +51,9 @@ def run_together(steps: Sequence[Step]) -> list[Pass]:
     for indices in by_memory.values():
         indices.sort(key=lambda index: steps[index].decoder.slot)
         group = [steps[index] for index in indices]
-        if group[0].decoder.is_captured_with_others:
+        if any(step.by_itself for step in group):
+            found = [_single(step) for step in group]
+        elif group[0].decoder.is_captured_with_others:
             found = [passed for some in _in_captured_widths(group) for passed in _joined(some)]
         else:
             found = _joined(group) if len(group) > 1 else [_single(group[0])]
@@ -71,7 +74,7 @@ def _in_captured_widths(steps: Sequence[Step]) -> list[list[Step]]:
 
 
 def _single(step: Step) -> Pass:
-    passed = step.decoder.forward(step.tokens, step.watch)
+    passed = step.decoder.forward(step.tokens, step.watch, by_itself=step.by_itself)
     return replace(passed, logits=step.decoder.logits(passed, step.last))
 
 

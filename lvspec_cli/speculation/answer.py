@@ -184,6 +184,7 @@ class Answer:
             self._policy,
             self._guide,
             finds_near_ties=self.settles_near_ties and not self._is_exact,
+            by_itself=self._is_by_itself,
         )
 
     def verification(self, proposal: Proposal) -> Step:
@@ -192,7 +193,7 @@ class Answer:
         watch = self._relevance.watch if self._relevance and gamma else ()
         pending = self._pending(self._target)
         tokens = torch.cat((pending, proposal.tokens)) if gamma else pending
-        return Step(self._target, tokens, gamma + 1, watch)
+        return Step(self._target, tokens, gamma + 1, watch, self._is_by_itself)
 
     def verified(self, proposal: Proposal, passed: Pass) -> tuple[Verification, Tensor | None]:
         """What a verification gives, and numbers of what is drawn at random or was drafted, float32 (n,)."""
@@ -266,7 +267,7 @@ class Answer:
         self._target.restart()
         tokens = _sent([*self.tokens, *evidence.drafted[:at]], self.device)
         for piece in tokens.split(QUESTION_ROWS):
-            passed = self._target.forward(piece)
+            passed = self._target.forward(piece, by_itself=True)
         rows = self._target.logits(passed, 1).repeat(len(evidence.target), 1)
         own = int(self._rules_applied(rows, proposal.tokens)[at].argmax().item())
         # What was drafted behind it is not looked at.
@@ -295,12 +296,12 @@ class Answer:
             self._draft.restart()
         self._target.restart()
         for piece in pieces:
-            passed = self._target.forward(piece)
+            passed = self._target.forward(piece, by_itself=True)
             if self._draft is not None:
                 self._draft.follow(passed)
         if self._draft is not None and not self._draft.reads_target:
             for piece in pieces:
-                self._draft.forward(piece)
+                self._draft.forward(piece, by_itself=True)
 
     def settle(self) -> None:
         """Remove from the caches what is not part of the answer."""

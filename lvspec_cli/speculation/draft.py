@@ -49,6 +49,7 @@ class Drafting:
         None  # of a constrained answer: it gets every drafted token, for which the host waits
     )
     finds_near_ties: bool = False  # then what is drafted tells how near its second choices were
+    by_itself: bool = False  # see ``Step``
     _tokens: list[Tensor] = field(default_factory=list)
     greatest: list[Tensor] = field(default_factory=list)  # logits of each token, (1, 2), if so
     _probs: list[Tensor] = field(default_factory=list)
@@ -64,7 +65,8 @@ class Drafting:
     @property
     def next_step(self) -> Step:
         """The last drafted token is not run; after a full acceptance it is pending in the next round."""
-        return Step(self.draft, self._tokens[-1] if self._tokens else self.pending)
+        tokens = self._tokens[-1] if self._tokens else self.pending
+        return Step(self.draft, tokens, by_itself=self.by_itself)
 
     def ruled(self, logits: Tensor) -> Tensor:
         """The draft's logits of the next token by the target's rules, (1, vocabulary).
@@ -144,7 +146,7 @@ def propose(wanted: Sequence[Drafting]) -> list[Proposal]:
     Each step is one pass of the draft for all of them that go on.
     """
     if all(drafting.runs_ahead for drafting in wanted):
-        if any(drafting.draft.is_captured_with_others for drafting in wanted):
+        if any(drafting.draft.is_captured_with_others or drafting.finds_near_ties for drafting in wanted):
             return _run_ahead_together(wanted)
         return [_run_ahead(drafting) for drafting in wanted]
     going = list(wanted)

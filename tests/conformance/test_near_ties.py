@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lvspec_cli.models import together
 from lvspec_cli.models.decoder import Decoder, Pass
 from lvspec_cli.models.delta import BUFFER
 from lvspec_cli.models.load import LoadedModel, LoadedPair
+from lvspec_cli.models.steps import StepOutputs
 from lvspec_cli.models.together import Step, run_together
 from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.engine import Session, SharedMemory, next_rounds
-from lvspec_cli.types import DecodeSettings, Gamma, Mode, PairPrompts, RelevanceName, RuleSettings
+from lvspec_cli.types import DecodeSettings, Gamma, Mode, PairPrompts, RelevanceName, Round, RuleSettings
 from tests.conformance.conftest import Subject
 from tests.conformance.test_slots import ASKED
+from tests.conformance.test_steps import Fixed, captured
 from tests.speculation.conftest import with_generation
 
 RULE = RuleSettings(relevance=RelevanceName.LEXICON, filler_margin=3.0, anchor_margin=1.0)
@@ -46,23 +50,60 @@ def with_twins(pair: LoadedPair, *, drafted_only: bool = False) -> LoadedPair:
     return replace(pair, target=target, draft=changed(pair.draft))
 
 
+def noise(seed: int) -> Callable[[Tensor | None], Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def moved(logits: Tensor | None) -> Tensor:
+        assert logits is not None
+        return logits + 2e-6 * (torch.rand(logits.shape, generator=draw) - 0.5)
+
+    return moved
+
+
 @contextmanager
 def rounded(seed: int, least: int) -> Iterator[None]:
     """Logits of passes of ``least`` answers or more are off by as much as sums in other orders may be."""
-    draw = torch.Generator().manual_seed(seed)
+    moved = noise(seed)
 
     def run(steps: Sequence[Step]) -> list[Pass]:
         passes = run_together(steps)
         if len(steps) < least:
             return passes
-        return [replace(done, logits=done.logits + off(done.logits)) for done in passes]
-
-    def off(logits: Any) -> Any:
-        return 2e-6 * (torch.rand(logits.shape, generator=draw) - 0.5)
+        return [replace(done, logits=moved(done.logits)) for done in passes]
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("answer", "draft"):
             patch.setattr(f"lvspec_cli.speculation.{module}.run_together", run)
+        yield
+
+
+@contextmanager
+def captured_passes_rounded(seed: int) -> Iterator[None]:
+    """The same of passes that are captured, of one answer or several. None may be part of a decision."""
+    moved, replayed, replayed_together = noise(seed), Decoder._replayed, together._Joint.replayed
+    decide, deciding = Answer._by_itself, list[Answer]()
+
+    def single(decoder: Decoder, *given: Any) -> Pass:
+        assert not deciding
+        done = replayed(decoder, *given)
+        return replace(done, logits=moved(done.logits))
+
+    def several(joint: together._Joint) -> tuple[StepOutputs, bool] | None:
+        assert not deciding
+        found = replayed_together(joint)
+        return found and (replace(found[0], logits=moved(found[0].logits)), found[1])
+
+    def by_itself(answer: Answer) -> Round:
+        deciding.append(answer)
+        try:
+            return decide(answer)
+        finally:
+            deciding.clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "_replayed", single)
+        patch.setattr(together._Joint, "replayed", several)
+        patch.setattr(Answer, "_by_itself", by_itself)
         yield
 
 
@@ -130,9 +171,9 @@ def test_a_long_answer_is_run_again_in_pieces(subject: Subject, monkeypatch: pyt
     pair, asked = with_twins(subject.pair), prompts_of(subject)
     forward, rows = Decoder.forward, list[int]()
 
-    def counted(decoder: Decoder, tokens: torch.Tensor, *more: Any) -> Pass:
+    def counted(decoder: Decoder, tokens: Tensor, *more: Any, **further: Any) -> Pass:
         rows.append(len(tokens))
-        return forward(decoder, tokens, *more)
+        return forward(decoder, tokens, *more, **further)
 
     monkeypatch.setattr("lvspec_cli.speculation.answer.QUESTION_ROWS", 6)
     monkeypatch.setattr(Decoder, "forward", counted)
@@ -142,6 +183,23 @@ def test_a_long_answer_is_run_again_in_pieces(subject: Subject, monkeypatch: pyt
         with rounded(0, least=2):
             assert beside(pair, asked, wanted) == expected
     assert max(rows) == 6
+
+
+@captured
+@pytest.mark.parametrize(
+    ("mode", "gamma", "drafted_only"), [*product(Mode, [3, "auto"], [False]), (Mode.LVSPEC, 1, True)]
+)
+def test_where_passes_are_captured_neither_those_of_one_nor_of_several_decide(
+    subject: Subject, mode: Mode, gamma: Gamma, drafted_only: bool
+) -> None:
+    fixed, asked = Fixed(with_twins(subject.pair, drafted_only=drafted_only)), prompts_of(subject)
+    pair, wanted = fixed.made(), replace(WANTED, mode=mode, gamma=gamma)
+    found = []
+    for seed in range(2):
+        with captured_passes_rounded(seed):
+            found += [[alone(pair, one, wanted) for one in asked], beside(pair, asked, wanted)]
+    assert found == [found[0]] * 4
+    assert fixed.target.replayed
 
 
 @pytest.mark.parametrize("subject", ["qwen3_5"], indirect=True)
