@@ -251,11 +251,11 @@ class Decoder:
         """
         rows = tokens.shape[0]
         rotary, self.rows_alone = self.next_rotary(rows), False
-        captures = self._workspace is not None and not by_itself
-        if captures and (width := width_of(rows)) is not None:
+        workspace = None if by_itself else self._workspace
+        if workspace is not None and (width := width_of(rows)) is not None:
             self.cache.reserve(self.cache.length + width)
             run, finds_rows = partial(self._fixed_pass, tuple(watch)), self._is_fused(rotary[0])
-            step = self._workspace.step(width, watch, rotary[0], run, finds_rows=finds_rows)
+            step = workspace.step(width, watch, rotary[0], run, finds_rows=finds_rows)
             if step is not None:
                 return self._replayed(*step, tokens, rotary)
         return self._run(self.embedded(tokens), rotary, watch)
