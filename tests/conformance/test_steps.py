@@ -28,6 +28,7 @@ from lvspec_cli.models.steps import (
     run_again,
     width_of,
 )
+from lvspec_cli.speculation.answer import Answer
 from lvspec_cli.speculation.draft import Drafting, Likeliest
 from lvspec_cli.speculation.draft_length import DraftLengthPolicy, FixedLength
 from lvspec_cli.speculation.engine import Session
@@ -196,6 +197,7 @@ def test_a_draft_that_runs_ahead_proposes_what_it_would_step_by_step(
     subject: Subject, mode: Mode, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same rounds, and the policy has observed the same probabilities, to the bit."""
+    monkeypatch.setattr(Answer, "_settles", lambda *_: False)  # as in 16 bits; else loose steps are no chains
     free = subject.generate(case.clip, max_new_tokens=24, repetition_penalty=case.penalty)
     ends = (*subject.pair.target.generation.end_ids, *(free[at] for at in case.ends))
     wanted = replace(WANTED, mode=mode, gamma=case.gamma, max_new_tokens=case.limit, draft_keep=case.keep)

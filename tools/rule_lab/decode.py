@@ -119,7 +119,7 @@ class _Walker:
         del self._path[1:]
         return self._pass(0)
 
-    def forward(self, tokens: Tensor, watch: object = ()) -> _Pass:
+    def forward(self, tokens: Tensor, watch: object = (), *, by_itself: bool = False) -> _Pass:
         start = len(self._path)
         for token in tokens.tolist():
             self._path.append(self._path[-1].child(token))
