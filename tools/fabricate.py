@@ -17,6 +17,7 @@ from lvspec_cli.memory.sizes import size_of_model
 from lvspec_cli.models.attention import register
 from lvspec_cli.models.families import family_of
 from lvspec_cli.models.generation import GenerationRules
+from lvspec_cli.models.kernels.cpu_linear import replace_linear_layers
 from lvspec_cli.models.kernels.fused import packed_product
 from lvspec_cli.models.kernels.packed import pack_linear_layers
 from lvspec_cli.models.kernels.patches import multiply_patches
@@ -89,6 +90,7 @@ def fabricate(
     multiply_patches(model)
     workspace = workspace_for([device], quantisation) if captured else None
     install_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
+    replace_linear_layers(model)
     fused = None if workspace is None else fused_layers(family, model, device, quantisation, dtype)
     return LoadedModel(
         name=name,

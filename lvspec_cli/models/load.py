@@ -25,11 +25,11 @@ from lvspec_cli.models.families import family_of
 from lvspec_cli.models.families.base import Family
 from lvspec_cli.models.generation import GenerationRules, first_difference, read_generation
 from lvspec_cli.models.kernels import small_batch
+from lvspec_cli.models.kernels.cpu_linear import replace_linear_layers
 from lvspec_cli.models.kernels.fused import FusedLayers, fuse_layers, packed_product, triton_operations
 from lvspec_cli.models.kernels.norms import fuse_norms
 from lvspec_cli.models.kernels.packed import pack_linear_layers
 from lvspec_cli.models.kernels.patches import multiply_patches
-from lvspec_cli.models.kernels.wide_products import widen_products
 from lvspec_cli.models.kernels.windows import join_windows
 from lvspec_cli.models.processing import makes_the_same, quiet
 from lvspec_cli.models.prompt_length import positions_of
@@ -309,7 +309,7 @@ def _weights(read: _Files, how: _Setup, progress: Progress) -> Any:
 
 
 def _loaded(read: _Files, how: _Setup, model: Any) -> LoadedModel:
-    """The model with parts of it replaced by faster ones that compute the same."""
+    """The model with parts of it replaced by faster ones that compute the same, but for rounding."""
     request, family, device = read.request, read.family, how.devices[0]
     can_capture = request.captured and not family.waits_for_host and not how.by_hub_kernels
     workspace = workspace_for(how.devices, how.quantisation) if can_capture else None
@@ -319,7 +319,7 @@ def _loaded(read: _Files, how: _Setup, model: Any) -> LoadedModel:
     vocabulary = model.get_output_embeddings().out_features
     if request.proposes is not None:
         cut_head(model, request.proposes)
-    widen_products(model)
+    replace_linear_layers(model)
     fused = None
     if workspace is not None:
         fused = fused_layers(family, model, device, how.quantisation, how.dtype)

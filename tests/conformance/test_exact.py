@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lvspec_cli.models.kernels import cpu_linear
+from lvspec_cli.models.kernels.cpu_linear import CpuLinear
 from lvspec_cli.models.load import load_pair
 from lvspec_cli.models.processing import features_of
 from lvspec_cli.models.prompt import build_prompts
@@ -103,6 +105,20 @@ def test_exact_is_generate(subject: Subject, case: Case) -> None:
 @settings(max_examples=6)
 def test_exact_is_generate_at_any_setting(subject: Subject, case: Case) -> None:
     check(subject, case)
+
+
+@pytest.mark.parametrize("case", CASES[-2:], ids=lambda case: case.clip)
+def test_exact_is_generate_by_other_products_of_few_rows(
+    subject: Subject, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of large weights, on processors on which oneDNN is faster."""
+    monkeypatch.setattr(cpu_linear, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(cpu_linear, "few_rows_pay", lambda: True)
+    pair = load_pair(*subject.folders, device="cpu", dtype="float32")
+    head = pair.target.model.get_output_embeddings()
+    assert isinstance(head, CpuLinear)
+    assert head.most
+    check(replace(subject, pair=pair), case)
 
 
 def test_a_question_after_others_is_generates(subject: Subject) -> None:

@@ -16,7 +16,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from lvspec_cli.models.decoder import Decoder
-from lvspec_cli.models.kernels.wide_products import WideLinear
+from lvspec_cli.models.kernels.cpu_linear import CpuLinear
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.types import DecodeSettings, Mode, PairPrompts, Quantisation
@@ -66,7 +66,7 @@ def test_the_blocks_are_packed_and_nothing_else(packed: LoadedPair) -> None:
     inside = {id(part) for part in layers.modules()}
     plain = {True: 0, False: 0}  # torch's own linear layers, by whether they are in the blocks
     for part in target.model.modules():
-        plain[id(part) in inside] += type(part) in (torch.nn.Linear, WideLinear)
+        plain[id(part) in inside] += type(part) in (torch.nn.Linear, CpuLinear)
     assert plain[False] > 0
     if "fp8" in target.name:  # no kernels for it here: it is unpacked
         assert (plain[True], target.quantisation) == (7 * len(layers), Quantisation.NONE)

@@ -19,8 +19,8 @@ from lvspec_cli.host import install_command
 from lvspec_cli.memory.plan import Choice, Workload, need
 from lvspec_cli.memory.sizes import size_of
 from lvspec_cli.models.families import FAMILIES
+from lvspec_cli.models.kernels.cpu_linear import CpuLinear
 from lvspec_cli.models.kernels.fp8 import Packed8
-from lvspec_cli.models.kernels.wide_products import WideLinear
 from lvspec_cli.models.load import LoadedPair, ModelRequest, load_model, load_models
 from lvspec_cli.models.prompt import build_prompts
 from lvspec_cli.models.quantise import (
@@ -78,7 +78,7 @@ def test_what_is_packed(packed: LoadedPair) -> None:
         assert len(packed_names) == 7 * len(layers)
         assert all(".layers." in name and "visual" not in name for name in packed_names)
         head = loaded.model.get_output_embeddings()
-        assert type(head) in (torch.nn.Linear, WideLinear)
+        assert type(head) in (torch.nn.Linear, CpuLinear)
         assert head.weight is loaded.model.get_input_embeddings().weight  # tied, and still so
         assert loaded.full_precision
         assert layers[0].self_attn.q_proj.weight.quant_type == "nf4"

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lvspec_cli.models.kernels import wide_products
 from lvspec_cli.models.kernels.wide_products import (
-    WideLinear,
     block_of,
     is_the_same,
     least_rows,
     multiply,
     rows_added_at_once,
-    widen_products,
     width_of,
 )
 
@@ -33,32 +27,6 @@ def layer_of(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
     if bias:
         layer.bias.copy_(drawn(outputs))
     return layer
-
-
-class Model(nn.Module):
-    """Two kinds of layers, one of several blocks, and things that are no plain linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.third = (
-            layer_of(512, 384, bias=True),
-            layer_of(384, 512, bias=False),
-            layer_of(512, 384, bias=True),
-        )
-        self.norm, self.sixteen_bits, self.other = nn.LayerNorm(384), nn.Linear(8, 8).half(), Louder(8, 8)
-        self.tied = nn.Linear(384, 512, bias=False)
-        self.tied.weight = self.second.weight
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden: Tensor = self.norm(self.third(self.second(self.first(inputs)).tanh()))
-        return hidden
-
-
-class Louder(nn.Linear):
-    """Another formula."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return 2 * super().forward(inputs)
 
 
 @pytest.mark.parametrize(
@@ -141,61 +109,9 @@ def test_pieces_and_padding_are_rows_of_one_product() -> None:
         assert torch.equal(multiply(values[:40], weight, None), whole[:40])
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 80).map(lambda eighths: 8 * eighths),
-    st.integers(2, 60).map(lambda eighths: 8 * eighths),
-    st.booleans(),
-    st.integers(0, 900),
-)
-def test_what_is_replaced_gives_the_same_bits(inputs: int, outputs: int, bias: bool, more: int) -> None:
-    old = layer_of(inputs, outputs, bias=bias)
-    if is_the_same(old):  # as it is on AMD's processors
-        new = WideLinear.of(old)
-        values = drawn(min(new.least, 3000) + more, inputs)
-        assert torch.equal(new(values), old(values))
-
-
 def test_another_order_of_sums_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide_products, "BLOCK", 50)
     assert not is_the_same(layer_of(512, 64, bias=False))
-
-
-@torch.inference_mode()
-def test_a_model_says_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide_products, "pays", lambda: True)
-    old = Model().eval()
-    new = deepcopy(old)
-    same = [is_the_same(layer) for layer in (old.first, old.second)]
-    assert widen_products(new) == 2 * sum(same)
-    for rows in (1, 2, 7, 64, 100, 333):
-        assert torch.equal(new(drawn(1, rows, 512)), old(drawn(1, rows, 512)))
-
-
-@torch.inference_mode()
-def test_the_layers_that_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide_products, "pays", lambda: True)
-    monkeypatch.setattr(wide_products, "is_the_same", lambda layer: layer.in_features == 512)
-    old = Model().eval()
-    new = deepcopy(old)
-    weight = new.first.weight
-    assert widen_products(new) == 2
-    kinds = {name: type(module) for name, module in new.named_children()}
-    assert kinds == {
-        "first": WideLinear,
-        "second": nn.Linear,
-        "third": WideLinear,
-        "norm": nn.LayerNorm,
-        "sixteen_bits": nn.Linear,
-        "other": Louder,
-        "tied": nn.Linear,
-    }
-    assert new.first.weight is weight
-    assert not new.first.training
-    assert [name for name, _ in new.named_parameters()] == [name for name, _ in old.named_parameters()]
-    assert widen_products(new) == 0
-    values = drawn(1, 200, 512)
-    assert torch.allclose(new(values), old(values), atol=1e-4)
 
 
 def test_results_that_are_added_are_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,26 +125,3 @@ def test_results_that_are_added_are_of_few_rows(monkeypatch: pytest.MonkeyPatch)
     multiply(drawn(300, 400), drawn(8192, 400), None)
     multiply(drawn(300, 192), drawn(8192, 192), None)
     assert rows == [128, 128, 48] * 3 + [320]
-
-
-def test_few_rows_are_multiplied_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, calls = WideLinear.of(layer_of(192, 512, bias=False)), list[int]()
-
-    def counted(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        calls.append(inputs.shape[-2])
-        return multiply(inputs, weight, bias)
-
-    monkeypatch.setattr(wide_products, "multiply", counted)
-    for rows in (1, layer.least - 1, layer.least, layer.least + 1):
-        assert layer(drawn(1, rows, 192)).shape == (1, rows, 512)
-    assert calls == [layer.least, layer.least + 1]
-
-
-def test_where_it_is_not_faster_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide_products, "_GAIN", 1e9)
-    assert widen_products(Model()) == 0
-    monkeypatch.setattr(wide_products, "_GAIN", 0.0)
-    monkeypatch.setattr(wide_products, "is_the_same", lambda layer: True)
-    assert widen_products(Model()) == 4
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert widen_products(Model()) == 0

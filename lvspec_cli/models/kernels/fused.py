@@ -41,9 +41,9 @@ from lvspec_cli.models.joined import (
     blocks_of,
     told_of,
 )
+from lvspec_cli.models.kernels.cpu_linear import CpuLinear
 from lvspec_cli.models.kernels.fp8 import Packed8, is_right_over_clips
 from lvspec_cli.models.kernels.packed import Multiply, Packed, PackedLinear, by_unpacking, is_right
-from lvspec_cli.models.kernels.wide_products import WideLinear
 from lvspec_cli.models.steps import JOINED_WIDTHS, FixedRows, Replay, StepOutputs, cuda_graphs
 
 MOST_ROWS = 33  # of a pass; wider ones are bound by their products
@@ -203,7 +203,7 @@ class Product:
         """
         packed = {layer.kind for layer in layers if type(layer) is PackedLinear}
         kinds = {type(layer) for layer in layers}
-        if not (kinds <= {nn.Linear, WideLinear} or kinds == {PackedLinear}) or len(packed) > 1:
+        if not (kinds <= {nn.Linear, CpuLinear} or kinds == {PackedLinear}) or len(packed) > 1:
             raise TypeError("weights that are packed otherwise cannot be joined")
         biases = [layer.bias for layer in layers]
         if len({bias is None for bias in biases}) > 1:

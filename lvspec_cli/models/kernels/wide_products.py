@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from torch.nn.functional import linear, pad
 BLOCK = 192  # inputs that MKL sums at once on AMD's processors; fewer than twice as many are halved
 WIDTHS = (32, *range(48, 256, 16), *range(256, 512, 64), *range(512, 1025, 128))  # rows for oneDNN
 # A call of oneDNN takes longer to begin: so many products of a thread it has to have. One of several blocks
-# copies its weights, too. Chosen by tools.wide_products on an AMD EPYC (Zen 5).
+# copies its weights, too. Chosen by tools.cpu_products on an AMD EPYC (Zen 5).
 _LEAST_PRODUCTS, _LEAST_PRODUCTS_A_BLOCK = 1.5e6, 2.5e6
 _LEAST_ROWS, _LEAST_ROWS_IN_BLOCKS = 24, 64  # of fewer, too many would be padding
 _LEAST_ROWS_OF_A_THREAD = 8  # of fewer, MKL sums in other orders
@@ -33,25 +32,6 @@ _ADDED_AT_ONCE = 2**20  # numbers of a block's results, so that they stay in the
 _GAIN = 1.3  # by which a product has to be faster
 _TRIED_ROWS = (9, 67, 131)  # of a thread
 _REPEATS = 5
-
-
-class WideLinear(nn.Linear):
-    """A linear layer's weights and bias, with products of many rows by oneDNN."""
-
-    least: int  # rows
-
-    @classmethod
-    def of(cls, old: nn.Linear) -> WideLinear:
-        """The layer with the same weights."""
-        new = cls(old.in_features, old.out_features, bias=False, device="meta")
-        new.weight, new.bias = old.weight, old.bias
-        new.least = least_rows(old.in_features, old.out_features, torch.get_num_threads())
-        return new.train(old.training)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.numel() < self.least * self.in_features:
-            return linear(inputs, self.weight, self.bias)
-        return multiply(inputs, self.weight, self.bias)
 
 
 def block_of(inputs: int) -> int:
@@ -104,46 +84,29 @@ def _widened(rows: Tensor) -> Tensor:
     return pad(rows, (0, 0, 0, padding)) if padding else rows  # pad copies even if it adds nothing
 
 
+def has_onednn() -> bool:
+    """Whether torch has the product of :func:`by_onednn`."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def by_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer: float32 (rows, inputs) -> (rows, outputs)."""
+    """A linear layer: float32 (..., inputs) -> (..., outputs)."""
     return torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
-
-
-def widen_products(model: Any) -> int:
-    """Replace a model's linear layers in float32 on a CPU, in place, where that pays. Returns their number.
-
-    Weights are shared. A layer of which a product would be another stays.
-    """
-    layers = {name: layer for name, layer in model.named_modules() if name and _is_plain(layer)}
-    if not layers or not pays():
-        return 0
-    kinds = {name: (*layer.weight.shape, layer.bias is not None) for name, layer in layers.items()}
-    one_of = {kind: layers[name] for name, kind in kinds.items()}
-    same = {kind for kind, layer in one_of.items() if is_the_same(layer)}
-    wide = [name for name, kind in kinds.items() if kind in same]
-    for name in wide:
-        model.set_submodule(name, WideLinear.of(layers[name]))
-    return len(wide)
-
-
-def _is_plain(layer: Any) -> bool:
-    """Whether it is a linear layer in float32 on a CPU, and not packed by a library."""
-    if type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor:
-        return False
-    return layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
 
 
 @torch.inference_mode()
 def pays() -> bool:
-    """Whether torch has oneDNN, and this processor multiplies faster by it."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Whether torch has oneDNN, and this processor multiplies many rows faster by it."""
+    if not has_onednn():
         return False
     inputs, weight = torch.ones(WIDTHS[-1], BLOCK), torch.ones(2 * BLOCK, BLOCK)
-    by_torch, other = (_seconds(partial(run, inputs, weight, None)) for run in (linear, by_onednn))
+    by_torch, other = (seconds(partial(run, inputs, weight, None)) for run in (linear, by_onednn))
     return by_torch >= _GAIN * other
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def seconds(run: Callable[[], object]) -> float:
+    """Of the fastest of some runs, after one that does not count."""
+
     def once() -> float:
         began = time.perf_counter()
         run()
