@@ -56,6 +56,8 @@ from tests.batch.test_moved import PLAN, work
 from tests.conftest import Printed, write_video
 from tests.warm import LEAN_PATH
 
+pytestmark = pytest.mark.long  # mostly waiting for Ray
+
 COUNT = 16
 SHORT = "tests.batch.short_worker"
 QUIET = {

@@ -79,6 +79,7 @@ check_layer()
 """
 
 
+@pytest.mark.long
 def test_in_the_interpreter_products_are_those_of_unpacked_weights_and_layers_those_of_their_twins() -> None:
     """In one process, because its start takes most of the time."""
     pytest.importorskip("triton")
