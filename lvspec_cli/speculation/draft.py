@@ -146,6 +146,7 @@ def propose(wanted: Sequence[Drafting]) -> list[Proposal]:
     Each step is one pass of the draft for all of them that go on.
     """
     if all(drafting.runs_ahead for drafting in wanted):
+        # A chain of steps does not tell how near second choices were.
         if any(drafting.draft.is_captured_with_others or drafting.finds_near_ties for drafting in wanted):
             return _run_ahead_together(wanted)
         return [_run_ahead(drafting) for drafting in wanted]

@@ -4,7 +4,8 @@ Of many rows oneDNN may be faster than torch's own product by MKL (``models.kern
 few rows, too, where the weights are large. On AMD's processors MKL hardly shares such a product among
 threads, and four rows take it about three times as long as one, so that a verification would cost what it
 saves. oneDNN reads the weights once, by all threads. It sums in another order: results are MKL's but for
-rounding. It is taken where a row's results are the same to the bit beside any others, and with one thread.
+rounding. It is taken where each of several rows is the same to the bit beside any others, and with one
+thread.
 """
 
 from __future__ import annotations
