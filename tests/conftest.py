@@ -57,9 +57,10 @@ def demo_plan() -> LoadPlan:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a sampled test's cases, and of a family's in tests/conformance, `make test` takes a fifth.
+    """Of a sampled test's cases, and of a family's in tests/conformance, `make test` takes a tenth.
 
-    Each family has another fifth than the one before it. Long tests come first: else workers wait for them.
+    Each family has other cases than the one before it, and at least one. Long tests come first: else workers
+    wait for them.
     """
     groups: dict[str, dict[object, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
@@ -69,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for families in groups.values():
         for first, cases in enumerate(families.values()):
             for number, item in enumerate(cases, first):
-                if number % min(5, len(cases)):
+                if number % min(10, len(cases)):
                     item.add_marker(pytest.mark.thorough)
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 

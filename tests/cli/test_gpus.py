@@ -31,6 +31,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpus]:
     assert any(recorder.recorded for recorder in recorders)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["lvspec", "exact", "ar"])
 def test_ask_says_the_same(
     here: Callable[..., Printed], tiny_models: Path, video_file: Path, made: Gpus, mode: str
@@ -71,6 +72,7 @@ def test_caption_writes_the_same(
     assert made.waits["to the host"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("quantisation", ["bf16", "int4", "fp8"])
 def test_weights_of_fewer_bits_are_made_and_read(
     here: Callable[..., Printed], tiny_models: Path, video_file: Path, made: Gpus, quantisation: str
