@@ -51,11 +51,18 @@ def size_of_config(config: Any, name: str) -> ModelSize:
 
 
 def fabricate(
-    config: Any, name: str, quantisation: Quantisation, device: torch.device, *, captured: bool = True
+    config: Any,
+    name: str,
+    quantisation: Quantisation,
+    device: torch.device,
+    *,
+    captured: bool = True,
+    by_torch: bool = False,
 ) -> LoadedModel:
     """A model whose decoder layers are made and packed one by one: never more than one is there unpacked.
 
-    It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4, int4, fp8 or torchao-int4.
+    It has no processor and no tokenizer. ``quantisation``: none, bf16, nf4, int4, fp8 or torchao-int4. With
+    ``by_torch`` products in float32 on a CPU are torch's own.
     """
     family = family_of(config.model_type, name)
     dtype = choose_dtype("auto", device, quantisation, float16_is_safe=family.float16_is_safe)
@@ -90,7 +97,8 @@ def fabricate(
     multiply_patches(model)
     workspace = workspace_for([device], quantisation) if captured else None
     install_kernels(family.language(model), [device], quantisation, captured=workspace is not None)
-    replace_linear_layers(model)
+    if not by_torch:
+        replace_linear_layers(model)
     fused = None if workspace is None else fused_layers(family, model, device, quantisation, dtype)
     return LoadedModel(
         name=name,

@@ -142,6 +142,7 @@ class Work:
     widths: tuple[int, ...] = WIDTHS
     repeats: int = 15
     captured: bool = True  # passes as CUDA graphs, where that works
+    by_torch: bool = False  # products in float32 on a CPU are torch's own
 
 
 def measure_model(
@@ -149,7 +150,7 @@ def measure_model(
 ) -> ModelFigures:
     """Everything about one model; it is built here, and dropped."""
     size = size_of_config(config, name)
-    loaded = fabricate(config, name, quantisation, device, captured=work.captured)
+    loaded = fabricate(config, name, quantisation, device, captured=work.captured, by_torch=work.by_torch)
     choice = Choice(quantisation, loaded.dtype.itemsize)
     try:
         weights = loaded_bytes(loaded.model)  # before a pass: on a CPU the first one packs anew
@@ -423,13 +424,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--eager", action="store_true", help="capture no CUDA graphs")
+    parser.add_argument("--by-torch", action="store_true", help="on a CPU, multiply by torch's own products")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, model by model")
     parser.add_argument("--predict", action="store_true", help="for two cards; nothing is measured")
     given = parser.parse_args(arguments)
     if given.predict:
         _predict(given.pairs, Work(frames=tuple(given.frames)))
         return
-    device, work = choose_device(given.device), Work(frames=tuple(given.frames), captured=not given.eager)
+    device = choose_device(given.device)
+    work = Work(frames=tuple(given.frames), captured=not given.eager, by_torch=given.by_torch)
     print(f"{_device_name(device)}, torch {torch.__version__}", flush=True)
     found: dict[tuple[str, str], ModelFigures] = {}
     for name in dict.fromkeys(name for pair in given.pairs for name in pair.split("/")):

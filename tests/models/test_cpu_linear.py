@@ -57,7 +57,7 @@ def pays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.fixture
-def four_threads() -> Iterator[None]:
+def threads_again() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -98,7 +98,7 @@ def test_few_rows_are_the_same_beside_any_others(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_few_rows_are_the_same_with_any_number_of_threads(four_threads: None, rows: int) -> None:
+def test_few_rows_are_the_same_with_any_number_of_threads(threads_again: None, rows: int) -> None:
     new = CpuLinear.of(layer_of(1536, 2048, bias=True), most=MOST_ROWS, least=sys.maxsize)
     values, found = drawn(rows, 1536), list[Tensor]()
     for threads in range(1, 5):
@@ -143,7 +143,7 @@ def test_the_layers_that_are_replaced(pays: str, monkeypatch: pytest.MonkeyPatch
     assert new.tied.weight is new.second.weight
     assert not new.first.training
     assert [name for name, _ in new.named_parameters()] == [name for name, _ in old.named_parameters()]
-    assert replace_linear_layers(new) == 0 or pays == "many"
+    assert replace_linear_layers(new) == 0
     values = drawn(1, 200, 512)
     assert torch.allclose(new(values), old(values), atol=1e-4)
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from lvspec_cli.models.kernels import cpu_linear
+from lvspec_cli.models.kernels.cpu_linear import CpuLinear
 from lvspec_cli.models.kernels.nf4 import Packed
 from lvspec_cli.types import Quantisation
 from tools import fabricate as fabricate_module
@@ -236,3 +238,14 @@ def test_a_run_that_is_cut_short_leaves_what_it_has(
         main(["--pairs", "32B/7B", "7B/3B", "--quantisations", "nf4", "--device", "cpu", "--json", str(file)])
     assert "7B nf4: does not fit" in capsys.readouterr().out
     assert [each["model"] for each in json.loads(file.read_text())["models"]] == ["32B"]
+
+
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_on_a_cpu_products_are_those_of_loaded_models_or_torchs(
+    by_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_linear, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(cpu_linear, "few_rows_pay", lambda: True)
+    config = tiny("Qwen/Qwen2.5-VL-3B-Instruct")
+    made = fabricate(config, "3B", Quantisation.NONE, CPU, by_torch=by_torch)
+    assert isinstance(made.model.get_output_embeddings(), CpuLinear) is not by_torch

@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 from lvspec_cli.models.kernels import wide_products
 from lvspec_cli.models.kernels.wide_products import by_onednn, has_onednn, is_the_same, least_rows, seconds
 
-# Both chosen by tools.cpu_products on AMD EPYCs: with two threads, smaller products gain nothing.
+# Both chosen on two cores of an AMD EPYC without AVX-512: smaller products gain little (tools.cpu_products).
 MOST_ROWS = 64  # that are few
 LEAST_WEIGHTS = 2**21
 _GAIN = 1.5  # by which a product has to be faster, as results are not the same to the bit
